@@ -33,15 +33,15 @@ if TYPE_CHECKING:
         rollback,
         show,
     )
-    from loraxs_search.bank import AdapterBank
+    from loraxs_search.bank.bank import AdapterBank
     from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
-    from loraxs_search.records import Prediction
+    from loraxs_search.records.adapter import Prediction
     from loraxs_search.reports.html.page import figures
     from loraxs_search.reports.study_status import StudyStatus, status, watch
-    from loraxs_search.scaffold import init
-    from loraxs_search.search import SearchResult
+    from loraxs_search.scaffold.init import init
     from loraxs_search.search.driver.check import CheckedSpace, check
+    from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.shipped_spaces import ShippedSpace, spaces
     from loraxs_search.steering.send import (
         add_trial,

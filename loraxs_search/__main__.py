@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from loraxs_search.cli import main
+from loraxs_search.cli._main import main
 
 main()

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import StudyError, UnknownTaskError
-from loraxs_search.methods import NATIVE
+from loraxs_search.methods.names import NATIVE
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, Sample, Task
+from loraxs_search.records.adapter import ClassReport, Prediction, Sample
+from loraxs_search.records.promotion import Candidate, Decision
+from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import BASE_ALONE, Registry
 from loraxs_search.registry.versions import Beside, RegisteredAdapter, Rescored, TaskSummary
-from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
+from loraxs_search.studies.folder import StudyFolder, list_studies
+from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
 from loraxs_search.studies.test_set_uses import uses
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraxs_search.methods.export import MergedDtype, OnnxPrecision
+    from loraxs_search.methods.export._base import MergedDtype, OnnxPrecision
     from loraxs_search.predictor import Predictor
     from loraxs_search.reports.comparison import Comparison
 
@@ -106,7 +109,7 @@ def _promote(
 def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Rescored:
     """Return what a registered adapter scores on the rows that a task has now."""
     from loraxs_search.registry.evidence import ScoredRows
-    from loraxs_search.trial import score_folder
+    from loraxs_search.trial.evaluate import score_folder
 
     scores = score_folder(pull_native(f"{champion.task}:{champion.version}", uri=uri), task)
     said = scores.answers
@@ -237,7 +240,8 @@ def pull(
         HomeError: `out` or the cache cannot be written.
     """
     if is_export := (form, rank, dtype, precision) != (NATIVE, None, None, None):
-        from loraxs_search.methods.export import ExportOptions, check_options, converted  # numpy
+        from loraxs_search.methods.export._base import ExportOptions  # numpy
+        from loraxs_search.methods.export.folder import check_options, converted
 
         options = ExportOptions(rank, dtype, precision)
         check_options(form, options)
@@ -318,10 +322,11 @@ def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreT
     Raises:
         BaseModelError: the base cannot be found, or has no tokenizer.
     """
-    from loraxs_search import base_model
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.base_model.tokenizer import load_tokenizer
 
     manifest = verify(_adapter_folder(name, tracking_uri))
-    return base_model.load_tokenizer(base_model.locate(manifest.base_model))
+    return load_tokenizer(locate(manifest.base_model))
 
 
 def predict(

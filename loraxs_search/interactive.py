@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.scaffold import init
-from loraxs_search.search import SearchResult, SearchView
-from loraxs_search.search import launch as _launch
-from loraxs_search.search import resume as _resume
-from loraxs_search.search_space import Overrides, SpaceSource
+from loraxs_search.scaffold.init import init
+from loraxs_search.search.driver.launch import launch as _launch
+from loraxs_search.search.driver.launch import resume as _resume
+from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.search.ledger import SearchView
+from loraxs_search.search_space.edits import Overrides
+from loraxs_search.search_space.load import SpaceSource
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -114,6 +116,6 @@ def _shown(
         return nullcontext(view)
     if view is not None:
         raise UsageError("`progress` must go without a `view`, but got both.", hint="a view shows what it likes")
-    from loraxs_search.cli._search import shown
+    from loraxs_search.cli.search import shown
 
     return shown(resolve_uri(tracking_uri))

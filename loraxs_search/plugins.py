@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.records import Scalar
+from loraxs_search.records.literals import Scalar
 
 EntryT = TypeVar("EntryT")
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
-from loraxs_search.records import BaseModel, Prediction, Task
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.questions import question_rows
@@ -153,7 +155,7 @@ class Predictor:
     ) -> list[Prediction]:
         import numpy as np
 
-        from loraxs_search.trial import ask
+        from loraxs_search.trial.evaluate import ask
 
         model, source, shown = self._model, self._source, [self._kind.shown(row) for row in rows]
         if on_text is None:
@@ -172,20 +174,20 @@ class Predictor:
 
     @cached_property
     def _base(self) -> BaseModel:
-        from loraxs_search.base_model import locate
+        from loraxs_search.base_model.locate import locate
 
         return locate(self._manifest.base_model)
 
     @cached_property
     def _source(self) -> RowSource:
-        from loraxs_search.base_model import load_tokenizer
+        from loraxs_search.base_model.tokenizer import load_tokenizer
         from loraxs_search.tasks.batch import RowSource
 
         return RowSource(load_tokenizer(self._base))
 
     @cached_property
     def _model(self) -> PeftModel | PreTrainedModel:
-        from loraxs_search.base_model import use_padded_attention
+        from loraxs_search.base_model.attention import use_padded_attention
         from loraxs_search.engine.base import base_of
         from loraxs_search.methods.loading import load_adapter_folder
 

@@ -27,7 +27,7 @@ from support.spaces import QUICKSTART, SMOLLM2, SPACE
 
 SHIPPED = Path(__file__).parents[1] / "search_spaces"
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModel
+    from loraxs_search.records.base import BaseModel
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
@@ -159,7 +159,7 @@ def store_uri(
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Run a command line in this process; one of its own (`shell`) takes seconds to start."""
-    from loraxs_search.cli import run
+    from loraxs_search.cli._main import run
 
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -243,8 +243,8 @@ def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def quickstart_base(warm_home: Path) -> BaseModel:
     """The quickstart's base, unpacked once per session."""
-    from loraxs_search.base_model import locate
-    from loraxs_search.records import BaseModelRef
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.records.base import BaseModelRef
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
@@ -254,8 +254,8 @@ def quickstart_base(warm_home: Path) -> BaseModel:
 @pytest.fixture(scope="session")
 def smollm2(warm_home: Path) -> BaseModel:
     """SmolLM2-135M-Instruct, converted once per session: a decoder that has learnt something."""
-    from loraxs_search.base_model import locate
-    from loraxs_search.records import BaseModelRef
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.records.base import BaseModelRef
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
@@ -268,7 +268,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, quickstart_base: BaseMod
     import torch
     from transformers import BertConfig, BertModel
 
-    from loraxs_search.base_model import load_tokenizer
+    from loraxs_search.base_model.tokenizer import load_tokenizer
 
     def make(folder: Path) -> None:
         tokenizer = load_tokenizer(quickstart_base)

@@ -1,7 +1,3 @@
 """Thousands of adapters of one base, held in memory together and used side by side in one batch."""
 
 from __future__ import annotations
-
-from loraxs_search.bank.bank import AdapterBank
-
-__all__ = ["AdapterBank"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraxs_search.bank.layout import Layout
 from loraxs_search.errors import UsageError
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 
 _SLAB_BYTES = 1 << 26  # limit of a slab, so that little memory stays unused when vectors are removed
 _GROWTH = 20  # a new slab has this fraction of the vectors held, so that little is allocated ahead

@@ -23,7 +23,8 @@ from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.engine.requests import Engine
 from loraxs_search.engine.rows import RowMap, RowSegment
 from loraxs_search.errors import TrialDivergedError, UsageError, shortened
-from loraxs_search.records import Prediction, Task
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, kind_of, token_ids

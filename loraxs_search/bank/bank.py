@@ -18,16 +18,22 @@ from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.answering import BankRows, GenerateOptions, OpenRows, Questions, generate
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
-from loraxs_search.base_model import checked_device, load_tokenizer, locate, with_setup
+from loraxs_search.base_model.load import checked_device, with_setup
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import IntegrityError, UsageError, one_of
-from loraxs_search.methods import FILES, METHODS, method_of
+from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
+from loraxs_search.methods.names import FILES
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
+from loraxs_search.records.adapter import Manifest, Prediction
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
-from loraxs_search.studies import kept_adapter
+from loraxs_search.studies.lookup import kept_adapter
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
 from loraxs_search.tasks.questions import is_frame, listed, question_rows, rows_of_tasks
 

@@ -12,23 +12,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.bank.layout import Layout
-from loraxs_search.base_model import (
-    check_shared,
-    head_names,
-    load_model,
-    make_identity,
-    matrix,
-    missing_poolers,
-    place_pooling,
-    probe_sharing,
-    resolved_pooling,
-    use_padded_attention,
-    with_labels,
-)
+from loraxs_search.base_model.attention import use_padded_attention
+from loraxs_search.base_model.head import head_names, make_identity, missing_poolers, with_labels
+from loraxs_search.base_model.layers import matrix
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.packable import check_shared
+from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
+from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, LayerRows
 from loraxs_search.engine.rows import PassContext, RowMap, RowSegment
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
-from loraxs_search.factors import agrees, fingerprint
+from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods.loraxs import (
     FactorKey,
     LoraXSConfig,
@@ -39,7 +33,9 @@ from loraxs_search.methods.loraxs import (
 )
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records import BaseModel, Pooling, Sigma, TaskModel
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.literals import Pooling, Sigma
+from loraxs_search.records.task import TaskModel
 
 
 @dataclass(frozen=True)

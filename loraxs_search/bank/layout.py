@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
-from loraxs_search.records import TaskModel
+from loraxs_search.records.task import TaskModel
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from loraxs_search.base_model._library import quiet
+from loraxs_search.base_model.library import quiet
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import OutputScale
+from loraxs_search.records.task import OutputScale
 
 _AS_LOADED = "loraxs_head_as_loaded"  # attribute of a model
 

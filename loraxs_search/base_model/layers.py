@@ -18,10 +18,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import head_names, output_head
+from loraxs_search.base_model.library import library_call
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import BaseModel, Head, LinearModule, TaskModel
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.literals import Head
+from loraxs_search.records.task import TaskModel
 
 
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import (
     fresh_head,
     head_names,
@@ -26,11 +25,13 @@ from loraxs_search.base_model.head import (
     remember_head,
 )
 from loraxs_search.base_model.layers import auto_class, task_config
+from loraxs_search.base_model.library import library_call
 from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
 from loraxs_search.base_model.reading import check_projection
 from loraxs_search.base_model.tokenizer import has_tokenizer, load_tokenizer, pad_token_id, tokenizer_digest
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.records import BaseModel, BaseSetup, TaskModel
+from loraxs_search.records.base import BaseModel, BaseSetup
+from loraxs_search.records.task import TaskModel
 
 
 def checked_device(name: torch.device | str) -> torch.device:

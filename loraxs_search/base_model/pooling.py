@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.layers import reads_from_left
+from loraxs_search.base_model.library import library_call
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.records import BaseModel, Pooling
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.literals import Pooling
 
 _HOOK = "loraxs_pooling"  # an attribute of the body
 _TRAINED: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model._packable import Sharing
 from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_side, readable, rounding
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from loraxs_search.base_model._library import library_call
+from loraxs_search.base_model.library import library_call
 from loraxs_search.base_model.reading import max_positions, padding_side
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import BaseModel
+from loraxs_search.records.base import BaseModel
 
 _UNLIMITED = 10**9  # tokenizers that set no limit say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")

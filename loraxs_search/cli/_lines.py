@@ -13,7 +13,7 @@ from loraxs_search.cli._output import plain
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.log import events
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 _COUNT_EVERY_S = 10.0

@@ -23,7 +23,7 @@ from loraxs_search.cli import live_text
 from loraxs_search.cli._output import drawing_stream, plain
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState, TrialLine
 from loraxs_search.reports.text_plot import sparkline
 

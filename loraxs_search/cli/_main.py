@@ -36,7 +36,7 @@ from loraxs_search.cli import (
 from loraxs_search.cli._output import keep_output_plain, plain
 from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
 from loraxs_search.mlflow_uri import redact, resolve_uri
-from loraxs_search.records import to_json
+from loraxs_search.records.codec import to_json
 
 _OPTION = "--tracking-uri"
 

@@ -16,7 +16,10 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 from loraxs_search.errors import counted
-from loraxs_search.records import Baseline, Decision, Scalar, Task, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Baseline, Decision
+from loraxs_search.records.task import Task
 from loraxs_search.reports.leaderboard import LeaderboardRow
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
@@ -233,7 +236,7 @@ def print_summary(study: str) -> None:
     """Print to stderr what a study has found, and whether it beats the baselines; where one wins, that comes first."""
     from loraxs_search.reports.html.facts import read_facts
     from loraxs_search.reports.html.summary import summary
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     print("\n".join(summary(read_facts(StudyFolder.open(study))).opening), file=sys.stderr)
 

@@ -13,12 +13,14 @@ import typer
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings, saying
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
-from loraxs_search.records import BASE_MODEL_ROWS
+from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
-    from loraxs_search.records import AdapterSize
+    from loraxs_search.records.trial import AdapterSize
     from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
-    from loraxs_search.search_space import Space, SpaceDescription, SpaceSource
+    from loraxs_search.search_space.describe import SpaceDescription
+    from loraxs_search.search_space.load import SpaceSource
+    from loraxs_search.search_space.space import Space
 
 
 def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
@@ -83,7 +85,7 @@ def check(
 
 def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
     """Check a space and print what was seen; `launch --dry-run` prints the same."""
-    from loraxs_search.search_space import open_space
+    from loraxs_search.search_space.load import open_space
 
     loaded = open_space(space, tuple(overrides))  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
@@ -169,7 +171,7 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
 
 def _first_trials(space: Space) -> dict[str, str]:
     """Say what the first trials have by recipe."""
-    from loraxs_search.search_space import plain_name
+    from loraxs_search.search_space.distributions import plain_name
 
     drawn = [{plain_name(name): value for name, value in params.items()} for params in space.first_params()]
     firsts = [", ".join(f"{name} {value}" for name, value in params.items()) for params in drawn]

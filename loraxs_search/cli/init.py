@@ -14,7 +14,8 @@ from loraxs_search.cli._output import print_warnings
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraxs_search.scaffold import Choices, Draft, UndecidedError
+    from loraxs_search.scaffold.answers import Choices, UndecidedError
+    from loraxs_search.scaffold.draft import Draft
 
 _LISTS = ("text", "labels")
 
@@ -77,7 +78,9 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.scaffold import Choices, save_draft, task_name
+    from loraxs_search.scaffold.answers import Choices
+    from loraxs_search.scaffold.draft import task_name
+    from loraxs_search.scaffold.init import save_draft
 
     choices = Choices(
         name,
@@ -107,7 +110,8 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
 
 def _drafted(data: str, path: Path, choices: Choices) -> Draft:
     """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
-    from loraxs_search.scaffold import UndecidedError, draft_space
+    from loraxs_search.scaffold.answers import UndecidedError
+    from loraxs_search.scaffold.draft import draft_space
 
     known, question = choices, None
     while True:

@@ -10,11 +10,11 @@ from typer.exceptions import Exit
 
 from loraxs_search.cli import _output
 from loraxs_search.cli._output import StudyArgument
-from loraxs_search.cli._search import show_results, watched, watched_together
 from loraxs_search.cli.check import check_space
+from loraxs_search.cli.search import show_results, watched, watched_together
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 
 def launch(  # noqa: PLR0913, PLR0917  # each is an option
@@ -71,7 +71,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
 
     Example: loraxs-search launch mine.yaml --name mine
     """
-    from loraxs_search.search import launch, launch_together
+    from loraxs_search.search.driver.launch import launch, launch_together
 
     changes = tuple(overrides or ())
     if dry_run:
@@ -110,7 +110,7 @@ def _dry_run(
 ) -> None:
     """Check what `launch` checks before it starts Ray, then print what `check --estimate` prints."""
     from loraxs_search.search.driver.launch import new_study
-    from loraxs_search.search_space import open_space
+    from loraxs_search.search_space.load import open_space
     from loraxs_search.tracking.store import ensure_store
 
     loaded = open_space(space, tuple(changes))
@@ -141,7 +141,7 @@ def resume(
 
     Example: loraxs-search resume reviews
     """
-    from loraxs_search.search import resume
+    from loraxs_search.search.driver.launch import resume
 
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
     with watched(uri, study=study) as (view, stop):

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from rich.cells import cell_len, set_cell_size
 
 from loraxs_search.log.events import Phase
-from loraxs_search.records import DataReport, Scalar, Split, TrialState
+from loraxs_search.records.literals import Scalar, Split
+from loraxs_search.records.task import DataReport
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 _SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}

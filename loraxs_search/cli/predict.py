@@ -16,7 +16,7 @@ from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
-    from loraxs_search.records import Prediction
+    from loraxs_search.records.adapter import Prediction
 
 
 Form = Literal["text", "csv", "jsonl"]

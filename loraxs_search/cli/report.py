@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraxs_search.cli._output import JsonOption, emit, print_table, score_cell
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
     from loraxs_search.reports.comparison import ComparedGroup, Comparison

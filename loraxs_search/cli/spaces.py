@@ -48,7 +48,7 @@ def _copy(
 
     Example: loraxs-search spaces copy movie_reviews mine.yaml
     """
-    from loraxs_search.search_space import portable_text
+    from loraxs_search.search_space.document import portable_text
     from loraxs_search.shipped_spaces import shipped_space_path
 
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
@@ -67,7 +67,7 @@ def _schema() -> None:
 
     Example: loraxs-search spaces schema > space.schema.json
     """
-    from loraxs_search.search_space import schema_text
+    from loraxs_search.search_space.schema import schema_text
 
     print(schema_text(), end="")
 
@@ -80,6 +80,6 @@ def _reference() -> None:
 
     Example: loraxs-search spaces reference
     """
-    from loraxs_search.search_space import reference_text
+    from loraxs_search.search_space.schema import reference_text
 
     print(reference_text(), end="")

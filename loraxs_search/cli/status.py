@@ -10,14 +10,14 @@ import typer
 
 from loraxs_search.cli import _output
 from loraxs_search.cli._lines import LinesView
-from loraxs_search.cli._search import server_of
 from loraxs_search.cli.live_text import phase_in_words
+from loraxs_search.cli.search import server_of
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import ShownEvent, Warned
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 from loraxs_search.reports.study_status import StudyStatus, study_state, study_status, study_summaries, watch
 from loraxs_search.steering import describe
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 
 def follow(study: str) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli._output import JsonOption, StudyArgument, emit
-from loraxs_search.records import AnswerState, Scalar
+from loraxs_search.records.command import AnswerState
+from loraxs_search.records.literals import Scalar
 
 
 def _send_command(

@@ -9,7 +9,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, emit, print_table
 
 if TYPE_CHECKING:
-    from loraxs_search.search_space import CatalogueEntry
+    from loraxs_search.search_space.task import CatalogueEntry
 
 app = typer.Typer(help="Well-known tasks.", no_args_is_help=True, rich_markup_mode=None)
 _COLUMNS = ("task", "kind", "metric", "data", "about")
@@ -23,7 +23,7 @@ def _ls(as_json: JsonOption = False) -> None:
 
     Example: loraxs-search tasks ls
     """
-    from loraxs_search.search_space import catalogue_entry
+    from loraxs_search.search_space.task import catalogue_entry
     from loraxs_search.shipped_spaces import shipped_tasks
 
     facts = [_facts(catalogue_entry(name)) for name in shipped_tasks()]
@@ -44,7 +44,7 @@ def _show(
 
     Example: loraxs-search tasks show gsm8k
     """
-    from loraxs_search.search_space import catalogue_entry
+    from loraxs_search.search_space.task import catalogue_entry
 
     entry = catalogue_entry(name)
     emit(as_json, _facts(entry) | {"task": entry.section}, lambda: print(entry.text, end=""))

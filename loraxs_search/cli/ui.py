@@ -35,7 +35,8 @@ def ui(
     Example: loraxs-search ui reviews
     """
     from loraxs_search.mlflow_uri import resolve_uri
-    from loraxs_search.studies import StudyFolder, store_of
+    from loraxs_search.studies.folder import StudyFolder
+    from loraxs_search.studies.lookup import store_of
     from loraxs_search.tracking.followed import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 

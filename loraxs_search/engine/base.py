@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names
+from loraxs_search.base_model.head import head_names
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.rows import PassContext, RowMap
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraxs_search.base_model import Projection, uses_padded_attention
+from loraxs_search.base_model.attention import uses_padded_attention
+from loraxs_search.base_model.reading import Projection
 from loraxs_search.engine.base import base_of
 from loraxs_search.errors import BaseModelError
 

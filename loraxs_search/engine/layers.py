@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
 
-from loraxs_search.base_model import matrix
+from loraxs_search.base_model.layers import matrix
 from loraxs_search.engine.rows import AdapterT, PassContext, RowMap, RowMapT, RowSegment, SlotRowMap
 
 RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)

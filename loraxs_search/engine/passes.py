@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import Projection, head_names, joined, last_states, padding_side
+from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.reading import Projection, joined, last_states, padding_side
 from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Reduce
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import close_to, dummy_inputs, padding_side, readable, rounding
+from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_side, readable, rounding
 from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.engine.planning import Indices
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 

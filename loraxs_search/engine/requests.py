@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraxs_search.base_model import max_positions
+from loraxs_search.base_model.reading import max_positions
 from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.generation import default_rows, generate, generation_batches, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
@@ -23,7 +23,7 @@ from loraxs_search.engine.planning import Demand, Indices, Pass, PassExecutor, S
 from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, prompt_groups, read_shared
 from loraxs_search.engine.sequence import OpenSequence, generated
 from loraxs_search.errors import TrialDivergedError
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import (

@@ -17,16 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from loraxs_search.base_model import weight_digest
+from loraxs_search.base_model.files import weight_digest
 from loraxs_search.errors import LoraxsError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, paths_under
 from loraxs_search.log.event_log import DAMAGED_HINT
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.records import Candidate, Manifest, TrialState
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies import StudyFolder, list_studies, store_of, studies_root
+from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
+from loraxs_search.studies.lookup import store_of
 
 
 @dataclass

@@ -12,7 +12,9 @@ from loraxs_search.errors import LoraxsError, StorageError, StudyError
 from loraxs_search.home import file_lock, home, is_locked, remove_whole, unused
 from loraxs_search.housekeeping.kinds import KINDS, Kind, Needs, StoredItem, gather_needs
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, store_of, studies_root
+from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
+from loraxs_search.studies.lease import idle_elsewhere
+from loraxs_search.studies.lookup import store_of
 from loraxs_search.tracking.followed import has_waiting
 from loraxs_search.tracking.recorded_searches import remove_runs
 

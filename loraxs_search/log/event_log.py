@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log.events import LoggedEvent
-from loraxs_search.records import to_json
+from loraxs_search.records.codec import to_json
 
 
 class AppendLog:

@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from loraxs_search import records
 from loraxs_search.log import clock
+from loraxs_search.records.command import Command, CommandAnswer
+from loraxs_search.records.literals import Direction, Scalar, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import SearchRun
+from loraxs_search.records.task import DataReport
+from loraxs_search.records.trial import Hyperparameters, Lineage, Proposal, TrialReport, TrialState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class DriverStarted(_Decisive):
     """A driver has been at work on the study since then."""
 
     since: float
-    run: records.SearchRun | None = None
+    run: SearchRun | None = None
     event: Literal["driver_started"] = "driver_started"
 
 
@@ -62,11 +67,11 @@ class TrialStarted(_Decisive):
     """
 
     trial_id: str
-    params: Mapping[str, records.Scalar]
+    params: Mapping[str, Scalar]
     command: str = ""
-    lineage: records.Lineage | None = None
-    proposal: records.Proposal = field(default_factory=lambda: records.Proposal({}, {}))
-    hyperparameters: records.Hyperparameters | None = None
+    lineage: Lineage | None = None
+    proposal: Proposal = field(default_factory=lambda: Proposal({}, {}))
+    hyperparameters: Hyperparameters | None = None
     event: Literal["started"] = "started"
 
 
@@ -74,7 +79,7 @@ class TrialStarted(_Decisive):
 class TrialReported(Event):
     """A trial was scored on validation rows."""
 
-    report: records.TrialReport
+    report: TrialReport
     event: Literal["reported"] = "reported"
 
     @property
@@ -92,7 +97,7 @@ class TrialEnded(_Decisive):
     """
 
     trial_id: str
-    state: records.TrialState
+    state: TrialState
     reason: str
     worked_s: float = 0.0
     is_cut: bool = False
@@ -127,7 +132,7 @@ class Reopened(_Aside):
 class Commanded(_Aside):
     """The driver has taken a command, and has not decided on it."""
 
-    command: records.Command
+    command: Command
     event: Literal["commanded"] = "commanded"
 
 
@@ -135,7 +140,7 @@ class Commanded(_Aside):
 class Answered(_Aside):
     """The driver has decided on a command; the answer is its effect."""
 
-    answer: records.CommandAnswer
+    answer: CommandAnswer
     event: Literal["answered"] = "answered"
 
 
@@ -161,7 +166,7 @@ class AdapterWritten(_Aside):
 class BaselinesMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
-    baselines: tuple[records.Baseline, ...]
+    baselines: tuple[Baseline, ...]
     event: Literal["baselines_measured"] = "baselines_measured"
 
 
@@ -193,7 +198,7 @@ class SearchFinished(_Aside):
     """A driver ended, with or without the search; numbers of `summary` become metrics, the rest tags."""
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
-    summary: Mapping[str, records.Scalar] = field(default_factory=dict)
+    summary: Mapping[str, Scalar] = field(default_factory=dict)
     event: Literal["search_finished"] = "search_finished"
 
 
@@ -233,7 +238,7 @@ class SearchStarted(Event):
 
     task: str
     metric: str
-    direction: records.Direction
+    direction: Direction
     num_trials: int
     max_steps: int
     report_every: int
@@ -259,8 +264,8 @@ class DataRead(Event):
     """
 
     metric: str
-    num_rows: Mapping[records.Split, int]
-    report: records.DataReport
+    num_rows: Mapping[Split, int]
+    report: DataReport
     event: Literal["data_read"] = "data_read"
 
 

@@ -12,47 +12,12 @@ A distribution adds a method by an entry point of the group `loraxs_search.metho
 
 from __future__ import annotations
 
-from loraxs_search.methods._base import (
-    FactorRequest,
-    FactorSet,
-    HeadPlan,
-    Method,
-    PackedAdapter,
-    PackedBase,
-    PackedMethod,
-    Possible,
-    Sizes,
-)
-from loraxs_search.methods._names import FILES, NATIVE, Shapes, head_parameter
-from loraxs_search.methods._parameters import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods._base import Method
 from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.peft_methods import ConfiguredPeft, Full, HeadOnly
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Hyperparameters, PeftSettings
-
-__all__ = [
-    "FILES",
-    "METHODS",
-    "NATIVE",
-    "FactorRequest",
-    "FactorSet",
-    "HeadPlan",
-    "LoraXS",
-    "Method",
-    "PackedAdapter",
-    "PackedBase",
-    "PackedMethod",
-    "ParameterSpec",
-    "PeftMethod",
-    "Possible",
-    "Shapes",
-    "Sizes",
-    "get_method",
-    "head_parameter",
-    "method_of",
-]
+from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
 _OWN: tuple[type[Method], ...] = (LoraXS, Lora, Full, HeadOnly)
 METHODS: EntryPoints[type[Method]] = EntryPoints(

@@ -34,9 +34,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
-from loraxs_search.methods._parameters import ParameterSpec
-from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Pooling, Scalar
+from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
+from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Basis, Pooling, Scalar
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.engine.layers import SlotUpdates
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._plain_lora import PlainLora
 
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range

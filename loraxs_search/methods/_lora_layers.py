@@ -20,12 +20,12 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from loraxs_search.base_model import matrix
+from loraxs_search.base_model.layers import matrix
 from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods._base import PackedAdapter, Sizes
-from loraxs_search.methods._names import ADAPTER, ROOT
 from loraxs_search.methods._plain_lora import Pair, tuner_layers
+from loraxs_search.methods.names import ADAPTER, ROOT
 
 
 def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import HeadPlan, Method
-from loraxs_search.methods._names import ADAPTER, FILES, ROOT, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Pooling, Scalar
+from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Pooling, Scalar
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
 
 
 class PeftMethod(Method):
@@ -115,7 +117,7 @@ class PeftMethod(Method):
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        from loraxs_search.base_model import pooling_of
+        from loraxs_search.base_model.pooling import pooling_of
 
         pooling = pooling_of(cast("PreTrainedModel", peft_model(model).get_base_model()))
         with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.methods._names import ADAPTER, FILES, ROOT
-from loraxs_search.records import Pooling
+from loraxs_search.methods.names import ADAPTER, FILES, ROOT
+from loraxs_search.records.literals import Pooling
 
 if TYPE_CHECKING:  # not above: importing PEFT imports LoRA-XS, which imports this module
     from peft import LoraConfig, PeftModel
@@ -136,7 +136,7 @@ def as_plain_lora(model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict
 
-    from loraxs_search.base_model import pooling_of
+    from loraxs_search.base_model.pooling import pooling_of
 
     config = model.active_peft_config
     saved = tuple(config.modules_to_save or ())

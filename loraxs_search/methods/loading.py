@@ -9,12 +9,16 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from loraxs_search import base_model
+from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.load import checked_device, load_model, with_setup
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import check_reference_logits
-from loraxs_search.records import BaseModel, Manifest, parse_manifest
+from loraxs_search.records.adapter import Manifest, parse_manifest
+from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.tokens import served
 
@@ -42,10 +46,10 @@ def load_adapter_folder(
         FactorMismatchError: the factors or the reference logits differ.
         UsageError: its method is not installed here, or there is no such device.
     """
-    base_model.checked_device(device)
+    checked_device(device)
     manifest, located = verified_manifest(folder, base)
     method = method_of(manifest.hyperparameters)
-    body = base_model.load_model(located, kind_of(manifest.task).model, device=device)
+    body = load_model(located, kind_of(manifest.task).model, device=device)
     if manifest.task.labels:
         body.config.id2label = dict(enumerate(manifest.task.labels))
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
@@ -67,9 +71,9 @@ def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Mani
     """
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
-    located = base if base is not None else base_model.locate(manifest.base_model)
+    located = base if base is not None else locate(manifest.base_model)
     if manifest.setup is not None:
-        located = base_model.with_setup(located)
+        located = with_setup(located)
     _check_base(located, manifest)
     return manifest, located
 
@@ -85,7 +89,7 @@ def check_ends(manifest: Manifest, base: BaseModel, model: PreTrainedModel) -> N
     if not manifest.ends:
         return
     settings = getattr(model, "generation_config", None)
-    serving = served(kind_of(manifest.task), base_model.load_tokenizer(base), settings)
+    serving = served(kind_of(manifest.task), load_tokenizer(base), settings)
     if serving is not None and {*serving.ends} != {*manifest.ends}:
         raise BaseModelError(
             f"The adapter of trial {manifest.trial_id} must end its answers at {' or '.join(manifest.ends)}, as in its"
@@ -113,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast a base below its head; what adapters on it train stays float32."""
-    heads = base_model.head_names(base)
+    heads = head_names(base)
     trained = [
         parameter
         for layer in base.modules()

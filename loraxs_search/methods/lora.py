@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
-from loraxs_search.methods._names import Shapes
-from loraxs_search.methods._parameters import NO_ALPHA, ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.methods.names import Shapes
+from loraxs_search.methods.parameters import NO_ALPHA, ParameterSpec, check_ranks
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._plain_lora import PlainLora
 
 

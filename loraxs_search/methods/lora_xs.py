@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import _base
-from loraxs_search.methods._names import BYTES_PER_PARAMETER, R, Shapes
-from loraxs_search.methods._parameters import NO_ALPHA, ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod, peft_model
+from loraxs_search.methods.names import BYTES_PER_PARAMETER, R, Shapes
+from loraxs_search.methods.parameters import NO_ALPHA, ParameterSpec, check_ranks
 from loraxs_search.methods.starting import pack_start
-from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Basis, Scalar, Sigma
+from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._plain_lora import PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 

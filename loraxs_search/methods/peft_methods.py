@@ -16,24 +16,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, Method
-from loraxs_search.methods._names import ADAPTER, Shapes, file_bytes
-from loraxs_search.methods._parameters import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, learnt_names
-from loraxs_search.records import (
-    AdapterSize,
-    Hyperparameters,
-    LinearModule,
-    ParameterKind,
-    PeftSettings,
-    Scalar,
-)
+from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
+from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import ParameterKind, Scalar
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
 
 _KINDS: dict[str, ParameterKind] = {"int": "int", "float": "float", "bool": "flag", "str": "scalar"}
 _TAKEN = "is set by loraxs-search"
@@ -317,7 +312,7 @@ class Full(Method):
         return cast("PreTrainedModel", model.__dict__[_BASE])
 
     def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
-        from loraxs_search.base_model import head_names
+        from loraxs_search.base_model.head import head_names
 
         return name.split(".", maxsplit=1)[0] not in head_names(cast("PreTrainedModel", model))
 

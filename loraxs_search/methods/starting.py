@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.assets import START, existing_path
-from loraxs_search.methods._names import FILES, ROOT
-from loraxs_search.records import Hyperparameters, Manifest, OutputScale, from_json, to_json
+from loraxs_search.methods.names import FILES, ROOT
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import OutputScale
+from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.safetensors_header import entry_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from loraxs_search.base_model import end_with_eos
+from loraxs_search.base_model.reading import end_with_eos
 from loraxs_search.errors import BaseModelError, FactorMismatchError
-from loraxs_search.factors import agrees, fingerprint_of_all
-from loraxs_search.records import ReferenceLogits
+from loraxs_search.factors.verify import agrees, fingerprint_of_all
+from loraxs_search.records.adapter import ReferenceLogits
 
 if TYPE_CHECKING:  # importing peft imports `methods.loraxs`, which needs this module
     from peft import PeftModel

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from loraxs_search.records import (
-    Answers,
-    Baseline,
-    Basis,
-    Confirmation,
-    HostInfo,
-    LinearProbe,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
 
 
 class Host(Protocol):

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import torch
 
-from loraxs_search.base_model import numbers_by_dtype, weight_bytes
+from loraxs_search.base_model.files import numbers_by_dtype, weight_bytes
 from loraxs_search.errors import BaseModelError
 from loraxs_search.memory import free_bytes
 from loraxs_search.methods import get_method
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, BaseModel, LargestTrial, LinearModule, Precision
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, Precision
 
 log = logging.getLogger(__name__)
 

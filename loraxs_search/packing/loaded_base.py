@@ -17,62 +17,42 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search import versions
-from loraxs_search.base_model import (
-    bare_body,
-    fold_outputs,
-    head_names,
-    head_shapes,
-    linear_modules,
-    load_model,
-    load_tokenizer,
-    locate,
-    matrix,
-    resolved_pooling,
-    trained_pooling,
-    use_padded_attention,
-    weight_bytes,
-    with_setup,
-)
+from loraxs_search.base_model.attention import use_padded_attention
+from loraxs_search.base_model.files import weight_bytes
+from loraxs_search.base_model.head import fold_outputs, head_names
+from loraxs_search.base_model.layers import head_shapes, linear_modules, matrix
+from loraxs_search.base_model.load import bare_body, load_model, with_setup
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.pooling import resolved_pooling, trained_pooling
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.base import base_of
 from loraxs_search.engine.kv_cache import check_continuation
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
-from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.factors.compute import Factors
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.home import factor_path
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.slot import AdaptableLayers
-from loraxs_search.records import (
-    Answers,
-    Baseline,
-    BaseModelRef,
-    Basis,
-    Confirmation,
-    HostInfo,
-    LinearProbe,
-    Precision,
-    Split,
-    Task,
-    TaskModel,
-    TrialSpec,
-    to_json,
-)
-from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import Basis, Precision, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.tasks.baselines import measure_baselines
+from loraxs_search.tasks.baselines._base import BaselineInputs
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
 from loraxs_search.tasks.tokens import served
 from loraxs_search.torch_threads import side_by_side
-from loraxs_search.trial import (
-    Snapshot,
-    as_answers,
-    ask,
-    attach,
-    detach,
-    fit_linear_probe,
-    load_parameters,
-    sample_answers,
-)
+from loraxs_search.trial.evaluate import as_answers, ask, sample_answers
+from loraxs_search.trial.linear_probe import fit_linear_probe
+from loraxs_search.trial.run import attach, detach, load_parameters
+from loraxs_search.trial.snapshot import Snapshot
 
 
 class LoadedFactors(FactorStore):

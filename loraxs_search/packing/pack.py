@@ -14,22 +14,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, readable, timing_inputs
+from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
+from loraxs_search.base_model.reading import readable, timing_inputs
+from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, RowTooLongError, is_out_of_memory
 from loraxs_search.engine.passes import Reduced
 from loraxs_search.engine.planning import Indices, PassExecutor
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import LoraxsError, TrialDivergedError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.slot import AdaptableLayers, Slot
-from loraxs_search.records import LinearModule, Split, TrialSpec
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Split
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_step, split_metrics
+from loraxs_search.trial.evaluate import split_metrics
+from loraxs_search.trial.run import check_step
+from loraxs_search.trial.snapshot import Snapshot
 
 ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name

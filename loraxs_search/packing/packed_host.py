@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from loraxs_search.base_model import Sharing, probe_sharing
+from loraxs_search.base_model.packable import Sharing
+from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import method_of
@@ -25,17 +26,12 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.trial_host import TrialHost, cancelled
-from loraxs_search.records import (
-    MAX_STATE_BYTES,
-    BaseModelRef,
-    HostInfo,
-    LargestTrial,
-    Precision,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
-from loraxs_search.trial import Snapshot
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import HostInfo, LargestTrial
+from loraxs_search.records.literals import MAX_STATE_BYTES, Precision
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.trial.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names
+from loraxs_search.base_model.head import head_names
 from loraxs_search.engine.base import AdaptedBase, Owners
 from loraxs_search.engine.layers import AdaptedHead, HeadState, SlotUpdates, TrainedLinear
 from loraxs_search.engine.out_of_memory import GradientCheckpointing
@@ -18,10 +18,11 @@ from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
 from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap, segments_of
-from loraxs_search.factors import FactorStore
-from loraxs_search.methods import PackedBase, get_method, method_of
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods import get_method, method_of
+from loraxs_search.methods._base import PackedBase
 from loraxs_search.packing.slot import AdaptableLayers, Slot
-from loraxs_search.records import Hyperparameters
+from loraxs_search.records.trial import Hyperparameters
 
 
 class _PackedHeads:

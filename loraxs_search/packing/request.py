@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import Task, TrialReport, TrialSpec
-from loraxs_search.trial import Snapshot
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.trial.snapshot import Snapshot
 
 # The share of the steps between two reports that a trial may lag behind, and still be waited for.
 _LAG = 4

@@ -16,15 +16,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import fresh_head, head_as_loaded, head_names, output_head, repeated_layers, with_labels
+from loraxs_search.base_model.head import fresh_head, head_as_loaded, head_names, output_head, with_labels
+from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
-from loraxs_search.methods import PackedAdapter, head_parameter, method_of
+from loraxs_search.methods import method_of
+from loraxs_search.methods._base import PackedAdapter
+from loraxs_search.methods.names import head_parameter
 from loraxs_search.methods.starting import started_head
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
-from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Head
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_distinct, mean_loss
+from loraxs_search.trial.run import check_distinct, mean_loss
+from loraxs_search.trial.snapshot import Snapshot
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

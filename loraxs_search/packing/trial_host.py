@@ -22,22 +22,14 @@ from loraxs_search.home import ensure_dir, home, write_atomic
 from loraxs_search.methods import method_of
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.slot import check_target_modules
-from loraxs_search.records import (
-    MAX_STATE_BYTES,
-    Answers,
-    Baseline,
-    BaseModelRef,
-    Basis,
-    Confirmation,
-    HostInfo,
-    LinearProbe,
-    Precision,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import method_of
-from loraxs_search.records import Candidate, Decision, Manifest, Task
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.promotion import Candidate, Decision
+from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import SeedStatistics, seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary

@@ -24,7 +24,8 @@ from loraxs_search.errors import RegistryError
 from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import Decision, from_json, to_json
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.promotion import Decision
 from loraxs_search.registry.versions import fitted
 
 if TYPE_CHECKING:

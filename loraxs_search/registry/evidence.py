@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import IntegrityError, counted
-from loraxs_search.records import (
+from loraxs_search.records.promotion import (
     MIN_SLICE_ROWS,
     SLICE_LOSS,
     AnswerFlips,
@@ -25,11 +25,11 @@ from loraxs_search.records import (
     KeptAnswers,
     PromotionRule,
     SliceScore,
-    Task,
     alone_baseline,
     is_alone,
     is_unmeasured,
 )
+from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import NOISE
 from loraxs_search.tasks.baselines import does_fit, fitting_baselines
 from loraxs_search.tasks.kinds import Metric, kind_of

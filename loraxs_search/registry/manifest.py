@@ -12,7 +12,8 @@ from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import file_sha256
-from loraxs_search.records import Manifest, parse_manifest, to_json
+from loraxs_search.records.adapter import Manifest, parse_manifest
+from loraxs_search.records.codec import to_json
 
 MANIFEST = "manifest.json"
 MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from loraxs_search.records import (
+from loraxs_search.records.promotion import (
     NEGATIVE_FLIPS,
     SLICE_LOSS,
     AnswerFlips,
@@ -24,8 +24,8 @@ from loraxs_search.records import (
     KeptAnswers,
     PromotionRule,
     SliceScore,
-    Task,
 )
+from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import (
     MIN_ROWS,
     BaselineAnswer,

@@ -27,7 +27,7 @@ from loraxs_search.home import (
     write_atomic,
 )
 from loraxs_search.mlflow_uri import redact, sqlite_path
-from loraxs_search.records import Manifest
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.manifest import (
     MANIFEST,

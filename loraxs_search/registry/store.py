@@ -28,7 +28,10 @@ from loraxs_search.errors import (
     unknown_name,
 )
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Candidate, Decision, Manifest, PromotionRule, Task, from_json, to_json
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
+from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets, versions
 from loraxs_search.registry.card import describe_summary, summarise, task_page, version_page
 from loraxs_search.registry.decisions import Change, Check, TaskRecord

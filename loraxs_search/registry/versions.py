@@ -22,17 +22,10 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import ForeignVersionError, IntegrityError, LoraxsError, RegistryError
 from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.records import (
-    ADAPTER_FORMAT,
-    MAX_NAME,
-    Candidate,
-    Decision,
-    KeptAnswers,
-    Manifest,
-    check_format,
-    from_json,
-    to_json,
-)
+from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest, check_format
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers
+from loraxs_search.records.task import MAX_NAME
 from loraxs_search.registry.manifest import MLFLOW_FILES, MLMODEL
 from loraxs_search.versions import installed
 

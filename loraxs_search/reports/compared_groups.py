@@ -15,7 +15,9 @@ from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
 from loraxs_search.pareto import pareto_front
-from loraxs_search.records import Candidate, Scalar, Task
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
 

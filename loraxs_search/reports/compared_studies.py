@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from loraxs_search.errors import StudyError, UsageError, shortened
-from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialRecord, TrialState
+from loraxs_search.records.base import Identity
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialState
 from loraxs_search.reports.study_status import study_state
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
 # Fields of a task: rows are compared by content, other metrics change no score, scores are in the labels' own units.
@@ -107,7 +110,7 @@ class ComparedStudy:
     @cached_property
     def _method(self) -> str:
         """The method of trials whose params name none: the only one of the space."""
-        from loraxs_search.search_space import single_method
+        from loraxs_search.search_space.load import single_method
 
         return single_method(self.folder.space_text())
 
@@ -155,7 +158,7 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
 
 def _default(method: str, parameter: str) -> Scalar | None:
     from loraxs_search.methods import METHODS
-    from loraxs_search.search_space import COMMON, parameter_specs
+    from loraxs_search.search_space.parameter_specs import COMMON, parameter_specs
 
     entry = METHODS.importable().get(method)  # None of what a space names, or another distribution has
     spec = (parameter_specs(entry) if entry else COMMON).get(parameter)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError, counted
-from loraxs_search.records import Direction, Scalar
+from loraxs_search.records.literals import Direction, Scalar
 from loraxs_search.registry.finalist import NOISE, SeedStatistics
 from loraxs_search.reports.compared_groups import (
     Difference,
@@ -25,7 +25,7 @@ from loraxs_search.reports.compared_groups import (
 )
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, read_studies
 from loraxs_search.reports.optuna_study import study_trials
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -80,7 +80,7 @@ def _complete_trials(folder: StudyFolder) -> optuna.Study:
     import optuna
     from optuna.trial import TrialState
 
-    from loraxs_search.search_space import plain_name
+    from loraxs_search.search_space.distributions import plain_name
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stored = study_trials(folder)

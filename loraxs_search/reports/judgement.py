@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraxs_search.records import Candidate
+from loraxs_search.records.promotion import Candidate
 from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.test_set_uses import uses
 
 

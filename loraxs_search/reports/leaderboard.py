@@ -8,16 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from loraxs_search.pareto import pareto_front
-from loraxs_search.records import (
-    Baseline,
-    Candidate,
-    CheckpointSelection,
-    Lineage,
-    Scalar,
-    Task,
-    TrialRecord,
-    TrialState,
-)
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Baseline, Candidate
+from loraxs_search.records.search import CheckpointSelection
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import Lineage, TrialRecord, TrialState
 
 
 def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from loraxs_search.log import events
-from loraxs_search.records import Hyperparameters, Scalar, TrialState
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import Hyperparameters, TrialState
 from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
 _T = TypeVar("_T")

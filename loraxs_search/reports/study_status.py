@@ -17,14 +17,11 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import (
-    Baseline,
-    Command,
-    Pooling,
-    SearchPlan,
-    TrialRecord,
-    TrialState,
-)
+from loraxs_search.records.command import Command
+from loraxs_search.records.literals import Pooling
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import (
     LeaderboardRow,
     interrupted,
@@ -35,7 +32,8 @@ from loraxs_search.reports.leaderboard import (
 from loraxs_search.reports.search_state import SearchState
 from loraxs_search.steering import open_commands, steered, whole_plan
 from loraxs_search.steering.state import planned
-from loraxs_search.studies import Journal, StudyFolder, broken_studies, list_studies, studies_root
+from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
+from loraxs_search.studies.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def _state_and_place(folder: StudyFolder) -> tuple[str, str]:
     state = study_state(folder)
     if state != "interrupted" or folder.info.storage is None:
         return state, ""
-    from loraxs_search.studies import holder_elsewhere
+    from loraxs_search.studies.lease import holder_elsewhere
 
     host = holder_elsewhere(folder.info.storage, folder.name)
     return ("elsewhere", host) if host else (state, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import SearchPlan
-from loraxs_search.samplers._base import DrawnSpace, Sampler, SamplerConfig, SearchedParameter
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.samplers._base import Sampler, SamplerConfig, SearchedParameter
 from loraxs_search.samplers.entries import GP, TPE, RandomSearch
-
-__all__ = ["SAMPLERS", "DrawnSpace", "Sampler", "SamplerConfig", "SearchedParameter", "make_sampler"]
 
 SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints(
     "search.sampler", "loraxs_search.samplers", {entry.name: entry for entry in (TPE, RandomSearch, GP)}

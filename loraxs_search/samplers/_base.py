@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from loraxs_search.plugins import SearchKey
-from loraxs_search.records import Scalar
+from loraxs_search.records.literals import Scalar
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -12,8 +12,10 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import Proposal, Scalar
-from loraxs_search.samplers import DrawnSpace, make_sampler
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import Proposal
+from loraxs_search.samplers import make_sampler
+from loraxs_search.samplers._base import DrawnSpace
 from loraxs_search.samplers.entries import experimental
 from loraxs_search.samplers.history import History
 from loraxs_search.samplers.trials import StudyTrials

@@ -11,8 +11,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log.events import LoggedEvent, TrialContinued, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import CheckpointSelection, SearchPlan, Task, TrialReport
-from loraxs_search.records import TrialState as State
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.records.trial import TrialState as State
 
 
 class StudyTrials:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.scaffold._answers import (
+from loraxs_search.scaffold.answers import (
     CHOOSING,
     CLASSES,
     NUMBERS,

@@ -11,9 +11,9 @@ from typing import Any
 
 import jinja2
 
-from loraxs_search.records import BaseModelRef
-from loraxs_search.scaffold._answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, alike_names, doubtful_classes
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.scaffold._roles import Roles
+from loraxs_search.scaffold.answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, alike_names, doubtful_classes
 from loraxs_search.tasks.tables import Table
 
 

@@ -8,20 +8,11 @@ none.py      every trial trains all its steps
 from __future__ import annotations
 
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Direction, SearchPlan
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
+from loraxs_search.records.literals import Direction
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig
 from loraxs_search.schedulers.asha import ASHA
 from loraxs_search.schedulers.none import NoScheduler
-
-__all__ = [
-    "ASHA",
-    "SCHEDULERS",
-    "NoScheduler",
-    "Scheduler",
-    "SchedulerConfig",
-    "ScoredTrial",
-    "make_scheduler",
-]
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
     "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, NoScheduler)}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from loraxs_search.plugins import SearchKey
-from loraxs_search.records import Direction, Scalar, TrialReport
+from loraxs_search.records.literals import Direction, Scalar
+from loraxs_search.records.trial import TrialReport
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,12 @@ from loraxs_search.log.events import (
     Warned,
     WatchedEvent,
 )
-from loraxs_search.records import (
-    Baseline,
-    Task,
-    TrialRecord,
-    TrialReport,
-    TrialState,
-)
-from loraxs_search.studies import Journal, StudyFolder, read_reports
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials

@@ -9,9 +9,11 @@ from graphlib import CycleError
 from typing import Any
 
 from loraxs_search.errors import asking, meant, must_be, one_of
-from loraxs_search.methods import ParameterSpec, get_method
-from loraxs_search.records import PeftSettings, Scalar
-from loraxs_search.search_space._distributions import (
+from loraxs_search.methods import get_method
+from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import PeftSettings
+from loraxs_search.search_space.distributions import (
     METHOD,
     Alternative,
     Condition,
@@ -21,8 +23,8 @@ from loraxs_search.search_space._distributions import (
     drawing_order,
     parameters_of,
 )
-from loraxs_search.search_space._document import Document, KeyPath, as_mapping, shown
-from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, joint_law, method_spec
+from loraxs_search.search_space.document import Document, KeyPath, as_mapping, shown
+from loraxs_search.search_space.parameter_specs import SpaceSpecs, both, joint_law, method_spec
 
 PARAMETERS = "parameters"
 _OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form

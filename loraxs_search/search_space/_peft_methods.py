@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from loraxs_search.errors import must_be
-from loraxs_search.methods import METHODS, Method, get_method
-from loraxs_search.records import PeftSettings
-from loraxs_search.search_space._document import Document, KeyPath, as_mapping, shown
+from loraxs_search.methods import METHODS, get_method
+from loraxs_search.methods._base import Method
+from loraxs_search.records.trial import PeftSettings
+from loraxs_search.search_space.document import Document, KeyPath, as_mapping, shown
 
 PEFT_METHODS = "peft_methods"
 

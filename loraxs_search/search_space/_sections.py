@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from loraxs_search.errors import must_be, one_of
-from loraxs_search.search_space._document import Document, KeyPath
+from loraxs_search.search_space.document import Document, KeyPath
 
 SectionT = TypeVar("SectionT")
 

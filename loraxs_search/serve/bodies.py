@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loraxs_search.records import Prediction
+from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.serve.token_texts import LikelyToken
 

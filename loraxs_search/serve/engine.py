@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from loraxs_search.bank import AdapterBank
 from loraxs_search.bank.adapter_store import Part
+from loraxs_search.bank.bank import AdapterBank
 from loraxs_search.engine.generation import MAX_TOKENS, Generation, open_sequences
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor, workers_for

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from loraxs_search.bank import AdapterBank
+from loraxs_search.bank.bank import AdapterBank
 from loraxs_search.errors import (
     HomeError,
     IntegrityError,
@@ -30,7 +30,7 @@ from loraxs_search.errors import (
     UsageError,
     unknown_name,
 )
-from loraxs_search.records import Manifest
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull_version, store_stamp
 from loraxs_search.registry.store import Registry

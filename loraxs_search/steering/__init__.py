@@ -9,24 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraxs_search.errors import CommandError, HomeError, unknown_name
-from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
+from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.steering.state import SteeredStudy, SteeringState, planned
 from loraxs_search.steering.verbs import Add, Extend, Finish, Stop, Verb, check_trials
-from loraxs_search.studies import Journal, StudyFolder
-
-__all__ = [
-    "VERBS",
-    "SteeredStudy",
-    "SteeringState",
-    "apply",
-    "decide",
-    "describe",
-    "foreseen",
-    "get_verb",
-    "open_commands",
-    "steered",
-    "whole_plan",
-]
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.journal import Journal
 
 VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Finish(), Add(), Extend())}
 

@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraxs_search.errors import CommandError, StudyError, did_you_mean, shortened
-from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
+from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.literals import Scalar
 from loraxs_search.steering import decide, foreseen
-from loraxs_search.studies import Storage, StudyFolder, holder_elsewhere, list_studies, put_elsewhere
+from loraxs_search.studies.commands import put_elsewhere
+from loraxs_search.studies.folder import StudyFolder, list_studies
+from loraxs_search.studies.lease import holder_elsewhere
+from loraxs_search.studies.storage import Storage
 
 
 def trial_name(trial: str | int) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.errors import CommandError, SpaceError, StudyError, counted, did_you_mean, one_of, shortened
 from loraxs_search.paths import seconds_of
-from loraxs_search.records import Command, Scalar, TrialState
+from loraxs_search.records.command import Command
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import TrialState
 from loraxs_search.steering.state import (
     AskedTrial,
     SteeredStudy,
@@ -22,7 +24,7 @@ from loraxs_search.steering.state import (
 )
 
 if TYPE_CHECKING:
-    from loraxs_search.search_space import Space
+    from loraxs_search.search_space.space import Space
 
 _MAX_SHOWN = 10  # trials in a message
 
@@ -236,7 +238,7 @@ class Add(Verb):
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        from loraxs_search.search_space import place_given  # late: `status` starts without it
+        from loraxs_search.search_space.user_params import place_given  # late: `status` starts without it
 
         check_time(study)
         space, source = _space_of(study), "".join(command.trial_ids)

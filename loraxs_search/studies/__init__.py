@@ -18,38 +18,3 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 """
 
 from __future__ import annotations
-
-from loraxs_search.studies.commands import CommandInbox, put_elsewhere
-from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
-from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
-from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
-from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
-from loraxs_search.studies.remote_resume import check_new_in, fetch
-from loraxs_search.studies.snapshots import read_reports
-from loraxs_search.studies.storage import Storage
-
-__all__ = [
-    "CommandInbox",
-    "Journal",
-    "Mirror",
-    "Storage",
-    "StudyFolder",
-    "StudyInfo",
-    "broken_studies",
-    "check_new_in",
-    "fetch",
-    "holder_elsewhere",
-    "idle_elsewhere",
-    "is_behind",
-    "kept_adapter",
-    "list_studies",
-    "mirrored",
-    "next_step",
-    "next_step_of_task",
-    "put_elsewhere",
-    "read_reports",
-    "store_of",
-    "studies_root",
-]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Baseline, KeptAnswers, is_alone, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.promotion import Baseline, KeptAnswers, is_alone
 from loraxs_search.studies.info import StudyInfo, read_record
 
 _SCORES, _ANSWERS = "baselines.json", "baselines.answers.json"

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, to_json
+from loraxs_search.records.codec import check_trial_id, to_json
+from loraxs_search.records.host import Answers
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import Candidate, Refit
 from loraxs_search.studies.info import read_record
 from loraxs_search.studies.test_set_uses import record_use
 

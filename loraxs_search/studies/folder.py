@@ -28,7 +28,9 @@ from loraxs_search.home import (
 from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
-from loraxs_search.records import CheckpointSelection, Identity, check_trial_id, to_json
+from loraxs_search.records.base import Identity
+from loraxs_search.records.codec import check_trial_id, to_json
+from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
@@ -37,7 +39,7 @@ from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    from loraxs_search.search_space import Space
+    from loraxs_search.search_space.space import Space
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"

@@ -9,7 +9,12 @@ from typing import TypeVar
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.event_log import DAMAGED_HINT, unreadable
-from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, StartFrom, Task, from_json
+from loraxs_search.records.adapter import StartFrom
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
 
 RecordT = TypeVar("RecordT")
 

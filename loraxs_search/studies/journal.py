@@ -25,13 +25,9 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
-from loraxs_search.records import (
-    Baseline,
-    CommandRecord,
-    TrialRecord,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search.records.command import CommandRecord
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 _EventT = TypeVar("_EventT", bound=LoggedEvent)
 

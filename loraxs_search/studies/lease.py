@@ -14,7 +14,7 @@ from pathlib import Path
 from loraxs_search.errors import LoraxsError, StorageConflictError, StudyError
 from loraxs_search.home import home, home_id
 from loraxs_search.log.clock import Clock
-from loraxs_search.records import from_json, to_json
+from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.studies.storage import Storage
 
 LEASE_S = 30.0

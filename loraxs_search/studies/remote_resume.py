@@ -11,7 +11,7 @@ from pathlib import Path
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
-from loraxs_search.records import to_json
+from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo, check_name, parse_info
 from loraxs_search.studies.journal import Journal

@@ -8,7 +8,9 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.home import write_atomic
 from loraxs_search.log.event_log import DAMAGED_HINT
-from loraxs_search.records import CheckpointSelection, TrialReport, check_trial_id, from_json
+from loraxs_search.records.codec import check_trial_id, from_json
+from loraxs_search.records.search import CheckpointSelection
+from loraxs_search.records.trial import TrialReport
 from loraxs_search.safetensors_header import entry_of
 
 

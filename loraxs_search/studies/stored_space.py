@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraxs_search.search_space import Space, as_launched
+from loraxs_search.search_space.load import as_launched
+from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import read_record
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults, ensure_dir, exclusive, home, write_atomic
-from loraxs_search.records import Candidate
+from loraxs_search.records.promotion import Candidate
 
 
 def record_use(finalist: Candidate) -> None:

@@ -12,7 +12,8 @@ import json
 import re
 from typing import Any
 
-from loraxs_search.records import BaseModelRef, DataSource, Serving, Task
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import DataSource, Serving, Task
 from loraxs_search.tasks.kinds import DATE, TaskKind, Template
 
 _DATED = r"""import datetime, re

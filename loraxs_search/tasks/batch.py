@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import EncodedRows
 
 

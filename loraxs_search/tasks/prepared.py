@@ -13,9 +13,11 @@ from typing import Any
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
-from loraxs_search.records import BaseModel, BaseModelRef, DataReport, Split, Task
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import DataReport, Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind, checked

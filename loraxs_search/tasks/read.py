@@ -20,7 +20,9 @@ import pyarrow as pa
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
-from loraxs_search.records import Split, Task, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, is_text, raise_joined, refuse
 from loraxs_search.tasks.splits import SPLITS, StoredSplit, find_splits, wanted_columns

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search import records
 from loraxs_search.home import write_atomic
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
@@ -25,7 +27,7 @@ from loraxs_search.tasks.rows import Rows
 from loraxs_search.tasks.splits import SPLITS
 
 # The first is scored after training or selection on the second.
-_COMPARED: tuple[tuple[records.Split, records.Split], ...] = (
+_COMPARED: tuple[tuple[Split, Split], ...] = (
     ("validation", "train"),
     ("test", "train"),
     ("test", "validation"),
@@ -36,7 +38,7 @@ _EXAMPLES = 2  # shared rows that are named
 _Row = tuple[str, ...]
 
 
-def cached_report(rows: Mapping[records.Split, Rows], fingerprint: str, cache_dir: Path) -> records.DataReport:
+def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path) -> DataReport:
     """Return the report of rows with this fingerprint, counted when it is not in the cache.
 
     Raises:
@@ -44,16 +46,16 @@ def cached_report(rows: Mapping[records.Split, Rows], fingerprint: str, cache_di
     """
     path = cache_dir / "reports" / f"{_OVERLAP_VERSION}-{fingerprint}.json"
     try:
-        report = records.from_json(records.DataReport, path.read_bytes())
+        report = from_json(DataReport, path.read_bytes())
         counts: dict[str, Any] = {it: {split: getattr(report, it)[split] for split in SPLITS} for it in _COUNTS}
         report = replace(report, **counts)
     except (OSError, ValueError, KeyError):  # none, or damaged
         report = _data_report(rows)
-        write_atomic(path, records.to_json(report))
+        write_atomic(path, to_json(report))
     return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
 
 
-def _placed(overlap: records.SplitOverlap, own: Rows, other: Rows) -> records.SplitOverlap:
+def _placed(overlap: SplitOverlap, own: Rows, other: Rows) -> SplitOverlap:
     """Return an overlap with where its examples are: rows of the same content may come from other files."""
     if not overlap.examples or own.place is None or other.place is None:
         return overlap
@@ -70,15 +72,15 @@ def _short(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _data_report(rows: Mapping[records.Split, Rows]) -> records.DataReport:
+def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
     """Count rows whose text is also in another split or repeated, and rows with an empty text."""
     exact = {name: _texts(split) for name, split in rows.items()}
     folded = {name: [tuple(map(_fold, row)) for row in split] for name, split in exact.items()}
     exact_sets, folded_sets = ({name: set(split) for name, split in side.items()} for side in (exact, folded))
-    return records.DataReport(
+    return DataReport(
         num_rows={name: len(split) for name, split in exact.items()},
         overlaps=tuple(
-            records.SplitOverlap(
+            SplitOverlap(
                 one,
                 other,
                 _shared(exact[one], exact_sets[other]),
@@ -138,7 +140,7 @@ _SHARE = 0.01  # large collections repeat some texts and have a few long ones; t
 _LARGE = 0.125  # a standard error, of what lies between the constant answer's score and the best one that there can be
 
 
-def data_warnings(report: records.DataReport, num_scored: Mapping[records.Split, int], metric: str) -> list[str]:
+def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> list[str]:
     """Return a sentence for each property, intended or not, that makes scores mean less than they seem to.
 
     Args:
@@ -149,7 +151,7 @@ def data_warnings(report: records.DataReport, num_scored: Mapping[records.Split,
     return [*shared, *_cut(report, num_scored), *report.warnings, *_few(report, num_scored, metric)]
 
 
-def overlap_counts(report: records.DataReport) -> dict[str, int]:
+def overlap_counts(report: DataReport) -> dict[str, int]:
     """Return the numbers of shared rows by name, for the record: `test_rows_in_train`, and the same `_folded`.
 
     And of rows that were cut, where that is counted: `train_rows_cut`.
@@ -159,7 +161,7 @@ def overlap_counts(report: records.DataReport) -> dict[str, int]:
     return shared | {f"{split}_rows_cut": cut for split, cut in report.cut.items()}
 
 
-def _overlaps(report: records.DataReport) -> Iterator[str]:
+def _overlaps(report: DataReport) -> Iterator[str]:
     for overlap in report.overlaps:
         if overlap.folded:
             why = "a score on them measures memory" if overlap.other == "train" else "trials are chosen by these rows"
@@ -173,26 +175,26 @@ def _overlaps(report: records.DataReport) -> Iterator[str]:
             )
 
 
-def _exactly(overlap: records.SplitOverlap) -> str:
+def _exactly(overlap: SplitOverlap) -> str:
     if overlap.exact in (0, overlap.folded):
         return "" if overlap.exact else " up to case and white space"
     return f" ({overlap.exact:,} letter for letter, the others up to case and white space)"
 
 
-def _repeated(report: records.DataReport) -> Iterator[str]:
+def _repeated(report: DataReport) -> Iterator[str]:
     for split, repeated in report.repeated.items():
         if repeated >= _SHARE * report.num_rows[split]:
             verb = "repeats" if repeated == 1 else "repeat"
             yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows {verb} the text of an earlier one"
 
 
-def _blank(report: records.DataReport) -> Iterator[str]:
+def _blank(report: DataReport) -> Iterator[str]:
     for split, blank in report.blank.items():
         if blank:
             yield f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
 
 
-def _cut(report: records.DataReport, num_rows: Mapping[records.Split, int]) -> Iterator[str]:
+def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
     cuts = {split: report.cut.get(split, 0) for split in SPLITS}
     many = {split: cut for split, cut in cuts.items() if cut and cut >= _SHARE * num_rows[split]}
     if many:
@@ -202,7 +204,7 @@ def _cut(report: records.DataReport, num_rows: Mapping[records.Split, int]) -> I
         yield f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost"
 
 
-def _few(report: records.DataReport, num_scored: Mapping[records.Split, int], metric: str) -> Iterator[str]:
+def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
     own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
     errors = {split: known[metric] for split, known in own.items() if metric in known}
     for split, known in errors.items():
@@ -230,7 +232,7 @@ def _rounded(rows: float) -> int:
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
 
 
-def standard_error(metric: Metric, labels: Values, constant: float | str) -> records.StandardError:
+def standard_error(metric: Metric, labels: Values, constant: float | str) -> StandardError:
     """Return the standard error of a metric on these rows.
 
     It depends on how good the answers are. Here half of them are right and half the constant answer: they are half-way
@@ -244,8 +246,8 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> rec
     reach = abs(metric.score(labels, labels) - metric.score(guesses, labels))
     if (rows := _row_scores(metric, labels, labels)) is not None:
         both = np.concatenate([rows, _row_scores(metric, guesses, labels)])
-        return records.StandardError(float(both.std() / np.sqrt(len(labels))), float(reach))
-    return records.StandardError(_bootstrapped(metric, labels, guesses), float(reach))
+        return StandardError(float(both.std() / np.sqrt(len(labels))), float(reach))
+    return StandardError(_bootstrapped(metric, labels, guesses), float(reach))
 
 
 def _row_scores(metric: Metric, answers: Values, labels: Values) -> npt.NDArray[np.float64] | None:
@@ -269,29 +271,29 @@ def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
 
 
 _ANSWER_VERSION = "3"  # raise when the same rows are counted in another way, or a metric has another value
-_SCORED: tuple[records.Split, ...] = ("validation", "test")
+_SCORED: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
 class _Counted:
     """The fields of a `DataReport` of these names."""
 
-    cut: Mapping[records.Split, int] = field(default_factory=dict)
-    tokens: Mapping[records.Split, records.TokenCounts] = field(default_factory=dict)
-    answers: tuple[records.AnswerFact, ...] = ()
-    constant: records.ConstantAnswer | None = None
-    standard_errors: Mapping[records.Split, Mapping[str, records.StandardError]] = field(default_factory=dict)
+    cut: Mapping[Split, int] = field(default_factory=dict)
+    tokens: Mapping[Split, TokenCounts] = field(default_factory=dict)
+    answers: tuple[AnswerFact, ...] = ()
+    constant: ConstantAnswer | None = None
+    standard_errors: Mapping[Split, Mapping[str, StandardError]] = field(default_factory=dict)
 
 
 def with_answers(
-    report: records.DataReport,
+    report: DataReport,
     kind: TaskKind,
-    rows: Mapping[records.Split, Rows],
-    encoded: Mapping[records.Split, EncodedRows],
+    rows: Mapping[Split, Rows],
+    encoded: Mapping[Split, EncodedRows],
     *,
     identity: str,
     cache_dir: Path,
-) -> records.DataReport:
+) -> DataReport:
     """Return a report with what is said of tokens, answers and scores.
 
     Args:
@@ -300,25 +302,23 @@ def with_answers(
     Raises:
         HomeError: the cache cannot be written.
     """
-    key = hashlib.sha256("\n".join([_ANSWER_VERSION, identity, records.to_json(kind.task)]).encode()).hexdigest()[:40]
+    key = hashlib.sha256("\n".join([_ANSWER_VERSION, identity, to_json(kind.task)]).encode()).hexdigest()[:40]
     path = cache_dir / "reports" / f"answers-{key}.json"
     try:
-        counted = records.from_json(_Counted, path.read_bytes())
+        counted = from_json(_Counted, path.read_bytes())
     except (OSError, ValueError):  # none, or damaged
         counted = _count(kind, rows, encoded)
-        write_atomic(path, records.to_json(counted))
+        write_atomic(path, to_json(counted))
     return replace(report, **vars(counted), cut_part=kind.cut_part)
 
 
-def _count(
-    kind: TaskKind, rows: Mapping[records.Split, Rows], encoded: Mapping[records.Split, EncodedRows]
-) -> _Counted:
+def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> _Counted:
     names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
     best = constant_answer(kind, rows["train"].labels)
     constant = None
     if names:
         scores = {split: kind.measure(repeated(best, len(rows[split])), rows[split].labels) for split in _SCORED}
-        constant = records.ConstantAnswer(kind.show(best), scores)
+        constant = ConstantAnswer(kind.show(best), scores)
     return _Counted(
         cut={split: own.num_cut for split, own in encoded.items() if own.cut is not None},
         tokens={split: _tokens(own) for split, own in encoded.items()},
@@ -331,9 +331,9 @@ def _count(
     )
 
 
-def _tokens(encoded: EncodedRows) -> records.TokenCounts:
+def _tokens(encoded: EncodedRows) -> TokenCounts:
     lengths = encoded.lengths
     if encoded.positions is not None:
         lengths = np.array([len(encoded.whole_row(row)[0]) for row in range(len(encoded))], np.int32)
     lengths = lengths if encoded.lost is None else lengths + encoded.lost
-    return records.TokenCounts(int(np.median(lengths)), int(lengths.max()))
+    return TokenCounts(int(np.median(lengths)), int(lengths.max()))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 
 _LISTED = 5  # different values that a message names
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.paths import user_path
-from loraxs_search.records import Split, SplitSource, Task
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import SplitSource, Task
 from loraxs_search.tasks.files import file_format, label_names, read_columns, warn_of_encoding
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.rows import (

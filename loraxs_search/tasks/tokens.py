@@ -14,7 +14,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir
-from loraxs_search.records import Serving, Task, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.read import load_table, numbers_of, store_table

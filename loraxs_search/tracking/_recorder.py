@@ -15,14 +15,9 @@ from typing import Any
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log import events as log_events
-from loraxs_search.methods import LoraXS
-from loraxs_search.records import (
-    CheckpointSelection,
-    Hyperparameters,
-    StudyDescription,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.search import CheckpointSelection, StudyDescription
+from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.run_texts import dataset_input, run_name
 

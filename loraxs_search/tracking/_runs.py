@@ -16,7 +16,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root, check_server
-from loraxs_search.records import StudyDescription
+from loraxs_search.records.search import StudyDescription
 from loraxs_search.tracking.run_texts import trials_view, view_key, write_note, write_view
 from loraxs_search.tracking.store import connect, ensure_store
 

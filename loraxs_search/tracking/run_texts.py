@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from loraxs_search.records import DataSource, Split, StudyDescription, Task
+from loraxs_search.records.literals import Split
+from loraxs_search.records.search import StudyDescription
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.asking import source_names
 from loraxs_search.versions import with_python
 

@@ -13,7 +13,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import to_line
 from loraxs_search.log.events import LoggedEvent
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import CheckpointSelection
+from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
 from loraxs_search.tracking.followed import Batch, FollowedLog

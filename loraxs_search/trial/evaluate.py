@@ -11,14 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loraxs_search import base_model
+from loraxs_search.base_model.attention import use_padded_attention
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import NUM_WRONG_ROWS, Answers, Sample, Split, Task
+from loraxs_search.records.adapter import NUM_WRONG_ROWS, Sample
+from loraxs_search.records.host import Answers
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
@@ -148,13 +153,13 @@ def score_folder(folder: Path, task: Task) -> _FolderScores:
     manifest = read_manifest(folder)
     task = task.for_candidates
     asked = kind_of(task).asked_as(manifest.task)
-    base = base_model.locate(manifest.base_model)
-    data = prepare(asked, base_model.load_tokenizer(base))
+    base = locate(manifest.base_model)
+    data = prepare(asked, load_tokenizer(base))
     fingerprints = (data.data_fingerprint, data.test_fingerprint)
     if asked != task:
         fingerprints = _own_fingerprints(task, data)
     model = load_adapter_folder(folder, base=base)
-    base_model.use_padded_attention(base_of(model))
+    use_padded_attention(base_of(model))
     rows = np.arange(data.num_rows("test"))
     scores = score_rows(model, data, "test", rows)
     metrics = split_metrics(data, "test", scores)

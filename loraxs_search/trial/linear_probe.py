@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, output_head
-from loraxs_search.records import LinearProbe
+from loraxs_search.base_model.head import head_names, output_head
+from loraxs_search.records.host import LinearProbe
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.encoded import eval_batches
 from loraxs_search.tasks.kinds import PassOutputs, TaskKind

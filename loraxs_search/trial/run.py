@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import (
+from loraxs_search.base_model.head import (
     head_as_loaded,
     head_names,
     init_head,
@@ -23,16 +23,20 @@ from loraxs_search.base_model import (
     missing_poolers,
     output_head,
     peft_task_type,
-    pooling_of,
-    repeated_layers,
 )
+from loraxs_search.base_model.layers import repeated_layers
+from loraxs_search.base_model.pooling import pooling_of
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, FactorMismatchError, TrialDivergedError
-from loraxs_search.factors import FactorStore, agrees
-from loraxs_search.methods import HeadPlan, method_of
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.factors.verify import agrees
+from loraxs_search.methods import method_of
+from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.starting import started_head
-from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
+from loraxs_search.records.literals import Head
+from loraxs_search.records.task import OutputScale
+from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import evaluate

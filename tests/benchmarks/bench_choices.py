@@ -34,10 +34,15 @@ from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import Scalar, Split, TrialSpec
-from loraxs_search.search_space import COMMON, Space, parameter_specs, parse_space
+from loraxs_search.records.literals import Scalar, Split
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.parameter_specs import COMMON, parameter_specs
+from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import TrialRun, attach, detach, evaluate, fit_linear_probe
+from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.linear_probe import fit_linear_probe
+from loraxs_search.trial.run import TrialRun, attach, detach
 
 SLOTS = 24  # trials of a pack
 Scores = dict[str, list[float]]  # of each seed, by the step of the report

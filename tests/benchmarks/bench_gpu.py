@@ -26,11 +26,12 @@ import torch
 from bench_packing import MAX_STEPS, Bench, common_parser, table
 from transformers import AutoModel, LlamaConfig, PretrainedConfig, RobertaConfig
 
-from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import BaseModelRef
-from loraxs_search.search_space import load_space
-from loraxs_search.trial import TrialRun, attach
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.search_space.load import load_space
+from loraxs_search.trial.run import TrialRun, attach
 
 POSITIONS = 514
 

@@ -42,9 +42,10 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import AdaptableLayers, Slot
-from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
-from loraxs_search.search_space import load_space
-from loraxs_search.trial import TrialRun, attach, detach
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
+from loraxs_search.search_space.load import load_space
+from loraxs_search.trial.run import TrialRun, attach, detach
 
 MAX_STEPS = 100_000
 

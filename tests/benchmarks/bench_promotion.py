@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
+from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry import evidence
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.registry.finalist import Criterion, choose

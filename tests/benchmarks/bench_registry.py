@@ -25,8 +25,9 @@ from pathlib import Path
 import sqlalchemy as sa
 import torch
 
-from loraxs_search.factors import FactorStore
-from loraxs_search.records import AdapterSize, PromotionRule
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.trial import AdapterSize
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import SUMMARY

@@ -102,7 +102,7 @@ class Clock:
 
 def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
     """Return the space that both sides search; `rate` is YAML for both learning rates."""
-    from loraxs_search.search_space import parse_space
+    from loraxs_search.search_space.load import parse_space
 
     files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
     chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
@@ -118,7 +118,7 @@ def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run our search in this process; called in a fresh one."""
-    from loraxs_search.search import launch
+    from loraxs_search.search.driver.launch import launch
 
     clock = Clock()
     result = launch(space_for(arguments), view=clock)
@@ -138,7 +138,9 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
     import torch
     from bench_packing import gemm_peak
 
-    from loraxs_search.base_model import linear_modules, load_tokenizer, locate
+    from loraxs_search.base_model.layers import linear_modules
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.base_model.tokenizer import load_tokenizer
     from loraxs_search.packing.capacity import choose_dtype
     from loraxs_search.tasks.prepared import prepare
 
@@ -169,7 +171,7 @@ def run_plain(arguments: argparse.Namespace, home: Path, points: list[dict[str, 
     """Time the plain recipe in a fresh process; `points` are the learning rates of its first trials."""
     import torch
 
-    from loraxs_search.base_model import locate
+    from loraxs_search.base_model.locate import locate
 
     base = locate(space_for(arguments).base_model)
     config = {

@@ -40,21 +40,25 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.methods import get_method
 from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records import AdapterSize, Hyperparameters, Manifest, ReferenceLogits, Task, TrialSpec
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.registry.store import Registry
-from loraxs_search.search_space import load_space
+from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.engine import Job
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data
-from loraxs_search.trial import attach
+from loraxs_search.trial.run import attach
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
 

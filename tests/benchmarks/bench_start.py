@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import loraxs_search
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.registry.manifest import verify
 
 CLI = (sys.executable, "-m", "loraxs_search")

@@ -36,7 +36,7 @@ def train(config: dict[str, Any]) -> None:
     )
 
     import loraxs_search  # noqa: F401  # makes LORAXS known to PEFT
-    from loraxs_search.factors import FactorStore
+    from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 
     files = {split: f"{config['data']}/{split}.jsonl.gz" for split in ("train", "validation")}

@@ -13,8 +13,10 @@ from support.scripted_driver import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.base_model import linear_modules, locate
-from loraxs_search.records import BaseModelRef, Task, TaskModel
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import Task, TaskModel
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import DataSource, PromotionRule, Task
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import Beside
-from loraxs_search.studies import list_studies
+from loraxs_search.studies.folder import list_studies
 
 BAD_LABELS = "rows.csv has '2' (line 12), 'positiv' (line 13), '' (line 14)."
 
@@ -86,7 +87,7 @@ def test_rows_that_cannot_be_learnt(say, tiny_space, split, content, part):
 def test_a_launch_tells_both_as_well(tiny_space):
     """The host that finds no base reads the rows all the same."""
     from loraxs_search.packing.loaded_base import LoadedBase
-    from loraxs_search.search_space import load_space
+    from loraxs_search.search_space.load import load_space
 
     space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
     with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):

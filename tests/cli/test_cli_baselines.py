@@ -9,11 +9,12 @@ import pytest
 from support.studies import study
 from support.toys import TASK, adapter, candidate
 
-from loraxs_search.cli._search import show_results
+from loraxs_search.cli.search import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import AdapterSize, Baseline, PromotionRule, TrialReport, TrialState
+from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry.store import Registry
-from loraxs_search.search import SearchResult
+from loraxs_search.search.driver.result import SearchResult
 
 BASELINES = (
     Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1, seconds=0.04),

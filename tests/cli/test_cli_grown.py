@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.searched_studies import Tried, searched
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 SPACE = """
 task: sst2

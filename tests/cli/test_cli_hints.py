@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from support.studies import TASK, study
 
-from loraxs_search.records import Candidate
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.studies.folder import StudyFolder
 
 CANDIDATE = Candidate("done", "0", TASK.name, {"accuracy": 0.9}, {"accuracy": 0.9}, 100, "data", "base")
 

@@ -12,11 +12,12 @@ from support.studies import TASK, study
 from support.toys import adapter
 
 import loraxs_search
-from loraxs_search.records import Task, from_json, to_json
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import Task
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies import next_step_of_task
+from loraxs_search.studies.lookup import next_step_of_task
 
 LABELS = [0, 1] * 40
 GERMAN, FRENCH = (replace(TASK, variant=variant) for variant in ("de", "fr"))

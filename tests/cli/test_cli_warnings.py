@@ -9,10 +9,10 @@ from support.reports import measured
 from support.studies import study
 from support.toy_language import writing
 
-from loraxs_search.cli._search import show_results
+from loraxs_search.cli.search import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import TrialState
-from loraxs_search.search import SearchResult
+from loraxs_search.records.trial import TrialState
+from loraxs_search.search.driver.result import SearchResult
 
 WARNING = "trial 00000: 50% of the answers were cut at max_new_tokens=6: raise `generation.max_new_tokens`, or"
 

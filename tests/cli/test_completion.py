@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 
 
 @pytest.fixture

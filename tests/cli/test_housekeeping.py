@@ -11,7 +11,7 @@ from support.studies import state
 
 from loraxs_search.cli._output import shown_bytes
 from loraxs_search.home import write_atomic
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 
 
 @pytest.fixture

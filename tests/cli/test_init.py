@@ -12,7 +12,7 @@ from support.rows import csv_of, drafted, texts
 from support.said import Said
 from support.spaces import QUICKSTART
 
-from loraxs_search.search_space import load_space
+from loraxs_search.search_space.load import load_space
 
 Say = Callable[..., Said]
 PLAIN = csv_of()

@@ -20,7 +20,8 @@ from loraxs_search.cli._output import saying
 from loraxs_search.cli.live_text import clock, time_left_in_words
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
-from loraxs_search.records import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts, TrialState
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
+from loraxs_search.records.trial import TrialState
 
 SIZES = {"train": 8373, "validation": 1000, "test": 1000}
 ERRORS = {"validation": {"accuracy": StandardError(0.02, 0.99)}, "test": {"accuracy": StandardError(0.016, 0.99)}}

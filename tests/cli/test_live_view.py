@@ -22,7 +22,7 @@ from support.terminal import Terminal
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import draw
 from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 

@@ -17,7 +17,7 @@ from support.toy_language import choosing
 
 import loraxs_search
 from loraxs_search.cli.predict import predict
-from loraxs_search.records import Prediction
+from loraxs_search.records.adapter import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 Say = Callable[..., Said]

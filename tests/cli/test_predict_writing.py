@@ -11,9 +11,9 @@ from peft import PeftModelForCausalLM
 from support.toy_language import choosing
 
 import loraxs_search
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export.folder import converted
 
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
 

@@ -12,7 +12,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 
 from loraxs_search.log.events import TrialEnded
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.page import write_report
 
 pytestmark = [

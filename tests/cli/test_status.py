@@ -17,8 +17,10 @@ from support.studies import TASK, study
 
 from loraxs_search import watch
 from loraxs_search.log.events import Answered, Commanded
-from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState
-from loraxs_search.studies import Storage, lease
+from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies import lease
+from loraxs_search.studies.storage import Storage
 
 Say = Callable[..., object]
 PARAMS = {"rank": 4, "learning_rate": 0.002, "target_modules": "query+value"}

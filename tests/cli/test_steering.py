@@ -7,10 +7,10 @@ import json
 import pytest
 from support.studies import study as new_study
 
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 from loraxs_search.log.events import TrialEnded, TrialStarted
-from loraxs_search.records import TrialState
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies.folder import StudyFolder
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from support.plugins import write_distribution
 from support.same_answer_as import SameAnswerAs
 from support.text_tasks import writing_task
 
-from loraxs_search.base_model import bare_body
-from loraxs_search.records import Baseline, DataSource, Task, from_json, is_alone, is_unmeasured, to_json
-from loraxs_search.tasks.baselines import (
-    BASELINES,
-    SPLITS,
-    BaselineInputs,
-    BaselineModel,
-    SplitValues,
-    baseline_title,
-    fitting_baselines,
-    measure_baselines,
-)
+from loraxs_search.base_model.load import bare_body
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.promotion import Baseline, is_alone, is_unmeasured
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.tasks.baselines import BASELINES, baseline_title, fitting_baselines, measure_baselines
+from loraxs_search.tasks.baselines._base import SPLITS, BaselineInputs, BaselineModel, SplitValues
 from loraxs_search.tasks.prepared import PreparedTask, prepare
 
 SIZES = {"train": 60, "validation": 21, "test": 17}

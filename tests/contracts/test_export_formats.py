@@ -11,20 +11,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods import METHODS, NATIVE, Method
-from loraxs_search.methods.export import (
-    FORMATS,
-    ExportFormat,
-    ExportOptions,
-    LoadedAdapter,
-    check_options,
-    converted,
-    formats_of,
-)
+from loraxs_search.methods import METHODS
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.methods.export.folder import FORMATS, check_options, converted, formats_of
 from loraxs_search.methods.loading import read_manifest
-from loraxs_search.records import BaseModelRef
+from loraxs_search.methods.names import NATIVE
+from loraxs_search.records.base import BaseModelRef
 
 
 class ToyFormat(ExportFormat):

@@ -14,7 +14,9 @@ import pytest
 import torch
 from support.spaces import SPACE
 
-from loraxs_search.base_model import linear_modules, locate, resolved_pooling
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.pooling import resolved_pooling
 from loraxs_search.errors import (
     LoraxsError,
     RankError,
@@ -24,13 +26,18 @@ from loraxs_search.errors import (
     TrialDivergedError,
     UsageError,
 )
-from loraxs_search.packing import Host, PackedHost, TrialHost
-from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialSpec
+from loraxs_search.packing._base import Host
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import read_reports
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 # How a search asks for each: the size of its packs, and whether trials share passes.
 HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "auto": ("auto", True), "packed": (4, True)}

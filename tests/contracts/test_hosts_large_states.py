@@ -14,11 +14,14 @@ import torch
 from support.spaces import SPACE
 
 from loraxs_search.home import home
-from loraxs_search.packing import Host, PackedHost, TrialHost
-from loraxs_search.records import Hyperparameters, TrialReport, TrialSpec
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import read_reports
-from loraxs_search.trial import Snapshot
+from loraxs_search.packing._base import Host
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialSpec
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.snapshots import read_reports
+from loraxs_search.trial.snapshot import Snapshot
 
 pytestmark = pytest.mark.usefixtures("in_warm_home")
 

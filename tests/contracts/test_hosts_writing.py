@@ -10,11 +10,14 @@ import pytest
 import torch
 from support.toy_language import save_base, save_rows
 
-from loraxs_search.packing import Host
-from loraxs_search.records import Answers, Hyperparameters, LargestTrial, Task, TrialSpec
+from loraxs_search.packing._base import Host
+from loraxs_search.records.host import Answers, LargestTrial
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
-from loraxs_search.search_space import Space, parse_space
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
 
 SPACE = """
 task:

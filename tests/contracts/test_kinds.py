@@ -19,7 +19,8 @@ from support.word_pairs import WordPairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import forward
 from loraxs_search.engine.planning import PassExecutor
@@ -27,7 +28,11 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import Answers, BaseModel, DataSource, Task, TrialSpec, from_json, to_json
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.host import Answers
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import (
@@ -41,7 +46,8 @@ from loraxs_search.tasks.kinds import (
     kind_of,
 )
 from loraxs_search.tasks.prepared import PreparedTask, encode, prepare
-from loraxs_search.trial import TrialRun, ask, attach, detach, score_rows, split_metrics
+from loraxs_search.trial.evaluate import ask, score_rows, split_metrics
+from loraxs_search.trial.run import TrialRun, attach, detach
 
 CPU = torch.device("cpu")
 SIZES = {"train": 40, "validation": 13, "test": 11}

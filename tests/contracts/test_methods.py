@@ -19,16 +19,23 @@ from support.families import families
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
-from loraxs_search.base_model import fresh_head, head_names, locate, output_head, place_pooling
+from loraxs_search.base_model.head import fresh_head, head_names, output_head
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.pooling import place_pooling
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
-from loraxs_search.methods import METHODS, Method
-from loraxs_search.methods.export import FORMATS, converted, formats_of
+from loraxs_search.methods import METHODS
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.export.folder import FORMATS, converted, formats_of
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import body_fingerprint
-from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
-from loraxs_search.search_space import Space, describe, load_space
-from loraxs_search.search_space._parameter_specs import COMMON
-from loraxs_search.trial import attach, detach
+from loraxs_search.records.base import BaseModelRef, LinearModule
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
+from loraxs_search.search_space.describe import describe
+from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.parameter_specs import COMMON
+from loraxs_search.search_space.space import Space
+from loraxs_search.trial.run import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": (

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from support.shell import Shell
 
 from loraxs_search.errors import SpaceError
-from loraxs_search.search_space import load_space, notes
+from loraxs_search.search_space.describe import notes
+from loraxs_search.search_space.load import load_space
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("toy_method")]
 

@@ -10,11 +10,16 @@ import pytest
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.log.event_log import from_line, to_line
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialState
-from loraxs_search.samplers import SAMPLERS, Sampler, make_sampler
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.samplers import SAMPLERS, make_sampler
+from loraxs_search.samplers._base import Sampler
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search_space import Space, notes, parse_space
+from loraxs_search.search_space.describe import notes
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
 
 NAMES = SAMPLERS.names()
 every_sampler = pytest.mark.parametrize("name", NAMES)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from support.reports import METRIC, report, together
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records import SearchPlan, TrialReport
-from loraxs_search.schedulers import SCHEDULERS, Scheduler, ScoredTrial, make_scheduler
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers import SCHEDULERS, make_scheduler
+from loraxs_search.schedulers._base import Scheduler, ScoredTrial
 
 NAMES = SCHEDULERS.names()
 EVERY, STEPS, TRIALS = 4, 32, 8

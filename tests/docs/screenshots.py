@@ -27,7 +27,7 @@ from support.browsers import WIDTHS, chromium, opened
 from support.pages import fixed_words
 
 from loraxs_search.reports.html.page import REPORT_FILE, write_report
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

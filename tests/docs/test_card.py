@@ -12,8 +12,9 @@ from support.sealed import seal
 from support.spaces import QUICKSTART
 
 import loraxs_search
-from loraxs_search.base_model import locate
-from loraxs_search.records import BaseModelRef, Candidate, PromotionRule
+from loraxs_search.base_model.locate import locate
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.store import Registry

@@ -9,7 +9,8 @@ from support.pages import ROOT, fixed_words
 from support.recorded_searches import recorded_search
 from support.studies import TASK
 
-from loraxs_search.records import Baseline, ClassReport, ClassScores
+from loraxs_search.records.adapter import ClassReport, ClassScores
+from loraxs_search.records.promotion import Baseline
 from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.page import report_page
 

@@ -22,7 +22,7 @@ from support.ports import free_port
 from support.shell import Shell
 
 import loraxs_search
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 from loraxs_search.shipped_spaces import shipped_space_path
 
 TRAIN = "data/movie_reviews/train.jsonl.gz"

@@ -10,7 +10,7 @@ import yaml
 from support.in_process import InProcess
 from support.pages import README, ROOT, SEARCH_SPACES
 
-from loraxs_search.search_space import load_space, parse_space
+from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.shipped_spaces import shipped_spaces, shipped_tasks
 
 OURS = SEARCH_SPACES.commands("loraxs-search")

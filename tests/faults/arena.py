@@ -31,8 +31,8 @@ from faults.world import World, kill_tree, outputs, signal_all, tree
 from loraxs_search.errors import StorageError
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies import Storage
 from loraxs_search.studies.mirror import read_copy
+from loraxs_search.studies.storage import Storage
 
 TASK = "faulty-reviews"
 TEXTS = ("a film to remember", "dull from the first minute", "so-so", "I left early, and gladly", "wonderful!")

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from support.simulated_host import simulated_host
 
-from loraxs_search.packing import Host
-from loraxs_search.records import Baseline, Task
+from loraxs_search.packing._base import Host
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
 from loraxs_search.search.hosts.host_config import HostConfig
 
 Fault = Literal["dies once", "raises"]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loraxs_search.packing import Host
-from loraxs_search.records import Task, TrialReport, TrialSpec
+from loraxs_search.packing._base import Host
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 
 SPOILT = {"00001": "raises", "00002": "memory", "00003": "metric"}

@@ -42,7 +42,7 @@ def read_records(study: str) -> Records:
     """Read both of a study in this process's home."""
     from mlflow import MlflowClient
 
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     folder = StudyFolder.open(study)
     task = folder.info.task

@@ -116,7 +116,7 @@ class World:
 
     def num_reports(self, study: str) -> int:
         """Count the reports of a study so far."""
-        from loraxs_search.studies import StudyFolder
+        from loraxs_search.studies.folder import StudyFolder
 
         if not StudyFolder.exists(study):
             return 0
@@ -142,7 +142,7 @@ def outputs(process: subprocess.Popen[str], timeout_s: float | None) -> tuple[st
 
 def trials_of(study: str) -> list[tuple[object, ...]]:
     """Return what a study's trials were and found, without times."""
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     records = StudyFolder.open(study).journal().records.values()
     return [(r.trial_id, dict(r.params), r.state, r.reason, [(x.step, x.metrics) for x in r.reports]) for r in records]
@@ -155,7 +155,7 @@ def unlike(study: str, other: str) -> list[tuple[object, object]]:
 
 def reasons(study: str) -> list[tuple[str, str]]:
     """Return state and reason of each trial."""
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     return [(r.state.value, r.reason) for r in StudyFolder.open(study).journal().records.values()]
 

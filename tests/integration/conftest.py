@@ -19,9 +19,9 @@ from faults.records import Losses, Records, losses, read_records
 from support.servers import MlflowServer
 
 if TYPE_CHECKING:
-    from loraxs_search.search import SearchResult
+    from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.search.hosts.host_config import HostConfig
-    from loraxs_search.search_space import Space
+    from loraxs_search.search_space.space import Space
 
 PASSWORD = "a long enough p@ssword"
 _RAY = contextlib.ExitStack()
@@ -99,7 +99,7 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
     """Search the tiny space with overrides, on hosts that stay for the next search with the same base and settings."""
 
     def launched(name: str, *overrides: str) -> SearchResult:
-        from loraxs_search.search import launch
+        from loraxs_search.search.driver.launch import launch
 
         return launch(str(tiny_space), name=name, overrides=overrides)
 
@@ -117,8 +117,8 @@ def simulated(
     from ray import cloudpickle
     from support import simulated_host
 
-    from loraxs_search.records import LargestTrial
-    from loraxs_search.search import launch
+    from loraxs_search.records.host import LargestTrial
+    from loraxs_search.search.driver.launch import launch
     from loraxs_search.search.hosts import host_config
 
     cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder

@@ -15,7 +15,7 @@ import pytest
 from support.servers import MlflowServer
 from support.shell import start
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.tracking.store import connect, ensure_store
 
 SCRIPT = """

@@ -15,7 +15,7 @@ import pytest
 from faults.nodes import Cluster, Node, short_lived
 from faults.world import World
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(400)]
 PACKAGE = "cowsay"  # small, pure Python, and nobody's dependency

@@ -18,7 +18,7 @@ from support.pages import README
 from support.ports import free_port
 
 import loraxs_search
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(400)]
 LOCAL = Path(__file__).parents[2] / "cluster" / "local"

@@ -171,14 +171,14 @@ def _wait(reached: Callable[[], bool], *, said: Callable[[], str] = str) -> None
 
 def _hosts_of(study: str) -> set[str]:
     """Return the addresses of the nodes that have reported."""
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     reports = StudyFolder.open(study).journal().reports if StudyFolder.exists(study) else []
     return {report.host.split()[0] for report in reports if report.host}
 
 
 def _states(study: str) -> list[str]:
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies.folder import StudyFolder
 
     return [record.state.value for record in StudyFolder.open(study).journal().records.values()]
 

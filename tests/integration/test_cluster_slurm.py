@@ -17,7 +17,7 @@ from support.shared import session_folder
 from support.slurm import Slurm, no_slurm, slurm
 from support.spaces import SPACE
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(1800)]
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sbatch"

@@ -10,9 +10,9 @@ from support.environments import Environment, environment, version
 from support.ports import free_port
 from support.searched_studies import Tried, searched
 
-from loraxs_search.cli import run
-from loraxs_search.records import TrialState
-from loraxs_search.studies import StudyFolder
+from loraxs_search.cli._main import run
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(1200)]
 

@@ -26,15 +26,21 @@ from support.spaces import REVIEWS, SMOLLM2
 from support.toy_language import choosing, save_base, writing
 from support.trials import write
 
-from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-from loraxs_search.methods.export import ExportOptions, converted
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.methods.export._base import ExportOptions
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Prediction, Task, TaskModel, to_json
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import DataSource, Task, TaskModel
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_of
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.trial import ask
+from loraxs_search.trial.evaluate import ask
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(3600)]
 

@@ -25,11 +25,13 @@ from support.servers import Server
 from support.toys import TASK, adapter, candidate
 
 import loraxs_search
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, UnknownTaskError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_client import ensure_experiment
-from loraxs_search.records import BaseModelRef, Decision, PromotionRule, to_json
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.promotion import Decision, PromotionRule
 from loraxs_search.registry import decisions
 from loraxs_search.registry.decisions import TaskRecord
 from loraxs_search.registry.factor_sets import lacks_factors

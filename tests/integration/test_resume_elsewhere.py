@@ -12,7 +12,8 @@ from support.object_stores import BUCKET, azurite
 from support.shell import start
 
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.studies import Storage, StudyFolder
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import ensure_store
 
 pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(400)]

@@ -18,9 +18,9 @@ from support.said import Said
 
 import loraxs_search
 from loraxs_search.assets import PROBE
-from loraxs_search.cli import run
 from loraxs_search.cli._lines import LinesView
-from loraxs_search.cli._search import show_results
+from loraxs_search.cli._main import run
+from loraxs_search.cli.search import show_results
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import (
     DriverStarted,
@@ -31,17 +31,20 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
-from loraxs_search.records import Decision, TrialState
+from loraxs_search.records.promotion import Decision
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
 from loraxs_search.registry.manifest import verify
-from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.search.driver import session
+from loraxs_search.search.driver.launch import launch, resume
+from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import study_actors
+from loraxs_search.search.ledger import SilentView
 from loraxs_search.search.tune import runner
 from loraxs_search.steering.send import extend_study
 from loraxs_search.steering.state import Deadline
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
 
 REVIEWS_TEST = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "test.jsonl.gz"

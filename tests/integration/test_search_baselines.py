@@ -13,12 +13,13 @@ from faults import faulty_baselines
 from support import simulated_host
 
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import TrialState
-from loraxs_search.search import SearchResult, SilentView, launch_together
+from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.driver import Driver
-from loraxs_search.search.driver.launch import new_study
-from loraxs_search.search_space import load_space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search.driver.launch import launch_together, new_study
+from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.search.ledger import SilentView
+from loraxs_search.search_space.load import load_space
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

@@ -15,9 +15,9 @@ from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from loraxs_search.records import TrialState
-from loraxs_search.search import launch
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.trial import TrialState
+from loraxs_search.search.driver.launch import launch
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 import loraxs_search
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.reports.comparison import Comparison
-from loraxs_search.search import SearchResult
+from loraxs_search.search.driver.result import SearchResult
 
 pytestmark = [
     pytest.mark.long(part="search"),

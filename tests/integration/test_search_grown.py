@@ -11,9 +11,10 @@ from faults.records import read_records
 from support.shell import start
 
 import loraxs_search
-from loraxs_search.records import AnswerState, Lineage, TrialState
+from loraxs_search.records.command import AnswerState
+from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.registry.manifest import verify
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

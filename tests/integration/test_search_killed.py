@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from support.shell import start
 
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.manifest import verify
-from loraxs_search.studies import StudyFolder, list_studies, read_reports
-from loraxs_search.studies.folder import studies_root
+from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
+from loraxs_search.studies.snapshots import read_reports
 
 # Each is a search or two from start to end; test_search_steered.py kills a driver, too.
 pytestmark = [pytest.mark.slow, pytest.mark.long(part="faults"), pytest.mark.timeout(600)]

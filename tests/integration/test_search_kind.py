@@ -17,10 +17,10 @@ from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.manifest import verify
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

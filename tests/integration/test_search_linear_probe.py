@@ -9,10 +9,10 @@ import pytest
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import HomeError
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
-    from loraxs_search.search import SearchResult
+    from loraxs_search.search.driver.result import SearchResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.manifest import verify
-from loraxs_search.search import SearchResult
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 METHODS = ("lora-xs", "vera", "full", "head-only")

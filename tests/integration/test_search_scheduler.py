@@ -9,9 +9,9 @@ import pytest
 from support.in_process import InProcess
 from support.plugins import write_distribution
 
-from loraxs_search.records import TrialState
-from loraxs_search.search import SearchResult
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.trial import TrialState
+from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [
     pytest.mark.long(part="search"),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from loraxs_search.log.events import ShownEvent, TrialReported
-from loraxs_search.search import SearchResult, launch
+from loraxs_search.search.driver.launch import launch
+from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import directory, pool
 from loraxs_search.search.ledger import SilentView
 

@@ -11,10 +11,10 @@ import pytest
 from loraxs_search.assets import PROBE, START
 from loraxs_search.errors import RegistryError, UsageError
 from loraxs_search.registry.manifest import read
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
-    from loraxs_search.search import SearchResult
+    from loraxs_search.search.driver.result import SearchResult
 
 pytestmark = [
     *(

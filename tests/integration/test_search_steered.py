@@ -11,8 +11,10 @@ from support.shell import start
 
 import loraxs_search
 from loraxs_search.errors import CommandError
-from loraxs_search.records import AnswerState, TrialState
-from loraxs_search.studies import StudyFolder, read_reports
+from loraxs_search.records.command import AnswerState
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.snapshots import read_reports
 
 pytestmark = [pytest.mark.long(part="faults"), pytest.mark.timeout(600)]
 NAME = "steered"

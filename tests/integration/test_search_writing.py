@@ -14,11 +14,12 @@ from support.shell import Shell
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Task, TrialState
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search import launch
-from loraxs_search.studies import StudyFolder
-from loraxs_search.trial import score_folder
+from loraxs_search.search.driver.launch import launch
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.trial.evaluate import score_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

@@ -32,16 +32,22 @@ from transformers import (
     XLNetConfig,
 )
 
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import BaseModel, DataSource, Pooling, Task, TrialSpec
-from loraxs_search.search_space import load_space
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.literals import Pooling
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import classifier, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, prepare
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 WORDS = [f"w{i}" for i in range(60)]
 VOCAB = len(WORDS) + 4

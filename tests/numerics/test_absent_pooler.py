@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import linear_modules, load_model, missing_poolers
+from loraxs_search.base_model.head import missing_poolers
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
 from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import as_plain_lora
-from loraxs_search.records import BaseModel
+from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import FAMILIES, save_base, tokenizer

@@ -21,13 +21,17 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import load_model, locate
-from loraxs_search.factors import FactorStore, agrees, compute_factors, fingerprint
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.factors.compute import compute_factors
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods._plain_lora import write_plain_lora
-from loraxs_search.methods.export import ExportOptions, converted
+from loraxs_search.methods.export._base import ExportOptions
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, as_plain_lora, use_factor_store
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import tokenizer

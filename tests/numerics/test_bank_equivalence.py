@@ -13,12 +13,14 @@ from support.families import families
 from torch import Tensor
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import TargetModulesError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import VOCAB, save_base

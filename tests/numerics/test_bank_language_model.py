@@ -24,14 +24,18 @@ from transformers import (
 import loraxs_search
 from loraxs_search import AdapterBank, Sampling
 from loraxs_search.bank import answering
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine import requests
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Task, TaskModel
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import DataSource, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import KINDS, PassOutputs, Prompt
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 from support.families import families
 
-from loraxs_search.base_model import bare_body
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import Baseline, BaseModelRef
-from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, measure_baselines
+from loraxs_search.base_model.load import bare_body
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.tasks.baselines import BASELINES, measure_baselines
+from loraxs_search.tasks.baselines._base import BaselineInputs
 from loraxs_search.tasks.baselines.features import mean_states
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 Host = TrialHost | PackedHost
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from loraxs_search.engine.out_of_memory import _CheckpointedLayer
 from loraxs_search.errors import UsageError
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 TOLERANCE = 1e-5
 

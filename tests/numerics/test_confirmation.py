@@ -14,17 +14,16 @@ from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import (
-    BaseModelRef,
-    Confirmation,
-    Manifest,
-    TrialSpec,
-)
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import Confirmation
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.search.driver.work_items import joined, refit_spec
-from loraxs_search.trial import score_folder
+from loraxs_search.trial.evaluate import score_folder
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraxs_search.base_model import load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import LoraXSLayer
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.snapshot import Snapshot
 
 LORA_XS = get_method("lora-xs")
 

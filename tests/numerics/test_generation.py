@@ -24,7 +24,7 @@ from loraxs_search.engine.generation import Generation, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import TrialSpec
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import (
@@ -35,7 +35,8 @@ from loraxs_search.tasks.kinds import (
     RequestGenerator,
     Sampling,
 )
-from loraxs_search.trial import ask, attach, detach
+from loraxs_search.trial.evaluate import ask
+from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 NEW = 20

@@ -12,9 +12,10 @@ from safetensors.torch import load
 from support.families import families
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import TrialSpec
-from loraxs_search.search_space import load_space
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.search_space.load import load_space
 
 from .conftest import save_base
 

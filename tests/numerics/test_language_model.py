@@ -16,8 +16,9 @@ from support.families import families
 from support.trials import train
 from torch.nn.functional import cross_entropy
 
-from loraxs_search.base_model import load_tokenizer
-from loraxs_search.records import BaseModel, DataSource
+from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.prepared import prepare
 
 TOLERANCE = 1e-5  # relative, on every R and its moments

@@ -18,12 +18,15 @@ from support.families import families
 from support.trials import train
 
 from loraxs_search import assets
-from loraxs_search.base_model import output_head
+from loraxs_search.base_model.head import output_head
 from loraxs_search.engine.passes import forward
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import BaseModelRef, TrialSpec
-from loraxs_search.trial import attach, detach, fit_linear_probe
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.trial.linear_probe import fit_linear_probe
+from loraxs_search.trial.run import attach, detach
 
 from .test_standardized_targets import make_task
 from .test_token_heads import TaggedWorld

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraxs_search.base_model import load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import FactorMismatchError
-from loraxs_search.records import PeftSettings
+from loraxs_search.records.trial import PeftSettings
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.snapshot import Snapshot
 
 METHODS: dict[str, dict[str, Any]] = {
     "VERA": {"r": 3},

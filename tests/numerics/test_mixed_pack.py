@@ -16,14 +16,19 @@ from support.trials import run_alone, train
 from loraxs_search.engine import requests
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.methods import get_method
-from loraxs_search.packing import PackedHost, TrialHost, loaded_base
+from loraxs_search.packing import loaded_base
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, LargestTrial, Task, TrialSpec
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 TOLERANCE = 1e-5  # relative, on every R, its moments, the heads and theirs
 NUM_STEPS = 10

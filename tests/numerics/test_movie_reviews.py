@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from loraxs_search.base_model import load_tokenizer
-from loraxs_search.records import to_json
-from loraxs_search.search_space import load_space
+from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.records.codec import to_json
+from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import prepare
 

@@ -21,11 +21,16 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer, BertConfig
 
 from loraxs_search import load, load_adapter, load_tokenizer
-from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.export import ExportOptions, OnnxPrecision, converted
+from loraxs_search.methods.export._base import ExportOptions, OnnxPrecision
 from loraxs_search.methods.export._onnx_precision import LIMITS
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Prediction, Task
+from loraxs_search.methods.export.folder import converted
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.literals import Pooling
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import FAMILIES, SMALL, VOCAB, WORDS, save_base

@@ -16,16 +16,20 @@ from support.trials import train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import BaseModel, DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds._choices import Choices
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
-from loraxs_search.trial import TrialRun, attach, detach, score_rows
+from loraxs_search.trial.evaluate import score_rows
+from loraxs_search.trial.run import TrialRun, attach, detach
 
 CPU = torch.device("cpu")
 WORDS = ["red", "green", "a long grey", "blue", "no colour at all"]

@@ -15,11 +15,12 @@ import torch
 from support.families import families
 from support.trials import train
 
-from loraxs_search.base_model import init_head
+from loraxs_search.base_model.head import init_head
 from loraxs_search.errors import BaseModelError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.tasks.prepared import PreparedTask, prepare
-from loraxs_search.trial import Snapshot, evaluate
+from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.snapshot import Snapshot
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 MAX_STEPS = 14

@@ -14,9 +14,11 @@ from support.toy_ia3 import ToyIA3
 
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.methods import METHODS
-from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
-from loraxs_search.records import BaseModelRef
-from loraxs_search.trial import Snapshot
+from loraxs_search.packing import capacity, loaded_base
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.trial.snapshot import Snapshot
 
 Make = Callable[..., PackedHost]
 Distance = Callable[[bytes, bytes], float]

@@ -13,11 +13,11 @@ from support.trials import train
 from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
-from loraxs_search.base_model import load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.layers import TrainedLinear
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import TrialSpec
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask
 

@@ -12,14 +12,16 @@ import torch
 from support.trials import train
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import load_tokenizer
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, TargetModulesError
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import BaseModelRef
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.trial import Snapshot, attach
+from loraxs_search.trial.run import attach
+from loraxs_search.trial.snapshot import Snapshot
 
 FAULT = r"of this one what a row gives depends on its padding\."
 

@@ -21,11 +21,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.records import TrialSpec
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 from .conftest import distance
 

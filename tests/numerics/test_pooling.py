@@ -23,17 +23,22 @@ from torch.nn.functional import linear
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import linear_modules, load_model, locate, pooling_of
-from loraxs_search.base_model.pooling import pool
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.pooling import pool, pooling_of
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._plain_lora import write_plain_lora
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import check_reference_logits
-from loraxs_search.packing import TrialHost
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Task, TrialSpec
-from loraxs_search.search_space import load_space
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.literals import Pooling
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import VOCAB, save_base

@@ -12,9 +12,9 @@ import pytest
 import torch
 from support.trials import make_spec
 
-from loraxs_search.packing import TrialHost
-from loraxs_search.search_space import load_space
-from loraxs_search.trial import Snapshot
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.search_space.load import load_space
+from loraxs_search.trial.snapshot import Snapshot
 
 SCALE, STEPS = 4.0, 20
 

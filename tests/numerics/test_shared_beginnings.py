@@ -24,7 +24,8 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
-from loraxs_search.trial import ask, attach, detach
+from loraxs_search.trial.evaluate import ask
+from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gpt2"]
 GAPLESS = {"mistral", "gemma2"}  # their layers have windows

@@ -20,7 +20,8 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
-from loraxs_search.trial import ask, attach, detach
+from loraxs_search.trial.evaluate import ask
+from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 

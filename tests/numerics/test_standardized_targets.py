@@ -16,22 +16,20 @@ from support.sealed import seal
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loraxs_search import assets
-from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModelRef,
-    Hyperparameters,
-    Manifest,
-    Task,
-    TrialSpec,
-    to_json,
-)
+from loraxs_search.packing.packed_host import PackedHost
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.registry.card import model_card
-from loraxs_search.search_space import parse_space
+from loraxs_search.search_space.load import parse_space
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial.evaluate import score_folder
 

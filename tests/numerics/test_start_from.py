@@ -17,8 +17,10 @@ from loraxs_search.assets import START
 from loraxs_search.errors import FactorMismatchError, RankError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import AdapterSize, BaseModelRef, Manifest, ReferenceLogits, TrialSpec
-from loraxs_search.trial import TrialRun, attach, detach
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.trial import AdapterSize, TrialSpec
+from loraxs_search.trial.run import TrialRun, attach, detach
 
 LORA_XS = get_method("lora-xs")
 

@@ -19,10 +19,14 @@ from support.trials import write
 from transformers import GenerationConfig
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-from loraxs_search.methods.export import ExportOptions, converted
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.methods.export._base import ExportOptions
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import TaskModel
 from loraxs_search.registry.card import model_card
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt

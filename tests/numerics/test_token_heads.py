@@ -18,19 +18,23 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from loraxs_search import AdapterBank
 from loraxs_search.api import load
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import FactorStore
-from loraxs_search.methods.export import converted
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.records import BaseModelRef, DataSource, Task
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation
-from loraxs_search.trial import score_rows
+from loraxs_search.trial.evaluate import score_rows
 
 from .conftest import WORDS, World, save_base
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from loraxs_search.errors import TrialDivergedError
-from loraxs_search.packing import TrialHost
-from loraxs_search.records import Precision, TrialSpec
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.trial import Snapshot
+from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.records.literals import Precision
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.trial.snapshot import Snapshot
 
 pytestmark = pytest.mark.usefixtures("in_warm_home")
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from loraxs_search.records import AdapterSize, AnswerState, SearchPlan, TrialReport, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.command import AnswerState
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -19,11 +22,11 @@ from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.searcher import StudySearcher
-from loraxs_search.search_space import parse_space
+from loraxs_search.search_space.load import parse_space
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.steering.state import Deadline
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from support.toys import HYPERPARAMETERS
 
 SPACE = """

@@ -26,12 +26,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from loraxs_search.base_model import probe_sharing
-from loraxs_search.records import BaseModel, DataSource, Task, TaskModel, TrialSpec
+from loraxs_search.base_model.sharing import probe_sharing
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 from support.bases import language_model
 from support.trials import TrialBase, run_alone
 

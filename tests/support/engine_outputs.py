@@ -18,17 +18,23 @@ import numpy as np
 import torch
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import BaseModelRef, DataSource
-from loraxs_search.search_space import load_space
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import DataSource
+from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import GenerateRequest, Sampling, kind_of
 from loraxs_search.tasks.prepared import prepare
-from loraxs_search.trial import Snapshot, attach, detach, score_rows
+from loraxs_search.trial.evaluate import score_rows
+from loraxs_search.trial.run import attach, detach
+from loraxs_search.trial.snapshot import Snapshot
 from support import toy_language
 from support.decoders import LANGUAGE_MODEL, DecoderWorld, made_up_rows
 from support.trials import make_spec

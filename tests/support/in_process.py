@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.cli import run
-from loraxs_search.cli._main import Talk
+from loraxs_search.cli._main import Talk, run
 from loraxs_search.methods import METHODS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.tasks.kinds import KINDS

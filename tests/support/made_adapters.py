@@ -8,21 +8,15 @@ from typing import Any
 
 import torch
 
-from loraxs_search.base_model import load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.methods.verification import make_reference_logits
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModel,
-    BaseModelRef,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    Task,
-    TrialSpec,
-    to_json,
-)
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.trial import attach
+from loraxs_search.trial.run import attach
 
 
 def make_adapter(

@@ -16,7 +16,8 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
-from loraxs_search.records import AdapterSize, DataSource, Task, TrialRecord, TrialReport, TrialState
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
 
 TASK = Task("reviews", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
 NODES = ("10.0.0.3", "10.0.0.4")

@@ -16,18 +16,12 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    Candidate,
-    Refit,
-    SearchPlan,
-    Task,
-    TrialReport,
-    TrialState,
-    to_json,
-)
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.promotion import Baseline, Candidate, Refit
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.studies.folder import StudyFolder
 from support.searched_studies import IDENTITY
 from support.studies import TASK, study
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from loraxs_search.records import AdapterSize, TrialReport
+from loraxs_search.records.trial import AdapterSize, TrialReport
 
 METRIC = "accuracy"
 

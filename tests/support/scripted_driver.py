@@ -15,9 +15,10 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.records import AdapterSize, Baseline, TrialReport, TrialState
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.search.ledger import Ledger
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from support.asked_driver import Silent
 from support.searched_studies import confirm
 from support.toys import HYPERPARAMETERS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraxs_search.records import Candidate, Manifest, PromotionRule
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.registry.store import Registry
 

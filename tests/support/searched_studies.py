@@ -11,23 +11,17 @@ from optuna.trial import FixedTrial
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import (
-    AdapterSize,
-    Candidate,
-    Identity,
-    PromotionRule,
-    Proposal,
-    Refit,
-    Scalar,
-    SearchPlan,
-    Task,
-    TrialReport,
-    TrialState,
-    to_json,
-)
+from loraxs_search.records.base import Identity
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
 from support.studies import TASK, study
 
 IDENTITY = Identity("base" * 16, "data" * 16)

@@ -16,25 +16,16 @@ import numpy as np
 import safetensors.numpy
 
 from loraxs_search.errors import TrialCancelledError, TrialDivergedError
-from loraxs_search.records import (
-    AdapterSize,
-    Answers,
-    Baseline,
-    BaseModel,
-    Basis,
-    Confirmation,
-    HostInfo,
-    LinearModule,
-    LinearProbe,
-    ReferenceLogits,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-    to_json,
-)
+from loraxs_search.records.adapter import ReferenceLogits
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.studies import read_reports
+from loraxs_search.studies.snapshots import read_reports
 
 LAYERS, WIDTH = 6, 384
 STATE_FLOATS = 25_000  # a snapshot of 100 KB, what R, a head and their moments come to

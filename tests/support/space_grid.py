@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from loraxs_search.search_space import Space
+from loraxs_search.search_space.space import Space
 
 
 def walk(space: Space) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

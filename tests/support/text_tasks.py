@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.text_generation import TextGeneration, TextGenerationSection
 from loraxs_search.tasks.prepared import load_data

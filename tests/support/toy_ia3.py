@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.methods import ParameterSpec, PeftMethod, Shapes
-from loraxs_search.records import Hyperparameters, LinearModule, Scalar
+from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods.names import Shapes
+from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
     from peft import IA3Config

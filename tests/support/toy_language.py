@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records.task import DataSource, Task
 
 WORDS = [f"w{i}" for i in range(20)]
 _TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]

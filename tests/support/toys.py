@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    BaseModelRef,
-    Candidate,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    ReferenceLogits,
-    Task,
-)
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Baseline, Candidate
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.evidence import ScoredRows
 from support.sealed import seal
 

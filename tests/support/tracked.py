@@ -19,19 +19,11 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
-from loraxs_search.records import (
-    Baseline,
-    CheckpointSelection,
-    Hyperparameters,
-    Lineage,
-    Scalar,
-    SearchPlan,
-    SearchRun,
-    StudyDescription,
-    TrialReport,
-    TrialState,
-)
-from loraxs_search.studies import Journal
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import CheckpointSelection, SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records.trial import Hyperparameters, Lineage, TrialReport, TrialState
+from loraxs_search.studies.journal import Journal
 from loraxs_search.tracking.run_texts import environment_tags
 from loraxs_search.tracking.tracker import Tracker
 

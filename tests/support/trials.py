@@ -8,21 +8,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import BaseModel, Hyperparameters, LinearModule, TaskModel, TrialSpec
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.task import TaskModel
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.snapshot import Snapshot
 
 
 def make_spec(trial_id: str, modules: Iterable[str], **changes: Any) -> TrialSpec:

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Prediction, Split, TaskModel
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import TaskModel
 from loraxs_search.tasks.kinds import (
     TEXT_METRICS,
     Columns,

@@ -10,9 +10,9 @@ import pytest
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 

@@ -16,7 +16,7 @@ from support.tls import https_server
 
 from loraxs_search.errors import LoraxsError, TrackingError
 from loraxs_search.mlflow_uri import artifact_root, check_server, get, redact, resolve_uri, sqlite_path, without_account
-from loraxs_search.studies import Storage
+from loraxs_search.studies.storage import Storage
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from support.searched_studies import Tried, confirm, searched
 import loraxs_search
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.housekeeping.removal import collect, remove_study
-from loraxs_search.records import Baseline, KeptAnswers, PromotionRule
+from loraxs_search.records.promotion import Baseline, KeptAnswers, PromotionRule
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.driver.result import lacks_baseline
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 LABELS = [0, 1] * 20
 

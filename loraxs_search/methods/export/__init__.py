@@ -11,24 +11,3 @@ A distribution adds a format by an entry point of the group `loraxs_search.expor
 """
 
 from __future__ import annotations
-
-from loraxs_search.methods.export._base import (
-    ExportFormat,
-    ExportOptions,
-    LoadedAdapter,
-    MergedDtype,
-    OnnxPrecision,
-)
-from loraxs_search.methods.export._folder import FORMATS, check_options, converted, formats_of
-
-__all__ = [
-    "FORMATS",
-    "ExportFormat",
-    "ExportOptions",
-    "LoadedAdapter",
-    "MergedDtype",
-    "OnnxPrecision",
-    "check_options",
-    "converted",
-    "formats_of",
-]

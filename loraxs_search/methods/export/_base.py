@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from loraxs_search.methods._base import Method
-from loraxs_search.records import Manifest, Serving
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.task import Serving
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,9 +80,10 @@ class LoadedAdapter:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the adapter's base."""
-        from loraxs_search import base_model
+        from loraxs_search.base_model.locate import locate
+        from loraxs_search.base_model.tokenizer import load_tokenizer
 
-        return base_model.load_tokenizer(base_model.locate(self.manifest.base_model))
+        return load_tokenizer(locate(self.manifest.base_model))
 
     @cached_property
     def serving(self) -> Serving | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from loraxs_search.methods.export._base import OnnxPrecision
 from loraxs_search.methods.export._onnx_precision import LIMITS
-from loraxs_search.records import Manifest, Task
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
 

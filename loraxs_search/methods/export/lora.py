@@ -17,7 +17,7 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export._sentence_encoder import encoding_page, write_pooled_head
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, finding_code, loading_code, where_base_is
 from loraxs_search.tasks.kinds import kind_of
 
@@ -37,7 +37,7 @@ class PlainLoRAFolder(ExportFormat):
         return method.has_plain_lora
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
-        from loraxs_search.base_model import locate
+        from loraxs_search.base_model.locate import locate
         from loraxs_search.methods._plain_lora import write_plain_lora
 
         ref = adapter.manifest.base_model

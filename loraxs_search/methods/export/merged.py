@@ -20,7 +20,7 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export._sentence_encoder import encoding_page, write_pooled_head
-from loraxs_search.records import Serving
+from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, generation_options
 from loraxs_search.tasks.kinds import kind_of
 
@@ -48,9 +48,11 @@ class Merged(ExportFormat):
         return method.merges
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
-        from loraxs_search import base_model
+        from loraxs_search.base_model.head import head_names
+        from loraxs_search.base_model.library import quiet
+        from loraxs_search.base_model.pooling import pooling_of
 
-        is_pooled = base_model.pooling_of(adapter.base) != "class" and not _says_pooling(adapter)
+        is_pooled = pooling_of(adapter.base) != "class" and not _says_pooling(adapter)
         serving = adapter.serving  # of the base as it was
         merged, notice = _merge(adapter)
         if notice:
@@ -61,10 +63,10 @@ class Merged(ExportFormat):
         write_atomic(folder / "README.md", page)
         if is_pooled:
             write_pooled_head(merged, adapter, folder)
-        with base_model.quiet():  # of a progress bar
+        with quiet():  # of a progress bar
             whole = cast("PreTrainedModel", merged.base_model) if is_pooled else merged
             whole.save_pretrained(str(folder))
-        if base_model.head_names(merged):
+        if head_names(merged):
             _load_in_float32(folder / "config.json")
         adapter.tokenizer.save_pretrained(str(folder))
 
@@ -77,7 +79,7 @@ _CLASSIFIER_POOLING = {  # what architectures with such a key call it
 
 def _says_pooling(adapter: LoadedAdapter) -> bool:
     """Have the base's configuration say what the head reads, where it has a place for that, as ModernBERT's has."""
-    from loraxs_search.base_model import pooling_of
+    from loraxs_search.base_model.pooling import pooling_of
 
     config = adapter.base.config
     value = _CLASSIFIER_POOLING.get(config.model_type, {}).get(pooling_of(adapter.base))

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.home import disk_faults, file_sha256, write_atomic
 from loraxs_search.methods._base import Method
-from loraxs_search.methods._names import ADAPTER
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
 from loraxs_search.methods.export._onnx_page import ABOUT, ADAPTER_FILE, MODEL, is_tagger, onnx_page
 from loraxs_search.methods.export._onnx_precision import LIMITS
-from loraxs_search.records import Manifest
+from loraxs_search.methods.names import ADAPTER
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ONNX(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from safetensors.torch import save
 
-        from loraxs_search import base_model
+        from loraxs_search.base_model.pooling import pooling_of
         from loraxs_search.methods.verification import tolerance
 
         _check_extra()
@@ -71,7 +71,7 @@ class ONNX(ExportFormat):
         pairs = _factor_pairs(adapter, config)
         inputs, exactness = _inputs(adapter, list(pairs)), tolerance(adapter.peft)
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
-        pooling = base_model.pooling_of(adapter.base)
+        pooling = pooling_of(adapter.base)
         key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
         asked = _asked(adapter) if precision else None
         if not _take_shared(folder, key):
@@ -135,21 +135,24 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
     """Return A (k, in) and B (out, k) of each layer that may be adapted; beyond a layer's own sides they are zero."""
     from torch.nn.functional import pad
 
-    from loraxs_search import base_model
-    from loraxs_search.factors import resolve_driver
+    from loraxs_search.base_model.layers import linear_modules, matrix
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.base_model.packable import check_shared
+    from loraxs_search.base_model.sharing import probe_sharing
+    from loraxs_search.factors.compute import resolve_driver
     from loraxs_search.methods.loraxs import LoraXSLayer, checked_factors, current_factor_store
 
     base, ref = adapter.base, adapter.manifest.base_model
-    modules = base_model.linear_modules(base_model.locate(ref), kind_of(adapter.manifest.task).model)
-    sharing = base_model.probe_sharing(base, tuple(module.name for module in modules))
-    base_model.check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
+    modules = linear_modules(locate(ref), kind_of(adapter.manifest.task).model)
+    sharing = probe_sharing(base, tuple(module.name for module in modules))
+    check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
     layers = {m.name: base.get_submodule(m.name) for m in modules if m.name not in sharing.unpackable}
     adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLayer)}
     _check_layers(adapted, layers, ref.id)
     rank = config.factor_rank or max(own.factor_rank for own in adapted.values())
     pairs = {}
     for name, layer in layers.items():
-        weight = base_model.matrix(cast("Any", layer).get_base_layer() if name in adapted else layer).detach()
+        weight = matrix(cast("Any", layer).get_base_layer() if name in adapted else layer).detach()
         if name in adapted:
             factors, _ = checked_factors(weight, adapted[name], name, config.factor_fingerprints)
         else:
@@ -225,11 +228,13 @@ def _key(
     tokens: list[str],
 ) -> str:
     """Return a digest of all that a graph is made of: adapters of one key have the same file."""
-    from loraxs_search import base_model
+    from loraxs_search.base_model.load import with_setup
+    from loraxs_search.base_model.locate import locate
+    from loraxs_search.base_model.pooling import pooling_of
 
-    located = base_model.with_setup(base_model.locate(adapter.manifest.base_model))
+    located = with_setup(locate(adapter.manifest.base_model))
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", *_EXTRA[:2])]
-    pooling = base_model.pooling_of(adapter.base)
+    pooling = pooling_of(adapter.base)
     parts = [ONNX.layout, located.weight_digest, located.setup, type(adapter.base).__name__, pooling, versions]
     digest = hashlib.sha256(repr([*parts, inputs, tokens, config.pass_through, list(pairs)]).encode())
     for pair in pairs.values():

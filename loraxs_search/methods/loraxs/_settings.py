@@ -18,22 +18,15 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from loraxs_search.base_model import matrix
+from loraxs_search.base_model.layers import matrix
 from loraxs_search.errors import FactorMismatchError, RankError
-from loraxs_search.factors import (
-    Factors,
-    FactorStore,
-    agrees,
-    check_fingerprint,
-    default_factor_rank,
-    fingerprint,
-    gaussian_factors,
-    resolve_driver,
-)
-from loraxs_search.methods._names import R
+from loraxs_search.factors.compute import Factors, default_factor_rank, gaussian_factors, resolve_driver
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.factors.verify import agrees, check_fingerprint, fingerprint
 from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods.names import R
 from loraxs_search.methods.starting import StartHeader, start_header, start_tensor
-from loraxs_search.records import Basis, Sigma
+from loraxs_search.records.literals import Basis, Sigma
 
 
 class FactorKey(NamedTuple):

@@ -15,8 +15,8 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import Driver
-from loraxs_search.records import SVD_BASES, Basis, Pooling, Sigma
+from loraxs_search.factors.compute import Driver
+from loraxs_search.records.literals import SVD_BASES, Basis, Pooling, Sigma
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"

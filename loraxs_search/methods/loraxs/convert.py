@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.methods import _plain_lora
-from loraxs_search.methods._names import ADAPTER, ROOT, R
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
+from loraxs_search.methods.names import ADAPTER, ROOT, R
 
 
 def as_plain_lora(model: PeftModel) -> _plain_lora.PlainLora:

@@ -23,10 +23,10 @@ from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.factors import Factors
-from loraxs_search.methods._names import R
+from loraxs_search.factors.compute import Factors
 from loraxs_search.methods.loraxs._settings import ModuleSettings, check_start, checked_factors, initial_r, started_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods.names import R
 
 BASE = "__base__"
 

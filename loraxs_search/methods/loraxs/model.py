@@ -22,21 +22,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import (
-    head_names,
-    is_identity,
-    keep_head_float32,
-    make_identity,
-    place_pooling,
-    pooling_of,
-)
+from loraxs_search.base_model.head import head_names, is_identity, keep_head_float32, make_identity
+from loraxs_search.base_model.pooling import place_pooling, pooling_of
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
-from loraxs_search.factors import fingerprint
+from loraxs_search.factors.verify import fingerprint
 from loraxs_search.methods.loraxs._settings import module_settings
 from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig
 from loraxs_search.methods.loraxs.layer import BASE, LoraXSLayer, LoraXSLinear, grouped_head_output
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records import Pooling
+from loraxs_search.records.literals import Pooling
 
 
 def _sum_config(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from loraxs_search.base_model import matrix
+from loraxs_search.base_model.layers import matrix
 from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowRun, RowSegment, SlotRowMap
-from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.factors.compute import Factors
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods._base import PackedAdapter, Sizes
-from loraxs_search.methods._names import ADAPTER, ROOT, R
 from loraxs_search.methods.loraxs._settings import (
     FactorKey,
     ModuleSettings,
@@ -30,6 +30,7 @@ from loraxs_search.methods.loraxs._settings import (
     started_r,
 )
 from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods.names import ADAPTER, ROOT, R
 
 
 class PackedR(PackedAdapter):

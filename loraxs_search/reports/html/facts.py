@@ -9,11 +9,16 @@ from functools import cached_property
 from typing import Literal
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.records import Baseline, Candidate, ClassReport, Task, TrialRecord, TrialState
+from loraxs_search.records.adapter import ClassReport
+from loraxs_search.records.promotion import Baseline, Candidate
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
 from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
-from loraxs_search.studies import Journal, StudyFolder, StudyInfo
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.journal import Journal
 
 _WORDS = {
     TrialState.COMPLETE: "complete",

@@ -21,7 +21,7 @@ from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import ReportFacts, read_facts
 from loraxs_search.reports.html.figures import sections
 from loraxs_search.reports.html.summary import summary
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.versions import installed
 
 if TYPE_CHECKING:

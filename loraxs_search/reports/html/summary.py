@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraxs_search.errors import counted
-from loraxs_search.records import Baseline, Candidate
+from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
 from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraxs_search.errors import counted
-from loraxs_search.records import Scalar, TrialState
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
 from loraxs_search.reports.html.summary import Summary
 from loraxs_search.reports.leaderboard import LeaderboardRow

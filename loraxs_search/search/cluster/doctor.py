@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search import versions as package_versions
-from loraxs_search.base_model import with_known_package
+from loraxs_search.base_model.package import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
@@ -24,8 +24,9 @@ from loraxs_search.search.cluster.node_checks import (
     unlike_files,
 )
 from loraxs_search.search.cluster.placement import Node
-from loraxs_search.search_space import Space, load_space
-from loraxs_search.studies import Storage
+from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import ensure_store
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.errors import ClusterError, counted
-from loraxs_search.records import LinearModule, SearchDevice
-from loraxs_search.search_space import Space
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import SearchDevice
+from loraxs_search.search_space.space import Space
 
 COUNT_EVERY_S = 3.0
 _UNITS = 10_000  # Ray counts resources in ten-thousandths

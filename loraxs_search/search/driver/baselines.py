@@ -21,12 +21,15 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError, first_line
-from loraxs_search.records import BASE_MODEL_ROWS, Answers, Baseline, Split, Task, is_alone, is_unmeasured, shots_name
+from loraxs_search.records.host import Answers
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_alone, is_unmeasured, shots_name
+from loraxs_search.records.task import Task
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
 from loraxs_search.search.hosts.client import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.confirmations import Confirmations
+from loraxs_search.studies.folder import StudyFolder
 
 log = logging.getLogger(__name__)
 

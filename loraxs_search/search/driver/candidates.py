@@ -6,24 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from loraxs_search.records import (
-    Candidate,
-    CheckpointSelection,
-    Confirmation,
-    HostInfo,
-    Manifest,
-    PromotionRule,
-    Refit,
-    SearchPlan,
-    Task,
-    TrialRecord,
-    TrialState,
-)
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.host import Confirmation, HostInfo
+from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import NOISE, Criterion
 from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.work_items import Trained
-from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
 
 
 def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:

@@ -15,29 +15,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate, resolved_pooling
+from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.pooling import resolved_pooling
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.packing import Host
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModel,
-    DataReport,
-    Head,
-    HostInfo,
-    LinearModule,
-    Pooling,
-    PromotionRule,
-    SearchPlan,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
+from loraxs_search.packing._base import Host
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Head, Pooling, Split
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataReport, Task
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, expected_pack_size
 from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
-from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
+from loraxs_search.search_space.describe import SpaceDescription, describe
+from loraxs_search.search_space.edits import Overrides
+from loraxs_search.search_space.load import SpaceSource, open_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import ShownRow, first_rows, joining_row_faults, load_data, prepare
 from loraxs_search.tasks.report import data_warnings

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from loraxs_search.log.events import Answered, Commanded, Steered
-from loraxs_search.records import AnswerState, Command
-from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, steered
-from loraxs_search.studies import StudyFolder
+from loraxs_search.records.command import AnswerState, Command
+from loraxs_search.steering import apply, decide, describe, steered
+from loraxs_search.steering.state import SteeredStudy, SteeringState
+from loraxs_search.studies.folder import StudyFolder
 
 _EVERY_S = 0.2  # between two looks
 

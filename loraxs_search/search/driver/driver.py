@@ -13,8 +13,11 @@ from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, open_tracker, summary_of
 from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
-from loraxs_search.search_space import Space
-from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.mirror import mirrored
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraxs_search.records import BASE_MODEL_ROWS, HostInfo, Split, Task
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import BASE_MODEL_ROWS
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.kinds import kind_of
 
 

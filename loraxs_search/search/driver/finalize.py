@@ -14,8 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from loraxs_search.errors import SearchInterruptedError
-from loraxs_search.methods import Method
-from loraxs_search.records import Candidate, Confirmation, Refit, TrialRecord, TrialSpec
+from loraxs_search.methods._base import Method
+from loraxs_search.records.host import Confirmation
+from loraxs_search.records.promotion import Candidate, Refit
+from loraxs_search.records.trial import TrialRecord, TrialSpec
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import choose, trial_of
@@ -38,8 +40,9 @@ from loraxs_search.search.driver.work_items import (
 )
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder, read_reports
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.snapshots import read_reports
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,16 @@ from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.result import SearchResult, close_finished, lacks_baseline
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger import SearchView, SilentView
-from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
+from loraxs_search.search_space.edits import Overrides
+from loraxs_search.search_space.load import SpaceSource, open_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended
-from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch, store_of
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.remote_resume import check_new_in, fetch
+from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store

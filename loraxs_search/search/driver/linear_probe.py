@@ -10,11 +10,11 @@ from ray.exceptions import RayTaskError
 
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, first_line
-from loraxs_search.records import LinearProbe
+from loraxs_search.records.host import LinearProbe
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import kind_of
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
-from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
-from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored, store_of
+from loraxs_search.studies.folder import StudyFolder, list_studies
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:

@@ -22,12 +22,15 @@ from loraxs_search.log.events import (
     TrainingEnded,
     TrialEnded,
 )
-from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.search import SearchRun, StudyDescription
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import Scheduler, make_scheduler
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
@@ -45,10 +48,14 @@ from loraxs_search.search.tune.advancer import TrialSettings
 from loraxs_search.search.tune.runner import LoopWatch, TuneScheduler, run_tuner
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.slots import Advancers
-from loraxs_search.search_space import Space, notes
-from loraxs_search.steering import SteeredStudy, steered
-from loraxs_search.steering.state import Deadline, planned
-from loraxs_search.studies import Journal, StudyFolder, StudyInfo, store_of
+from loraxs_search.search_space.describe import notes
+from loraxs_search.search_space.space import Space
+from loraxs_search.steering import steered
+from loraxs_search.steering.state import Deadline, SteeredStudy, planned
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.lookup import store_of
 from loraxs_search.tracking.run_texts import environment_tags
 
 _logger = logging.getLogger(__name__)

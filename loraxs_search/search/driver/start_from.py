@@ -7,12 +7,16 @@ from dataclasses import replace
 from loraxs_search.assets import START
 from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import method_of
-from loraxs_search.records import AdapterRef, HostInfo, StartFrom, Task
+from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
-from loraxs_search.search_space import Space, trial_shapes
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.search_space.describe import trial_shapes
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
 
 
 def resolve_start(space: Space, uri: str) -> StartFrom | None:

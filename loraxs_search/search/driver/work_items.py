@@ -17,25 +17,17 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, StudyError, TaskDataError, TrialDivergedError
-from loraxs_search.records import (
-    NUM_WRONG_ROWS,
-    AdapterSize,
-    Answers,
-    ClassReport,
-    ClassScores,
-    Confirmation,
-    Identity,
-    Lineage,
-    Refit,
-    SliceScore,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
+from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores
+from loraxs_search.records.base import Identity
+from loraxs_search.records.host import Answers, Confirmation
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import Refit, SliceScore
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Lineage, TrialReport, TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
-from loraxs_search.studies import StudyFolder, read_reports
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.snapshots import read_reports
 
 _MAX_LOST_HOSTS = 3
 

@@ -15,20 +15,13 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RaySystemError
 
-from loraxs_search.packing import Host
-from loraxs_search.records import (
-    Answers,
-    Baseline,
-    Basis,
-    Confirmation,
-    HostInfo,
-    Identity,
-    LinearProbe,
-    Split,
-    Task,
-    TrialReport,
-    TrialSpec,
-)
+from loraxs_search.packing._base import Host
+from loraxs_search.records.base import Identity
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from typing import cast
 
 import ray
 
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import host_shape
 from loraxs_search.search.hosts.client import DirectoryHandle, HostHandle, kill

@@ -20,8 +20,12 @@ import ray
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
 from loraxs_search.home import in_use
-from loraxs_search.packing import Host
-from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
+from loraxs_search.packing._base import Host
+from loraxs_search.records.base import Identity
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
 from loraxs_search.search.hosts.client import find_snapshot_store
 from loraxs_search.search.hosts.host_config import HostConfig

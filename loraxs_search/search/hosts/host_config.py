@@ -6,17 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.packing import Host
-from loraxs_search.records import (
-    MAX_AUTO_PACK_SIZE,
-    MAX_STATE_BYTES,
-    BaseModelRef,
-    LargestTrial,
-    Precision,
-    Task,
-    TaskModel,
-)
-from loraxs_search.search_space import Space
+from loraxs_search.packing._base import Host
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, Precision
+from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
 
 MAX_CALLERS = 1000
@@ -27,7 +22,8 @@ def training_host(config: HostConfig, task: Task, threads: int) -> Host:
     """Return the host that trains: packed, or with trials taking turns."""
     import torch  # here, so that the driver, the snapshot store and the directory stay without it
 
-    from loraxs_search.packing import PackedHost, TrialHost
+    from loraxs_search.packing.packed_host import PackedHost
+    from loraxs_search.packing.trial_host import TrialHost
 
     torch.set_num_threads(threads)
     if not config.packed:

@@ -19,7 +19,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from loraxs_search.records import HostInfo, SearchPlan, Task
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
 from loraxs_search.search.cluster import runtime_env
 from loraxs_search.search.cluster.connection import here, living_nodes
 from loraxs_search.search.cluster.placement import (

@@ -13,17 +13,24 @@ from typing import cast
 
 import ray
 
-from loraxs_search.base_model import check_packable
+from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import method_of
-from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
+from loraxs_search.records.base import Identity
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, LOOK_EVERY_S, SnapshotStoreHandle, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
-from loraxs_search.search_space import Space, describe
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.search_space.describe import describe
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.tasks.report import data_warnings, overlap_counts
 
 

@@ -14,7 +14,9 @@ from ray import ObjectRef
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
-from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.hosts.client import (
     HOST_LOST,
@@ -25,7 +27,7 @@ from loraxs_search.search.hosts.client import (
     find_directory,
     find_snapshot_store,
 )
-from loraxs_search.studies import read_reports
+from loraxs_search.studies.snapshots import read_reports
 
 OBJECTIVE = "objective"
 STEP = "step"

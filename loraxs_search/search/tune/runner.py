@@ -26,8 +26,10 @@ from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
 from loraxs_search.errors import ClusterError, LoraxsError
-from loraxs_search.records import SearchPlan, TrialReport, from_json
-from loraxs_search.schedulers import Scheduler
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster import ray_private, runtime_env
 from loraxs_search.search.tune.advancer import REPORT
 from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, TrialTrainable

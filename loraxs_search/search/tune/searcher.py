@@ -11,23 +11,17 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError, UsageError, counted
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import (
-    Lineage,
-    SearchPlan,
-    TrialReport,
-    TrialState,
-    from_json,
-    to_json,
-)
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import Lineage, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
-from loraxs_search.schedulers import Scheduler
+from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.runner import Unpickled
 from loraxs_search.search.tune.slots import RESOURCES, SPEC
-from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed, unstarted
+from loraxs_search.steering.state import AskedTrial, Deadline, SteeringState, extended, num_proposed, unstarted
 
 _FEWEST = 5
 _SHARE = 0.9

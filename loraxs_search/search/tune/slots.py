@@ -22,7 +22,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from loraxs_search.records import TrialSpec, from_json
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
 from loraxs_search.search.hosts.client import AdvancerHandle, kill
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place

@@ -12,33 +12,12 @@ from __future__ import annotations
 
 from loraxs_search.errors import UsageError
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Baseline, is_alone
-from loraxs_search.tasks.baselines._base import (
-    SPLITS,
-    BaselineInputs,
-    BaselineModel,
-    LinearBaseline,
-    SplitValues,
-    TooManyRowsError,
-)
+from loraxs_search.records.promotion import Baseline, is_alone
+from loraxs_search.tasks.baselines._base import BaselineInputs, BaselineModel
 from loraxs_search.tasks.baselines.constant import Constant
 from loraxs_search.tasks.baselines.features import Features
 from loraxs_search.tasks.baselines.tfidf import TFIDF
 from loraxs_search.tasks.kinds import TaskKind
-
-__all__ = [
-    "BASELINES",
-    "SPLITS",
-    "BaselineInputs",
-    "BaselineModel",
-    "LinearBaseline",
-    "SplitValues",
-    "TooManyRowsError",
-    "baseline_title",
-    "does_fit",
-    "fitting_baselines",
-    "measure_baselines",
-]
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
     "baseline", "loraxs_search.baselines", {entry.name: entry for entry in (Constant, TFIDF, Features)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy.typing as npt
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import Baseline, Split
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import Baseline
 
 if TYPE_CHECKING:
     import torch

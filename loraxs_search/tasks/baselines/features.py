@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.baselines._base import SPLITS, BaselineInputs, LinearBaseline, SplitValues, TooManyRowsError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.baselines._base import SPLITS, LinearBaseline, SplitValues
 
 if TYPE_CHECKING:

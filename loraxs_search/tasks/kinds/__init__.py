@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
 from loraxs_search.tasks.kinds._label_columns import finite_number

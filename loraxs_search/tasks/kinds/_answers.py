@@ -14,7 +14,8 @@ import regex
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records import Split, Task
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault
 from loraxs_search.tasks.kinds._numbers import equal_formulas, first_number, last_number, only_number

@@ -45,7 +45,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import AnswerFact, OutputScale, Prediction, Sample, Serving, Split, Task, TaskModel
+from loraxs_search.records.adapter import Prediction, Sample
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, meant, shortened
-from loraxs_search.records import Split, Task
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.rows import SourceLocation, composed, refuse
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Pooling, Prediction, Split
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.literals import Pooling, Split
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import LinearForm, TaskKind
 from loraxs_search.tasks.kinds._label_columns import are_hidden

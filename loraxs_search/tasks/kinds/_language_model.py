@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Sample, Split, TaskModel
+from loraxs_search.records.adapter import Sample
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.kinds._base import Fault
 from loraxs_search.tasks.kinds._templates import Template, written
 from loraxs_search.tasks.rows import SourceLocation, collected, composed, raise_joined, refuse

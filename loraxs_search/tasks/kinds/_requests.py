@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TrialDivergedError, UsageError
-from loraxs_search.records import Split
+from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 
 if TYPE_CHECKING:

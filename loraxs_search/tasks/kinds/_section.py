@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from loraxs_search.records import SECTION, Count, Text, distinct
+from loraxs_search.records.literals import SECTION, Count, Text, distinct
 
 __all__ = ["Count", "Names", "Section", "Text", "distinct"]
 

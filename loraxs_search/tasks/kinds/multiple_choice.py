@@ -17,7 +17,9 @@ import numpy.typing as npt
 from pydantic import PlainValidator
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import AnswerFact, Prediction, Split
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import AnswerFact
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import _options as option_forms
 from loraxs_search.tasks.kinds._base import Fault, Keys

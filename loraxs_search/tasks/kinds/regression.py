@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import AnswerFact, OutputScale, Pooling, Prediction, Split, TaskModel
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.literals import Pooling, Split
+from loraxs_search.records.task import AnswerFact, OutputScale, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._label_columns import numbers

@@ -16,7 +16,9 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import AnswerFact, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import _answers, _requests
 from loraxs_search.tasks.kinds._base import Fault, Keys

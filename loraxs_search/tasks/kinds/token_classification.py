@@ -22,7 +22,9 @@ import numpy.typing as npt
 from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import AnswerFact, Entity, Prediction, Split, TaskModel
+from loraxs_search.records.adapter import Entity, Prediction
+from loraxs_search.records.literals import Split
+from loraxs_search.records.task import AnswerFact, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
 from loraxs_search.tasks.kinds._label_columns import are_hidden, class_ids, missing_warnings

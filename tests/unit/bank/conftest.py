@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraxs_search.base_model import locate
-from loraxs_search.factors import FactorStore
+from loraxs_search.base_model.locate import locate
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModel, BaseModelRef
 
 MODULES = tuple(f"encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 TARGETS = tuple(f"bert.{name}" for name in MODULES)

@@ -22,7 +22,7 @@ import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.bank.adapter_store import AdapterStore
 from loraxs_search.bank.answering import Questions
-from loraxs_search.base_model import load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.engine import passes
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import (
@@ -35,14 +35,17 @@ from loraxs_search.errors import (
     TaskDataError,
     UsageError,
 )
-from loraxs_search.factors import Factors, FactorStore, default_factor_rank
-from loraxs_search.factors._store import write_factors
+from loraxs_search.factors.compute import Factors, default_factor_rank
+from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import body_fingerprint
-from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.factor_sets import install_factors
 from loraxs_search.registry.store import Registry
 from loraxs_search.tasks.kinds import classifier

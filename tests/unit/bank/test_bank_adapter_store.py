@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loraxs_search.bank.adapter_store import AdapterStore
 from loraxs_search.bank.layout import Layout
 from loraxs_search.errors import UsageError
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import classifier
 
 CPU = torch.device("cpu")

@@ -14,11 +14,13 @@ from transformers import GenerationConfig
 
 from loraxs_search import AdapterBank, Sampling
 from loraxs_search.bank.answering import encoded_prompts
-from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.predictor import Predictor
-from loraxs_search.records import BaseModelRef, TaskModel
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import TaskModel
 
 TASKS = {
     "one": writing(prompt="say {words}"),

@@ -22,8 +22,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from loraxs_search.base_model import locate
-from loraxs_search.records import BaseModel, BaseModelRef
+from loraxs_search.base_model.locate import locate
+from loraxs_search.records.base import BaseModel, BaseModelRef
 
 VOCAB = 64
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -20,17 +20,14 @@ from support.bases import (
 from support.families import families
 from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
 
-from loraxs_search.base_model import (
-    Projection,
-    last_states,
-    linear_modules,
-    load_model,
-    load_tokenizer,
-    locate,
-)
-from loraxs_search.base_model.reading import check_projection
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.reading import Projection, check_projection, last_states
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

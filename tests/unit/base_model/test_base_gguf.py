@@ -17,9 +17,12 @@ import torch
 from faults import disks
 from transformers.utils import logging
 
-from loraxs_search.base_model import load_model, load_tokenizer, locate
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, HomeError
-from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 REF = BaseModelRef(id="org/gguf-carrier", package="gguf-carrier")

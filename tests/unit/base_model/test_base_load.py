@@ -15,10 +15,12 @@ from support.characters import CHAT, characters
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from loraxs_search.base_model import head_names, load_model, load_tokenizer, locate, with_setup
-from loraxs_search.base_model.tokenizer import tokenizer_digest
+from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.load import load_model, with_setup
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest
 from loraxs_search.errors import BaseModelError, StudyError
-from loraxs_search.records import BaseModel, BaseModelRef, Identity
+from loraxs_search.records.base import BaseModel, BaseModelRef, Identity
 from loraxs_search.search.hosts.study_actors import check_unchanged
 from loraxs_search.tasks.kinds import classifier, regressor
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import Gemma2Config, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from loraxs_search.base_model import end_with_eos, load_model, locate
 from loraxs_search.base_model.attention import PADDED, _spans, padded_attention, use_padded_attention
-from loraxs_search.records import BaseModelRef
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.reading import end_with_eos
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 

@@ -14,8 +14,10 @@ from support.bases import byte_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from loraxs_search.base_model import load_model, place_pooling, pooling_of, resolved_pooling, trained_pooling
-from loraxs_search.records import BaseModel, Pooling
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.literals import Pooling
 from loraxs_search.tasks.kinds import classifier
 
 IDS = [[5, 6, 7, 8, 9], [10, 11, 12]]

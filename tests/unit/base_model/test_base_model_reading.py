@@ -10,7 +10,7 @@ import torch
 from support.bases import BART, BERT, XLNET, base
 from torch import Tensor
 
-from loraxs_search.base_model import close_to, dummy_inputs, joined, rounding
+from loraxs_search.base_model.reading import close_to, dummy_inputs, joined, rounding
 
 
 def test_segments_that_one_batch_lacks_are_zero_in_its_rows() -> None:

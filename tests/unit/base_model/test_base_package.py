@@ -14,9 +14,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from loraxs_search.base_model import locate, with_known_package
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.package import with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 
 REF = BaseModelRef(id="org/carrier", package="carrier-model")
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}

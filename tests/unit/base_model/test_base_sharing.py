@@ -24,7 +24,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import head_names, padding_side, probe_sharing, sharing
+from loraxs_search.base_model import sharing
+from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.reading import padding_side
+from loraxs_search.base_model.sharing import probe_sharing
 
 SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
 OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])

@@ -11,7 +11,7 @@ from support.families import families
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from loraxs_search.base_model import use_padded_attention
+from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.engine import kv_cache
 from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, check_continuation, forked_cache
 from loraxs_search.errors import BaseModelError

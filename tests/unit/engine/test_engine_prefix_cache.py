@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from loraxs_search.engine.prefix_cache import LayerSkipping
 from loraxs_search.packing.slot import AdaptableLayers
-from loraxs_search.records import LinearModule
+from loraxs_search.records.base import LinearModule
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
 BLOCK = "bert.encoder.layer"

@@ -17,7 +17,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from loraxs_search.base_model import dummy_inputs
+from loraxs_search.base_model.reading import dummy_inputs
 from loraxs_search.engine import pruning as last_layer
 from loraxs_search.engine.pruning import LastLayerPruning
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import last_states
+from loraxs_search.base_model.reading import last_states
 from loraxs_search.engine.pruning import ReadPruning
 
 _OTHERS = {"num_key_value_heads": 2, "pad_token_id": 0}

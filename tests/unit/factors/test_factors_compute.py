@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
-from loraxs_search.factors import _compute, compute_factors, default_factor_rank, resolve_driver
+from loraxs_search.factors import _compute
+from loraxs_search.factors.compute import compute_factors, default_factor_rank, resolve_driver
 
 SIGMAS = ("input", "sqrt", "output", "none")
 BASES = ("top", "middle", "bottom")

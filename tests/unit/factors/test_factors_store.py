@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
-from loraxs_search.factors import Factors, FactorStore, _compute, _store, compute_factors
-from loraxs_search.factors._store import write_factors
+from loraxs_search.factors import _compute, _store
+from loraxs_search.factors.compute import Factors, compute_factors
+from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 
 

@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from loraxs_search.errors import FactorMismatchError
-from loraxs_search.factors import Factors, FactorStore, agrees, check_fingerprint, compute_factors, fingerprint
 from loraxs_search.factors import _store as store_module
-from loraxs_search.factors._compute import component_order
-from loraxs_search.factors._store import checksum, content_key, write_factors
-from loraxs_search.factors._verify import FINGERPRINT_TOLERANCE, fault
+from loraxs_search.factors.compute import Factors, component_order, compute_factors
+from loraxs_search.factors.store import FactorStore, checksum, content_key, write_factors
+from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, check_fingerprint, fault, fingerprint
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path
 
 RANK = 6

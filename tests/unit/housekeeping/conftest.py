@@ -10,16 +10,11 @@ from support.aged import age, base_name
 from support.sealed import seal
 from support.studies import TASK
 
-from loraxs_search.factors import FactorStore
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModelRef,
-    Candidate,
-    Hyperparameters,
-    Manifest,
-    PromotionRule,
-    ReferenceLogits,
-)
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.store import Registry
 
 

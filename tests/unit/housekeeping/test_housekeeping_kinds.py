@@ -21,7 +21,8 @@ from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping.kinds import KINDS
 from loraxs_search.housekeeping.removal import collect
 from loraxs_search.log.events import DriverStarted
-from loraxs_search.records import Identity, TrialState
+from loraxs_search.records.base import Identity
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.pull import Resolved, ResolvedNames
 from loraxs_search.registry.store import Registry
 
@@ -82,7 +83,7 @@ def test_using_something_shows(fresh_home, factors):
     factors(1)
     factors(0)  # read again, in another store, then aged again: so read it once more
     age(path)
-    from loraxs_search.factors._store import read_factors
+    from loraxs_search.factors.store import read_factors
 
     read_factors(path)
     assert why(path) == "used not long ago"

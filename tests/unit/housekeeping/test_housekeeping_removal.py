@@ -17,11 +17,14 @@ import loraxs_search
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.home import REMOVED, file_lock, remove_whole
 from loraxs_search.housekeeping.removal import collect, remove_study
-from loraxs_search.records import SearchPlan, TrialState, from_json
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.study_status import study_summaries
-from loraxs_search.studies import Storage, StudyFolder, list_studies
+from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.info import STUDY_FORMAT
 from loraxs_search.studies.lease import Lease, LeaseInfo
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
 
 AT_WORK = "watch it with `loraxs-search status reviews`"

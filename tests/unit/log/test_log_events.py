@@ -30,21 +30,11 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.records import (
-    AdapterSize,
-    AnswerState,
-    Baseline,
-    Command,
-    CommandAnswer,
-    Lineage,
-    Proposal,
-    SearchPlan,
-    SearchRun,
-    StudyDescription,
-    TrialReport,
-    TrialState,
-)
-from loraxs_search.search_space import load_space
+from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records.trial import AdapterSize, Lineage, Proposal, TrialReport, TrialState
+from loraxs_search.search_space.load import load_space
 
 REPORT = TrialReport(
     "00000", 40, {"accuracy": 0.5}, 0.7, 1.5, 100, AdapterSize(16, 4, 80), {"00001": (40, 0.4)}, host="a"

@@ -13,11 +13,15 @@ from support.classifiers import FAMILIES, VOCAB, small_classifier
 from support.families import families
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import locate
-from loraxs_search.factors import FactorStore
+from loraxs_search.base_model.locate import locate
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, use_factor_store
 from loraxs_search.methods.verification import make_reference_logits
-from loraxs_search.records import AdapterSize, BaseModelRef, DataSource, Hyperparameters, Manifest, Task, to_json
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 
 @pytest.fixture(scope="session", autouse=True)

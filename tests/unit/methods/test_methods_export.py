@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.export import FORMATS, ExportOptions, converted
+from loraxs_search.methods.export._base import ExportOptions
+from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.registry.pull import copy_folder
 
 TOKENIZER = PreTrainedTokenizerFast(

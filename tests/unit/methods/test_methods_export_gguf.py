@@ -30,7 +30,7 @@ from transformers import (
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export.gguf import modelfile, write_gguf_lora
 from loraxs_search.methods.loraxs import LoraXSConfig, as_plain_lora
-from loraxs_search.records import Serving
+from loraxs_search.records.task import Serving
 
 SMALL = {
     "vocab_size": 64,

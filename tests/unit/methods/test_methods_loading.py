@@ -12,15 +12,15 @@ from peft import IA3Config, get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
 
-from loraxs_search.base_model import with_setup
+from loraxs_search.base_model.load import with_setup
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
-from loraxs_search.factors import FactorStore
-from loraxs_search.factors._store import write_factors
+from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loading import _cast_body, load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
-from loraxs_search.records import BaseModelRef, ReferenceLogits
+from loraxs_search.records.adapter import ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.registry.factor_sets import install_factors, keep_unchecked
 
 

@@ -11,11 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError
-from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods import get_method
+from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods._lora_layers import lora_layers, scaled_pairs
 from loraxs_search.methods._plain_lora import as_plain_lora, write_plain_lora
-from loraxs_search.records import Hyperparameters, LinearModule
-from loraxs_search.search_space import load_space
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.trial import Hyperparameters
+from loraxs_search.search_space.load import load_space
 
 HEAD = HeadPlan(trained=("classifier",), task_type="SEQ_CLS")
 TARGETS = {

@@ -11,7 +11,7 @@ from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
 from loraxs_search.methods._lora_layers import LoraBase, PackedPairs
-from loraxs_search.records import Hyperparameters
+from loraxs_search.records.trial import Hyperparameters
 
 CPU = torch.device("cpu")
 SIZES = {"q": (5, 8), "v": (8, 5)}  # (out, in)

@@ -11,12 +11,13 @@ import safetensors.torch
 import torch
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import default_factor_rank
-from loraxs_search.methods import LoraXS, get_method
-from loraxs_search.methods._names import file_bytes
-from loraxs_search.methods.lora_xs import factor_rank_bucket
+from loraxs_search.factors.compute import default_factor_rank
+from loraxs_search.methods import get_method
+from loraxs_search.methods.lora_xs import LoraXS, factor_rank_bucket
 from loraxs_search.methods.loraxs import LoraXSLayer
-from loraxs_search.records import Hyperparameters, LinearModule
+from loraxs_search.methods.names import file_bytes
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.trial import Hyperparameters
 
 HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 

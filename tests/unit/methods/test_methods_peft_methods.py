@@ -11,9 +11,11 @@ from support import bases
 from torch import nn
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods import get_method
+from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.peft_methods import peft_types
-from loraxs_search.records import Hyperparameters, LinearModule, PeftSettings
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
 NEEDED: dict[str, dict[str, Any]] = {  # by types whose defaults do not fit layers of 32 x 32
     "C3A": {"block_size": 16},

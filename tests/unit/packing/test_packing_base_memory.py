@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.bases import SMOLLM, save_language_model
 
-from loraxs_search.base_model import load_model, locate
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError
 from loraxs_search.packing.capacity import check_fits, needed_bytes
-from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import TaskModel
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
-from loraxs_search.records import Hyperparameters, TrialSpec
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 
 
 def request(trial_id: str, num_steps: int = 1) -> AdvanceRequest:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.records import Hyperparameters
+from loraxs_search.records.trial import Hyperparameters
 
 
 def scheduled(max_steps: int, warmup: float, schedule: str) -> Hyperparameters:

@@ -11,18 +11,11 @@ from mlflow import MlflowClient
 from support.sealed import seal
 from support.toys import rows
 
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    BaseModelRef,
-    Candidate,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    PromotionRule,
-    ReferenceLogits,
-    Task,
-)
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import Beside

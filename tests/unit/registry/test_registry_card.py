@@ -6,19 +6,11 @@ from dataclasses import replace
 
 from support.toy_language import choosing, writing
 
-from loraxs_search import base_model
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    BaseModel,
-    BaseModelRef,
-    DataSource,
-    PeftSettings,
-    Refit,
-    Sample,
-    SliceScore,
-    SplitSource,
-)
+from loraxs_search.records.adapter import Sample
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.promotion import Baseline, Refit, SliceScore
+from loraxs_search.records.task import DataSource, SplitSource
+from loraxs_search.records.trial import AdapterSize, PeftSettings
 from loraxs_search.registry.card import model_card
 from loraxs_search.tasks.asking import finding_code
 

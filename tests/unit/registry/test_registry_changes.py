@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
-from loraxs_search.records import ComparisonRecord, PromotionRule, Refit, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.promotion import ComparisonRecord, PromotionRule, Refit
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.promotion import PromotionTest, Scored

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.factors import Factors, FactorStore
-from loraxs_search.factors._store import checksum, write_factors
+from loraxs_search.factors.compute import Factors
+from loraxs_search.factors.store import FactorStore, checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
-from loraxs_search.records import PromotionRule
+from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry.factor_sets import factors_at, install_factors, keep_unchecked, lacks_factors, sets_of
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.reads import StoreReader

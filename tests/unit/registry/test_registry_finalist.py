@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
+from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.finalist import choose
 
 TASK = Task(

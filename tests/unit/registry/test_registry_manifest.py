@@ -8,7 +8,7 @@ from support.sealed import seal
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.methods.loading import read_manifest
-from loraxs_search.records import ADAPTER_FORMAT
+from loraxs_search.records.adapter import ADAPTER_FORMAT
 from loraxs_search.registry.manifest import folder_digest, verify
 
 

@@ -22,12 +22,15 @@ from support.sealed import promote, seal
 from support.toy_language import choosing, save_base, writing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import IntegrityError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
-from loraxs_search.records import BaseModelRef, DataSource, Prediction, Task, TaskModel
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import DataSource, Task, TaskModel
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from loraxs_search.records import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
+from loraxs_search.records.promotion import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
 from loraxs_search.registry.card import MAX_PAGE, task_page, version_page
 from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import SUMMARY, adapter_tags

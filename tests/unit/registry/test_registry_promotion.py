@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import (
-    AnswerFlips,
-    Baseline,
-    Candidate,
-    DataSource,
-    KeptAnswers,
-    PromotionRule,
-    SliceScore,
-    Task,
-    from_json,
-)
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.promotion import AnswerFlips, Baseline, Candidate, KeptAnswers, PromotionRule, SliceScore
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, ToleranceReference
 from loraxs_search.registry.versions import fitted

@@ -16,7 +16,7 @@ import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
 from loraxs_search.home import exclusive
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import PromotionRule
+from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull, store_stamp
 from loraxs_search.registry.reads import Listed, StoreReader

@@ -10,7 +10,9 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import Baseline, PromotionRule, SearchPlan, TrialState
+from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry import decisions
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.store import Registry

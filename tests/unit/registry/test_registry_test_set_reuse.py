@@ -15,7 +15,7 @@ from scipy.stats import binom
 from support.toys import rows
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
+from loraxs_search.records.promotion import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry.decisions import DECISIONS, TaskRecord
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import (

@@ -12,10 +12,12 @@ from support.studies import TASK
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError, UsageError
-from loraxs_search.records import Identity, SearchPlan, TrialState
+from loraxs_search.records.base import Identity
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.compared_groups import Point, front_of, ratio_to
 from loraxs_search.reports.comparison import compare
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 
 def tried(score: float, stored_bytes: int = 1000, **params):

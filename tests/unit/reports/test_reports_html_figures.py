@@ -7,7 +7,8 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
 
 from loraxs_search import figures
-from loraxs_search.records import Baseline, TrialState
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures.params import optuna_study
 

@@ -11,12 +11,14 @@ from support.studies import TASK
 from support.toys import adapter
 
 import loraxs_search
-from loraxs_search.records import Baseline, ClassReport, ClassScores, PromotionRule, Sample, TrialState
+from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
+from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import duration, read_facts
 from loraxs_search.reports.html.page import repeat_command, report_page
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import class_tables, cost_table, failure_table, leaderboard_table
-from loraxs_search.search_space import load_space
+from loraxs_search.search_space.load import load_space
 
 
 def of(folder):

@@ -13,7 +13,7 @@ from support.studies import study
 
 from loraxs_search.errors import UsageError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import AdapterSize, Proposal, TrialReport, TrialState
+from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.reports.comparison import MIN_TRIALS, importances
 from loraxs_search.reports.optuna_study import export_optuna
 

@@ -7,17 +7,10 @@ from dataclasses import replace
 import pytest
 
 from loraxs_search.cli._output import print_leaderboard
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    Candidate,
-    DataSource,
-    SearchPlan,
-    Task,
-    TrialRecord,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search.records.promotion import Baseline, Candidate
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
 from loraxs_search.reports.leaderboard import leaderboard
 from loraxs_search.reports.study_status import progress
 

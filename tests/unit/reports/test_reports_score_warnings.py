@@ -8,7 +8,8 @@ import pytest
 from support.reports import measured
 from support.toy_language import writing
 
-from loraxs_search.records import Candidate, TrialRecord, TrialState
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import leaderboard, score_warnings
 
 TASK = replace(writing(), report_metric="loss", report_direction="minimize")

@@ -16,7 +16,7 @@ from loraxs_search.log.events import (
     TrialsAdvanced,
     Warned,
 )
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import HostLine, SearchState
 
 

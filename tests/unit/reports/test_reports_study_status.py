@@ -24,7 +24,8 @@ from support.studies import study
 import loraxs_search
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
-from loraxs_search.records import TrialState, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.study_status import StudyEvents, watch
 
 TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "learning_rate": 1e-3}, 0.9))

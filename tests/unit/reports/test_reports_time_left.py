@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.text_plot import sparkline
 from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 

@@ -11,11 +11,13 @@ from support.toy_ia3 import ToyIA3
 
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods import METHODS
-from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.studies.folder import StudyFolder
 
 SPACE = """
 task: sst2

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from loraxs_search.records import Task
-from loraxs_search.scaffold import Choices, Draft, draft_space, save_draft
-from loraxs_search.search_space import Space
+from loraxs_search.records.task import Task
+from loraxs_search.scaffold.answers import Choices
+from loraxs_search.scaffold.draft import Draft, draft_space
+from loraxs_search.scaffold.init import save_draft
+from loraxs_search.search_space.space import Space
 
 
 class Drafted(NamedTuple):

@@ -13,8 +13,9 @@ from support.rows import csv_of, texts
 
 import loraxs_search
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.scaffold import Choices, Draft, draft_space, task_name
-from loraxs_search.search_space import load_space
+from loraxs_search.scaffold.answers import Choices
+from loraxs_search.scaffold.draft import Draft, draft_space, task_name
+from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.prepared import load_data
 
 NO_BASE = "no-such-org/no-such-base"

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from support.reports import METRIC, report, together
 
-from loraxs_search.records import SearchPlan, TrialReport
-from loraxs_search.schedulers import Scheduler, make_scheduler
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers._base import Scheduler
 
 PLAN = SearchPlan(max_steps=16, report_every=4, params={"reduction_factor": 2})
 

@@ -21,23 +21,14 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.records import (
-    AdapterSize,
-    AnswerFact,
-    ConstantAnswer,
-    DataReport,
-    Proposal,
-    SearchPlan,
-    StandardError,
-    TokenCounts,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
+from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search import SilentView
-from loraxs_search.search.ledger import Ledger
-from loraxs_search.studies import Journal, StudyFolder
-from loraxs_search.trial import Snapshot
+from loraxs_search.search.ledger import Ledger, SilentView
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.journal import Journal
+from loraxs_search.trial.snapshot import Snapshot
 
 STARTED = SearchStarted(
     **{"study": "s", "at": 9.0, "task": "t", "metric": "accuracy", "direction": "maximize", "num_trials": 3},

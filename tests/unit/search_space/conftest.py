@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def parse(folder):
     """Check a space given as text, as if it stood in `folder`/space.yaml."""
-    from loraxs_search.search_space import parse_space
+    from loraxs_search.search_space.load import parse_space
 
     def check(text, *overrides):
         return parse_space(text, source="space.yaml", folder=folder, overrides=overrides)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError, UsageError
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
-from loraxs_search.search_space import ShapeDescription, describe, load_space
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.search_space.describe import ShapeDescription, describe
+from loraxs_search.search_space.load import load_space
 
 OWN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from loraxs_search.errors import SpaceError
-from loraxs_search.search_space import load_space, parse_space
+from loraxs_search.search_space.load import load_space, parse_space
 
 RIVALS = ("lora-xs", "lora", "vera", "head-only", "full")
 SPACE = """\

@@ -14,7 +14,7 @@ from optuna.study import create_study
 from support.examples import few
 
 from loraxs_search.errors import SpaceError
-from loraxs_search.search_space import load_space
+from loraxs_search.search_space.load import load_space
 
 # What a line becomes | where the fault is told | what is told; first the changed line's key, where it becomes another.
 TABLE = """

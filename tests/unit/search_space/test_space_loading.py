@@ -12,16 +12,17 @@ import pytest
 import yaml
 
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
-from loraxs_search.methods import FactorSet, LoraXS
-from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
-from loraxs_search.search_space import (
-    Distribution,
-    load_space,
-    notes,
-    open_space,
-    parameter_specs,
-    parse_space,
-)
+from loraxs_search.methods._base import FactorSet
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.search_space.describe import notes
+from loraxs_search.search_space.distributions import Distribution
+from loraxs_search.search_space.load import load_space, open_space, parse_space
+from loraxs_search.search_space.parameter_specs import parameter_specs
 from loraxs_search.tasks.questions import question_path
 from loraxs_search.tasks.tables import read_table
 
@@ -73,7 +74,7 @@ def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
-    from loraxs_search.records import Hyperparameters
+    from loraxs_search.records.trial import Hyperparameters
 
     elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "peft", "start_from", "linear_probe"}
     assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs(LoraXS))
@@ -127,7 +128,7 @@ CATALOGUE = "task: {task}\nbase_model: org/name\nparameters: {{rank: 4, learning
 
 
 def test_a_catalogue_task_by_name(parse):
-    from loraxs_search.search_space import catalogue_task
+    from loraxs_search.search_space.task import catalogue_task
 
     assert parse(CATALOGUE.format(task="sst2")).task == catalogue_task("sst2")
 

@@ -18,11 +18,13 @@ from support.examples import few
 from support.space_grid import walk
 from support.toy_ia3 import RankedIA3, ToyIA3
 
-from loraxs_search.methods import METHODS, LoraXS, get_method
+from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora import Lora
-from loraxs_search.records import LinearModule
-from loraxs_search.search_space import Space, describe, notes
-from loraxs_search.search_space._parameter_specs import COMMON
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.base import LinearModule
+from loraxs_search.search_space.describe import describe, notes
+from loraxs_search.search_space.parameter_specs import COMMON
+from loraxs_search.search_space.space import Space
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
 TEXT = """\

@@ -23,11 +23,11 @@ from support.examples import few
 from support.families import families
 from support.space_grid import walk
 
-from loraxs_search.base_model import linear_modules
+from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.errors import TargetModulesError
-from loraxs_search.methods import LoraXS
-from loraxs_search.records import BaseModel, LinearModule
-from loraxs_search.search_space import parameter_specs, resolve_modules
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.search_space.parameter_specs import parameter_specs, resolve_modules
 from loraxs_search.tasks.kinds import classifier
 
 SPECS = parameter_specs(LoraXS)
@@ -40,7 +40,7 @@ GROUPS = ["attention", "ffn", "all-linear", "query+value", "attention@last-2"]
 DRAWN = """
 from pathlib import Path
 from loraxs_search.search_space import parse_space
-from loraxs_search.search_space._distributions import drawing_order
+from loraxs_search.search_space.distributions import drawing_order
 text = "task: sst2\\nbase_model: a/b\\nparameters:\\n  rank: 4\\n"
 text += "  learning_rate: [{value: 0.1, when: {sigma: sqrt, head_init: probe}}, 0.2]\\n"
 text += "  sigma: {choice: [input, sqrt]}\\n  head_init: {choice: [random, probe]}\\n"

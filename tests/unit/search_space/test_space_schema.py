@@ -15,8 +15,9 @@ from loraxs_search.methods import METHODS
 from loraxs_search.paths import seconds_of
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space import parameter_specs, portable_text, reference_text, schema_text, space_schema
-from loraxs_search.search_space._document import parse_document
+from loraxs_search.search_space.document import parse_document, portable_text
+from loraxs_search.search_space.parameter_specs import parameter_specs
+from loraxs_search.search_space.schema import reference_text, schema_text, space_schema
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 from loraxs_search.tasks.kinds import KINDS
 
@@ -115,7 +116,7 @@ def test_every_kind_and_parameter_is_known():
 
 @pytest.mark.parametrize(("verb", "text"), [("schema", schema_text), ("reference", reference_text)])
 def test_the_command_prints_it(verb, text, capsys):
-    from loraxs_search.cli import run
+    from loraxs_search.cli._main import run
 
     assert run(["spaces", verb]) == 0
     assert capsys.readouterr().out == text()

@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from loraxs_search.records import SplitSource, Task
-from loraxs_search.search_space import catalogue_entry, catalogue_task
+from loraxs_search.records.task import SplitSource, Task
+from loraxs_search.search_space.task import catalogue_entry, catalogue_task
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, checked
 from loraxs_search.tasks.prepared import load_data

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from support.examples import few
 
-from loraxs_search.search_space import Space, parse_space, place_given
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.user_params import place_given
 
 CONDITIONS = """
 task: sst2

@@ -17,20 +17,16 @@ import uvicorn
 from support.sealed import seal
 from support.toy_language import choosing, save_base, writing
 
-from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import (
-    BaseModel,
-    BaseModelRef,
-    Candidate,
-    Manifest,
-    PromotionRule,
-    Task,
-    TaskModel,
-    from_json,
-)
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits

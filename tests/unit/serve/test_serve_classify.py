@@ -20,10 +20,12 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import loraxs_search
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import HomeError, RegistryError, RegistryUnreadableError, UsageError
 from loraxs_search.predictor import Predictor
-from loraxs_search.records import BaseModelRef, Manifest, from_json
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.codec import from_json
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits

@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from loraxs_search.errors import IntegrityError, TrackingError, UsageError
-from loraxs_search.records import Manifest, from_json
+from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.codec import from_json
 from loraxs_search.registry.pull import ResolvedNames
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models

@@ -16,10 +16,14 @@ from support.toy_language import writing
 from transformers import AutoModelForCausalLM
 
 from loraxs_search import AdapterBank, Sampling
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine import generation
-from loraxs_search.methods.export import converted
-from loraxs_search.records import BaseModelRef, TaskModel
+from loraxs_search.methods.export.folder import converted
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import TaskModel
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server

@@ -16,12 +16,18 @@ from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
-from loraxs_search.records import AnswerState, Command, SearchPlan, TrialState
+from loraxs_search.records.command import AnswerState, Command
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.commander import Commander
-from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
+from loraxs_search.steering import VERBS, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, read_params, send, trial_name
-from loraxs_search.studies import CommandInbox, Journal, Storage, StudyFolder
+from loraxs_search.steering.state import SteeringState
+from loraxs_search.studies.commands import CommandInbox
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.storage import Storage
 
 
 class KilledError(BaseException):

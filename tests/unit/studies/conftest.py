@@ -8,7 +8,8 @@ from support import object_stores
 from support.environments import kept_in
 
 from loraxs_search.log.clock import Clock
-from loraxs_search.studies import Storage, lease, mirror
+from loraxs_search.studies import lease, mirror
+from loraxs_search.studies.storage import Storage
 
 
 class HandClock(Clock):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import StorageConflictError, StorageError, StudyError
-from loraxs_search.studies import Storage
 from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.storage import Storage
 
 
 @pytest.fixture

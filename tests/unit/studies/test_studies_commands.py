@@ -9,8 +9,9 @@ import pytest
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.log.events import Answered, Commanded, DriverStarted, Reopened, TrainingEnded
-from loraxs_search.records import AnswerState, Command, CommandAnswer
-from loraxs_search.studies import CommandInbox, Journal
+from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.studies.commands import CommandInbox
+from loraxs_search.studies.journal import Journal
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
 TYPED = Command("c2", "finish", issued_at=1.0)

@@ -13,15 +13,18 @@ import pytest
 from support.said import Said
 from support.studies import study
 
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
 from loraxs_search.log.events import TrialStarted
 from loraxs_search.reports.study_status import study_summaries
-from loraxs_search.search import resume
+from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.driver.result import sync
-from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root
+from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.info import STUDY_FORMAT
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.storage import Storage
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ from support.studies import state
 from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, Refit, SearchPlan, Task
-from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
+from loraxs_search.records.base import BaseModelRef, Identity
+from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.studies import folder as folder_module
-from loraxs_search.studies.folder import studies_root
+from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import files
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))

@@ -8,7 +8,7 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
 from loraxs_search.log.events import Reopened, TrainingEnded, TrialStarted
-from loraxs_search.records import Lineage
+from loraxs_search.records.trial import Lineage
 
 
 def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -> None:

@@ -20,10 +20,10 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
-from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import Deadline
-from loraxs_search.studies import Journal
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.studies.journal import Journal
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
 

@@ -12,11 +12,16 @@ from support.studies import TASK, state, study
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import TrialStarted
-from loraxs_search.records import CheckpointSelection, SearchPlan, TrialReport
-from loraxs_search.studies import Storage, StudyFolder, fetch, read_reports, snapshots
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.studies import snapshots
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.snapshots import read_reports
+from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.storage import Storage as AnyStorage
-from loraxs_search.trial import Snapshot
+from loraxs_search.trial.snapshot import Snapshot
 
 SCORES = {10: 0.5, 20: 0.7, 30: 0.6, 40: 0.7, 50: 0.8, 60: 0.1}
 

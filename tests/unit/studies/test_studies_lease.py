@@ -16,10 +16,14 @@ from support.studies import mirrored_study as study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.clock import Clock
 from loraxs_search.log.events import TrialEnded, TrialStarted
-from loraxs_search.records import TrialState, to_json
-from loraxs_search.studies import Storage, StudyFolder, fetch, lease
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies import lease
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
 from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]
 

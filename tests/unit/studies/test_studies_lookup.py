@@ -6,8 +6,8 @@ import pytest
 from support.studies import TASK, study
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.records import Candidate
-from loraxs_search.studies import next_step_of_task, store_of
+from loraxs_search.records.promotion import Candidate
+from loraxs_search.studies.lookup import next_step_of_task, store_of
 
 URI = "sqlite:///mlflow.db"
 

@@ -13,15 +13,14 @@ from support.studies import study as new_study
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import (
-    AdapterSize,
-    Baseline,
-    TrialReport,
-    TrialState,
-)
-from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror, remote_resume
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.studies import lease, mirror, remote_resume
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror, read_copy
+from loraxs_search.studies.remote_resume import check_new_in, fetch
+from loraxs_search.studies.storage import Storage
 
 
 @pytest.fixture(autouse=True)

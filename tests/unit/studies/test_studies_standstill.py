@@ -15,9 +15,9 @@ from support.studies import mirrored_study as study
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.events import TrialStarted
-from loraxs_search.studies import Storage
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import PATIENCE_S, Mirror, Standstill, in_copy_order
+from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import StorageError, StudyError
-from loraxs_search.search import resume
-from loraxs_search.studies import Storage
+from loraxs_search.search.driver.launch import resume
 from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.storage import Storage
 
 
 @pytest.fixture

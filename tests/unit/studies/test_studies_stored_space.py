@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from support.studies import study
 
-from loraxs_search.methods import LoraXS
-from loraxs_search.records import LinearModule, from_json, to_json
-from loraxs_search.search_space import Space, _parameter_specs, load_space, parse_space
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.search_space import _parameter_specs
+from loraxs_search.search_space.load import load_space, parse_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.shipped_spaces import shipped_spaces
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.mirror import files
 from loraxs_search.studies.stored_space import stored_space
 

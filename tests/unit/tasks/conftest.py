@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records.task import DataSource, Task
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "fine", "dull", *(f"w{i}" for i in range(200))]
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from loraxs_search.records import Baseline, from_json, to_json
-from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineInputs, LinearBaseline
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.tasks.baselines import BASELINES
+from loraxs_search.tasks.baselines._base import SPLITS, BaselineInputs, LinearBaseline
 from loraxs_search.tasks.prepared import prepare
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource
+from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.files import read_columns
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.questions import read_questions

@@ -13,7 +13,7 @@ import torch
 from support.bases import byte_tokenizer
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource
+from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification

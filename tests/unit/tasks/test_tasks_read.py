@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from loraxs_search.errors import HomeError, TaskDataError
-from loraxs_search.records import DataSource, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.read import fixed_subset
 

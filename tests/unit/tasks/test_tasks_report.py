@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loraxs_search.records import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
+from loraxs_search.records.task import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.tasks.metrics import METRICS
 from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.report import data_warnings, overlap_counts, standard_error

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource, SplitSource
+from loraxs_search.records.task import DataSource, SplitSource
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.rows import Columns, with_parents, with_parts
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from support.tracked import Tracked
 
-from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking.store import connect
 
 

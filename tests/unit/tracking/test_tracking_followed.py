@@ -10,8 +10,8 @@ import pytest
 from loraxs_search.log.events import (
     TrialStarted,
 )
-from loraxs_search.records import TrialReport
-from loraxs_search.studies import Journal
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.studies.journal import Journal
 from loraxs_search.tracking.followed import FollowedLog, has_waiting
 
 Report = Callable[..., TrialReport]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tracked import Tracked
 
-from loraxs_search.records import DataSource, SearchPlan, StudyDescription, Task
+from loraxs_search.records.search import SearchPlan, StudyDescription
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tracking.run_texts import (
     dataset_input,
     run_name,

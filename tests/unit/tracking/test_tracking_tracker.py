@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.records import Baseline, SearchPlan, TrialState
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking.store import connect
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.tracked import Tracked
 
 from loraxs_search.errors import StudyError, TrackingError
-from loraxs_search.records import SearchPlan
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.tracking import ui as ui_module
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.ui import run_ui, ui_command, ui_page

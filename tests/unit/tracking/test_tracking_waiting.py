@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from support.ports import free_port
 
 from loraxs_search.log.events import LoggedEvent
-from loraxs_search.records import TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
 from loraxs_search.tracking._runs import StudyRuns

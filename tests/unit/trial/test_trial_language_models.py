@@ -10,13 +10,16 @@ import torch
 from support.toy_language import choosing, save_base, save_rows, writing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.base_model.attention import padded_attention
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import compare_reference_logits
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, ReferenceLogits, Task, TaskModel
-from loraxs_search.trial import score_folder
+from loraxs_search.records.adapter import ReferenceLogits
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.trial.evaluate import score_folder
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraxs_search.records import Scalar
+from loraxs_search.records.literals import Scalar
 from loraxs_search.reports.html.facts import ReportFacts
 
 if TYPE_CHECKING:

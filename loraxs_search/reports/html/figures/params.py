@@ -7,7 +7,8 @@ from html import unescape
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import counted
-from loraxs_search.records import Scalar, TrialRecord, TrialState
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.comparison import importances
 from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures import _base as base

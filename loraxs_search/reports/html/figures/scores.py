@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures import _base as base

@@ -14,7 +14,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.errors import BaseModelError, FactorMismatchError, RankError, TargetModulesError, UsageError
-from loraxs_search.factors import FactorStore, compute_factors
+from loraxs_search.factors.compute import compute_factors
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, current_factor_store, use_factor_store
 
 

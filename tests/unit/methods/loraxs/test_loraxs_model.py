@@ -10,8 +10,7 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import FactorStore
-from loraxs_search.factors._store import write_factors
+from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.registry.factor_sets import install_factors

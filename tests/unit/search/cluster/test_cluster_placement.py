@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.errors import ClusterError
-from loraxs_search.records import SearchDevice
+from loraxs_search.records.literals import SearchDevice
 from loraxs_search.search.cluster.placement import (
     SAY_EVERY_S,
     Node,

@@ -20,13 +20,16 @@ from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
-from loraxs_search.records import BASE_MODEL_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
+from loraxs_search.records.base import Identity
+from loraxs_search.records.host import Answers
+from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, PromotionRule, is_unmeasured
+from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseAnswerWork
 from loraxs_search.search.hosts.client import HOST_LOST
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from support.studies import TASK
 
-from loraxs_search.records import Answers, ClassScores, Sample
+from loraxs_search.records.adapter import ClassScores, Sample
+from loraxs_search.records.host import Answers
 from loraxs_search.search.driver.work_items import class_report
 
 TASK_OF_THREE = replace(TASK, labels=("Law", "News", "Sports"))

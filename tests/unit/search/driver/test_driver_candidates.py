@@ -6,17 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from loraxs_search.records import (
-    AdapterSize,
-    CheckpointSelection,
-    DataSource,
-    PromotionRule,
-    SearchPlan,
-    Task,
-    TrialRecord,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
 from loraxs_search.search.driver.candidates import candidate_trials, completed_trials
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))

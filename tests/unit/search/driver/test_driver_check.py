@@ -17,10 +17,15 @@ from support.studies import TASK
 
 import loraxs_search
 from loraxs_search.errors import SpaceError, UsageError
-from loraxs_search.records import BaseModel, DataReport, HostInfo, PromotionRule, SearchPlan, to_json
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataReport
 from loraxs_search.search.driver.check import Measured, add_up, estimate_search, simulated_steps
 from loraxs_search.search.driver.end_time import EndTime
-from loraxs_search.search_space import load_space
+from loraxs_search.search_space.load import load_space
 
 
 def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, say: Callable[..., Said]) -> None:

@@ -16,10 +16,11 @@ import pytest
 from support.recorded_search import FACTS
 from support.studies import study
 
-from loraxs_search.cli._search import watched
+from loraxs_search.cli.search import watched
 from loraxs_search.errors import SearchInterruptedError, StudyError
 from loraxs_search.log.events import TrainingEnded
-from loraxs_search.records import Identity, SearchPlan
+from loraxs_search.records.base import Identity
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
 from loraxs_search.search.driver.baselines import StudyBaselines
@@ -29,8 +30,8 @@ from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts import client, study_actors
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.ledger import SilentView
-from loraxs_search.search_space import load_space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.search_space.load import load_space
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.followed import has_waiting
 
 

@@ -12,10 +12,10 @@ from support.studies import study
 
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
-from loraxs_search.records import LinearProbe
+from loraxs_search.records.host import LinearProbe
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts.client import HOST_LOST
-from loraxs_search.search_space import Space
+from loraxs_search.search_space.space import Space
 
 FITTED = LinearProbe(b"weights", 90, 0.5)
 

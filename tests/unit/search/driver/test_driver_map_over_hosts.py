@@ -11,7 +11,8 @@ from support.studies import TASK, study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import ClusterError, HomeError, TrialDivergedError
-from loraxs_search.records import Identity, TrialSpec
+from loraxs_search.records.base import Identity
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.driver import work_items
 from loraxs_search.search.driver.work_items import BaseAnswerWork, RefitWork
 

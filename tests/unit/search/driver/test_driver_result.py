@@ -20,16 +20,18 @@ from support.studies import TASK
 from support.studies import study as new_study
 from support.tracked import Tracked
 
-from loraxs_search.cli import run
+from loraxs_search.cli._main import run
 from loraxs_search.errors import HomeError, SpaceError, StudyError
 from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
-from loraxs_search.records import SearchRun, TrialState, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.search import SearchRun
+from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html import page
-from loraxs_search.search import SearchResult
 from loraxs_search.search.driver import result as sync_module
-from loraxs_search.search.driver.result import Synced, close_finished, keep_report, sync
-from loraxs_search.search_space import parse_space
-from loraxs_search.studies import Storage, StudyFolder
+from loraxs_search.search.driver.result import SearchResult, Synced, close_finished, keep_report, sync
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
 
 TRIALS = (
@@ -91,7 +93,7 @@ def test_a_study_that_is_gone_is_said_to_be(fresh_home: Path) -> None:
     [(1e-5, "1.0e-05"), (3, "3"), (True, "true"), (None, "null"), ("no", "'no'"), ("a: b", "'a: b'"), ("sst2", "sst2")],
 )
 def test_a_mapping_of_overrides_is_what_the_command_line_has(value: object, text: str) -> None:
-    from loraxs_search.search_space._edits import as_texts
+    from loraxs_search.search_space.edits import as_texts
 
     assert as_texts({"a.b": value}) == [f"a.b={text}"]
 
@@ -114,7 +116,7 @@ def test_values_of_a_mapping_arrive_as_they_are() -> None:
 
 
 def test_overrides_of_a_loaded_space_count_too() -> None:
-    from loraxs_search.search_space import open_space
+    from loraxs_search.search_space.load import open_space
 
     space = parse_space(SPACE, source="space.yaml", folder=Path())
     assert open_space(space, {"search.trials": 3}).search.trials == 3

@@ -15,16 +15,12 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.log.events import Reopened, TrainingEnded
-from loraxs_search.records import (
-    AnswerState,
-    Baseline,
-    DataReport,
-    Identity,
-    Lineage,
-    PromotionRule,
-    SearchPlan,
-    TrialState,
-)
+from loraxs_search.records.base import Identity
+from loraxs_search.records.command import AnswerState
+from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import DataReport
+from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finalize import Finalization
@@ -32,11 +28,11 @@ from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
 from loraxs_search.search.ledger import SilentView
-from loraxs_search.search_space import load_space
-from loraxs_search.steering import SteeringState, foreseen, steered
+from loraxs_search.search_space.load import load_space
+from loraxs_search.steering import foreseen, steered
 from loraxs_search.steering.send import new_command
-from loraxs_search.steering.state import Deadline
-from loraxs_search.studies import StudyFolder
+from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
 
 SPACE = """

@@ -11,9 +11,12 @@ from support.studies import TASK, study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records import AdapterRef, BaseModel, HostInfo, Pooling, StartFrom
+from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Pooling
 from loraxs_search.search.driver import start_from
-from loraxs_search.search_space import parse_space
+from loraxs_search.search_space.load import parse_space
 
 SPACE = """
 task: sst2

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.search import launch_together
 from loraxs_search.search.driver import launch
-from loraxs_search.search_space import load_space
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.search.driver.launch import launch_together
+from loraxs_search.search_space.load import load_space
+from loraxs_search.studies.folder import StudyFolder, list_studies
 
 DATA = "data: {data_files: {train: rows.jsonl}}"
 CLASSES = f"kind: sequence-classification, columns: {{text: x, label: y}}, metrics: [accuracy], {DATA}"

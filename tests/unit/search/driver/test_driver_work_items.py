@@ -17,20 +17,12 @@ from support.searched_studies import Tried, confirm, searched
 from support.toys import HYPERPARAMETERS, TASK
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import (
-    AdapterSize,
-    Answers,
-    Baseline,
-    BaseModel,
-    BaseModelRef,
-    Manifest,
-    PromotionRule,
-    ReferenceLogits,
-    Refit,
-    TrialReport,
-    TrialSpec,
-    to_json,
-)
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import Answers
+from loraxs_search.records.promotion import Baseline, PromotionRule, Refit
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.work_items import (

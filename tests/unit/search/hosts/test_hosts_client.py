@@ -12,8 +12,9 @@ from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import SearchInterruptedError
-from loraxs_search.packing import Host
-from loraxs_search.records import Identity, TrialSpec
+from loraxs_search.packing._base import Host
+from loraxs_search.records.base import Identity
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.hosts import client
 from loraxs_search.search.hosts.client import HostClient
 

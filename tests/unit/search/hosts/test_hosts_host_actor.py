@@ -14,7 +14,10 @@ from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import ClusterError, HomeError, StudyError, TaskDataError
-from loraxs_search.records import BaseModel, BaseModelRef, HostInfo, Identity, LargestTrial, Task, TrialSpec
+from loraxs_search.records.base import BaseModel, BaseModelRef, Identity
+from loraxs_search.records.host import HostInfo, LargestTrial
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor, check_versions
 from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.study_actors import check_unchanged

@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from loraxs_search.records import BaseModel, BaseModelRef, HostInfo, LargestTrial, SearchPlan
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.host import HostInfo, LargestTrial
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_actor import NodeUsage

@@ -8,7 +8,7 @@ import pytest
 from support.asked_driver import PLAN, write_space
 from support.studies import TASK, study
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.folder import StudyFolder
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import ClusterError, HomeError, TrialCancelledError, TrialDivergedError
-from loraxs_search.records import AdapterSize, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.search.tune import advancer as module
 from loraxs_search.search.tune import slots
 from loraxs_search.search.tune.advancer import (

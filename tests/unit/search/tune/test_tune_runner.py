@@ -17,14 +17,15 @@ import pytest
 from support.reports import METRIC, report
 
 from loraxs_search.errors import ClusterError, LoraxsError
-from loraxs_search.records import SearchPlan, to_json
-from loraxs_search.schedulers import Scheduler, SchedulerConfig, ScoredTrial, make_scheduler
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.search.tune import runner
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
 from loraxs_search.search.tune.runner import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, TuneScheduler, _StoppedError
 from loraxs_search.search.tune.slots import RESOURCES, SPEC
-from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import Deadline
+from loraxs_search.steering.state import Deadline, SteeringState
 
 # As Tune writes it at the end of a trial's file: of a process that died, and of a node that could not make one.
 DIED = "Failure # 1 (occurred at 2026-01-01_00-00-00)\nThe actor died unexpectedly.\n"

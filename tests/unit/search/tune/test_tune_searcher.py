@@ -17,17 +17,18 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.log.events import TrialEnded
-from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import NoScheduler, SchedulerConfig
+from loraxs_search.schedulers._base import SchedulerConfig
+from loraxs_search.schedulers.none import NoScheduler
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
-from loraxs_search.search_space import load_space
-from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import Deadline
-from loraxs_search.studies import Journal
+from loraxs_search.search_space.load import load_space
+from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.studies.journal import Journal
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 

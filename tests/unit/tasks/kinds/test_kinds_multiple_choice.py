@@ -11,7 +11,7 @@ from support.characters import CHAT, characters
 from support.text_tasks import choosing_task, labelled
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Task
+from loraxs_search.records.task import Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds._choices import Choices

@@ -11,7 +11,7 @@ from support.characters import characters
 from support.text_tasks import choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource
+from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.kinds import checked, items_of
 from loraxs_search.tasks.prepared import load_data, prepare
 

@@ -8,7 +8,7 @@ import pytest
 from support.characters import CHAT, characters
 from transformers import PreTrainedTokenizerFast
 
-from loraxs_search.records import Serving
+from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import asking_code
 from loraxs_search.tasks.kinds._templates import Prompt, Template, begin_ids, continued_ids, token_ids, written
 

@@ -11,7 +11,7 @@ from support.characters import characters
 from support.text_tasks import NUMBER, SUMS, refused, writing_task
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare
 from loraxs_search.tasks.report import data_warnings

@@ -19,7 +19,8 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import DataSource, Entity, Prediction, Task
+from loraxs_search.records.adapter import Entity, Prediction
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TaskKind, checked, kind_of

@@ -15,14 +15,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from loraxs_search.methods import METHODS, ParameterSpec
-from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
+from loraxs_search.methods import METHODS
+from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._load import entry_keys
-from loraxs_search.search_space._parameter_specs import COMMON, method_spec, parameter_specs
 from loraxs_search.search_space._sections import keys_of
-from loraxs_search.search_space._task import TaskSection, task_section
+from loraxs_search.search_space.load import entry_keys
+from loraxs_search.search_space.parameter_specs import COMMON, method_spec, parameter_specs
+from loraxs_search.search_space.task import TaskSection, task_section
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.records._base import BaseModelRef, BaseSetup
-from loraxs_search.records._json import from_json
-from loraxs_search.records._literals import Pooling, Scalar
-from loraxs_search.records._promotion import Baseline, Refit, SliceScore
-from loraxs_search.records._task import Task
-from loraxs_search.records._trial import AdapterSize, Hyperparameters, Lineage
+from loraxs_search.records.base import BaseModelRef, BaseSetup
+from loraxs_search.records.codec import from_json
+from loraxs_search.records.literals import Pooling, Scalar
+from loraxs_search.records.promotion import Baseline, Refit, SliceScore
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, Lineage
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from loraxs_search.methods import LoraXS, Method, Shapes
-from loraxs_search.records import AdapterSize, LinearModule, Scalar
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.names import Shapes
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import AdapterSize
 from loraxs_search.samplers import make_sampler
-from loraxs_search.search_space._distributions import reachable_shapes
-from loraxs_search.search_space._document import fail_with
-from loraxs_search.search_space._parameter_specs import both, parameter_specs, resolve_modules
-from loraxs_search.search_space._space import Space
+from loraxs_search.search_space.distributions import reachable_shapes
+from loraxs_search.search_space.document import fail_with
+from loraxs_search.search_space.parameter_specs import both, parameter_specs, resolve_modules
+from loraxs_search.search_space.space import Space
 
 
 def notes(space: Space) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraxs_search.base_model._files import WEIGHT_FILES, file_digest, is_model_folder, made_once, weight_digest
+from loraxs_search.base_model.files import WEIGHT_FILES, file_digest, is_model_folder, made_once, weight_digest
 from loraxs_search.errors import BaseModelError
 from loraxs_search.home import disk_faults, exclusive, home, mark_used, write_atomic
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 
 log = logging.getLogger(__name__)
 

@@ -8,21 +8,17 @@ from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING, Any, cast
 
-from loraxs_search.methods import FactorSet, Method, Possible, get_method
-from loraxs_search.records import (
-    BaseModelRef,
-    Head,
-    Hyperparameters,
-    LargestTrial,
-    LinearModule,
-    PeftSettings,
-    PromotionRule,
-    Scalar,
-    SearchPlan,
-    Task,
-)
-from loraxs_search.samplers import SearchedParameter
-from loraxs_search.search_space._distributions import (
+from loraxs_search.methods import get_method
+from loraxs_search.methods._base import FactorSet, Method, Possible
+from loraxs_search.records.base import BaseModelRef, LinearModule
+from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.literals import Head, Scalar
+from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import Hyperparameters, PeftSettings
+from loraxs_search.samplers._base import SearchedParameter
+from loraxs_search.search_space.distributions import (
     METHOD,
     Parameter,
     count_configurations,
@@ -30,7 +26,7 @@ from loraxs_search.search_space._distributions import (
     parameters_of,
     reachable_shapes,
 )
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, resolve_modules
+from loraxs_search.search_space.parameter_specs import DEFAULT_TARGET_MODULES, resolve_modules
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:

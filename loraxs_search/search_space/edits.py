@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import BEHIND_FILES, Document, KeyPath, as_mapping
-from loraxs_search.search_space._parameter_specs import SpaceSpecs
 from loraxs_search.search_space._peft_methods import known_methods
+from loraxs_search.search_space.distributions import METHOD
+from loraxs_search.search_space.document import BEHIND_FILES, Document, KeyPath, as_mapping
+from loraxs_search.search_space.parameter_specs import SpaceSpecs
 
 _PARAMETERS = "parameters"
 

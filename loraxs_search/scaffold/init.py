@@ -13,9 +13,10 @@ from typing import Any
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.home import disk_faults, home, write_atomic
-from loraxs_search.scaffold._answers import Choices
-from loraxs_search.scaffold._draft import Draft, draft_space, task_name
-from loraxs_search.search_space import Space, load_space
+from loraxs_search.scaffold.answers import Choices
+from loraxs_search.scaffold.draft import Draft, draft_space, task_name
+from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.rows import is_text
 
 log = logging.getLogger(__name__)

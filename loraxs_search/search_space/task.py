@@ -14,10 +14,11 @@ from pydantic import AfterValidator, create_model
 
 from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened
 from loraxs_search.paths import user_path
-from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, Task, registered_name
-from loraxs_search.search_space._document import Document, KeyPath, as_mapping, parse_document, shown
-from loraxs_search.search_space._parameter_specs import check_entry
+from loraxs_search.records.literals import Direction, Split
+from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
 from loraxs_search.search_space._sections import read_section
+from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, shown
+from loraxs_search.search_space.parameter_specs import check_entry
 from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, find_metric
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from loraxs_search.paths import DURATION, seconds_of
-from loraxs_search.records._literals import (
+from loraxs_search.records.literals import (
     DERIVED,
     MAX_STATE_BYTES,
     SECTION,
@@ -21,8 +21,8 @@ from loraxs_search.records._literals import (
     Split,
     Text,
 )
-from loraxs_search.records._task import Task
-from loraxs_search.records._trial import TrialReport
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport
 
 
 def _seconds(value: object) -> object:

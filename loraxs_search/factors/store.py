@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.factors._compute import Driver, Factors, check_rank, check_weight, compute_factors, resolve_driver
-from loraxs_search.factors._verify import fault
+from loraxs_search.factors.compute import Driver, Factors, check_rank, check_weight, compute_factors, resolve_driver
+from loraxs_search.factors.verify import fault
 from loraxs_search.home import (
     disk_faults,
     factor_path,
@@ -31,7 +31,7 @@ from loraxs_search.home import (
     write_atomic,
 )
 from loraxs_search.memory import available_bytes
-from loraxs_search.records import Basis
+from loraxs_search.records.literals import Basis
 from loraxs_search.torch_threads import side_by_side
 
 ALGORITHM_VERSION: Final = 1  # raise when any change moves the numbers: old files then have other keys

@@ -11,8 +11,8 @@ import importlib.metadata
 from http import HTTPStatus
 from pathlib import Path
 
-from loraxs_search.base_model._files import is_model_folder, model_faults, weight_digest
-from loraxs_search.base_model._package import (
+from loraxs_search.base_model.files import is_model_folder, model_faults, weight_digest
+from loraxs_search.base_model.package import (
     check_carried,
     how_to_install,
     known_folder,
@@ -22,7 +22,7 @@ from loraxs_search.base_model._package import (
 )
 from loraxs_search.errors import BaseModelError, first_line, shortened
 from loraxs_search.paths import user_path
-from loraxs_search.records import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModel, BaseModelRef
 
 # What a text model is made of; other frameworks' weights and demo files stay on the hub.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from loraxs_search.records._literals import (
+from loraxs_search.records.literals import (
     SECTION,
     Count,
     Direction,

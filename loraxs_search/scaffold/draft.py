@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import write_atomic
-from loraxs_search.records import BaseModelRef
-from loraxs_search.scaffold._answers import (
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.scaffold._roles import Roles, guess_roles
+from loraxs_search.scaffold._texts import Measured, Plan, guesses_of, in_one_line, listed, render, scalar, warnings_of
+from loraxs_search.scaffold.answers import (
     CHOOSING,
     CLASSES,
     NUMBERS,
@@ -24,8 +26,6 @@ from loraxs_search.scaffold._answers import (
     UndecidedError,
     places,
 )
-from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._texts import Measured, Plan, guesses_of, in_one_line, listed, render, scalar, warnings_of
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
@@ -322,7 +322,7 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
-    from loraxs_search.base_model import load_tokenizer  # torch, which faults of the rows need not wait for
+    from loraxs_search.base_model.tokenizer import load_tokenizer  # torch, which faults of the rows need not wait for
 
     try:
         tokenizer = load_tokenizer(locate(base))

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records._literals import Scalar
+from loraxs_search.records.literals import Scalar
 
 
 @dataclass(frozen=True)

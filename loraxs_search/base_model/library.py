@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from loraxs_search.errors import BaseModelError, first_line
-from loraxs_search.records import BaseModel
+from loraxs_search.records.base import BaseModel
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from loraxs_search.records._literals import SECTION, Count, Direction, Law, Pooling, Scalar, Split, Text
+from loraxs_search.records.literals import SECTION, Count, Direction, Law, Pooling, Scalar, Split, Text
 
 
 def _named(value: object) -> object:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
-from loraxs_search.records import SVD_BASES, Basis, Sigma
+from loraxs_search.records.literals import SVD_BASES, Basis, Sigma
 from loraxs_search.torch_threads import single_thread
 
 

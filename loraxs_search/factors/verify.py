@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from loraxs_search.errors import FactorMismatchError
-from loraxs_search.factors._compute import Factors, component_order
-from loraxs_search.records import Basis
+from loraxs_search.factors.compute import Factors, component_order
+from loraxs_search.records.literals import Basis
 from loraxs_search.torch_threads import single_thread
 
 _SPECTRUM_TOLERANCE = 1e-5  # of the largest singular value; float32 rounding moves honest factors by less than 1e-7

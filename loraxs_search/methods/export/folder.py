@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import disk_faults, exclusive, file_sha256, remove_whole, write_atomic
-from loraxs_search.methods import NATIVE, Method, method_of
+from loraxs_search.methods import method_of
+from loraxs_search.methods._base import Method
 from loraxs_search.methods.export._base import (
     ExportFormat,
     ExportOptions,
@@ -22,6 +23,7 @@ from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
 from loraxs_search.methods.export.onnx import ONNX
+from loraxs_search.methods.names import NATIVE
 from loraxs_search.plugins import EntryPoints
 
 FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(

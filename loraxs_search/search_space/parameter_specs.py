@@ -12,10 +12,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
-from loraxs_search.methods import METHODS, Method, ParameterSpec
+from loraxs_search.methods import METHODS
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.parameters import ParameterSpec
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Head, HeadInit, Hyperparameters, LinearModule, LrSchedule, Scalar
-from loraxs_search.search_space._distributions import METHOD
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import Head, HeadInit, LrSchedule, Scalar
+from loraxs_search.records.trial import Hyperparameters
+from loraxs_search.search_space.distributions import METHOD
 
 GROUPS = ("attention", "ffn", "all-linear")
 _EXPRESSION = re.compile(r"(?P<groups>[^@]+)(?:@last-(?P<last>\d+))?")

@@ -20,10 +20,11 @@ from loraxs_search.errors import SearchInterruptedError, counted
 from loraxs_search.log.events import Phase, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.reports.study_status import SearchDocument, search_document
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
 
 if TYPE_CHECKING:
-    from loraxs_search.search import SearchResult
+    from loraxs_search.search.driver.result import SearchResult
 
 
 _CURSOR_ON = b"\x1b[?25h"

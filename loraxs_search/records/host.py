@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records._adapter import ReferenceLogits, Sample
-from loraxs_search.records._base import BaseModel, Identity, LinearModule
-from loraxs_search.records._literals import Pooling, Scalar, Split
-from loraxs_search.records._task import DataReport
+from loraxs_search.records.adapter import ReferenceLogits, Sample
+from loraxs_search.records.base import BaseModel, Identity, LinearModule
+from loraxs_search.records.literals import Pooling, Scalar, Split
+from loraxs_search.records.task import DataReport
 
 
 @dataclass(frozen=True)

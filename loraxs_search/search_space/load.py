@@ -11,14 +11,22 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import UsageError, must_be, one_of
-from loraxs_search.methods import METHODS, LoraXS, Method, get_method
+from loraxs_search.methods import METHODS, get_method
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.paths import user_path
 from loraxs_search.plugins import EntryPoints, SearchKey
-from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import (
+from loraxs_search.search_space._parameters import PARAMETERS, read_method, read_parameters
+from loraxs_search.search_space._peft_methods import PEFT_METHODS, read_peft_methods
+from loraxs_search.search_space._sections import keys_of, read_section, read_value
+from loraxs_search.search_space.distributions import METHOD
+from loraxs_search.search_space.document import (
     Document,
     KeyPath,
     as_mapping,
@@ -27,13 +35,10 @@ from loraxs_search.search_space._document import (
     read_file,
     shown,
 )
-from loraxs_search.search_space._edits import Overrides, apply_overrides, as_texts, plain
-from loraxs_search.search_space._parameter_specs import both, check_entry, defaults_of, parameter_specs
-from loraxs_search.search_space._parameters import PARAMETERS, read_method, read_parameters
-from loraxs_search.search_space._peft_methods import PEFT_METHODS, read_peft_methods
-from loraxs_search.search_space._sections import keys_of, read_section, read_value
-from loraxs_search.search_space._space import Space, searched_parameters
-from loraxs_search.search_space._task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
+from loraxs_search.search_space.edits import Overrides, apply_overrides, as_texts, plain
+from loraxs_search.search_space.parameter_specs import both, check_entry, defaults_of, parameter_specs
+from loraxs_search.search_space.space import Space, searched_parameters
+from loraxs_search.search_space.task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")

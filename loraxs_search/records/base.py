@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from loraxs_search.records._literals import SECTION, Law, Text
+from loraxs_search.records.literals import SECTION, Law, Text
 
 _SHOWN = 16  # hexadecimal digits of a digest
 

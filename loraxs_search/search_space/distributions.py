@@ -15,7 +15,7 @@ from itertools import chain
 from math import isclose
 from typing import TYPE_CHECKING, Literal
 
-from loraxs_search.records import Scalar
+from loraxs_search.records.literals import Scalar
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from loraxs_search.errors import RankError, must_be, one_of
-from loraxs_search.records import LinearModule, ParameterKind, Scalar
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.literals import ParameterKind, Scalar
 
 
 @dataclass(frozen=True)

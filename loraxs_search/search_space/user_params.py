@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraxs_search.errors import did_you_mean, one_of
-from loraxs_search.records import Scalar
-from loraxs_search.search_space._distributions import METHOD, Parameter, drawing_order
-from loraxs_search.search_space._document import shown
-from loraxs_search.search_space._parameter_specs import method_spec, parameter_specs
-from loraxs_search.search_space._space import Space
+from loraxs_search.records.literals import Scalar
+from loraxs_search.search_space.distributions import METHOD, Parameter, drawing_order
+from loraxs_search.search_space.document import shown
+from loraxs_search.search_space.parameter_specs import method_spec, parameter_specs
+from loraxs_search.search_space.space import Space
 
 
 @dataclass(frozen=True)
