@@ -95,14 +95,14 @@ __all__ = [
 _HOMES = {
     name: module
     for module, names in {
-        "bank": ["AdapterBank"],
+        "bank.bank": ["AdapterBank"],
         "interactive": ["launch", "resume"],
         "predictor": ["Predictor"],
-        "records": ["Prediction"],
+        "records.adapter": ["Prediction"],
         "reports.html.page": ["figures"],
         "reports.study_status": ["StudyStatus", "status", "watch"],
-        "scaffold": ["init"],
-        "search": ["SearchResult"],
+        "scaffold.init": ["init"],
+        "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
         "shipped_spaces": ["ShippedSpace", "spaces"],
         "steering.send": [

@@ -1,3 +1,1 @@
 """Thousands of adapters of one base, held in memory together and used side by side in one batch."""
-
-from __future__ import annotations

@@ -1,3 +1,1 @@
 """Frozen factors A and B of a base weight: computed once, stored on disk by content, identified by fingerprint."""
-
-from __future__ import annotations

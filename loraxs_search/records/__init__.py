@@ -1,3 +1,1 @@
 """Frozen dataclasses that cross rooms. Plain values only: no torch, no mlflow, no behaviour beyond what they are."""
-
-from __future__ import annotations

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
-from loraxs_search.pareto import pareto_front
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Lineage, TrialRecord, TrialState
+
+ItemT = TypeVar("ItemT")
+
+
+def pareto_front(items: Iterable[ItemT], point: Callable[[ItemT], tuple[float, int]]) -> list[ItemT]:
+    """Return the items that no other beats in score and bytes together, fewest bytes first; equal ones all.
+
+    Args:
+        point: Returns an item's score, turned so that more is better, and its bytes.
+    """
+    front, best = list[ItemT](), -math.inf
+    for item in sorted(items, key=lambda item: (point(item)[1], -point(item)[0])):
+        score = point(item)[0]
+        if score > best or (front and point(item) == point(front[-1])):
+            front.append(item)
+            best = score
+    return front
 
 
 def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Container, Mapping, Sequence
+from itertools import islice
 
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.errors import LoraxsError
@@ -17,8 +20,47 @@ from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers import make_sampler
 from loraxs_search.samplers._base import DrawnSpace
 from loraxs_search.samplers.entries import experimental
-from loraxs_search.samplers.history import History
 from loraxs_search.samplers.trials import StudyTrials
+
+INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class History:
+    """Knows which trials stand for a history of any length; each is ranked once, when it has ended.
+
+    The best are ranked as TPE does: complete ones by value, then pruned ones by how far they came.
+
+    Args:
+        limit: How many of the best, and how many of the latest, stand for a longer history.
+    """
+
+    def __init__(self, direction: StudyDirection, limit: int) -> None:
+        self._limit = limit
+        self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+        self._ranked: list[tuple[tuple[bool, int, float], int]] = []
+        self._running: list[int] = []  # those that had not ended at the last call
+        self._num_seen = 0
+
+    def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the best, the latest and those that run, in the order of their numbers.
+
+        Args:
+            trials: The whole history, by number; at least what it was at the last call.
+        """
+        fresh = [*self._running, *range(self._num_seen, len(trials))]
+        self._num_seen = len(trials)
+        self._running = [number for number in fresh if not trials[number].state.is_finished()]
+        for number in fresh:
+            if trials[number].state in INFORMATIVE:
+                bisect.insort(self._ranked, (self._rank(trials[number]), number))
+        latest = islice((trial.number for trial in reversed(trials) if trial.state in INFORMATIVE), self._limit)
+        best = (number for _, number in self._ranked[: self._limit])
+        return [trials[number] for number in sorted({*latest, *best, *self._running})]
+
+    def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:
+        pruned = trial.state is TrialState.PRUNED
+        return pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
+
 
 # TPE reads every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are

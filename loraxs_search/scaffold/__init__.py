@@ -1,3 +1,1 @@
 """A first space for your rows: which columns, what kind of task, how long a search."""
-
-from __future__ import annotations

@@ -6,15 +6,290 @@ So after a kill at any moment each command is carried out once, and the state is
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.errors import CommandError, HomeError, unknown_name
+from loraxs_search.errors import (
+    CommandError,
+    HomeError,
+    SpaceError,
+    StudyError,
+    counted,
+    did_you_mean,
+    one_of,
+    shortened,
+    unknown_name,
+)
+from loraxs_search.paths import seconds_of
 from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.steering.state import SteeredStudy, SteeringState, planned
-from loraxs_search.steering.verbs import Add, Extend, Finish, Stop, Verb, check_trials
+from loraxs_search.records.trial import TrialState
+from loraxs_search.steering.state import (
+    AskedTrial,
+    SteeredStudy,
+    SteeringState,
+    check_time,
+    has_ended,
+    num_proposed,
+    planned,
+    unstarted,
+)
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.journal import Journal
+
+if TYPE_CHECKING:
+    from loraxs_search.search_space.space import Space
+
+_MAX_SHOWN = 10  # trials in a message
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A verb carries a command out.
+
+    Args:
+        text: What happens now, as shown to users.
+        facts: What was decided, beside the command itself; `apply` gets them again whenever the journal is replayed.
+    """
+
+    text: str
+    facts: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Verb(ABC):
+    """One thing that can be asked of a running search.
+
+    A command is carried out in two parts. `check` decides from the study and changes nothing. The driver
+    journals its answer, which makes the command done, once and for good. `apply` then makes the effect part of the
+    `SteeringState`, from command and facts: also in every later driver, as it replays the journal. So it reads
+    no clock, no file, and never fails. The search follows the state: `StudySearcher.apply_commands`, whenever it has
+    changed.
+
+    An entry is a class here, and a name in `VERBS` of `steering/__init__.py`.
+
+    Args:
+        name: What people type.
+        trials: The fewest and the most trials that it names; None for any number.
+        after_training: Whether it may come when the study has no more to train.
+    """
+
+    name: ClassVar[str]
+    trials: ClassVar[tuple[int, int | None]] = (0, 0)
+    after_training: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        """Decide on a command, whose trials are known to be the study's.
+
+        Raises:
+            CommandError: it cannot be carried out; the message has the law, the value and the place.
+        """
+
+    @abstractmethod
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        """Make the effect of an accepted command part of the state."""
+
+
+def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
+    """Refuse trials that are not the study's, and too many or too few.
+
+    Raises:
+        CommandError: they are.
+    """
+    given, (fewest, most) = command.trial_ids, verb.trials
+    if len(given) < fewest or (most is not None and len(given) > most):
+        wanted = "no trial" if most == 0 else "one trial" if most == 1 else "one trial or more"
+        raise CommandError(
+            f"`{verb.name}` must name {wanted} of study {study.name!r}, but got {', '.join(given) or 'none'}.",
+            hint=f"see `loraxs-search {verb.name} --help`",
+        )
+    for trial_id in given:
+        if trial_id not in study.records:
+            known = one_of(list(study.records), trial_id).split(", ")
+            shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
+            raise CommandError(
+                f"{did_you_mean(trial_id, study.records)}`trial` must be one of study {study.name!r}: "
+                f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
+                hint=f"`loraxs-search status {study.name}` lists them",
+            )
+
+
+class Stop(Verb):
+    """Ends trials as PRUNED: at their next report, or at their next step with `now`."""
+
+    name = "stop"
+    trials: ClassVar[tuple[int, int | None]] = (1, None)
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        for trial_id in command.trial_ids:
+            record = study.records[trial_id]
+            if record.state is not TrialState.RUNNING:
+                why = f": {record.reason}" if record.reason else ""
+                raise CommandError(
+                    f"Trial {trial_id} of study {study.name!r} has already ended, {record.state.value}{why}.",
+                    hint=f"`loraxs-search status {study.name}` shows how each trial stands",
+                )
+        when = "its next step" if command.arguments.get("now") else "its next report"
+        if len(command.trial_ids) == 1:
+            return Accepted(f"trial {command.trial_ids[0]} ends at {when}")
+        return Accepted(f"trials {', '.join(command.trial_ids)} end, each at {when}")
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        for trial_id in command.trial_ids:
+            state.stopping.setdefault(trial_id, f"stopped by a person{_who(command)}")
+            if command.arguments.get("now"):
+                state.at_once.add(trial_id)
+
+
+class Finish(Verb):
+    """Proposes no new trials. Running and added ones train to their ends; candidates follow."""
+
+    name = "finish"
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        if study.state.finishing is not None:
+            raise CommandError(
+                f"Study {study.name!r} is about to end: {study.state.finishing}.",
+                hint="its running trials train to their ends; `stop` ends one earlier",
+            )
+        added = len(unstarted(study.records, study.state))
+        left = f"the running ones, and the {added} added with `add`," if added else "the running ones"
+        return Accepted(f"the search proposes no more trials; it ends when {left} have ended")
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        state.finishing = f"finished by a person{_who(command)}"
+
+
+def _who(command: Command) -> str:
+    return f" ({command.sent_by})" if command.sent_by else ""
+
+
+class Extend(Verb):
+    """Raises the budget of a study, a finished one too.
+
+    `trials` come on top of those that the study has or is still to have: of a study whose trials have ended, or that
+    was to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
+    spent where that is more; a study without a time budget gets one. A study that was to finish continues. Trials that
+    the time budget had ended continue first.
+
+    The space's text stays as it was launched: what counts is the plan that `state.extended` returns.
+    """
+
+    name = "extend"
+    after_training: ClassVar[bool] = True
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        trials, time = command.arguments.get("trials"), command.arguments.get("time")
+        if trials is None and time is None:
+            raise CommandError(
+                "`extend` needs --trials, --time or both, but got neither.",
+                hint=f"for example `loraxs-search extend {study.name} --trials 12`",
+            )
+        if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
+            raise CommandError(
+                f"`--trials` must be a whole number of at least 1, but got {trials}.", hint="that many are added"
+            )
+        plan, seconds = study.plan, 0.0 if time is None else _seconds(time)
+        so_far = num_proposed(study.records, study.state)
+        has_more = so_far < plan.trials or any(record.is_cut for record in study.records.values())
+        if trials is None and has_ended(study) and not (has_more or unstarted(study.records, study.state)):
+            raise CommandError(
+                f"more `--time` gives study {study.name!r} nothing to do: it has had all of its {plan.trials} trials.",
+                hint="add --trials",
+            )
+        if seconds:
+            budget_s = max(study.journal.spent_by_now_s, plan.time_budget or 0.0) + seconds
+        else:
+            check_time(study)
+            budget_s = plan.time_budget or 0.0
+        # An earlier command may have asked for more already: then its trials count.
+        is_open = study.state.num_reopenings > study.journal.num_reopenings
+        is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
+        total = plan.trials if trials is None else int(trials) + (so_far if is_over else plan.trials)
+        facts: dict[str, Scalar] = {"trials": total}
+        if budget_s:
+            facts["time_budget_s"] = budget_s
+        within = f" within {budget_s:,.0f} s of work" if budget_s else ""
+        text = f"the search now proposes {counted(total, 'trial')} in all{within}, {so_far} of them so far"
+        return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        state.trials = int(facts["trials"])
+        state.time_budget_s = float(facts["time_budget_s"]) if "time_budget_s" in facts else state.time_budget_s
+        state.finishing = None
+        state.num_reopenings += bool(facts.get("reopens"))
+
+
+def _seconds(text: Scalar) -> float:
+    """Return the seconds of `1d`, `1h30m`, `45s` or a number of seconds.
+
+    Raises:
+        CommandError: it is none of these.
+    """
+    given = str(text).strip()
+    seconds = seconds_of(given)
+    if seconds is None and "_" not in given:  # Python reads 1_6 as 16
+        with contextlib.suppress(ValueError):
+            seconds = float(given)
+    if seconds is None or not 0.0 < seconds < float("inf"):
+        raise CommandError(f"`--time` must be a time such as 1h, 90m, 1h30m or 45s, but got {text}.")
+    return seconds
+
+
+_PARAM = "params."
+
+
+class Add(Verb):
+    """Has the study try params that a person gives, beside those that the sampler proposes.
+
+    What is not given is as in the trial that the command names; without one, it is what the sampler proposes for the
+    next trial. The trial comes on top of `search.trials`, and the sampler learns from it as from its own. It starts
+    once a slot is free, before new proposals.
+    """
+
+    name = "add"
+    trials: ClassVar[tuple[int, int | None]] = (0, 1)
+    after_training: ClassVar[bool] = True
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        from loraxs_search.search_space.user_params import place_given  # late: `status` starts without it
+
+        check_time(study)
+        space, source = _space_of(study), "".join(command.trial_ids)
+        placed = place_given(space, command.params, study.records[source].params if source else {})
+        if placed.faults:
+            hint = f"`loraxs-search status {study.name}` shows params that trials have"
+            raise CommandError("\n".join(placed.faults), hint=hint)
+        given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
+        what = f"with {given}" if given else "that the sampler proposes"
+        facts: dict[str, Scalar] = {f"{_PARAM}{name}": value for name, value in placed.params.items()}
+        return Accepted(
+            f"a trial {what} starts once a slot is free", facts | ({"reopens": True} if has_ended(study) else {})
+        )
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
+        state.asked[command.command_id] = AskedTrial(command.command_id, params, "".join(command.trial_ids))
+        state.num_reopenings += bool(facts.get("reopens"))
+
+
+def _space_of(study: SteeredStudy) -> Space:
+    """Return the space that a study searches.
+
+    Raises:
+        CommandError: its file is damaged.
+    """
+    from loraxs_search.studies.stored_space import stored_space
+
+    try:
+        return stored_space(study.folder)
+    except (StudyError, SpaceError) as error:
+        raise CommandError(error.message, hint=error.hint) from error
+
 
 VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Finish(), Add(), Extend())}
 

@@ -16,5 +16,3 @@ studies/<name>/
 
 What of it is not rebuilt from the rest can be mirrored in a storage (a shared folder, a bucket) beside a lease.
 """
-
-from __future__ import annotations

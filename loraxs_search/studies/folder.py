@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +30,8 @@ from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
+from loraxs_search.records.promotion import Baseline, KeptAnswers, is_alone
 from loraxs_search.records.search import CheckpointSelection
-from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import StudyInfo, check_name, parse_info, read_record, read_text
@@ -40,6 +40,55 @@ from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from loraxs_search.search_space.space import Space
+
+_SCORES, _ANSWERS = "baselines.json", "baselines.answers.json"
+
+
+@dataclass(frozen=True)
+class _Scores:
+    baselines: tuple[Baseline, ...]
+
+
+@dataclass(frozen=True)
+class _TestAnswers:
+    answers: Mapping[str, tuple[float | str, ...]]
+    task: str
+    rows: Mapping[str, str]
+
+
+class BaselineFiles:
+    """What a study folder keeps of baselines: their scores, and apart from these their answers to the test rows."""
+
+    path: Path
+    info: StudyInfo
+
+    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
+        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
+
+        What the untouched base reaches stays unless it is among them.
+        """
+        if not any(is_alone(one.name) for one in baselines):
+            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
+        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
+            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
+            kept = _TestAnswers(answers, self.info.task.registered_name, rows)
+            write_atomic(self.path / _ANSWERS, to_json(kept))
+        scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
+        write_atomic(self.path / _SCORES, to_json(_Scores(scores), indent=2))
+
+    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
+        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
+        path = self.path / _ANSWERS
+        if not path.exists():
+            return {}
+        kept = read_record(_TestAnswers, path)
+        return {name: KeptAnswers(said, kept.task, kept.rows[name]) for name, said in kept.answers.items()}
+
+    def baselines(self) -> tuple[Baseline, ...] | None:
+        """Return what simple models reach, or None when that has not been computed."""
+        path = self.path / _SCORES
+        return read_record(_Scores, path).baselines if path.exists() else None
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"

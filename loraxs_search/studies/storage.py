@@ -2,18 +2,219 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from loraxs_search.errors import HomeError, StorageConflictError, StorageError, shortened
+from loraxs_search.errors import HomeError, StorageConflictError, StorageError, first_line, shortened
 from loraxs_search.home import create_atomic, home, paths_under, write_atomic
+from loraxs_search.mlflow_uri import parts_of, shown
 from loraxs_search.paths import user_path
-from loraxs_search.studies.buckets import Bucket
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import AzureStore, GCSStore, S3Config, S3Store
+
+_HINTS = {
+    "s3": "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of "
+    "~/.aws/credentials, or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know "
+    "conditional writes",
+    "az": "check the address and the account: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
+    "AZURE_STORAGE_SAS_TOKEN or a service principal; AZURE_STORAGE_ENDPOINT for a server that is not Azure",
+    "gs": "check the address and the account: a file that GOOGLE_APPLICATION_CREDENTIALS names, or the machine's role",
+}
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
+
+
+_AT_ONCE = 16  # requests for the generations of objects
+
+
+class Bucket:
+    """Objects below `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`.
+
+    A version is an ETag without its quotes, which Azure leaves out where it lists. Google compares generations instead,
+    and its listings have none: each object is asked for its own.
+
+    Raises:
+        StorageError: the address is malformed or not one of these, or it lacks an account.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from obstore.exceptions import BaseError
+
+        self.uri = uri
+        self._store, self.hint = _store(uri)
+        self._by_generation = uri.startswith("gs:")
+        self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
+
+    def create(self, key: str, content: bytes) -> str | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            return self._version(obstore.put(self._store, key, content, mode="create", use_multipart=False))
+        except AlreadyExistsError:
+            return None
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            seen = obstore.put(
+                self._store,
+                key,
+                content,
+                mode="create" if version is None else self._condition(version),
+                use_multipart=False,
+            )
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise StorageConflictError(
+                f"{key} must be as this driver left it, but another one has written it."
+            ) from error
+        return self._version(seen)
+
+    def get(self, key: str) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        obstore.delete(self._store, key)
+
+    def versions(self, prefix: str) -> Mapping[str, str]:
+        listed = {str(item["path"]): item for item in self._listed(prefix)}
+        if self._by_generation:
+            with ThreadPoolExecutor(_AT_ONCE) as callers:
+                listed = dict(zip(listed, callers.map(self._head, listed), strict=True))
+        return {key: self._version(item) for key, item in listed.items() if item}
+
+    def keys(self, prefix: str) -> Iterable[str]:
+        return [str(item["path"]) for item in self._listed(prefix)]
+
+    def _listed(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        import obstore
+
+        pages: Iterable[Iterable[Mapping[str, Any]]] = obstore.list(self._store, prefix or None)
+        for page in pages:
+            yield from page
+
+    def _head(self, key: str) -> Mapping[str, Any]:
+        """Return what is known of an object; nothing if it was deleted meanwhile."""
+        import obstore
+
+        try:
+            return obstore.head(self._store, key)
+        except FileNotFoundError:
+            return {}
+
+    def _version(self, seen: Mapping[str, Any]) -> str:
+        version: str | None = seen["version" if self._by_generation else "e_tag"]
+        return (version or "").removeprefix('"').removesuffix('"')
+
+    def _condition(self, version: str) -> UpdateVersion:
+        return {"version": version} if self._by_generation else {"e_tag": f'"{version}"'}
+
+
+def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
+    """Return where an address leads, and what to do where it does not."""
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    parts = parts_of(uri)
+    if parts is None or parts.scheme not in _HINTS or not parts.hostname or "@" in parts.netloc:
+        raise StorageError(
+            f"`--storage` must be a folder, or s3://, az:// or gs://BUCKET/PREFIX, but got {shown(uri)}.",
+            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        )
+    names = list(filter(None, parts.path.split("/")))  # none between slashes may be empty
+    if re.search(r"[?#\x00-\x1f\x7f]", uri) or {".", ".."} & set(names):
+        got = shown(re.sub(r"(?s)([?#]).*", r"\1...", uri))  # a query may be a signature
+        raise StorageError(
+            f"`--storage` must have no ?, #, control character or part . or .., but got {got}.",
+            hint="name only the bucket and a prefix; the environment names the account",
+        )
+    hint, endpoint = _HINTS[parts.scheme], _endpoint(parts.scheme)
+    options: dict[str, Any] = {
+        "prefix": "/".join(names) or None,
+        "client_options": {
+            "allow_http": endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=60),
+        },
+        "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+    }
+    if parts.scheme == "s3":
+        return S3Store(parts.netloc, config=_s3_config(endpoint), **options), hint
+    try:
+        if parts.scheme == "gs":
+            return GCSStore(parts.netloc, **options), hint
+        return AzureStore(parts.netloc, config={"endpoint": endpoint} if endpoint else {}, **options), hint
+    except BaseError as error:
+        message = f"The storage at {uri} must have an account, but: {first_line(error)}."
+        raise StorageError(message, hint=hint) from error
+
+
+def _endpoint(scheme: str) -> str:
+    """Return the server that the environment names in place of the cloud's own; empty if there is none."""
+    name = next((name for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
+    endpoint = os.environ[name] if name else ""
+    if endpoint and not _is_server(endpoint):  # obstore would panic at it, and print it in each error
+        raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_HINTS[scheme])
+    return endpoint
+
+
+def _is_server(endpoint: str) -> bool:
+    parts = parts_of(endpoint)
+    is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_server and "@" not in endpoint and endpoint.split() == [endpoint]
+
+
+def _s3_config(endpoint: str) -> S3Config:
+    config: S3Config = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):
+        config["access_key_id"] = profile["aws_access_key_id"]
+        config["secret_access_key"] = profile["aws_secret_access_key"]
+        if "aws_session_token" in profile:
+            config["session_token"] = profile["aws_session_token"]
+    return config
+
+
+def _profile() -> dict[str, str]:
+    """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
+    read = configparser.ConfigParser(interpolation=None)
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    try:
+        read.read(path, encoding="utf-8-sig")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise StorageError(
+            f"{path} must hold sections such as [default], each key once, but: {first_line(error).rstrip('.')}.",
+            hint=_HINTS["s3"],
+        ) from None  # what else it says may be a key
+    section = os.environ.get("AWS_PROFILE") or "default"
+    profile = dict(read[section]) if section in read else {}
+    return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}
+
 
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
 

@@ -133,8 +133,8 @@ def finding_code(base: BaseModelRef) -> str:
     if base.package is None:
         return ""
     sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
-    return f"""from loraxs_search.base_model import locate
-from loraxs_search.records import BaseModelRef
+    return f"""from loraxs_search.base_model.locate import locate
+from loraxs_search.records.base import BaseModelRef
 folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).path
 """
 

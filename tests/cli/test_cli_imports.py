@@ -35,7 +35,7 @@ def loaded_by(statements: list[str], modules: tuple[str, ...] = HEAVY, before: s
 
 
 def cli(*args: str) -> str:
-    return f"from loraxs_search.cli import run; run({list(args)!r})"
+    return f"from loraxs_search.cli._main import run; run({list(args)!r})"
 
 
 def completed(line: str) -> str:
@@ -72,7 +72,7 @@ def test_what_answers_loads_nothing_of_a_search_and_what_peft_imports_can_be_imp
 
 def test_help_loads_what_parses_the_command_line_and_nothing_else():
     """How long it takes follows: 0.2 s on an idle machine."""
-    program = f"import sys; sys.argv[1:] = ['--help']; from loraxs_search.cli import main\n{_AT_EXIT}main()"
+    program = f"import sys; sys.argv[1:] = ['--help']; from loraxs_search.cli._main import main\n{_AT_EXIT}main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stderr.split()} - sys.stdlib_module_names - {"sitecustomize"}
     assert {name for name in loaded if not name.startswith("_")} <= PARSES
@@ -81,6 +81,6 @@ def test_help_loads_what_parses_the_command_line_and_nothing_else():
 def test_nothing_is_frozen_at_exit():
     """Libraries that count what they made report frozen objects as leaked, on Python 3.13."""
     end = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count(), file=sys.stderr))"
-    main = "sys.argv[1:] = ['--version']; from loraxs_search.cli import main; main()"
+    main = "sys.argv[1:] = ['--version']; from loraxs_search.cli._main import main; main()"
     done = subprocess.run([sys.executable, "-c", f"{end}; {main}"], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "0"

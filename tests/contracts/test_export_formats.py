@@ -70,7 +70,7 @@ def test_a_declaration_is_whole(form: str) -> None:
 
 
 def test_declarations_are_read_without_torch() -> None:
-    read = "from loraxs_search.methods.export import FORMATS; FORMATS.importable()"
+    read = "from loraxs_search.methods.export.folder import FORMATS; FORMATS.importable()"
     subprocess.run([sys.executable, "-c", f"import sys; {read}; assert 'torch' not in sys.modules"], check=True)
 
 

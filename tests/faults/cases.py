@@ -165,8 +165,7 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from faults import faulty_host
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search.cluster.connection import connected
-    from loraxs_search.search.driver.driver import Driver
-    from loraxs_search.search.driver.launch import new_study
+    from loraxs_search.search.driver.launch import Driver, new_study
     from loraxs_search.search.hosts.host_config import host_config
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.ledger import SilentView

@@ -18,7 +18,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors.store import FactorStore
 root, gate = Path(sys.argv[1]), Path(sys.argv[2])
 weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
 print("ready", flush=True)

@@ -51,7 +51,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.toys import TASK, adapter, candidate
-from loraxs_search.records import PromotionRule
+from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry import decisions
 from loraxs_search.registry.store import Registry
 decisions._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for

@@ -14,8 +14,7 @@ from support import simulated_host
 
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.trial import TrialState
-from loraxs_search.search.driver.driver import Driver
-from loraxs_search.search.driver.launch import launch_together, new_study
+from loraxs_search.search.driver.launch import Driver, launch_together, new_study
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space

@@ -30,7 +30,7 @@ STOPPED_TOGETHER = ("stopped-one", "stopped-two")  # spaces, which name their st
 # The command line, whose driver dies as soon as a trial is stopped: its report is written, its end is not.
 DIES_AT_A_STOP = """
 import os, sys
-from loraxs_search.cli import main
+from loraxs_search.cli._main import main
 from loraxs_search.search.ledger import Ledger
 
 whole = Ledger.trial_ended

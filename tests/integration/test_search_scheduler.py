@@ -24,7 +24,7 @@ from typing import Annotated
 from pydantic import Field
 
 from loraxs_search.plugins import SearchKey
-from loraxs_search.schedulers import Scheduler
+from loraxs_search.schedulers._base import Scheduler
 
 
 class EverySecond(Scheduler):

@@ -17,7 +17,7 @@ CONTRACT = Path(__file__).parents[1] / "unit" / "studies" / "test_studies_bucket
 PROGRAM = f"""
 import logging, subprocess, sys
 from loraxs_search.errors import LoraxsError
-from loraxs_search.studies import Storage
+from loraxs_search.studies.storage import Storage
 from loraxs_search.log.clock import Clock
 from loraxs_search.studies.lease import Lease
 

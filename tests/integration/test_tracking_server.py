@@ -160,7 +160,8 @@ def test_a_server_that_is_not_there_is_said_within_seconds(make_mlflow_server):
 _TELL_UNTIL_KILLED = """
 import sys, time
 from pathlib import Path
-from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
+from loraxs_search.records.search import SearchPlan
 from support.tracked import Tracked
 folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 tracker = Tracked("s1", folder, uri, "exp")

@@ -35,7 +35,8 @@ PREPARE = """
 import sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from loraxs_search.records import Task, from_json
+from loraxs_search.records.task import Task
+from loraxs_search.records.codec import from_json
 from loraxs_search.tasks.prepared import prepare
 prepare(from_json(Task, sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2]), cache_dir=Path(sys.argv[3]))
 """

@@ -26,7 +26,7 @@ from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.evaluate import score_rows
 from loraxs_search.trial.run import TrialRun, attach, detach

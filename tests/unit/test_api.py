@@ -13,6 +13,7 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
 from loraxs_search.records.base import BaseModelRef
+from loraxs_search.search.ledger import SilentView
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 
@@ -83,4 +84,4 @@ def test_a_device_that_is_not_there_is_refused(folder, use, device):
 def test_a_view_and_progress_exclude_one_another() -> None:
     for verb in (loraxs_search.launch, loraxs_search.resume):
         with pytest.raises(UsageError, match="`progress` must go without a `view`"):
-            verb("movie_reviews", progress=True, view=loraxs_search.search.SilentView())
+            verb("movie_reviews", progress=True, view=SilentView())

@@ -9,5 +9,3 @@ onnx.py     the base as a graph, whose inputs are the adapter, for onnxruntime
 
 A distribution adds a format by an entry point of the group `loraxs_search.export_formats`: its name to its class.
 """
-
-from __future__ import annotations

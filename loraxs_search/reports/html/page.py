@@ -10,22 +10,195 @@ import hashlib
 import json
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.reports.html import tables
-from loraxs_search.reports.html.facts import ReportFacts, read_facts
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import TrialState
+from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration, read_facts
 from loraxs_search.reports.html.figures import sections
-from loraxs_search.reports.html.summary import summary
+from loraxs_search.reports.html.summary import Summary, summary
+from loraxs_search.reports.leaderboard import LeaderboardRow
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+FIRST_ROWS = 20
+_NAMED = 12  # trials that a row of failures names
+_OPTIONAL = frozenset({"kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
+
+
+@dataclass(frozen=True)
+class _ReportTable:
+    """A table of the report.
+
+    Args:
+        caption: What it is of, in a sentence.
+        right: Columns of numbers.
+        states: The state of the trial that each row is of, for its look; none if rows are of something else.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    states: tuple[str, ...] = ()
+
+    def first(self, count: int, caption: str) -> _ReportTable:
+        """Return its first rows under another caption."""
+        return replace(self, caption=caption, rows=self.rows[:count], states=self.states[:count])
+
+
+def leaderboard_table(facts: ReportFacts) -> _ReportTable:
+    """Return all trials, best first; columns without a value are left out."""
+    cells = [_cells(row, facts) for row in facts.rows]
+    empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
+    columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
+    return _ReportTable(
+        caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
+        columns=columns,
+        rows=tuple(tuple(row[name] for name in columns) for row in cells),
+        right=frozenset(columns) - {"trial", "state", "from", "reason"} - set(facts.varied),
+        states=tuple(row.state.lower() for row in facts.rows),
+    )
+
+
+def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
+    refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
+    return {
+        "trial": row.trial_id,
+        "state": facts.word(row.state),
+        "step": f"{row.step:,}",
+        "kept step": _value(row.kept_step),
+        facts.metric: _score(row.score),
+        "all rows": _score(row.candidate_score),
+        "test": _score(row.test_score) + refit,
+        "no answer": _score(row.unparsed),
+        "cut": _score(row.unended),
+        "parameters": _number(row.r_parameters),
+        "bytes": _number(row.stored_bytes),
+        "learnt bytes": _number(row.without_projection),
+        "device s": f"{row.device_s:,.1f}",
+        "wall s": "" if row.wall_s is None else f"{row.wall_s:,.1f}",
+        **{name: _value(row.params.get(name)) for name in facts.varied},
+        "from": row.origin,
+        "reason": row.reason if row.state is not TrialState.COMPLETE else "",
+    }
+
+
+def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
+    """Return the baselines, and what the result gains over each."""
+    result = summary.result
+    rows = [
+        (
+            each.baseline.name,
+            _score(each.baseline.validation_metrics.get(facts.task.metric)),
+            _score(each.baseline.test_metrics.get(facts.task.metric)),
+            "" if each.gain is None else f"{each.gain:+.4f}",
+            each.baseline.failed,
+        )
+        for each in summary.against
+    ]
+    what = f"{result.name} on {result.rows}" if result else "nothing yet"
+    caption = f"Baselines by {facts.task.metric}, and how much better the result is: {what}."
+    width = 5 if any(row[4] for row in rows) else 4
+    columns = ("baseline", "validation", "test", "gain", "why none")[:width]
+    return _ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
+
+
+def class_tables(facts: ReportFacts) -> list[_ReportTable]:
+    """Return the finalist's scores by class, the confusion matrix, and rows that it answers wrongly; maybe none."""
+    if (found := facts.by_class) is None:
+        return []
+    scores = tuple(
+        (each.label, f"{each.rows:,}", _score(each.precision), _score(each.recall), _score(each.f1))
+        for each in found.classes
+    )
+    columns = ("class", "rows", "precision", "recall", "F1")
+    labels = tuple(each.label for each in found.classes)
+    counts = tuple((label, *map(str, row)) for label, row in zip(labels, found.confusion, strict=True))
+    wrong = tuple((sample.prompt, sample.reference, sample.answer) for sample in found.wrong)
+    return [
+        _ReportTable("The finalist on the test rows of each class.", columns, scores, frozenset(columns[1:])),
+        _ReportTable("Rows of each class, by what was answered.", ("class", *labels), counts, frozenset(labels)),
+        _ReportTable("The first test rows that it answers wrongly.", ("row", "class", "answer"), wrong),
+    ]
+
+
+def cost_table(facts: ReportFacts) -> _ReportTable:
+    """Return what was spent on trials, by how they ended."""
+    by_state = [(facts.word(state), [r for r in facts.records if r.state is state]) for state in TrialState]
+    groups = [*((word, records) for word, records in by_state if records), ("all", facts.records)]
+    times = [(name, len(records), device_seconds(records)) for name, records in groups]
+    rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in times)
+    caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
+    columns = ("trials", "number", "device time", "device hours")
+    return _ReportTable(caption, columns, rows, frozenset(columns[1:]))
+
+
+def failure_table(facts: ReportFacts) -> _ReportTable:
+    """Return what failed and why, the most frequent reason first: trials, refits, baselines."""
+    failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in facts.records:
+        if record.state is TrialState.FAIL:
+            failed["trial", record.reason].append(record.trial_id)
+    for candidate in facts.candidates:
+        for refit in candidate.refits:
+            if refit.failed:
+                failed["refit", refit.failed].append(f"{candidate.trial_id}, seed {refit.seed}")
+    for baseline in facts.baselines:
+        if baseline.failed:
+            failed["baseline", baseline.failed].append(baseline.name)
+    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
+    rows = tuple((what, str(len(it)), why or "no reason was recorded", _named(it)) for (what, why), it in ordered)
+    return _ReportTable("What failed, and why.", ("what", "number", "reason", "which"), rows, frozenset({"number"}))
+
+
+def _named(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def settings_table(facts: ReportFacts) -> _ReportTable:
+    """Return what was searched, on what, and with which versions."""
+    info, identity = facts.info, facts.folder.identity()
+    constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
+    rows = [
+        ("task", f"{info.task.registered_name} ({info.task.kind})"),
+        ("base model", info.base_model.id),
+        *([("base digest", identity.base_digest), ("data digest", identity.data_fingerprint)] if identity else []),
+        ("scheduler", info.search.scheduler),
+        ("steps of a trial", f"{info.search.max_steps:,}, a report every {info.search.report_every:,}"),
+        ("seed", str(info.search.seed)),
+        *((f"{name} (constant)", _value(value)) for name, value in constants.items()),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
+        ("study id", info.study_id),
+    ]
+    caption = "What was searched, and with which versions."
+    return _ReportTable(caption, ("setting", "value"), tuple(row for row in rows if row[1]))
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _value(value: Scalar | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def repeat_command(facts: ReportFacts) -> str:
@@ -62,7 +235,7 @@ def report_page(facts: ReportFacts) -> str:
     from plotly.offline import get_plotlyjs
 
     drawn = sections(facts)
-    head, board, script = summary(facts), tables.leaderboard_table(facts), _template("report.js")
+    head, board, script = summary(facts), leaderboard_table(facts), _template("report.js")
     scripts = (get_plotlyjs() if any(section.plots for section in drawn) else "", script)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return (
@@ -75,14 +248,14 @@ def report_page(facts: ReportFacts) -> str:
             last=_moment(facts.journal.last_at) if facts.journal.last_at else "",
             version=installed().get("loraxs-search", ""),
             summary=head,
-            baselines=tables.baseline_table(facts, head),
-            classes=tables.class_tables(facts),
-            first=board.first(tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),
+            baselines=baseline_table(facts, head),
+            classes=class_tables(facts),
+            first=board.first(FIRST_ROWS, _first_caption(facts, len(board.rows))),
             board=board,
             sections=[{"section": it, "plots": [_embedded(*plot) for plot in it.plots.items()]} for it in drawn],
-            costs=tables.cost_table(facts),
-            failures=tables.failure_table(facts),
-            settings=tables.settings_table(facts),
+            costs=cost_table(facts),
+            failures=failure_table(facts),
+            settings=settings_table(facts),
             command=repeat_command(facts),
             space=facts.folder.space_text(),
             style=_template("report.css"),
@@ -113,9 +286,9 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
 
 
 def _first_caption(facts: ReportFacts, count: int) -> str:
-    if count <= tables.FIRST_ROWS:
+    if count <= FIRST_ROWS:
         return f"All {counted(count, 'trial')}, best first by {facts.metric}."
-    return f"The first {tables.FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
+    return f"The first {FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
 
 
 def _template(name: str) -> str:

@@ -13,16 +13,31 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
-from loraxs_search.errors import LoraxsError, SearchInterruptedError, UsageError
+from loraxs_search.assets import START
+from loraxs_search.errors import BaseModelError, HomeError, LoraxsError, SearchInterruptedError, UsageError, one_of
 from loraxs_search.home import in_use
-from loraxs_search.log.events import Phase
+from loraxs_search.log.clock import steady_time
+from loraxs_search.log.events import Phase, SearchFinished
+from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.task import Task
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more
-from loraxs_search.search.driver.driver import Driver
-from loraxs_search.search.driver.result import SearchResult, close_finished, lacks_baseline
-from loraxs_search.search.driver.start_from import resolve_start
-from loraxs_search.search.ledger import SearchView, SilentView
+from loraxs_search.search.driver.result import (
+    SearchResult,
+    close_finished,
+    keep_report,
+    lacks_baseline,
+    open_tracker,
+    summary_of,
+)
+from loraxs_search.search.ledger import Ledger, SearchView, SilentView
+from loraxs_search.search_space.describe import trial_shapes
 from loraxs_search.search_space.edits import Overrides
 from loraxs_search.search_space.load import SpaceSource, open_space
 from loraxs_search.search_space.space import Space
@@ -30,7 +45,9 @@ from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.stored_space import stored_space
@@ -39,6 +56,225 @@ from loraxs_search.tracking.store import ensure_store
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
+    from loraxs_search.search.hosts.study_actors import StudyActors
+    from loraxs_search.tracking.tracker import Tracker
+
+
+def resolve_start(space: Space, uri: str) -> StartFrom | None:
+    """Return which version a space's `start_from` means now; None if it names none.
+
+    Raises:
+        RegistryError: there is no such adapter.
+        UsageError: it is of another method, or of one whose trials cannot start from an adapter.
+    """
+    if space.start_from is None:
+        return None
+    adapter = Registry(uri).resolve(space.start_from)
+    ref = AdapterRef(f"{adapter.task}:{adapter.version}", adapter.digest)
+    manifest = verify(pull(ref.name, uri=uri))
+    own = manifest.hyperparameters
+    if own.method not in space.methods:
+        raise UsageError(
+            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {ref.name} is"
+            f" of {own.method}.",
+            hint=f"name another adapter, or set `method: {own.method}`",
+        )
+    if not method_of(own).can_start:
+        raise UsageError(
+            f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
+            hint="leave it out, or name an adapter of lora-xs",
+        )
+    with_head = has_same_answers(manifest.task, space.task)
+    return StartFrom(ref, manifest.base_digest, own, with_head, manifest.task.pooling)
+
+
+def has_same_answers(task: Task, other: Task) -> bool:
+    """Whether one task's head answers the other: the labels are the same, or the task is."""
+    return task.kind == other.kind and task.labels == other.labels and bool(task.labels or task.name == other.name)
+
+
+def with_pooling(study: StudyInfo, space: Space, info: HostInfo) -> tuple[StudyInfo, Space]:
+    """Return study and space with `pooling: auto` resolved on the base, as a study keeps it.
+
+    A head that reads another pool is no start for trials.
+    """
+    task = replace(space.task, pooling=info.pooling) if space.task.pooling == "auto" else space.task
+    start = study.start_from
+    if start is not None:
+        start = replace(start, with_head=start.with_head and start.pooling == task.pooling)
+    return replace(study, task=task, start_from=start), replace(space, task=task)
+
+
+def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
+    """Refuse a start that some trial of the space could not begin at.
+
+    Raises:
+        BaseModelError: it is of another base.
+        UsageError: rank, modules or factors do not fit.
+    """
+    start = study.start_from
+    if start is None:
+        return
+    if start.base_digest != info.base.weight_digest:
+        raise BaseModelError(
+            f"`start_from` must name an adapter on this base, with weights {info.base.weight_digest[:16]}..., but"
+            f" {start.adapter.name} is on weights {start.base_digest[:16]}....",
+            hint="name an adapter of the same base at the same revision",
+        )
+    method, by_name = method_of(start.hyperparameters), {module.name: module for module in info.modules}
+    heads = space.heads(method)
+    if start.with_head and set(heads) != {start.hyperparameters.head}:
+        raise UsageError(
+            f"`head` must be the adapter's own ({start.hyperparameters.head}) where trials start from its head, but a "
+            f"trial may have {one_of(heads)}.",
+            hint=f"write `head: {start.hyperparameters.head}` in `parameters`",
+        )
+    for params, names in trial_shapes(space, method, info.modules):
+        method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
+
+
+def keep_start(folder: StudyFolder) -> str | None:
+    """Have the study keep the asset that its trials start from, and return its digest; None if they start anew.
+
+    Raises:
+        RegistryError, TrackingError: it cannot be had, and the study does not have it yet.
+    """
+    start = folder.info.start_from
+    if start is None or START in folder.assets():
+        return folder.assets().get(START)
+    path = pull(start.adapter.name, uri=folder.info.tracking_uri)
+    manifest = verify(path)
+    if path.name != start.adapter.digest:
+        raise UsageError(
+            f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",
+            hint="launch the study again under another name",
+        )
+    method = method_of(manifest.hyperparameters)
+    return folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))
+
+
+class OwnStop(threading.Event):
+    """Stops one search: set by itself, or with the event that stops all that run together.
+
+    Args:
+        shared: Stops all; it is never set from here.
+    """
+
+    def __init__(self, shared: threading.Event) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._shared.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, by which the shared event is noticed at the end: give a short time."""
+        return super().wait(timeout) or self.is_set()
+
+
+class Driver:
+    """Runs one study on Ray. Every stage can be repeated: the study folder has what a killed driver did.
+
+    Args:
+        stop: Set from anywhere, it ends the search cleanly, and those that run beside it.
+        is_locked: Whether this process holds the study already.
+    """
+
+    def __init__(
+        self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event, *, is_locked: bool = False
+    ) -> None:
+        self._info, self._space, self._stop, self._is_locked = info, space, OwnStop(stop), is_locked
+        self._ledger = Ledger(info.name, view)
+        self._started_at = steady_time()
+
+    def run(self, pool: HostPool) -> SearchResult:
+        """Search on the hosts of `pool`, score the best trials, and return the result.
+
+        Raises:
+            SearchInterruptedError: stopped before the budget was used.
+            TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
+        """
+        self._ledger.phase("loading the base model and the data")
+        from loraxs_search.search.driver import session  # noqa: F401  # Ray Tune and Optuna load while the host does
+        from loraxs_search.search.hosts.study_actors import StudyActors
+
+        with self._ledger.hearing_warnings():
+            folder = self._begun_folder()
+            recorded = folder.identity() if folder else None
+            actors = StudyActors(self._info, self._space, pool, self._check_stop, recorded)
+            try:
+                self._info, self._space = with_pooling(self._info, self._space, actors.info)
+                check_start(self._space, self._info, actors.info)
+                actors.prepare_factors(self._ledger.phase)
+                return self._run_with(actors, self._open_folder())
+            finally:
+                actors.close()
+
+    def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
+        with contextlib.nullcontext() if self._is_locked else folder.lock(), mirrored(folder, self._stop.set) as mirror:
+            if folder.identity() is None:
+                folder.write_identity(actors.info.identity)
+            if lacks_baseline(folder):
+                folder.set_candidates_aside()
+            actors.start_from = keep_start(folder)
+            journal, uri = folder.journal(), self._info.tracking_uri
+            tracker = open_tracker(folder, uri, mirror)
+            try:
+                result = self._search(folder, actors, journal, tracker)
+                keep_report(folder, journal)
+                journal.append(SearchFinished(state="FINISHED", summary=summary_of(result)))
+                return result
+            except BaseException as error:
+                if mirror is not None and mirror.lost_to is not None:
+                    raise mirror.lost_to from error
+                stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
+                with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
+                    notice = {"notice": str(own_error(error))}
+                    journal.append(SearchFinished(state="KILLED" if stopped else "FAILED", summary=notice))
+                raise
+            finally:
+                self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
+                self._ledger.phase("writing the last records to MLflow")
+                if mirror is not None and mirror.lost_to is not None:
+                    tracker.abandon()
+                else:
+                    tracker.close()
+
+    def _search(self, folder: StudyFolder, actors: StudyActors, journal: Journal, tracker: Tracker) -> SearchResult:
+        from loraxs_search.search.driver.session import SearchSession
+
+        return SearchSession(
+            self._info,
+            self._space,
+            folder,
+            journal,
+            actors,
+            self._ledger,
+            self._stop,
+            started_at=self._started_at,
+            run_of=tracker.run_id,
+        ).run()
+
+    def _check_stop(self) -> None:
+        """Refuse to go on once the search was stopped from outside.
+
+        Raises:
+            SearchInterruptedError: it was.
+        """
+        if self._stop.is_set():
+            raise SearchInterruptedError.of([] if self._begun_folder() is None else [self._info.name])
+
+    def _begun_folder(self) -> StudyFolder | None:
+        """Return the study's folder, where an earlier driver began it."""
+        if StudyFolder.exists(self._info.name):
+            folder = StudyFolder.open(self._info.name)
+            if folder.info.study_id == self._info.study_id:
+                return folder
+        return None
+
+    def _open_folder(self) -> StudyFolder:
+        # `create` refuses a name that was taken in the meantime.
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, resolved=self._space)
 
 
 @dataclass(frozen=True)

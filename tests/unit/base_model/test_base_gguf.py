@@ -156,7 +156,7 @@ def test_files_can_be_read_by_whoever_shares_the_home(site):
 
 
 CODE = (
-    "from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
+    "from loraxs_search.base_model.locate import locate; from loraxs_search.records.base import BaseModelRef;"
     "print(locate(BaseModelRef(id='org/gguf-carrier', package='gguf-carrier')).weight_digest)"
 )
 

@@ -60,7 +60,8 @@ def ask(tmp_path: Path) -> Iterator[Callable[[str, str | None], tuple[str, str]]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     code = (
-        "import json, sys; from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
+        "import json, sys; from loraxs_search.base_model.locate import locate\n"
+        "from loraxs_search.records.base import BaseModelRef\n"
         "from loraxs_search.errors import LoraxsError\n"
         "try: locate(BaseModelRef(id=sys.argv[1]))\n"
         "except LoraxsError as error: print(json.dumps([error.message, error.hint]))"

@@ -156,7 +156,7 @@ def test_an_unpacking_at_work_is_not_swept_by_one_whose_clock_is_ahead(install, 
 def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
     site = install({"carrier_model/model.zip": zipped(MODEL | {"big.bin": os.urandom(20_000_000)})})
     code = (
-        "from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
+        "from loraxs_search.base_model.locate import locate; from loraxs_search.records.base import BaseModelRef;"
         "print(locate(BaseModelRef(id='org/carrier', package='carrier-model')).path)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
-from loraxs_search.factors import _compute
+from loraxs_search.factors import compute
 from loraxs_search.factors.compute import compute_factors, default_factor_rank, resolve_driver
 
 SIGMAS = ("input", "sqrt", "output", "none")
@@ -174,9 +174,9 @@ def test_the_randomised_driver_has_the_basis_top_alone():
 def test_the_randomised_driver_is_torchs_own_to_the_bit(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     state = torch.get_rng_state()
-    found = _compute._randomized(weight, rank=8)
+    found = compute._randomized(weight, rank=8)
     assert torch.equal(torch.get_rng_state(), state), "nobody else's draws are touched"
-    torch.manual_seed(_compute.SEED)
-    u, s, v = torch.svd_lowrank(weight, q=8 + _compute.OVERSAMPLING, niter=_compute.NUM_ITERATIONS)
+    torch.manual_seed(compute.SEED)
+    u, s, v = torch.svd_lowrank(weight, q=8 + compute.OVERSAMPLING, niter=compute.NUM_ITERATIONS)
     for ours, theirs in zip(found, (u, s, v.T), strict=True):
         assert torch.equal(ours, theirs)

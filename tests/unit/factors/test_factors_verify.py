@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from loraxs_search.errors import FactorMismatchError
-from loraxs_search.factors import _store as store_module
+from loraxs_search.factors import store as store_module
 from loraxs_search.factors.compute import Factors, component_order, compute_factors
 from loraxs_search.factors.store import FactorStore, checksum, content_key, write_factors
 from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, check_fingerprint, fault, fingerprint

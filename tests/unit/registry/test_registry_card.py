@@ -177,7 +177,9 @@ def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs(manifes
 
 def test_that_code_runs(manifest, monkeypatch):
     asked = []
-    monkeypatch.setattr(base_model, "locate", lambda ref: asked.append(ref) or BaseModel(ref.id, "/there", "d"))
+    monkeypatch.setattr(
+        "loraxs_search.base_model.locate.locate", lambda ref: asked.append(ref) or BaseModel(ref.id, "/there", "d")
+    )
     found = {}
     exec(finding_code(BaseModelRef("org/base", package="some-model", sha256="d" * 64)), found)
     assert found["folder"] == "/there"

@@ -15,8 +15,7 @@ from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records.base import Identity
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.compared_groups import Point, front_of, ratio_to
-from loraxs_search.reports.comparison import compare
+from loraxs_search.reports.comparison import Point, compare, front_of, ratio_to
 from loraxs_search.studies.folder import StudyFolder
 
 

@@ -15,9 +15,15 @@ from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import duration, read_facts
-from loraxs_search.reports.html.page import repeat_command, report_page
+from loraxs_search.reports.html.page import (
+    class_tables,
+    cost_table,
+    failure_table,
+    leaderboard_table,
+    repeat_command,
+    report_page,
+)
 from loraxs_search.reports.html.summary import summary
-from loraxs_search.reports.html.tables import class_tables, cost_table, failure_table, leaderboard_table
 from loraxs_search.search_space.load import load_space
 
 

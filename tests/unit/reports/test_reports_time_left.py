@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.records.trial import TrialState
+from loraxs_search.reports.search_state import Pace, TrainedSteps, expected_steps
 from loraxs_search.reports.text_plot import sparkline
-from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
 RUNNING, COMPLETE, PRUNED, FAIL = (
     TrialState.RUNNING,

@@ -15,8 +15,7 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers import proposer
-from loraxs_search.samplers.history import History
-from loraxs_search.samplers.proposer import WINDOW, Proposer, ShownHistory
+from loraxs_search.samplers.proposer import WINDOW, History, Proposer, ShownHistory
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space

@@ -13,7 +13,7 @@ MODULES = (
     "tune.runner",
     "driver.session",
     "tune.advancer",
-    "hosts.directory",
+    "hosts.pool",
     "ledger",
     "cluster.doctor",
     "driver.result",

@@ -39,7 +39,7 @@ GROUPS = ["attention", "ffn", "all-linear", "query+value", "attention@last-2"]
 
 DRAWN = """
 from pathlib import Path
-from loraxs_search.search_space import parse_space
+from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.distributions import drawing_order
 text = "task: sst2\\nbase_model: a/b\\nparameters:\\n  rank: 4\\n"
 text += "  learning_rate: [{value: 0.1, when: {sigma: sqrt, head_init: probe}}, 0.2]\\n"

@@ -84,7 +84,7 @@ def test_an_installed_package_finds_its_spaces_inside_itself(tmp_path):
     package = Path(loraxs_search.__file__).parent
     shutil.copytree(package, tmp_path / "loraxs_search", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped_space_path("movie_reviews").parent, tmp_path / "loraxs_search" / "_spaces")
-    code = "from loraxs_search.search_space import load_space; print(load_space('movie-reviews').source)"
+    code = "from loraxs_search.search_space.load import load_space; print(load_space('movie-reviews').source)"
     # -P -s: neither the working directory nor a user's site folder may lend the checkout.
     command = [sys.executable, "-P", "-s", "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

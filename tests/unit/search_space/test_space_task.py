@@ -160,7 +160,7 @@ def test_catalogue_names_metrics_and_batches_need_no_torch():
     code = (
         "import sys; from loraxs_search.tasks.encoded import epoch_batches;"
         "from loraxs_search.tasks.metrics import METRICS;"
-        "from loraxs_search.search_space import catalogue_task; catalogue_task('cola');"
+        "from loraxs_search.search_space.task import catalogue_task; catalogue_task('cola');"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

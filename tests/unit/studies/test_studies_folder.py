@@ -102,7 +102,7 @@ def test_an_unknown_study_names_the_nearest() -> None:
 def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
     folder = StudyFolder.create(info("one"), "")
     code = (
-        "import sys, time; from loraxs_search.studies import StudyFolder\n"
+        "import sys, time; from loraxs_search.studies.folder import StudyFolder\n"
         "with StudyFolder.open('one').lock():\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:

@@ -311,7 +311,8 @@ def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokeniz
     """Importing `datasets` takes a second, pandas half of one."""
     code = (
         "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
-        "from loraxs_search.tasks.prepared import prepare; from loraxs_search.records import Task, from_json;"
+        "from loraxs_search.tasks.prepared import prepare; from loraxs_search.records.task import Task;"
+        "from loraxs_search.records.codec import from_json;"
         "tokenizer = AutoTokenizer.from_pretrained(sys.argv[2]); before = set(sys.modules);"
         "prepare(from_json(Task, sys.argv[1]), tokenizer, cache_dir=Path(sys.argv[3]));"
         "assert not {'datasets', 'pandas'} & (set(sys.modules) - before)"

@@ -16,9 +16,9 @@ from support.ports import free_port
 from loraxs_search.log.events import LoggedEvent
 from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking import tracker as tracker_module
-from loraxs_search.tracking._recorder import Recorder
 from loraxs_search.tracking._runs import StudyRuns
 from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.tracker import Recorder
 
 
 @pytest.fixture

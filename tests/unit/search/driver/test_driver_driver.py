@@ -22,11 +22,11 @@ from loraxs_search.log.events import TrainingEnded
 from loraxs_search.records.base import Identity
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search.driver import driver as drivers
+from loraxs_search.search.driver import launch as drivers
 from loraxs_search.search.driver.baselines import StudyBaselines
-from loraxs_search.search.driver.driver import OwnStop
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.linear_probe import StudyProbe
+from loraxs_search.search.driver.launch import OwnStop
+from loraxs_search.search.driver.session import StudyProbe
 from loraxs_search.search.hosts import client, study_actors
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.ledger import SilentView

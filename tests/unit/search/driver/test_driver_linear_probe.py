@@ -13,7 +13,7 @@ from support.studies import study
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records.host import LinearProbe
-from loraxs_search.search.driver.linear_probe import StudyProbe
+from loraxs_search.search.driver.session import StudyProbe
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search_space.space import Space
 
@@ -43,7 +43,7 @@ def get(answer: LinearProbe | Exception, check_stop: Any) -> LinearProbe:
 
 @pytest.fixture
 def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("loraxs_search.search.driver.linear_probe.await_answer", get)
+    monkeypatch.setattr("loraxs_search.search.driver.session.await_answer", get)
     said: list[str] = []
 
     def probe(

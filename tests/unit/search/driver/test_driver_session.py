@@ -22,9 +22,8 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
-from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.launch import resume
+from loraxs_search.search.driver.launch import Driver, resume
 from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
 from loraxs_search.search.ledger import SilentView

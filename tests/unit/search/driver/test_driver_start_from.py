@@ -15,7 +15,7 @@ from loraxs_search.records.adapter import AdapterRef, StartFrom
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Pooling
-from loraxs_search.search.driver import start_from
+from loraxs_search.search.driver import launch
 from loraxs_search.search_space.load import parse_space
 
 SPACE = """
@@ -39,20 +39,20 @@ def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
 ) -> None:
     adapter = SimpleNamespace(task="t", version=1, digest="d" * 64)
     manifest = SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, method=method), base_digest="b" * 64, task=TASK)
-    monkeypatch.setattr(start_from, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: adapter))
-    monkeypatch.setattr(start_from, "pull", lambda name, uri: Path())
-    monkeypatch.setattr(start_from, "verify", lambda path: manifest)
+    monkeypatch.setattr(launch, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: adapter))
+    monkeypatch.setattr(launch, "pull", lambda name, uri: Path())
+    monkeypatch.setattr(launch, "verify", lambda path: manifest)
     space = parse_space(SPACE, source="s.yaml", folder=Path())
     with pytest.raises(UsageError, match=law):
-        start_from.resolve_start(space, "sqlite:///x.db")
+        launch.resolve_start(space, "sqlite:///x.db")
 
 
 def test_the_head_of_one_variant_answers_another_of_the_same_task() -> None:
     numbers = replace(TASK, kind="regression")  # of which labels do not tell
     german, french = replace(numbers, variant="de"), replace(numbers, variant="fr")
-    assert start_from.has_same_answers(german, french)
-    assert start_from.has_same_answers(german, numbers)
-    assert not start_from.has_same_answers(german, replace(german, name="another"))
+    assert launch.has_same_answers(german, french)
+    assert launch.has_same_answers(german, numbers)
+    assert not launch.has_same_answers(german, replace(german, name="another"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
     start = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
     info = replace(study("s").info, task=space.task, start_from=start)
     host = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
-    kept_info, kept_space = start_from.with_pooling(info, space, host)
+    kept_info, kept_space = launch.with_pooling(info, space, host)
     assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
     assert kept_info.start_from == replace(start, with_head=with_head)

@@ -14,7 +14,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import checked
-from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import encode, load_data, prepare
 
 
