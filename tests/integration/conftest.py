@@ -53,6 +53,7 @@ def ray_here(search_home: Path) -> None:
 
     started: dict[str, Any] = {}
 
+    @functools.wraps(pool.start_directory)
     def start_directory(config: HostConfig) -> Any:
         key = repr(config)
         if key not in started:
