@@ -172,17 +172,17 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def descendants() -> Callable[[int, str], list[int]]:
-    """Return the processes under a process whose title holds a text; there must be some."""
+def descendants() -> Callable[..., list[int]]:
+    """Return the processes under a process whose title holds a text; there must be some, unless `least` is 0."""
 
-    def find(pid: int, title: str) -> list[int]:
+    def find(pid: int, title: str, least: int = 1) -> list[int]:
         listing = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
         family = {pid}
         for _ in rows:
             family |= {int(p) for p, parent, _ in rows if int(parent) in family}
         found = [int(p) for p, _, args in rows if int(p) in family and title in args]
-        assert found
+        assert len(found) >= least
         return found
 
     return find

@@ -53,7 +53,9 @@ def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hos
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool, "start_directory", pool.start_directory.__wrapped__)  # not one that other searches share
-    others = set(descendants(os.getpid(), "ray::")) - set(descendants(os.getpid(), "ray::IDLE"))  # which take new work
+    others = set(descendants(os.getpid(), "ray::")) - set(
+        descendants(os.getpid(), "ray::IDLE", 0)
+    )  # idle ones take new work
     killer: Any = Killer(lambda *of: [pid for pid in descendants(*of) if pid not in others], title)
     overrides = [f"search.{name}={value}" for name, value in PLAN.items()]
     result = launch(str(tiny_space), name=title, overrides=[*overrides, "promotion.seeds=0"], view=killer)
