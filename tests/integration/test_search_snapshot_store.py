@@ -12,9 +12,9 @@ import ray
 from support.studies import state, study
 
 from loraxs_search.errors import ClusterError
-from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.cluster.connection import NAMESPACE, connected
 from loraxs_search.search.hosts import study_actors
-from loraxs_search.search.hosts.client import find_snapshot_store, kill
+from loraxs_search.search.hosts.pool import kill
 from loraxs_search.search.hosts.study_actors import start_snapshot_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -32,7 +32,7 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
         first = pid_of(snapshot_store)
         os.kill(first, signal.SIGKILL)
         ray.get(snapshot_store.write_snapshot.remote("00000", state("00000", "second")))
-        assert ray.get(find_snapshot_store(name).read_snapshot.remote("00000")) == state("00000", "second")
+        assert ray.get(ray.get_actor(name, NAMESPACE).read_snapshot.remote("00000")) == state("00000", "second")
         assert folder.snapshots.read("00000") == state("00000", "second")
         assert pid_of(snapshot_store) != first
     finally:
@@ -51,7 +51,7 @@ def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
-    monkeypatch.setattr(study_actors, "_RemoteSnapshotStore", ray.remote(Dying))
+    monkeypatch.setattr(study_actors, "SnapshotStore", Dying)
     monkeypatch.setattr(study_actors, "MAX_RESTARTS", 1)
     _, snapshot_store = start_snapshot_store("dying")
     with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ import ray
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.search.driver.work_items import map_over_hosts
-from loraxs_search.search.hosts.client import HostClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -32,7 +32,7 @@ class Worker:
 
 def workers(*actors: Any) -> Any:
     """Return what `map_over_hosts` asks for hosts."""
-    return lambda: [HostClient(lambda lost: Worker.remote("another"), actor) for actor in actors]
+    return SimpleNamespace(hosts=lambda: actors, host=lambda lost: Worker.remote("another"))
 
 
 class Number:
@@ -42,7 +42,7 @@ class Number:
         self.error: Exception | None = None
 
     def ask(self, host: Any) -> Any:
-        return host.actor.work.remote(self.number)
+        return host.work.remote(self.number)
 
     def take(self, answer: tuple[int, str]) -> bool:
         assert answer[0] == self.number

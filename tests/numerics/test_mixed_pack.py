@@ -148,7 +148,7 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
     assert len({info.modules for info in infos}) == 1
     assert len({info.base.weight_digest for info in infos}) == 1
     with ThreadPoolExecutor(4) as callers:
-        going = [callers.submit(actor.call, "advance", d.task, (s, 8, None, d.task)) for s, d in world.trials]
+        going = [callers.submit(actor.advance, s, 8, None, d.task) for s, d in world.trials]
         states = [future.result()[1] for future in going]
     for (spec, data), info, state in zip(world.trials, infos, states, strict=True):
         task, rows = data.task, range(8)
@@ -156,17 +156,17 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
         report, expected = lone.advance(spec, 8, None)
         assert info.head_parameters == lone.info().head_parameters
         assert distance(Snapshot.from_bytes(state), Snapshot.from_bytes(expected)) < TOLERANCE
-        confirmed, wanted = actor.call("confirm", task, (spec, expected, task)), lone.confirm(spec, expected, task)
+        confirmed, wanted = actor.confirm(spec, expected, task), lone.confirm(spec, expected, task)
         assert confirmed.files == wanted.files
         assert confirmed.factors == wanted.factors
-        answers, own = actor.call("answer", task, (spec, expected, rows, task)), lone.answer(spec, expected, rows, task)
+        answers, own = actor.answer(spec, expected, rows, task), lone.answer(spec, expected, rows, task)
         assert answers.labels == own.labels
         assert answers.predictions == pytest.approx(own.predictions, rel=1e-4, abs=1e-5)
         assert answers.loss == pytest.approx(own.loss, rel=1e-5)
-        assert [y.name for y in actor.call("baselines", task, (task,))] == [y.name for y in lone.baselines(task)]
+        assert [y.name for y in actor.baselines(task)] == [y.name for y in lone.baselines(task)]
         if data.kind.shots:
             alone, own = (
-                actor.call("answer_without_adapter", task, ("test", rows, 0, task)),
+                actor.answer_without_adapter(spec.identity, "test", rows, 0, task),
                 lone.answer_without_adapter("test", rows, 0, task),
             )
             assert alone.predictions == own.predictions

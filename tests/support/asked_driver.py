@@ -114,7 +114,6 @@ def drive(folder: StudyFolder) -> Driver:
         return SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, seed=int(seed_of or trial_id)), params=params)
 
     actors: Any = SimpleNamespace(
-        actor_names={},
         spec=spec,
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )

@@ -26,7 +26,7 @@ from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_alone, is_unmeasured, shots_name
 from loraxs_search.records.task import Task
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
-from loraxs_search.search.hosts.client import HOST_LOST, await_answer
+from loraxs_search.search.hosts.pool import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.folder import StudyFolder
@@ -54,7 +54,7 @@ class StudyBaselines:
         measured = {one.name for one in known if not one.failed and (one.answer is not None or one.name in kept)}
         hopeless = {one.name for one in known if one.failed and not one.applies}
         if set(fitting_baselines(kind_of(task))) - measured - hopeless:
-            self._written = actors.snapshot_store.write_baselines.remote(actors.pool.host().baselines(task))
+            self._written = actors.snapshot_store.write_baselines.remote(actors.pool.host().baselines.remote(task))
 
     def known(self) -> tuple[Baseline, ...]:
         """Return those that are in the study folder by now; waits for nothing."""
@@ -97,7 +97,7 @@ class StudyBaselines:
         self._folder.write_baselines([measured.get(one.name, one) for one in failed])
 
     def _measure_again(self, on_loop_step: Callable[[], None]) -> None:
-        measured = self._actors.pool.host().result(lambda host: host.baselines(self._task), on_loop_step)
+        measured = self._actors.pool.ask(lambda host: host.baselines.remote(self._task), on_loop_step)
         self._folder.write_baselines(measured)
 
 

@@ -38,7 +38,6 @@ from loraxs_search.search.driver.work_items import (
     row_parts,
     slices_of,
 )
-from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
@@ -210,7 +209,7 @@ class Finalization:
 
         if items:
             finished(0)
-        map_over_hosts(pool.hosts, items, self.on_loop_step, at_once=at_once, finished=finished)
+        map_over_hosts(pool, items, self.on_loop_step, at_once=at_once, finished=finished)
 
     def _steps_done(self, spec: TrialSpec) -> int:
         """Return how far a refit has got before now."""
@@ -315,5 +314,5 @@ class Finalization:
         task = self.space.task
         for key, checksum in confirmation.factors.items():
             if factors_at(key, checksum) is None:
-                ask = functools.partial(HostClient.factor_file, task=task, key=key)
-                install_factors(key, self.actors.pool.host().result(ask, self.on_loop_step))
+                read = functools.partial(lambda key, host: host.factor_file.remote(task, key), key)
+                install_factors(key, self.actors.pool.ask(read, self.on_loop_step))

@@ -53,8 +53,7 @@ from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
 from loraxs_search.search.driver.work_items import map_over_hosts
-from loraxs_search.search.hosts.client import HOST_LOST, HostClient, await_answer
-from loraxs_search.search.hosts.pool import TrialCanceller, Usage
+from loraxs_search.search.hosts.pool import HOST_LOST, HostProxy, Usage, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger, ScoreWatch
 from loraxs_search.search.tune.advancer import TrialSettings
@@ -111,19 +110,19 @@ class StudyProbe:
         return self._digest
 
     def _result(self) -> LinearProbe:
-        host, check_stop = self._actors.pool.host, self._actors.check_stop
+        pool, check_stop = self._actors.pool, self._actors.check_stop
         try:
             try:
-                return await_answer(self._asked or self._ask(host()), check_stop)
+                return await_answer(self._asked or self._ask(pool.host()), check_stop)
             except HOST_LOST:
-                return host().result(self._ask, check_stop)
+                return pool.ask(self._ask, check_stop)
         except (ClusterError, HomeError):
             raise
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
             return LinearProbe(reason=first_line(getattr(error, "cause", error)))
 
-    def _ask(self, host: HostClient) -> ObjectRef[LinearProbe]:
-        return host.linear_probe(self._task)
+    def _ask(self, host: HostProxy) -> ObjectRef[LinearProbe]:
+        return host.linear_probe.remote(self._task)
 
 
 _logger = logging.getLogger(__name__)
@@ -195,7 +194,7 @@ class SearchSession:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
-        with self._actors.watched(self._record_usage, self._show_steps):
+        with self._actors.watched(self._record_usage, self._show_steps, lambda: self._searcher.to_cancel):
             run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
         self._ledger.close()
         self._journal.append(TrainingEnded(notice=self._journal.notice or ""))
@@ -263,16 +262,10 @@ class SearchSession:
             SearchInterruptedError: trials are left.
             TrialsFailError: trials are left since they would fail, or all have failed.
         """
-        with contextlib.closing(TrialCanceller(self._actors.pool, self._info.name)) as canceller:
-
-            def on_loop_step() -> None:
-                self._commander.on_loop_step()
-                canceller.on_loop_step(self._searcher.to_cancel)
-
-            self._searcher.take_commands = on_loop_step
-            self._searcher.begin_loop()
-            while self._searcher.has_more and not self._searcher.must_end:
-                self._run_tuner()
+        self._searcher.take_commands = self._commander.on_loop_step
+        self._searcher.begin_loop()
+        while self._searcher.has_more and not self._searcher.must_end:
+            self._run_tuner()
         if self._searcher.fatal_error is not None:
             raise self._searcher.fatal_error
         self._end_unfinished(planned(self._info.search, self._study.state, self._journal.records).trials)
@@ -313,7 +306,8 @@ class SearchSession:
             metric=task.search_metric,
             report_every=plan.report_every,
             max_failures=plan.max_failures,
-            **self._actors.actor_names,
+            snapshot_store=self._actors.snapshot_store,
+            directory=self._actors.pool.directory,
         )
 
     def _end_unfinished(self, num_trials: int) -> None:
@@ -424,9 +418,9 @@ class SearchSession:
         """Return how long an answer at the end takes, where there is a time budget; 0 where scores are all there is."""
         if self._deadline.budget_s is None or self._journal.notice is not None:
             return 0.0
-        hosts, check_stop = self._actors.pool.hosts, self._actors.check_stop
+        pool, check_stop = self._actors.pool, self._actors.check_stop
         base = BaseModelBaseline(
-            self._folder, self._actors, self._space.task, lambda items: map_over_hosts(hosts, items, check_stop)
+            self._folder, self._actors, self._space.task, lambda items: map_over_hosts(pool, items, check_stop)
         )
         return base.seconds_per_row()
 

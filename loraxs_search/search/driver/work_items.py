@@ -25,7 +25,7 @@ from loraxs_search.records.promotion import Refit, SliceScore
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Lineage, TrialReport, TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search.hosts.client import HOST_LOST, HostClient
+from loraxs_search.search.hosts.pool import HOST_LOST, HostPool, HostProxy
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
@@ -37,7 +37,7 @@ AnswerT = TypeVar("AnswerT")
 class WorkItem(Protocol[AnswerT]):
     """One item of work; it keeps its own results, so that a killed driver finds what was done."""
 
-    def ask(self, host: HostClient) -> ObjectRef[AnswerT]:
+    def ask(self, host: HostProxy) -> ObjectRef[AnswerT]:
         """Start it on a host. May be repeated, on another host."""
 
     def take(self, answer: AnswerT) -> bool:
@@ -48,7 +48,7 @@ class WorkItem(Protocol[AnswerT]):
 
 
 def map_over_hosts(
-    hosts: Callable[[], Sequence[HostClient]],
+    pool: HostPool,
     items: Sequence[WorkItem[Any]],
     on_loop_step: Callable[[], None],
     *,
@@ -60,7 +60,7 @@ def map_over_hosts(
     An item whose host died goes to another host.
 
     Args:
-        hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
+        pool: Not asked where there is nothing to do.
         on_loop_step: Called several times a second; raises when the search was stopped from outside.
         at_once: More than 1 where items share passes.
         finished: Called with how many items are done, after each.
@@ -68,14 +68,14 @@ def map_over_hosts(
         RayError: hosts keep dying; one of `HOST_LOST`.
         ClusterError, HomeError: a node is not fit for the search, or its disk is full.
     """
-    waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem[Any], HostClient]]()
-    losses_left, clients = _MAX_LOST_HOSTS * len(items), hosts() if items else []
+    waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem[Any], HostProxy]]()
+    losses_left, hosts = _MAX_LOST_HOSTS * len(items), pool.hosts() if items else []
     num_done = 0
 
-    def go_on(item: WorkItem[Any], host: HostClient) -> None:
+    def go_on(item: WorkItem[Any], host: HostProxy) -> None:
         pending[item.ask(host)] = item, host
 
-    for host in [host for _ in range(at_once) for host in clients]:
+    for host in [host for _ in range(at_once) for host in hosts]:
         if waiting:
             go_on(waiting.popleft(), host)
     while pending:
@@ -95,7 +95,7 @@ def map_over_hosts(
                 losses_left -= 1
                 if losses_left < 0:
                     raise
-                go_on(item, host.replacement())
+                go_on(item, pool.host(lost=host))
 
 
 def _has_more(item: WorkItem[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
@@ -142,12 +142,12 @@ class RefitWork:
     reached: Callable[[str, int], None] = lambda _, __: None
     is_late: Callable[[], bool] = lambda: False
 
-    def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
+    def ask(self, host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.snapshots.read(self.spec.trial_id)
         reports = read_reports(snapshot) if snapshot else ()
         step = reports[-1].step if reports else 0
         until = min(step + self.every, self.spec.hyperparameters.max_steps)
-        return host.advance(self.spec, until, snapshot, self.task)
+        return host.advance.remote(self.spec, until, snapshot, self.task)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
@@ -216,10 +216,10 @@ class ValidationWork:
     trained: Trained
     task: Task
 
-    def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
+    def ask(self, host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.trained.snapshot()
         step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
-        return host.advance(self.trained.spec, step, snapshot, self.task.for_candidates)
+        return host.advance.remote(self.trained.spec, step, snapshot, self.task.for_candidates)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
@@ -239,8 +239,8 @@ class AnswerWork:
     rows: range
     task: Task
 
-    def ask(self, host: HostClient) -> ObjectRef[Answers]:
-        return host.answer(self.trained.spec, self.trained.snapshot(), self.rows, self.task.for_candidates)
+    def ask(self, host: HostProxy) -> ObjectRef[Answers]:
+        return host.answer.remote(self.trained.spec, self.trained.snapshot(), self.rows, self.task.for_candidates)
 
     def take(self, answer: Answers) -> bool:
         self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, answer)
@@ -264,8 +264,10 @@ class BaseAnswerWork:
     rows: range
     shots: int
 
-    def ask(self, host: HostClient) -> ObjectRef[Answers]:
-        return host.answer_without_adapter(self.identity, self.split, self.rows, self.shots, self.task.for_candidates)
+    def ask(self, host: HostProxy) -> ObjectRef[Answers]:
+        return host.answer_without_adapter.remote(
+            self.identity, self.split, self.rows, self.shots, self.task.for_candidates
+        )
 
     def take(self, answer: Answers) -> bool:
         self.folder.confirmations().write_base_answers(self.shots, self.split, self.rows, answer)
@@ -285,8 +287,8 @@ class AdapterWork:
     task: Task
     keep: Callable[[Trained, Confirmation], None]
 
-    def ask(self, host: HostClient) -> ObjectRef[Confirmation]:
-        return host.confirm(self.trained.spec, self.trained.snapshot(), self.task)
+    def ask(self, host: HostProxy) -> ObjectRef[Confirmation]:
+        return host.confirm.remote(self.trained.spec, self.trained.snapshot(), self.task)
 
     def take(self, answer: Confirmation) -> bool:
         self.keep(self.trained, answer)

@@ -6,12 +6,11 @@ It says how busy its node and device are, under MLflow's own names of system met
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -23,11 +22,13 @@ from loraxs_search.home import in_use
 from loraxs_search.packing._base import Host
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import HostInfo
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
+from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import TrialSpec
+from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
-from loraxs_search.search.hosts.client import find_snapshot_store
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
 
@@ -83,17 +84,12 @@ def _gpu_usage() -> Mapping[str, float]:
     return readings
 
 
-@functools.cache
 def _end_with_unborn_threads() -> None:
-    """Have this process end when one of its threads has not begun long after it was started.
+    """End this process when one of its threads has not begun long after it was started.
 
     `Thread.start` waits until its thread has begun. Where memory ends in between, Python 3.11 waits for ever, and
     whoever waits for an answer does too. A host that is lost is replaced.
     """
-    threading.Thread(target=_watch_threads, name="unborn-threads", daemon=True).start()
-
-
-def _watch_threads() -> None:
     before = set[threading.Thread]()
     while True:
         time.sleep(UNBORN_S)
@@ -105,11 +101,12 @@ def _watch_threads() -> None:
 
 
 class HostActor:
-    """A host in its own process. It is built at the first call, so that its errors keep their type.
+    """A host in its own process; each of its methods is one of `packing.Host`, which says what it does.
 
-    Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `baselines` and
-    `commands`. A node may have joined after the driver looked at all there were: whatever keeps a host from being built
-    there is a `ClusterError` to the trials that were given to it.
+    The host is built at the first call, so that its errors keep their type. Ray calls it from `HostConfig.max_callers`
+    threads, and from one more for each of the groups `baselines` and `commands`. A node may have joined after the
+    driver looked at all there were: whatever keeps a host from being built there is a `ClusterError` to the trials that
+    were given to it. A call on behalf of a study is answered by a host that holds what the study began with.
 
     Args:
         threads: CPU threads for computation.
@@ -117,7 +114,7 @@ class HostActor:
     """
 
     def __init__(self, config: HostConfig, threads: int, address: str) -> None:
-        _end_with_unborn_threads()
+        threading.Thread(target=_end_with_unborn_threads, name="unborn-threads", daemon=True).start()
         self._config, self._threads, self._address = config, threads, address
         self._host: Host | None = None
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
@@ -125,75 +122,107 @@ class HostActor:
         self._home_in_use = contextlib.ExitStack()  # until the process ends
         self._usage = NodeUsage()
 
+    @ray.method
     def info(self, task: Task) -> HostInfo:
-        """Describe base and data as their files are now, whatever an earlier search has loaded here."""
+        """Describe base, rows and device as their files are now, whatever an earlier search has loaded here."""
         with self._loading:
             return self._load(task)
 
-    def call(self, method: str, task: Task, args: tuple[Any, ...], identity: Identity | None = None) -> Any:
-        """Call a method of the host, which has the task's rows; `HostClient` has the methods with their types.
+    @ray.method
+    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
+        with self._serving(task) as host:
+            host.decompose(names, rank, basis)
 
-        A call on behalf of a trial names it first. It is answered by a host that holds what the trial's study began
-        with, and so is any other call with an `identity`.
-        """
-        try:
-            return self._call(method, task, args, identity)
-        except HomeError as error:
-            raise HomeError(f"On node {self._address}: {error.message}", hint=error.hint) from error
+    @ray.method
+    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
+        with self._serving(task, spec) as host:
+            return host.advance(spec, until, snapshot, task)
 
+    @ray.method
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
+        with self._serving(task, spec) as host:
+            return host.confirm(spec, snapshot, task)
+
+    @ray.method
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+        with self._serving(task, spec) as host:
+            return host.answer(spec, snapshot, rows, task)
+
+    @ray.method
+    def answer_without_adapter(self, identity: Identity, split: Split, rows: range, shots: int, task: Task) -> Answers:
+        with self._serving(task, identity=identity) as host:
+            return host.answer_without_adapter(split, rows, shots, task)
+
+    @ray.method
+    def linear_probe(self, task: Task) -> LinearProbe:
+        with self._serving(task) as host:
+            return host.linear_probe(task)
+
+    @ray.method
+    def factor_file(self, task: Task, key: str) -> bytes:
+        with self._serving(task) as host:
+            return host.factor_file(key)
+
+    @ray.method(concurrency_group="baselines")
+    def baselines(self, task: Task) -> tuple[Baseline, ...]:
+        with self._serving(task) as host:
+            return host.baselines(task)
+
+    @ray.method(concurrency_group="commands")
     def cancel(self, names: Collection[str]) -> None:
         """End trials before their next step; nothing is to be ended where the host is not built yet."""
         if (host := self._host) is not None:
             host.cancel(names)
 
+    @ray.method(concurrency_group="commands")
     def steps(self) -> dict[str, int]:
         """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
         return {} if (host := self._host) is None else dict(host.steps())
 
+    @ray.method(concurrency_group="commands")
     def usage(self) -> tuple[str, dict[str, float]]:
         """Return the address of the node, and how busy it and the device are."""
         return self._address, self._usage.read()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _call(self, method: str, task: Task, args: tuple[Any, ...], identity: Identity | None) -> Any:
-        spec = args[0] if args and isinstance(args[0], TrialSpec) else None
-        identity = spec.identity if spec else identity
-        host = self._host_with(task) if spec is None and identity is None else self._host_for(identity, task)
-        if spec is not None:
-            _bring_assets(spec)
-        return getattr(host, method)(*args)
+    @contextlib.contextmanager
+    def _serving(self, task: Task, spec: TrialSpec | None = None, identity: Identity | None = None) -> Iterator[Host]:
+        """Yield the host with this task's rows, and what a trial starts from; what differs is read again.
 
-    def _host_for(self, identity: Identity | None, task: Task) -> Host:
-        """Return the host if it has the base and rows that a study began with; what differs is read again.
-
+        Args:
+            spec: The trial that asks, if one does: its study's identity counts.
         Raises:
-            ClusterError: this node has another base or other rows, or none.
+            ClusterError: this node has another base or other rows than a study began with, or none.
+            StudyError: the study has lost what the trial starts from.
         """
-        with self._loading:
-            try:
-                host, loaded = self._host_with(task), self._loaded[to_json(task)]
-                if identity not in (None, loaded):
-                    self._load(task)
-                    host, loaded = self._host_with(task), self._loaded[to_json(task)]
-            except (BaseModelError, TaskDataError) as error:  # both were there on the host that the search began with
-                raise self._unfit(str(error), error.hint) from error
-        if identity is not None and (differs := identity.difference(loaded)):
-            raise self._unfit(
-                f"it has {differs}.",
-                "put the files that the study began with at the same path on every node, or launch a new study",
-            )
-        return host
+        identity = spec.identity if spec else identity
+        try:
+            with self._loading:
+                try:
+                    if to_json(task) not in self._loaded:
+                        self._load(task)
+                    if identity not in (None, self._loaded[to_json(task)]):
+                        self._load(task)
+                except (BaseModelError, TaskDataError) as error:
+                    if spec is None and identity is None:
+                        raise
+                    raise self._unfit(str(error), error.hint) from error  # the host that the study began with had both
+                host, loaded = self._host, self._loaded[to_json(task)]
+            if identity is not None and (differs := identity.difference(loaded)):
+                hint = "put the files that the study began with at the same path on every node, or launch a new study"
+                raise self._unfit(f"it has {differs}.", hint)
+            if spec and spec.snapshot_store:
+                for digest in (spec.hyperparameters.start_from, spec.hyperparameters.linear_probe):
+                    if digest is not None and assets.lacks(digest):
+                        store: Any = ray.get_actor(spec.snapshot_store, NAMESPACE)
+                        assets.keep(ray.get(store.read_asset.remote(digest)))
+            assert host is not None
+            yield host
+        except HomeError as error:
+            raise HomeError(f"On node {self._address}: {error.message}", hint=error.hint) from error
 
     def _unfit(self, why: str, hint: str | None) -> ClusterError:
         return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
-
-    def _host_with(self, task: Task) -> Host:
-        """Return the host with this task's rows; reads them the first time."""
-        with self._loading:
-            if self._host is None or to_json(task) not in self._loaded:
-                self._load(task)
-            assert self._host is not None
-            return self._host
 
     def _load(self, task: Task) -> HostInfo:
         """Bring base and rows up to date with their files; unchanged ones stay loaded."""
@@ -210,19 +239,6 @@ class HostActor:
             info = self._host.info(task, anew=True)
         self._loaded[to_json(task)] = info.identity
         return info
-
-
-def _bring_assets(spec: TrialSpec) -> None:
-    """Put on this node what a trial starts from, where it is not there yet.
-
-    Raises:
-        HomeError: the folder cannot be written.
-        StudyError: the study has lost it.
-    """
-    hyper = spec.hyperparameters
-    for digest in (hyper.start_from, hyper.linear_probe):
-        if digest is not None and spec.snapshot_store and assets.lacks(digest):
-            assets.keep(ray.get(find_snapshot_store(spec.snapshot_store).read_asset.remote(digest)))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

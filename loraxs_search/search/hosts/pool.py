@@ -1,31 +1,33 @@
-"""The hosts of a cluster that serve one base: one for each device, shared by all studies that are searched together.
-
-Threads beside the search's loop ask them how busy they are and how far trials have got, and have them give up trials
-that people have stopped.
-"""
+"""The hosts of a cluster that serve one base: one for each device, shared by all studies that are searched together."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import threading
-import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError
+from ray.actor import ActorHandle, ActorProxy
+from ray.exceptions import (
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+)
 
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.search.cluster import runtime_env
-from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -34,10 +36,38 @@ from loraxs_search.search.cluster.placement import (
     first_place,
     host_shape,
     share_out,
+    unshared,
 )
-from loraxs_search.search.hosts.client import DirectoryHandle, HostClient, HostHandle, kill
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search_space.space import Space
+
+_logger = logging.getLogger(__name__)
+AnswerT = TypeVar("AnswerT")
+HostProxy = ActorProxy[HostActor]
+
+# The host died, or its node did, or its answer was lost. Ray reports a host killed by its memory monitor as
+# OutOfMemoryError, not as a dead actor, and one too short of memory to reply as RaySystemError.
+HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError, RaySystemError)
+_MAX_LOSSES = 3
+LOOK_EVERY_S = 0.5
+
+
+def kill(actor: ActorProxy[AnswerT]) -> None:
+    """End an actor's process now, and with it the actors that it owns."""
+    ray.kill(cast("ActorHandle[AnswerT]", actor))
+
+
+def await_answer(answer: ObjectRef[AnswerT], on_loop_step: Callable[[], None]) -> AnswerT:
+    """Wait for an answer, however long it takes.
+
+    Args:
+        on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside.
+    """
+    while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
+        on_loop_step()
+    return ray.get(answer)
+
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
@@ -51,9 +81,10 @@ class HostDirectory:
 
     def __init__(self, config: HostConfig) -> None:
         self._config = config
-        self._hosts: dict[tuple[str, str], HostHandle] = {}
+        self._hosts: dict[tuple[str, str], HostProxy] = {}
 
-    def host_for(self, node_id: str, gpu: str | None, lost: HostHandle | None = None) -> HostHandle:
+    @ray.method
+    def host_for(self, node_id: str, gpu: str | None, lost: HostProxy | None) -> HostProxy:
         """Return the host of a device, created if it is missing or is the one that the caller has lost.
 
         A lost one may live, behind a network that was cut: it is ended, since a device holds the base once.
@@ -66,15 +97,17 @@ class HostDirectory:
             host = self._hosts[key] = self._create(node_id, gpu)
         return host
 
+    @ray.method
     def preload(self, node_id: str, gpu: str | None, task: Task) -> None:
         """Have the host of a device load; nobody waits for it."""
-        self.host_for(node_id, gpu).info.remote(task)
+        cast("Any", self).host_for(node_id, gpu, None).info.remote(task)
 
-    def hosts(self) -> list[HostHandle]:
+    @ray.method
+    def hosts(self) -> list[HostProxy]:
         """Return every host there is, in the order they were created."""
         return list(self._hosts.values())
 
-    def _create(self, node_id: str, gpu: str | None) -> HostHandle:
+    def _create(self, node_id: str, gpu: str | None) -> HostProxy:
         nodes = living_nodes()
         node = next((n for n in nodes if n.node_id == node_id), None)
         threads, times = host_shape(node, gpu is not None, nodes, spare_cpus=os.cpu_count() or 1)
@@ -86,21 +119,13 @@ class HostDirectory:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         callers = config.max_callers(times)
         actor = _RemoteHost.options(runtime_env={"env_vars": env}, max_concurrency=callers, **pinned(node_id))
-        return cast("HostHandle", actor.remote(config, threads, node.address if node else node_id))
+        return cast("HostProxy", actor.remote(config, threads, node.address if node else node_id))
 
 
-_RemoteDirectory = ray.remote(HostDirectory)
-
-
-def start_directory(config: HostConfig) -> tuple[str, DirectoryHandle]:
-    """Start a directory on this node; return the name under which it is found, and its handle."""
-    name = f"directory-{uuid.uuid4().hex}"
+def start_directory(config: HostConfig) -> ActorProxy[HostDirectory]:
+    """Start a directory on this node."""
     again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}  # its hosts die with it, and are asked for anew
-    actor = _RemoteDirectory.options(name=name, namespace=NAMESPACE, **again, **pinned(here()))
-    return name, cast("DirectoryHandle", actor.remote(config))
-
-
-_logger = logging.getLogger(__name__)
+    return ray.remote(HostDirectory).options(**again, **pinned(here())).remote(config)
 
 
 class HostPool:
@@ -125,31 +150,49 @@ class HostPool:
         if self._device == "auto" and any(node.num_gpus for node in nodes):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
         self._place: tuple[str, str | None] | None = None
-        self.directory_name, self._directory = start_directory(self.config)
+        self.directory = start_directory(self.config)
 
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is raised by its `info`."""
-        self._directory.preload.remote(*self._living_place(), task)
+        self.directory.preload.remote(*self._living_place(), task)
 
-    def host(self) -> HostClient:
-        """Return the host for work that one host does for all."""
-        return HostClient(self._find, self._find(None))
+    def host(self, lost: HostProxy | None = None) -> HostProxy:
+        """Return the host for work that one host does for all, another one than a lost one."""
+        return ray.get(self.directory.host_for.remote(*self._living_place(), lost))
 
-    def hosts(self) -> list[HostClient]:
+    def hosts(self) -> list[HostProxy]:
         """Return all hosts that exist by now; at least one."""
-        actors = ray.get(self._directory.hosts.remote())
-        return [HostClient(self._find, actor) for actor in actors] or [self.host()]
+        return ray.get(self.directory.hosts.remote()) or [self.host()]
 
-    def pack_size(self, info: HostInfo) -> PackSize:
+    def ask(self, verb: Callable[[HostProxy], ObjectRef[AnswerT]], on_loop_step: Callable[[], None]) -> AnswerT:
+        """Ask one host and await the answer; a host that dies, or whose node does, is replaced a few times.
+
+        Args:
+            verb: Asks it.
+            on_loop_step: As of `await_answer`.
+        Raises:
+            RayError: hosts keep dying; one of `HOST_LOST`.
+            ClusterError: the host's node is not fit for the search.
+        """
+        host = self.host()
+        for _ in range(_MAX_LOSSES):
+            try:
+                return await_answer(verb(host), on_loop_step)
+            except HOST_LOST:
+                host = self.host(lost=host)
+        return await_answer(verb(host), on_loop_step)
+
+    def pack_size(self, info: HostInfo, space: Space) -> PackSize:
         """Choose how many trials share a device; the same for all studies."""
         asked = self.config.pack_size
-        chosen = choose_pack_size(
-            asked,
-            fits=info.num_slots,
-            fills=info.full_slots,
-            num_trials=sum(plan.trials for plan in self._plans),
-            num_devices=share_out(living_nodes(), 1, self._device).num_slots,
-        )
+        if space.is_packable:
+            devices = share_out(living_nodes(), 1, self._device).num_slots
+            num_trials = sum(plan.trials for plan in self._plans)
+            chosen = choose_pack_size(
+                asked, fits=info.num_slots, fills=info.full_slots, num_trials=num_trials, num_devices=devices
+            )
+        else:
+            asked, chosen = space.search.pack_size, unshared(space.methods)
         if asked != "auto" and chosen.size < asked:
             message = "`search.pack_size` is %d, but %s: it is %d for this search."
             _logger.warning(message, asked, chosen.reason, chosen.size)
@@ -170,25 +213,47 @@ class HostPool:
             num_studies=len(self._plans),
         )
 
+    def usage(self) -> Usage:
+        """Return how busy the hosts are that answer within seconds, those of one node together."""
+        usage: dict[str, dict[str, float]] = {}
+        for _, (address, readings) in _answers([host.usage.remote() for host in self.hosts()]):
+            usage.setdefault(address, {}).update(readings)
+        return usage
+
+    def steps(self, study: str) -> Steps:
+        """Return how far the trials of a study have got on the hosts that answer within seconds; of many, on some."""
+        begin, steps = f"{study}/", dict[str, int]()
+        for _, of_host in _answers([host.steps.remote() for host in self.hosts()[:_MAX_HOSTS]]):
+            steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
+        return steps
+
+    def cancel(self, names: Collection[str]) -> None:
+        """Have all hosts give up trials; nobody waits for it.
+
+        A host remembers nothing of a trial that it does not advance at the moment, and only the process that asks for a
+        trial knows its host: whoever wants to be sure asks again.
+
+        Args:
+            names: `TrialSpec.name` of each.
+        """
+        for host in self.hosts() if names else ():
+            host.cancel.remote(names)
+
     def end_silent_hosts(self, names: Collection[str]) -> None:
         """End the hosts that say nothing, or still hold one of these trials; the next calls find others in their place.
 
         Args:
             names: `TrialSpec.name` of trials that should have reported long ago.
         """
-        asked = {host.steps(): host for host in self.hosts()}
+        asked = {host.steps.remote(): host for host in self.hosts()}
         fine = {answer for answer, steps in _answers(list(asked)) if not steps.keys() & set(names)}
         for answer, host in asked.items():
             if answer not in fine:
-                kill(host.actor)
+                kill(host)
 
     def close(self) -> None:
         """End directory and hosts now."""
-        kill(self._directory)
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _find(self, lost: HostHandle | None) -> HostHandle:
-        return ray.get(self._directory.host_for.remote(*self._living_place(), lost))
+        kill(self.directory)
 
     def _living_place(self) -> tuple[str, str | None]:
         nodes = living_nodes()
@@ -203,94 +268,40 @@ _WAIT_S = 5.0
 _MAX_HOSTS = 100  # whose steps are asked for: a call takes a fraction of a millisecond, and nobody looks at more
 Usage = Mapping[str, Mapping[str, float]]  # readings by the address of a node
 Steps = Mapping[str, int]  # by trial
-AnswerT = TypeVar("AnswerT")
-
-
-class HostWatch(Generic[AnswerT]):
-    """A context in which a thread asks; what cannot be asked, or recorded, stops no search.
-
-    Args:
-        ask: Returns what hosts say; nothing is recorded where that is empty.
-        record: Called with it.
-        every_s: Seconds between two questions.
-    """
-
-    def __init__(self, ask: Callable[[], AnswerT], record: Callable[[AnswerT], None], every_s: float) -> None:
-        self._ask, self._record, self._every_s = ask, record, every_s
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="host-watch", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._thread.join(2 * _WAIT_S)
-
-    def _work(self) -> None:
-        while not self._closing.is_set():
-            try:
-                if (answer := self._ask()) and not self._closing.is_set():
-                    self._record(answer)
-            except Exception as error:  # noqa: BLE001  # shown to users only: a search does without
-                _logger.info("hosts cannot be asked: %s", error)
-            self._closing.wait(self._every_s)
-
-
-def pool_usage(pool: HostPool) -> Usage:
-    """Return what the hosts of a pool say within seconds; those of one node together."""
-    usage: dict[str, dict[str, float]] = {}
-    for _, (address, readings) in _answers([host.usage() for host in pool.hosts()]):
-        usage.setdefault(address, {}).update(readings)
-    return usage
-
-
-def pool_steps(pool: HostPool, study: str) -> Steps:
-    """Return how far the trials of a study have got on the hosts that answer within seconds; of many hosts, on some."""
-    begin, steps = f"{study}/", dict[str, int]()
-    for _, of_host in _answers([host.steps() for host in pool.hosts()[:_MAX_HOSTS]]):
-        steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
-    return steps
 
 
 def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[tuple[ObjectRef[AnswerT], AnswerT]]:
     """Yield what is answered within seconds, each answer behind its reference."""
     done, _ = ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
     for answer in done:
-        try:
+        with contextlib.suppress(RayError):  # the host is lost: the others are not
             yield answer, ray.get(answer)
-        except RayError:  # the host is lost: the others are not
-            continue
 
 
-_AGAIN_S = 1.0
+@contextlib.contextmanager
+def repeated(ask: Callable[[], AnswerT], every_s: float, record: Callable[[AnswerT], object]) -> Iterator[None]:
+    """Ask hosts again and again in a thread beside the search's loop.
 
-
-class TrialCanceller:
-    """Asks every host again and again, as long as there is a trial to give up.
-
-    A host remembers nothing of a trial that it does not advance at the moment, and which host has it only the process
-    that asks for it knows. A host that is lost has given it up.
+    Args:
+        ask: Returns what hosts say; whatever goes wrong stops no search.
+        every_s: Seconds between two questions.
+        record: Called with what they say, unless it is empty.
     """
+    closing = threading.Event()
 
-    def __init__(self, pool: HostPool, study: str) -> None:
-        self._pool, self._study = pool, study
-        self._thread = ThreadPoolExecutor(1, "give-up")
-        self._next = 0.0
+    def work() -> None:
+        while not closing.is_set():
+            try:
+                if (answer := ask()) and not closing.is_set():
+                    record(answer)
+            except Exception as error:  # noqa: BLE001  # shown to users only, or asked again
+                _logger.info("hosts cannot be asked: %s", error)
+            closing.wait(every_s)
 
-    def on_loop_step(self, trial_ids: Sequence[str]) -> None:
-        """Ask about these trials, unless that was done a moment ago; returns at once."""
-        if trial_ids and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _AGAIN_S
-            self._thread.submit(self._ask, [f"{self._study}/{trial_id}" for trial_id in trial_ids])
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _ask(self, names: Sequence[str]) -> None:
-        try:
-            for host in self._pool.hosts():
-                host.cancel(names)  # nobody waits for the answer
-        except RayError as error:
-            _logger.info("hosts cannot be asked to give up trials: %s", error)
+    thread = threading.Thread(target=work, name="host-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        closing.set()
+        thread.join(2 * _WAIT_S)

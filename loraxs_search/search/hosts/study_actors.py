@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import ray
+from ray.actor import ActorProxy
 
 from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import StudyError
@@ -21,12 +20,18 @@ from loraxs_search.records.base import Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
-from loraxs_search.search.cluster.placement import PackSize, unshared
-from loraxs_search.search.hosts.client import HOST_LOST, LOOK_EVERY_S, SnapshotStoreHandle, await_answer, kill
-from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
+from loraxs_search.search.hosts.pool import (
+    HOST_LOST,
+    LOOK_EVERY_S,
+    HostPool,
+    Steps,
+    Usage,
+    await_answer,
+    kill,
+    repeated,
+)
 from loraxs_search.search_space.describe import describe
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
@@ -45,16 +50,24 @@ class SnapshotStore:
         self._name = name
         self._folder: StudyFolder | None = None  # opened at first use: the snapshot store starts before there is one
 
+    @ray.method
+    def ready(self) -> None:
+        """Return once this process has started."""
+
+    @ray.method
     def read_asset(self, digest: str) -> bytes:
         return self._open().read_asset(digest)
 
+    @ray.method
     def read_snapshot(self, trial_id: str) -> bytes | None:
         return self._open().snapshots.read(trial_id)
 
+    @ray.method
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         self._open().snapshots.write(trial_id, snapshot)
 
-    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
+    @ray.method
+    def write_baselines(self, baselines: tuple[Baseline, ...]) -> None:
         self._open().write_baselines(baselines)
 
     def _open(self) -> StudyFolder:
@@ -62,22 +75,21 @@ class SnapshotStore:
         return self._folder
 
 
-_RemoteSnapshotStore = ray.remote(SnapshotStore)
-
-
-def start_snapshot_store(study: str) -> tuple[str, SnapshotStoreHandle]:
-    """Start the snapshot store of a study on this node; return the name under which it is found, and its handle."""
+def start_snapshot_store(study: str) -> tuple[str, ActorProxy[SnapshotStore]]:
+    """Start the snapshot store of a study on this node; return the name under which hosts find it, and its handle."""
     name = f"snapshots-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
     again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
-    actor = _RemoteSnapshotStore.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
-    return name, cast("SnapshotStoreHandle", actor.remote(study))
+    actor = ray.remote(SnapshotStore).options(
+        name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again
+    )
+    return name, actor.remote(study)
 
 
 _logger = logging.getLogger(__name__)
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
-_USAGE_EVERY_S, _STEPS_EVERY_S = 15.0, 3.0
+_USAGE_EVERY_S, _STEPS_EVERY_S, _CANCEL_EVERY_S = 15.0, 3.0, 1.0
 _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one core
 
 
@@ -104,19 +116,18 @@ class StudyActors:
         self._study, self._space, self.pool, self.check_stop = study, space, pool, check_stop
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
-        store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
+        self._store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
         try:
-            self.info: HostInfo = pool.host().result(lambda host: host.info(space.task), check_stop)
+            self.info: HostInfo = pool.ask(lambda host: host.info.remote(space.task), check_stop)
             check_unchanged(study.name, recorded, self.info.identity)
-            _warn_of_data(space.task, self.info)
+            for warning in data_warnings(self.info.data, self.info.num_rows, space.task.metric):
+                _logger.warning("task %s: %s", space.task.name, warning)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
-            self.pack_size = pool.pack_size(self.info) if space.is_packable else unpacked(space)
+            self.pack_size = pool.pack_size(self.info, space)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
-            # By role: the names under which other processes find these actors.
-            self.actor_names = {"directory": pool.directory_name, "snapshot_store": store_name}
-            await_answer(self.snapshot_store.__ray_ready__.remote(), check_stop)
+            await_answer(self.snapshot_store.ready.remote(), check_stop)
         except BaseException:
             self.close()
             raise
@@ -134,7 +145,7 @@ class StudyActors:
         names = [module.name for module in adaptable]
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
         sets, task, host = self._space.factor_sets(), self._space.task, self.pool.host()
-        pending = [host.decompose(task, part, each.rank, each.basis) for each in sets for part in parts]
+        pending = [host.decompose.remote(task, part, each.rank, each.basis) for each in sets for part in parts]
         work = sum(m.out_features * m.in_features * m.smaller_side for m in adaptable)
         if work * len(sets) <= _SHORT_WORK:
             return
@@ -161,10 +172,8 @@ class StudyActors:
         if hyper.head_init == "probe":
             probe = self.linear_probe()
             hyper = replace(hyper, linear_probe=probe, head_init="probe" if probe else "random")
-        snapshot_store = self.actor_names["snapshot_store"]
-        return TrialSpec(
-            trial_id, params, hyper, study=self._study.name, identity=self.info.identity, snapshot_store=snapshot_store
-        )
+        name, identity, store = self._study.name, self.info.identity, self._store_name
+        return TrialSpec(trial_id, params, hyper, study=name, identity=identity, snapshot_store=store)
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""
@@ -188,15 +197,28 @@ class StudyActors:
         return {addresses[node_id]: slots for node_id, slots in by_node.items() if node_id in addresses}
 
     @contextlib.contextmanager
-    def watched(self, measured: Callable[[Usage], None], advanced: Callable[[Steps], None]) -> Iterator[None]:
-        """Ask hosts now and then how busy they are, and how far this study's trials have got.
+    def watched(
+        self,
+        measured: Callable[[Usage], None],
+        advanced: Callable[[Steps], None],
+        to_cancel: Callable[[], Sequence[str]],
+    ) -> Iterator[None]:
+        """Ask hosts now and then how busy they are and how far trials have got, and have them give up others.
 
         Args:
             measured, advanced: Called with what they say, each from its own thread.
+            to_cancel: Returns the ids of the trials that are to end at their next step.
         """
-        usage = HostWatch(functools.partial(pool_usage, self.pool), measured, _USAGE_EVERY_S)
-        steps = HostWatch(functools.partial(pool_steps, self.pool, self._study.name), advanced, _STEPS_EVERY_S)
-        with usage, steps:
+        name, pool = self._study.name, self.pool
+
+        def cancel() -> None:
+            pool.cancel([f"{name}/{trial_id}" for trial_id in to_cancel()])
+
+        with (
+            repeated(pool.usage, _USAGE_EVERY_S, measured),
+            repeated(lambda: pool.steps(name), _STEPS_EVERY_S, advanced),
+            repeated(cancel, _CANCEL_EVERY_S, bool),
+        ):
             yield
 
     def gpus(self) -> list[str]:
@@ -220,17 +242,3 @@ def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> 
             f" {differs}.",
             hint="put the files back that it began with, or launch a new study",
         )
-
-
-def unpacked(space: Space) -> PackSize:
-    """Return the pack size of methods whose trials cannot share passes, and say so where more were asked for."""
-    asked, size = space.search.pack_size, unshared(space.methods)
-    if asked not in ("auto", 1):
-        _logger.warning("`search.pack_size` is %d, but %s: trials train one at a time.", asked, size.reason)
-    return size
-
-
-def _warn_of_data(task: Task, info: HostInfo) -> None:
-    """Say what makes the scores of these rows mean less than they seem to."""
-    for warning in data_warnings(info.data, info.num_rows, task.metric):
-        _logger.warning("task %s: %s", task.name, warning)

@@ -5,12 +5,12 @@ It holds no torch and nothing of Tune; the host of a trial's device does the wor
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorProxy
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
@@ -18,16 +18,11 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import own_error
-from loraxs_search.search.hosts.client import (
-    HOST_LOST,
-    DirectoryHandle,
-    HostClient,
-    HostHandle,
-    SnapshotStoreHandle,
-    find_directory,
-    find_snapshot_store,
-)
+from loraxs_search.search.hosts.pool import HOST_LOST, HostDirectory, HostProxy
 from loraxs_search.studies.snapshots import read_reports
+
+if TYPE_CHECKING:
+    from loraxs_search.search.hosts.study_actors import SnapshotStore
 
 OBJECTIVE = "objective"
 STEP = "step"
@@ -66,15 +61,14 @@ class TrialSettings:
         metric: What running trials are compared by.
         report_every: Steps from one report to the next.
         max_failures: How many hosts a trial may lose between two reports.
-        snapshot_store, directory: The names of these actors.
     """
 
     task: Task
     metric: str
     report_every: int
     max_failures: int
-    snapshot_store: str
-    directory: str
+    snapshot_store: ActorProxy[SnapshotStore]
+    directory: ActorProxy[HostDirectory]
 
 
 @dataclass(frozen=True)
@@ -95,18 +89,10 @@ class TrialAdvancer:
 
     def __init__(self, settings: TrialSettings) -> None:
         self._settings = settings
-        self._hosts: dict[Place, HostHandle] = {}
+        self._hosts: dict[Place, HostProxy] = {}
         self._kept: dict[str, _Kept] = {}  # by slot
 
-    # Looked up by the first call, which may fail and be repeated; a process that fails to begin is not started again.
-    @functools.cached_property
-    def _snapshot_store(self) -> SnapshotStoreHandle:
-        return find_snapshot_store(self._settings.snapshot_store)
-
-    @functools.cached_property
-    def _directory(self) -> DirectoryHandle:
-        return find_directory(self._settings.directory)
-
+    @ray.method
     async def advance(self, slot: str, spec_json: str, place: Place, after: int) -> dict[str, Any]:
         """Train a trial to its next report and keep its state; return the report as Tune gets it.
 
@@ -126,7 +112,7 @@ class TrialAdvancer:
             step, snapshot = kept.step, kept.snapshot
         else:
             try:
-                snapshot = await _answered(self._snapshot_store.read_snapshot.remote(spec.trial_id))
+                snapshot = await _answered(self._settings.snapshot_store.read_snapshot.remote(spec.trial_id))
                 reports = read_reports(snapshot) if snapshot else ()
             except LoraxsError as error:
                 return _broken_off(after, error)
@@ -141,7 +127,7 @@ class TrialAdvancer:
         except (LoraxsError, RayTaskError) as error:
             return _broken_off(step, error)
         try:
-            await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
+            await _answered(self._settings.snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
         except LoraxsError as error:  # of the study's folder, not of the trial
             return _fatal(step, error)
         self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
@@ -162,23 +148,23 @@ class TrialAdvancer:
     async def _trained(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
     ) -> tuple[TrialReport, bytes]:
-        lost: HostHandle | None = None
+        lost: HostProxy | None = None
         losses = 0
         while True:
             host = await self._host(place, lost)
             try:
-                return await HostClient.to(host).advance(spec, until, snapshot, self._settings.task)
+                return await host.advance.remote(spec, until, snapshot, self._settings.task)
             except HOST_LOST:
                 lost, losses = host, losses + 1
                 if losses > self._settings.max_failures:
                     await self._host(place, lost)  # for the next trial
                     raise
 
-    async def _host(self, place: Place, lost: HostHandle | None) -> HostHandle:
+    async def _host(self, place: Place, lost: HostProxy | None) -> HostProxy:
         """Return the host of a place, another one than a lost one."""
         host = self._hosts.get(place)
         if host is None or host == lost:
-            host = await _answered(self._directory.host_for.remote(place.node_id, place.gpu, lost))
+            host = await _answered(self._settings.directory.host_for.remote(place.node_id, place.gpu, lost))
             self._hosts[place] = host
         return host
 

@@ -141,9 +141,9 @@ class StudySearcher(Unpickled, Searcher):
 
     @property
     def to_cancel(self) -> list[str]:
-        """The trials in Tune that are to end at their next step."""
+        """The trials in Tune that are to end at their next step; asked from any thread."""
         late = self._deadline.is_late
-        return [trial_id for trial_id in self._trial_ids.values() if late or trial_id in self._state.at_once]
+        return [trial_id for trial_id in list(self._trial_ids.values()) if late or trial_id in self._state.at_once]
 
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import ray
 from ray import ObjectRef, tune
+from ray.actor import ActorProxy
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources, PlacementGroupResourceManager
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group_table
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
-from loraxs_search.search.hosts.client import AdvancerHandle, kill
+from loraxs_search.search.hosts.pool import kill
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
 
 SPEC = "spec"
@@ -43,7 +44,6 @@ class TrialTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([dict(config[RESOURCES])])
 
 
-_RemoteAdvancer = ray.remote(TrialAdvancer)
 _find_place = ray.remote(find_place)
 
 
@@ -60,7 +60,7 @@ class Advancers:
 
     def __init__(self, settings: TrialSettings, last_step: Callable[[str], int]) -> None:
         self._settings, self._last_step = settings, last_step
-        self._by_node: dict[str, AdvancerHandle] = {}
+        self._by_node: dict[str, ActorProxy[TrialAdvancer]] = {}
         self._last_calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by node
         self._calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by slot
 
@@ -89,11 +89,11 @@ class Advancers:
         for advancer in self._by_node.values():
             kill(advancer)
 
-    def _start(self, node_id: str) -> AdvancerHandle:
+    def _start(self, node_id: str) -> ActorProxy[TrialAdvancer]:
         near = NodeAffinitySchedulingStrategy(node_id, soft=True)
         again = {"max_restarts": MAX_RESTARTS, "max_task_retries": _MAX_RETRIES, "max_concurrency": _MAX_SLOTS}
-        actor = _RemoteAdvancer.options(num_cpus=0, scheduling_strategy=near, **again)
-        return cast("AdvancerHandle", actor.remote(self._settings))
+        actor = ray.remote(TrialAdvancer).options(num_cpus=0, scheduling_strategy=near, **again)
+        return actor.remote(self._settings)
 
     def _end_those_of_lost_nodes(self) -> None:
         """End processes that Ray has started elsewhere since: no slot is on their nodes any more."""

@@ -28,7 +28,7 @@ from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseAnswerWork
-from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.pool import HOST_LOST
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 
@@ -82,9 +82,10 @@ def test_a_linear_model_that_failed_is_measured_again(
         raise error or HOST_LOST[0]()
 
     monkeypatch.setattr("loraxs_search.search.driver.baselines.await_answer", get)
-    host = SimpleNamespace(baselines=lambda task: [constant, tfidf], result=nobody)
+    host = SimpleNamespace(baselines=SimpleNamespace(remote=lambda task: [constant, tfidf]))
     snapshot_store = SimpleNamespace(write_baselines=SimpleNamespace(remote=lambda measured: measured))
-    actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=SimpleNamespace(host=lambda: host))
+    pool = SimpleNamespace(host=lambda: host, ask=nobody)
+    actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=pool)
     found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result(goes_on)}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
     assert is_unmeasured(found["tfidf"]) if error else found["tfidf"] == tfidf
@@ -128,6 +129,7 @@ class Hosts:
         self.loss = 1.0
         self.asked: list[tuple[int, str, range]] = []
         self.tasks: list[Task] = []
+        self.answer_without_adapter = SimpleNamespace(remote=self._answer_without_adapter)
 
     def spread(self, items: Sequence[BaseAnswerWork]) -> None:
         for item in items:
@@ -141,7 +143,7 @@ class Hosts:
             else:
                 item.take(answers)  # type: ignore[arg-type]
 
-    def answer_without_adapter(self, identity: Identity, split: str, rows: range, shots: int, task: Task) -> Any:
+    def _answer_without_adapter(self, identity: Identity, split: str, rows: range, shots: int, task: Task) -> Any:
         assert identity == Identity("base", "data")
         self.asked.append((shots, split, rows))
         self.tasks.append(task)

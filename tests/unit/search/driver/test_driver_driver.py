@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from support.recorded_search import FACTS
@@ -27,8 +27,8 @@ from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import OwnStop
 from loraxs_search.search.driver.session import StudyProbe
-from loraxs_search.search.hosts import client, study_actors
-from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts import pool as pools
+from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder
@@ -106,10 +106,10 @@ def test_a_search_is_stopped_while_its_first_host_loads(
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
     monkeypatch.setattr(study_actors, "start_snapshot_store", lambda study: ("snapshots", None))
     monkeypatch.setattr(study_actors, "kill", lambda actor: None)
-    monkeypatch.setattr(client.ray, "wait", lambda asked, **_: ([], asked))
-    folder, stop, actor = study("s"), threading.Event(), SimpleNamespace(info=SimpleNamespace(remote=lambda task: task))
+    monkeypatch.setattr(pools.ray, "wait", lambda asked, **_: ([], asked))
+    folder, stop = study("s"), threading.Event()
     info = folder.info if is_resumed else replace(folder.info, name="new")
-    pool: Any = SimpleNamespace(host=lambda: HostClient.to(cast("Any", actor)))
+    pool: Any = SimpleNamespace(ask=lambda verb, check_stop: pools.await_answer("reference", check_stop))
     stop.set()
     with pytest.raises(SearchInterruptedError) as interrupted:
         drivers.Driver(info, load_space("movie_reviews"), SilentView(), stop).run(pool)
@@ -141,10 +141,11 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(
         assert len(looks) < 3, "the signal was not heard"
         return [], answers
 
-    monkeypatch.setattr(client.ray, "wait", nothing_yet)
+    monkeypatch.setattr(pools.ray, "wait", nothing_yet)
     folder.resolved_space_path.write_text("{}")
-    host = SimpleNamespace(linear_probe=str, baselines=str)
-    store = SimpleNamespace(write_baselines=SimpleNamespace(remote=str))
+    verb = SimpleNamespace(remote=str)
+    host = SimpleNamespace(linear_probe=verb, baselines=verb)
+    store = SimpleNamespace(write_baselines=verb)
     actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host), snapshot_store=store)
     space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})
     with pytest.raises(SearchInterruptedError), watched("sqlite:///mlflow.db", study="s") as (view, stop):

@@ -14,24 +14,28 @@ from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records.host import LinearProbe
 from loraxs_search.search.driver.session import StudyProbe
-from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.pool import HOST_LOST
 from loraxs_search.search_space.space import Space
 
 FITTED = LinearProbe(b"weights", 90, 0.5)
 
 
 class HostStub:
-    """Answers with what it is given: a probe, or an error that is raised."""
+    """A pool with one host, which answers with what it is given: a probe, or an error that is raised."""
 
     def __init__(self, *answers: LinearProbe | Exception) -> None:
         self.answers, self.num_asked = list(answers), 0
+        self.linear_probe = SimpleNamespace(remote=self._linear_probe)
 
-    def linear_probe(self, task: object) -> LinearProbe | Exception:
+    def _linear_probe(self, task: object) -> LinearProbe | Exception:
         self.num_asked += 1
         return self.answers.pop(0)
 
-    def result(self, ask: Any, check_stop: Any) -> LinearProbe:
-        return get(ask(self), check_stop)
+    def host(self) -> HostStub:
+        return self
+
+    def ask(self, verb: Any, check_stop: Any) -> LinearProbe:
+        return get(verb(self), check_stop)
 
 
 def get(answer: LinearProbe | Exception, check_stop: Any) -> LinearProbe:
@@ -51,7 +55,7 @@ def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> StudyProbe:
         folder = probe.folder  # type: ignore[attr-defined]
         space: Space = SimpleNamespace(task=folder.info.task, head_inits=lambda: set(inits))  # type: ignore[assignment]
-        actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host), check_stop=stop)
+        actors: Any = SimpleNamespace(pool=host, check_stop=stop)
         return StudyProbe(folder, actors, space, said.append)
 
     probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,8 +40,8 @@ def spread_over_a_host_that_raises(monkeypatch: pytest.MonkeyPatch, error: Excep
 
     monkeypatch.setattr(work_items.ray, "get", get)
     monkeypatch.setattr(work_items.ray, "wait", lambda pending, **_: (pending, []))
-    item, host = item or Noting(), object()
-    work_items.map_over_hosts(lambda: [host], [item], lambda: None)  # type: ignore[list-item]
+    item, pool = item or Noting(), SimpleNamespace(hosts=lambda: [object()])
+    work_items.map_over_hosts(pool, [item], lambda: None)  # type: ignore[arg-type]
     return item
 
 

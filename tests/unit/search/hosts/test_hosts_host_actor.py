@@ -138,15 +138,15 @@ def actor(disk: Disk, *, packed: bool = False) -> HostActor:
 
 
 def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.call("advance", task, (spec, 4, None, task))
+    return host.advance(spec, 4, None, task)
 
 
 def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.call("confirm", task, (spec, b"", task))
+    return host.confirm(spec, b"", task)
 
 
 def answer_without_adapter(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.call("answer_without_adapter", task, ("test", range(3), 0, task), spec.identity)
+    return host.answer_without_adapter(spec.identity, "test", range(3), 0, task)
 
 
 def begun_with(base: str, rows: str) -> TrialSpec:

@@ -1,4 +1,4 @@
-"""How many trials share a device, and how busy hosts are: asked off the loop, and no search depends on it."""
+"""The hosts of a search: a lost one is replaced, and no search depends on how busy they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
+from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.host import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
@@ -20,34 +22,110 @@ from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_actor import NodeUsage
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.pool import HostWatch, Usage
+from loraxs_search.search.hosts.pool import HostDirectory, HostPool, repeated
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
+CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, True, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
 @pytest.fixture
-def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostConfig], pool.HostPool]:
+def hosts(monkeypatch: pytest.MonkeyPatch) -> HostPool:
     """Make a pool on one node, whose directory nobody asks."""
     ray: Any = SimpleNamespace(versions=dict)
     monkeypatch.setattr(pool, "runtime_env", ray)
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
-    monkeypatch.setattr(pool, "start_directory", lambda config: ("directory", None))
-    return lambda config: pool.HostPool(config, [SearchPlan()])
+    monkeypatch.setattr(pool, "start_directory", lambda config: None)
+    return HostPool(CONFIG, [SearchPlan()])
 
 
 def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
-    make_pool: Callable[[HostConfig], pool.HostPool], caplog: pytest.LogCaptureFixture
+    hosts: HostPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hosts = make_pool(
-        HostConfig(BaseModelRef("base"), "float32", 64, True, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
-    )
+    space: Any = SimpleNamespace(is_packable=True)
     with caplog.at_level(logging.WARNING):
-        assert hosts.pack_size(INFO).size == 64
+        assert hosts.pack_size(INFO, space).size == 64
         assert not caplog.text
-        assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
-    assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text
+        assert hosts.pack_size(replace(INFO, num_slots=9), space).size == 9
+        assert "`search.pack_size` is 64, but memory holds 9 trials" in caplog.text
+        unpackable: Any = SimpleNamespace(is_packable=False, methods=["ia3"], search=SearchPlan(pack_size=4))
+        assert hosts.pack_size(INFO, unpackable).size == 1
+        assert "`search.pack_size` is 4, but trials of method ia3" in caplog.text
 
 
+def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be one that a cut network keeps from its caller, with the base in the device's memory."""
+    killed = list[object]()
+    monkeypatch.setattr(pool, "kill", killed.append)
+    monkeypatch.setattr(HostDirectory, "_create", lambda *_: object())
+    directory: Any = HostDirectory(CONFIG)
+    first = directory.host_for("node", None, None)
+    assert directory.host_for("node", None, object()) is first
+    assert killed == []
+    second = directory.host_for("node", None, first)
+    assert second is not first
+    assert killed == [first]
+    assert directory.host_for("node", None, first) is second, "another trial has lost the same one"
+    assert killed == [first]
+
+
+# ---- asking one host -------------------------------------------------------------------------------------------------
+LOSSES = [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its node is gone")]
+
+
+@pytest.fixture
+def found(hosts: HostPool, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The hosts that were lost when another was looked for; a host is what it answers, or how it is lost."""
+
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(pool.ray, "get", get)
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: (asked, []))
+    return []
+
+
+def ask(hosts: HostPool, found: list[Any], losses: list[Exception], look: Callable[[], None] = lambda: None) -> Any:
+    """Ask hosts that are lost in these ways, one after the other, before one answers."""
+
+    def host(lost: Any = None) -> Any:
+        found.append(lost)
+        return [*losses, "answer"][len(found) - 1]
+
+    hosts.host = host  # type: ignore[method-assign]
+    return hosts.ask(lambda host: host, look)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("num_losses", [0, 3])
+def test_a_lost_host_is_replaced_and_the_question_asked_again(
+    hosts: HostPool, found: list[Any], num_losses: int
+) -> None:
+    assert ask(hosts, found, LOSSES[:num_losses]) == "answer"
+    assert found == [None, *LOSSES[:num_losses]]
+
+
+def test_hosts_that_keep_dying_end_it(hosts: HostPool, found: list[Any]) -> None:
+    with pytest.raises(RayActorError):
+        ask(hosts, found, [*LOSSES, RayActorError()])
+
+
+def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
+    hosts: HostPool, found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = list[None]()
+
+    def look() -> None:
+        looks.append(None)
+        if len(looks) == 3:
+            raise SearchInterruptedError("stopped")
+
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([], asked))
+    with pytest.raises(SearchInterruptedError):
+        ask(hosts, found, [], look)
+
+
+# ---- asking all hosts ------------------------------------------------------------------------------------------------
 def test_a_node_says_how_busy_it_is_under_mlflows_names() -> None:
     reader = NodeUsage()
     usage = reader.read()
@@ -72,37 +150,31 @@ class Asked:
     """A host that says how far its trials are, or nothing."""
 
     def __init__(self, *names: str, is_silent: bool = False) -> None:
-        self.actor, self._names, self.is_silent = self, names, is_silent
-
-    def steps(self) -> Any:
-        return self
+        self.steps, self._names, self.is_silent = SimpleNamespace(remote=lambda: self), names, is_silent
 
     def answer(self) -> dict[str, int]:
         return dict.fromkeys(self._names, 3)
 
 
 def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
-    make_pool: Callable[[HostConfig], pool.HostPool], monkeypatch: pytest.MonkeyPatch
+    hosts: HostPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait(asked: list[Asked], **_: object) -> tuple[list[Asked], list[Asked]]:
-        return [host for host in asked if not host.is_silent], []
-
     ended = list[Any]()
-    monkeypatch.setattr(pool.ray, "wait", wait)
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([host for host in asked if not host.is_silent], []))
     monkeypatch.setattr(pool.ray, "get", Asked.answer)
     monkeypatch.setattr(pool, "kill", ended.append)
     others, holds, silent, idle = Asked("s/00001", "t/00000"), Asked("s/00000"), Asked(is_silent=True), Asked()
-    made = make_pool(HostConfig(BaseModelRef("base"), "float32", 2, True, LargestTrial(8, ())))
-    monkeypatch.setattr(made, "hosts", lambda: [others, holds, silent, idle])
-    made.end_silent_hosts(["s/00000"])
+    monkeypatch.setattr(hosts, "hosts", lambda: [others, holds, silent, idle])
+    hosts.end_silent_hosts(["s/00000"])
     assert ended == [holds, silent]
+    assert hosts.steps("s") == {"00001": 3, "00000": 3}
 
 
 def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
-    answers = iter([{"a": {"x": 1.0}}, OSError("lost"), {}, {"a": {"x": 2.0}}])
-    recorded, enough = list[Usage](), threading.Event()
+    answers = iter([{"a": 1.0}, OSError("lost"), {}, {"a": 2.0}])
+    recorded, enough = list[dict[str, float]](), threading.Event()
 
-    def ask() -> Usage:
+    def ask() -> dict[str, float]:
         answer = next(answers, None)
         if answer is None:
             enough.set()
@@ -111,6 +183,6 @@ def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
             raise answer
         return answer
 
-    with HostWatch(ask, recorded.append, every_s=0.0):
+    with repeated(ask, 0.0, recorded.append):
         assert enough.wait(60)
-    assert recorded == [{"a": {"x": 1.0}}, {"a": {"x": 2.0}}]
+    assert recorded == [{"a": 1.0}, {"a": 2.0}]

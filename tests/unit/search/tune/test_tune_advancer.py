@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -39,7 +40,8 @@ from loraxs_search.search.tune.advancer import (
 from loraxs_search.search.tune.slots import RESOURCES, Advancers, TrialTrainable
 
 PLACE = Place("node", "10.0.0.7", "1")
-SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, "snapshots", "directory")
+NOBODY: Any = None
+SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, NOBODY, NOBODY)
 MAX_STEPS = HYPERPARAMETERS.max_steps
 SPEC = to_json(TrialSpec("00000", {}, HYPERPARAMETERS, study="s"))
 
@@ -58,10 +60,11 @@ class Advancer(TrialAdvancer):
     """One without a cluster: its only trial's state is at hand, and its host answers as the test wants."""
 
     def __init__(self, answer: object = None, kept: bytes | None = None) -> None:
-        self._settings, self._kept, self._answer = SETTINGS, {}, answer
+        self._kept, self._hosts, self._answer = {}, {}, answer
         self.kept, self.read, self.asked = kept, 0, list[tuple[int, bytes | None]]()
         methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in ("read_snapshot", "write_snapshot")}
-        self._snapshot_store: Any = SimpleNamespace(**methods)
+        self.store: Any = SimpleNamespace(**methods)
+        self._settings = replace(SETTINGS, snapshot_store=self.store)
 
     async def read_snapshot(self, trial_id: str) -> bytes | None:
         self.read += 1
@@ -117,7 +120,7 @@ def test_a_snapshot_store_that_has_died_for_good_ends_the_search_and_no_trial(ca
         raise ActorDiedError
 
     advancer = Advancer()
-    setattr(advancer._snapshot_store, call, SimpleNamespace(remote=lost))
+    setattr(advancer.store, call, SimpleNamespace(remote=lost))
     result = advancer.now()
     assert result["done"]
     assert "keep the processes of a search alive" in result[FATAL][0]
@@ -128,10 +131,10 @@ def test_so_does_a_directory_of_hosts() -> None:
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
-    advancer = Advancer()
-    advancer._hosts, advancer._directory = {}, cast("Any", SimpleNamespace(host_for=SimpleNamespace(remote=lost)))
+    directory: Any = SimpleNamespace(host_for=SimpleNamespace(remote=lost))
+    advancer = TrialAdvancer(replace(SETTINGS, directory=directory))
     with pytest.raises(ClusterError):
-        asyncio.run(TrialAdvancer._trained(advancer, from_json(TrialSpec, SPEC), 4, None, PLACE))
+        asyncio.run(advancer._trained(from_json(TrialSpec, SPEC), 4, None, PLACE))
 
 
 def test_a_report_says_where_it_was_trained() -> None:
@@ -185,7 +188,7 @@ class Places:
 
     async def _host_for(self, node_id: str, gpu: str | None, lost: Any) -> Any:
         self.lost.append(lost)
-        return SimpleNamespace(call=SimpleNamespace(remote=self._call))
+        return SimpleNamespace(advance=SimpleNamespace(remote=self._call))
 
     async def _call(self, *_: object) -> str:
         if self._losses:
@@ -205,10 +208,9 @@ class Places:
 )
 def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
     def trained(places: Places) -> object:
-        advancer = Advancer()
-        advancer._hosts, advancer._directory = {}, cast("Any", places)
+        advancer = TrialAdvancer(replace(SETTINGS, directory=cast("Any", places)))
         spec = from_json(TrialSpec, SPEC)
-        return asyncio.run(TrialAdvancer._trained(advancer, spec, 4, None, PLACE))
+        return asyncio.run(advancer._trained(spec, 4, None, PLACE))
 
     places = Places(*[loss] * SETTINGS.max_failures)
     assert trained(places) == "answer"

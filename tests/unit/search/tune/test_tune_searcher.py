@@ -52,7 +52,6 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     ledger.open(Journal(tmp_path / "journal.jsonl"), trials)
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
-        actor_names={},
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
