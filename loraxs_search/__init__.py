@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from loraxs_search.records.adapter import Prediction
     from loraxs_search.reports.html.page import figures
     from loraxs_search.reports.study_status import StudyStatus, status, watch
-    from loraxs_search.scaffold.init import init
+    from loraxs_search.scaffold.draft import init
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.shipped_spaces import ShippedSpace, spaces
@@ -101,7 +101,7 @@ _HOMES = {
         "records.adapter": ["Prediction"],
         "reports.html.page": ["figures"],
         "reports.study_status": ["StudyStatus", "status", "watch"],
-        "scaffold.init": ["init"],
+        "scaffold.draft": ["init"],
         "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
         "shipped_spaces": ["ShippedSpace", "spaces"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.scaffold.init import init
+from loraxs_search.scaffold.draft import init
 from loraxs_search.search.driver.launch import launch as _launch
 from loraxs_search.search.driver.launch import resume as _resume
 from loraxs_search.search.driver.result import SearchResult

@@ -14,8 +14,8 @@ from loraxs_search.cli._output import print_warnings
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraxs_search.scaffold.answers import Choices, UndecidedError
     from loraxs_search.scaffold.draft import Draft
+    from loraxs_search.scaffold.roles import Choices, UndecidedError
 
 _LISTS = ("text", "labels")
 
@@ -78,9 +78,8 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.scaffold.answers import Choices
     from loraxs_search.scaffold.draft import task_name
-    from loraxs_search.scaffold.init import save_draft
+    from loraxs_search.scaffold.roles import Choices
 
     choices = Choices(
         name,
@@ -104,14 +103,14 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
             f"`--out` must not exist, but {path} does.", hint="--force overwrites it; --out names another file"
         )
     draft = _drafted(data, path, choices)
-    save_draft(draft, path, force=force)
+    draft.save(path, force=force)
     _show(draft, path)
 
 
 def _drafted(data: str, path: Path, choices: Choices) -> Draft:
     """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
-    from loraxs_search.scaffold.answers import UndecidedError
     from loraxs_search.scaffold.draft import draft_space
+    from loraxs_search.scaffold.roles import UndecidedError
 
     known, question = choices, None
     while True:

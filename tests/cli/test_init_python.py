@@ -11,8 +11,8 @@ from support.rows import csv_of, texts
 
 import loraxs_search
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.scaffold.answers import Choices, UndecidedError
 from loraxs_search.scaffold.draft import draft_space
+from loraxs_search.scaffold.roles import Choices, UndecidedError
 from loraxs_search.tasks.prepared import load_data
 
 PLAIN = csv_of()

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from loraxs_search.records.task import Task
-from loraxs_search.scaffold.answers import Choices
 from loraxs_search.scaffold.draft import Draft, draft_space
-from loraxs_search.scaffold.init import save_draft
+from loraxs_search.scaffold.roles import Choices
 from loraxs_search.search_space.space import Space
 
 
@@ -37,6 +36,6 @@ def drafted(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         if content is not None:
             Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
         draft = draft_space(name, Path("rows.yaml"), Choices(**{"base": "no-such-org/no-such-base", **choices}))
-        return Drafted(save_draft(draft, Path("rows.yaml")), draft)
+        return Drafted(draft.save(Path("rows.yaml")), draft)
 
     return make

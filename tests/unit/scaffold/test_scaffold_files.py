@@ -13,8 +13,8 @@ from support.rows import csv_of, texts
 
 import loraxs_search
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.scaffold.answers import Choices
 from loraxs_search.scaffold.draft import Draft, draft_space, task_name
+from loraxs_search.scaffold.roles import Choices
 from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.prepared import load_data
 
@@ -83,7 +83,7 @@ def test_rows_called_train_have_the_name_of_their_folder(folder: Path, name: str
 def test_columns_of_a_file_without_a_header_are_named(folder: Path) -> None:
     content = csv_of(60).partition("\n")[2]
     draft = drafted(folder / "rows.csv", content, columns=("text", "label"))
-    draft.write(folder / "space.yaml")
+    draft.save(folder / "space.yaml")
     rows = load_data(load_space(str(folder / "space.yaml")).task).rows
     assert sum(map(len, rows.values())) == 60
     with pytest.raises(TaskDataError, match="label, but line 61 has none"):

@@ -13,8 +13,8 @@ import yaml
 from support.rows import texts
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.scaffold.answers import Choices, UndecidedError
 from loraxs_search.scaffold.draft import draft_space
+from loraxs_search.scaffold.roles import Choices, UndecidedError
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pyarrow import parquet
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
+from loraxs_search.scaffold.table import read_table
 from loraxs_search.tasks.files import read_columns
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.questions import read_questions
 from loraxs_search.tasks.rows import MalformedFileError
-from loraxs_search.tasks.tables import read_table
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
@@ -117,7 +117,7 @@ def test_a_text_may_be_longer_than_csv_takes_by_default(load):
 def test_so_may_a_first_line(tmp_path: Path) -> None:
     csv.field_size_limit(131_072)  # as a new process has it
     (tmp_path / "d.csv").write_text("x" * 200_000 + ",label\na,1\n")
-    assert read_table(tmp_path / "d.csv").columns["label"] == ["1"]
+    assert read_table(tmp_path / "d.csv").columns["label"].values == ["1"]
 
 
 @pytest.mark.parametrize(("name", "separator"), [("d.csv", ";"), ("d.csv", "\t"), ("d.tsv", ","), ("d.csv", "|")])
@@ -133,7 +133,7 @@ def test_what_excel_writes_is_read_and_said(tmp_path: Path, load, caplog, encodi
     assert "is read as" in caplog.text
     (tmp_path / "d.csv").write_bytes(content)
     read = read_table(tmp_path / "d.csv")
-    assert ("\u201cfive \u20ac\u201d" in read.columns["text"], "instead of UTF-8" in read.remark) == (True, True)
+    assert ("\u201cfive \u20ac\u201d" in read.columns["text"].values, "instead of UTF-8" in read.remark) == (True, True)
     assert ("\u201cfive \u20ac\u201d",) in read_questions(str(tmp_path / "d.csv"), ["text"]).rows
 
 
