@@ -14,8 +14,7 @@ from loraxs_search.search.driver.launch import launch as _launch
 from loraxs_search.search.driver.launch import resume as _resume
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.ledger import SearchView
-from loraxs_search.search_space.edits import Overrides
-from loraxs_search.search_space.load import SpaceSource
+from loraxs_search.search_space.load import Overrides, SpaceSource
 
 if TYPE_CHECKING:
     from pandas import DataFrame

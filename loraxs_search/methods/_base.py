@@ -35,7 +35,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
-from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.plugins import ParameterSpec, with_defaults
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Basis, Pooling, Scalar
@@ -221,8 +221,7 @@ class Method(ABC):
 
     def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
-        values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
-        return {name: value for name, value in values.items() if value is not None}
+        return with_defaults(self.parameters, params)
 
     def can_pack(self, params: Mapping[str, Scalar]) -> bool:
         """Whether a trial can share passes; by default all can where `packed` is there.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import Shapes
-from loraxs_search.methods.parameters import NO_ALPHA, ParameterSpec, check_ranks
+from loraxs_search.methods.names import NO_ALPHA, Shapes, check_ranks
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Scalar

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import _base
 from loraxs_search.methods._peft import PeftMethod, peft_model
-from loraxs_search.methods.names import BYTES_PER_PARAMETER, R, Shapes
-from loraxs_search.methods.parameters import NO_ALPHA, ParameterSpec, check_ranks
+from loraxs_search.methods.names import BYTES_PER_PARAMETER, NO_ALPHA, R, Shapes, check_ranks
 from loraxs_search.methods.starting import pack_start
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Basis, Scalar, Sigma

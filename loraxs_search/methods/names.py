@@ -1,12 +1,15 @@
-"""PEFT's names for what is trained and stored, and the length of a file with such names. Read without torch."""
+"""What methods share, read without torch: PEFT's names and the length of a file with them, and the law of ranks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any
+
+from loraxs_search.errors import RankError
+from loraxs_search.records.base import LinearModule
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 ROOT = "base_model.model."
@@ -46,3 +49,23 @@ def file_bytes(tensors: Shapes, others: Shapes = MappingProxyType({}), *, root: 
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + end
+
+
+# `Method.not_offered` of those that have `rank` and `scale`.
+NO_ALPHA = MappingProxyType(
+    {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
+)
+
+
+def check_ranks(rank: int, modules: Sequence[LinearModule]) -> None:
+    """Hold a rank against each layer's smaller side.
+
+    Raises:
+        RankError: it is above one of them, or below 1; the message names the layer that it fits least.
+    """
+    smallest = min(modules, key=lambda module: module.smaller_side)
+    if not 1 <= rank <= smallest.smaller_side:
+        raise RankError(
+            f"`rank` must be in 1..{smallest.smaller_side}, but got rank={rank} for {smallest.name}.",
+            hint="lower the rank, or leave this module out of target_modules",
+        )

@@ -18,7 +18,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, Method
 from loraxs_search.methods._peft import PeftMethod, learnt_names
 from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
-from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import ParameterKind, Scalar
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings

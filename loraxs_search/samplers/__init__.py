@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraxs_search.plugins import EntryPoints
+from loraxs_search.plugins import EntryPoints, with_defaults
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers._base import Sampler, SamplerConfig, SearchedParameter
 from loraxs_search.samplers.entries import GP, TPE, RandomSearch
@@ -36,7 +36,7 @@ def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sam
             seed=plan.seed,
             num_trials=plan.trials,
             stops_early=plan.scheduler != "none",
-            parameters={name: plan.params.get(name, key.default) for name, key in entry.parameters.items()},
+            parameters=with_defaults(entry.parameters, plan.params),
             searched=searched,
         )
     )

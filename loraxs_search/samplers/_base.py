@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from loraxs_search.plugins import SearchKey
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import Scalar
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sampler(ABC):
     """
 
     name: ClassVar[str]
-    parameters: ClassVar[Mapping[str, SearchKey]] = {}
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {}
 
     def __init__(self, config: SamplerConfig) -> None:
         self.config = config

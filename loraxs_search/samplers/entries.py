@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
-from loraxs_search.plugins import SearchKey
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.samplers._base import Sampler
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
-_STARTUP = SearchKey(
-    Annotated[int, Field(ge=1, le=200)],
-    10,
+_STARTUP = ParameterSpec(
+    "int",
+    low=1,
+    high=200,
+    default=10,
     about="Trials drawn at random before `tpe` or `gp` learns; `gp` counts complete ones.",
 )
 
@@ -26,7 +26,7 @@ class TPE(Sampler):
     """Draws near good params, all parameters together. It learns from stopped trials too, and handles conditions."""
 
     name = "tpe"
-    parameters: ClassVar[Mapping[str, SearchKey]] = {"n_startup_trials": _STARTUP}
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
         from optuna.samplers import TPESampler
@@ -56,7 +56,7 @@ class GP(Sampler):
     """Draws where a Gaussian process of the complete trials expects the most improvement. Use `scheduler: none`."""
 
     name = "gp"
-    parameters: ClassVar[Mapping[str, SearchKey]] = {"n_startup_trials": _STARTUP}
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
         from loraxs_search.samplers._optuna import KnownSpaceGP

@@ -7,7 +7,7 @@ none.py      every trial trains all its steps
 
 from __future__ import annotations
 
-from loraxs_search.plugins import EntryPoints
+from loraxs_search.plugins import EntryPoints, with_defaults
 from loraxs_search.records.literals import Direction
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig
@@ -26,5 +26,5 @@ def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
         UsageError: there is no scheduler of this name.
     """
     entry = SCHEDULERS.get(plan.scheduler)
-    parameters = {name: plan.params.get(name, law.default) for name, law in entry.parameters.items()}
+    parameters = with_defaults(entry.parameters, plan.params)
     return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))

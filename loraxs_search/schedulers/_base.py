@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from loraxs_search.plugins import SearchKey
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import Direction, Scalar
 from loraxs_search.records.trial import TrialReport
 
@@ -76,7 +76,7 @@ class Scheduler(ABC):
     """
 
     name: ClassVar[str]
-    parameters: ClassVar[Mapping[str, SearchKey]] = {}
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {}
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config

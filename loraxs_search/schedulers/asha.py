@@ -5,11 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-
-from loraxs_search.plugins import SearchKey
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 
 
@@ -59,10 +57,11 @@ class ASHA(Scheduler):
     """
 
     name = "asha"
-    parameters: ClassVar[Mapping[str, SearchKey]] = {
-        "reduction_factor": SearchKey(
-            Annotated[int, Field(ge=2)],
-            2,
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {
+        "reduction_factor": ParameterSpec(
+            "int",
+            low=2,
+            default=2,
             about="`asha` keeps this share of the trials at each comparison: the best half with 2, the best third with"
             " 3. Comparisons come after `report_every` times 1, 2, 4, 8, ... steps, or 1, 3, 9, ...",
         )

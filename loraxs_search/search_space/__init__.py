@@ -8,10 +8,10 @@ name a `method` of `loraxs_search.methods`, which has its own parameters; `lora-
     rank: {int: [4, 64], step: 4}               4, 8, ..., 64; with `log: true` instead of a step, even in the logarithm
     scale: {uniform: [0.5, 4.0], step: 0.5}     a number; without a step, any in the range
     learning_rate: {log_uniform: [1e-4, 1e-2]}  a number, even in the logarithm
-    sigma: {choice: [input, sqrt], when: {basis: [top, random], head: full}, else: none}
+    sigma: {choice: [input, sqrt], when: {basis: [top, gaussian], head: full}}
 
-where `when` makes the parameter present only if the others have one of these values, and `else` is its value if not;
-without `else` it is left out and its default stands. `target_modules` are group expressions, see `resolve_modules`.
+where `when` makes the parameter present only if the others have one of these values; else its default stands.
+`target_modules` are group expressions, see `resolve_modules`.
 
 The package imports no torch; Optuna is loaded when a distribution is asked for.
 """

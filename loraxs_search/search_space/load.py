@@ -1,9 +1,13 @@
-"""A file, its name or its text -> `Space`, or one error with every fault in it."""
+"""A file, its name or its text -> `Space`, or one error with every fault in it.
+
+Overrides change a document before it is read: `--set search.trials=24` is a dotted path and a YAML value.
+`--set method=lora` also leaves out what a space of several methods says of the others.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,36 +19,45 @@ from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.paths import user_path
-from loraxs_search.plugins import EntryPoints, SearchKey
+from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._parameters import PARAMETERS, read_method, read_parameters
-from loraxs_search.search_space._peft_methods import PEFT_METHODS, read_peft_methods
-from loraxs_search.search_space._sections import keys_of, read_section, read_value
+from loraxs_search.search_space._parameters import (
+    PARAMETERS,
+    PEFT_METHODS,
+    known_methods,
+    read_method,
+    read_parameters,
+    read_peft_methods,
+)
 from loraxs_search.search_space.distributions import METHOD
 from loraxs_search.search_space.document import (
+    BEHIND_FILES,
     Document,
     KeyPath,
     as_mapping,
     find_file,
+    keys_of,
     parse_document,
     read_file,
+    read_section,
     shown,
 )
-from loraxs_search.search_space.edits import Overrides, apply_overrides, as_texts, plain
-from loraxs_search.search_space.parameter_specs import both, check_entry, defaults_of, parameter_specs
+from loraxs_search.search_space.parameter_specs import SpaceSpecs, both, check_entry, parameter_specs
 from loraxs_search.search_space.space import Space, searched_parameters
 from loraxs_search.search_space.task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
-_REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", PEFT_METHODS, "search", "promotion", "start_from")
-SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
+_REQUIRED = ("task", "base_model", PARAMETERS)
+_SECTIONS = (*_REQUIRED, METHOD, PEFT_METHODS, "search", "promotion", "start_from")
+_OF_METRICS, _OF_METHODS = "must be one of the task's metrics", "must be among the space's methods"
 _HEAD_PARAMETERS = {"head", "head_init", "head_learning_rate"}
+Overrides = Sequence[str] | Mapping[str, Any]
+SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 
 
 def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
@@ -71,7 +84,7 @@ def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
     if isinstance(space, str | Path):
         return load_space(str(space), overrides=overrides)
     if isinstance(space, Mapping):
-        text = yaml.safe_dump(plain(space), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_plain(space), sort_keys=False, allow_unicode=True)
         return parse_space(text, source="the mapping", folder=Path(), name="space", overrides=overrides)
     if not isinstance(space, Space):
         raise UsageError(
@@ -94,9 +107,72 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     Raises:
         SpaceError: the text has faults; the message lists all of them with their lines.
     """
-    document, overrides = parse_document(text, source), as_texts(overrides)
-    apply_overrides(document, overrides)
-    return _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
+    document, changes = parse_document(text, source), as_texts(overrides)
+    _apply_overrides(document, changes)
+    if changes:  # new YAML below a line for each override: the original's comments may no longer be true
+        header = "".join(f"# {source} with --set {json.dumps(override)}\n" for override in changes)
+        text = header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+    folder, sections = folder.resolve(), _sections(document)
+    task = read_task(document, sections["task"], folder) if "task" in sections else None
+    base_model = _read_base_model(document, sections["base_model"], folder) if "base_model" in sections else None
+    named = read_peft_methods(document)
+    is_known = not document.is_faulty(PEFT_METHODS)  # else names would be said to be unknown
+    method = read_method(document, sections.get(METHOD, LoraXS.name), named) if is_known else None
+    methods = tuple(str(name) for name in method.possible or ()) if method else ()
+    parameters = (
+        read_parameters(document, sections[PARAMETERS], method, named) if PARAMETERS in sections and method else {}
+    )
+    for key, it in list(named.items()):
+        searched = {field: kind for field, kind in it.searched.items() if field in parameters}
+        named[key] = replace(it, searched=searched)
+    named = {key: it for key, it in named.items() if key in methods}
+    trained = {key: get_method(key, named.get(key)) for key in methods}
+    if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
+        for key, method_ in trained.items():
+            if method_.needs_head:
+                document.fault((METHOD,), f"must be for a task with a head, but got {key} for {task.kind}.")
+        for key in _HEAD_PARAMETERS & as_mapping(sections.get(PARAMETERS)).keys():
+            document.fault((PARAMETERS, key), f"must be left out: an adapter for {task.kind} has no head.")
+    search = _read_search(document, sections)
+    if not document.is_faulty("search") and not document.is_faulty(PARAMETERS):
+        for fault in make_sampler(search, searched_parameters(parameters)).faults():
+            document.fault(("search", "sampler"), fault)
+    task = _reported(document, sections, task)
+    promotion = _read_promotion(document, sections, task, trained)
+    start_from = sections.get("start_from")  # the registry is asked for it at launch
+    if start_from is not None and not (isinstance(start_from, str) and start_from):
+        law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
+        document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
+    if document.faults or task is None or base_model is None or method is None:
+        document.fail()
+    specs = {key: parameter_specs(each) for key, each in trained.items()}
+    space = Space(
+        name=name or Path(source).stem,
+        text=text,
+        source=source,
+        folder=str(folder),
+        task=task,
+        base_model=base_model,
+        methods=methods,
+        parameters=parameters,
+        search=search,
+        promotion=promotion,
+        start_from=start_from,
+        peft_methods=named,
+        defaults={
+            key: {name: spec.default for name, spec in own.items() if spec.default is not None}
+            for key, own in specs.items()
+        },
+    )
+    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
+    idle = [name for name in methods if not trained[name].adapts_layers]
+    if chosen := [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]:
+        others = [name for name in methods if name not in idle]
+        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
+        law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
+        document.fault((PARAMETERS, "target_modules"), law)
+        document.fail()
+    return space
 
 
 def as_launched(resolved: Space, text: str, name: str) -> Space:
@@ -114,67 +190,15 @@ def as_launched(resolved: Space, text: str, name: str) -> Space:
     return replace(resolved, text=text, name=name, parameters=parameters)
 
 
-def _space(document: Document, text: str, folder: Path, name: str | None) -> Space:
-    source, folder, sections = document.source, folder.resolve(), _sections(document)
-    task = read_task(document, sections["task"], folder) if "task" in sections else None
-    base_model = _read_base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    named = read_peft_methods(document)
-    is_known = not document.is_faulty(PEFT_METHODS)  # else names would be said to be unknown
-    method = read_method(document, sections.get(METHOD, LoraXS.name), named) if is_known else None
-    methods = tuple(str(name) for name in method.possible or ()) if method else ()
-    parameters = (
-        read_parameters(document, sections[PARAMETERS], method, named) if PARAMETERS in sections and method else {}
-    )
-    searched = {
-        name: {field: kind for field, kind in it.searched.items() if field in parameters} for name, it in named.items()
-    }
-    named = {name: replace(it, searched=searched[name]) for name, it in named.items() if name in methods}
-    trained = {name: get_method(name, named.get(name)) for name in methods}
-    if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
-        for key, method_ in trained.items():
-            if method_.needs_head:
-                document.fault((METHOD,), f"must be for a task with a head, but got {key} for {task.kind}.")
-        for key in _HEAD_PARAMETERS & as_mapping(sections.get(PARAMETERS)).keys():
-            document.fault((PARAMETERS, key), f"must be left out: an adapter for {task.kind} has no head.")
-    # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
-    plan, rule = (sections.get(name) or {} for name in ("search", "promotion"))
-    search = _read_search(document, plan)
-    if not document.is_faulty("search") and not document.is_faulty(PARAMETERS):
-        for fault in make_sampler(search, searched_parameters(parameters)).faults():
-            document.fault(("search", "sampler"), fault)
-    task = _reported(document, as_mapping(plan), task)
-    has_slices = as_mapping(sections.get("task")).get("slices") is not None
-    promotion = _read_promotion(document, rule, task, trained, has_slices=has_slices)
-    start_from = sections.get("start_from")  # the registry is asked for it at launch
-    if start_from is not None and not (isinstance(start_from, str) and start_from):
-        law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
-        document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
-    if document.faults or task is None or base_model is None or method is None:
-        document.fail()
-    space = Space(
-        name=name or Path(source).stem,
-        text=text,
-        source=source,
-        folder=str(folder),
-        task=task,
-        base_model=base_model,
-        methods=methods,
-        parameters=parameters,
-        search=search,
-        promotion=promotion,
-        start_from=start_from,
-        peft_methods=named,
-        defaults={name: defaults_of(each) for name, each in trained.items()},
-    )
-    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
-    idle = [name for name in methods if not trained[name].adapts_layers]
-    if chosen := [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]:
-        others = [name for name in methods if name not in idle]
-        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
-        law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
-        document.fault((PARAMETERS, "target_modules"), law)
-        document.fail()
-    return space
+def single_method(text: str) -> str:
+    """Return the method of a space whose trials do not say theirs, as only those of several methods do.
+
+    Whatever else has become of the space, its files or the methods that there are: the text was valid once.
+    """
+    method = as_mapping(parse_document(text, "space.yaml").data).get(METHOD, LoraXS.name)
+    while isinstance(method, dict | list):
+        method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
+    return str(method)
 
 
 def _sections(document: Document) -> dict[str, Any]:
@@ -197,10 +221,10 @@ def _sections(document: Document) -> dict[str, Any]:
     return data
 
 
-def _reported(document: Document, search: Mapping[str, Any], task: Task | None) -> Task | None:
+def _reported(document: Document, sections: Mapping[str, Any], task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
     where: KeyPath = ("search", "metric")
-    name = search.get("metric")
+    name = as_mapping(sections.get("search")).get("metric")
     if document.is_faulty(*where):
         return task
     if task is None:
@@ -217,64 +241,6 @@ def _reported(document: Document, search: Mapping[str, Any], task: Task | None) 
     return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
-def single_method(text: str) -> str:
-    """Return the method of a space whose trials do not say theirs, as only those of several methods do.
-
-    Whatever else has become of the space, its files or the methods that there are: the text was valid once.
-    """
-    method = as_mapping(parse_document(text, "space.yaml").data).get(METHOD, LoraXS.name)
-    while isinstance(method, dict | list):
-        method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
-    return str(method)
-
-
-def _rewritten(document: Document, overrides: Sequence[str]) -> str:
-    """Return the data as new YAML below a line for each override; the original's comments may no longer be true."""
-    header = "".join(f"# {document.source} with --set {json.dumps(override)}\n" for override in overrides)
-    return header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
-
-
-# ---- search ----------------------------------------------------------------------------------------------------------
-def entry_keys() -> dict[str, SearchKey]:
-    """Return every key that a scheduler or sampler takes; of two that take one, the first one's.
-
-    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
-    """
-    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
-    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
-    keys: dict[str, SearchKey] = {}
-    for name, key in (each for own in taken for each in own.items()):
-        keys.setdefault(name, key)
-    return keys
-
-
-def _read_search(document: Document, given: object) -> SearchPlan:
-    """Read how to search; the defaults come back if there is a fault."""
-    keys, written = entry_keys(), as_mapping(given)
-    plan = read_section(document, ("search",), SearchPlan, given, keys)
-    values = {
-        name: read_value(document, ("search", name), key.annotation, written[name]) if name in written else key.default
-        for name, key in keys.items()
-    }
-    registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
-    for name, registry in registries.items():
-        if isinstance(entry := written.get(name), str):
-            try:
-                check_entry(registry, f"a {name}", entry)
-            except ValueError as error:
-                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
-    pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
-    is_sound = not any(document.is_faulty("search", key) for key in pace)
-    if is_sound and pace["report_every"] > pace["max_steps"]:
-        got = " and ".join(f"{key}={value}" for key, value in pace.items())
-        document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
-    if plan is None or document.is_faulty("search"):
-        return SearchPlan()
-    taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
-    return replace(plan, params={name: value for name, value in values.items() if name in taken})
-
-
-# ---- base model and promotion ----------------------------------------------------------------------------------------
 def _read_base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
     """Read the base; a path is taken relative to `folder`. None if there is a fault."""
     path, written = ("base_model",), {"id": given} if isinstance(given, str) else given
@@ -292,52 +258,191 @@ def _read_base_model(document: Document, given: object, folder: Path) -> BaseMod
     return replace(ref, id=str(found))
 
 
+def entry_keys() -> dict[str, ParameterSpec]:
+    """Return every key that a scheduler or sampler takes; of two that take one, the first one's.
+
+    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
+    """
+    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
+    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
+    keys: dict[str, ParameterSpec] = {}
+    for name, key in (each for own in taken for each in own.items()):
+        keys.setdefault(name, key)
+    return keys
+
+
+def _read_search(document: Document, sections: Mapping[str, Any]) -> SearchPlan:
+    """Read how to search; the defaults come back if there is a fault."""
+    # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
+    keys, given = entry_keys(), sections.get("search") or {}
+    plan, written, params = read_section(document, ("search",), SearchPlan, given, keys), as_mapping(given), {}
+    for name, key in keys.items():
+        try:
+            params[name] = key.check(written.get(name, key.default))
+        except ValueError as error:
+            document.fault(("search", name), f"{error}, but got {document.got(('search', name), written[name])}.")
+    registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
+    for name, registry in registries.items():
+        if isinstance(entry := written.get(name), str):
+            try:
+                check_entry(registry, f"a {name}", entry)
+            except ValueError as error:
+                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
+    pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
+    is_sound = not any(document.is_faulty("search", key) for key in pace)
+    if is_sound and pace["report_every"] > pace["max_steps"]:
+        got = " and ".join(f"{key}={value}" for key, value in pace.items())
+        document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
+    if plan is None or document.is_faulty("search"):
+        return SearchPlan()
+    taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
+    return replace(plan, params={name: value for name, value in params.items() if name in taken})
+
+
 def _read_promotion(
-    document: Document, given: object, task: Task | None, methods: Mapping[str, Method], *, has_slices: bool
+    document: Document, sections: Mapping[str, Any], task: Task | None, methods: Mapping[str, Method]
 ) -> PromotionRule:
     """Read the rule, and hold it against the task and the methods; the default comes back if there is a fault."""
+    given = sections.get("promotion") or {}
     rule, keys = read_section(document, ("promotion",), PromotionRule, given), as_mapping(given)
-    faulty = {key for key in keys if document.is_faulty("promotion", key)}
-    found = [*_metric_faults(document, keys, task), *_choice_faults(keys)]
-    guards = as_mapping(keys.get("guards"))
-    if SLICE_LOSS in guards and not has_slices:
-        found.append(("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}."))
+    sound = {key: value for key, value in keys.items() if not document.is_faulty("promotion", key)}
+    guards, metric = as_mapping(keys.get("guards")), keys.get("metric")
+
+    def fault(key: str, law: str) -> None:
+        document.fault(("promotion", key), law)
+
+    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
+    named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
+    for key, name in named:
+        if isinstance(name, str) and metrics and name not in metrics:
+            fault(key, f"{must_be(name, metrics, _OF_METRICS)}, but got {shown(name)}.")
+    decides, direction = metric or (task.metric if task else None), sound.get("direction")
+    if decides in metrics and isinstance(direction, str) and (law := direction_fault(direction, decides)):
+        fault("direction", law)
+    if keys.get("choose") == "smallest":
+        if not keys.get("tolerance", PromotionRule.tolerance):
+            law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
+            fault("choose", f"{law}, but there is none; write tolerance: 0.005, or choose: best.")
+        if sound.get("candidates", PromotionRule.candidates) == 1:
+            law = "must be at least 2 beside choose: smallest, since tolerance counts from the best, but got 1."
+            fault("candidates", law)
+    if SLICE_LOSS in guards and as_mapping(sections.get("task")).get("slices") is None:
+        fault("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
     if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
-        law = f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong."
-        found.append(("guards", law))
+        fault("guards", f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong.")
     for name in rule.methods if rule is not None and methods else ():
         if name not in methods:
-            law = must_be(name, methods, "must be among the space's methods")
-            found.append(("methods", f"{law}, but got {shown(name)}."))
+            fault("methods", f"{must_be(name, methods, _OF_METHODS)}, but got {shown(name)}.")
         elif not methods[name].has_adapter:
-            found.append(("methods", f"must have adapters, but of {name} only metrics are recorded."))
-    for key, message in found:
-        if key not in faulty or key in ("guards", "metric"):
-            document.fault(("promotion", key), message)
+            fault("methods", f"must have adapters, but of {name} only metrics are recorded.")
     return rule or PromotionRule()
 
 
-def _metric_faults(document: Document, keys: Mapping[str, Any], task: Task | None) -> Iterator[tuple[str, str]]:
-    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
-    guarded = [name for name in as_mapping(keys.get("guards")) if name not in (NEGATIVE_FLIPS, SLICE_LOSS)]
-    for key, metric in [("metric", keys.get("metric")), *(("guards", name) for name in guarded)]:
-        if isinstance(metric, str) and metrics and metric not in metrics:
-            law = must_be(metric, metrics, "must be one of the task's metrics")
-            yield key, f"{law}, but got {shown(metric)}."
-    decides = keys.get("metric") or (task.metric if task else None)
-    direction = keys.get("direction")
-    if decides in metrics and isinstance(direction, str) and (fault := direction_fault(direction, decides)):
-        yield "direction", fault
+# ---- overrides -------------------------------------------------------------------------------------------------------
+def as_texts(overrides: Overrides) -> Sequence[str]:
+    """Return overrides as the command line has them: values of a mapping as YAML."""
+    if isinstance(overrides, str):
+        return [overrides]
+    if not isinstance(overrides, Mapping):
+        return overrides
+    texts = []
+    for path, value in overrides.items():
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
+        texts.append(f"{path}={text.removesuffix('...' + chr(10)).strip()}")
+    return texts
 
 
-def _choice_faults(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if keys.get("choose") != "smallest":
+def _plain(value: object) -> object:
+    """Return what YAML can write of a mapping's value."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return _plain(value.tolist())
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Put each override into the document's data; later ones win. Faults go to the document.
+
+    Fewer methods than the file has leave out what it says of the others, and nothing else. A space that was given other
+    methods than it had, or ones that are not installed, is left as it is: what does not fit is a fault.
+    """
+    earlier = _names(as_mapping(document.data).get(METHOD))
+    for index, override in enumerate(overrides):
+        document.put(override, index)
+    data = as_mapping(document.data)
+    wanted, promotion = _names(data.get(METHOD)), as_mapping(data.get("promotion"))
+    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= (known := known_methods(document)).keys():
         return
-    if not keys.get("tolerance", PromotionRule.tolerance):
-        law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
-        yield "choose", f"{law}, but there is none; write tolerance: 0.005, or choose: best."
-    if keys.get("candidates", PromotionRule.candidates) == 1:
-        yield (
-            "candidates",
-            "must be at least 2 beside choose: smallest, since tolerance counts from the best, but got 1.",
-        )
+    if isinstance(promotion.get("methods"), list):
+        left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
+        promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
+    section = as_mapping(data.get(PARAMETERS))
+    before = SpaceSpecs([known[name] for name in earlier if name in known])
+    kept = SpaceSpecs([known[name] for name in wanted])
+    gone = {name for name in section if before.takers(name) and not kept.takers(name)}
+    for name, given in list(section.items()):
+        path, is_list = (PARAMETERS, name), isinstance(given, list) and any(isinstance(item, dict) for item in given)
+        if name in gone and document.place(path)[0] != BEHIND_FILES:  # one of an override is reported as a fault later
+            del section[name]
+        if not (takers := list(kept.takers(name))):
+            continue
+        forms = {}  # those for methods that are left, without any behind a form that now always holds
+        for index, item in enumerate(given if is_list else [given]):
+            if takers and (form := _narrowed(item, earlier, takers, gone)):
+                (forms[index],) = form
+                when = as_mapping(forms[index]).get("when", {})
+                if isinstance(when, dict) and when.keys() <= {METHOD}:  # every trial of its methods has it
+                    takers = [method for method in takers if method not in when.get(METHOD, takers)]
+        if not forms:
+            del section[name]
+            continue
+        if is_list:
+            _move_lines(document, path, list(forms))
+        left = list(forms.values())
+        # A list of one value alone would be no declaration.
+        section[name] = left if is_list and (len(left) > 1 or isinstance(left[0], dict)) else left[0]
+
+
+def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Set[str]) -> list[Any]:
+    """Return a form without what its condition says of other methods; nothing where it is for those alone.
+
+    Args:
+        gone: Parameters that the other methods alone take: a condition on one never holds.
+    """
+    when = as_mapping(form).get("when")
+    if not isinstance(when, dict) or not when.keys() & {METHOD, *gone}:
+        return [form]
+    named = when.get(METHOD, list(takers))
+    asked = named if isinstance(named, list) else [named]
+    if not asked or not set(asked) <= set(earlier):
+        return [form]  # reported as a fault later
+    fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
+    if not fitting:
+        return []
+    others = {name: wanted for name, wanted in when.items() if name != METHOD}
+    if set(fitting) < set(takers):
+        return [{**form, "when": {**others, METHOD: fitting}}]
+    if others:
+        return [{**form, "when": others}]
+    return [{key: value for key, value in form.items() if key != "when"}]
+
+
+def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
+    """Keep the lines of some items of a list at their new places."""
+    new_index: dict[str | int, int] = {old: new for new, old in enumerate(kept)}
+    tables: tuple[dict[KeyPath, Any], ...] = (document.places, document.written)
+    for table in tables:
+        below = {key: table.pop(key) for key in list(table) if key[: len(path)] == path and len(key) > len(path)}
+        for key, value in below.items():
+            if (new := new_index.get(key[len(path)])) is not None:
+                table[(*path, new, *key[len(path) + 1 :])] = value
+
+
+def _names(given: object) -> list[str]:
+    """Return the methods that are named at `method`; none if it is written in another way."""
+    named = given.get("choice") if isinstance(given, dict) else given
+    names = named if isinstance(named, list) else [named]
+    return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []

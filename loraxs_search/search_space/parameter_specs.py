@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, get_args
 from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
 from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
-from loraxs_search.methods.parameters import ParameterSpec
-from loraxs_search.plugins import EntryPoints
+from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Head, HeadInit, LrSchedule, Scalar
 from loraxs_search.records.trial import Hyperparameters

@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from loraxs_search.methods import METHODS
-from loraxs_search.methods.parameters import ParameterSpec
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._sections import keys_of
+from loraxs_search.search_space.document import keys_of
 from loraxs_search.search_space.load import entry_keys
 from loraxs_search.search_space.parameter_specs import COMMON, method_spec, parameter_specs
 from loraxs_search.search_space.task import TaskSection, task_section
@@ -75,7 +75,7 @@ def space_schema() -> Schema:
     for name in plan.keys() - set(keys_of(SearchPlan)):
         del plan[name]
     for name, key in entry_keys().items():
-        plan[name] = TypeAdapter(key.annotation).json_schema() | {"default": key.default, "description": key.about}
+        plan[name] = _of_spec(key) | {"default": key.default, "description": key.about}
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
     registered = _of_spec(method_spec())
     named = {"anyOf": [registered, _TEXT]}

@@ -256,7 +256,7 @@ class Add(Verb):
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        from loraxs_search.search_space.user_params import place_given  # late: `status` starts without it
+        from loraxs_search.search_space.space import place_given  # late: `status` starts without it
 
         check_time(study)
         space, source = _space_of(study), "".join(command.trial_ids)

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from loraxs_search.plugins import SearchKey
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.schedulers._base import Scheduler
 
 
@@ -31,7 +31,7 @@ class EverySecond(Scheduler):
     """Stops every second trial that reaches a step."""
 
     name = "every-second"
-    parameters = {"patience": SearchKey(Annotated[int, Field(ge=1)], 2)}
+    parameters = {"patience": ParameterSpec("int", low=1, default=2)}
 
     def __init__(self, config):
         super().__init__(config)

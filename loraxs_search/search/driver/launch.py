@@ -38,8 +38,7 @@ from loraxs_search.search.driver.result import (
 )
 from loraxs_search.search.ledger import Ledger, SearchView, SilentView
 from loraxs_search.search_space.describe import trial_shapes
-from loraxs_search.search_space.edits import Overrides
-from loraxs_search.search_space.load import SpaceSource, open_space
+from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended

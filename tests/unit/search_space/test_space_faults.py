@@ -130,7 +130,7 @@ metric | choose: smallest | promotion.choose | must stand beside a tolerance, wh
 metric | guards: {negative_flips: -1} | promotion.guards.negative_flips | must be at least 0
 trials | pack_size: 0 | search.pack_size | must be a whole number of at least 1, or auto
 trials | pack_size: true | search.pack_size | must be a whole number of at least 1, or auto
-trials | reduction_factor: 1 | search.reduction_factor | must be at least 2
+trials | reduction_factor: 1 | search.reduction_factor | must be an integer of at least 2
 trials | params: {} | search.params | must be one of
 trials | metric: accurcy | search.metric | did you mean accuracy? It must fit sequence-classification
 trials | metric: mse | search.metric | macro_f1, matthews), but got "mse".

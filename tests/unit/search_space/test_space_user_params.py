@@ -12,8 +12,7 @@ from optuna.trial import FixedTrial
 from support.examples import few
 
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.space import Space
-from loraxs_search.search_space.user_params import place_given
+from loraxs_search.search_space.space import Space, place_given
 
 CONDITIONS = """
 task: sst2

@@ -93,7 +93,7 @@ def test_a_study_that_is_gone_is_said_to_be(fresh_home: Path) -> None:
     [(1e-5, "1.0e-05"), (3, "3"), (True, "true"), (None, "null"), ("no", "'no'"), ("a: b", "'a: b'"), ("sst2", "sst2")],
 )
 def test_a_mapping_of_overrides_is_what_the_command_line_has(value: object, text: str) -> None:
-    from loraxs_search.search_space.edits import as_texts
+    from loraxs_search.search_space.load import as_texts
 
     assert as_texts({"a.b": value}) == [f"a.b={text}"]
 
