@@ -87,7 +87,7 @@ class Promoted:
 
 def violations(history: History, promoted: Promoted) -> list[str]:
     """Return every rule that a history breaks; none is what we hope for."""
-    found = [*_drivers(history), *_leases(history), *_champions(history), *_sequences(history)]
+    found = [*_drivers(history), *_leases(history), *_champions(history), *_numbers(history)]
     found += [*_unanswered(history), *_pulls(history, promoted), *_alike(promoted), *_answers(history, promoted)]
     return list(dict.fromkeys(found))
 
@@ -163,7 +163,7 @@ def _leases(history: History) -> Iterable[str]:
             yield f"generation {new} of the lease beats {after.value['beat']} after {before.value['beat']}"
 
 
-def _sequences(history: History) -> Iterable[str]:
+def _numbers(history: History) -> Iterable[str]:
     """Champions follow each other by the numbers of their decisions, and nothing looks changed that nobody changed."""
     for before, after in _in_order(history, "champion"):
         old, new = (op.value["number"] for op in (before, after))

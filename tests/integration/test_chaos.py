@@ -30,8 +30,8 @@ def op(kind: str, began: float, ended: float, error: str = "", **value: Any) -> 
     return Op(kind, began, ended, value, error)
 
 
-def champion(began: float, ended: float, version: int | None, sequence: int | None = None) -> Op:
-    return op("champion", began, ended, version=version, sequence=sequence or version or 0)
+def champion(began: float, ended: float, version: int | None, number: int | None = None) -> Op:
+    return op("champion", began, ended, version=version, number=number or version or 0)
 
 
 def lease(began: float, generation: int, token: str = "", beat: int = 0) -> Op:
@@ -72,12 +72,12 @@ def test_what_may_be_is_not_blamed() -> None:
     [
         (champion(8, 9, 1), "version 1 is the champion where [2] may be"),
         (champion(8, 9, None), "version 0 is the champion where [2] may be"),
-        (champion(20, 21, 1, sequence=2), "the champion's number is 2 for versions 2 and 1"),
+        (champion(20, 21, 1, number=2), "the champion's number is 2 for versions 2 and 1"),
         (op("champion", 90, 91, error="TrackingError: no"), "a champion gets no answer while all is well"),
         (op("promote", 90, 91, error="TimeoutExpired: 300 s"), "a promote does not come to its end"),
         (op("pull", 8, 9, digest="ccc"), "ccc is pulled and was never promoted"),
-        (champion(20, 21, 2, sequence=1), "the champion's number is 1 after 2"),
-        (op("pull", 8, 9, error="IntegrityError: `sequence number` of"), "takes what was promoted for forged"),
+        (champion(20, 21, 2, number=1), "the champion's number is 1 after 2"),
+        (op("pull", 8, 9, error="IntegrityError: `sequence number` of"), "takes what was promoted for changed"),
         (lease(5, 1, beat=3), "the lease is of generation 1 after 2"),
         (lease(5, 2, token="another"), "generation 2 of the lease has two holders"),
         (lease(2.6, 1, beat=1), "generation 1 of the lease beats 1 after 2"),

@@ -100,13 +100,14 @@ def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch: Lau
     assert not StudyFolder.exists("unlike")
 
 
+@pytest.mark.timeout(600)
 def test_a_late_node_that_cannot_install_ends_the_search_and_resume_goes_on_without_it(
     cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path, agree: Callable[..., object]
 ) -> None:
     (tmp_path / "env.yaml").write_text(f"pip: [{PACKAGE}]\n")
     world = World(tmp_path, in_search_home, env=cluster.env)
     where = ("--address", cluster.address, "--runtime-env", str(tmp_path / "env.yaml"))
-    plan = ("search.trials=5", "search.max_steps=300", "search.report_every=10", "search.scheduler=none")
+    plan = ("search.trials=5", "search.max_steps=800", "search.report_every=10", "search.scheduler=none")
     plan += ("search.pack_size=1",)  # a node that no trial needs is not looked at
     longer = [word for override in plan for word in ("--set", override)]
     search = world.launch("late", *where, *longer, space=tiny_space)

@@ -146,10 +146,12 @@ def test_the_time_limit_itself_stops_the_search_and_the_job_goes_on(
     two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
 ) -> None:
     cluster, study = two_nodes.cluster, "limited"
-    job = two_nodes.submit(space(4000), study)
+    job = two_nodes.submit(space(12_000), study)
     two_nodes.wait_for_reports(study, 2, job)
     *_, minutes, _ = cluster.ok("squeue", "--noheader", f"--jobs={job}", "--format=%M").split(":")
-    cluster.ok("scontrol", "update", f"JobId={job}", f"TimeLimit={int(minutes) + 3}")  # the signal comes in a minute
+    cluster.ok(
+        "scontrol", "update", f"JobId={job}", f"TimeLimit={int(minutes) + 2}"
+    )  # the signal comes within a minute
     two_nodes.wait_for_requeue(job)
     reported = num_reports(study)
     cluster.ok("scontrol", "update", f"JobId={job}", "TimeLimit=60")

@@ -31,11 +31,11 @@ STOPPED_TOGETHER = ("stopped-one", "stopped-two")  # spaces, which name their st
 DIES_AT_A_STOP = """
 import os, sys
 from loraxs_search.cli._main import main
-from loraxs_search.search.ledger import Ledger
+from loraxs_search.log.event_log import EventLog
 
-whole = Ledger.trial_ended
-Ledger.trial_ended = lambda self, trial_id, state, reason: (
-    os._exit(9) if state.value == "PRUNED" else whole(self, trial_id, state, reason)
+append = EventLog.append
+EventLog.append = lambda self, event: (
+    os._exit(9) if getattr(event, "state", "") == "PRUNED" else append(self, event)
 )
 sys.exit(main())
 """

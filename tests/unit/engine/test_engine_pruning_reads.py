@@ -24,12 +24,13 @@ from loraxs_search.engine.pruning import ReadPruning
 
 _OTHERS = {"num_key_value_heads": 2, "pad_token_id": 0}
 CUT = {
-    **{name: make() for name, make in DECODERS.items() if name != "gpt2"},
+    **{name: make() for name, make in DECODERS.items() if name not in ("gpt2", "falcon_h1")},
     "phi3": Phi3Config(**SMALL, **_OTHERS, eos_token_id=2),
     "gpt_neox": GPTNeoXConfig(**SMALL, pad_token_id=0, eos_token_id=2),  # attention and the rest side by side
     "olmo2": Olmo2Config(**SMALL, **_OTHERS, eos_token_id=2),  # no norm before attention
 }
 WHOLE = [
+    DECODERS["falcon_h1"](),  # attention and a state space are given the same
     DECODERS["gpt2"](),  # what leaves the last layer is viewed as all positions
     PhiConfig(**SMALL, **_OTHERS, eos_token_id=2),  # attention and the rest are given the same
 ]
@@ -75,7 +76,7 @@ def test_what_follows_the_last_attention_is_computed_at_the_reads_alone(family: 
         states = last_states(model, inputs())
     assert is_cut
     torch.testing.assert_close(states[0], whole[READS[:, 0], READS[:, 1]], rtol=1e-5, atol=1e-5)
-    num_joint = 1 if family in ("phi3", "gpt_neox") else 3  # queries, keys and values
+    num_joint = {"phi3": 1, "gpt_neox": 1, "mamba": 2}.get(family, 3)  # queries, keys and values; in and x of a state
     assert cuts == [num_joint]
     assert seen == [24] * num_joint + [6] * (len(seen) - num_joint)
 
