@@ -26,7 +26,7 @@ from loraxs_search.engine.rows import RowMap
 from loraxs_search.engine.sequence import OpenSequence, two_largest
 from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, Ragged, cheapest_runs
 from loraxs_search.tasks.kinds import GenerateRequest
-from loraxs_search.tasks.tokens import end_ids
+from loraxs_search.tasks.prepared import end_ids
 
 Indices = npt.NDArray[np.int64]
 Prompts = Sequence[npt.NDArray[np.int32]]

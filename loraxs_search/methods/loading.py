@@ -20,7 +20,7 @@ from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.records.adapter import Manifest, parse_manifest
 from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.tokens import served
+from loraxs_search.tasks.prepared import served
 
 MANIFEST = "manifest.json"
 

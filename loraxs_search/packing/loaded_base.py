@@ -43,11 +43,9 @@ from loraxs_search.records.literals import Basis, Precision, Split
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.tasks.baselines import measure_baselines
-from loraxs_search.tasks.baselines._base import BaselineInputs
+from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
-from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
-from loraxs_search.tasks.tokens import served
+from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare, served
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial.evaluate import as_answers, ask, sample_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe

@@ -16,12 +16,19 @@ from typing import Any
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
-from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked
+from loraxs_search.tasks.files import (
+    SEPARATORS,
+    decoded,
+    file_format,
+    header,
+    likely_separator,
+    read_columns,
+    read_csv,
+    unpacked,
+)
 from loraxs_search.tasks.kinds import finite_number, items_of, only_number
-from loraxs_search.tasks.read import rows_cache
+from loraxs_search.tasks.read import load_splits, rows_cache
 from loraxs_search.tasks.rows import Columns, MalformedFileError, composed
-from loraxs_search.tasks.separated import SEPARATORS, header, likely_separator, read_csv
-from loraxs_search.tasks.splits import load_splits
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 _MAX_LISTED = 5

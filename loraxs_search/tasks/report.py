@@ -23,8 +23,8 @@ from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, S
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
+from loraxs_search.tasks.read import SPLITS
 from loraxs_search.tasks.rows import Rows
-from loraxs_search.tasks.splits import SPLITS
 
 # The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (

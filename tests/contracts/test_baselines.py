@@ -24,8 +24,16 @@ from loraxs_search.base_model.load import bare_body
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Baseline, is_alone, is_unmeasured
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.tasks.baselines import BASELINES, baseline_title, fitting_baselines, measure_baselines
-from loraxs_search.tasks.baselines._base import SPLITS, BaselineInputs, BaselineModel, SplitValues
+from loraxs_search.tasks.baselines import (
+    BASELINES,
+    SPLITS,
+    BaselineInputs,
+    BaselineModel,
+    SplitValues,
+    baseline_title,
+    fitting_baselines,
+    measure_baselines,
+)
 from loraxs_search.tasks.prepared import PreparedTask, prepare
 
 SIZES = {"train": 60, "validation": 21, "test": 17}

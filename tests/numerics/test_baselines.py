@@ -17,9 +17,7 @@ from loraxs_search.packing.packed_host import PackedHost
 from loraxs_search.packing.trial_host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.tasks.baselines import BASELINES, measure_baselines
-from loraxs_search.tasks.baselines._base import BaselineInputs
-from loraxs_search.tasks.baselines.features import mean_states
+from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, mean_states, measure_baselines
 from loraxs_search.trial.snapshot import Snapshot
 
 Host = TrialHost | PackedHost
@@ -96,7 +94,7 @@ def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any
 
 
 def test_what_is_too_dear_is_decided_by_tokens_and_said(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraxs_search.tasks.baselines.features.MAX_TOKENS", 10)
+    monkeypatch.setattr("loraxs_search.tasks.baselines.MAX_TOKENS", 10)
     found = BASELINES.get("features")(inputs_of(world)).measure()
     assert "tokens, and may read 10" in found.failed
     assert (found.applies, found.validation_metrics) == (False, {})

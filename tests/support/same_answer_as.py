@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from loraxs_search.tasks.baselines._base import SPLITS, BaselineModel, SplitValues
+from loraxs_search.tasks.baselines import SPLITS, BaselineModel, SplitValues
 
 
 class SameAnswerAs(BaselineModel):

@@ -89,7 +89,7 @@ class LoadedAdapter:
     def serving(self) -> Serving | None:
         """How it is asked as in training; None if it writes no text."""
         from loraxs_search.tasks.kinds import kind_of
-        from loraxs_search.tasks.tokens import served
+        from loraxs_search.tasks.prepared import served
 
         kind = kind_of(self.manifest.task)
         if kind.serving is None:

@@ -8,9 +8,9 @@ from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
-from loraxs_search.tasks.kinds._label_columns import finite_number
-from loraxs_search.tasks.kinds._numbers import only_number
+from loraxs_search.tasks.kinds._answers import only_number
+from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Names, Section, TaskKind
+from loraxs_search.tasks.kinds._labelled import finite_number
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import (
     ForwardRequest,
@@ -25,7 +25,6 @@ from loraxs_search.tasks.kinds._requests import (
     TokenLogprobs,
     run_requests,
 )
-from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, render_chat, token_ids
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
@@ -40,7 +39,6 @@ __all__ = [
     "KINDS",
     "TEXT_METRICS",
     "Columns",
-    "Count",
     "EncodedRows",
     "Fault",
     "ForwardRequest",
@@ -63,12 +61,10 @@ __all__ = [
     "SourceLocation",
     "TaskKind",
     "Template",
-    "Text",
     "TokenLogprobs",
     "begin_ids",
     "checked",
     "classifier",
-    "distinct",
     "find_metric",
     "finite_number",
     "items_of",

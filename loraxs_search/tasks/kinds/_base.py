@@ -39,18 +39,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.adapter import Prediction, Sample
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import SECTION, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined
 
@@ -59,6 +59,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from loraxs_search.tasks.batch import Batch, RowSource
+
+
+class Section(BaseModel):
+    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true.
+
+    The docstrings of sections and of their keys stand in search_spaces/REFERENCE.md and in the JSON Schema.
+    """
+
+    model_config = ConfigDict(**SECTION)  # type: ignore[typeddict-item]
+
+
+Names = Annotated[list[Text], Field(min_length=1), AfterValidator(distinct)]
+
 
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 Keys = Mapping[str, Any]

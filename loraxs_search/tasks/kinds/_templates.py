@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
-from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._section import Section, Text
+from loraxs_search.records.literals import Text
+from loraxs_search.tasks.kinds._base import Fault, Keys, Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,16 +18,14 @@ from pydantic import PlainValidator
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import AnswerFact
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import _options as option_forms
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._label_columns import are_hidden
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
+from loraxs_search.tasks.kinds._labelled import are_hidden
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of, with_examples
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
-from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.kinds._templates import PromptSection, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, raise_joined, refuse

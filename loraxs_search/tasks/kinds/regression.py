@@ -15,8 +15,7 @@ from loraxs_search.records.literals import Pooling, Split
 from loraxs_search.records.task import AnswerFact, OutputScale, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._label_columns import numbers
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, numbers
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import NUMBER_METRICS
 from loraxs_search.tasks.rows import Rows, SourceLocation

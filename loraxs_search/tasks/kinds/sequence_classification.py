@@ -14,8 +14,7 @@ from loraxs_search.records.literals import Pooling, Split
 from loraxs_search.records.task import AnswerFact, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._label_columns import class_ids, missing_warnings
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids, missing_warnings
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import CLASS_METRICS
 from loraxs_search.tasks.rows import Rows, SourceLocation

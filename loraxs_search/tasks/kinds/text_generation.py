@@ -17,14 +17,12 @@ from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import Count, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import _answers, _requests
-from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
-from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
+from loraxs_search.tasks.kinds._base import Fault, Keys, Section
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of, with_examples
 from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import TEXT_METRICS
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined

@@ -23,15 +23,13 @@ from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
-from loraxs_search.tasks.kinds._label_columns import are_hidden, class_ids, missing_warnings
-from loraxs_search.tasks.kinds._labelled import cut_tokens
+from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
+from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, cut_tokens, missing_warnings
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.kinds._section import Section, Text, distinct
 from loraxs_search.tasks.metrics import by_name, from_counts, ratio_or_zero
 from loraxs_search.tasks.rows import (
     Columns,

@@ -13,8 +13,7 @@ import torch
 
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.tasks.baselines import BASELINES
-from loraxs_search.tasks.baselines._base import SPLITS, BaselineInputs, LinearBaseline
+from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineInputs, LinearBaseline
 from loraxs_search.tasks.prepared import prepare
 
 
@@ -133,7 +132,7 @@ def test_the_same_rows_give_the_same_numbers(prepared, monkeypatch):
     data = prepared(numbered({"bad w1": 0, "good w2": 1}, 30), labelled(9, 9), validation_rows=8)
     first, second = of_tfidf(data), of_tfidf(data)
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
-    monkeypatch.setattr("loraxs_search.tasks.baselines.tfidf._MAX_CHARACTERS", 200)
+    monkeypatch.setattr("loraxs_search.tasks.baselines._MAX_CHARACTERS", 200)
     first, second = of_tfidf(data), of_tfidf(data)
     assert first.failed == ""
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)

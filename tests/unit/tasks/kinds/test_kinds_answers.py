@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
-from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_number, only_number
+from loraxs_search.tasks.kinds._answers import (
+    Extraction,
+    ExtractSection,
+    canonical,
+    extract_laws,
+    first_number,
+    last_number,
+    only_number,
+)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.tasks.kinds._label_columns import class_ids, numbers
+from loraxs_search.tasks.kinds._labelled import class_ids, numbers
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.tasks.kinds import _numbers
-from loraxs_search.tasks.kinds._numbers import equal_formulas
+from loraxs_search.tasks.kinds import _answers as _numbers
+from loraxs_search.tasks.kinds._answers import equal_formulas
 
 
 @pytest.mark.parametrize(

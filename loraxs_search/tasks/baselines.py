@@ -1,0 +1,351 @@
+"""Baselines: simple models, measured while trials train, that say what an adapter's score is worth.
+
+Here are the best constant answer, a linear model of the texts, and one of the untouched base's hidden states. The
+untouched base, asked as adapters are, is measured by the driver: `search/driver/`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.plugins import EntryPoints
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import Baseline, is_alone
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from loraxs_search.tasks.kinds import LinearForm, TaskKind
+    from loraxs_search.tasks.prepared import PreparedTask
+    from loraxs_search.tasks.rows import Rows
+
+SPLITS: tuple[Split, ...] = ("validation", "test")  # in the order in which baselines answer them
+SplitValues = Iterator[tuple[Split, npt.NDArray[Any]]]
+
+
+class TooManyRowsError(Exception):
+    """A baseline would have to read more rows or tokens than it may."""
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """What a baseline may learn from.
+
+    Args:
+        data: Labels of all splits and tokens of their rows; `load_data` reads the texts, which it does not keep.
+        body: The base without a head and without adapters, as `base_model.bare_body` returns it.
+        device: Where `body` is.
+    """
+
+    data: PreparedTask
+    body: nn.Module
+    device: torch.device
+
+
+class BaselineModel(ABC):
+    """A simple model of the train rows; a subclass writes `answers`, and `fits` if it does not fit every task kind.
+
+    Who calls: one host of a search, once, in its own thread, while trials train on the same base in other threads.
+    So it changes neither `body` nor the rows, and sets nothing that the whole process shares. Torch computes with one
+    thread here. Baselines are measured one after the other, in the order of their registration.
+
+    What may be repeated: a host that is lost takes what it measured with it, and another one measures anew. The same
+    rows and the same base give the same answers, so whatever is random has a fixed seed.
+
+    Size: no clock ends a baseline, since the same rows must be measured on every machine. One that many rows make dear
+    counts rows or tokens before it begins, and raises `TooManyRowsError` with both numbers.
+
+    Answers: one for each row of `validation`, then of `test`, in the order of the rows, shape (N,): what
+    `TaskKind.measure` compares with labels, that is label ids, numbers or texts. The test labels are for nobody.
+
+    Raises: an exception ends this baseline and stops no search; its text is recorded and shown. Nothing is promoted
+    without it, unless by force or with `require: constant`. `resume` measures it again, but for `TooManyRowsError`.
+
+    The untouched base, asked in the adapter's own form (`zero-shot`, `4-shot`), is no entry: answering takes longer
+    than trials do, so all hosts share it. A task kind orders it with `shots`. So no name ends with `-shot`.
+
+    A subclass is registered under its `name`: in `BASELINES`, or by an entry point of the group
+    `loraxs_search.baselines`. `promotion.require: all` then requires that a first champion beats it. The module is
+    imported to read what is declared here, so it imports torch, transformers and scikit-learn inside its methods.
+    `tests/contracts/test_baselines.py` runs on every entry.
+
+    Args:
+        inputs: What it may learn from.
+    """
+
+    name: ClassVar[str]  # in files, tables and messages: it never changes
+    title: ClassVar[str]  # what it is, as shown to users, as in "TF-IDF of the texts, linear model"
+    constant: int | float | str | None = None  # the answer, where it is the same to every row
+
+    def __init__(self, inputs: BaselineInputs) -> None:
+        self.inputs, self.data = inputs, inputs.data
+
+    @classmethod
+    def fits(cls, kind: TaskKind) -> bool:  # noqa: ARG003  # for baselines to use
+        """Return whether it can answer such a task; where it cannot, nothing is measured and nothing is required."""
+        return True
+
+    @abstractmethod
+    def answers(self) -> SplitValues:
+        """Learn from the train rows, and yield the answers to each of `SPLITS`, in that order."""
+
+    def measure(self) -> Baseline:
+        """Return its scores on both splits, and its answers to the test rows; or why it has none."""
+        started, data = time.thread_time(), self.data
+        metrics: dict[Split, dict[str, float]] = {}
+        test_answers: tuple[float | str, ...] = ()
+        failed, applies = "", True
+        try:
+            for split, values in self.answers():
+                metrics[split] = data.kind.measure(values, data.labels(split))
+                if split == "test" and self.constant is None:
+                    test_answers = tuple(values.tolist())
+        except Exception as error:  # noqa: BLE001  # a baseline stops no search
+            failed, applies = _failure(error), not isinstance(error, TooManyRowsError)
+        return Baseline(
+            self.name,
+            metrics.get("validation", {}),
+            metrics.get("test", {}),
+            answer=self.constant,
+            test_answers=test_answers,
+            test_rows=data.test_fingerprint if test_answers else "",
+            seconds=time.thread_time() - started,
+            failed=failed,
+            applies=applies,
+        )
+
+
+class LinearBaseline(BaselineModel):
+    """A linear model of features, for task kinds that have a `LinearForm`; a subclass writes `outputs`."""
+
+    @classmethod
+    def fits(cls, kind: TaskKind) -> bool:
+        return kind.linear() is not None
+
+    @abstractmethod
+    def outputs(self, form: LinearForm) -> SplitValues:
+        """Fit the model to `form.targets` of the train labels; yield its outputs, (N, num_outputs), for each split."""
+
+    def answers(self) -> SplitValues:
+        form = self.data.kind.linear()
+        assert form is not None, "measured for a kind that it does not fit"
+        for split, values in self.outputs(form):
+            yield split, form.answers(values)
+
+
+def _failure(error: BaseException) -> str:
+    """Return an error as one line that fits a table of records."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    kind = "" if line and isinstance(error, LoraxsError | TooManyRowsError) else f"{type(error).__name__}: "
+    return f"{kind}{line}"[:200]
+
+
+class Constant(BaselineModel):
+    """The constant answer that is best on the train rows, by the task's metric."""
+
+    name: ClassVar = "constant"
+    title: ClassVar = "always the same answer"
+
+    def answers(self) -> SplitValues:
+        from loraxs_search.tasks.report import constant_answer, repeated
+
+        self.constant = constant_answer(self.data.kind, self.data.labels("train"))
+        for split in SPLITS:
+            yield split, repeated(self.constant, len(self.data.labels(split)))
+
+
+_ALPHA = 1.0  # of ridge regression on rows of unit length
+_TOLERANCE = 1e-2  # a few iterations: more do not change a score visibly
+_MAX_TERMS = 100_000
+_MAX_CHARACTERS = 4_000_000  # of train texts; a few seconds with few labels
+_MANY_LABELS = 20  # above this, time grows with their number
+_CHARACTERS_A_TOKEN = 8  # the part of a long text that the base does not see is left out
+# Words, single marks, and single characters of scripts that put no space between words.
+_TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
+
+
+class TFIDF(LinearBaseline):
+    """Ridge regression on TF-IDF of words and word pairs, fitted on the train rows.
+
+    Train rows that would take more than a few seconds are left out, always the same ones.
+    """
+
+    name: ClassVar = "tfidf"
+    title: ClassVar = "TF-IDF of the texts, linear model"
+
+    def outputs(self, form: LinearForm) -> SplitValues:
+        from sklearn.linear_model import Ridge
+
+        rows = _rows(self.data)
+        chosen = _train_rows(rows["train"], form.num_outputs)
+        terms = _Terms(rows["train"].take(chosen))
+        model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
+        model.fit(terms.train, form.targets(self.data.labels("train")[chosen]))
+        for split in SPLITS:
+            yield split, model.predict(terms.of(rows[split])).reshape(len(rows[split]), -1)
+
+
+class _Terms:
+    """Rows as sparse vectors; of two texts both, the terms that they share, and how much that is."""
+
+    def __init__(self, train: Rows) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(
+            token_pattern=_TERM, ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_TERMS, dtype=np.float32
+        )
+        if train.pairs is None:
+            self.train = self._vectorizer.fit_transform(train.texts)
+        else:
+            self._vectorizer.fit([*train.texts, *train.pairs])
+            self.train = self.of(train)
+
+    def of(self, rows: Rows) -> Any:
+        """Return the vectors of rows, shape (N, features), sparse."""
+        texts = self._vectorizer.transform(rows.texts)
+        if rows.pairs is None:
+            return texts
+        from scipy import sparse
+
+        pairs = self._vectorizer.transform(rows.pairs)
+        shared = texts.multiply(pairs).tocsr()
+        return sparse.hstack([texts, pairs, shared, sparse.csr_matrix(shared.sum(axis=1))], format="csr")
+
+
+def _rows(data: PreparedTask) -> dict[Split, Rows]:
+    """Read the rows that a task was prepared from, whose texts it does not keep; long texts are cut.
+
+    Raises:
+        TaskDataError: the rows are others by now.
+    """
+    from loraxs_search.tasks.prepared import load_data
+    from loraxs_search.tasks.read import fixed_subset
+
+    task = data.task
+    loaded = load_data(task)
+    if loaded.fingerprint != data.data_fingerprint:
+        raise TaskDataError(
+            f"The rows must stay as the search began with them, but their fingerprint {data.data_fingerprint[:16]}"
+            f" is {loaded.fingerprint[:16]} now."
+        )
+    rows = dict(loaded.rows)
+    rows["validation"] = rows["validation"].take(fixed_subset(len(rows["validation"]), data.num_rows("validation")))
+    return {split: _cut(part, _CHARACTERS_A_TOKEN * task.max_length) for split, part in rows.items()}
+
+
+def _cut(rows: Rows, length: int) -> Rows:
+    pairs = None if rows.pairs is None else [text[:length] for text in rows.pairs]
+    return replace(rows, texts=[text[:length] for text in rows.texts], pairs=pairs)
+
+
+def _train_rows(rows: Rows, num_outputs: int) -> npt.NDArray[np.int64]:
+    from loraxs_search.tasks.read import fixed_subset
+
+    characters = sum(map(len, rows.texts)) + sum(map(len, rows.pairs or ()))
+    most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / num_outputs)
+    return fixed_subset(len(rows), max(1, int(len(rows) * most / max(most, characters))))
+
+
+_TRAIN_ROWS = 500
+_ALPHAS = np.logspace(0, 4, 9)
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
+MAX_TOKENS = 2_000_000  # a finalist's answers to the same rows cost as much
+
+
+class Features(LinearBaseline):
+    """Ridge regression on mean-pooled hidden states; cross-validation chooses its penalty."""
+
+    name: ClassVar = "features"
+    title: ClassVar = f"the untouched base's features of {_TRAIN_ROWS} train rows, linear model"
+
+    def outputs(self, form: LinearForm) -> SplitValues:
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        from loraxs_search.tasks.read import fixed_subset
+
+        data = self.data
+        train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
+        tokens = int(data.lengths("train")[train].sum()) + sum(int(data.lengths(split).sum()) for split in SPLITS)
+        if tokens > MAX_TOKENS:
+            raise TooManyRowsError(f"it would read {tokens:,} tokens, and may read {MAX_TOKENS:,}")
+        model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
+        model.fit(mean_states(self.inputs, "train", train), form.targets(data.labels("train")[train]))
+        for split in SPLITS:
+            rows = np.arange(data.num_rows(split))
+            yield split, model.predict(mean_states(self.inputs, split, rows)).reshape(len(rows), -1)
+
+
+def mean_states(inputs: BaselineInputs, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the mean of each row's last hidden states over its tokens, shape (rows, width)."""
+    import torch
+
+    from loraxs_search.tasks.encoded import eval_batches
+
+    data, device = inputs.data, inputs.device
+    batches = eval_batches(data.lengths(split)[rows], _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS)
+    parts = []
+    for batch in batches:
+        tensors = {name: x.to(device) for name, x in data.collate(split, rows[batch]).inputs.items()}
+        mask_BT1 = tensors["attention_mask"].unsqueeze(-1)
+        with torch.inference_mode():
+            states_BTD: Tensor = inputs.body(**tensors)[0].float() * mask_BT1
+            parts.append((states_BTD.sum(1) / mask_BT1.sum(1)).cpu().numpy())
+    return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
+
+
+BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
+    "baseline", "loraxs_search.baselines", {entry.name: entry for entry in (Constant, TFIDF, Features)}
+)
+
+
+def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
+    """Return every baseline that fits the task, scored on validation and test; what could not be had says why.
+
+    Only the calling thread computes.
+    """
+    from loraxs_search.torch_threads import single_thread
+
+    measured = list[Baseline]()
+    with single_thread():
+        for name in fitting_baselines(inputs.data.kind):
+            try:
+                entry = BASELINES.get(name)
+            except UsageError as error:  # a distribution's that this node lacks, or whose import fails
+                measured.append(Baseline(name, failed=str(error)[:200], applies=True))
+                continue
+            measured.append(entry(inputs).measure())
+    return tuple(measured)
+
+
+def fitting_baselines(kind: TaskKind) -> list[str]:
+    """Return the names of the baselines that a task of this kind has, in order."""
+    return [name for name in BASELINES.names() if does_fit(name, kind)]
+
+
+def does_fit(name: str, kind: TaskKind) -> bool:
+    """Return whether a task has this baseline; an entry that is not installed here fits."""
+    try:
+        return BASELINES.get(name).fits(kind)
+    except UsageError:
+        return True
+
+
+def baseline_title(name: str) -> str:
+    """Return what a baseline is, as shown to users; its name, where it is not installed here."""
+    if is_alone(name):
+        return f"the untouched base, {name}, asked in the same way"
+    try:
+        return BASELINES.get(name).title
+    except UsageError:
+        return name
