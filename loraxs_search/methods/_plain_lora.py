@@ -17,7 +17,7 @@ from loraxs_search.methods.names import ADAPTER, FILES, ROOT
 from loraxs_search.records.literals import Pooling
 
 if TYPE_CHECKING:  # not above: importing PEFT imports LoRA-XS, which imports this module
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -60,7 +60,14 @@ def write_plain_lora(
         UsageError: a module's rank is above `rank`, or the head reads a pool.
         HomeError: the folder cannot be written.
     """
-    _check_read_as_class(lora.pooling)
+    from peft import LoraConfig
+
+    if lora.pooling != "class":  # LoRA's config cannot say it: whoever loads it would read something else
+        raise UsageError(
+            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
+            f" `pooling: {lora.pooling}`.",
+            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
+        )
     tensors = dict(lora.others)
     ranks: dict[str, int] = {}
     for name, pair in lora.pairs.items():
@@ -69,24 +76,24 @@ def write_plain_lora(
         tensors[f"{ROOT}{name}.lora_A.weight"] = lora_a.detach().cpu().contiguous()
         tensors[f"{ROOT}{name}.lora_B.weight"] = lora_b.detach().cpu().contiguous()
     write_atomic(folder / FILES[1], save(tensors, {"format": "pt"}))
+    commonest = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
+    own = {name: rank for name, rank in ranks.items() if rank != commonest}
+    config = LoraConfig(
+        r=commonest,
+        lora_alpha=commonest,
+        target_modules=sorted(ranks),
+        rank_pattern=own,
+        alpha_pattern=dict(own),
+        fan_in_fan_out=lora.fan_in_fan_out,
+        modules_to_save=list(dict.fromkeys(lora.saved)) or None,
+        task_type=lora.task_type,
+        inference_mode=True,
+        base_model_name_or_path=base,
+        revision=revision,
+    )
+    config.target_modules = sorted(ranks)  # PEFT makes a set of it, whose order is another in each process
     with disk_faults(folder):
-        config = _config(lora, ranks)
-        config.base_model_name_or_path, config.revision = base, revision
         config.save_pretrained(str(folder))
-
-
-def _check_read_as_class(pooling: Pooling) -> None:
-    """Refuse what LoRA's config cannot say: whoever loads it would read something else, without a word.
-
-    Raises:
-        UsageError: the head reads a pool.
-    """
-    if pooling != "class":
-        raise UsageError(
-            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
-            f" `pooling: {pooling}`.",
-            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
-        )
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
@@ -104,27 +111,6 @@ def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
             hint=f"use --rank {own} or more",
         )
     return pad(a, (0, 0, 0, rank - own)), pad(b, (0, rank - own))
-
-
-def _config(lora: PlainLora, ranks: Mapping[str, int]) -> LoraConfig:
-    """Return the config of modules of these ranks; the commonest stands for those that are not named."""
-    from peft import LoraConfig
-
-    commonest = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
-    own = {name: rank for name, rank in ranks.items() if rank != commonest}
-    config = LoraConfig(
-        r=commonest,
-        lora_alpha=commonest,
-        target_modules=sorted(ranks),
-        rank_pattern=own,
-        alpha_pattern=dict(own),
-        fan_in_fan_out=lora.fan_in_fan_out,
-        modules_to_save=list(dict.fromkeys(lora.saved)) or None,
-        task_type=lora.task_type,
-        inference_mode=True,
-    )
-    config.target_modules = sorted(ranks)  # PEFT makes a set of it, whose order is another in each process
-    return config
 
 
 def as_plain_lora(model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:

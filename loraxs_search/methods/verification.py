@@ -132,17 +132,6 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     )
 
 
-def merge_loss(merged: PreTrainedModel, adapted: Tensor, without: Tensor, reference: ReferenceLogits) -> float:
-    """Return how far merging moved the logits, as a share of what the update moves them by at most.
-
-    Args:
-        adapted, without: Logits of the reference's rows with the update beside the weights, and without it.
-    """
-    effect = float((adapted - without).abs().max())
-    lost = float((reference_logits(merged, reference.input_ids) - adapted).abs().max())
-    return lost / effect if effect else 0.0
-
-
 def kept_logits(logits: Tensor) -> Tensor:
     """Return those of logits that are compared: all of one output a row, (rows, labels).
 

@@ -7,7 +7,6 @@ Operators that compute in int8 are faster, and not offered: they change 1.9 % of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,15 +44,13 @@ def stored_as(model: ModelProto, precision: OnnxPrecision) -> None:
             behind[tensor.name] = stored
         else:
             first += stored.whole()
-    nodes = [made for node in graph.node for made in _gathered(node, behind)]
+    nodes = list[Any]()
+    for node in graph.node:
+        table = behind.get(node.input[0]) if node.op_type == "Gather" else None
+        nodes += [node] if table is None else table.rows(node.input[1], node.output[0])
     for field, values in ((graph.node, [*first, *nodes]), (graph.initializer, kept)):
         del field[:]
         field.extend(values)
-
-
-def _gathered(node: NodeProto, tables: dict[str, Any]) -> Iterator[NodeProto]:
-    stored = tables.get(node.input[0]) if node.op_type == "Gather" else None
-    yield from [node] if stored is None else stored.rows(node.input[1], node.output[0])
 
 
 class _Stored:

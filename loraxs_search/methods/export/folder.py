@@ -76,8 +76,16 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
     check_options(form, options)
     manifest = read_manifest(folder)
     method = method_of(manifest.hyperparameters)
-    entry = _entry(method, form)
-    target = folder.with_name(f"{folder.name}.{form}{_which(options)}")
+    entry = FORMATS.get(form)
+    if not entry.fits(method):
+        raise UsageError(
+            f"`--format` must be one of: {one_of([NATIVE, *formats_of(method)], form)} for an adapter of method"
+            f" {method.name}, but got {form!r}.",
+            hint="leave --format out: native is the adapter as it was trained",
+        )
+    # Exports of one format are told apart by their options: `-r8`, `-float32`, `-int8`.
+    which = "".join(f"-r{value}" if name == "rank" else f"-{value}" for name, value in options.given.items())
+    target = folder.with_name(f"{folder.name}.{form}{which}")
     note = target.with_name(f"{target.name}.json")
     if _is_whole(target, note, entry):
         return target
@@ -96,22 +104,6 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
-
-
-def _entry(method: Method, form: str) -> type[ExportFormat]:
-    entry = FORMATS.get(form)
-    if not entry.fits(method):
-        raise UsageError(
-            f"`--format` must be one of: {one_of([NATIVE, *formats_of(method)], form)} for an adapter of method"
-            f" {method.name}, but got {form!r}.",
-            hint="leave --format out: native is the adapter as it was trained",
-        )
-    return entry
-
-
-def _which(options: ExportOptions) -> str:
-    """Return what tells exports of one format apart: `-r8`, `-float32`, `-int8`."""
-    return "".join(f"-r{value}" if name == "rank" else f"-{value}" for name, value in options.given.items())
 
 
 def _is_whole(folder: Path, note: Path, entry: type[ExportFormat]) -> bool:

@@ -5,7 +5,6 @@ Names and the order of rows are those of llama.cpp's own converters (`conversion
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,6 @@ from loraxs_search.tasks.asking import prompt_section
 from loraxs_search.tasks.kinds import Template, kind_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig
 
     from loraxs_search.methods._plain_lora import Pair
@@ -40,7 +38,12 @@ class GGUF(ExportFormat):
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         manifest = adapter.manifest
-        _check_headless(manifest)
+        if kind_of(manifest.task).model.num_outputs is not None:  # llama.cpp has no place for a trained head
+            raise UsageError(
+                f"`--format gguf` must be of an adapter without a head, but {manifest.task.registered_name} is of kind"
+                f" {manifest.task.kind}, which trains one.",
+                hint="use --format lora or merged with transformers",
+            )
         write_gguf_lora(adapter.plain_lora().pairs, adapter.base.config, folder / FILE, base=manifest.base_model.id)
         write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, adapter.serving))
         write_atomic(folder / "README.md", _readme(manifest, adapter.method.title, adapter.serving))
@@ -63,20 +66,6 @@ _ARCHITECTURES = {
 _INTERLEAVED = ("llama", "smollm3")
 
 
-def _check_headless(manifest: Manifest) -> None:
-    """Refuse an adapter with a trained head: llama.cpp has no place for it.
-
-    Raises:
-        UsageError: it has one.
-    """
-    if kind_of(manifest.task).model.num_outputs is not None:
-        raise UsageError(
-            f"`--format gguf` must be of an adapter without a head, but {manifest.task.registered_name} is of kind"
-            f" {manifest.task.kind}, which trains one.",
-            hint="use --format lora or merged with transformers",
-        )
-
-
 def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: Path, *, base: str) -> None:
     """Write the update B A of each layer, in float32; `adapter.lora.alpha` is the rank, so that nothing scales it.
 
@@ -92,8 +81,22 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
 
     from loraxs_search.methods._plain_lora import padded
 
-    architecture = _architecture(config)
-    names = _tensor_names(list(pairs), config, architecture)
+    if config.model_type not in _ARCHITECTURES:
+        raise UsageError(
+            "`--format gguf` must be of a base whose layers' names in llama.cpp are known, those of type "
+            f"{one_of(_ARCHITECTURES, config.model_type)}, but got {config.model_type!r}.",
+            hint="use --format lora or merged, and llama.cpp's own converters",
+        )
+    architecture = _ARCHITECTURES[config.model_type]
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    known: Any = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    names = {module: known.get_name(module) for module in pairs}  # such as `blk.3.attn_q`
+    if unknown := [module for module, name in names.items() if name is None]:
+        raise UsageError(
+            f"`--format gguf` must adapt layers that llama.cpp has, but of {config.model_type} it has no {unknown[0]}.",
+            hint="use --format lora or merged",
+        )
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     rank = max(a.shape[0] for a, _ in pairs.values())  # llama.cpp divides its one alpha by each tensor's rank
     with disk_faults(path):
         writer = gguf.GGUFWriter(path, architecture)
@@ -104,57 +107,15 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
         writer.add_base_model_name(0, base)
         for module, pair in pairs.items():
             a, b = padded(*pair, rank, module)
-            rows = _interleaved(b, num_heads) if (num_heads := _heads(module, config, architecture)) else b
-            for side, tensor in (("a", a), ("b", rows)):
+            if architecture in _INTERLEAVED and (num_heads := heads.get(module.rpartition(".")[2])):
+                # Of each head the first row of both halves, then the second of both, and so on.
+                b = b.reshape(num_heads, 2, -1, rank).transpose(1, 2).reshape(b.shape)
+            for side, tensor in (("a", a), ("b", b)):
                 writer.add_tensor(f"{names[module]}.weight.lora_{side}", tensor.float().contiguous().cpu().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def _architecture(config: PretrainedConfig) -> str:
-    if config.model_type not in _ARCHITECTURES:
-        raise UsageError(
-            "`--format gguf` must be of a base whose layers' names in llama.cpp are known, those of type "
-            f"{one_of(_ARCHITECTURES, config.model_type)}, but got {config.model_type!r}.",
-            hint="use --format lora or merged, and llama.cpp's own converters",
-        )
-    return _ARCHITECTURES[config.model_type]
-
-
-def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: str) -> dict[str, str]:
-    """Return llama.cpp's name of each layer, such as `blk.3.attn_q`.
-
-    Raises:
-        UsageError: it has none for some layer.
-    """
-    import gguf
-
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    known: Any = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    names = {module: known.get_name(module) for module in modules}
-    if unknown := [module for module, name in names.items() if name is None]:
-        raise UsageError(
-            f"`--format gguf` must adapt layers that llama.cpp has, but of {config.model_type} it has no {unknown[0]}.",
-            hint="use --format lora or merged",
-        )
-    return names
-
-
-def _heads(module: str, config: PretrainedConfig, architecture: str) -> int:
-    """Return the number of heads whose rows are put in another order; 0 where a layer's rows stay."""
-    if architecture not in _INTERLEAVED:
-        return 0
-    part = re.sub(r".*\.", "", module)
-    heads: int = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part, 0)
-    return heads
-
-
-def _interleaved(b: Tensor, num_heads: int) -> Tensor:
-    """Return rows in llama.cpp's order: of each head the first of both halves, then the second of both, and so on."""
-    halves = b.reshape(num_heads, 2, -1, b.shape[-1])  # (heads, 2, half a head, r)
-    return halves.transpose(1, 2).reshape(b.shape)
 
 
 _QUOTES = '"""'
@@ -196,19 +157,15 @@ def _messages(serving: Serving) -> list[str]:
 def _template(prompt: str) -> list[str]:
     template = Template.of(prompt)
     column = template.columns[0] if len(template.columns) == 1 else None
-    if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})))):
-        return [f"TEMPLATE {quoted}"]
+    if column is not None:  # as a template of Go gives it back
+        text = template.fill({column: _COLUMN}).replace("{{", '{{ "{{" }}')
+        text = text.replace("{" + _COLUMN, '{{ "{" }}' + _COLUMN)  # three braces would begin with an action
+        if quoted := _quoted(text.replace(_COLUMN, _GIVEN)):
+            return [f"TEMPLATE {quoted}"]
     return [
         f"# Give the whole prompt, which was in training: {prompt!r}",
         f"TEMPLATE {_QUOTES}{_GIVEN}{_QUOTES}",
     ]
-
-
-def _go(text: str) -> str:
-    """Return text as a template of Go gives it back, with what a user gives in the column's place."""
-    text = text.replace("{{", '{{ "{{" }}')
-    text = text.replace("{" + _COLUMN, '{{ "{" }}' + _COLUMN)  # three braces would begin with an action
-    return text.replace(_COLUMN, _GIVEN)
 
 
 def _stop(text: str) -> str:
@@ -221,24 +178,19 @@ def _quoted(text: str) -> str | None:
     return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
 
 
-def _flags(serving: Serving | None) -> str:
-    """Return the options with which llama.cpp writes as `predict` does: by default it draws tokens, and chats."""
-    if serving is None:
-        return ""
-    drawn = f"--temp {serving.temperature:g}"
-    if serving.temperature:
-        drawn += f" --top-p {serving.top_p:g} --top-k 0 --min-p 0"
-    limit = "" if serving.max_new_tokens is None else f"-n {serving.max_new_tokens} "
-    return f"{'' if serving.prompt is None else '-no-cnv '}{limit}{drawn} "
-
-
 def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
     """Return README.md: what the two files are for, and how they are used."""
     ref, name = manifest.base_model, manifest.task.registered_name
     made = "`convert_hf_to_gguf.py` makes it"
     if ref.package is not None:
         made = f"the weights of the Python package `{ref.package}`, no others: its own GGUF file, if it has one"
-    prompt = "" if serving is None else f"\n{prompt_section(serving)}\n"
+    prompt = options = ""
+    if serving is not None:  # by default llama.cpp draws tokens, and chats
+        prompt = f"\n{prompt_section(serving)}\n"
+        options = "" if serving.prompt is None else "-no-cnv "
+        options += "" if serving.max_new_tokens is None else f"-n {serving.max_new_tokens} "
+        options += f"--temp {serving.temperature:g} "
+        options += f"--top-p {serving.top_p:g} --top-k 0 --min-p 0 " if serving.temperature else ""
     return f"""# {name}
 
 A {title} adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float32.
@@ -246,7 +198,7 @@ A {title} adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float3
 With llama.cpp, where `base.gguf` is the base ({made}):
 
 ```console
-llama-completion -m base.gguf --lora {FILE} {_flags(serving)}-p "..."
+llama-completion -m base.gguf --lora {FILE} {options}-p "..."
 ```
 
 With Ollama, after putting the base's path into `Modelfile`:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from loraxs_search.home import write_atomic
 from loraxs_search.methods._base import Method
@@ -20,9 +20,6 @@ from loraxs_search.methods.export._sentence_encoder import encoding_page, write_
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, finding_code, loading_code, where_base_is
 from loraxs_search.tasks.kinds import kind_of
-
-if TYPE_CHECKING:
-    from loraxs_search.methods._plain_lora import PlainLora
 
 
 class PlainLoRAFolder(ExportFormat):
@@ -43,19 +40,14 @@ class PlainLoRAFolder(ExportFormat):
         ref = adapter.manifest.base_model
         lora, base = adapter.plain_lora(), _named(ref, locate(ref).revision)
         page = _page(adapter, base) if lora.pooling == "class" else encoding_page(adapter, before=_placing(base))
-        if lora.pooling != "class":
-            lora = _with_pooled_head(adapter, lora, folder)
+        if lora.pooling != "class":  # pool and head become modules of sentence-transformers
+            model = unloaded(adapter.peft, merge=True)
+            write_pooled_head(model, adapter, folder)
+            pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
+            lora = replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
         write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
         adapter.tokenizer.save_pretrained(str(folder))
         write_atomic(folder / "README.md", page)
-
-
-def _with_pooled_head(adapter: LoadedAdapter, lora: PlainLora, folder: Path) -> PlainLora:
-    """Write pool and head as modules of sentence-transformers, and return the update of the body."""
-    model = unloaded(adapter.peft, merge=True)
-    write_pooled_head(model, adapter, folder)
-    pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
-    return replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
 
 
 def _named(ref: BaseModelRef, revision: str | None) -> BaseModelRef:

@@ -26,7 +26,7 @@ from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _logger = logging.getLogger(__name__)
 _MAX_MERGE_LOSS = 0.05
@@ -48,17 +48,28 @@ class Merged(ExportFormat):
         return method.merges
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        from transformers import GenerationConfig
+
         from loraxs_search.base_model.head import head_names
         from loraxs_search.base_model.library import quiet
         from loraxs_search.base_model.pooling import pooling_of
 
-        is_pooled = pooling_of(adapter.base) != "class" and not _says_pooling(adapter)
+        config, pooling = adapter.base.config, pooling_of(adapter.base)
+        says = _CLASSIFIER_POOLING.get(config.model_type, {}).get(pooling)
+        if says is not None:
+            config.classifier_pooling = says
+        is_pooled = pooling != "class" and says is None
         serving = adapter.serving  # of the base as it was
         merged, notice = _merge(adapter)
         if notice:
             _logger.warning("%s", notice)
-        if serving is not None:
-            _set_generation(merged, serving, adapter.tokenizer)
+        if serving is not None:  # stop strings need a tokenizer at each call, so they stay out
+            merged.generation_config = GenerationConfig(
+                **generation_options(serving),
+                eos_token_id=adapter.tokenizer.convert_tokens_to_ids(list(serving.ends)),
+                bos_token_id=adapter.tokenizer.bos_token_id,
+                pad_token_id=adapter.tokenizer.pad_token_id,
+            )
         page = encoding_page(adapter, notice) if is_pooled else _page(adapter, serving, notice)
         write_atomic(folder / "README.md", page)
         if is_pooled:
@@ -66,8 +77,9 @@ class Merged(ExportFormat):
         with quiet():  # of a progress bar
             whole = cast("PreTrainedModel", merged.base_model) if is_pooled else merged
             whole.save_pretrained(str(folder))
-        if head_names(merged):
-            _load_in_float32(folder / "config.json")
+        if head_names(merged):  # loaded in the body's type by default, it would round the trained head
+            stored = json.loads((folder / "config.json").read_bytes())
+            write_atomic(folder / "config.json", json.dumps({**stored, "dtype": "float32"}, indent=2) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
 
 
@@ -77,20 +89,9 @@ _CLASSIFIER_POOLING = {  # what architectures with such a key call it
 }
 
 
-def _says_pooling(adapter: LoadedAdapter) -> bool:
-    """Have the base's configuration say what the head reads, where it has a place for that, as ModernBERT's has."""
-    from loraxs_search.base_model.pooling import pooling_of
-
-    config = adapter.base.config
-    value = _CLASSIFIER_POOLING.get(config.model_type, {}).get(pooling_of(adapter.base))
-    if value is not None:
-        config.classifier_pooling = value
-    return value is not None
-
-
 def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     """Return the base with the update in its weights, and what people should know of it."""
-    from loraxs_search.methods.verification import merge_loss, reference_logits
+    from loraxs_search.methods.verification import reference_logits
 
     adapted, probe = adapter.peft, adapter.manifest.probe
     with_update = reference_logits(adapted, probe.input_ids)
@@ -103,14 +104,11 @@ def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
             f"`--format merged` must be of an update that PEFT can add to the weights, but it says: {error}",
             hint="leave --format out: native is the adapter as it was trained",
         ) from error
-    loss = merge_loss(merged, with_update, without, probe)
+    # How far merging moved the logits, as a share of what the update moves them by at most.
+    effect = float((with_update - without).abs().max())
+    lost = float((reference_logits(merged, probe.input_ids) - with_update).abs().max())
+    loss = lost / effect if effect else 0.0
     return merged, _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""
-
-
-def _load_in_float32(path: Path) -> None:
-    """Have transformers load a model in float32 by default: in the body's type, it would round the trained head."""
-    config = json.loads(path.read_bytes())
-    write_atomic(path, json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
 def _page(adapter: LoadedAdapter, serving: Serving | None, notice: str) -> str:
@@ -126,18 +124,6 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 ```{between_texts(task)}
 {asked_as_in_training(serving)}"""
     return page.replace("\n\n\n", "\n")
-
-
-def _set_generation(model: PreTrainedModel, serving: Serving, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set how a model writes by default; stop strings need a tokenizer at each call, so they stay out."""
-    from transformers import GenerationConfig
-
-    model.generation_config = GenerationConfig(
-        **generation_options(serving),
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(serving.ends)),
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 @contextlib.contextmanager

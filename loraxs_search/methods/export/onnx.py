@@ -142,9 +142,25 @@ class ONNX(ExportFormat):
         from loraxs_search.base_model.pooling import pooling_of
         from loraxs_search.methods.verification import tolerance
 
-        _check_extra()
-        _check_task(adapter.manifest)
-        config, precision = _config(adapter), options.precision
+        manifest, task, precision = adapter.manifest, adapter.manifest.task, options.precision
+        if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
+            raise UsageError(
+                f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
+                hint=extra_hint("onnx"),
+            )
+        if not is_tagger(task) and kind_of(task).model.auto_class != _CLASSIFIER:
+            raise UsageError(
+                f"`--format onnx` must be of an adapter with a head, but {task.registered_name} is of kind"
+                f" {task.kind}.",
+                hint="use --format merged, and an exporter of your own; language models may follow later",
+            )
+        config = cast("LoraXSConfig", adapter.peft.active_peft_config)  # of the one method that banks serve
+        if config.basis != "top":
+            raise UsageError(
+                "`--format onnx` must be of an adapter of `basis: top`, since A and B of that are in the graph which"
+                f" all adapters share, but this one has basis {config.basis}.",
+                hint="use --format lora or merged, or search with `basis: top`",
+            )
         pairs = _factor_pairs(adapter, config)
         inputs, exactness = _inputs(adapter, list(pairs)), tolerance(adapter.peft)
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
@@ -153,58 +169,31 @@ class ONNX(ExportFormat):
         asked = _asked(adapter) if precision else None
         if not _take_shared(folder, key):
             model = cast("Any", unloaded(adapter.peft)).float()
-            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, adapter.manifest, precision))
+            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
         if precision is None or asked is None:
             _check_answers(folder / MODEL, inputs, adapter, exactness)
         else:
             _check_precision(folder / MODEL, inputs, adapter, asked, precision)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
-        about = _about(adapter, tokens, inputs, pooling, precision)
-        about |= {"model": {"key": key, "sha256": file_sha256(folder / MODEL)}}
+        about = {
+            "task": task.registered_name,
+            "kind": task.kind,
+            "base_model": manifest.base_model.id,
+            "base_digest": manifest.base_digest,
+            "labels": list(task.labels),
+            "columns": [name for name in (task.text, task.text_pair) if name],
+            "max_length": task.max_length,
+            "padding_side": adapter.tokenizer.padding_side,
+            "precision": precision or "float32",
+            "pooling": pooling,
+            "answers": "first token of each word" if is_tagger(task) else "row",
+            "token_inputs": tokens,
+            "row_inputs": list(inputs),
+            "model": {"key": key, "sha256": file_sha256(folder / MODEL)},
+        }
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", onnx_page(adapter.manifest, precision))
-
-
-# ---- what is refused -------------------------------------------------------------------------------------------------
-def _check_extra() -> None:
-    if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
-            hint=extra_hint("onnx"),
-        )
-
-
-def _check_task(manifest: Manifest) -> None:
-    if not is_tagger(manifest.task) and kind_of(manifest.task).model.auto_class != _CLASSIFIER:
-        raise UsageError(
-            f"`--format onnx` must be of an adapter with a head, but {manifest.task.registered_name} is of kind"
-            f" {manifest.task.kind}.",
-            hint="use --format merged, and an exporter of your own; language models may follow later",
-        )
-
-
-def _config(adapter: LoadedAdapter) -> LoraXSConfig:
-    from loraxs_search.methods.loraxs import LoraXSConfig
-
-    config = adapter.peft.active_peft_config
-    assert isinstance(config, LoraXSConfig)  # of the one method that banks serve
-    if config.basis != "top":
-        raise UsageError(
-            "`--format onnx` must be of an adapter of `basis: top`, since A and B of that are in the graph which all"
-            f" adapters share, but this one has basis {config.basis}.",
-            hint="use --format lora or merged, or search with `basis: top`",
-        )
-    return config
-
-
-def _check_layers(adapted: Mapping[str, Any], possible: Mapping[str, Any], base: str) -> None:
-    if wrong := [name for name in adapted if name not in possible]:
-        raise UsageError(
-            "`--format onnx` must be of an adapter of layers in the blocks of a base, that each row has to itself, but"
-            f" {wrong[0]} of {base} is none.",
-            hint="use --format lora or merged",
-        )
+        write_atomic(folder / "README.md", onnx_page(manifest, precision))
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
@@ -225,7 +214,12 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
     check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
     layers = {m.name: base.get_submodule(m.name) for m in modules if m.name not in sharing.unpackable}
     adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLayer)}
-    _check_layers(adapted, layers, ref.id)
+    if wrong := [name for name in adapted if name not in layers]:
+        raise UsageError(
+            "`--format onnx` must be of an adapter of layers in the blocks of a base, that each row has to itself, but"
+            f" {wrong[0]} of {ref.id} is none.",
+            hint="use --format lora or merged",
+        )
     rank = config.factor_rank or max(own.factor_rank for own in adapted.values())
     pairs = {}
     for name, layer in layers.items():
@@ -419,29 +413,3 @@ def _logits(path: Path, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor])
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
     return torch.from_numpy(session.run(None, feed)[0][:-1])
-
-
-# ---- what is said of it ----------------------------------------------------------------------------------------------
-def _about(
-    adapter: LoadedAdapter,
-    tokens: list[str],
-    inputs: Mapping[str, Tensor],
-    pooling: str,
-    precision: OnnxPrecision | None,
-) -> dict[str, Any]:
-    manifest, task = adapter.manifest, adapter.manifest.task
-    return {
-        "task": task.registered_name,
-        "kind": task.kind,
-        "base_model": manifest.base_model.id,
-        "base_digest": manifest.base_digest,
-        "labels": list(task.labels),
-        "columns": [name for name in (task.text, task.text_pair) if name],
-        "max_length": task.max_length,
-        "padding_side": adapter.tokenizer.padding_side,
-        "precision": precision or "float32",
-        "pooling": pooling,
-        "answers": "first token of each word" if is_tagger(task) else "row",
-        "token_inputs": tokens,
-        "row_inputs": list(inputs),
-    }
