@@ -37,7 +37,7 @@ def ui(
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.studies.folder import StudyFolder
     from loraxs_search.studies.lookup import store_of
-    from loraxs_search.tracking.followed import recorded_id
+    from loraxs_search.tracking.store import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None

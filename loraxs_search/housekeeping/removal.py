@@ -15,8 +15,7 @@ from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
 from loraxs_search.studies.lease import idle_elsewhere
 from loraxs_search.studies.lookup import store_of
-from loraxs_search.tracking.followed import has_waiting
-from loraxs_search.tracking.recorded_searches import remove_runs
+from loraxs_search.tracking.store import has_waiting, remove_runs
 
 _A_SEARCH = "a search that is at work on this machine"
 

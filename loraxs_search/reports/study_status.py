@@ -233,7 +233,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
             counts = progress(journal.records.values(), whole_plan(folder, journal))
             state = study_state(folder)
             if sizes:
-                from loraxs_search.tracking.followed import has_waiting
+                from loraxs_search.tracking.store import has_waiting
 
                 more["is_waiting"] = has_waiting(path)
         except StudyError as error:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from loraxs_search.records.literals import Split
 from loraxs_search.records.search import StudyDescription
-from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.asking import source_names
 from loraxs_search.versions import with_python
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 
+STUDY, KIND = "loraxs.study", "loraxs.kind"  # tags of all runs: the study's name; `search` or `trial`
 _MAX_NAME, _MAX_WORD = 48, 24
 _FIRST = ("method", "rank", "target_modules", "learning_rate")  # in this order; the others follow in the study's own
 _SHORT = {"rank": "r", "learning_rate": "lr ", "head_learning_rate": "head lr ", "batch_size": "batch "}
@@ -37,25 +37,18 @@ def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
     """Return a trial's number and its params, as many as fit; an id that is no number stands as it is."""
     parts = [f"#{int(trial_id)}" if re.fullmatch(r"\d+", trial_id) else trial_id]
     for name in (*(name for name in _FIRST if name in params), *(name for name in params if name not in _FIRST)):
-        part = _part(name, params[name])
+        word = str(value := params[name])
+        if isinstance(value, float):  # two digits, as people write them: 2e-3, 0.5, 1.7e-2
+            word = f"{value:.3g}"
+            if value != 0 and math.isfinite(value) and not 0.1 <= abs(value) < 1000:
+                digits, _, exponent = f"{value:.1e}".partition("e")
+                word = f"{digits.removesuffix('.0')}e{int(exponent)}"
+        word = word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 1]}…"
+        part = word if name in _BARE else f"{_SHORT.get(name, f'{name} ')}{word}"
         if len(" ".join([*parts, part])) > _MAX_NAME:
             break
         parts.append(part)
     return " ".join(parts)
-
-
-def _part(name: str, value: Any) -> str:
-    word = _number(value) if isinstance(value, float) else str(value)
-    word = word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 1]}…"
-    return word if name in _BARE else f"{_SHORT.get(name, f'{name} ')}{word}"
-
-
-def _number(value: float) -> str:
-    """Return two digits of a number, as people write it: 2e-3, 0.5, 1.7e-2."""
-    if value == 0 or 0.1 <= abs(value) < 1000 or not math.isfinite(value):
-        return f"{value:.3g}"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 _CONTEXT = "mlflow.data.context"
@@ -67,7 +60,10 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     task = facts.task
-    kind, source = _source(task.source)
+    kind, source = "local", {"uri": ", ".join(source_names(task.source))}  # without the folders of this machine
+    if task.source.hub:
+        named = {"path": task.source.hub, "config_name": task.source.config, "revision": task.source.revision}
+        kind, source = "hugging_face", {key: value for key, value in named.items() if value}
     columns = [{"name": name, "type": "string"} for name in (task.text, task.text_pair, task.label) if name]
     num_rows = {f"num_{split}_rows": count for split, count in facts.num_rows.items()}
     dataset = Dataset(
@@ -79,14 +75,6 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
         profile=json.dumps({"num_rows": sum(facts.num_rows.values()), **num_rows}),
     )
     return DatasetInput(dataset, [InputTag(_CONTEXT, "all splits")])
-
-
-def _source(source: DataSource) -> tuple[str, dict[str, Any]]:
-    """Return how MLflow names the kind of a source, and the source: files without the folders of this machine."""
-    if source.hub:
-        named = {"path": source.hub, "config_name": source.config, "revision": source.revision}
-        return "hugging_face", {key: value for key, value in named.items() if value}
-    return "local", {"uri": ", ".join(source_names(source))}
 
 
 _NOTE = "mlflow.note.content"
@@ -101,23 +89,28 @@ def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
         tags: The experiment's.
     """
     present, text = tags.get(_NOTE, ""), task_note(facts)
-    if present == text or (present and tags.get(_OURS) != _digest(present)):
+    if present == text or (present and tags.get(_OURS) != hashlib.sha256(present.encode()).hexdigest()):
         return
-    client.set_experiment_tag(experiment_id, _OURS, _digest(text))
+    client.set_experiment_tag(experiment_id, _OURS, hashlib.sha256(text.encode()).hexdigest())
     client.set_experiment_tag(experiment_id, _NOTE, text)
-
-
-def _read(task: Task) -> str:
-    return "" if task.pooling == "class" else f", read with `pooling: {task.pooling}`"
 
 
 def task_note(facts: StudyDescription) -> str:
     """Return the description of a task's experiment, as its latest study has it."""
     task, model = facts.task, f"#/models/{facts.task.registered_name}?workflowType=machine_learning"
-    return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
+    labels, more = ", ".join(task.labels[:_MAX_LABELS]), len(task.labels) - _MAX_LABELS
+    into = f" into {labels}{f' and {more} more' if more > 0 else ''}" if task.labels else ""
+    better = "higher" if task.search_direction == "maximize" else "lower"
+    rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
+    data = ", ".join(f"`{name}`" for name in source_names(task.source)) or "not named"
+    data += f": {rows} rows" if rows else ""
+    data += f"; fingerprint `{facts.data_fingerprint[:16]}`" if facts.data_fingerprint else ""
+    pooling = "" if task.pooling == "class" else f", read with `pooling: {task.pooling}`"
+    return f"""{task.kind.replace("-", " ").capitalize()}{into}. \
+Trials are compared by `{task.search_metric}` on validation rows; {better} is better.
 
-- **Data**: {_data(facts)}
-- **Base model**: `{facts.base_model}`, frozen{_read(task)}. Each trial trains a tiny adapter on it.
+- **Data**: {data}
+- **Base model**: `{facts.base_model}`, frozen{pooling}. Each trial trains a tiny adapter on it.
 
 Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
 
@@ -129,28 +122,6 @@ loraxs-search pull {task.registered_name}
 loraxs-search predict {task.registered_name} TEXT
 ```
 """
-
-
-def _labels(task: Task) -> str:
-    more = len(task.labels) - _MAX_LABELS
-    shown = ", ".join(task.labels[:_MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
-    return f" into {shown}" if task.labels else ""
-
-
-def _searched(task: Task) -> str:
-    better = "higher" if task.search_direction == "maximize" else "lower"
-    return f"Trials are compared by `{task.search_metric}` on validation rows; {better} is better."
-
-
-def _data(facts: StudyDescription) -> str:
-    rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
-    names = ", ".join(f"`{name}`" for name in source_names(facts.task.source)) or "not named"
-    fingerprint = f"; fingerprint `{facts.data_fingerprint[:16]}`" if facts.data_fingerprint else ""
-    return f"{names}{f': {rows} rows' if rows else ''}{fingerprint}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 _VIEW_TAG, _OUR_VIEWS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
@@ -226,17 +197,13 @@ def write_view(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
     if name in tags or len(view) > _MAX_VALUE:
         return
     client.set_experiment_tag(experiment_id, name, view)
-    for old in _oldest({**tags, name: view}):
-        client.delete_experiment_tag(experiment_id, old)
-
-
-def _oldest(tags: Mapping[str, str]) -> list[str]:
     made: list[tuple[float, str]] = []
-    for key, value in tags.items():
-        if key.startswith(_VIEW_TAG + _OUR_VIEWS):
+    for tag, value in {**tags, name: view}.items():
+        if tag.startswith(_VIEW_TAG + _OUR_VIEWS):
             with contextlib.suppress(ValueError, TypeError, KeyError):  # someone else wrote there, in another form
-                made.append((float(json.loads(value)["createdAt"]), key))
-    return [key for _, key in sorted(made)[:-_MAX_VIEWS]]
+                made.append((float(json.loads(value)["createdAt"]), tag))
+    for _, old in sorted(made)[:-_MAX_VIEWS]:
+        client.delete_experiment_tag(experiment_id, old)
 
 
 # ---- what a search runs on: tags of its run --------------------------------------------------------------------------
@@ -249,26 +216,18 @@ def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if commit and _git("status", "--porcelain", "--untracked-files=no"):
         commit = f"{commit}-dirty"
-    return (
-        {f"version.{name}": version for name, version in with_python().items()}
-        | {f"hardware.{name}": value for name, value in _hardware(gpus).items()}
-        | ({"mlflow.source.git.commit": commit} if commit else {})
-    )
-
-
-def _hardware(gpus: Sequence[str]) -> dict[str, str]:
-    facts = {"host": platform.node(), "cpu": _cpu_model(), "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    facts = {"host": platform.node(), "cpu": cpu, "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
     with contextlib.suppress(ValueError, OSError):  # no such name on this system
         facts["memory_gib"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}"
-    return facts
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return (
+        {f"version.{name}": version for name, version in with_python().items()}
+        | {f"hardware.{name}": value for name, value in facts.items()}
+        | ({"mlflow.source.git.commit": commit} if commit else {})
+    )
 
 
 def _git(*arguments: str) -> str:

@@ -1,17 +1,27 @@
-"""The store that runs are recorded in: create the embedded one, check a server."""
+"""The store that runs are recorded in: create the embedded one, check a server, delete a study's runs.
+
+What a study folder knows of it, too: the id that its runs carry, and how much of its log they have.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.home import disk_faults, ensure_dir, file_lock, lock_beside
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, lock_beside, write_atomic
+from loraxs_search.log.event_log import lines_from
+from loraxs_search.mlflow_client import all_pages
 from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, check_server, prepare_environment, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+STUDY_ID = "loraxs.study_id"  # a tag of all runs of a study
+OFFSET = "mlflow.offset"  # the file that says how much of the log MLflow has
+_ID, _LOG = "tracking.id", "journal.jsonl"
 
 
 def ensure_store(uri: str) -> None:
@@ -27,7 +37,20 @@ def ensure_store(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None:
         check_server(uri)
-        _check_access(uri)
+        client = connect(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.search_experiments(max_results=1)
+        except MlflowException as error:
+            hint = "see its log: its database may be away"
+            if error.get_http_status_code() < 500:
+                hint = f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start "
+                hint += "the server with --allowed-hosts"
+            raise TrackingError(
+                f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.",
+                hint=hint,
+            ) from error
     elif not path.exists():
         ensure_dir(path.parent)
         with disk_faults(path), file_lock(lock_beside(path)):
@@ -41,22 +64,6 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _check_access(uri: str) -> None:
-    client = connect(uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.search_experiments(max_results=1)
-    except MlflowException as error:
-        hint = "see its log: its database may be away"
-        if error.get_http_status_code() < 500:
-            hint = f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start the "
-            hint += "server with --allowed-hosts"
-        raise TrackingError(
-            f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.", hint=hint
-        ) from error
 
 
 def _create(path: Path) -> None:
@@ -73,3 +80,69 @@ def _create(path: Path) -> None:
         finally:
             for leftover in path.parent.glob(f"{temporary.name}*"):
                 leftover.unlink()
+
+
+# ---- what a study folder knows of it ---------------------------------------------------------------------------------
+def study_id(folder: Path) -> str:
+    """Return the id that tells this study from one of the same name on another machine; it is made once."""
+    if not (known := recorded_id(folder)):
+        known = f"{folder.name}-{secrets.token_hex(4)}"
+        write_atomic(folder / _ID, known)
+    return known
+
+
+def recorded_id(folder: Path) -> str:
+    """Return the id that the runs of a study folder carry; empty where there are none yet."""
+    path = folder / _ID
+    return path.read_text().strip() if path.exists() else ""
+
+
+def read_offset(folder: Path) -> int:
+    """Return how many bytes of a study's log MLflow has; 0 where no line begins there, as after a power cut."""
+    try:
+        offset = int((folder / OFFSET).read_text())
+        with (folder / _LOG).open("rb") as file:
+            file.seek(max(0, offset - 1))
+            return offset if offset > 0 and file.read(1) == b"\n" else 0
+    except (FileNotFoundError, ValueError):
+        return 0  # everything is applied again, which changes nothing
+
+
+def has_waiting(folder: Path) -> bool:
+    """Return whether events of a study folder have yet to reach MLflow; it needs no lock, and writes nothing."""
+    return bool(recorded_id(folder)) and any(True for _ in lines_from(folder / _LOG, read_offset(folder)))
+
+
+def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:
+    """Delete a study's runs as the MLflow UI does, and return their number and the versions whose runs stay.
+
+    MLflow can restore them until a user calls `mlflow gc`. It may be repeated. Logged models stay: registered
+    versions may be of them.
+
+    Raises:
+        TrackingError: the store does not answer, or refuses.
+    """
+    study, path = recorded_id(folder), sqlite_path(uri)
+    if not study or (path is not None and not path.exists()):  # an embedded one is not made to be asked
+        return 0, ()
+    if path is None:
+        check_server(uri)  # in seconds; a call to a dead server may hang for much longer
+    client = connect(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(experiment)
+        query = f"tags.`{STUDY_ID}` = '{study}'"  # its trials come before the search's own run
+        runs = [] if found is None else list(all_pages(client.search_runs, [found.experiment_id], query))
+        versions = all_pages(client.search_model_versions, f"name = '{experiment}'")
+        named = {it.run_id: f"{experiment}:{it.version}" for it in versions if it.run_id}
+        kept = {run.info.run_id: named[run.info.run_id] for run in runs if run.info.run_id in named}
+        parents = {run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id in kept}
+        going = [run.info.run_id for run in runs if run.info.run_id not in kept.keys() | parents]
+        for run_id in [] if dry_run else going:
+            client.delete_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(
+            f"The runs of a study must be deleted at {redact(uri)}, but: {redact(str(error))}"
+        ) from error
+    return len(going), tuple(sorted(kept.values()))

@@ -1,335 +1,85 @@
-"""The tracker: one thread carries a study's log to MLflow, at its own pace."""
+"""One class follows a study's log into MLflow, on its own thread and at its own pace."""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import itertools
+import json
 import logging
 import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import HomeError, LoraxsError, StudyError
-from loraxs_search.home import disk_faults
-from loraxs_search.log import events as log_events
-from loraxs_search.log.event_log import to_line
-from loraxs_search.log.events import LoggedEvent
+from loraxs_search.errors import LoraxsError, StudyError
+from loraxs_search.home import disk_faults, ensure_dir, write_atomic
+from loraxs_search.log.event_log import AppendLog, EventLog, lines_from, to_line
+from loraxs_search.log.events import (
+    AdapterWritten,
+    BaselinesMeasured,
+    DriverStarted,
+    HostsMeasured,
+    LoggedEvent,
+    ReportWritten,
+    SearchFinished,
+    TrialContinued,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.mlflow_uri import redact
-from loraxs_search.records.search import CheckpointSelection, StudyDescription
-from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
-from loraxs_search.tracking._runs import SEARCH, StudyRuns
-from loraxs_search.tracking.followed import Batch, FollowedLog
-from loraxs_search.tracking.run_texts import dataset_input, run_name
+from loraxs_search.mlflow_client import ensure_experiment
+from loraxs_search.mlflow_uri import artifact_root, check_server, redact
+from loraxs_search.records.search import CheckpointSelection, SearchRun, StudyDescription
+from loraxs_search.records.trial import TrialReport, TrialState
+from loraxs_search.tracking.run_texts import (
+    KIND,
+    STUDY,
+    dataset_input,
+    run_name,
+    trials_view,
+    view_key,
+    write_note,
+    write_view,
+)
+from loraxs_search.tracking.store import OFFSET, STUDY_ID, connect, ensure_store, read_offset, study_id
 
-STATE = "loraxs.state"
-REASON = "loraxs.reason"
-MODEL_ID = "loraxs.model_id"
-LINEAGE = "loraxs.lineage"  # study and trial whose params a trial was added with
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_TRIAL_ID = "trial_id"
+_DIGEST = "loraxs.digest"
+_STATE, _REASON = "loraxs.state", "loraxs.reason"
+_MODEL_ID = "loraxs.model_id"
+_LINEAGE = "loraxs.lineage"  # study and trial whose params a trial was added with
+_SEARCH = ""  # the search's own run has no trial id
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
-
-
-class RefusedError(Exception):
-    """The store answers, and will not take these events however often they are sent.
-
-    Args:
-        by_database: Whether its database refused a write: of two searches that insert one row at once, it refuses one,
-            and takes it as a change of what then stands there.
-    """
-
-    def __init__(self, message: str, *, by_database: bool = False) -> None:
-        super().__init__(message)
-        self.by_database = by_database
-
-
-class AwayError(Exception):
-    """The store does not answer, or not now: the same events may be taken later."""
-
-
-@dataclass
-class _Trial:
-    """What of a trial later events are recorded by."""
-
-    started_at: float | None = None
-    reports: dict[int, TrialReport] = field(default_factory=dict)  # by step, in their order
-
-
-class Recorder:
-    """Applies events of one study to its runs. One thread calls it; of a server, several trials are written at once.
-
-    Args:
-        folder: The study's, which adapters and the report lie below.
-        selection: Which step of a trial becomes its adapter; None if that is the last one of each.
-    """
-
-    def __init__(self, runs: StudyRuns, folder: Path, selection: CheckpointSelection | None = None) -> None:
-        self._runs, self._folder, self._selection = runs, folder, selection
-        self._facts: StudyDescription | None = None
-        self._trials: defaultdict[str, _Trial] = defaultdict(_Trial)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            log_events.DriverStarted: self._search_started,
-            log_events.TrialStarted: self._trial_started,
-            log_events.TrialReported: self._trial_reported,
-            log_events.TrialEnded: self._trial_ended,
-            log_events.TrialContinued: self._trial_continued,
-            log_events.AdapterWritten: self._adapter_written,
-            log_events.BaselinesMeasured: self._baselines_measured,
-            log_events.ReportWritten: self._report_written,
-            log_events.HostsMeasured: self._hosts_measured,
-            log_events.SearchFinished: self._search_finished,
-        }
-
-    @property
-    def trials(self) -> Collection[str]:
-        """The trials that events have named so far."""
-        return self._trials.keys()
-
-    def note(self, event: log_events.LoggedEvent) -> None:
-        """Remember what later events are recorded by; the same event twice changes nothing."""
-        match event:
-            case log_events.DriverStarted(run=run) if run is not None:
-                self._facts = run.facts or self._facts
-            case log_events.TrialStarted():
-                trial = self._trials[event.trial_id]
-                trial.started_at = event.at if trial.started_at is None else trial.started_at
-            case log_events.TrialReported(report=report):
-                self._trials[report.trial_id].reports.setdefault(report.step, report)
-
-    def apply(self, events: Iterable[log_events.LoggedEvent]) -> None:
-        """Record `events`, one after the other; most are of no concern to MLflow.
-
-        Raises:
-            RefusedError: the store answers and refuses one of them; those before it may be recorded.
-            AwayError: the store is away; none or some of them are recorded.
-        """
-        mine = [event for event in events if type(event) in self._handlers]
-        for event in mine:
-            self.note(event)
-        try:
-            if mine:
-                self._runs.connect()
-            for is_of_trials, stretch in itertools.groupby(mine, lambda event: _trial_of(event) != SEARCH):
-                if is_of_trials:
-                    self._write_trials(list(stretch))
-                else:
-                    self._handle(stretch)
-                    self._runs.send()
-        except Exception as error:
-            self._runs.forget()
-            raise self._classified(error) from error
-
-    def _classified(self, error: Exception) -> Exception:
-        """Return the error to raise; whoever deleted the experiment may restore it, and its runs with it."""
-        from mlflow.exceptions import MlflowException
-
-        classified = _classify(error)
-        if isinstance(classified, RefusedError):
-            try:
-                self._runs.check_active()
-            except (MlflowException, LoraxsError) as found:
-                return _classify(found)
-        return classified
-
-    def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
-        """Write the run of each trial in the order of its events, and several runs at once.
-
-        A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
-        thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
-        """
-        by_trial = defaultdict[str, list[log_events.LoggedEvent]](list)
-        for event in events:
-            by_trial[_trial_of(event)].append(event)
-        self._runs.run(SEARCH, events[0].at)  # the parent of all
-        waiting, errors, helpers = deque(by_trial.items()), list[Exception](), list[threading.Thread]()
-
-        def write() -> None:
-            with contextlib.suppress(IndexError):  # nothing waits
-                while not errors:
-                    trial_id, own = waiting.popleft()
-                    try:
-                        self._handle(own)
-                        self._runs.send(trial_id)
-                    except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked for it
-                        errors.append(error)
-
-        with contextlib.suppress(RuntimeError):  # the system has no thread left
-            for _ in range(min(self._runs.at_once, len(by_trial)) - 1):
-                helper = threading.Thread(target=write, name="mlflow-writer", daemon=True)
-                helper.start()
-                helpers.append(helper)
-        write()
-        for helper in helpers:
-            helper.join()
-        if errors:
-            raise errors[0]
-
-    def _handle(self, events: Iterable[log_events.LoggedEvent]) -> None:
-        for event in events:
-            self._handlers[type(event)](event)
-
-    def _search_started(self, event: log_events.DriverStarted) -> None:
-        if (run := event.run) is None:
-            return
-        run_id = self._runs.run(SEARCH, event.at)
-        plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
-        plan |= {f"search.{name}": value for name, value in plan.pop("search.params").items()}
-        plan = {key: value for key, value in plan.items() if value != ""}
-        # MLflow never changes a param: a search that continues keeps its first ones, and says what is new in tags.
-        known = self._runs.client.get_run(run_id).data.params
-        params = {key: value for key, value in (plan | dict(run.params)).items() if key not in known}
-        self._runs.add(run_id, params=params, tags=run.tags)
-        self._runs.client.log_text(run_id, run.space_yaml, "space.yaml")
-        self._runs.reopen(run_id)
-        if self._facts is not None:
-            self._runs.describe(run_id, self._facts, event.at)
-            self._runs.client.log_inputs(run_id, datasets=[dataset_input(self._facts)])
-
-    def _run(self, trial_id: str, at: float, name: str = "") -> str:
-        """Return the run of a trial, which began when the trial did."""
-        started_at = self._trials[trial_id].started_at
-        return self._runs.run(trial_id, at if started_at is None else started_at, name)
-
-    def _trial_started(self, event: log_events.TrialStarted) -> None:
-        run_id = self._run(event.trial_id, event.at, run_name(event.trial_id, event.params))
-        tags = {LINEAGE: str(event.lineage)} if event.lineage else {}
-        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
-        if self._facts is not None:
-            self._runs.client.log_inputs(run_id, datasets=[dataset_input(self._facts)])
-        self._runs.reopen(run_id)
-
-    def _trial_reported(self, event: log_events.TrialReported) -> None:
-        report = event.report
-        run_id = self._run(report.trial_id, event.at)
-        costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
-        if report.retrained_steps:
-            costs["retrained_steps"] = report.retrained_steps
-        self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
-        if report.step == next(iter(self._trials[report.trial_id].reports)):
-            size = {name: value for name, value in vars(report.size).items() if value is not None}
-            self._runs.add(run_id, metrics=size, at=event.at)
-
-    def _trial_ended(self, event: log_events.TrialEnded) -> None:
-        run_id, trial = self._run(event.trial_id, event.at), self._trials[event.trial_id]
-        reports = tuple(trial.reports.values())
-        metrics: dict[str, float] = {
-            "wall_s": event.worked_s,
-            "total_device_s": reports[-1].device_s if reports else 0.0,
-        }
-        if self._selection is not None and self._selection.checkpoint == "best" and event.state is TrialState.COMPLETE:
-            metrics["kept_step"] = self._selection.select(reports).step
-        self._runs.add(run_id, metrics=metrics, at=event.at)
-        self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
-
-    def _trial_continued(self, event: log_events.TrialContinued) -> None:
-        self._runs.reopen(self._run(event.trial_id, event.at))
-
-    def _adapter_written(self, event: log_events.AdapterWritten) -> None:
-        folder = self._folder / event.folder
-        if not folder.is_dir():
-            raise RefusedError(f"the adapter folder {folder} is gone")
-        run_of = event.run_of or event.trial_id
-        run_id = self._run(run_of, event.at)
-        model_id = self._runs.log_model(event.trial_id, run_id, folder, _content_digest(folder))
-        own = run_of == event.trial_id
-        scores = {f"{'candidate' if own else 'refit'}.{name}": value for name, value in event.scores.items()}
-        self._runs.add(run_id, metrics=scores, tags={MODEL_ID if own else f"{MODEL_ID}.refit": model_id}, at=event.at)
-
-    def _baselines_measured(self, event: log_events.BaselinesMeasured) -> None:
-        run_id = self._runs.run(SEARCH, event.at)
-        metrics, tags = dict[str, float](), dict[str, str]()
-        for baseline in event.baselines:
-            name = f"baseline.{baseline.name}"
-            metrics |= {f"{name}.validation.{key}": value for key, value in baseline.validation_metrics.items()}
-            metrics |= {f"{name}.test.{key}": value for key, value in baseline.test_metrics.items()}
-            tags |= {f"loraxs.{name}.failed": baseline.failed} if baseline.failed else {}
-            tags |= {f"loraxs.{name}.answer": str(baseline.answer)} if baseline.answer is not None else {}
-        self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
-
-    def _report_written(self, event: log_events.ReportWritten) -> None:
-        path = self._folder / event.path
-        if not path.is_file():
-            raise RefusedError(f"the report {path} is gone")
-        self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), str(path))
-
-    def _hosts_measured(self, event: log_events.HostsMeasured) -> None:
-        """MLflow's page of a run draws what is named so beside its metrics, under `System metrics`."""
-        readings = ((address, name, value) for address, each in event.usage.items() for name, value in each.items())
-        metrics = {f"system/{_NOT_IN_A_NAME.sub('-', address)}/{name}": value for address, name, value in readings}
-        self._runs.add(self._runs.run(SEARCH, event.at), metrics=metrics, at=event.at, step=event.step)
-
-    def _search_finished(self, event: log_events.SearchFinished) -> None:
-        run_id = self._runs.run(SEARCH, event.at)
-        numbers = {k: v for k, v in event.summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        words = {f"loraxs.{key}": str(value) for key, value in event.summary.items() if key not in numbers}
-        self._runs.add(run_id, metrics=numbers, at=event.at)
-        self._runs.end(run_id, event.state, event.at, words | {STATE: event.state})
-
-
-def _trial_of(event: log_events.LoggedEvent) -> str:
-    """Return the trial in whose run an event is written; SEARCH for what is not of one trial."""
-    match event:
-        case log_events.AdapterWritten():
-            return event.run_of or event.trial_id
-        case log_events.TrialReported():
-            return event.report.trial_id
-        case log_events.TrialStarted() | log_events.TrialEnded() | log_events.TrialContinued():
-            return event.trial_id
-    return SEARCH
-
-
-def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
-    if hyperparameters is None:
-        return {}
-    values: dict[str, Any] = dict(vars(hyperparameters))
-    # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
-    values["num_target_modules"] = len(values.pop("target_modules"))
-    if hyperparameters.method != LoraXS.name:
-        values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
-    return {**values, **values.pop("method_params")}
-
-
-def _classify(error: Exception) -> Exception:
-    if isinstance(error, RefusedError | AwayError):
-        return error
-    code, message = getattr(error, "error_code", None), f"{type(error).__name__}: {error}"
-    if isinstance(error, LoraxsError | OSError) or code not in (None, *_REFUSALS):
-        return AwayError(str(error))
-    return RefusedError(message, by_database=code == "BAD_REQUEST")
-
-
-def _content_digest(folder: Path) -> str:
-    """Return the sha256 of a sealed folder's manifest, which names every other file's; of all files when unsealed."""
-    manifest = folder / "manifest.json"
-    files = [manifest] if manifest.exists() else sorted(path for path in folder.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-_logger = logging.getLogger(__name__)
-_BATCH = 500  # lines applied between two commits of the offset
-_LAST_BATCH = 50  # once a user waits for the end, to see that it comes nearer
+_REFUSED_BY_DATABASE = "BAD_REQUEST"  # of two searches that insert one row at once, it refuses one
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", _REFUSED_BY_DATABASE, "RESOURCE_DOES_NOT_EXIST")
 _TRIES = 4  # of what a database refused: an event may insert several rows that another search inserts too
+_AT_ONCE = 4  # runs that are written together: as many as an MLflow server has workers by default
+_MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, at most 100 of them params and 100 tags
+_LINES = 500  # applied between two commits of the offset
+_LAST_LINES = 50  # once a user waits for the end, to see that it comes nearer
 _LOOK_EVERY_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SILENT_S = 60.0
+_logger = logging.getLogger(__name__)
 
 
 class Tracker:
     """Follows the log of one study, whose lock is held, off the search's control loop.
 
     It never holds up who appends to the log, and fails nobody because MLflow is away: the offset stays where it is, and
-    the rest is carried over when MLflow answers again, by this process or the next one that opens the folder. Repeating
-    an event changes nothing: the runs of a study are found again by their tags, and a point that is there is dropped.
+    the rest is carried over when MLflow answers again, by this process or the next one that opens the folder. The
+    offset may lag behind what was applied, never run ahead of it. Repeating an event changes nothing: the runs of a
+    study are found again by their tags, and a point that is there is dropped.
 
     Args:
         study: The study's name, which the parent run carries.
@@ -337,7 +87,9 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
-        is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it.
+        is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it. Where one
+            can, from a copy of the log, a run may be that of a trial which was lost with another machine's log, and
+            whose number a new one has.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
@@ -353,44 +105,58 @@ class Tracker:
         *,
         is_ours: Callable[[], bool] | None = None,
     ) -> None:
-        self._followed = FollowedLog(study, study_dir)
-        self._uri = uri
-        self._refused_path = study_dir / "tracking.refused.jsonl"
-        self._runs = StudyRuns(
-            uri,
-            study=study,
-            study_id=self._followed.study_id,
-            experiment=experiment,
-            map_path=study_dir / "tracking.runs.jsonl",
-            is_ours=is_ours,
-        )
-        self._recorder = Recorder(self._runs, study_dir, selection)
-        for event in self._followed.history():
-            self._recorder.note(event)
-        self._runs.doubt(self._recorder.trials)
+        self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
+        self._selection, self._is_ours = selection, is_ours
+        self._log_path, self._refused_path = study_dir / "journal.jsonl", study_dir / "tracking.refused.jsonl"
+        self._identity = {STUDY: study, STUDY_ID: study_id(study_dir)}
+        self._applied = read_offset(study_dir)
+
+        # What earlier events say that later ones are recorded by.
+        self._facts: StudyDescription | None = None
+        self._started_at: dict[str, float] = {}
+        self._reports: defaultdict[str, dict[int, TrialReport]] = defaultdict(dict)  # by step, in their order
+        for event in EventLog(self._log_path, study).new():
+            self._note(event)
+
+        # The runs that are known. A trial of an earlier process may have one that the file lacks.
+        self._doubtful = {_SEARCH, *self._started_at}
+        self._bare = set[str]()  # runs made here that cannot have a model yet
+        self._running = set[str]()
+        self._runs: dict[str, str] = {}  # by trial
+        self._runs_file, self._runs_lock = AppendLog(study_dir / "tracking.runs.jsonl"), threading.Lock()
+        for line in self._runs_file.new_lines():
+            with contextlib.suppress(ValueError):  # a line that is damaged
+                trial_id, run_id = json.loads(line)
+                self._runs[trial_id] = run_id
+        if is_ours is not None:  # the file may be ahead of the log, after which it was copied
+            for trial_id in self._runs.keys() - self._doubtful:
+                self._remember(trial_id, "")
+
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
         self.trouble: str | None = None  # why events wait, while the store is away
-        self._closing = self._stopped = False
+        self._closing, self._stopped = False, threading.Event()
         self._hurried = False  # a user waits, and small batches show that events go over
         self._changed = threading.Condition()
-        self._writer = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
+        self._writer = threading.Thread(target=self._follow, name="mlflow-writer", daemon=True)
         self._writer.start()
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
     def waiting(self) -> bool:
         """Whether events have yet to reach the store."""
-        return self._followed.applied < self._followed.end
+        return any(True for _ in lines_from(self._log_path, self._applied))
 
     def run_id(self, trial_id: str) -> str | None:
         """Return the run of a trial once it has been created; flush first to be sure."""
-        return self._runs.known(trial_id)
+        return self._runs.get(trial_id) or None
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until every event so far is in the store; False when it is not after `timeout` seconds."""
         with self._changed:
-            target = self._followed.end
+            target = max((end for _, end in lines_from(self._log_path, self._applied)), default=self._applied)
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._followed.applied >= target, timeout)
+            return self._changed.wait_for(lambda: self._applied >= target, timeout)
 
     def drain(self, away_after_s: float = 10.0) -> str:
         """Wait while events go over, however many; return why some wait when none has gone over for that long.
@@ -399,10 +165,10 @@ class Tracker:
         waited for.
         """
         self._hurried = True
-        offset, moved_at = self._followed.applied, time.monotonic()
+        offset, moved_at = self._applied, time.monotonic()
         while not self.flush(min(_FIRST_PAUSE_S, away_after_s)):
-            if self._followed.applied > offset:
-                offset, moved_at = self._followed.applied, time.monotonic()
+            if self._applied > offset:
+                offset, moved_at = self._applied, time.monotonic()
             patience_s = max(away_after_s, _SILENT_S) if away_after_s and self.trouble is None else away_after_s
             if time.monotonic() - moved_at >= patience_s:
                 return self.trouble or f"MLflow has said nothing for {patience_s:g} s"
@@ -417,16 +183,16 @@ class Tracker:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        done = not self.waiting if self._stopped else not self.drain(timeout)
+        done = not self.waiting if self._stopped.is_set() else not self.drain(timeout)
         self.abandon()
         if not done:
-            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._followed.path)
+            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._log_path)
         return done
 
     def abandon(self) -> None:
         """Stop the writer, whatever waits: the log is another driver's by now."""
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             self._changed.notify_all()
         self._writer.join(timeout=1.0)
 
@@ -436,58 +202,380 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- the writer --------------------------------------------------------------------------------------------------
-    def _write(self) -> None:
+    # ---- following the log -------------------------------------------------------------------------------------------
+    def _follow(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while self._await_events():
+        while not self._stopped.is_set():
+            if not self.waiting:
+                with self._changed:
+                    self._changed.wait_for(self._stopped.is_set, _LOOK_EVERY_S)
+                continue
             try:
-                batch = self._followed.read(_LAST_BATCH if self._hurried else _BATCH)
-                self._apply(batch.events)
-                self._commit(batch)
-                pause_s = _FIRST_PAUSE_S
-            except (AwayError, HomeError, StudyError) as error:
-                self._pause(redact(str(error)), pause_s)
+                log = EventLog(self._log_path, self._study, self._applied)
+                self._apply(log.read(_LAST_LINES if self._hurried else _LINES))
+                with self._changed:
+                    if self._stopped.is_set():  # the folder may have a new owner; repeating these events is harmless
+                        return
+                    write_atomic(self._folder / OFFSET, str(log.offset))
+                    self._applied, pause_s = log.offset, _FIRST_PAUSE_S
+                    if self.trouble is not None:
+                        _logger.warning("MLflow at %s answers again", redact(self._uri))
+                    self.trouble = None
+                    self._changed.notify_all()
+            except Exception as error:  # noqa: BLE001  # the store is away, or the log cannot be read: events wait
+                problem = redact(str(error))
+                if self.trouble is None:
+                    _logger.warning("MLflow is away, events wait in %s: %s", self._log_path, problem)
+                with self._changed:
+                    self.trouble = problem
+                    if self._closing:  # someone waits, for a short time only
+                        self._changed.wait_for(self._stopped.is_set, _FIRST_PAUSE_S)
+                    else:
+                        self._changed.wait_for(lambda: self._closing, pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _apply(self, events: Sequence[LoggedEvent], tries: int = _TRIES) -> None:
+        """Record events, one after the other; set aside what the store will not take, however often it is sent.
+
+        Raises:
+            Exception: the store is away; none or some of the events are recorded.
+        """
         try:
-            self._recorder.apply(events)
-        except RefusedError as error:
-            if error.by_database and tries > 1:
+            self._record([event for event in events if _run_of(event) is not None])
+        except Exception as error:
+            code = getattr(error, "error_code", None)
+            is_away = isinstance(error, LoraxsError | OSError) or code not in (None, *_REFUSALS)
+            if not is_away and self._client is not None:  # who deleted the experiment may restore it and its runs
+                ensure_experiment(self._client, self._uri, self._experiment)
+            if is_away:
+                raise
+            if code == _REFUSED_BY_DATABASE and tries > 1:
                 self._apply(events, tries - 1)
-                return
-            if len(events) > 1:  # one by one, to set aside only what is refused
+            elif len(events) > 1:  # one by one, to set aside only what is refused
                 for event in events:
                     self._apply([event])
-                return
-            with disk_faults(self._refused_path), self._refused_path.open("ab") as file:
-                file.writelines(map(to_line, events))
-            _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, redact(str(error)))
-
-    def _await_events(self) -> bool:
-        """Wait for events to apply; False when the tracker has stopped."""
-        while not self.waiting:
-            with self._changed:
-                if self._stopped or self._changed.wait_for(lambda: self._stopped, _LOOK_EVERY_S):
-                    return False
-        return not self._stopped
-
-    def _commit(self, batch: Batch) -> None:
-        with self._changed:
-            if self._stopped:  # the folder may have a new owner; repeating these events is harmless
-                return
-            self._followed.commit(batch)
-            if self.trouble is not None:
-                _logger.warning("MLflow at %s answers again", redact(self._uri))
-            self.trouble = None
-            self._changed.notify_all()
-
-    def _pause(self, problem: str, seconds: float) -> None:
-        if self.trouble is None:
-            _logger.warning("MLflow is away, events wait in %s: %s", self._followed.path, problem)
-        with self._changed:
-            self.trouble = problem
-            if self._closing:  # someone waits, for a short time only
-                self._changed.wait_for(lambda: self._stopped, _FIRST_PAUSE_S)
             else:
-                self._changed.wait_for(lambda: self._closing, seconds)
+                with disk_faults(self._refused_path), self._refused_path.open("ab") as file:
+                    file.writelines(map(to_line, events))
+                problem = redact(f"{type(error).__name__}: {error}")
+                _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, problem)
+
+    def _note(self, event: LoggedEvent) -> None:
+        """Remember what later events are recorded by; the same event twice changes nothing."""
+        match event:
+            case DriverStarted(run=run) if run is not None:
+                self._facts = run.facts or self._facts
+            case TrialStarted():
+                self._started_at.setdefault(event.trial_id, event.at)
+            case TrialReported(report=report):
+                self._reports[report.trial_id].setdefault(report.step, report)
+
+    def _record(self, events: Sequence[LoggedEvent]) -> None:
+        for event in events:
+            self._note(event)
+        if events and self._client is None:
+            ensure_store(self._uri)
+            client = connect(self._uri)
+            self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
+            self._client = client
+        elif events and artifact_root(self._uri) is None:
+            check_server(self._uri)  # in seconds; a call to a dead server may hang for much longer
+        for is_of_search, stretch in itertools.groupby(events, lambda event: _run_of(event) == _SEARCH):
+            if is_of_search:
+                self._write_search(list(stretch))
+            else:
+                self._write_trials(list(stretch))
+
+    def _write_search(self, events: Sequence[LoggedEvent]) -> None:
+        """Write what happened to the search into its own run."""
+        client, run_id = self._connected, self._run(_SEARCH, events[0].at)
+        batch = _Batch(client, run_id)
+        for event in events:
+            match event:
+                case DriverStarted(run=SearchRun() as run):
+                    plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
+                    plan |= {f"search.{name}": value for name, value in plan.pop("search.params").items()}
+                    plan = {key: value for key, value in plan.items() if value != ""}
+                    # MLflow never changes a param: a search that continues keeps its first ones; tags say what is new.
+                    known = client.get_run(run_id).data.params
+                    params = {key: value for key, value in (plan | dict(run.params)).items() if key not in known}
+                    batch.add(params=params, tags=run.tags)
+                    client.log_text(run_id, run.space_yaml, "space.yaml")
+                    self._reopen(run_id)
+                    if self._facts is not None:
+                        self._describe(run_id, self._facts, event.at)
+                case BaselinesMeasured():
+                    for baseline in event.baselines:
+                        name = f"baseline.{baseline.name}"
+                        for split, scores in (
+                            ("validation", baseline.validation_metrics),
+                            ("test", baseline.test_metrics),
+                        ):
+                            batch.add({f"{name}.{split}.{key}": value for key, value in scores.items()}, event.at)
+                        if baseline.failed:
+                            batch.add(tags={f"loraxs.{name}.failed": baseline.failed})
+                        if baseline.answer is not None:
+                            batch.add(tags={f"loraxs.{name}.answer": baseline.answer})
+                case ReportWritten():
+                    path = self._folder / event.path
+                    if not path.is_file():
+                        raise ValueError(f"the report {path} is gone")
+                    client.log_artifact(run_id, str(path))
+                case HostsMeasured():  # MLflow's page of a run draws what is named so under `System metrics`
+                    for address, usage in event.usage.items():
+                        prefix = f"system/{_NOT_IN_A_NAME.sub('-', address)}"
+                        batch.add({f"{prefix}/{key}": value for key, value in usage.items()}, event.at, event.step)
+                case SearchFinished(summary=summary):
+                    numbers = {
+                        key: value
+                        for key, value in summary.items()
+                        if isinstance(value, int | float) and not isinstance(value, bool)
+                    }
+                    words = {f"loraxs.{key}": value for key, value in summary.items() if key not in numbers}
+                    batch.add(numbers, event.at, tags=words | {_STATE: event.state})
+                    self._end(batch, event.state, event.at)
+        batch.send()
+
+    def _write_trials(self, events: Sequence[LoggedEvent]) -> None:
+        """Write the run of each trial in the order of its events, and several runs at once.
+
+        A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
+        thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
+        """
+        by_trial = defaultdict[str, list[LoggedEvent]](list)
+        for event in events:
+            by_trial[_run_of(event) or _SEARCH].append(event)
+        self._run(_SEARCH, events[0].at)  # the parent of all
+        waiting, errors, helpers = deque(by_trial.items()), list[Exception](), list[threading.Thread]()
+
+        def write() -> None:
+            with contextlib.suppress(IndexError):  # nothing waits
+                while not errors:
+                    trial_id, own = waiting.popleft()
+                    try:
+                        self._write_trial(trial_id, own)
+                    except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked for it
+                        errors.append(error)
+
+        # An embedded store takes one write after the other.
+        at_once = 1 if artifact_root(self._uri) is not None else min(_AT_ONCE, len(by_trial))
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            for _ in range(at_once - 1):
+                helper = threading.Thread(target=write, name="mlflow-writer", daemon=True)
+                helper.start()
+                helpers.append(helper)
+        write()
+        for helper in helpers:
+            helper.join()
+        if errors:
+            raise errors[0]
+
+    def _write_trial(self, trial_id: str, events: Sequence[LoggedEvent]) -> None:
+        first = events[0]
+        name = run_name(trial_id, first.params) if isinstance(first, TrialStarted) else trial_id
+        run_id = self._run(trial_id, self._started_at.get(trial_id, first.at), name)
+        batch, reports = _Batch(self._connected, run_id), self._reports[trial_id]
+        for event in events:
+            match event:
+                case TrialStarted():
+                    batch.add(params=_resolved(event) | dict(event.params))
+                    batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})
+                    if self._facts is not None:
+                        self._connected.log_inputs(run_id, datasets=[dataset_input(self._facts)])
+                    self._reopen(run_id)
+                case TrialReported(report=report):
+                    costs = {name: getattr(report, name) for name in ("train_loss", "device_s", "num_tokens")}
+                    if report.retrained_steps:
+                        costs["retrained_steps"] = report.retrained_steps
+                    batch.add(costs | dict(report.metrics), event.at, report.step)
+                    if report.step == next(iter(reports)):
+                        size = {name: value for name, value in vars(report.size).items() if value is not None}
+                        batch.add(size, event.at)
+                case TrialEnded():
+                    known = tuple(reports.values())
+                    batch.add({"wall_s": event.worked_s}, event.at)
+                    batch.add({"total_device_s": known[-1].device_s if known else 0.0}, event.at)
+                    rule = self._selection
+                    if rule is not None and rule.checkpoint == "best" and event.state is TrialState.COMPLETE:
+                        batch.add({"kept_step": rule.select(known).step}, event.at)
+                    batch.add(tags={_STATE: event.state.value, _REASON: event.reason})
+                    self._end(batch, _STATUS[event.state], event.at)
+                case TrialContinued():
+                    self._reopen(run_id)
+                case AdapterWritten():
+                    model_id = self._log_model(event.trial_id, run_id, self._folder / event.folder)
+                    kind, tag = (
+                        ("candidate", _MODEL_ID) if event.trial_id == trial_id else ("refit", f"{_MODEL_ID}.refit")
+                    )
+                    scores = {f"{kind}.{name}": value for name, value in event.scores.items()}
+                    batch.add(scores, event.at, tags={tag: model_id})
+        batch.send()
+
+    # ---- runs: blocking, and every call may be repeated without effect -----------------------------------------------
+    @property
+    def _connected(self) -> MlflowClient:
+        assert self._client is not None
+        return self._client
+
+    def _run(self, trial_id: str, at: float, name: str = "") -> str:
+        """Return the run id of a trial, or of the search; the run is created if there is none, under this name.
+
+        Args:
+            at: When the trial, or the search, began.
+        """
+        if known := self.run_id(trial_id):
+            return known
+        client, run_id = self._connected, None
+        tags = self._identity | ({KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
+        if self._is_ours is not None or trial_id in self._doubtful:
+            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
+            for run in client.search_runs([self._experiment_id], query, max_results=10):
+                if not trial_id or self._is_ours is None or run.info.start_time == _ms(at):
+                    run_id = str(run.info.run_id)
+                    break
+                if not self._is_ours():
+                    raise StudyError(
+                        "Runs of another driver must stay as they are, but this one may have been taken over."
+                    )
+                client.set_terminated(run.info.run_id, "KILLED")
+                client.set_tag(run.info.run_id, _TRIAL_ID, f"{trial_id}, lost with the log of another machine")
+        if run_id is None:
+            tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "loraxs-search"}
+            if trial_id:
+                tags["mlflow.parentRunId"] = self._run(_SEARCH, at)
+            self._doubtful.add(trial_id)  # until the answer is here, and written down
+            name = name or trial_id or self._study
+            created = client.create_run(self._experiment_id, start_time=_ms(at), tags=tags, run_name=name)
+            run_id = str(created.info.run_id)
+            self._bare.add(run_id)
+            self._running.add(run_id)
+        self._remember(trial_id, run_id)
+        self._doubtful.discard(trial_id)
+        return run_id
+
+    def _remember(self, trial_id: str, run_id: str) -> None:
+        with self._runs_lock:
+            self._runs_file.append(json.dumps([trial_id, run_id]).encode() + b"\n")
+            self._runs[trial_id] = run_id
+
+    def _reopen(self, run_id: str) -> None:
+        """Mark a run that may have ended as running."""
+        if run_id not in self._running:
+            self._connected.update_run(run_id, status="RUNNING")
+            self._running.add(run_id)
+
+    def _end(self, batch: _Batch, status: str, at: float) -> None:
+        batch.send()
+        self._connected.set_terminated(batch.run_id, status, _ms(at))
+        self._running.discard(batch.run_id)
+
+    def _describe(self, run_id: str, facts: StudyDescription, at: float) -> None:
+        """Have the experiment say what the task is, and show the trials of this study best first."""
+        client = self._connected
+        tags = client.get_experiment(self._experiment_id).tags
+        write_note(client, self._experiment_id, tags, facts)
+        metric, direction = facts.task.search_metric, facts.task.search_direction
+        view = trials_view(self._study, run_id, metric, direction, facts.parameters, at)
+        write_view(client, self._experiment_id, tags, view_key(self._identity[STUDY_ID]), view)
+        client.log_inputs(run_id, datasets=[dataset_input(facts)])
+
+    def _log_model(self, trial_id: str, run_id: str, folder: Path) -> str:
+        """Keep the files of `folder` as a logged model of the run, once per content, and return its id."""
+        from mlflow.entities import LoggedModelOutput
+
+        if not folder.is_dir():
+            raise ValueError(f"the adapter folder {folder} is gone")
+        # A sealed folder's manifest has the digest of every other file.
+        sealed = folder / "manifest.json"
+        content = hashlib.sha256()
+        for path in [sealed] if sealed.exists() else sorted(path for path in folder.rglob("*") if path.is_file()):
+            content.update(path.read_bytes())
+        client, digest, is_bare, model = self._connected, content.hexdigest(), run_id in self._bare, None
+        self._bare.discard(run_id)
+        if not is_bare:
+            known = client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
+            model = next((model for model in known if model.tags.get(_DIGEST) == digest), None)
+        if model is None:
+            model = client.create_logged_model(
+                self._experiment_id,
+                name=re.sub(r"[/:.%\"']", "-", trial_id),  # characters MLflow does not take
+                source_run_id=run_id,
+                tags=self._identity | {_TRIAL_ID: trial_id, _DIGEST: digest},
+                model_type="LORAXS",
+            )
+        model_id = str(model.model_id)
+        if str(model.status) != "READY":
+            client.log_model_artifacts(model_id, str(folder))
+            client.finalize_logged_model(model_id, "READY")
+        # MLflow's table of runs lists what a run names among what it has made.
+        outputs = None if is_bare else client.get_run(run_id).outputs
+        if outputs is None or all(output.model_id != model_id for output in outputs.model_outputs):
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        return model_id
+
+
+class _Batch:
+    """Values for one run, sent together."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.run_id, self._client = run_id, client
+        self._metrics: list[tuple[str, float, int, int]] = []  # key, value, timestamp ms, step
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+
+    def add(
+        self,
+        metrics: Mapping[str, float] | None = None,
+        at: float = 0.0,
+        step: int = 0,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._metrics += [(key, float(value), _ms(at), step) for key, value in (metrics or {}).items()]
+        for key, value in (params or {}).items():
+            self._params.setdefault(key, str(value))  # MLflow never changes one
+        self._tags |= {key: str(value) for key, value in (tags or {}).items()}
+
+    def send(self) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(*point) for point in self._metrics]
+        params = [Param(*item) for item in self._params.items()]
+        tags = [RunTag(*item) for item in self._tags.items()]
+        while metrics or params or tags:
+            # The store drops a point whose run, key, step, time and value it has: sending twice adds nothing.
+            first = metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
+            self._client.log_batch(self.run_id, *first, synchronous=True)
+            del metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
+        self._metrics, self._params, self._tags = [], {}, {}
+
+
+def _run_of(event: LoggedEvent) -> str | None:
+    """Return the trial in whose run an event is written; None for one that is of no concern to MLflow."""
+    match event:
+        case AdapterWritten():
+            return event.run_of or event.trial_id
+        case TrialStarted() | TrialReported() | TrialEnded() | TrialContinued():
+            return event.trial_id
+        case DriverStarted(run=SearchRun()):
+            return _SEARCH
+        case BaselinesMeasured() | ReportWritten() | HostsMeasured() | SearchFinished():
+            return _SEARCH
+    return None
+
+
+def _resolved(event: TrialStarted) -> dict[str, Any]:
+    """Return what a trial's params resolve to, as params of its run."""
+    if (resolved := event.hyperparameters) is None:
+        return {}
+    values: dict[str, Any] = dict(vars(resolved))
+    # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
+    values["num_target_modules"] = len(values.pop("target_modules"))
+    if resolved.method != LoraXS.name:
+        values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
+    return {**values, **values.pop("method_params")}
+
+
+def _ms(at: float) -> int:
+    return round(at * 1000)

@@ -14,10 +14,20 @@ from pathlib import Path
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
+from loraxs_search.mlflow_client import all_pages
 from loraxs_search.mlflow_uri import artifact_root, check_server, redact
-from loraxs_search.tracking.recorded_searches import open_view
-from loraxs_search.tracking.run_texts import experiments_link, runs_link
-from loraxs_search.tracking.store import connect, ensure_store
+from loraxs_search.tasks.kinds import find_metric
+from loraxs_search.tracking.run_texts import (
+    KIND,
+    STUDY,
+    USUAL,
+    experiments_link,
+    runs_link,
+    trials_view,
+    view_key,
+    write_view,
+)
+from loraxs_search.tracking.store import STUDY_ID, connect, ensure_store
 
 DEFAULT_PORT = 5000
 _MORE_PORTS = 20
@@ -52,13 +62,24 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
     ensure_store(uri)
     if study is None:
         return experiments_link
-    found = open_view(connect(uri), study, study_id)
-    if found is None:
+    client, name = connect(uri), study.replace("'", "")  # no name that we give has one
+    query = f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'"
+    query += f" and tags.`{STUDY_ID}` = '{study_id}'" if study_id else ""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    latest = ["attributes.start_time DESC"]
+    run = next(all_pages(client.search_runs, experiments, query, order_by=latest, max_results=1), None)
+    if run is None:
         raise StudyError(
             f"Study {study!r} must be recorded at {redact(uri)}, but is not.",
             hint="`loraxs-search sync` writes there what waits here; `loraxs-search status` lists the studies here",
         )
-    experiment_id, key = found
+    # A study that many newer ones came after has no view any more: it is made here.
+    experiment_id, key, params = str(run.info.experiment_id), view_key(run.data.tags[STUDY_ID]), run.data.params
+    metric = params.get("search.metric", "")
+    known = find_metric(metric)
+    direction = params.get("search.direction", known.direction if known else "maximize")
+    view = trials_view(study, run.info.run_id, metric, direction, USUAL, time.time())
+    write_view(client, experiment_id, client.get_experiment(experiment_id).tags, key, view)
     return lambda address: runs_link(address, experiment_id, key)
 
 
@@ -105,18 +126,14 @@ def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_END_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a user presses Ctrl-C again
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_END_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a user presses Ctrl-C again
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -126,15 +143,13 @@ def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
             return check_server(address, timeout_s=1.0)
         except TrackingError as error:
             if process.poll() is not None or time.monotonic() > deadline:
+                said = [
+                    line.strip().rstrip(".") for line in log.read_text(errors="replace").split("\n") if line.strip()
+                ]
                 raise TrackingError(
-                    f"The MLflow UI must answer at {address}, but: {_last_line(log) or error}.", hint=f"see {log}"
+                    f"The MLflow UI must answer at {address}, but: {said[-1] if said else error}.", hint=f"see {log}"
                 ) from error
         time.sleep(0.1)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "")
 
 
 def _free_port(host: str) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import HomeError
-from loraxs_search.tracking.store import connect, ensure_store
+from loraxs_search.log.events import TrialStarted
+from loraxs_search.studies.journal import Journal
+from loraxs_search.tracking.store import connect, ensure_store, has_waiting, read_offset, study_id
 
 
 def test_an_existing_store_is_left_alone(store_uri, fresh_home):
@@ -26,3 +28,23 @@ def test_the_environment_of_the_user_stays(store_uri, monkeypatch):
     connect(store_uri)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(("written", "offset"), [(5, 5), ("garbage", 0), (-3, 0), (3, 0), (999999, 0), ("", 0)])
+def test_an_offset_at_which_no_line_begins_is_the_beginning(written, offset, tmp_path):
+    """As after a power cut: the offset was on the device, and of the last lines a part."""
+    (tmp_path / "journal.jsonl").write_text("1234\n")
+    (tmp_path / "mlflow.offset").write_text(str(written))
+    assert read_offset(tmp_path) == offset
+
+
+def test_a_line_torn_by_a_kill_is_waited_for_by_nobody(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(TrialStarted(trial_id="t0", params={}))
+    assert not has_waiting(tmp_path), "no run is of this study yet"
+    assert study_id(tmp_path) == study_id(tmp_path)
+    assert has_waiting(tmp_path)
+    (tmp_path / "mlflow.offset").write_text(str((tmp_path / "journal.jsonl").stat().st_size))
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"event": "star')
+    assert not has_waiting(tmp_path)

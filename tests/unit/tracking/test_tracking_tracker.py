@@ -1,30 +1,65 @@
 from __future__ import annotations
 
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from loraxs_search.errors import HomeError
+from loraxs_search.log.event_log import AppendLog
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
+from loraxs_search.studies.journal import Journal
 from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.tracker import Tracker
 
 
-def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, look):
+def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, store_uri, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")  # another's, which changes nothing
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
     tracker = open_tracker()
     record(tracker)
     assert tracker.flush()
+    assert not (tmp_path / "other.db").exists()
+    assert not list(Path.cwd().iterdir())
+    assert tracker.run_id("unheard of") is None
     seen = look()
+
     (parent,) = seen.parents
+    params, tags = parent.data.params, parent.data.tags
+    assert (params["task"], params["search.trials"], params["search.checkpoint"]) == ("toy", "3", "last")
+    assert (tags["version.mlflow"], tags["version.torch"]) == (version("mlflow"), version("torch"))
+    assert int(tags["hardware.cores"]) >= 1
+    assert tags["hardware.gpus"] == "H100"
+    assert (tags["loraxs.best_trial"], parent.data.metrics["best_accuracy"]) == ("t0", 0.58)
+    assert parent.info.status == "FINISHED"
+    space = connect(store_uri).download_artifacts(parent.info.run_id, "space.yaml")
+    assert Path(space).read_text() == "task:\n  name: toy\n"
+
     assert set(seen.children) == {"t0", "t1", "t2"}
     for trial_id, child in seen.children.items():
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.tags["loraxs.study_id"] == parent.data.tags["loraxs.study_id"]
+        assert child.data.tags["loraxs.study_id"] == tags["loraxs.study_id"]
         assert child.info.run_id == tracker.run_id(trial_id)
         assert child.info.run_name == f"{trial_id} r4 lr 1e-3"
-    assert tracker.run_id("unheard of") is None
+    status = {trial_id: (run.info.status, run.data.tags["loraxs.state"]) for trial_id, run in seen.children.items()}
+    assert status == {"t0": ("FINISHED", "COMPLETE"), "t1": ("FINISHED", "PRUNED"), "t2": ("FAILED", "FAIL")}
+    child, points = seen.children["t1"].data, seen.points["t1"]
+    assert (child.params["rank"], child.params["lr_schedule"], child.params["num_target_modules"]) == (
+        "4",
+        "linear",
+        "2",
+    )
+    assert points["accuracy"] == [(40, 0.54), (80, 0.58)]
+    assert points["train_loss"] == [(40, 0.7), (80, 0.7)]
+    assert (points["r_parameters"], points["stored_bytes"]) == ([(0, 32.0)], [(0, 400.0)])
+    assert (child.metrics["wall_s"], child.metrics["total_device_s"]) == (12.5, 8.0)
+    assert child.tags["loraxs.reason"] == "weak at step 80"
 
 
 def test_how_busy_hosts_are_is_among_the_system_metrics_of_the_search(open_tracker, look, store_uri):
@@ -40,45 +75,6 @@ def test_how_busy_hosts_are_is_among_the_system_metrics_of_the_search(open_track
     }
     history = connect(store_uri).get_metric_history(parent.info.run_id, "system/10.0.0.1/cpu_utilization_percentage")
     assert [point.step for point in history] == [30]
-
-
-def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_uri):
-    tracker = open_tracker()
-    record(tracker)
-    assert tracker.flush()
-    (parent,) = look().parents
-    assert parent.data.params["task"] == "toy"
-    assert parent.data.params["search.trials"] == "3"
-    assert parent.data.params["search.checkpoint"] == "last"
-    assert parent.data.tags["version.mlflow"] == version("mlflow")
-    assert parent.data.tags["version.torch"] == version("torch")
-    assert int(parent.data.tags["hardware.cores"]) >= 1
-    assert parent.data.tags["hardware.gpus"] == "H100"
-    assert parent.data.tags["loraxs.best_trial"] == "t0"
-    assert parent.data.metrics["best_accuracy"] == 0.58
-    assert parent.info.status == "FINISHED"
-    space = connect(store_uri).download_artifacts(parent.info.run_id, "space.yaml")
-    assert Path(space).read_text() == "task:\n  name: toy\n"
-
-
-def test_a_child_holds_params_points_size_and_why_it_ended(open_tracker, record, look):
-    tracker = open_tracker()
-    record(tracker)
-    assert tracker.flush()
-    seen = look()
-    child = seen.children["t1"]
-    assert child.data.params["rank"] == "4"
-    assert child.data.params["lr_schedule"] == "linear"
-    assert child.data.params["num_target_modules"] == "2"
-    assert seen.points["t1"]["accuracy"] == [(40, 0.54), (80, 0.58)]
-    assert seen.points["t1"]["train_loss"] == [(40, 0.7), (80, 0.7)]
-    assert seen.points["t1"]["r_parameters"] == [(0, 32.0)]
-    assert seen.points["t1"]["stored_bytes"] == [(0, 400.0)]
-    assert child.data.metrics["wall_s"] == pytest.approx(12.5)
-    assert child.data.metrics["total_device_s"] == 8.0
-    status = {trial_id: (run.info.status, run.data.tags["loraxs.state"]) for trial_id, run in seen.children.items()}
-    assert status == {"t0": ("FINISHED", "COMPLETE"), "t1": ("FINISHED", "PRUNED"), "t2": ("FAILED", "FAIL")}
-    assert child.data.tags["loraxs.reason"] == "weak at step 80"
 
 
 @pytest.mark.parametrize("lost", [("mlflow.offset",), ("mlflow.offset", "tracking.runs.jsonl")])
@@ -190,16 +186,55 @@ def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters
     assert not list(tmp_path.rglob("tracking.refused.jsonl"))
 
 
-def test_the_environment_does_not_confuse_it(open_tracker, record, look, monkeypatch, tmp_path):
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+def test_a_run_that_could_not_be_written_down_is_found_and_not_made_again(
+    open_tracker, look, study_dir, monkeypatch, hyperparameters
+):
+    append, refusals = AppendLog.append, iter(range(3))
+
+    def failing(log: AppendLog, lines: bytes, **options: bool) -> None:
+        if log.path.name == "tracking.runs.jsonl" and b"t0" in lines and next(refusals, None) is not None:
+            raise HomeError("No space left to write it.", hint="free some space")
+        append(log, lines, **options)
+
+    monkeypatch.setattr(AppendLog, "append", failing)
     tracker = open_tracker()
-    record(tracker)
+    tracker.trial_started("t0", {}, hyperparameters)
     assert tracker.flush()
-    assert set(look().children) == {"t0", "t1", "t2"}
-    assert not (tmp_path / "other.db").exists()
-    assert not list(Path.cwd().iterdir())
+    assert next(refusals, None) is None
+    assert set(look().children) == {"t0"}
+
+
+def test_a_run_of_a_trial_that_was_lost_with_a_log_is_not_that_of_the_next_one_of_its_number(
+    tmp_path, store_uri, hyperparameters, caplog
+):
+    """A machine told MLflow of t1 and was lost before t1 was in the copy that another one goes on from."""
+
+    def told(folder: Path, trial_id: str, at: float, *, is_ours: bool = True) -> str | None:
+        tracker = Tracker("s1", folder, store_uri, "exp", is_ours=lambda: is_ours)
+        started = TrialStarted(at=at, trial_id=trial_id, params={}, hyperparameters=hyperparameters)
+        Journal(folder / "journal.jsonl", "s1").append(started)
+        tracker.close(timeout=10.0 if is_ours else 1.0)
+        return tracker.run_id(trial_id)
+
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    kept = told(lost, "t0", 2.0)
+    copy = shutil.copytree(lost, tmp_path / "copy")
+    first = told(lost, "t1", 3.0)
+    shutil.copy(lost / "tracking.runs.jsonl", copy)  # the copied file is ahead of the copied log
+    unsure = shutil.copytree(copy, tmp_path / "unsure")
+    assert told(unsure, "t1", 6.0, is_ours=False) is None
+    assert "may have been taken over" in caplog.text
+    new = told(copy, "t1", 6.0)
+    assert new not in (None, first)
+    client = connect(store_uri)
+    run = client.get_run(first)
+    assert (run.info.status, run.data.tags["trial_id"]) == ("KILLED", "t1, lost with the log of another machine")
+    for name in ("tracking.runs.jsonl", "mlflow.offset"):
+        (copy / name).unlink()
+    tracker = Tracker("s1", copy, store_uri, "exp", is_ours=lambda: True)
+    assert tracker.close()
+    assert (tracker.run_id("t0"), tracker.run_id("t1")) == (kept, new)
 
 
 def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -13,12 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from support.ports import free_port
 
-from loraxs_search.log.events import LoggedEvent
 from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking import tracker as tracker_module
-from loraxs_search.tracking._runs import StudyRuns
 from loraxs_search.tracking.store import connect
-from loraxs_search.tracking.tracker import Recorder
 
 
 @pytest.fixture
@@ -48,13 +45,13 @@ def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracke
 
 
 def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
-    apply = Recorder.apply
+    log_batch = MlflowClient.log_batch
 
-    def slow(recorder: Recorder, events: Sequence[LoggedEvent]) -> None:
-        time.sleep(0.05 * len(events))
-        apply(recorder, events)
+    def slow(client: MlflowClient, *batch: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        log_batch(client, *batch, **options)
 
-    monkeypatch.setattr(Recorder, "apply", slow)
+    monkeypatch.setattr(MlflowClient, "log_batch", slow)
     tracker = open_tracker()
     record(tracker)
     assert tracker.close(timeout=0.1)
@@ -62,30 +59,13 @@ def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record,
     assert "away" not in caplog.text
 
 
-def test_a_slow_store_is_seen_to_move(open_tracker, report, hyperparameters, monkeypatch):
-    busy, begun = threading.Event(), threading.Event()
-
-    def slow(_: Recorder, events: Sequence[LoggedEvent]) -> None:
-        busy.set()
-        begun.wait(10)
-        time.sleep(0.005 * len(events))
-
-    monkeypatch.setattr(Recorder, "apply", slow)
-    monkeypatch.setattr(tracker_module, "_SILENT_S", 2.0)
-    tracker = open_tracker()
-    tracker.trial_started("t0", {}, hyperparameters)
-    assert busy.wait(10)
-    for step in range(600):  # 3 s in one batch
-        tracker.trial_reported(report("t0", step))
-    threading.Timer(0.1, begun.set).start()
-    assert tracker.drain(0.2) == ""
-
-
-def test_nothing_is_waited_for_when_that_is_asked(open_tracker, record, monkeypatch):
+def test_a_store_that_says_nothing_is_waited_for_as_long_as_asked(open_tracker, record, monkeypatch):
     over = threading.Event()
-    monkeypatch.setattr(Recorder, "apply", lambda *_: over.wait(10))
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: over.wait(30))
+    monkeypatch.setattr(tracker_module, "_SILENT_S", 0.5)
     tracker = open_tracker()
     record(tracker)
+    assert tracker.drain(0.1) == "MLflow has said nothing for 0.5 s"
     began = time.monotonic()
     assert not tracker.close(timeout=0.0)
     assert time.monotonic() - began < 3  # of which the writer is given one
@@ -152,14 +132,14 @@ def test_the_runs_of_an_experiment_that_was_deleted_wait_until_it_is_restored(
 def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
     open_tracker, record, look, away_uri, mlflow_server, adapter_folder, monkeypatch
 ):
-    send, log, together = StudyRuns._send, MlflowClient.log_model_artifacts, threading.Barrier(2)
+    send, log, together = MlflowClient.log_batch, MlflowClient.log_model_artifacts, threading.Barrier(2)
     met, failed = threading.Event(), threading.Event()
 
-    def meeting(runs: StudyRuns, run_id: str) -> None:
-        if run_id != runs.known("") and not met.is_set():
+    def meeting(client: MlflowClient, run_id: str, *batch: Any, **options: Any) -> None:
+        if client.get_run(run_id).data.tags["loraxs.kind"] == "trial" and not met.is_set():
             together.wait(timeout=60)
             met.set()
-        send(runs, run_id)
+        send(client, run_id, *batch, **options)
 
     def failing(client: MlflowClient, *where: str) -> None:
         log(client, *where)
@@ -167,7 +147,7 @@ def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
             failed.set()
             raise MlflowException("the answer was lost")
 
-    monkeypatch.setattr(StudyRuns, "_send", meeting)
+    monkeypatch.setattr(MlflowClient, "log_batch", meeting)
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", failing)
     early = open_tracker(uri=away_uri)
     record(early)

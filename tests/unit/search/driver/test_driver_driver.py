@@ -32,7 +32,7 @@ from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.tracking.followed import has_waiting
+from loraxs_search.tracking.store import has_waiting
 
 
 def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
