@@ -24,9 +24,9 @@ from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import BASE_ALONE, Registry
 from loraxs_search.registry.versions import Beside, RegisteredAdapter, Rescored, TaskSummary
+from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
-from loraxs_search.studies.test_set_uses import uses
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from typing import ClassVar
 from loraxs_search.base_model.files import weight_digest
 from loraxs_search.errors import LoraxsError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, paths_under
-from loraxs_search.log.event_log import DAMAGED_HINT
+from loraxs_search.log.study_log import DAMAGED_HINT
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.promotion import Candidate

@@ -22,7 +22,7 @@ def study_trials(folder: StudyFolder) -> StudyTrials:
     from loraxs_search.samplers.trials import StudyTrials
 
     trials = StudyTrials(folder.info.task, folder.info.search)
-    for event in folder.log().new():
+    for event in folder.journal().history():
         trials.apply(event)
     return trials
 

@@ -16,6 +16,7 @@ from typing import Any, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.log.study_log import StudyLog, read_events
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.command import Command
 from loraxs_search.records.literals import Pooling
@@ -33,7 +34,6 @@ from loraxs_search.reports.search_state import SearchState
 from loraxs_search.steering import open_commands, steered, whole_plan
 from loraxs_search.steering.state import planned
 from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
-from loraxs_search.studies.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SearchDocument:
     warnings: list[str]
 
 
-def search_document(folder: StudyFolder, journal: Journal) -> SearchDocument:
+def search_document(folder: StudyFolder, journal: StudyLog) -> SearchDocument:
     """Return a study's document as its folder has it now."""
     info, records = folder.info, journal.records.values()
     plan = info.search
@@ -123,7 +123,7 @@ class StudyEvents:
     """Reads the events of a study that were recorded since the last look."""
 
     def __init__(self, folder: StudyFolder) -> None:
-        self._folder, self._log = folder, folder.log()
+        self._folder, self._offset = folder, 0
         self._quiet = False  # nobody held the study at the last look, and nothing was new
         self._began_at = self._steps_at = 0.0  # when its driver began to train, and was heard of last
 
@@ -137,7 +137,10 @@ class StudyEvents:
             StudyError: the study is damaged.
         """
         state = study_state(self._folder)  # first: what an ended driver wrote is there by now
-        events: list[ShownEvent] = [event for event in self._log.new() if isinstance(event, ShownEvent)]
+        events: list[ShownEvent] = []
+        for event, end in read_events(self._folder.journal_path, self._folder.name, self._offset):
+            self._offset = end
+            events += [event] if isinstance(event, ShownEvent) else []
         events += self._steps(events) if state == "running" else []
         if state == "running" or (state == "interrupted" and (events or not self._quiet)):
             self._quiet = state != "running"

@@ -24,11 +24,11 @@ from loraxs_search.log.events import (
     Warned,
     WatchedEvent,
 )
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ class Ledger:
 
     def __init__(self, study: str, view: SearchView) -> None:
         self._study, self._view = study, view
-        self._journal: Journal | None = None
+        self._journal: StudyLog | None = None
         self._earlier: list[TrialEvent] | None = []  # before trials are about to train; None from then on
         self._phase = ""
         self._baselines: set[str] = set()
 
     def open(
         self,
-        journal: Journal,
+        journal: StudyLog,
         trials: StudyTrials,
         watch: ScoreWatch | None = None,
         after_report: Callable[[], None] = lambda: None,
@@ -130,7 +130,7 @@ class Ledger:
         self._journal = None
 
     @property
-    def journal(self) -> Journal:
+    def journal(self) -> StudyLog:
         """The open log."""
         assert self._journal is not None
         return self._journal

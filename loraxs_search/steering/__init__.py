@@ -23,6 +23,7 @@ from loraxs_search.errors import (
     shortened,
     unknown_name,
 )
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.paths import seconds_of
 from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.records.literals import Scalar
@@ -39,7 +40,6 @@ from loraxs_search.steering.state import (
     unstarted,
 )
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.journal import Journal
 
 if TYPE_CHECKING:
     from loraxs_search.search_space.space import Space
@@ -305,7 +305,7 @@ def get_verb(name: str) -> Verb:
     return VERBS[name]
 
 
-def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
+def steered(folder: StudyFolder, journal: StudyLog) -> SteeredStudy:
     """Return a study with the state that the commands in its journal give."""
     state = SteeringState()
     for record in journal.commands.values():
@@ -314,7 +314,7 @@ def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
     return SteeredStudy(folder, journal, state)
 
 
-def whole_plan(folder: StudyFolder, journal: Journal) -> SearchPlan:
+def whole_plan(folder: StudyFolder, journal: StudyLog) -> SearchPlan:
     """Return a study's plan as commands have extended it; its `trials` are all that the study will have."""
     return planned(folder.info.search, steered(folder, journal).state, journal.records)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from loraxs_search.errors import CommandError
 from loraxs_search.log.clock import steady_time
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialRecord
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SteeredStudy:
     """
 
     folder: StudyFolder
-    journal: Journal
+    journal: StudyLog
     state: SteeringState
 
     @property

@@ -5,18 +5,18 @@ A driver that was killed continues from them.
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraxs_search.home import write_atomic
+from loraxs_search.errors import HomeError
+from loraxs_search.home import disk_faults, ensure_dir, exclusive, home, write_atomic
 from loraxs_search.records.codec import check_trial_id, to_json
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import Candidate, Refit
-from loraxs_search.studies.info import read_record
-from loraxs_search.studies.test_set_uses import record_use
+from loraxs_search.studies.info import read_record, stored
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Confirmations:
 
     def candidate(self, trial_id: str) -> Candidate | None:
         """Return the finalist, once it has been scored on the test rows and kept."""
-        path = self._path / f"{check_trial_id(trial_id)}.json"
-        return read_record(Candidate, path) if path.exists() else None
+        return stored(Candidate, self._path / f"{check_trial_id(trial_id)}.json")
 
     def finalists(self) -> tuple[str, ...]:
         """Return the adapters that have answered all test rows, by name."""
@@ -47,7 +46,7 @@ class Confirmations:
 
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
         """Keep the scored finalist and its answers, which are written first; before that, that they were made."""
-        record_use(candidate)
+        _record_use(candidate)
         write_atomic(self.rows_path(candidate.trial_id), rows)
         write_atomic(self._path / f"{check_trial_id(candidate.trial_id)}.json", to_json(candidate, indent=2))
 
@@ -57,21 +56,19 @@ class Confirmations:
 
     def refit(self, name: str) -> Refit | None:
         """Return a refit that has been trained."""
-        path = self._path / f"{check_trial_id(name)}.refit.json"
-        return read_record(_RefitFile, path).refit if path.exists() else None
+        return stored(Refit, self._path / f"{check_trial_id(name)}.refit.json")
 
     def write_refit(self, name: str, refit: Refit) -> None:
         """Keep a finished refit."""
-        write_atomic(self._path / f"{check_trial_id(name)}.refit.json", to_json(_RefitFile(refit)))
+        write_atomic(self._path / f"{check_trial_id(name)}.refit.json", to_json(refit))
 
     def validation(self, name: str) -> Mapping[str, float] | None:
         """Return a candidate's metrics on all validation rows; empty where it has none."""
-        path = self._path / f"{check_trial_id(name)}.validation.json"
-        return read_record(_ValidationFile, path).metrics if path.exists() else None
+        return stored(dict[str, float], self._path / f"{check_trial_id(name)}.validation.json")
 
     def write_validation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep a candidate's metrics on all validation rows."""
-        write_atomic(self._path / f"{check_trial_id(name)}.validation.json", to_json(_ValidationFile(metrics)))
+        write_atomic(self._path / f"{check_trial_id(name)}.validation.json", to_json(metrics))
 
     def answers(self, name: str) -> dict[range, Answers]:
         """Return the finalist's answers to test rows, by the rows that they are to, first rows first."""
@@ -105,8 +102,7 @@ class Confirmations:
 
     def base_failure(self, shots: int) -> _BaseFailure | None:
         """Return why the untouched base could not answer; None if that is not known."""
-        path = self._path / f"base-{shots}.failed.json"
-        return read_record(_BaseFailure, path) if path.exists() else None
+        return stored(_BaseFailure, self._path / f"base-{shots}.failed.json")
 
     def forget_base_failures(self) -> None:
         """Have the untouched base asked again for what it could not answer."""
@@ -126,68 +122,40 @@ class Confirmations:
         return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
 
 
-@dataclass(frozen=True)
-class _RefitFile:
-    refit: Refit
+# ---- which finalists have answered which test rows on this machine: each counts as a comparison on them --------------
+# A file for each set of test rows, by its fingerprint. It is written when answers are kept, and outlives its study.
+def _record_use(finalist: Candidate) -> None:
+    """Record that a finalist has answered its test rows; again changes nothing."""
+    if not finalist.test_fingerprint:
+        return
+    path = _uses_path(finalist.test_fingerprint)
+    ensure_dir(path.parent)
+    with disk_faults(path), exclusive(path):
+        known, own = _read_uses(path), [finalist.task, finalist.key]
+        if own not in known:
+            write_atomic(path, json.dumps([*known, own], indent=1))
 
 
-@dataclass(frozen=True)
-class _ValidationFile:
-    metrics: Mapping[str, float]
+def uses(task: str, test_fingerprint: str) -> list[str]:
+    """Return the keys of a task's finalists that have answered these test rows, in order.
+
+    Raises:
+        HomeError: the file is damaged.
+    """
+    return [key for known, key in _read_uses(_uses_path(test_fingerprint)) if known == task]
 
 
-_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search continued
+def _uses_path(test_fingerprint: str) -> Path:
+    return home() / "test_set_uses" / f"{test_fingerprint}.json"
 
 
-class CandidateFiles:
-    """What a study folder keeps of its candidates, once the search has come to its end."""
-
-    path: Path
-
-    def write_candidates(self, candidates: list[Candidate]) -> None:
-        """Record the scored candidates; their presence means that the search is finished."""
-        made = {"at": time.time(), "candidates": candidates, "round": self._round()}
-        write_atomic(self.path / "candidates.json", to_json(made, indent=2))
-
-    def candidates(self) -> list[Candidate] | None:
-        """Return the scored candidates, best first by validation, or None when the search is not finished."""
-        path = self.path / "candidates.json"
-        if not path.exists():
-            return None
-        file = read_record(_CandidateFile, path)
-        return file.candidates if file.round >= self._round() else None
-
-    def set_candidates_aside(self) -> None:
-        """Have the candidates be none any more, since the search continues; what is known of each of them stays.
-
-        Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
-        has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
-        """
-        if self.candidates() is None:
-            return
-        number = self._round() + 1
-        write_atomic(self.path / f"{_EARLIER}{number}.json", (self.path / "candidates.json").read_bytes())
-        write_atomic(self.path / _ROUND, to_json(_RoundFile(number)))
-
-    def earlier_finalists(self) -> tuple[str, ...]:
-        """Return the adapters that had answered the test rows when the search continued, in order."""
-        paths = (self.path / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
-        earlier = [read_record(_CandidateFile, path).candidates for path in paths]
-        return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
-
-    def _round(self) -> int:
-        """Return how often the search has continued after candidates were scored."""
-        path = self.path / _ROUND
-        return read_record(_RoundFile, path).number if path.exists() else 0
-
-
-@dataclass(frozen=True)
-class _CandidateFile:
-    at: float
-    candidates: list[Candidate]
-    round: int = 0
-
-
-@dataclass(frozen=True)
-class _RoundFile:
-    number: int
+def _read_uses(path: Path) -> list[list[str]]:
+    try:
+        return [[str(task), str(key)] for task, key in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise HomeError(
+            f"{path} must list the finalists that have answered these test rows, but it is damaged.",
+            hint="restore it from a backup: without it, a comparison on these rows would be held to too little",
+        ) from error

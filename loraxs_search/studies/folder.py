@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,28 +26,24 @@ from loraxs_search.home import (
     shared_lock,
     write_atomic,
 )
-from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import TrialsAdvanced
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
-from loraxs_search.records.promotion import Baseline, KeptAnswers, is_alone
+from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_alone
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
-from loraxs_search.studies.info import StudyInfo, check_name, parse_info, read_record, read_text
-from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.confirmations import Confirmations
+from loraxs_search.studies.info import StudyInfo, check_name, parse_info, read_record, read_text, stored
 from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from loraxs_search.search_space.space import Space
 
 _SCORES, _ANSWERS = "baselines.json", "baselines.answers.json"
-
-
-@dataclass(frozen=True)
-class _Scores:
-    baselines: tuple[Baseline, ...]
+_CANDIDATES = "candidates.json"
+_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search continued
 
 
 @dataclass(frozen=True)
@@ -56,38 +53,11 @@ class _TestAnswers:
     rows: Mapping[str, str]
 
 
-class BaselineFiles:
-    """What a study folder keeps of baselines: their scores, and apart from these their answers to the test rows."""
-
-    path: Path
-    info: StudyInfo
-
-    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
-        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
-
-        What the untouched base reaches stays unless it is among them.
-        """
-        if not any(is_alone(one.name) for one in baselines):
-            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
-        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
-            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
-            kept = _TestAnswers(answers, self.info.task.registered_name, rows)
-            write_atomic(self.path / _ANSWERS, to_json(kept))
-        scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
-        write_atomic(self.path / _SCORES, to_json(_Scores(scores), indent=2))
-
-    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
-        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
-        path = self.path / _ANSWERS
-        if not path.exists():
-            return {}
-        kept = read_record(_TestAnswers, path)
-        return {name: KeptAnswers(said, kept.task, kept.rows[name]) for name, said in kept.answers.items()}
-
-    def baselines(self) -> tuple[Baseline, ...] | None:
-        """Return what simple models reach, or None when that has not been computed."""
-        path = self.path / _SCORES
-        return read_record(_Scores, path).baselines if path.exists() else None
+@dataclass(frozen=True)
+class _CandidateFile:
+    at: float
+    candidates: list[Candidate]
+    round: int = 0
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -110,15 +80,11 @@ def list_studies() -> list[str]:
     for path in root.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process may be removing it
             if StudyFolder.exists(path.name):
-                times[path.name] = _created_at(path)
+                try:
+                    times[path.name] = (path / "study.json").stat().st_mtime
+                except PermissionError:
+                    times[path.name] = path.stat().st_mtime
     return sorted(times, key=times.__getitem__, reverse=True)
-
-
-def _created_at(path: Path) -> float:
-    try:
-        return (path / "study.json").stat().st_mtime
-    except PermissionError:
-        return path.stat().st_mtime
 
 
 def broken_studies() -> list[str]:
@@ -128,7 +94,7 @@ def broken_studies() -> list[str]:
     return sorted(name for name in names if _NAME.fullmatch(name) and not StudyFolder.exists(name))
 
 
-class StudyFolder(BaselineFiles, CandidateFiles):
+class StudyFolder:
     """A study's files. Reading needs no lock; a driver holds `lock()` while it works."""
 
     def __init__(self, path: Path) -> None:
@@ -245,13 +211,9 @@ class StudyFolder(BaselineFiles, CandidateFiles):
     def journal_path(self) -> Path:
         return self.path / "journal.jsonl"
 
-    def journal(self) -> Journal:
+    def journal(self) -> StudyLog:
         """Read the journal as it stands now."""
-        return Journal(self.journal_path, self.name)
-
-    def log(self) -> EventLog:
-        """Return the study's log, to be read from its first event on."""
-        return EventLog(self.journal_path, self.name)
+        return StudyLog(self.journal_path, self.name)
 
     def inbox(self) -> CommandInbox:
         """Return the commands of people on this machine that no driver has answered yet."""
@@ -333,8 +295,7 @@ class StudyFolder(BaselineFiles, CandidateFiles):
 
     def identity(self) -> Identity | None:
         """Return the base and the data that the study began with; None if no host has loaded them yet."""
-        path = self.path / "identity.json"
-        return read_record(Identity, path) if path.exists() else None
+        return stored(Identity, self.path / "identity.json")
 
     def write_steps(self, steps: TrialsAdvanced) -> None:
         """Say how far trials are, in place of what was said before."""
@@ -342,20 +303,18 @@ class StudyFolder(BaselineFiles, CandidateFiles):
 
     def read_steps(self) -> TrialsAdvanced | None:
         """Return how far trials were when that was last recorded; None if it never was."""
-        path = self.path / _STEPS
-        return read_record(TrialsAdvanced, path) if path.exists() else None
+        return stored(TrialsAdvanced, self.path / _STEPS)
 
     def write_asset(self, name: str, content: bytes) -> str:
         """Keep what trials start from, under a name and its digest, which is returned."""
         digest = digest_of(content)
         write_atomic(self.path / "assets" / f"{digest}.safetensors", content)
-        write_atomic(self.path / "assets.json", to_json({"digests": {**self.assets(), name: digest}}, indent=2))
+        write_atomic(self.path / "assets.json", to_json({**self.assets(), name: digest}, indent=2))
         return digest
 
     def assets(self) -> Mapping[str, str]:
         """Return the digests of the study's assets by name."""
-        path = self.path / "assets.json"
-        return read_record(_AssetFile, path).digests if path.exists() else {}
+        return stored(dict[str, str], self.path / "assets.json") or {}
 
     @property
     def has_probe(self) -> bool:
@@ -399,7 +358,61 @@ class StudyFolder(BaselineFiles, CandidateFiles):
     def adapter_path(self, trial_id: str) -> Path:
         return self.adapters_path / check_trial_id(trial_id)
 
+    # ---- baselines: their scores, and apart from these their answers to the test rows --------------------------------
+    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
+        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
 
-@dataclass(frozen=True)
-class _AssetFile:
-    digests: Mapping[str, str]
+        What the untouched base reaches stays unless it is among them.
+        """
+        if not any(is_alone(one.name) for one in baselines):
+            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
+        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
+            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
+            kept = _TestAnswers(answers, self.info.task.registered_name, rows)
+            write_atomic(self.path / _ANSWERS, to_json(kept))
+        scores = [replace(one, test_answers=(), test_rows="") for one in baselines]
+        write_atomic(self.path / _SCORES, to_json(scores, indent=2))
+
+    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
+        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
+        kept = stored(_TestAnswers, self.path / _ANSWERS)
+        return (
+            {name: KeptAnswers(said, kept.task, kept.rows[name]) for name, said in kept.answers.items()} if kept else {}
+        )
+
+    def baselines(self) -> tuple[Baseline, ...] | None:
+        """Return what simple models reach, or None when that has not been computed."""
+        return stored(tuple[Baseline, ...], self.path / _SCORES)
+
+    # ---- candidates, once the search has come to its end -------------------------------------------------------------
+    def write_candidates(self, candidates: list[Candidate]) -> None:
+        """Record the scored candidates; their presence means that the search is finished."""
+        file = _CandidateFile(time.time(), candidates, self._round())
+        write_atomic(self.path / _CANDIDATES, to_json(file, indent=2))
+
+    def candidates(self) -> list[Candidate] | None:
+        """Return the scored candidates, best first by validation, or None when the search is not finished."""
+        file = stored(_CandidateFile, self.path / _CANDIDATES)
+        return file.candidates if file is not None and file.round >= self._round() else None
+
+    def set_candidates_aside(self) -> None:
+        """Have the candidates be none any more, since the search continues; what is known of each of them stays.
+
+        Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
+        has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
+        """
+        if self.candidates() is None:
+            return
+        number = self._round() + 1
+        write_atomic(self.path / f"{_EARLIER}{number}.json", (self.path / _CANDIDATES).read_bytes())
+        write_atomic(self.path / _ROUND, to_json(number))
+
+    def earlier_finalists(self) -> tuple[str, ...]:
+        """Return the adapters that had answered the test rows when the search continued, in order."""
+        paths = (self.path / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
+        earlier = [read_record(_CandidateFile, path).candidates for path in paths]
+        return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
+
+    def _round(self) -> int:
+        """Return how often the search has continued after candidates were scored."""
+        return stored(int, self.path / _ROUND) or 0

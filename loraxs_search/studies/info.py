@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log.event_log import DAMAGED_HINT, unreadable
+from loraxs_search.log.study_log import DAMAGED_HINT, unreadable
 from loraxs_search.records.adapter import StartFrom
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
@@ -28,6 +28,15 @@ def read_record(cls: type[RecordT], path: Path) -> RecordT:
     return parse_record(cls, read_text(path), str(path))
 
 
+def stored(cls: type[RecordT], path: Path) -> RecordT | None:
+    """Read a file that holds one record; None if there is no file.
+
+    Raises:
+        StudyError: it cannot be read, or holds no such record.
+    """
+    return read_record(cls, path) if path.exists() else None
+
+
 def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
     """Read the text of a file that holds one record.
 
@@ -38,8 +47,9 @@ def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
     """
     try:
         return from_json(cls, text)
-    except ValueError as error:
-        raise _damaged(place, _first_fault(str(error))) from error
+    except ValueError as error:  # pydantic's listing: below a heading, a field and what is wrong with it
+        fault = " ".join(str(error).partition("\n")[2].partition(" [type=")[0].split())
+        raise _damaged(place, fault) from error
 
 
 def read_text(path: Path) -> str:
@@ -56,11 +66,6 @@ def read_text(path: Path) -> str:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise _damaged(str(path), f"it holds bytes that are no text at {error.start}") from error
-
-
-def _first_fault(text: str) -> str:
-    """Return the first fault of pydantic's listing: below a heading, a field and what is wrong with it."""
-    return " ".join(text.partition("\n")[2].partition(" [type=")[0].split())
 
 
 def _damaged(place: str, why: str) -> StudyError:

@@ -1,18 +1,24 @@
-"""A copy of a study folder in a storage, kept up while a driver works: what is copied, and which one is ahead."""
+"""A copy of a study folder in a storage: what is copied, which one is ahead, keeping it up, and fetching it."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import re
+import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError
-from loraxs_search.home import paths_under
+from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError, unknown_name
+from loraxs_search.home import ensure_dir, paths_under, write_atomic
 from loraxs_search.log.clock import Clock
-from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.log.study_log import StudyLog
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
+from loraxs_search.records.codec import to_json
+from loraxs_search.studies.folder import StudyFolder, studies_root
+from loraxs_search.studies.info import check_name, parse_info
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.snapshots import is_kept, kept_paths
 from loraxs_search.studies.storage import Storage
@@ -33,13 +39,6 @@ _IN_PARTS = b'"This file is copied in parts."\n'
 _PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
 
 
-def _copy_order(key: str) -> int | None:
-    """Return a file's place in the order of copying; None when it is not copied."""
-    if any(part.startswith(".") for part in key.split("/")):
-        return None
-    return next((index for index, start in enumerate(_ORDER) if key.startswith(start)), None)
-
-
 def files(path: Path) -> list[str]:
     """Return the keys of what is copied, in the order of copying."""
     return in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
@@ -47,7 +46,8 @@ def files(path: Path) -> list[str]:
 
 def in_copy_order(keys: Iterable[str]) -> list[str]:
     """Return those of the keys that are copied, in the order of copying."""
-    places = {key: place for key in keys if (place := _copy_order(key)) is not None}
+    seen = [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
+    places = {key: place for key in seen for place, start in reversed([*enumerate(_ORDER)]) if key.startswith(start)}
     return sorted(places, key=lambda key: (places[key], key))
 
 
@@ -90,7 +90,8 @@ def is_behind(path: Path, storage: Storage, name: str) -> bool:
     Raises:
         StudyError: each side holds what the other lacks.
     """
-    here, there = _read(path / "journal.jsonl") or b"", read_copy(storage, name, "journal.jsonl") or b""
+    journal = path / _GROWING
+    here, there = journal.read_bytes() if journal.exists() else b"", read_copy(storage, name, _GROWING) or b""
     here, there = here[: here.rfind(b"\n") + 1], there[: there.rfind(b"\n") + 1]
     if here.startswith(there):
         return (
@@ -102,13 +103,6 @@ def is_behind(path: Path, storage: Storage, name: str) -> bool:
         f"Of study {name!r} one side must be ahead, but {path} and {storage.uri} each hold what the other lacks.",
         hint="keep one: move the folder away to continue with the storage's",
     )
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 PATIENCE_S = 60.0
@@ -195,7 +189,11 @@ class Mirror:
         self._held.__enter__()
         self._standstill.moved()
         try:
-            self._check_ahead()
+            if is_behind(self._folder.path, self._storage, self._folder.name):
+                raise StudyError(
+                    f"Study {self._folder.name!r} must be as its storage has it, but another driver continued with it.",
+                    hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
+                )
             self._versions = self._storage.versions(self._folder.name)
             self.copy()
         except BaseException:
@@ -229,20 +227,31 @@ class Mirror:
         for key in keys:
             if is_kept(key):
                 continue  # read after the last state of its trial, and written before it
-            changed = {key: first[key] if key in first else self._changed(key)}
-            kept = {} if changed[key][1] is None else {name: self._changed(name) for name in self._kept_beside(key)}
-            for name, (stamp, content) in (kept | changed).items():
-                if content is not None:
-                    for part, its_content in parts(name, content, self._copied_bytes.get(name, 0)):
-                        self._write(f"{self._folder.name}/{part}", its_content)
-                    self._copied_bytes[name], self._seen[name] = content.rfind(b"\n") + 1, stamp
+            stamp, content = first[key] if key in first else self._changed(key)
+            beside = list[str]()  # the snapshots that are kept beside a trial's last one
+            is_best = self._folder.checkpoint_selection.checkpoint == "best"
+            if content is not None and is_best and key.startswith("snapshots/"):
+                paths = kept_paths(self._folder.path / "snapshots", Path(key).stem)
+                beside = [f"snapshots/{path.name}" for path in paths]
+            changed = {**{name: self._changed(name) for name in beside}, key: (stamp, content)}
+            for name, (its_stamp, its_content) in changed.items():
+                if its_content is not None:
+                    for part, its_bytes in parts(name, its_content, self._copied_bytes.get(name, 0)):
+                        self._write(f"{self._folder.name}/{part}", its_bytes)
+                    self._copied_bytes[name], self._seen[name] = its_content.rfind(b"\n") + 1, its_stamp
                     self._say(self._standstill.moved())
         self._say(self._standstill.moved())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _write(self, key: str, content: bytes) -> None:
         for _ in range(_TRIES):
-            self._check_held()
+            if self.lost_to is not None:
+                raise self.lost_to
+            if not self._lease.is_sure:
+                raise StorageError(
+                    f"A study's lease must be renewed within {LEASE_S:.0f} s, but could not be: {self._lease_trouble}"
+                )
+            self._lease.check()
             try:
                 self._versions[key] = self._storage.write(key, content, self._versions.get(key))
             except StorageConflictError:  # by a driver that was taken over, as this one may have been
@@ -251,39 +260,6 @@ class Mirror:
             else:
                 return
         raise StorageError(f"{key} must be this driver's to write, but something else writes it again and again.")
-
-    def _check_held(self) -> None:
-        if self.lost_to is not None:
-            raise self.lost_to
-        if not self._lease.is_sure:
-            raise StorageError(
-                f"A study's lease must be renewed within {LEASE_S:.0f} s, but could not be: {self._lease_trouble}"
-            )
-        self._lease.check()
-
-    def _forget_foreign(self) -> bool:
-        """Have what a driver wrote late, after this one took over, be written anew; return whether there is any."""
-        there, start = self._storage.versions(self._folder.name), f"{self._folder.name}/"
-        foreign = (key.removeprefix(start) for key, version in self._versions.items() if there.get(key) != version)
-        names = {file_of(key) for key in foreign} & self._seen.keys()
-        for name in names:
-            del self._seen[name], self._copied_bytes[name]
-        return bool(names)
-
-    def _check_ahead(self) -> None:
-        if is_behind(self._folder.path, self._storage, self._folder.name):
-            raise StudyError(
-                f"Study {self._folder.name!r} must be as its storage has it, but another driver continued with it.",
-                hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
-            )
-
-    def _kept_beside(self, key: str) -> list[str]:
-        """Return the keys of the snapshots that are kept beside a trial's last one."""
-        folder, _, name = key.rpartition("/")
-        if folder != "snapshots" or self._folder.checkpoint_selection.checkpoint == "last":
-            return []
-        paths = kept_paths(self._folder.path / folder, name.removesuffix(".safetensors"))
-        return [f"{folder}/{path.name}" for path in paths]
 
     def _changed(self, key: str) -> tuple[tuple[int, int], bytes | None]:
         """Return a file's stamp and, if it is another than when it was copied, its content; the stamp is the older."""
@@ -303,8 +279,13 @@ class Mirror:
     def _try_to_copy(self, *, last: bool = False) -> bool:
         try:
             self.copy()
-            if last and self._forget_foreign():
-                self.copy()
+            if last:  # what a driver wrote late, after this one took over, is written anew
+                there, start = self._storage.versions(self._folder.name), f"{self._folder.name}/"
+                foreign = [key.removeprefix(start) for key, known in self._versions.items() if there.get(key) != known]
+                if names := {file_of(key) for key in foreign} & self._seen.keys():
+                    for name in names:
+                        del self._seen[name], self._copied_bytes[name]
+                    self.copy()
         except StudyError as error:
             self._lose(error)
             return False
@@ -346,3 +327,82 @@ def mirrored(folder: StudyFolder, lost: Callable[[], None]) -> Iterator[Mirror |
         return
     with Mirror(folder, Storage(folder.info.storage), lost) as mirror:
         yield mirror
+
+
+# ---- on another machine ----------------------------------------------------------------------------------------------
+_OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.runs.jsonl")
+
+
+def check_new_in(storage: Storage, name: str) -> None:
+    """Refuse a name that a study in the storage has.
+
+    Raises:
+        StudyError: it has.
+    """
+    if storage.get(f"{name}/study.json") is not None:
+        raise StudyError(
+            f"Study {name!r} already exists in {storage.uri}.",
+            hint=f"continue with `loraxs-search resume {name} --storage {storage.uri}`, or choose another with --name",
+        )
+
+
+def fetch(name: str, storage: Storage) -> StudyFolder:
+    """Bring the study folder up to the storage's copy, if that is ahead of it or there is none here.
+
+    One that began here and has not been copied yet is all here.
+
+    An embedded MLflow store stays on the machine that had it: on another one the study's records are written anew into
+    its own. So are they here, when others continued with the study meanwhile; those that it has change nothing.
+
+    Raises:
+        StudyError: the storage has no such study, it is of a later version, another driver is at work, or both sides
+            continued.
+    """
+    content = storage.get(f"{name}/study.json")
+    if content is None:
+        if StudyFolder.exists(name):
+            folder = StudyFolder.open(name)
+            if (folder.info.storage or "").rstrip("/") == storage.uri.rstrip("/"):
+                return folder  # its driver died, or was refused, before the first copy was whole
+        known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
+        raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
+    place = f"{storage.uri}/{name}/study.json"
+    with contextlib.ExitStack() as held:
+        info = parse_info(content, place)
+        check_name(info, name, f"{storage.uri}/{name}")
+        here = StudyFolder.open(name) if StudyFolder.exists(name) else None
+        if here is not None:
+            if here.info.study_id != info.study_id:
+                raise StudyError(
+                    f"Study {name!r} of {storage.uri} must not meet another of its name, but {here.path} is one.",
+                    hint="set LORAXS_HOME to another folder, or move that one away",
+                )
+            held.enter_context(here.lock())
+        held.enter_context((lease := Lease(storage, name)).held())
+        path = studies_root() / name
+        if here is not None and not is_behind(path, storage, name):
+            return here
+        # Of an embedded store, what came would speak of another machine's, whose path may be that of one here.
+        _download(name, storage, path, without=() if sqlite_path(info.tracking_uri) is None else _OF_ONE_MLFLOW_STORE)
+        lease.check()
+        info = replace(parse_info(storage.get(f"{name}/study.json") or content, place), storage=storage.uri)
+        embedded = sqlite_path(info.tracking_uri)
+        if embedded is not None and not embedded.exists():
+            info = replace(info, tracking_uri=resolve_uri())
+        write_atomic(path / "study.json", to_json(info, indent=2))  # with which the study exists here
+        return StudyFolder(path)
+
+
+def _download(name: str, storage: Storage, path: Path, without: Collection[str]) -> None:
+    shutil.rmtree(path / "tune", ignore_errors=True)
+    for key in without:  # first: a fetch that is cut short behind the journal is not begun again
+        (path / key).unlink(missing_ok=True)
+    ensure_dir(path / "snapshots")
+    keys = {file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
+    for key in in_copy_order(keys - {"study.json", *without}):
+        if (content := read_copy(storage, name, key)) is not None:
+            write_atomic(path / key, content)
+    known = StudyLog(path / "journal.jsonl").records
+    for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:
+        if snapshot.name.partition(".")[0] not in known:  # the trial that gets its number here is another
+            snapshot.unlink()

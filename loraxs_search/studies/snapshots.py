@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import write_atomic
-from loraxs_search.log.event_log import DAMAGED_HINT
+from loraxs_search.log.study_log import DAMAGED_HINT
 from loraxs_search.records.codec import check_trial_id, from_json
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.trial import TrialReport
@@ -24,19 +25,6 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         return from_json(tuple[TrialReport, ...], json.dumps(entry_of(snapshot, "trial")["reports"]))
     except (ValueError, KeyError) as error:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
-
-
-def is_older(snapshot: bytes, path: Path) -> bool:
-    """Whether a snapshot is of an earlier step than the one in a file, which may be missing or damaged."""
-    try:
-        return _last_step(snapshot) < _last_step(path)
-    except (OSError, ValueError, LookupError):
-        return False
-
-
-def _last_step(source: Path | bytes) -> int:
-    reports = entry_of(source, "trial")["reports"]
-    return int(reports[-1]["step"]) if reports else 0
 
 
 def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
@@ -98,9 +86,11 @@ class Snapshots:
         before it stays too, for a copy of the folder that is being made.
         """
         check_owner(snapshot, self._study, trial_id)
-        reports = tuple[TrialReport, ...]()
-        if is_older(snapshot, snapshot_path(self._folder, trial_id)):
-            return
+        reports, path = tuple[TrialReport, ...](), snapshot_path(self._folder, trial_id)
+        with contextlib.suppress(OSError, ValueError, LookupError):  # the one before is missing, or damaged
+            steps = [[each["step"] for each in entry_of(it, "trial")["reports"]] for it in (snapshot, path)]
+            if max(steps[0], default=0) < max(steps[1], default=0):
+                return
         if self._selection.checkpoint == "best":
             reports = read_reports(snapshot)
             if self._selection.select(reports).step == reports[-1].step:

@@ -177,31 +177,21 @@ def _endpoint(scheme: str) -> str:
     """Return the server that the environment names in place of the cloud's own; empty if there is none."""
     name = next((name for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
     endpoint = os.environ[name] if name else ""
-    if endpoint and not _is_server(endpoint):  # obstore would panic at it, and print it in each error
-        raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_HINTS[scheme])
-    return endpoint
-
-
-def _is_server(endpoint: str) -> bool:
     parts = parts_of(endpoint)
     is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    return is_server and "@" not in endpoint and endpoint.split() == [endpoint]
+    if endpoint and not (is_server and "@" not in endpoint and endpoint.split() == [endpoint]):
+        # obstore would panic at it, and print it in each error
+        raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_HINTS[scheme])
+    return endpoint
 
 
 def _s3_config(endpoint: str) -> S3Config:
     config: S3Config = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint
-    if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):
-        config["access_key_id"] = profile["aws_access_key_id"]
-        config["secret_access_key"] = profile["aws_secret_access_key"]
-        if "aws_session_token" in profile:
-            config["session_token"] = profile["aws_session_token"]
-    return config
-
-
-def _profile() -> dict[str, str]:
-    """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return config
+    # The account of AWS's own file, which the client does not read.
     read = configparser.ConfigParser(interpolation=None)
     path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
     try:
@@ -213,7 +203,12 @@ def _profile() -> dict[str, str]:
         ) from None  # what else it says may be a key
     section = os.environ.get("AWS_PROFILE") or "default"
     profile = dict(read[section]) if section in read else {}
-    return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}
+    if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys():
+        config["access_key_id"] = profile["aws_access_key_id"]
+        config["secret_access_key"] = profile["aws_secret_access_key"]
+        if "aws_session_token" in profile:
+            config["session_token"] = profile["aws_session_token"]
+    return config
 
 
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
@@ -360,7 +355,11 @@ class Storage:
         key = f".{uuid.uuid4().hex}"
         version = self.create(key, b"")
         try:
-            is_safe = self.create(key, b"") is None and self._keeps_what_is_newer(key, version)
+            is_safe = self.create(key, b"") is None
+            self.write(key, b"newer", version)
+            with contextlib.suppress(StorageConflictError):
+                self.write(key, b"late", version)
+                is_safe = False
         finally:
             self.delete(key)
         if not is_safe:
@@ -422,14 +421,6 @@ class Storage:
         with self._faults("readable", prefix):
             versions = self._objects.versions(prefix)
         return {key: version for key, version in versions.items() if not _is_temporary(key)}
-
-    def _keeps_what_is_newer(self, key: str, version: str | None) -> bool:
-        self.write(key, b"newer", version)
-        try:
-            self.write(key, b"late", version)
-        except StorageConflictError:
-            return True
-        return False
 
     @contextlib.contextmanager
     def _faults(self, what: str, key: str) -> Iterator[None]:

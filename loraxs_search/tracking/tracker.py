@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import hashlib
-import itertools
 import json
 import logging
 import re
@@ -13,12 +12,12 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.home import disk_faults, ensure_dir, write_atomic
-from loraxs_search.log.event_log import AppendLog, EventLog, lines_from, to_line
 from loraxs_search.log.events import (
     AdapterWritten,
     BaselinesMeasured,
@@ -32,6 +31,7 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
+from loraxs_search.log.study_log import append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root, check_server, redact
@@ -115,7 +115,7 @@ class Tracker:
         self._facts: StudyDescription | None = None
         self._started_at: dict[str, float] = {}
         self._reports: defaultdict[str, dict[int, TrialReport]] = defaultdict(dict)  # by step, in their order
-        for event in EventLog(self._log_path, study).new():
+        for event, _ in read_events(self._log_path, study):
             self._note(event)
 
         # The runs that are known. A trial of an earlier process may have one that the file lacks.
@@ -123,8 +123,9 @@ class Tracker:
         self._bare = set[str]()  # runs made here that cannot have a model yet
         self._running = set[str]()
         self._runs: dict[str, str] = {}  # by trial
-        self._runs_file, self._runs_lock = AppendLog(study_dir / "tracking.runs.jsonl"), threading.Lock()
-        for line in self._runs_file.new_lines():
+        self._runs_path, self._runs_end, self._runs_lock = study_dir / "tracking.runs.jsonl", 0, threading.Lock()
+        for line, end in lines_from(self._runs_path, 0):
+            self._runs_end = end
             with contextlib.suppress(ValueError):  # a line that is damaged
                 trial_id, run_id = json.loads(line)
                 self._runs[trial_id] = run_id
@@ -211,13 +212,14 @@ class Tracker:
                     self._changed.wait_for(self._stopped.is_set, _LOOK_EVERY_S)
                 continue
             try:
-                log = EventLog(self._log_path, self._study, self._applied)
-                self._apply(log.read(_LAST_LINES if self._hurried else _LINES))
+                batch = read_events(self._log_path, self._study, self._applied)
+                events, ends = zip(*islice(batch, _LAST_LINES if self._hurried else _LINES), strict=True)
+                self._apply([event for event in events if event is not None and _run_of(event) is not None])
                 with self._changed:
                     if self._stopped.is_set():  # the folder may have a new owner; repeating these events is harmless
                         return
-                    write_atomic(self._folder / OFFSET, str(log.offset))
-                    self._applied, pause_s = log.offset, _FIRST_PAUSE_S
+                    write_atomic(self._folder / OFFSET, str(ends[-1]))
+                    self._applied, pause_s = ends[-1], _FIRST_PAUSE_S
                     if self.trouble is not None:
                         _logger.warning("MLflow at %s answers again", redact(self._uri))
                     self.trouble = None
@@ -241,7 +243,7 @@ class Tracker:
             Exception: the store is away; none or some of the events are recorded.
         """
         try:
-            self._record([event for event in events if _run_of(event) is not None])
+            self._record(events)
         except Exception as error:
             code = getattr(error, "error_code", None)
             is_away = isinstance(error, LoraxsError | OSError) or code not in (None, *_REFUSALS)
@@ -260,7 +262,7 @@ class Tracker:
                 problem = redact(f"{type(error).__name__}: {error}")
                 _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, problem)
 
-    def _note(self, event: LoggedEvent) -> None:
+    def _note(self, event: LoggedEvent | None) -> None:
         """Remember what later events are recorded by; the same event twice changes nothing."""
         match event:
             case DriverStarted(run=run) if run is not None:
@@ -280,7 +282,7 @@ class Tracker:
             self._client = client
         elif events and artifact_root(self._uri) is None:
             check_server(self._uri)  # in seconds; a call to a dead server may hang for much longer
-        for is_of_search, stretch in itertools.groupby(events, lambda event: _run_of(event) == _SEARCH):
+        for is_of_search, stretch in groupby(events, lambda event: _run_of(event) == _SEARCH):
             if is_of_search:
                 self._write_search(list(stretch))
             else:
@@ -455,7 +457,8 @@ class Tracker:
 
     def _remember(self, trial_id: str, run_id: str) -> None:
         with self._runs_lock:
-            self._runs_file.append(json.dumps([trial_id, run_id]).encode() + b"\n")
+            line = json.dumps([trial_id, run_id]).encode() + b"\n"
+            self._runs_end = append_lines(self._runs_path, self._runs_end, line)
             self._runs[trial_id] = run_id
 
     def _reopen(self, run_id: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
-from loraxs_search.log.event_log import from_line, to_line
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.study_log import from_line, to_line
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState

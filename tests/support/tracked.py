@@ -19,11 +19,11 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import CheckpointSelection, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records.trial import Hyperparameters, Lineage, TrialReport, TrialState
-from loraxs_search.studies.journal import Journal
 from loraxs_search.tracking.run_texts import environment_tags
 from loraxs_search.tracking.tracker import Tracker
 
@@ -42,10 +42,10 @@ class Tracked:
         uri: str,
         experiment: str,
         selection: CheckpointSelection | None = None,
-        journal: Journal | None = None,
+        journal: StudyLog | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(folder / "journal.jsonl", study) if journal is None else journal
+        self.journal = StudyLog(folder / "journal.jsonl", study) if journal is None else journal
         self.tracker = Tracker(study, folder, uri, experiment, selection)
 
     def search_started(

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from loraxs_search.errors import IntegrityError
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.adapter import ClassReport
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.task import Task
@@ -18,7 +19,6 @@ from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.journal import Journal
 
 _WORDS = {
     TrialState.COMPLETE: "complete",
@@ -43,7 +43,7 @@ class ReportFacts:
     folder: StudyFolder
     state: str
     read_at: float
-    journal: Journal
+    journal: StudyLog
     candidates: tuple[Candidate, ...]
     baselines: tuple[Baseline, ...]
 

@@ -13,8 +13,8 @@ from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, ComparisonSetup, PromotionTest, Scored
 from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
 from loraxs_search.reports.leaderboard import score_warnings
+from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.test_set_uses import uses
 
 # The end of `launch`, the report and `status` show it, and a decision on a first champion has the same sentence.
 

@@ -18,6 +18,7 @@ from loraxs_search.errors import BaseModelError, HomeError, LoraxsError, SearchI
 from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase, SearchFinished
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import AdapterRef, StartFrom
@@ -44,10 +45,8 @@ from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lookup import store_of
-from loraxs_search.studies.mirror import mirrored
-from loraxs_search.studies.remote_resume import check_new_in, fetch
+from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
@@ -239,7 +238,7 @@ class Driver:
                 else:
                     tracker.close()
 
-    def _search(self, folder: StudyFolder, actors: StudyActors, journal: Journal, tracker: Tracker) -> SearchResult:
+    def _search(self, folder: StudyFolder, actors: StudyActors, journal: StudyLog, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.driver.session import SearchSession
 
         return SearchSession(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
@@ -20,7 +21,6 @@ from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
 from loraxs_search.studies.folder import StudyFolder, list_studies
-from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lookup import store_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.storage import Storage
@@ -131,7 +131,7 @@ def _columns(rows: list[LeaderboardRow], records: tuple[TrialRecord, ...]) -> li
 _logger = logging.getLogger(__name__)
 
 
-def keep_report(folder: StudyFolder, journal: Journal) -> None:
+def keep_report(folder: StudyFolder, journal: StudyLog) -> None:
     """Write the report of a search that has ended, and have MLflow keep it, once.
 
     The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
@@ -206,7 +206,7 @@ def _record_finished(folder: StudyFolder) -> SearchResult:
     return result
 
 
-def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
+def result_of(folder: StudyFolder, journal: StudyLog) -> SearchResult:
     """Return how a search stands in its journal and its candidates."""
     return SearchResult(
         study=folder.name,
@@ -218,7 +218,7 @@ def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
 
 
 def log_adapters(
-    folder: StudyFolder, journal: Journal, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+    folder: StudyFolder, journal: StudyLog, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
 ) -> None:
     """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
 

@@ -34,6 +34,7 @@ from loraxs_search.log.events import (
     TrainingEnded,
     TrialEnded,
 )
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.host import LinearProbe
 from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.search import SearchRun, StudyDescription
@@ -66,7 +67,6 @@ from loraxs_search.steering import steered
 from loraxs_search.steering.state import Deadline, SteeredStudy, planned
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lookup import store_of
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.run_texts import environment_tags
@@ -144,7 +144,7 @@ class SearchSession:
         info: StudyInfo,
         space: Space,
         folder: StudyFolder,
-        journal: Journal,
+        journal: StudyLog,
         actors: StudyActors,
         ledger: Ledger,
         stop: threading.Event,
@@ -532,7 +532,7 @@ def reopen(study: SteeredStudy) -> bool:
 
 def run_stages(
     folder: StudyFolder,
-    journal: Journal,
+    journal: StudyLog,
     train: Callable[[], None],
     finalize: Callable[[], bool],
     wants_more: Callable[[], bool],

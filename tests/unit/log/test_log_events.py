@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log.event_log import EventLog, to_line
 from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
@@ -30,6 +29,7 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
+from loraxs_search.log.study_log import append_lines, read_events, to_line
 from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import SearchPlan, SearchRun, StudyDescription
@@ -69,8 +69,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.jsonl"
 
 
+def write(path: Path, *events: LoggedEvent) -> None:
+    append_lines(path, 0, b"".join(map(to_line, events)))
+
+
 def read(path: Path) -> list[LoggedEvent]:
-    return list(EventLog(path).new())
+    return [event for event, _ in read_events(path, None) if event is not None]
 
 
 def test_every_event_is_read_back_from_its_line(path: Path) -> None:
@@ -79,10 +83,8 @@ def test_every_event_is_read_back_from_its_line(path: Path) -> None:
     described = DriverStarted(
         at=1.0, since=0.5, run=SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"}, facts)
     )
-    log = EventLog(path)
-    for event in (*EVENTS, described):
-        log.append(event)
-        assert to_line(event).count(b"\n") == 1
+    write(path, *EVENTS, described)
+    assert len(path.read_bytes().splitlines()) == len(EVENTS) + 1
     assert read(path) == [*EVENTS, described]
     assert {type(event) for event in EVENTS} >= set(LoggedEvent.__args__) - {*_of_other_tests()}
 
@@ -97,7 +99,7 @@ def _of_other_tests() -> list[type]:
 def test_the_order_of_parameters_stays(path: Path) -> None:
     """Samplers go by it: sorted, the next proposal would be another one."""
     event = TrialStarted(at=1.0, trial_id="00000", params={"b": 1, "a": 2}, proposal=Proposal({"b": 1, "a": 2}, {}))
-    EventLog(path).append(event)
+    write(path, event)
     (again,) = read(path)
     assert isinstance(again, TrialStarted)
     assert list(again.params) == list(again.proposal.params) == ["b", "a"]
@@ -105,28 +107,24 @@ def test_the_order_of_parameters_stays(path: Path) -> None:
 
 def test_a_text_with_half_a_character_spoils_no_log(path: Path) -> None:
     """Python names files so whose names are no UTF-8."""
-    log = EventLog(path)
-    for text in ("caf\udce9.csv", "caf\u00e9 \U0001f600"):
-        log.append(Warned(at=9.0, text=text))
+    write(path, *(Warned(at=9.0, text=text) for text in ("caf\udce9.csv", "caf\u00e9 \U0001f600")))
     assert [event.text for event in read(path) if isinstance(event, Warned)] == ["caf?.csv", "caf\u00e9 \U0001f600"]
 
 
 def test_readers_go_on_from_their_offsets(path: Path) -> None:
-    writer, reader = EventLog(path, "s"), EventLog(path, "s")
-    writer.append(EVENTS[0])
-    assert [event.study for event in reader.new()] == ["s"]
-    writer.append(EVENTS[1])
-    assert [event.event for event in reader.new()] == ["started"]
-    assert reader.offset == writer.offset == path.stat().st_size
-    later = EventLog(path, "s", offset=len(to_line(EVENTS[0])))
-    assert [event.event for event in later.read(5)] == ["started"]
-    assert later.read(5) == []
+    write(path, *EVENTS[:2])
+    (first, behind), (second, end) = read_events(path, "s")
+    assert first is not None
+    assert (first.study, end) == ("s", path.stat().st_size)
+    assert list(read_events(path, "s", behind)) == [(second, end)]
+    assert list(read_events(path, "s", end)) == []
 
 
 # ---- other lines -----------------------------------------------------------------------------------------------------
 def test_an_unknown_kind_is_passed_over_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "warning", "text": "so", "at": 1.0}\n')
     assert [event.event for event in read(path)] == ["warning"]
+    assert next(read_events(path, None))[1] == len(path.read_text().partition("\n")[0]) + 1, "and not read again"
     assert "unheard_of" in caplog.text
 
 

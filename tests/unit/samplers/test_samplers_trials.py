@@ -39,7 +39,7 @@ def report(trial_id: str, step: int, score: float, stored: int = 1) -> TrialRepo
 def read(folder: StudyFolder, space: Space, plan: SearchPlan = PLAN) -> StudyTrials:
     """Read a study's log from its beginning, as a driver does that begins."""
     trials = StudyTrials(folder.info.task, plan)
-    for event in folder.log().new():
+    for event in folder.journal().history():
         trials.apply(event)
     return trials
 

@@ -21,13 +21,13 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.journal import Journal
 from loraxs_search.trial.snapshot import Snapshot
 
 STARTED = SearchStarted(
@@ -80,7 +80,7 @@ def test_what_happens_to_a_trial_reaches_log_sampler_and_view(folder: StudyFolde
     for _ in range(2):  # what is said twice counts once
         ledger.trial(TrialReported(report=report("00000", 4, 0.5)))
         ledger.trial(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
-    assert [event.event for event in folder.log().new()] == ["search_started", "started", "reported", "ended"]
+    assert [event.event for event in folder.journal().history()] == ["search_started", "started", "reported", "ended"]
     assert view.new == ["search_started", "started", "reported", "ended"]
     assert [trial.value for trial in trials.trials] == [0.5]
 
@@ -93,7 +93,7 @@ def test_what_the_log_cannot_take_has_not_happened(folder: StudyFolder, monkeypa
     def full(*_: object) -> None:
         raise HomeError("No space left to write it.")
 
-    monkeypatch.setattr(Journal, "append", full)
+    monkeypatch.setattr(StudyLog, "append", full)
     with pytest.raises(HomeError):
         start(ledger, "00000")
     assert (ledger.records, trials.trials, trials.next_number, view.new) == ({}, [], 0, ["search_started"])
@@ -188,4 +188,4 @@ def test_what_rows_are_like_is_kept_for_who_watches(tmp_path: Path, monkeypatch:
     (event,) = heard
     assert isinstance(event, DataRead)
     assert (event.metric, event.report) == (folder.info.task.metric, data)
-    assert list(folder.log().new()) == heard
+    assert list(folder.journal().history()) == heard

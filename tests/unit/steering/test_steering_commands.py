@@ -16,6 +16,7 @@ from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.command import AnswerState, Command
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
@@ -25,7 +26,6 @@ from loraxs_search.steering.send import new_command, read_params, send, trial_na
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.storage import Storage
 
@@ -181,7 +181,7 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
         return call
 
-    for of, name in ((Journal, "append"), (CommandInbox, "remove")):
+    for of, name in ((StudyLog, "append"), (CommandInbox, "remove")):
         patch.setattr(of, name, dying(getattr(of, name)))
 
 

@@ -9,9 +9,9 @@ import pytest
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.log.events import Answered, Commanded, DriverStarted, Reopened, TrainingEnded
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.journal import Journal
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
 TYPED = Command("c2", "finish", issued_at=1.0)
@@ -62,13 +62,13 @@ def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: p
 
 
 def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = StudyLog(tmp_path / "journal.jsonl")
     taken = [journal.append(Commanded(command=command)) for command in (STOP, TYPED, STOP)]
     assert [event is not None for event in taken] == [True, True, False]
     answer = CommandAnswer("c2", AnswerState.DONE, "so", facts={"trials": "00001"})
     assert journal.append(Answered(answer=answer))
     assert not journal.append(Answered(answer=CommandAnswer("c2", AnswerState.REFUSED, "something else")))
-    again = Journal(tmp_path / "journal.jsonl")
+    again = StudyLog(tmp_path / "journal.jsonl")
     assert list(again.commands) == ["c1", "c2"]
     assert (again.commands["c1"].command, again.commands["c1"].answer) == (STOP, None)
     assert (again.commands["c2"].command, again.commands["c2"].answer) == (TYPED, answer)
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplo
 def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: clock[0])
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = StudyLog(tmp_path / "journal.jsonl")
     journal.append(DriverStarted(since=1000.0))
     clock[0] = 1010.0
     journal.append(TrainingEnded(notice=""))
@@ -95,4 +95,4 @@ def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, mo
     journal.append(Commanded(command=Command("a" * 32, "extend", arguments={"trials": 2})))
     journal.append(Answered(answer=CommandAnswer("a" * 32, AnswerState.DONE, "so")))
     journal.append(Reopened(number=1))
-    assert journal.spent_s == Journal(tmp_path / "journal.jsonl").spent_s == 10.0
+    assert journal.spent_s == StudyLog(tmp_path / "journal.jsonl").spent_s == 10.0

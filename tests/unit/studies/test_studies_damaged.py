@@ -17,13 +17,13 @@ from loraxs_search.cli._main import run
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
 from loraxs_search.log.events import TrialStarted
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.driver.result import sync
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.info import STUDY_FORMAT
-from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.mirror import fetch
 from loraxs_search.studies.storage import Storage
 
 
@@ -32,11 +32,11 @@ from loraxs_search.studies.storage import Storage
 )
 def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    Journal(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
+    StudyLog(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(StudyError, match=f"journal.jsonl is damaged at byte {size}") as caught:
-        Journal(path)
+        StudyLog(path)
     assert "backup" in str(caught.value.hint)
 
 

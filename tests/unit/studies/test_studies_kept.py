@@ -16,8 +16,7 @@ from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import TrialReport
 from loraxs_search.studies import snapshots
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.mirror import Mirror
-from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.storage import Storage as AnyStorage

@@ -21,8 +21,7 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.studies import lease
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
-from loraxs_search.studies.mirror import Mirror
-from loraxs_search.studies.remote_resume import fetch
+from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]

@@ -15,11 +15,10 @@ from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.studies import lease, mirror, remote_resume
+from loraxs_search.studies import lease, mirror
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import Mirror, read_copy
-from loraxs_search.studies.remote_resume import check_new_in, fetch
+from loraxs_search.studies.mirror import Mirror, check_new_in, fetch, read_copy
 from loraxs_search.studies.storage import Storage
 
 
@@ -155,8 +154,13 @@ def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(
         second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
         (second.path / "mlflow.offset").write_text(str(second.journal_path.stat().st_size))
     machine("one")
+    write = mirror.write_atomic
     with monkeypatch.context() as patch:
-        patch.setattr(remote_resume, "_write_study", lambda *_: fail(OSError(errno.EIO, "killed")))
+
+        def dying(path: Path, content: bytes | str) -> None:
+            write(path, content) if path.name != "study.json" else fail(OSError(errno.EIO, "killed"))
+
+        patch.setattr(mirror, "write_atomic", dying)
         with pytest.raises(OSError, match="killed"):
             fetch("s", storage)
     assert fetch("s", storage).journal().records["00000"].state is TrialState.COMPLETE

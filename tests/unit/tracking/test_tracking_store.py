@@ -7,7 +7,7 @@ import pytest
 
 from loraxs_search.errors import HomeError
 from loraxs_search.log.events import TrialStarted
-from loraxs_search.studies.journal import Journal
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.tracking.store import connect, ensure_store, has_waiting, read_offset, study_id
 
 
@@ -39,7 +39,7 @@ def test_an_offset_at_which_no_line_begins_is_the_beginning(written, offset, tmp
 
 
 def test_a_line_torn_by_a_kill_is_waited_for_by_nobody(tmp_path):
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = StudyLog(tmp_path / "journal.jsonl")
     journal.append(TrialStarted(trial_id="t0", params={}))
     assert not has_waiting(tmp_path), "no run is of this study yet"
     assert study_id(tmp_path) == study_id(tmp_path)

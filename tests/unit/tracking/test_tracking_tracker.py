@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import HomeError
-from loraxs_search.log.event_log import AppendLog
 from loraxs_search.log.events import TrialStarted
+from loraxs_search.log.study_log import StudyLog, append_lines
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.studies.journal import Journal
+from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.tracker import Tracker
 
@@ -189,14 +189,14 @@ def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters
 def test_a_run_that_could_not_be_written_down_is_found_and_not_made_again(
     open_tracker, look, study_dir, monkeypatch, hyperparameters
 ):
-    append, refusals = AppendLog.append, iter(range(3))
+    refusals = iter(range(3))
 
-    def failing(log: AppendLog, lines: bytes, **options: bool) -> None:
-        if log.path.name == "tracking.runs.jsonl" and b"t0" in lines and next(refusals, None) is not None:
+    def failing(path: Path, end: int, lines: bytes) -> int:
+        if b"t0" in lines and next(refusals, None) is not None:
             raise HomeError("No space left to write it.", hint="free some space")
-        append(log, lines, **options)
+        return append_lines(path, end, lines)
 
-    monkeypatch.setattr(AppendLog, "append", failing)
+    monkeypatch.setattr(tracker_module, "append_lines", failing)
     tracker = open_tracker()
     tracker.trial_started("t0", {}, hyperparameters)
     assert tracker.flush()
@@ -212,7 +212,7 @@ def test_a_run_of_a_trial_that_was_lost_with_a_log_is_not_that_of_the_next_one_o
     def told(folder: Path, trial_id: str, at: float, *, is_ours: bool = True) -> str | None:
         tracker = Tracker("s1", folder, store_uri, "exp", is_ours=lambda: is_ours)
         started = TrialStarted(at=at, trial_id=trial_id, params={}, hyperparameters=hyperparameters)
-        Journal(folder / "journal.jsonl", "s1").append(started)
+        StudyLog(folder / "journal.jsonl", "s1").append(started)
         tracker.close(timeout=10.0 if is_ours else 1.0)
         return tracker.run_id(trial_id)
 

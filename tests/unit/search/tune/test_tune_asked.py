@@ -108,12 +108,12 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
 
         return write_or_die
 
-    from loraxs_search.log.event_log import AppendLog
+    from loraxs_search.log import study_log
     from loraxs_search.studies import commands
     from loraxs_search.studies import folder as study_folder
 
     with monkeypatch.context() as patch:
-        patch.setattr(AppendLog, "append", dying(AppendLog.append))
+        patch.setattr(study_log, "append_lines", dying(study_log.append_lines))
         patch.setattr(study_folder, "write_atomic", dying(study_folder.write_atomic))
         patch.setattr(commands.CommandInbox, "remove", dying(commands.CommandInbox.remove))
         try:

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.log.events import TrialEnded
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
@@ -28,7 +29,6 @@ from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT,
 from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
 from loraxs_search.search_space.load import load_space
 from loraxs_search.steering.state import Deadline, SteeringState
-from loraxs_search.studies.journal import Journal
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 
@@ -49,7 +49,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     space = load_space("movie_reviews")
     trials = StudyTrials(space.task, space.search)
     ledger = Ledger("s", SilentView())
-    ledger.open(Journal(tmp_path / "journal.jsonl"), trials)
+    ledger.open(StudyLog(tmp_path / "journal.jsonl"), trials)
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
@@ -110,7 +110,7 @@ def test_what_the_ledger_cannot_write_is_left_to_the_driver(
         raise HomeError("No space left to write it.", hint="free some space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", full)
+        patch.setattr(StudyLog, "append", full)
         started.on_trial_result("x", _result(40))
     assert "No space left" in str(started.fatal_error)
     first = started.fatal_error

@@ -1,16 +1,18 @@
+"""Lines are whole after a kill and a full disk; what they say of trials, and of the time that was spent."""
+
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loraxs_search.errors import StudyError
+from loraxs_search.log import study_log
 from loraxs_search.log.clock import steady_time
-from loraxs_search.log.event_log import AppendLog
 from loraxs_search.log.events import (
     DriverStarted,
     Phase,
@@ -20,10 +22,10 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
+from loraxs_search.log.study_log import StudyLog, append_lines, lines_from
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.steering.state import Deadline, SteeringState
-from loraxs_search.studies.journal import Journal
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
 
@@ -37,30 +39,30 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.jsonl"
 
 
-def test_what_was_written_is_read_back_by_another_journal(path: Path) -> None:
-    writer = Journal(path)
-    writer.append(
-        TrialStarted(trial_id="00000", params={"rank": 8, "learning_rate": 1e-3, "target_modules": "attention"})
-    )
-    writer.append(TrialReported(report=report("00000", 40)))
-    writer.append(TrialReported(report=report("00000", 80)))
-    writer.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained all 80 steps"))
-    assert Journal(path).records == writer.records
-    assert [r.step for r in writer.records["00000"].reports] == [40, 80]
-
-
-def test_reports_of_all_trials_are_told_in_the_order_they_came(path: Path) -> None:
-    writer = Journal(path)
-    told = [report("00001", 40), report("00000", 40), report("00001", 80)]
+def test_what_was_written_is_read_back(path: Path) -> None:
+    writer, reader = StudyLog(path), StudyLog(path)
     for trial_id in ("00000", "00001"):
-        writer.append(TrialStarted(trial_id=trial_id, params={"rank": 8}))
+        writer.append(TrialStarted(trial_id=trial_id, params={"rank": 8, "learning_rate": 1e-3}))
+    told = [report("00001", 40), report("00000", 40), report("00001", 80)]
     for one in told:
         writer.append(TrialReported(report=one))
-    assert writer.reports == Journal(path).reports == told
+    writer.append(Phase(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))  # of no trial
+    writer.append(TrialEnded(trial_id="00001", state=TrialState.COMPLETE, reason="trained all 80 steps"))
+    assert writer.notice is None
+    writer.append(TrainingEnded(notice="the time budget of 30 s is used up"))
+    assert not reader.records
+    reader.refresh()
+    for log in (writer, reader, StudyLog(path)):
+        assert log.records == writer.records
+        assert log.reports == told
+        assert log.notice == "the time budget of 30 s is used up"
+    record = reader.records["00001"]
+    assert [each.step for each in record.reports] == [40, 80]
+    assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
 
 
 def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
-    journal = Journal(path)
+    journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     assert journal.append(TrialReported(report=report("00000", 40)))
     assert journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="first"))
@@ -71,33 +73,35 @@ def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_lines_are_read_from_any_of_them_on_and_a_torn_one_is_cut_off_by_the_next_write(path: Path) -> None:
+    assert list(lines_from(path, 0)) == []
+    assert append_lines(path, 0, b"one\ntwo\n", flush_to_device=True) == 8
+    with path.open("ab") as file:
+        file.write(b"thr")
+    assert list(lines_from(path, 4)) == [(b"two\n", 8)]
+    assert append_lines(path, 8, b"3\n") == 10
+    assert path.read_bytes() == b"one\ntwo\n3\n"
+
+
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path: Path, cut: int) -> None:
-    journal = Journal(path)
+    journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
     journal.append(TrialReported(report=report("00000", 40)))
     path.write_bytes(path.read_bytes()[:-cut])
-    again = Journal(path)
+    again = StudyLog(path)
     assert again.records["00000"].reports == ()
     again.append(TrialReported(report=report("00000", 40)))
     assert path.read_bytes().startswith(whole)
-    assert [r.step for r in Journal(path).records["00000"].reports] == [40]
-
-
-def test_a_reader_sees_what_is_appended_later(path: Path) -> None:
-    writer, reader = Journal(path), Journal(path)
-    writer.append(TrialStarted(trial_id="00000", params={"rank": 8}))
-    assert not reader.records
-    reader.refresh()
-    assert reader.records == writer.records
+    assert [r.step for r in StudyLog(path).records["00000"].reports] == [40]
 
 
 def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> None:
-    Journal(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
+    StudyLog(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     path.write_bytes(b"garbage\n" + path.read_bytes())
     with pytest.raises(StudyError, match="byte 0"):
-        Journal(path)
+        StudyLog(path)
 
 
 @pytest.fixture
@@ -109,20 +113,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
     path: Path, clock: Callable[[float], None]
 ) -> None:
-    assert Journal(path).spent_s == 0.0
+    assert StudyLog(path).spent_s == 0.0
     clock(1010.0)
-    first = Journal(path)
+    first = StudyLog(path)
     first.append(DriverStarted(since=1000.0))
     clock(1060.0)
     first.append(TrialStarted(trial_id="00000", params={"rank": 8}))
-    assert first.spent_s == Journal(path).spent_s == 60.0
+    assert first.spent_s == StudyLog(path).spent_s == 60.0
     clock(90_020.0)  # a day later, on a machine of another clock
-    second = Journal(path)
+    second = StudyLog(path)
     second.append(DriverStarted(since=90_000.0))
     assert second.spent_s == 60.0 + 20.0
     clock(90_030.0)
     second.append(TrialReported(report=report("00000", 40)))
-    assert second.spent_s == Journal(path).spent_s == 60.0 + 30.0
+    assert second.spent_s == StudyLog(path).spent_s == 60.0 + 30.0
     clock(500.0)  # its clock was set back
     second.append(TrialReported(report=report("00000", 80)))
     assert second.spent_s == 60.0 + 30.0
@@ -134,7 +138,7 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
     """As by a network's time on a machine that woke up without one, forwards or back."""
     began = steady_time()
     deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), began)
-    journal = Journal(path)
+    journal = StudyLog(path)
     journal.append(DriverStarted(since=began))
     for step_s in (100_000.0, -100_000.0):
         with monkeypatch.context() as patch:
@@ -144,73 +148,46 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
             assert not deadline.is_over
             assert (deadline.left_s or 0) <= 60.0
             assert journal.spent_by_now_s < 60.0
-    assert Journal(path).spent_s < 60.0
+    assert StudyLog(path).spent_s < 60.0
 
 
 def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, clock: Callable[[float], None]) -> None:
     clock(100.0)
-    journal = Journal(path)
+    journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     clock(130.0)
     journal.append(TrialReported(report=report("00000", 40)))
-    assert Journal(path).spent_s == 30.0
-
-
-def test_why_a_search_ended_before_its_budget_is_read_back(path: Path) -> None:
-    writer = Journal(path)
-    assert writer.notice is None
-    writer.append(TrainingEnded(notice="the time budget of 30 s is used up"))
-    assert Journal(path).notice == "the time budget of 30 s is used up"
-
-
-def test_notes_are_events_for_who_watches_and_change_no_trial(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(path)
-    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
-    records = dict(journal.records)
-    journal.append(Phase(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))
-    journal.append(Warned(study="mine", at=8.5, text="look"))
-    assert journal.records == Journal(path).records == records
-    assert [json.loads(line)["at"] for line in path.read_text().splitlines()[1:]] == [7.5, 8.5]
-    assert caplog.records == []
-
-
-def test_each_report_has_the_time_at_which_it_was_recorded(path: Path) -> None:
-    journal = Journal(path)
-    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
-    for step in (40, 80):
-        journal.append(TrialReported(report=report("00000", step)))
-    record = Journal(path).records["00000"]
-    assert len(record.reported_at) == 2
-    assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
+    assert StudyLog(path).spent_s == 30.0
 
 
 def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = Journal(path)
+    killed = StudyLog(path)
     killed.append(DriverStarted(at=1010.0, since=1000.0))
     killed.append(TrialStarted(at=1020.0, trial_id="00000", params={"rank": 8}))
     killed.append(TrialReported(at=1050.0, report=report("00000", 40)))
-    resumed = Journal(path)
+    resumed = StudyLog(path)
     resumed.append(DriverStarted(at=5010.0, since=5000.0))
     monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: 5040.0)
     resumed.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained all 80 steps"))
-    record = Journal(path).records["00000"]
+    record = StudyLog(path).records["00000"]
     assert (record.started_at, record.ended_at) == (1020.0, 5040.0)
     assert record.worked_s == 30.0 + 40.0
-    assert record.worked_s <= Journal(path).spent_s == 50.0 + 40.0
+    assert record.worked_s <= StudyLog(path).spent_s == 50.0 + 40.0
 
 
 def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, append, at_once = Journal(path), AppendLog.append, list[int]()
+    journal, at_once = StudyLog(path), list[int]()
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
 
-    def slowly(log: AppendLog, lines: bytes, *, flush_to_device: bool = False) -> None:
+    def slowly(*arguments: Any, **options: Any) -> int:
         at_once.append(1)
         assert len(at_once) == 1
         time.sleep(0)  # another thread's turn
-        append(log, lines, flush_to_device=flush_to_device)
+        end = append_lines(*arguments, **options)
         at_once.pop()
+        return end
 
-    monkeypatch.setattr(AppendLog, "append", slowly)
+    monkeypatch.setattr(study_log, "append_lines", slowly)
 
     def note(number: int) -> None:
         for _ in range(50):
@@ -223,5 +200,5 @@ def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pyte
         journal.append(TrialReported(report=report("00000", step)))
     for thread in threads:
         thread.join()
-    assert Journal(path).records == journal.records
+    assert StudyLog(path).records == journal.records
     assert len(path.read_text().splitlines()) == 1 + 4 * 50 + 50

@@ -1,0 +1,333 @@
+"""A study's log: lines of a file that one process appends to, read as events, and what follows from these.
+
+A line counts once it ends with a newline. What a killed writer or a full disk left at the end without one is passed
+over by readers and cut off by the next write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from loraxs_search.errors import StudyError
+from loraxs_search.home import disk_faults
+from loraxs_search.log import clock
+from loraxs_search.log.events import (
+    Answered,
+    BaselinesMeasured,
+    Commanded,
+    DriverStarted,
+    LoggedEvent,
+    Reopened,
+    ReportWritten,
+    SearchFinished,
+    TrainingEnded,
+    TrialContinued,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.command import CommandRecord
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
+
+DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
+_OF_NO_LINE = ("event", "at", "study")
+_EventT = TypeVar("_EventT", bound=LoggedEvent)
+_logger = logging.getLogger(__name__)
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+def lines_from(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines behind an offset, each with the offset behind it; none if there is no file.
+
+    Raises:
+        StudyError: the system does not let it be read.
+    """
+    end = start
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                yield line, end
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def append_lines(path: Path, end: int, lines: bytes, *, flush_to_device: bool = False) -> int:
+    """Write lines, newlines included, at an offset, whatever stands behind it; the kernel has them when this returns.
+
+    The file is created by its first lines.
+
+    Args:
+        end: The offset behind the last whole line.
+    Returns:
+        The offset behind the new ones.
+
+    Raises:
+        HomeError: no space left, or no right to write; the lines before are as they were.
+    """
+    with disk_faults(path), open(path, "wb", buffering=0, opener=_not_emptied) as file:
+        file.truncate(end)
+        file.seek(end)
+        left = memoryview(lines)
+        while left:  # a disk that fills up takes a part
+            left = left[file.write(left) :]
+        if flush_to_device:
+            os.fsync(file.fileno())
+    return end + len(lines)
+
+
+def _not_emptied(path: str, _: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+
+
+def unreadable(path: Path, error: OSError) -> StudyError:
+    """Return the error of a study's file that the system does not let us read: it may be another user's."""
+    return StudyError(
+        f"{path} must be readable, but the system says: {error.strerror}.",
+        hint="ask its owner for the right to read it",
+    )
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tuple[LoggedEvent | None, int]]:
+    """Yield the events behind an offset, each with the offset behind it; None for one of an unknown kind.
+
+    Args:
+        study: Its name, which the events carry.
+    Raises:
+        StudyError: the log is damaged.
+    """
+    for line, end in lines_from(path, offset):
+        event = None
+        try:
+            event = from_line(line, study)
+        except _UnknownKindError as error:  # such as later versions may add without another format
+            _logger.warning("journal %s holds an unknown event %r; it is ignored", path, error.args[0])
+        except (ValueError, TypeError) as error:
+            raise _damaged(path, offset) from error
+        yield event, end
+        offset = end
+
+
+def _damaged(path: Path, at: int) -> StudyError:
+    return StudyError(
+        f"Every line of a journal must be an event, but {path} is damaged at byte {at}.", hint=DAMAGED_HINT
+    )
+
+
+class _UnknownKindError(ValueError):
+    """No event is of this kind, the only argument."""
+
+
+def to_line(event: LoggedEvent) -> bytes:
+    """Return an event as its line, newline included."""
+    fields = {}
+    for each in dataclasses.fields(event):
+        default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+        if each.name not in _OF_NO_LINE and getattr(event, each.name) != default:
+            fields[each.name] = getattr(event, each.name)
+    line = {"event": event.event, **fields, "at": event.at}
+    text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
+    if "\\ud" in text:  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
+        text = json.dumps(json.loads(text), ensure_ascii=False)
+    return text.encode(errors="replace") + b"\n"
+
+
+def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
+    """Rebuild an event from its line.
+
+    Raises:
+        ValueError: the line is no event.
+    """
+    from pydantic import ValidationError
+
+    try:
+        event: LoggedEvent = _adapter().validate_json(line)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "union_tag_invalid" or not isinstance(kind := json.loads(line)["event"], str):
+            raise
+        raise _UnknownKindError(kind) from None
+    return replace(event, study=study)
+
+
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
+
+    return TypeAdapter(Annotated[LoggedEvent, Field(discriminator="event")])
+
+
+# ---- the log of a study ----------------------------------------------------------------------------------------------
+class StudyLog:
+    """A study's `journal.jsonl`, and what its events say.
+
+    One process appends, which holds the study's lock, from one object and any of its threads: a line that a kill has
+    torn is cut off by the next append. Anyone reads.
+
+    Args:
+        study: The study's name, which its events carry.
+    Attributes:
+        records: Every trial known so far, by id, in the order they were started.
+        reports: Every report of every trial, in the order they came.
+        commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
+            out.
+        num_drivers: How many drivers have worked on the study, one after the other.
+        notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
+        num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
+        is_reopened: Whether the search continues after it had ended: earlier candidates no longer count.
+        has_report: Whether a report was written since the last driver started.
+        is_finished: Whether all that MLflow receives at the end of a search is recorded.
+    """
+
+    def __init__(self, path: Path, study: str | None = None) -> None:
+        self._path, self._study = path, study
+        self._end, self._lock = 0, threading.RLock()
+        self.records: dict[str, TrialRecord] = {}
+        self.reports: list[TrialReport] = []
+        self.commands: dict[str, CommandRecord] = {}
+        self.num_drivers = 0
+        self.notice: str | None = None
+        self.num_reopenings, self.is_reopened = 0, False
+        self.has_report = self.is_finished = False
+        self._baselines: tuple[Baseline, ...] = ()
+        self._work_time = clock.WorkTime()
+        self._work_before_s: dict[str, float] = {}  # each trial's start
+        self._is_drivers = False
+        self.refresh()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that drivers have worked on the study, each to the last event it recorded."""
+        return self._work_time.seconds
+
+    @property
+    def spent_by_now_s(self) -> float:
+        """The same, of a driver's own log until now: it may have recorded nothing for long."""
+        return self._work_time.until_now(clock.steady_time()) if self._is_drivers else self.spent_s
+
+    @property
+    def last_at(self) -> float:
+        """When the last event was recorded, seconds since 1970."""
+        return self._work_time.until
+
+    def history(self) -> Iterator[LoggedEvent]:
+        """Yield every event from the first one on."""
+        return (event for event, _ in read_events(self._path, self._study) if event is not None)
+
+    def refresh(self) -> None:
+        """Read what was appended since the last look.
+
+        Raises:
+            StudyError: the log is damaged.
+        """
+        for event, end in read_events(self._path, self._study, self._end):
+            try:
+                if event is not None:
+                    self._apply(event)
+            except KeyError as error:  # of a trial or a command that no line before has begun
+                raise _damaged(self._path, self._end) from error
+            self._end = end
+
+    def append(self, event: _EventT) -> _EventT | None:
+        """Write an event, take it in, and return it; None if it changes nothing, and is not written.
+
+        It survives a kill of this process. A trial starts once and ends once, and reports a step once; a command is
+        taken once and answered once. A trial's end says how long drivers have worked since its start.
+
+        Raises:
+            HomeError: no space left, or no right to write; nothing has changed.
+        """
+        with self._lock:
+            match event:
+                case TrialStarted():
+                    is_known = event.trial_id in self.records
+                case TrialReported(report=report):
+                    is_known = any(each.step >= report.step for each in self.records[report.trial_id].reports[-1:])
+                case TrialEnded():
+                    is_known = self.records[event.trial_id].state is not TrialState.RUNNING
+                    worked_s = self._work_time.until_now(event.at) - self._work_before_s[event.trial_id]
+                    event = replace(event, worked_s=event.worked_s or worked_s)
+                case Commanded(command=command):
+                    is_known = command.command_id in self.commands
+                case Answered(answer=answer):
+                    is_known = self.commands[answer.command_id].answer is not None
+                case BaselinesMeasured(baselines=baselines):
+                    is_known = not baselines or baselines == self._baselines
+                case _:
+                    is_known = False
+            if is_known:
+                return None
+            self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=event.is_flushed)
+            self._apply(event)
+            self._is_drivers |= isinstance(event, DriverStarted)
+        return event
+
+    def _apply(self, event: LoggedEvent) -> None:
+        if isinstance(event, DriverStarted):
+            self._work_time.driver_started(event.since, event.at)
+        elif event.is_work:
+            self._work_time.recorded(event.at)
+        match event:
+            case TrialStarted():
+                self._work_before_s[event.trial_id] = self._work_time.seconds
+                self.records[event.trial_id] = TrialRecord(
+                    trial_id=event.trial_id,
+                    params=event.params,
+                    state=TrialState.RUNNING,
+                    started_at=event.at,
+                    command=event.command,
+                    lineage=event.lineage,
+                )
+            case TrialReported(report=report):
+                record = self.records[report.trial_id]
+                self.reports.append(report)
+                reports, times = (*record.reports, report), (*record.reported_at, event.at)
+                self.records[report.trial_id] = replace(record, reports=reports, reported_at=times)
+            case TrialEnded():
+                self.records[event.trial_id] = replace(
+                    self.records[event.trial_id],
+                    state=event.state,
+                    reason=event.reason,
+                    ended_at=event.at,
+                    worked_s=event.worked_s,
+                    is_cut=event.is_cut,
+                )
+            case TrialContinued():
+                record = self.records[event.trial_id]
+                self._work_before_s[event.trial_id] = self._work_time.seconds - (record.worked_s or 0.0)
+                self.records[event.trial_id] = replace(
+                    record, state=TrialState.RUNNING, reason="", ended_at=None, worked_s=None, is_cut=False
+                )
+            case Commanded(command=command):
+                self.commands[command.command_id] = CommandRecord(command)
+            case Answered(answer=answer):
+                self.commands[answer.command_id] = replace(self.commands[answer.command_id], answer=answer)
+            case TrainingEnded():
+                self.notice, self.is_reopened = event.notice, False
+            case Reopened():
+                self.notice, self.is_reopened, self.num_reopenings = None, True, event.number
+            case DriverStarted():
+                self.num_drivers += 1
+                self.is_finished = self.has_report = False
+            case BaselinesMeasured():
+                self._baselines = event.baselines
+            case ReportWritten():
+                self.has_report = True
+            case SearchFinished():
+                self.is_finished = event.state == "FINISHED"
