@@ -356,10 +356,11 @@ class Storage:
         version = self.create(key, b"")
         try:
             is_safe = self.create(key, b"") is None
-            self.write(key, b"newer", version)
-            with contextlib.suppress(StorageConflictError):
-                self.write(key, b"late", version)
-                is_safe = False
+            if is_safe:
+                self.write(key, b"newer", version)
+                with contextlib.suppress(StorageConflictError):
+                    self.write(key, b"late", version)
+                    is_safe = False
         finally:
             self.delete(key)
         if not is_safe:
