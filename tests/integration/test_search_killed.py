@@ -31,10 +31,10 @@ STOPPED_TOGETHER = ("stopped-one", "stopped-two")  # spaces, which name their st
 DIES_AT_A_STOP = """
 import os, sys
 from loraxs_search.cli._main import main
-from loraxs_search.log.event_log import EventLog
+from loraxs_search.log.study_log import StudyLog
 
-append = EventLog.append
-EventLog.append = lambda self, event: (
+append = StudyLog.append
+StudyLog.append = lambda self, event: (
     os._exit(9) if getattr(event, "state", "") == "PRUNED" else append(self, event)
 )
 sys.exit(main())
