@@ -70,7 +70,7 @@ def test_at_1280_pixels_the_headline_and_every_column_are_seen(browser, fresh_ho
     more = [Tried({**drawn[0], "target_modules": "attention", "warmup_ratio": 0.1}, 0.5, state=TrialState.RUNNING)]
     folder = searched("wide", [*tried, *more])
     reason = "ASHA stopped it at step 10: 0.5 is not among the best 1/2 that reached this step"
-    folder.journal().append(TrialEnded("00009", TrialState.PRUNED, reason))
+    folder.journal().append(TrialEnded(trial_id="00009", state=TrialState.PRUNED, reason=reason))
     confirm(folder, "00000", [0.8, 0.79, 0.81], [0, 1] * 10, [0, 1] * 10)
     with opened(browser, write_report(folder)) as seen:
         boxes = [it.bounding_box() for it in seen.page.locator("header > *, #summary > *").all()]
