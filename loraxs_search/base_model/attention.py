@@ -115,14 +115,11 @@ def _spans(length: int, num_keys: int, mask: Tensor | None) -> Iterator[tuple[sl
     for start in range(0, length, step):
         stop = min(length, start + step)
         seen = before + stop
-        yield slice(start, stop), seen if _hides_keys_from(seen, mask, start, stop, num_keys) else num_keys
-
-
-def _hides_keys_from(seen: int, mask: Tensor | None, start: int, stop: int, num_keys: int) -> bool:
-    """Whether no query of start..stop sees a key from `seen` on."""
-    if mask is None or not 0 < seen < num_keys or mask.shape[2] < stop:
-        return False
-    return bool(mask[:, :, start:stop, seen:].amax() <= torch.finfo(mask.dtype).min)
+        if mask is not None and 0 < seen < num_keys and mask.shape[2] >= stop:
+            hidden = mask[:, :, start:stop, seen:].amax() <= torch.finfo(mask.dtype).min  # from all of these queries
+            yield slice(start, stop), seen if hidden else num_keys
+        else:
+            yield slice(start, stop), num_keys
 
 
 PADDED = "loraxs_padded"  # what transformers knows it by

@@ -32,7 +32,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     for name in WEIGHT_FILES:
         path = folder / name
         if path.is_file():
-            return _shards(path) if path.suffix == ".json" else (path,)
+            if path.suffix != ".json":
+                return (path,)
+            shards = set(json.loads(path.read_text())["weight_map"].values())
+            return tuple(folder / shard for shard in sorted(shards))
     return ()
 
 
@@ -50,11 +53,6 @@ def model_faults(folder: Path) -> str | None:
         return f"has none of {', '.join(WEIGHT_FILES)}"
     missing = [file.name for file in files if not file.is_file()]
     return f"lacks {', '.join(missing)}" if missing else None
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    names = set(json.loads(index.read_text())["weight_map"].values())
-    return tuple(index.parent / name for name in sorted(names))
 
 
 def weight_digest(folder: Path) -> str:

@@ -81,7 +81,8 @@ def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...
     return tuple(
         LinearModule(name, in_features=matrix(module).shape[1], out_features=matrix(module).shape[0])
         for name, module in empty.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in heads and _in_block(name)
+        if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in heads
+        if any(part.isdigit() for part in name.split("."))
     )
 
 
@@ -126,10 +127,6 @@ def _without_weights(base: BaseModel, model: TaskModel) -> PreTrainedModel:
     with library_call(base), torch.device("meta"):
         empty: PreTrainedModel = auto_class(model).from_config(config)
     return empty
-
-
-def _in_block(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
 
 
 def repeated_layers(model: nn.Module, names: Iterable[str]) -> str:

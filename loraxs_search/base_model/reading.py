@@ -72,7 +72,9 @@ def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
         raise ValueError("`attention_type` must not be block_sparse: the first short row changes it.")
     if getattr(config, "pad_token_id", None) is None:
         raise ValueError("`pad_token_id` must be a token, but is None.")
-    plain = _plain_tokens(config)
+    ends = getattr(config, "eos_token_id", None)
+    special = {config.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+    plain = [token for token in range(min(100, config.get_text_config().vocab_size)) if token not in special]
     rows = []
     for row, length in enumerate(_LENGTHS[:num_rows]):
         tokens = [plain[(_LENGTHS[0] * row + i) % len(plain)] for i in range(length)]
@@ -89,13 +91,6 @@ def timing_inputs(model: PreTrainedModel, num_tokens: int, length: int = 32) -> 
     ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
     ids = end_with_eos(ids % model.config.vocab_size, model.config)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _plain_tokens(config: PretrainedConfig) -> list[int]:
-    """Return tokens that neither pad nor end a row."""
-    ends = getattr(config, "eos_token_id", None)
-    special = {config.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return [token for token in range(min(100, config.get_text_config().vocab_size)) if token not in special]
 
 
 def end_with_eos(ids: Tensor, config: PretrainedConfig) -> Tensor:

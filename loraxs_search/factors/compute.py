@@ -156,15 +156,13 @@ def gaussian_factors(out_features: int, in_features: int, *, rank: int, generato
 def decompose(w: Tensor, *, rank: int, driver: str, basis: Basis = "top") -> tuple[Tensor, Tensor, Tensor]:
     """Return U, S and V^T of a float64 matrix on the CPU in their canonical form, float32, cut to `rank`."""
     with single_thread():
-        u, s, vt = _exact(w) if driver == "exact" else _randomized(w, rank)
+        u, s, vt = torch.linalg.svd(w, full_matrices=False) if driver == "exact" else _randomized(w, rank)
     chosen = component_order(s.shape[0], basis)[:rank]
-    u, s, vt = _canonical_sign(u[:, chosen], s[chosen], vt[chosen])
+    u, s, vt = u[:, chosen], s[chosen], vt[chosen]
+    peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # (1, k)
+    sign = torch.where(peak < 0, -1.0, 1.0).to(u.dtype)
+    u, vt = u * sign, vt * sign.T
     return u.to(torch.float32).contiguous(), s.to(torch.float32).contiguous(), vt.to(torch.float32).contiguous()
-
-
-def _exact(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vt = torch.linalg.svd(w, full_matrices=False)
-    return u, s, vt
 
 
 def _randomized(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,9 +191,3 @@ def component_order(size: int, basis: Basis) -> Tensor:
         # |2 i - (size - 1)| is twice the distance from the centre; the stable sort takes the larger value first.
         return torch.argsort((2 * ascending - (size - 1)).abs(), stable=True)
     return ascending
-
-
-def _canonical_sign(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # (1, k)
-    sign = torch.where(peak < 0, -1.0, 1.0).to(u.dtype)
-    return u * sign, s, vt * sign.T

@@ -34,8 +34,14 @@ _COLUMNS, _ITERATIONS = 8, 12
 @torch.no_grad()
 def fault(weight: Tensor, factors: Factors, *, rank: int, basis: Basis, driver: str) -> str | None:
     """Return what is wrong with factors of a weight (out, in) that were computed elsewhere; None when nothing is."""
-    if malformed := _malformed(weight, factors, rank, basis, driver):
-        return malformed
+    out_features, in_features = weight.shape
+    expected = {"left": (out_features, rank), "singular_values": (rank,), "right": (rank, in_features)}
+    for name, shape in expected.items():
+        tensor: Tensor = getattr(factors, name)
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            return f"`{name}` must be finite float32 of shape {shape}, but is {tensor.dtype} of {tuple(tensor.shape)}"
+    if (factors.basis, factors.driver) != (basis, driver):
+        return f"it must be of basis {basis} and driver {driver}, but says {factors.basis} and {factors.driver}"
     w = weight.detach().to("cpu", torch.float64)
     u, s, vt = (t.to(torch.float64) for t in (factors.left, factors.singular_values, factors.right))
     with single_thread():
@@ -47,20 +53,10 @@ def fault(weight: Tensor, factors: Factors, *, rank: int, basis: Basis, driver: 
         return _randomized_fault(w, u, s, vt)
 
 
-def _malformed(weight: Tensor, factors: Factors, rank: int, basis: Basis, driver: str) -> str | None:
-    out_features, in_features = weight.shape
-    expected = {"left": (out_features, rank), "singular_values": (rank,), "right": (rank, in_features)}
-    for name, shape in expected.items():
-        tensor: Tensor = getattr(factors, name)
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
-            return f"`{name}` must be finite float32 of shape {shape}, but is {tensor.dtype} of {tuple(tensor.shape)}"
-    if (factors.basis, factors.driver) != (basis, driver):
-        return f"it must be of basis {basis} and driver {driver}, but says {factors.basis} and {factors.driver}"
-    return None
-
-
 def _exact_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor, basis: Basis) -> str | None:
-    spectrum = _singular_values(w)
+    # All singular values, largest first, to some 1e-8 of the largest: from W W^T, ten times quicker.
+    squares: Tensor = torch.linalg.eigvalsh(w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w)
+    spectrum = squares.flip(0).clamp_min(0).sqrt()
     limit = _SPECTRUM_TOLERANCE * spectrum[0]
     if not max(_distance(w @ vt.T, u * s), _distance(w.T @ u, vt.T * s)) <= limit:
         return _NO_TRIPLETS
@@ -84,13 +80,6 @@ def _randomized_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor) -> str | None
 
 
 _NO_TRIPLETS = "its vectors and singular values are not those of the weight"
-
-
-def _singular_values(w: Tensor) -> Tensor:
-    """Return all singular values, largest first, to some 1e-8 of the largest: from W W^T, ten times quicker."""
-    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    squares: Tensor = torch.linalg.eigvalsh(gram)
-    return squares.flip(0).clamp_min(0).sqrt()
 
 
 def _largest_left_out(w: Tensor, u: Tensor, vt: Tensor) -> float:
