@@ -43,13 +43,6 @@ from loraxs_search.tasks.rows import Rows, SourceLocation, collected, raise_join
 _VERSION = "8"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
-def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> str:
-    """Return what decides the tokens of a split, as a file name; `identity` is the tokenizer's."""
-    parts = [_VERSION, data_fingerprint, split, identity, str(task.max_length)]
-    parts += [task.kind, to_json(task.settings), *task.labels]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
-
-
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of what a tokenizer does: vocabulary, rules, special tokens, chat template; not of its place."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -85,11 +78,29 @@ def tokenize(
         parts = [rows.take(range(i, min(i + _BATCH, len(rows)))) for i in range(0, len(rows), _BATCH)]
         table = pa.concat_tables([_table(kind.encode(part, tokenizer)) for part in parts])
         store_table(path, table)
-    return check_tokens(_encoded(table, rows), kind, rows)
+    columns = dict[str, Ragged]()
+    for name in table.column_names:
+        if name != "lost":
+            column = table.column(name).combine_chunks()
+            offsets = numbers_of(column.offsets)
+            flat: Any = numbers_of(column.values)[offsets[0] : offsets[-1]]
+            values = flat if flat.dtype.kind == "f" else flat.astype(np.int64 if name == "targets" else np.int32)
+            columns[name] = Ragged.joined(values, np.diff(offsets))
+    types, positions = columns.get("token_type_ids"), columns.get("positions")
+    encoded = EncodedRows(
+        ids=columns["input_ids"],
+        types=None if types is None else types.values.astype(np.int8),
+        positions=positions,
+        # Without positions, rows are learnt by their labels.
+        targets=Ragged.single(rows.labels) if positions is None else columns.get("targets"),
+        lost=numbers_of(table.column("lost").combine_chunks()) if "lost" in table.column_names else None,
+        extras=columns.get("extras"),
+    )
+    return check_tokens(encoded, kind, rows)
 
 
 def _table(encoded: EncodedRows) -> pa.Table:
-    ids = encoded.ids
+    ids, arrays = encoded.ids, dict[str, pa.Array]()
     columns = {
         "input_ids": ids,
         "token_type_ids": None if encoded.types is None else Ragged(encoded.types, ids.starts, ids.lengths),
@@ -97,40 +108,15 @@ def _table(encoded: EncodedRows) -> pa.Table:
         "targets": None if encoded.positions is None else encoded.targets,
         "extras": encoded.extras,
     }
-    arrays = {name: _column(rows) for name, rows in columns.items() if rows is not None}
+    for name, rows in columns.items():
+        if rows is not None:
+            offsets = np.concatenate([[0], np.cumsum(rows.lengths, dtype=np.int64)])
+            flat = rows.flat(np.arange(len(rows)))
+            values = flat if flat.dtype.kind == "f" else flat.astype(np.int32)
+            arrays[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
     if encoded.lost is not None:
         arrays["lost"] = pa.array(encoded.lost, pa.int32())
     return pa.table(arrays)
-
-
-def _column(rows: Ragged) -> pa.Array:
-    every = np.arange(len(rows))
-    offsets = np.concatenate([[0], np.cumsum(rows.lengths, dtype=np.int64)])
-    flat = rows.flat(every)
-    values = flat if flat.dtype.kind == "f" else flat.astype(np.int32)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
-
-
-def _encoded(table: pa.Table, rows: Rows) -> EncodedRows:
-    """Return what a table holds; without positions, rows are learnt by their labels."""
-    columns = {name: _read(table, name) for name in table.column_names if name != "lost"}
-    types, positions = columns.get("token_type_ids"), columns.get("positions")
-    return EncodedRows(
-        ids=columns["input_ids"],
-        types=None if types is None else types.values.astype(np.int8),
-        positions=positions,
-        targets=Ragged.single(rows.labels) if positions is None else columns.get("targets"),
-        lost=numbers_of(table.column("lost").combine_chunks()) if "lost" in table.column_names else None,
-        extras=columns.get("extras"),
-    )
-
-
-def _read(table: pa.Table, name: str) -> Ragged:
-    column = table.column(name).combine_chunks()
-    offsets = numbers_of(column.offsets)
-    flat: Any = numbers_of(column.values)[offsets[0] : offsets[-1]]
-    values = flat if flat.dtype.kind == "f" else flat.astype(np.int64 if name == "targets" else np.int32)
-    return Ragged.joined(values, np.diff(offsets))
 
 
 def check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
@@ -263,7 +249,9 @@ def prepare(
     cache, data, identity = rows_cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
     splits, errors = dict[Split, EncodedRows](), list[TaskDataError]()
     for name, rows in data.rows.items():
-        key = cache_key(task, identity, data.fingerprint, name)
+        parts = [_VERSION, data.fingerprint, name, identity, str(task.max_length), task.kind]
+        parts += [to_json(task.settings), *task.labels]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
         with collected(errors):
             splits[name] = tokenize(kind, rows, tokenizer, key=key, cache_dir=cache)
     raise_joined(task, errors)

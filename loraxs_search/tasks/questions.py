@@ -34,18 +34,18 @@ def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ..
     """
     if is_frame(texts):
         return list(zip(*(_frame_column(texts, name) for name in columns), strict=True))
-    return [_row(row, columns) for row in listed(texts, "texts")]
-
-
-def _row(row: Any, columns: Sequence[str]) -> tuple[Any, ...]:
-    if not isinstance(row, Mapping) or not columns:
-        return row if isinstance(row, tuple) else (row,)
-    if missing := [name for name in columns if name not in row]:
-        raise UsageError(
-            f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
-            hint="give the columns that the task was trained on",
-        )
-    return tuple(row[name] for name in columns)
+    rows = list[tuple[Any, ...]]()
+    for row in listed(texts, "texts"):
+        if not isinstance(row, Mapping) or not columns:
+            rows.append(row if isinstance(row, tuple) else (row,))
+            continue
+        if missing := [name for name in columns if name not in row]:
+            raise UsageError(
+                f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
+                hint="give the columns that the task was trained on",
+            )
+        rows.append(tuple(row[name] for name in columns))
+    return rows
 
 
 def rows_of_tasks(frame: Any, columns: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:

@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ _COMPARED: tuple[tuple[Split, Split], ...] = (
 _OVERLAP_VERSION = "2"  # raise when the same rows are counted in another way
 _COUNTS = ("num_rows", "repeated", "blank")  # of each split, which files name in another order
 _EXAMPLES = 2  # shared rows that are named
-_Row = tuple[str, ...]
 
 
 def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path) -> DataReport:
@@ -52,64 +50,42 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
     except (OSError, ValueError, KeyError):  # none, or damaged
         report = _data_report(rows)
         write_atomic(path, to_json(report))
-    return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
-
-
-def _placed(overlap: SplitOverlap, own: Rows, other: Rows) -> SplitOverlap:
-    """Return an overlap with where its examples are: rows of the same content may come from other files."""
-    if not overlap.examples or own.place is None or other.place is None:
-        return overlap
-    carved = own.place.name == other.place.name
-    here, there = (_short(rows.place.name) for rows in (own, other) if rows.place)
-    of = ("", "") if carved else (f" of {here}", f" of {there}")
-    pairs = [(own.place.row(row), other.place.row(same)) for row, same in overlap.examples]
-    places = ", ".join(f"{row}{of[0]} and {same}{of[1]}" for row, same in pairs)
-    return replace(overlap, places=places, source=here if carved else "")
-
-
-def _short(name: str) -> str:
-    """Return the name of a file without its folder; a data set of the hub as it is."""
-    return Path(name).name if Path(name).is_absolute() else name
+    # Rows of the same content may come from other files: where the examples are is not kept.
+    overlaps = []
+    for overlap in report.overlaps:
+        own, other = rows[overlap.split].place, rows[overlap.other].place
+        if not overlap.examples or own is None or other is None:
+            overlaps.append(overlap)
+            continue
+        here, there = (Path(it.name).name if Path(it.name).is_absolute() else it.name for it in (own, other))
+        of = ("", "") if own.name == other.name else (f" of {here}", f" of {there}")
+        pairs = (f"{own.row(row)}{of[0]} and {other.row(same)}{of[1]}" for row, same in overlap.examples)
+        overlaps.append(replace(overlap, places=", ".join(pairs), source=here if own.name == other.name else ""))
+    return replace(report, overlaps=tuple(overlaps))
 
 
 def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
     """Count rows whose text is also in another split or repeated, and rows with an empty text."""
-    exact = {name: _texts(split) for name, split in rows.items()}
-    folded = {name: [tuple(map(_fold, row)) for row in split] for name, split in exact.items()}
-    exact_sets, folded_sets = ({name: set(split) for name, split in side.items()} for side in (exact, folded))
+    exact = {
+        name: list(zip(*((own.texts,) if own.pairs is None else (own.texts, own.pairs)), strict=True))
+        for name, own in rows.items()
+    }
+    folded = {
+        name: [tuple(" ".join(text.casefold().split()) for text in row) for row in own] for name, own in exact.items()
+    }
+    exact_sets, folded_sets = ({name: set(own) for name, own in side.items()} for side in (exact, folded))
+    overlaps = []
+    for one, other in _COMPARED:
+        shared = [i for i, row in enumerate(folded[one]) if row in folded_sets[other]]
+        examples = tuple((i, folded[other].index(folded[one][i])) for i in shared[:_EXAMPLES])
+        letter_for_letter = sum(row in exact_sets[other] for row in exact[one])
+        overlaps.append(SplitOverlap(one, other, letter_for_letter, len(shared), examples))
     return DataReport(
-        num_rows={name: len(split) for name, split in exact.items()},
-        overlaps=tuple(
-            SplitOverlap(
-                one,
-                other,
-                _shared(exact[one], exact_sets[other]),
-                _shared(folded[one], folded_sets[other]),
-                _examples(folded[one], folded[other], folded_sets[other]),
-            )
-            for one, other in _COMPARED
-        ),
-        repeated={name: len(split) - len(exact_sets[name]) for name, split in exact.items()},
-        blank={name: sum(not all(row) for row in split) for name, split in folded.items()},
+        num_rows={name: len(own) for name, own in exact.items()},
+        overlaps=tuple(overlaps),
+        repeated={name: len(own) - len(exact_sets[name]) for name, own in exact.items()},
+        blank={name: sum(not all(row) for row in own) for name, own in folded.items()},
     )
-
-
-def _texts(rows: Rows) -> list[_Row]:
-    columns = (rows.texts,) if rows.pairs is None else (rows.texts, rows.pairs)
-    return list(zip(*columns, strict=True))
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _examples(rows: list[_Row], others: list[_Row], known: set[_Row]) -> tuple[tuple[int, int], ...]:
-    shared = islice((i for i, row in enumerate(rows) if row in known), _EXAMPLES)
-    return tuple((i, others.index(rows[i])) for i in shared)
-
-
-def _shared(rows: list[_Row], others: set[_Row]) -> int:
-    return sum(row in others for row in rows)
 
 
 _MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
@@ -147,8 +123,38 @@ def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: s
         num_scored: Rows of each split that are scored, for validation maybe a part.
         metric: The task's.
     """
-    shared = [*_overlaps(report), *_repeated(report), *_blank(report)]
-    return [*shared, *_cut(report, num_scored), *report.warnings, *_few(report, num_scored, metric)]
+    warnings = []
+    for overlap in report.overlaps:
+        if not overlap.folded:
+            continue
+        why = "a score on them measures memory" if overlap.other == "train" else "trials are chosen by these rows"
+        such_as = f", such as {overlap.places}" if overlap.places else ""
+        twice, way = such_as, "take them out of one of the two"
+        if overlap.source:
+            twice, way = f", since {overlap.source} has them twice{such_as}", "remove them there"
+        exactly = "" if overlap.exact else " up to case and white space"
+        if overlap.exact not in (0, overlap.folded):
+            exactly = f" ({overlap.exact:,} letter for letter, the others up to case and white space)"
+        warnings.append(
+            f"{overlap.folded:,} of {report.num_rows[overlap.split]:,} {overlap.split} rows are also in"
+            f" {overlap.other}{exactly}{twice}: {why}; {way}"
+        )
+    for split, repeats in report.repeated.items():
+        if repeats >= _SHARE * report.num_rows[split]:
+            verb = "repeats" if repeats == 1 else "repeat"
+            warnings.append(f"{repeats:,} of {report.num_rows[split]:,} {split} rows {verb} the text of an earlier one")
+    warnings += [
+        f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
+        for split, blank in report.blank.items()
+        if blank
+    ]
+    cuts = {split: report.cut.get(split, 0) for split in SPLITS}
+    if many := {split: number for split, number in cuts.items() if number and number >= _SHARE * num_scored[split]}:
+        counts = ", ".join(f"{number:,} of {num_scored[split]:,} {split} rows" for split, number in many.items())
+        longest = max((tokens.longest for tokens in report.tokens.values()), default=0)
+        size = f" (the longest has {longest:,} tokens)" if longest else ""
+        warnings.append(f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost")
+    return [*warnings, *report.warnings, *_few(report, num_scored, metric)]
 
 
 def overlap_counts(report: DataReport) -> dict[str, int]:
@@ -159,49 +165,6 @@ def overlap_counts(report: DataReport) -> dict[str, int]:
     names = ((f"{it.split}_rows_in_{it.other}", it) for it in report.overlaps)
     shared = {key: n for name, it in names for key, n in ((name, it.exact), (f"{name}_folded", it.folded))}
     return shared | {f"{split}_rows_cut": cut for split, cut in report.cut.items()}
-
-
-def _overlaps(report: DataReport) -> Iterator[str]:
-    for overlap in report.overlaps:
-        if overlap.folded:
-            why = "a score on them measures memory" if overlap.other == "train" else "trials are chosen by these rows"
-            such_as = f", such as {overlap.places}" if overlap.places else ""
-            twice, way = such_as, "take them out of one of the two"
-            if overlap.source:
-                twice, way = f", since {overlap.source} has them twice{such_as}", "remove them there"
-            yield (
-                f"{overlap.folded:,} of {report.num_rows[overlap.split]:,} {overlap.split} rows are also in"
-                f" {overlap.other}{_exactly(overlap)}{twice}: {why}; {way}"
-            )
-
-
-def _exactly(overlap: SplitOverlap) -> str:
-    if overlap.exact in (0, overlap.folded):
-        return "" if overlap.exact else " up to case and white space"
-    return f" ({overlap.exact:,} letter for letter, the others up to case and white space)"
-
-
-def _repeated(report: DataReport) -> Iterator[str]:
-    for split, repeated in report.repeated.items():
-        if repeated >= _SHARE * report.num_rows[split]:
-            verb = "repeats" if repeated == 1 else "repeat"
-            yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows {verb} the text of an earlier one"
-
-
-def _blank(report: DataReport) -> Iterator[str]:
-    for split, blank in report.blank.items():
-        if blank:
-            yield f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
-
-
-def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
-    cuts = {split: report.cut.get(split, 0) for split in SPLITS}
-    many = {split: cut for split, cut in cuts.items() if cut and cut >= _SHARE * num_rows[split]}
-    if many:
-        counts = ", ".join(f"{cut:,} of {num_rows[split]:,} {split} rows" for split, cut in many.items())
-        longest = max((tokens.longest for tokens in report.tokens.values()), default=0)
-        size = f" (the longest has {longest:,} tokens)" if longest else ""
-        yield f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost"
 
 
 def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
@@ -215,18 +178,12 @@ def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> It
     if large:
         sizes = [f"{it.error:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
         enough = max(num_scored[split] * (it.error / (_LARGE * it.reach)) ** 2 for split, it in large.items())
+        unit = 10 ** (len(str(math.ceil(enough))) - 1)
         apart = 2 * max(it.error for it in large.values())
         yield (
             f"{metric} has a standard error of about {' and '.join(sizes)}: scores less than {apart:.2g} apart say"
-            f" little; some {_rounded(enough):,} rows would do"
+            f" little; some {math.ceil(math.ceil(enough) / unit) * unit:,} rows would do"
         )
-
-
-def _rounded(rows: float) -> int:
-    """Return a number of rows with one digit, rounded up."""
-    most = math.ceil(rows)
-    unit = int("1".ljust(len(str(most)), "0"))
-    return math.ceil(most / unit) * unit
 
 
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
@@ -243,21 +200,13 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
         labels: Of the rows, (N,).
     """
     guesses = repeated(constant, len(labels))
-    reach = abs(metric.score(labels, labels) - metric.score(guesses, labels))
-    if (rows := _row_scores(metric, labels, labels)) is not None:
-        both = np.concatenate([rows, _row_scores(metric, guesses, labels)])
-        return StandardError(float(both.std() / np.sqrt(len(labels))), float(reach))
-    return StandardError(_bootstrapped(metric, labels, guesses), float(reach))
+    reach = float(abs(metric.score(labels, labels) - metric.score(guesses, labels)))
+    if metric.of_rows is not None or metric.is_share:  # the mean of what rows score
 
+        def rows(answers: Values) -> npt.NDArray[np.float64]:
+            return (answers == labels).astype(np.float64) if metric.of_rows is None else metric.of_rows(answers, labels)
 
-def _row_scores(metric: Metric, answers: Values, labels: Values) -> npt.NDArray[np.float64] | None:
-    """Return each row's score, (N,), where the metric is their mean."""
-    if metric.of_rows is not None:
-        return metric.of_rows(answers, labels)
-    return (answers == labels).astype(np.float64) if metric.is_share else None
-
-
-def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
+        return StandardError(float(np.concatenate([rows(labels), rows(guesses)]).std() / np.sqrt(len(labels))), reach)
     draw = np.random.default_rng(0)
     answers = np.where(draw.random(len(labels)) < 0.5, labels, guesses)
     size = min(len(labels), _MOST_ROWS)
@@ -267,7 +216,7 @@ def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
         scores = [float(metric.of_counts(counts[rows].sum(0, dtype=np.float64))) for rows in drawn]
     else:
         scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
-    return float(np.std(scores) * np.sqrt(size / len(labels)))
+    return StandardError(float(np.std(scores) * np.sqrt(size / len(labels))), reach)
 
 
 _ANSWER_VERSION = "3"  # raise when the same rows are counted in another way, or a metric has another value
