@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,11 +73,23 @@ def class_ids(
             task's.
     """
     ids = {composed(name): index for index, name in enumerate(task.labels)}
-    numeric = _numeric_names(ids)
+    # Names that are numbers: not `007`, nor two ways to write one number, such as `1` and `1.0`.
+    written: dict[int | float, list[int]] = {}
+    for name, index in ids.items():
+        if (number := _number(name)) is not None and not _PADDED.match(name):
+            written.setdefault(number, []).append(index)
+    numeric = {number: indices[0] for number, indices in written.items() if len(indices) == 1}
     listed, others = list(task.labels[:_LISTED]), len(task.labels) - _LISTED
     allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
-        numeric = _meant_by_ids(stored_names, ids)
+        # The task's id of each id of the data.
+        folded = {name.casefold(): index for name, index in ids.items()}
+        known = folded if len(folded) == len(ids) else {}
+        named = [ids.get(name, known.get(name.casefold())) for name in map(composed, stored_names)]
+        numeric = {id_: index for id_, index in enumerate(named) if index is not None}
+        says_nothing = not numeric and all(_number(name) is not None for name in stored_names)
+        if says_nothing or (numeric and all(index == id_ for id_, index in numeric.items())):
+            numeric = {index: index for index in range(len(ids))}
         if not numeric:
             raise TaskDataError(
                 f"Task {task.name}: `labels` must name the labels that the data name {', '.join(stored_names)}, but"
@@ -95,25 +107,12 @@ def class_ids(
             return ids[text]
         word = text.lower()
         if word in ("true", "false"):
-            named = {name.lower(): index for name, index in ids.items()}
-            return named[word] if word in named else numeric.get(int(word == "true"))
+            lower = {name.lower(): index for name, index in ids.items()}
+            return lower[word] if word in lower else numeric.get(int(word == "true"))
         number = None if _PADDED.match(text) else _number(value)
         return None if number is None else numeric.get(number)
 
     return _read(values, read, np.int64, task, place, allowed, names=task.labels)
-
-
-def _meant_by_ids(stored_names: Sequence[str], ids: Mapping[str, int]) -> dict[int | float, int]:
-    """Return the task's id of each id of the data, which give names to theirs; nothing if no name is the task's."""
-    folded = {name.casefold(): index for name, index in ids.items()}
-    known = folded if len(folded) == len(ids) else {}
-    meant = {id_: ids.get(name, known.get(name.casefold())) for id_, name in enumerate(map(composed, stored_names))}
-    found = [(id_, index) for id_, index in meant.items() if index is not None]
-    if not found and not all(_number(name) is not None for name in stored_names):
-        return {}
-    if all(index == id_ for id_, index in found):
-        return {index: index for index in range(len(ids))}
-    return dict(found)
 
 
 def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:
@@ -152,15 +151,6 @@ def finite_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
-    """Return the names that are numbers: not `007`, nor two ways to write one number, such as `1` and `1.0`."""
-    places: dict[int | float, list[int]] = {}
-    for name, index in ids.items():
-        if (number := _number(name)) is not None and not _PADDED.match(name):
-            places.setdefault(number, []).append(index)
-    return {number: indices[0] for number, indices in places.items() if len(indices) == 1}
-
-
 def _number(value: Any) -> int | float | None:
     """Return the number that a value is or is written as; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -197,18 +187,12 @@ def _read(  # each is a part of the message, or of what is read
     if faults:
         wrong = dict.fromkeys(str(values[row]) for row in faults)  # maybe each row is wrong
         likely = {text: near for text in wrong if (near := meant(text, names))}
-        first = f"Did you mean {_in_words(likely)}? " if likely else ""
+        pairs = [f"{name} by {shortened(text)}" for text, name in likely.items()]
+        meant_by = ", ".join(pairs[:_MEANT]) + (f" and {len(pairs) - _MEANT} more" if len(pairs) > _MEANT else "")
+        first = f"Did you mean {meant_by if len(pairs) > 1 else next(iter(likely.values()))}? " if likely else ""
         law, hint = f"{first}`{task.label}` must be {allowed}", "correct the rows, or the task's `labels`"
         refuse(task, law, values, faults, place, hint)
     return result
-
-
-def _in_words(likely: Mapping[str, str]) -> str:
-    """Return the label that was meant, or of several values the one that each was."""
-    if len(likely) == 1:
-        return next(iter(likely.values()))
-    pairs = [f"{name} by {shortened(text)}" for text, name in likely.items()]
-    return ", ".join(pairs[:_MEANT]) + (f" and {len(pairs) - _MEANT} more" if len(pairs) > _MEANT else "")
 
 
 def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Count, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, Serving, Task
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
 _MOST_CONSTANTS = 8
+_MOST_FORMULAS = 500
+_OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 
 
 class GenerationSection(Section):
@@ -89,8 +91,12 @@ class TextGeneration(LanguageModelKind):
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         yield from prompt_laws(keys)
         for key in ("answer", "reference"):
-            if isinstance(keys.get(key), str):
-                yield from _template_laws(key, keys[key])
+            if isinstance(text := keys.get(key), str):
+                try:
+                    if not Template.of(text).columns:
+                        yield (key,), f"must name a column in braces, as in {{answer}}, but got {text!r}."
+                except ValueError as error:
+                    yield (key,), f"{error}."
         if isinstance(keys.get("extract"), dict):
             yield from _answers.extract_laws(keys["extract"])
         generation = keys.get("generation")
@@ -139,7 +145,18 @@ class TextGeneration(LanguageModelKind):
         if len(errors) == known:
             blank = blank_rows([values for values in stored if values is not None]) if answers else []
             with collected(errors):
-                _answers.check_answers(self.task, said, blank, self.generation.stop, place)
+                if blank:
+                    raise TaskDataError(
+                        f"Task {self.task.name}: each row must have an answer, but {place.name} has rows without:"
+                        f" {place.first(blank)}.",
+                        hint="write their answers, or remove the rows",
+                    )
+                if always := [text for text in self.generation.stop if said and all(text in own for own in said)]:
+                    raise TaskDataError(
+                        f"Task {self.task.name}: a stop string must not be in the answers, but {always[0]!r} is in"
+                        f" every answer of {place.name}: no answer could be written whole.",
+                        hint="take it out of `generation.stop`, or out of the answers",
+                    )
             with collected(errors):
                 labels = self._labels(references, place, frozenset(blank))
         raise_joined(self.task, errors)
@@ -175,10 +192,49 @@ class TextGeneration(LanguageModelKind):
             yield "each column of `answer` is in the prompt too, which gives the answer away"
         for split, own in rows.items():
             answers = _answers.as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
-            yield from _answers.stop_warnings(split, answers, self.generation.stop)
+            for text in self.generation.stop:
+                if holding := sum(text in answer for answer in answers):
+                    yield (
+                        f"{holding:,} of {len(answers):,} {split} answers have the stop string {text!r} in them: what"
+                        " follows it could never be written; take it out of `generation.stop`, or out of the answers"
+                    )
             if answers and "reference" in self.task.settings:
-                yield from _answers.reference_warnings(split, answers, own.labels.tolist(), self.extraction)
-        yield from _answers.length_warnings(encoded, self.generation.max_new_tokens)
+                yield from self._reference_warnings(split, answers, own.labels.tolist())
+        most = self.generation.max_new_tokens
+        for split, tokens in encoded.items():
+            counts = tokens.counts(np.arange(len(tokens)))
+            if long := int(np.count_nonzero(counts > most)):
+                yield (
+                    f"{long:,} of {len(tokens):,} {split} answers have more than max_new_tokens={most} tokens, the"
+                    f" longest {counts.max()}: raise `generation.max_new_tokens`, or they cannot be written whole"
+                )
+
+    def _reference_warnings(self, split: Split, answers: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+        """Warn of answers that would count as wrong if they were written word for word; of formulas, only the first
+        ones are looked at, since math-verify is slow."""
+        if self.extraction.form == "math":
+            answers, references = answers[:_MOST_FORMULAS], references[:_MOST_FORMULAS]
+        try:
+            found = [self.extraction.find(answer, patient=False) for answer in answers]
+        except _answers.SlowPatternError as error:
+            yield (
+                f"`extract.regex` takes longer than {_answers.MATCH_SECONDS:g} seconds on the {split} answer"
+                f" {shortened(error.text)}: whoever writes it is counted as wrong;"
+                " write it without a repetition inside a repetition, such as (a+)+"
+            )
+            return
+        lost = found.count("")
+        wrong = int(np.count_nonzero(self.extraction.settled(found, references) != np.array(references))) - lost
+        if lost:
+            yield (
+                f"`extract` finds nothing in {lost:,} of {len(answers):,} {split} answers: whoever writes them is"
+                " counted as wrong; correct `extract` or these answers, or remove the rows"
+            )
+        if wrong:
+            yield (
+                f"{wrong:,} of {len(answers):,} {split} answers say something else than their `reference`: whoever"
+                " writes them is counted as wrong; correct or remove the rows"
+            )
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         counts = {split: np.unique(own.labels, return_counts=True)[1] for split, own in rows.items()}
@@ -217,7 +273,13 @@ class TextGeneration(LanguageModelKind):
         ends = self.end_ids(tokenizer)
         answers = continued_ids(rows.extras[_ANSWERS], tokenizer)
         for end in ends:
-            _answers.check_end_tokens(self.task, rows, answers, end, tokenizer)
+            if ended := [row for row, ids in enumerate(answers) if end in ids]:
+                token, place = tokenizer.convert_ids_to_tokens(end), rows.place or SourceLocation("the request")
+                raise TaskDataError(
+                    f"Task {self.task.name}: an answer must not have the end token {token} in its text, but in"
+                    f" {place.name} those of {place.values(rows.texts, ended)} have it.",
+                    hint="take it out of `answer` and of the rows: it is added to each answer",
+                )
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -238,15 +300,12 @@ class TextGeneration(LanguageModelKind):
         if task == self.task and extract == held:
             return task
         others = {key: value for key, value in task.settings.items() if key != "extract"}
-        settings = {"reference": self._answer_as_written(), **others}
-        return replace(task, settings=settings | ({"extract": extract} if extract else {}))
-
-    def _answer_as_written(self) -> str:
-        """Return the template of answers without the stop string that ends it."""
+        # What is written ends before the stop string that the answer ends with.
         literal, answer = self.templates["answer"].parts[-1][0], self.task.settings["answer"]
         (kept,) = _answers.as_written([literal], self.generation.stop)
         stop = literal[len(kept) :].replace("{", "{{").replace("}", "}}")
-        return str(answer.removesuffix(stop))
+        settings = {"reference": str(answer.removesuffix(stop)), **others}
+        return replace(task, settings=settings | ({"extract": extract} if extract else {}))
 
     def base_alone(
         self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
@@ -293,9 +352,21 @@ class TextGeneration(LanguageModelKind):
         return written
 
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        return _answers.share_warnings(
-            metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings
-        )
+        if (cut := metrics.get("unended", 0.0)) >= _OFTEN:
+            yield (
+                "unended",
+                f"{cut:.0%} of the answers were cut at max_new_tokens={self.generation.max_new_tokens}: raise"
+                " `generation.max_new_tokens`, or end answers by a text in `generation.stop`",
+            )
+        if (lost := metrics.get("unparsed", 0.0)) >= _OFTEN:
+            yield (
+                "unparsed",
+                f"`extract` found nothing in {lost:.0%} of the answers, which count as wrong: let `extract` find what"
+                " the model writes, or train longer"
+                if "extract" in self.task.settings
+                else f"{lost:.0%} of the answers are empty, and count as wrong: train longer, or give the model"
+                " another `prompt`",
+            )
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: _requests.Values) -> list[int] | list[float] | list[str]:
@@ -312,13 +383,3 @@ class TextGeneration(LanguageModelKind):
             temperature=generation.temperature or 0.0,
             top_p=generation.top_p or 1.0,
         )
-
-
-def _template_laws(key: str, text: str) -> Iterator[Fault]:
-    try:
-        columns = Template.of(text).columns
-    except ValueError as error:
-        yield (key,), f"{error}."
-    else:
-        if not columns:
-            yield (key,), f"must name a column in braces, as in {{answer}}, but got {text!r}."
