@@ -89,12 +89,6 @@ def items_of(value: Any) -> Any:
     return value
 
 
-def split_options(question: Any) -> list[Any]:
-    """Return the options of a question: a list, JSON's text of one, or texts with bars between them."""
-    items = items_of(question)
-    return [text.strip() for text in items.split(SEPARATOR)] if isinstance(items, str) else list(items)
-
-
 def shown_options(options: Sequence[str]) -> str:
     """Return options as one text."""
     return f" {SEPARATOR} ".join(option.strip() for option in options)
@@ -125,7 +119,12 @@ def read_options(
     """
     options, faults = list[list[str]](), dict[str, list[int]]()
     for number, row in enumerate(rows):
-        own, law = _judged(form, row)
+        try:
+            own = form.fill(row)
+            stripped = [text.strip() for text in own]
+            law = next((law for law, is_broken in _ROW_LAWS.items() if is_broken(stripped)), "")
+        except ValueError:
+            law = "be a list of texts or numbers"
         options.append([] if law else own)
         if law:
             faults.setdefault(law, []).append(number)
@@ -134,16 +133,6 @@ def read_options(
         with collected(errors):
             refuse(task, f"the options of a row must {law}", stored, numbers, place)
     return options, errors
-
-
-def _judged(form: OptionTexts, row: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Return the options of a row, and the law that they break."""
-    try:
-        texts = form.fill(row)
-    except ValueError:
-        return [], "be a list of texts or numbers"
-    stripped = [text.strip() for text in texts]
-    return texts, next((law for law, is_broken in _ROW_LAWS.items() if is_broken(stripped)), "")
 
 
 # Options of a row may be equal: a few rows of OpenBookQA and Social IQa are so, and others score them as they are.
@@ -157,17 +146,36 @@ _LAWS: dict[str, Callable[[list[str]], bool]] = {
 }
 
 
-Options = Sequence[str]
-_Reading = Callable[[Any, Options], int | None]
+def _read(way: str, value: Any, options: Sequence[str]) -> int | None:
+    """Return the option that a stored label means if it is an `index`, a `letter` or a `text`; None if it is none.
+
+    Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
+    """
+    index: int | None = None
+    if way == "index":
+        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+            value = int(value) if len(value.strip()) < 10 else None
+        if isinstance(value, float) and value.is_integer():  # where Arrow has made room for missing values
+            value = int(value)
+        index = value if isinstance(value, int) and not isinstance(value, bool) else None
+    elif way == "letter":
+        letter = value.strip().upper() if isinstance(value, str) else ""
+        index = ascii_uppercase.find(letter) if len(letter) == 1 else None
+    else:
+        text = _plain(value)
+        index = next((index for index, option in enumerate(options) if composed(option.strip()) == text), None)
+    return options.index(options[index]) if index is not None and 0 <= index < len(options) else None
+
+
+_WAYS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
 
 
 def option_labels(
-    values: Sequence[Any], options: Sequence[Options], task: Task, place: SourceLocation
+    values: Sequence[Any], options: Sequence[Sequence[str]], task: Task, place: SourceLocation
 ) -> npt.NDArray[np.int64]:
     """Return the index of each row's right option, (N,).
 
     The whole column is read in one way: the one that fits every row. If several fit, they must agree on every row.
-    Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
 
     Args:
         values: The column, as stored.
@@ -175,22 +183,39 @@ def option_labels(
     Raises:
         TaskDataError: no way of reading fits every row, or two do and differ.
     """
-    judged = [row for row, own in enumerate(options) if own]
-    answers = {name: [_read(name, values[row], options[row]) for row in judged] for name in _READINGS}
-    fitting = {name: found for name, found in answers.items() if None not in found}
+    judged, key = [row for row, own in enumerate(options) if own], task.settings["label"]
+    answers = {way: [_read(way, values[row], options[row]) for row in judged] for way in _WAYS}
+    misfits = {
+        way: [row for row, it in zip(judged, found, strict=True) if it is None] for way, found in answers.items()
+    }
+    fitting = [way for way, rows in misfits.items() if not rows]
     if not fitting:
-        _refuse_misfits(values, judged, answers, task, place)
-    (name, found), *others = fitting.items()
-    for other, theirs in others:
-        if differing := [row for row, one, two in zip(judged, found, theirs, strict=True) if one != two]:
-            raise _ambiguous(values, options, differing, (name, other), task, place)
+        way = min(misfits, key=lambda each: len(misfits[each]))
+        some = len(judged) - len(misfits[way])
+        law = f"the {_WAYS[way]} of one of its row's options" if some else "the index, letter or text of an option"
+        others = f", as it is in {some:,} other row{'s' * (some > 1)}" if some else ""
+        hint = "correct the rows, or the task's `options`"
+        refuse(task, f"`{key}` must be {law}{others}", values, misfits[way], place, hint)
+    way, *more = fitting
+    for other in more:
+        pairs = zip(judged, answers[way], answers[other], strict=True)
+        if differing := [row for row, one, two in pairs if one != two]:
+            row = differing[0]
+            means = [shortened(options[row][_read(it, values[row], options[row]) or 0]) for it in (way, other)]
+            free = next(it for it in ("letter", "index") if it not in (way, other))
+            raise TaskDataError(
+                f"Task {task.name}: `{key}` must name options in one way only, but every row of {place.name} can be"
+                f" read as {way} and as {other}, and {place.values(values, differing)} would mean"
+                f" {' or '.join(means)}.",
+                hint=f"write each label as the option's {_WAYS[free].rstrip(',')}",
+            )
     labels = np.zeros(len(values), np.int64)
-    labels[judged] = np.array(found, np.int64)
+    labels[judged] = np.array(answers[way], np.int64)
     return labels
 
 
 def named_labels(
-    values: Sequence[Any], names: Sequence[Any], options: Sequence[Options], task: Task, place: SourceLocation
+    values: Sequence[Any], names: Sequence[Any], options: Sequence[Sequence[str]], task: Task, place: SourceLocation
 ) -> npt.NDArray[np.int64]:
     """Return the index of each row's right option, (N,), where the column holds names of options.
 
@@ -203,13 +228,14 @@ def named_labels(
     """
     labels, faults, uneven, doubled = np.zeros(len(values), np.int64), list[int](), list[int](), list[int]()
     for row in (row for row, own in enumerate(options) if own):
-        known = [_plain(name) for name in names[row]] if isinstance(names[row], list | tuple) else []
+        listed = items_of(names[row])
+        known = list(map(_plain, listed)) if isinstance(listed, list | tuple) else []
         if len(known) != len(options[row]):
             uneven.append(row)
         elif len(set(known)) < len(known):
             doubled.append(row)
         elif (label := _plain(values[row])) in known:
-            labels[row] = _first_equal(known.index(label), options[row])
+            labels[row] = options[row].index(options[row][known.index(label)])
         else:
             faults.append(row)
     where = [
@@ -230,83 +256,3 @@ def _plain(value: Any) -> str:
         return composed(written(value).strip())
     except ValueError:
         return ""
-
-
-def option_letter(index: int) -> str:
-    """Return the letter by which people call an option, or its index where letters do not reach."""
-    return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index)
-
-
-def _first_equal(index: int, options: Options) -> int:
-    return options.index(options[index])
-
-
-def _by_index(value: Any, options: Options) -> int | None:
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value) if len(value.strip()) < 10 else None
-    if isinstance(value, float) and value.is_integer():  # where Arrow has made room for missing values
-        value = int(value)
-    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options)
-    return value if fits else None
-
-
-def _by_letter(value: Any, options: Options) -> int | None:
-    letter = value.strip().upper() if isinstance(value, str) else ""
-    index = ascii_uppercase.find(letter) if len(letter) == 1 else -1
-    return index if 0 <= index < len(options) else None
-
-
-def _by_text(value: Any, options: Options) -> int | None:
-    text = _plain(value)
-    return next((index for index, option in enumerate(options) if composed(option.strip()) == text), None)
-
-
-def _read(name: str, value: Any, options: Options) -> int | None:
-    index = _READINGS[name](value, options)
-    return None if index is None else _first_equal(index, options)
-
-
-_READINGS: dict[str, _Reading] = {"index": _by_index, "letter": _by_letter, "text": _by_text}
-_READING_LAWS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
-
-
-def _refuse_misfits(
-    values: Sequence[Any],
-    judged: Sequence[int],
-    answers: dict[str, list[int | None]],
-    task: Task,
-    place: SourceLocation,
-) -> None:
-    """Name the rows that the likeliest reading does not fit."""
-    misfits = {
-        name: [row for row, it in zip(judged, found, strict=True) if it is None] for name, found in answers.items()
-    }
-    name = min(misfits, key=lambda key: len(misfits[key]))
-    some = len(judged) - len(misfits[name])
-    law = f"the {_READING_LAWS[name]} of one of its row's options" if some else "the index, letter or text of an option"
-    others = f", as it is in {some:,} other row{'s' * (some > 1)}" if some else ""
-    hint = "correct the rows, or the task's `options`"
-    refuse(task, f"`{task.settings['label']}` must be {law}{others}", values, misfits[name], place, hint)
-
-
-def _ambiguous(
-    values: Sequence[Any],
-    options: Sequence[Options],
-    rows: Sequence[int],
-    names: tuple[str, str],
-    task: Task,
-    place: SourceLocation,
-) -> TaskDataError:
-    row = rows[0]
-    means = [
-        shortened(options[row][index])
-        for name in names
-        if (index := _READINGS[name](values[row], options[row])) is not None
-    ]
-    free = next(name for name in ("letter", "index") if name not in names)
-    return TaskDataError(
-        f"Task {task.name}: `{task.settings['label']}` must name options in one way only, but every row of {place.name}"
-        f" can be read as {names[0]} and as {names[1]}, and {place.values(values, rows)} would mean"
-        f" {' or '.join(means)}.",
-        hint=f"write each label as the option's {_READING_LAWS[free].rstrip(',')}",
-    )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -21,10 +22,19 @@ from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import AnswerFact
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import _options as option_forms
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._labelled import are_hidden
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of, with_examples
+from loraxs_search.tasks.kinds._options import (
+    SEPARATOR,
+    OptionTexts,
+    items_of,
+    named_labels,
+    option_labels,
+    option_laws,
+    read_options,
+    shown_options,
+)
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._templates import PromptSection, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
@@ -259,7 +269,7 @@ class MultipleChoice(LanguageModelKind):
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         yield from prompt_laws(keys)
         if keys.get("options") is not None:
-            yield from option_forms.option_laws(keys["options"])
+            yield from option_laws(keys["options"])
         names, options = keys.get("option_names"), keys.get("options")
         if isinstance(names, list) and isinstance(options, list) and len(names) != len(options):
             yield ("option_names",), f"must name each of the {len(options)} options, but got {json.dumps(names)}."
@@ -279,11 +289,11 @@ class MultipleChoice(LanguageModelKind):
         return f"{cls.name} with a column of options" if isinstance(keys.get("options"), str) else cls.name
 
     @property
-    def options(self) -> option_forms.OptionTexts:
+    def options(self) -> OptionTexts:
         """How each row's options are written."""
         end = self.prompt.contents[-1].parts[-1][0]  # what stands behind the last column
         adds_space = not self.prompt.roles and not end[-1:].isspace()
-        return option_forms.OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
+        return OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -300,56 +310,42 @@ class MultipleChoice(LanguageModelKind):
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
         texts, extras = self.read_prompts(columns, place, errors)
-        options = self._read_options(len(texts), columns, place, errors)
+        form, known, task = self.options, len(errors), self.task
+        options: list[list[str]] = [form.fixed or []] * len(texts)
+        if form.column is not None:
+            stored: Sequence[Any] = columns.values[form.column]
+            asked: Sequence[Mapping[str, Any]] = [{form.column: items_of(value)} for value in stored]
+        elif form.fixed is None:
+            asked = self.written_rows(form.columns, columns, place, errors)
+            stored = [shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
+        # Missing values are no options without text too, which would count them again.
+        if form.fixed is None and len(errors) == known:
+            options, faults = read_options(form, asked, stored, task, place)
+            errors += faults
         labels: npt.NDArray[Any] = np.empty(0)
+        values, names = columns.values[task.settings["label"]], task.settings.get("option_names")
         with collected(errors):
-            labels = self._read_labels(options, columns, place)
-        raise_joined(self.task, errors)
+            if names is None:
+                labels = option_labels(values, options, task, place)
+            else:
+                named = columns.values[names] if isinstance(names, str) else [names] * len(values)
+                labels = named_labels(values, named, options, task, place)
+        raise_joined(task, errors)
         return self._rows(texts, options, labels, extras)
-
-    def _read_labels(self, options: list[list[str]], columns: Columns, place: SourceLocation) -> npt.NDArray[np.int64]:
-        values, names = columns.values[self.task.settings["label"]], self.task.settings.get("option_names")
-        if names is None:
-            return option_forms.option_labels(values, options, self.task, place)
-        named = [names] * len(values) if isinstance(names, list | tuple) else columns.values[names]
-        return option_forms.named_labels(
-            values, [option_forms.items_of(own) for own in named], options, self.task, place
-        )
-
-    def _read_options(
-        self, num_rows: int, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
-    ) -> list[list[str]]:
-        """Return each row's options, none of a row whose options are faulty; faults go to `errors`."""
-        form, known = self.options, len(errors)
-        if form.fixed is not None:
-            return [form.fixed] * num_rows
-        if form.column is None:
-            rows: Sequence[Mapping[str, Any]] = self.written_rows(form.columns, columns, place, errors)
-            if len(errors) > known:  # missing values would be counted again, as options without text
-                return [[]] * num_rows
-            stored: Sequence[Any] = [option_forms.shown_options(form.fill(row)) for row in rows]
-        else:
-            stored = columns.values[form.column]
-            rows = [{form.column: option_forms.items_of(value)} for value in stored]
-        options, faults = option_forms.read_options(form, rows, stored, self.task, place)
-        errors += faults
-        return options
 
     def _rows(
         self, texts: list[str], options: list[list[str]], labels: npt.NDArray[Any], extras: Mapping[str, list[Any]]
     ) -> Rows:
         if self.options.fixed is not None:
             return Rows(texts, None, labels, extras)
-        return Rows(texts, [option_forms.shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
+        return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
         names, form = self.task.settings.get("option_names"), self.options
         known = list(names) if isinstance(names, list | tuple) else []
         if isinstance(names, str) or form.column is not None:
             listed = columns.values[names if isinstance(names, str) else str(form.column)]
-            known += [
-                str(item) for own in map(option_forms.items_of, listed) if isinstance(own, list | tuple) for item in own
-            ]
+            known += [str(item) for own in map(items_of, listed) if isinstance(own, list | tuple) for item in own]
         else:
             known += form.fixed or []
         return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
@@ -357,10 +353,7 @@ class MultipleChoice(LanguageModelKind):
     @property
     def question_texts(self) -> tuple[str, ...]:
         listed = self.options.column
-        return tuple(
-            f"{name}, separated by {option_forms.SEPARATOR}" if name == listed else name
-            for name in self.question_columns
-        )
+        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self.question_columns)
 
     @property
     def question_columns(self) -> tuple[str, ...]:
@@ -368,7 +361,7 @@ class MultipleChoice(LanguageModelKind):
 
     @property
     def example(self) -> tuple[str, ...]:
-        options = option_forms.shown_options(["an option", "another one"])
+        options = shown_options(["an option", "another one"])
         texts = zip(self.question_columns, super().example, strict=True)
         return tuple(options if name == self.options.column else text for name, text in texts)
 
@@ -384,8 +377,10 @@ class MultipleChoice(LanguageModelKind):
         check_question(self.task, texts, self.question_texts)
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
         if form.column is not None:
-            asked = [row | {form.column: option_forms.split_options(row[form.column])} for row in asked]
-        options, faults = option_forms.read_options(form, asked, texts, self.task, SourceLocation("the request"))
+            for row in asked:
+                own = items_of(row[form.column])
+                row[form.column] = [it.strip() for it in own.split(SEPARATOR)] if isinstance(own, str) else list(own)
+        options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
         raise_joined(self.task, faults)
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
@@ -405,7 +400,12 @@ class MultipleChoice(LanguageModelKind):
             return
         for split, own in encoded.items():
             seen = own.take(np.arange(min(len(own), _LOOKED_AT)))
-            if begun := [row for row, tokens in enumerate(_choices(seen).tokens) if _goes_on(tokens)]:
+            begun = [
+                row
+                for row, tokens in enumerate(_choices(seen).tokens)
+                if any(one != other and other[: len(one)] == one for one, other in permutations(tokens, 2))
+            ]
+            if begun:
                 place = rows[split].place or SourceLocation(split)
                 yield (
                     f"{len(begun):,} of {len(seen):,} {split} rows have an option that begins with another one,"
@@ -482,12 +482,10 @@ class MultipleChoice(LanguageModelKind):
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:
         fixed = self.options.fixed
-        return option_forms.option_letter(int(answer)) if fixed is None else fixed[int(answer)].strip()
-
-
-def _goes_on(options: Sequence[Sequence[int]]) -> bool:
-    """Whether the tokens of an option are the beginning of another one's."""
-    return any(one != other and other[: len(one)] == one for one, other in permutations(options, 2))
+        number = int(answer)
+        if fixed is not None:
+            return fixed[number].strip()
+        return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number)
 
 
 def _choices(rows: EncodedRows) -> Choices:
