@@ -91,7 +91,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
         from loraxs_search.base_model.load import checked_device
         from loraxs_search.serve.app import Server
-        from loraxs_search.serve.requests import Limits
+        from loraxs_search.serve.bodies import Limits
         from loraxs_search.serve.served_models import ServedModels
 
         place = str(checked_device(device or "cpu"))

@@ -111,7 +111,7 @@ class Replica:
         import torch  # here, so that whoever deploys stays without it
 
         from loraxs_search.serve.app import Server
-        from loraxs_search.serve.requests import Limits
+        from loraxs_search.serve.bodies import Limits
         from loraxs_search.serve.served_models import ServedModels
 
         uri = resolve_uri(args.tracking_uri)

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,14 +50,18 @@ from loraxs_search.serve.bodies import (
     ClassifyBody,
     CompletionBody,
     ErrorBody,
+    Limits,
+    RefusedError,
+    chat_jobs,
     classification,
+    classify_jobs,
     completion,
+    completion_jobs,
     last_pieces,
     piece,
     shown_models,
 )
 from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
-from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
 from loraxs_search.versions import installed
 
@@ -84,25 +88,6 @@ class _Registry(CollectorRegistry):
             yield metric
 
 
-class _Numbers:
-    """What `/metrics` shows."""
-
-    def __init__(self, models: ServedModels, engine: ServingEngine, replica: str | None) -> None:
-        self.registry = _Registry(replica)
-        new = partial(Gauge, registry=self.registry)
-        self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)
-        self.seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route"], registry=self.registry)
-        new("loraxs_rows_waiting", "Rows that wait for a pass").set_function(lambda: engine.num_waiting)
-        new("loraxs_rows_computed", "Rows computed").set_function(lambda: engine.num_rows)
-        new("loraxs_passes", "Passes over the base").set_function(lambda: engine.num_passes)
-        new("loraxs_tokens_written", "Tokens written").set_function(lambda: engine.num_tokens)
-        new("loraxs_adapters_loaded", "Adapters in memory").set_function(lambda: len(models.bank))
-        new("loraxs_adapter_bytes", "Bytes of their numbers").set_function(lambda: models.bank.num_bytes)
-        new("loraxs_champions_moved", "Names that came to mean another adapter").set_function(
-            lambda: models.num_switches
-        )
-
-
 class Server:
     """An application over models and an engine.
 
@@ -126,7 +111,20 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self._numbers = _Numbers(models, self.engine, replica)
+        self._numbers = registry = _Registry(replica)
+        self._requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=registry)
+        self._seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route"], registry=registry)
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "loraxs_rows_waiting": ("Rows that wait for a pass", lambda: self.engine.num_waiting),
+            "loraxs_rows_computed": ("Rows computed", lambda: self.engine.num_rows),
+            "loraxs_passes": ("Passes over the base", lambda: self.engine.num_passes),
+            "loraxs_tokens_written": ("Tokens written", lambda: self.engine.num_tokens),
+            "loraxs_adapters_loaded": ("Adapters in memory", lambda: len(models.bank)),
+            "loraxs_adapter_bytes": ("Bytes of their numbers", lambda: models.bank.num_bytes),
+            "loraxs_champions_moved": ("Names that came to mean another adapter", lambda: models.num_switches),
+        }
+        for name, (words, value) in gauges.items():
+            Gauge(name, words, registry=registry).set_function(value)
         self._poll_s = poll_s
         self.app = FastAPI(
             title=PACKAGE,
@@ -136,7 +134,20 @@ class Server:
             lifespan=self._lifespan,
             responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},  # in place of FastAPI's own for 422
         )
-        self._route()
+        app = self.app
+        for path in ("/classify", "/v1/classify"):
+            app.post(path)(self.classify)
+        app.post("/v1/completions")(self.complete)
+        app.post("/v1/chat/completions")(self.chat)
+        app.get("/v1/models")(self.list_models)
+        app.get("/health")(self.health)
+        app.get("/ready")(self.ready)
+        app.get("/", include_in_schema=False)(self.page)
+        numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+        app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
+        app.add_middleware(_Guard, server=self)
+        for kind in (RequestValidationError, HTTPException, LoraxsError, Exception):
+            app.exception_handler(kind)(_error_answer)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -151,21 +162,6 @@ class Server:
         finally:
             stopped.set()
             await asyncio.to_thread(self.engine.close)
-
-    def _route(self) -> None:
-        app = self.app
-        for path in ("/classify", "/v1/classify"):
-            app.post(path)(self.classify)
-        app.post("/v1/completions")(self.complete)
-        app.post("/v1/chat/completions")(self.chat)
-        app.get("/v1/models")(self.list_models)
-        app.get("/health")(self.health)
-        app.get("/ready")(self.ready)
-        app.get("/", include_in_schema=False)(self.page)
-        numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-        app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
-        app.add_middleware(_Guard, server=self)
-        add_error_answers(app)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
@@ -212,7 +208,7 @@ class Server:
 
     async def metrics(self) -> Response:
         """Return numbers for Prometheus."""
-        return PlainTextResponse(generate_latest(self._numbers.registry), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(generate_latest(self._numbers), media_type=CONTENT_TYPE_LATEST)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def refused(self, request: Request) -> Response | None:
@@ -233,8 +229,8 @@ class Server:
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """Add a request to the numbers of `/metrics`."""
         route = getattr(scope.get("route"), "path", "other")
-        self._numbers.requests.labels(route, status).inc()
-        self._numbers.seconds.labels(route).observe(seconds)
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
 
     async def _adapter(self, name: str) -> ServedAdapter | None:
         """Return the adapter of a model's name; None for the bare base of a bank that writes."""
@@ -446,19 +442,14 @@ def answer_of(error: Exception) -> JSONResponse:
     return error_answer(500, "The server has failed at this request; its log says why.")
 
 
-async def _own_error(_: Request, error: Exception) -> Response:
-    return answer_of(error)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    answer = error_answer(error.status_code, str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _error_answer(request: Request, error: Exception) -> Response:
+    """Answer a request that an error ended: of ours, of HTTP, or of a body that is not what it should be."""
+    if isinstance(error, HTTPException):
+        answer = error_answer(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+    if not isinstance(error, RequestValidationError):
+        return answer_of(error)
     found = error.errors()[0]
     where, *parts = found["loc"]
     if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
@@ -467,11 +458,3 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if found["type"] == "json_invalid":
         return error_answer(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
     return error_answer(422, f"`{place or 'body'}`: {found['msg']}.", place or None)
-
-
-def add_error_answers(app: FastAPI) -> None:
-    """Have errors of an application's routes answered."""
-    app.exception_handler(RequestValidationError)(_invalid)
-    app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(LoraxsError)(_own_error)
-    app.exception_handler(Exception)(_own_error)

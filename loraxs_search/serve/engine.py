@@ -194,7 +194,8 @@ class ServingEngine:
             self._advance({job: None for job in jobs if self._begin(job)})
             self._active = []
             self._write()
-            self._drop_unused()
+            for digest in self._owners.keys() - {job.digest for job in (*self._joining, *self._writers)}:
+                self._base.drop(self._owners.pop(digest))
             self._hand_out()
 
     def _next_jobs(self) -> list[Job] | None:
@@ -239,11 +240,6 @@ class ServingEngine:
         raise EngineStoppedError(
             "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
         )
-
-    def _drop_unused(self) -> None:
-        """Remove adapters from the base that no job has any more."""
-        for digest in self._owners.keys() - {job.digest for job in (*self._joining, *self._writers)}:
-            self._base.drop(self._owners.pop(digest))
 
     def _advance(self, answers: Mapping[Job, Any]) -> None:
         """Give jobs what they asked for, until each has its result or waits for what it writes."""
@@ -358,7 +354,12 @@ class ServingEngine:
             elif own[0][1] > latest:
                 continue
             elif not _fit(spans, own):
-                latest = _first_fit(spans, own) if latest == math.inf else latest
+                if latest == math.inf:  # after so many tokens there is space for it
+                    latest = next(
+                        passed
+                        for passed in sorted({left for _, left in spans})
+                        if _fit([(length + passed, left - passed) for length, left in spans if left > passed], own)
+                    )
                 continue
             else:
                 spans += own
@@ -439,11 +440,3 @@ def _fit(rows: Sequence[Span], further: Sequence[Span]) -> bool:
     Rows that may write no more than that will end: only those that may write more are ever put back.
     """
     return not rows or _peak(_next([*rows, *further])) <= max(MAX_TOKENS, _peak(_next(rows)))
-
-
-def _first_fit(rows: Sequence[Span], further: Sequence[Span]) -> int:
-    """Return after how many tokens further rows may join at the latest."""
-    for passed in sorted({left for _, left in rows}):
-        if _fit([(length + passed, left - passed) for length, left in rows if left > passed], further):
-            return passed
-    raise AssertionError("a batch without rows takes any")

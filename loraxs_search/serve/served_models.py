@@ -112,11 +112,17 @@ class ServedModels:
                 "A server must have a task to serve, but the registry has none.",
                 hint="promote an adapter first: `loraxs-search promote STUDY`",
             )
-        first = self._first(names)
+        first = self._first(names)  # decides what the base is loaded as
         self.base = first.manifest.base_model
         self.bank = AdapterBank.for_task(first.manifest.task, self.base, max_bytes=max_bytes, device=device)
         self._always = frozenset(names)  # followed for as long as they are in the registry
-        self._load_all(names)
+        for name in names:
+            try:
+                self.look_up(name)
+            except LoraxsError as error:
+                if self.tasks:
+                    raise
+                log.warning("%s is not served: %s", name, error.message)
 
     # ---- asked by requests -------------------------------------------------------------------------------------------
     def find(self, name: str) -> ServedAdapter | None:
@@ -178,7 +184,9 @@ class ServedModels:
         for name, followed in list(self._names.items()):
             if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
                 self._forget(name)
-        self._sweep()
+        with self._loading:  # a request may have brought adapters back after their names had come to mean others
+            for digest in set(self.bank.names) - self._in_use():
+                self._evict(digest)
         stamp, now = store_stamp(self.uri), time.monotonic()
         if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in list(self._names.values())):
             return
@@ -209,21 +217,18 @@ class ServedModels:
             except Exception as fault:  # it is one name's: the others are followed all the same
                 if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
                     raise
-                self._keep_back(name, followed, fault)
+                # Say, once, why the name keeps its adapter; what passes by itself is tried again at once.
+                message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
+                if message != followed.fault:
+                    log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
+                followed.fault = message
+                passes = (HomeError, RegistryUnreadableError, TrackingError)
+                if not isinstance(fault, LoraxsError) or isinstance(fault, passes):
+                    self._stamp = None
+                else:
+                    followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
             else:
                 followed.state = None if followed.fault else state
-
-    def _keep_back(self, name: str, followed: _Followed, fault: Exception) -> None:
-        """Say, once, why a name keeps its adapter, and when it is tried again: at once what passes by itself."""
-        message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
-        if message != followed.fault:
-            log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
-        followed.fault = message
-        passes = (HomeError, RegistryUnreadableError, TrackingError)
-        if not isinstance(fault, LoraxsError) or isinstance(fault, passes):
-            self._stamp = None
-        else:
-            followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
 
     def _note(self, error: str | None) -> None:
         """Keep why the registry cannot be read, and say when that changes."""
@@ -272,12 +277,6 @@ class ServedModels:
         if adapter.digest not in self._in_use():
             self._evict(adapter.digest)
 
-    def _sweep(self) -> None:
-        """Take adapters out of the bank that a request has brought back after its name had come to mean another."""
-        with self._loading:
-            for digest in set(self.bank.names) - self._in_use():
-                self._evict(digest)
-
     def _in_use(self) -> set[str]:
         with self._lock:
             return {own.adapter.digest for own in self._names.values()}
@@ -298,15 +297,6 @@ class ServedModels:
                     raise
                 errors.append(error)
         raise errors[0]
-
-    def _load_all(self, names: Sequence[str]) -> None:
-        for name in names:
-            try:
-                self.look_up(name)
-            except LoraxsError as error:
-                if self.tasks:
-                    raise
-                log.warning("%s is not served: %s", name, error.message)
 
     def _pulled(self, name: str) -> ServedAdapter:
         folder, version = pull_version(name, uri=self.uri)

@@ -53,8 +53,8 @@ from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.registry.store import Registry
 from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
+from loraxs_search.serve.bodies import Limits
 from loraxs_search.serve.engine import Job
-from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data

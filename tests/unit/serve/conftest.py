@@ -29,7 +29,7 @@ from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.requests import Limits
+from loraxs_search.serve.bodies import Limits
 from loraxs_search.serve.served_models import ServedModels
 
 Promote = Callable[..., str]

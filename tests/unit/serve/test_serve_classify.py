@@ -28,7 +28,7 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.requests import Limits
+from loraxs_search.serve.bodies import Limits
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import TARGETS, running

@@ -21,9 +21,8 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.bodies import ClassifyBody
+from loraxs_search.serve.bodies import ClassifyBody, Limits, classify_jobs
 from loraxs_search.serve.engine import ServingEngine
-from loraxs_search.serve.requests import Limits, classify_jobs
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import running

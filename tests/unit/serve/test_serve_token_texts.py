@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loraxs_search.serve.token_texts import TokenReader
+from loraxs_search.serve.bodies import TokenReader
 from loraxs_search.tasks.kinds import TokenLogprobs
 
 

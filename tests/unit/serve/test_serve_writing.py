@@ -27,9 +27,16 @@ from loraxs_search.records.task import TaskModel
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.bodies import ChatBody, ClassifyBody, CompletionBody
+from loraxs_search.serve.bodies import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    Limits,
+    chat_jobs,
+    classify_jobs,
+    completion_jobs,
+)
 from loraxs_search.serve.engine import Job, ServingEngine
-from loraxs_search.serve.requests import Limits, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import running
