@@ -129,8 +129,8 @@ def _without_weights(base: BaseModel, model: TaskModel) -> PreTrainedModel:
     return empty
 
 
-def repeated_layers(model: nn.Module, names: Iterable[str]) -> str:
-    """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
+def repeated_layers(model: nn.Module, names: Iterable[str]) -> tuple[str, nn.ModuleList | None]:
+    """Return the one list whose members hold the modules of these names, with its name; None when it is not one."""
     lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
-    stacks = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
-    return stacks[0] if len(stacks) == 1 else ""
+    stacks = [(name, layers) for name in lists if isinstance(layers := model.get_submodule(name), nn.ModuleList)]
+    return stacks[0] if len(stacks) == 1 else ("", None)

@@ -7,8 +7,8 @@ which would turn dropout on, and knows nothing of our row maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -88,15 +88,6 @@ class GradientCheckpointing:
             assert self._layers is not None  # something was placed
             self._layers[index] = self._layers[index].get_submodule("layer")
         self._placed.clear()
-
-    @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Wrap all layers, if checkpointing is on, until the context ends."""
-        self.place(0)
-        try:
-            yield
-        finally:
-            self.remove()
 
 
 class _CheckpointedLayer(WrappedLayer):

@@ -56,7 +56,7 @@ class Engine:
     """
 
     def __init__(self, base: AdaptedBase, executor: PassExecutor | None = None, max_tokens: int = MAX_TOKENS) -> None:
-        self.max_tokens = self._first_max_tokens = max_tokens
+        self.max_tokens = self._first_max_tokens = self._largest = max_tokens
         self.max_rows = default_rows(base.device)  # that are written together
         self._base, self._executor = base, executor or PassExecutor(1)
 
@@ -122,7 +122,9 @@ class Engine:
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
         max_width = max_positions(base_of(self._base.model).config)
         plans = (plan_passes(demands, budget, max_width=max_width) for budget in budgets)
-        return min(plans, key=self._executor.makespan)
+        passes = min(plans, key=self._executor.makespan)
+        self._largest = max((shared.num_tokens for shared in passes), default=0)
+        return passes
 
     def within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
         """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
@@ -147,7 +149,7 @@ class Engine:
         """Do what makes the next try need less memory; return False where there is nothing left to do."""
         emptied = self._base.prefix is not None and self._base.prefix.shrink()
         if emptied or self.max_tokens > longest:
-            self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
+            self.max_tokens = min(self.max_tokens, max(longest, min(self.max_tokens, self._largest) // 2))
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             return True
         if learns and self._base.checkpoint_gradients():

@@ -18,13 +18,12 @@ class Host(Protocol):
     Who calls: one `HostActor` in its own process, whose callers are trials and the driver. A host is built for a
     base and a first task; building it loads both.
 
-    Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
-    answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `baselines`, `cancel` and `steps` are called from threads of their own in both cases, beside any other call. After
-    `close` only `close` is called.
+    Threads: called from many threads at once; each call blocks until it is answered, and waiting trials share passes.
+    After `close` only `close` is called.
 
-    Tasks: a host that packs serves any number of tasks that load its base in the same way but for the number of
-    outputs, a host of lone trials the one it began with. Every call on behalf of a trial names the trial's task.
+    Tasks: it serves any number of tasks that load its base in the same way but for the number of outputs. What cannot
+    share passes, a method or a layer, only trials of the task that it began with can have. Every call on behalf of a
+    trial names the trial's task.
 
     What is kept: a host may keep trials, rows and factors between calls, and owns none of them. Each `advance` returns
     the whole state of its trial as a snapshot, and the caller's snapshot decides: where the host has the
@@ -42,7 +41,7 @@ class Host(Protocol):
     - TrialCancelledError: `cancel` named the trial.
     - RankError, TargetModulesError: the trial asks for what the base does not have.
     - StudyError: a snapshot cannot be read.
-    - UsageError: the host cannot serve this task beside its first one.
+    - UsageError: the trial cannot share passes, and is of another task than the host's first one.
 
     Any other exception is the trial's own failure too, and is reported with its type.
 
@@ -62,13 +61,6 @@ class Host(Protocol):
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk are others than those that were loaded."""
-        ...
-
-    def can_serve(self, task: Task) -> bool:
-        """Whether trials of this task may train here: a host without packs serves the one that it was built for.
-
-        How reports are scored makes no difference, nor whether `pooling` is `auto` or its resolved value.
-        """
         ...
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:

@@ -2,7 +2,8 @@
 
 An optimizer of `torch.optim` takes one of each a call, so that a pack of n trials would be 2 n optimizers. On an
 accelerator, where a call costs more than its numbers, each operation here runs over the tensors of every trial in one
-call; on a CPU, where it is the passes over memory that cost, each tensor is passed over once. Both are what torch's
+call; on a CPU, and for large tensors such as a whole model's, it is the passes over memory that cost: each tensor is
+passed over once, and no copies are made. Both are what torch's
 optimizers are made of; their names are private, and this is the one file that knows them.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 _EPS = 1e-8  # torch's own
+_LARGE = 1 << 19  # numbers of the mean tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def adamw(tensors: Sequence[AdamWUpdate]) -> None:
     grads = [t.parameter.grad for t in trained if t.parameter.grad is not None]
     if any(t.clip != 1.0 for t in trained):
         torch._foreach_mul_(grads, [t.clip for t in trained])
-    (per_tensor if grads[0].device.type == "cpu" else foreach)(trained, grads)
+    is_large = sum(grad.numel() for grad in grads) > _LARGE * len(grads)
+    (per_tensor if is_large or grads[0].device.type == "cpu" else foreach)(trained, grads)
 
 
 def per_tensor(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
@@ -70,7 +73,7 @@ def per_tensor(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
             [t.exp_avg],
             [t.exp_avg_sq],
             [],
-            [torch.tensor(float(t.step))],
+            [torch.tensor(float(t.step), device=grad.device)],
             lr=t.learning_rate,
             beta1=t.betas[0],
             beta2=t.betas[1],

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model.files import numbers_by_dtype, weight_bytes
+from loraxs_search.base_model.reading import readable, timing_inputs
+from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from loraxs_search.errors import BaseModelError
 from loraxs_search.memory import free_bytes
 from loraxs_search.methods import get_method
@@ -67,6 +72,28 @@ def full_tokens(device: torch.device, max_tokens: int, time_pass: Callable[[int]
             break
         tokens, seconds = 2 * tokens, longer
     return tokens
+
+
+@torch.no_grad()
+def time_pass(model: PreTrainedModel, num_tokens: int) -> float:
+    """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three.
+
+    Infinite where the pass does not fit into memory.
+    """
+    seconds = list[float]()
+    try:
+        inputs = timing_inputs(model, num_tokens)
+        for _ in range(3):
+            started = time.perf_counter()
+            readable(model, inputs)
+            if model.device.type != "cpu":
+                torch.accelerator.synchronize(model.device)
+            seconds.append(time.perf_counter() - started)
+    except MEMORY_ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    return min(seconds)
 
 
 def full_slots(tokens: int, num_workers: int, batch_tokens: float) -> int:

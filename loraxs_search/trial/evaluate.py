@@ -33,15 +33,6 @@ _MOST_SHOWN = 400  # characters of a row that is answered wrongly
 ResultT = TypeVar("ResultT")
 
 
-def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split) -> dict[str, float]:
-    """Return the task's metrics and the mean loss of `model` on every row of `split`.
-
-    Raises:
-        TrialDivergedError: a metric or the loss is not finite.
-    """
-    return split_metrics(data, split, score_rows(model, data, split, np.arange(data.num_rows(split))))
-
-
 def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[str, float]:
     """Return the task's metrics and the mean loss of a whole split.
 

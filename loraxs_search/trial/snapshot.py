@@ -1,27 +1,41 @@
-"""A trial's whole state as bytes: tensors and a JSON header in one safetensors file, nothing pickled."""
+"""A trial's whole state as bytes: tensors and a JSON header in one safetensors file, nothing pickled.
+
+States of trials that are too large to travel with each report stay on their node. What travels in their place is a
+snapshot without tensors that names the node's file. A host that has the file continues from it; another one trains from
+the start again, and what it reports says so. Nothing else is lost: the same seed on the same rows gives the same trial.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import logging
+import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from loraxs_search.errors import StudyError
+from loraxs_search.home import ensure_dir, home, write_atomic
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.trial import TrialReport
+from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.safetensors_header import entry_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state that `TrialRun` needs to continue exactly where it stopped.
+    """The state that a `Slot` needs to continue exactly where it stopped.
 
     Args:
         parameters: Trained tensors by PEFT's names, as trained (float32).
-        moments: AdamW's `exp_avg` and `exp_avg_sq` by `<kind>/<parameter name>`; empty before the first step.
+        moments: AdamW's `exp_avg` and `exp_avg_sq` of each by `<kind>/<parameter name>`; empty before the first step.
         reports: Every report so far; the last one's step is the current step, but where a lost state is trained again.
         study: The study that the trial is of.
         elsewhere: The file of the trial's node that holds the tensors, where they are too large to travel.
@@ -81,3 +95,92 @@ class Snapshot:
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+_KEPT = 2  # the one that was just written, and the one before: the caller may never see the latest reference
+_WEEK_S = 7 * 24 * 3600.0
+
+
+class NodeStates:
+    """Large states in `home()/states`, by content; any host of the node reads them.
+
+    Args:
+        max_bytes: States up to this travel with their reports.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
+    def kept(self, spec: TrialSpec, snapshot: Snapshot, *, is_last: bool = False) -> bytes:
+        """Return what travels of a state: the whole of it, or a reference to the file that it is now in.
+
+        Args:
+            is_last: Whether nothing will be asked of this trial any more: then a large state is in no file.
+        Raises:
+            HomeError: the file cannot be written.
+        """
+        content = snapshot.to_bytes()
+        if len(content) <= self._max_bytes:
+            return content
+        own = hashlib.sha256(spec.name.encode()).hexdigest()[:16]
+        name = f"{own}.{snapshot.step}.{_digest(content)}.safetensors"
+        self._make_room(own, len(content), 0 if is_last else _KEPT - 1)
+        if not is_last:
+            write_atomic(self._folder / name, content)
+        return replace(snapshot, parameters={}, moments={}, elsewhere=name).to_bytes()
+
+    def whole(self, snapshot: Snapshot | None) -> Snapshot | None:
+        """Return the whole of a state; that of a trial at its start, with its reports, where it is on no disk here."""
+        if snapshot is None or not snapshot.elsewhere:
+            return snapshot
+        state = self._read(snapshot.elsewhere)
+        if state is not None:
+            return state
+        log.warning(
+            "The state of trial %s at step %d stayed on a node that is lost: it trains from the start again.",
+            snapshot.trial_id,
+            snapshot.step,
+        )
+        retrained = snapshot.retrained_steps + snapshot.step
+        return replace(snapshot, step=0, num_tokens=0, elsewhere="", retrained_steps=retrained)
+
+    @property
+    def _folder(self) -> Path:
+        return home() / "states"
+
+    def _read(self, name: str) -> Snapshot | None:
+        path = self._folder / name
+        if Path(name).name != name:
+            return None
+        try:
+            content = path.read_bytes()
+            return Snapshot.from_bytes(content) if _digest(content) in name.split(".") else None
+        except (OSError, StudyError):  # another host has made room, or the disk is broken
+            return None
+
+    def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
+        """Remove this trial's older states, those of a week ago, and the oldest while the disk is too full.
+
+        The disk may be another machine's, with another time, and a clock may have been wrong for a while: a state is a
+        week old where the newest one and this machine's clock both say so.
+        """
+        files = list[tuple[float, Path]]()
+        for path in ensure_dir(self._folder).glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
+                files.append((path.stat().st_mtime, path))
+        files.sort()
+        oldest_first = [path for _, path in files]
+        mine = [path for path in oldest_first if path.name.startswith(f"{own}.")]
+        now = min([time.time(), *(modified for modified, _ in files[-1:])])
+        old = [path for modified, path in files if now - modified > _WEEK_S]
+        for path in {*mine[: max(0, len(mine) - num_kept)], *old}:
+            path.unlink(missing_ok=True)
+        for path in oldest_first:
+            if shutil.disk_usage(self._folder).free > 2 * num_bytes:
+                return
+            if path not in mine:
+                path.unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]

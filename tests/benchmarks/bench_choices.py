@@ -28,21 +28,22 @@ from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
 from loraxs_search.assets import keep
+from loraxs_search.base_model.load import bare_body
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.home import home, write_atomic
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
+from loraxs_search.packing.bases import PeftBase
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.records.literals import Scalar, Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.parameter_specs import COMMON, parameter_specs
 from loraxs_search.search_space.space import Space
+from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.run import TrialRun, attach, detach
 
 SLOTS = 24  # trials of a pack
 Scores = dict[str, list[float]]  # of each seed, by the step of the report
@@ -129,7 +130,7 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
         ]
     if not space.is_packable:
         return _one_by_one(arms, specs, data, loaded, split)
-    pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
+    pack = shared_pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
     slots, scores = [pack.join(spec, data) for spec in specs], {arm: Scores() for arm in arms}
     for step in range(1, steps + 1):
         if errors := pack.step(slots):
@@ -146,12 +147,18 @@ def _one_by_one(
 ) -> dict[str, Scores]:
     """Train trials that cannot share passes, and score each at its end."""
     scores = {arm: Scores() for arm in arms}
+    budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
+    names = [module.name for module in loaded.modules]
+    pack = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
     for spec in specs:
-        run = TrialRun(spec, attach(loaded.model, spec, loaded.factors, data.kind.outputs), data, loaded.device)
-        run.train(spec.hyperparameters.max_steps)
-        found = evaluate(run.model, data, split)[data.kind.task.metric]
-        scores[spec.trial_id.rpartition("/")[0]].setdefault(str(run.step), []).append(found)
-        detach(run.model, spec)
+        slot = pack.join(spec, data)
+        while not slot.done:
+            for error in pack.step([slot]).values():
+                raise error
+        found: dict[str, Any] = pack.evaluate([slot], split)
+        scores[spec.trial_id.rpartition("/")[0]].setdefault(str(slot.step), []).append(
+            found[slot.name][data.kind.task.metric]
+        )
     return scores
 
 
@@ -184,7 +191,7 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
 
 def show_baselines(task: str, space: Space) -> None:
     loaded = LoadedBase(space.base_model, space.task)
-    for baseline in loaded.baselines(loaded.prepared()):
+    for baseline in measure_baselines(BaselineInputs(loaded.prepared(), bare_body(loaded.model), loaded.device)):
         on = {"validation": baseline.validation_metrics, "test": baseline.test_metrics}
         reached = ", ".join(f"{split} {own[space.task.metric]:.3f}" for split, own in on.items() if own)
         print(f"{task}, {space.task.metric}, {baseline.name}: {reached or baseline.failed}", flush=True)

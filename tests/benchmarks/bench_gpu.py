@@ -26,12 +26,11 @@ import torch
 from bench_packing import MAX_STEPS, Bench, common_parser, table
 from transformers import AutoModel, LlamaConfig, PretrainedConfig, RobertaConfig
 
+from loraxs_search.base_model.layers import matrix
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.search_space.load import load_space
-from loraxs_search.trial.run import TrialRun, attach
 
 POSITIONS = 514
 
@@ -85,17 +84,14 @@ def make_base(name: str, folder: Path) -> BaseModelRef:
 
 def work(bench: Bench, seconds: float) -> None:
     """Train one trial alone, from the word on stdin for `seconds`; print its steps a second."""
-    (spec,) = bench.specs(1)
-    with use_factor_store(bench.resident.factors):
-        model = attach(bench.resident.model, spec)
-    run = TrialRun(spec, model, bench.resident.data, bench.resident.device)
+    pack, slot = bench.unpacked()
     for _ in range(4):
-        run._train_step()
+        pack.step([slot])
     print("ready", flush=True)
     sys.stdin.readline()
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds and count < MAX_STEPS:
-        run._train_step()
+        pack.step([slot])
         count += 1
     if bench.resident.device.type == "cuda":
         torch.cuda.synchronize()
@@ -134,12 +130,13 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(name, Path(folder))
         bench = Bench(arguments, base)
-        bench.resident.decompose([m.name for m in bench.resident.modules], max(64, arguments.rank), "top")
+        weights = [matrix(bench.resident.model.get_submodule(m.name)) for m in bench.resident.modules]
+        bench.resident.factors.prepare(weights, rank=max(64, arguments.rank), basis="top")
         lone = bench.lone()
         processes = side_by_side(base, arguments)
         rows = [lone, *(bench.packed(count) for count in arguments.slots)]
     best = max(rows[1:], key=lambda row: row.steps_per_s)
-    print(f"{name} on {bench.resident.info().device}")
+    print(f"{name} on {bench.resident.device}")
     print("\n".join(table(rows)))
     print(f"  {arguments.processes} processes side by side: {processes:.1f} steps/s")
     print(

@@ -35,17 +35,20 @@ from typing import Any
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from typing import cast
+
 import torch
 
+from loraxs_search import versions
+from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.engine.planning import Demand, PassExecutor, workers_for
-from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.bases import PackedModel, PeftBase
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.slot import AdaptableLayers, Slot
+from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
-from loraxs_search.trial.run import TrialRun, attach, detach
 
 MAX_STEPS = 100_000
 
@@ -91,24 +94,28 @@ class Bench:
 
     def _target_modules(self) -> tuple[str, ...]:
         """Name the linear layers of the last K blocks, or all."""
-        adaptable = AdaptableLayers(self.resident.model, self.resident.modules)
-        first = len(adaptable.layers or ()) - self._arguments.last_k if self._arguments.last_k else 0
-        return tuple(name for name in adaptable.sizes if adaptable.lowest([name]) >= first)
+        names = [module.name for module in self.resident.modules]
+        stack, layers = repeated_layers(self.resident.model, names)
+        if layers is None or not self._arguments.last_k:
+            return tuple(names)
+        last = [f"{stack}.{index}." for index in range(len(layers))][-self._arguments.last_k :]
+        return tuple(name for name in names if name.startswith(tuple(last)))
 
     def lone(self) -> Row:
-        """Time `TrialRun`, one trial by itself."""
-        resident, (spec,) = self.resident, self.specs(1)
-        with use_factor_store(resident.factors):
-            model = attach(resident.model, spec)
-        try:
-            run = TrialRun(spec, model, resident.data, resident.device)
-            # A report at the end of each stretch would be timed too; steps are what is compared.
-            seconds, tokens = self._timed(run._train_step, lambda: run._num_tokens, scale=4)
-            size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) * 4  # and gradient, two moments
-        finally:
-            detach(model, spec)
+        """Time one trial by itself, as its own PEFT model."""
+        pack, slot = self.unpacked()
+        seconds, tokens = self._timed(lambda: pack.step([slot]), lambda: slot.num_tokens, scale=4)
+        size = num_bytes(slot)
+        pack.base.clear()
         self.lone_ms = statistics.median(seconds) * 1e3
         return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
+
+    def unpacked(self) -> tuple[Pack, Slot]:
+        """Return a trial that is its own PEFT model, with its pack."""
+        resident, (spec,) = self.resident, self.specs(1)
+        names = [module.name for module in resident.modules]
+        pack = Pack(PeftBase(resident.model, resident.factors, names), max_tokens=self._arguments.max_tokens)
+        return pack, pack.join(spec, resident.prepared())
 
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
@@ -119,7 +126,7 @@ class Bench:
             if workers
             else PassExecutor(*workers_for(resident.device))
         )
-        pack = Pack(
+        pack = shared_pack(
             resident.model,
             resident.factors,
             resident.modules,
@@ -127,7 +134,7 @@ class Bench:
             executor=executor,
             cache_bytes=None if prefix else 0,
         )
-        slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]
+        slots = [pack.join(spec, resident.prepared()) for spec in self.specs(num_slots)]
         if prefix and self._arguments.last_k and not getattr(self._arguments, "cold", False):
             pack.evaluate(slots[:1], "train")
         plans: list[tuple[int, float]] = []
@@ -138,8 +145,8 @@ class Bench:
                 raise SystemExit(f"trials diverged: {errors}")
 
         seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
-        size = max(map(num_bytes, slots)) + pack.slot_bytes
-        pack.clear()
+        size = max(map(num_bytes, slots)) + cast("PackedModel", pack.base).slot_bytes
+        pack.base.clear()
         means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
         name = num_slots if prefix else f"{num_slots} (no prefix)"
         return self._row(name, num_slots, seconds, tokens, means, size)
@@ -202,9 +209,9 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def shape_of_round(pack: Pack, slots: Sequence[Slot]) -> tuple[int, float]:
     """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
-    pack._packed.place(slots)
-    lengths = {slot.name: slot.data.lengths("train")[slot.next_rows()] for slot in pack._packed.slots}
-    passes = pack._engine.plan([Demand(name, own) for name, own in lengths.items()])
+    pack.base.place(slots)
+    lengths = {slot.name: slot.data.lengths("train")[slot.next_rows()] for slot in pack.base.slots}
+    passes = pack.engine.plan([Demand(name, own) for name, own in lengths.items()])
     padded, real = sum(shared.num_tokens for shared in passes), sum(int(own.sum()) for own in lengths.values())
     return len(passes), padded / real
 
@@ -262,8 +269,8 @@ def main() -> None:
     tables: dict[str, list[Row]] = {}
     for pooling in arguments.pooling:
         bench = Bench(arguments, pooling=pooling)
-        info = bench.resident.info()
-        print(f"{info.device}, {info.dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
+        device, dtype = str(bench.resident.device), str(bench.resident.dtype)
+        print(f"{device}, {dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
         rows = tables[pooling] = [bench.lone()]
         for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
             rows.append(bench.packed(count, prefix=prefix))
@@ -271,7 +278,8 @@ def main() -> None:
         print("\n".join(table(rows)))
     rows = [row for of_pooling in tables.values() for row in of_pooling]
     if arguments.json:
-        facts = {"device": info.device, "dtype": info.dtype, "versions": dict(info.versions), "gemm_peak": bench.peak}
+        found = dict(versions.installed(versions.TRAINING))
+        facts = {"device": device, "dtype": dtype, "versions": found, "gemm_peak": bench.peak}
         chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
         content = {**facts, "arguments": chosen, "load": os.getloadavg(), "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(content, indent=2))

@@ -58,7 +58,7 @@ from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data
-from loraxs_search.trial.run import attach
+from loraxs_search.trial.attach import attach
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
 

@@ -16,7 +16,7 @@ from support.spaces import SPACE
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.pooling import resolved_pooling
+from loraxs_search.base_model.packable import Sharing
 from loraxs_search.errors import (
     LoraxsError,
     RankError,
@@ -24,11 +24,9 @@ from loraxs_search.errors import (
     TargetModulesError,
     TrialCancelledError,
     TrialDivergedError,
-    UsageError,
 )
 from loraxs_search.packing._base import Host
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -39,9 +37,8 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.snapshot import Snapshot
 
-# How a search asks for each: the size of its packs, and whether trials share passes.
-HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "auto": ("auto", True), "packed": (4, True)}
-CLASSES = [TrialHost, PackedHost]
+# How a search asks for each: the size of its packs, and whether trials share passes. Of "unpacked" no layer can.
+HOSTS: dict[str, tuple[Any, bool]] = {"unpacked": (1, False), "auto": ("auto", True), "packed": (4, True)}
 pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for the whole module
 
 
@@ -64,12 +61,15 @@ def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
         config = HostConfig(
             space.base_model, "float32", pack_size, packed, LargestTrial(8, (("lora-xs", {"rank": 4}),))
         )
-        return training_host(config, space.task, torch.get_num_threads())
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "unpacked":
+                patch.setattr("loraxs_search.packing.host.probe_sharing", lambda _, names: Sharing("", names))
+            return training_host(config, space.task, torch.get_num_threads())
 
     return host
 
 
-@pytest.fixture(scope="module", params=["alone", "auto"])
+@pytest.fixture(scope="module", params=["unpacked", "auto"])
 def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home: Path) -> Iterator[Host]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
@@ -96,10 +96,9 @@ def numbers(snapshot: bytes) -> dict[str, Any]:
     return {name: value.tolist() for name, value in (read.parameters | read.moments).items()}
 
 
-@pytest.mark.parametrize("entry", CLASSES)
 @pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Host, inspect.isfunction) if name[0] != "_"])
-def test_every_call_of_the_contract_is_taken_as_it_is_written(entry: type, name: str) -> None:
-    asked, taken = (inspect.signature(getattr(of, name)).parameters for of in (Host, entry))
+def test_every_call_of_the_contract_is_taken_as_it_is_written(name: str) -> None:
+    asked, taken = (inspect.signature(getattr(of, name)).parameters for of in (Host, TrialHost))
     assert list(asked) == list(taken)
     assert all(asked[key].kind == taken[key].kind for key in asked)
 
@@ -274,18 +273,14 @@ def test_it_says_what_it_has_loaded(host: Host, task: Task) -> None:
     assert not host.base_changed()
 
 
-def test_a_second_task_is_served_or_refused(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_second_task_is_served_where_trials_share_passes(host: Host, make_spec: Any, task: Task) -> None:
     other, spec = replace(task, name="other", max_length=16), make_spec("11")
-    assert host.can_serve(task.for_candidates)
-    auto = replace(task, pooling="auto")  # of the host's base it is the same task, or another
-    is_same = resolved_pooling("auto", host.info(task).base) == host.info(task).pooling
-    assert host.can_serve(auto) == (is_same or isinstance(host, PackedHost))
-    assert host.can_serve(other) == isinstance(host, PackedHost)
-    if not isinstance(host, PackedHost):
-        with pytest.raises(UsageError, match="serves one task"):
+    if host.info(other).unpackable:
+        with pytest.raises(TargetModulesError, match="what all rows share"):
             host.advance(spec, 2, None, other)
     else:
         assert host.advance(spec, 2, None, other)[0].step == 2
+    assert host.advance(spec, 2, None, replace(task, pooling="auto"))[0].step == 2
     assert host.advance(spec, 2, None, task)[0].step == 2
 
 

@@ -15,8 +15,7 @@ from support.spaces import SPACE
 
 from loraxs_search.home import home
 from loraxs_search.packing._base import Host
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
@@ -50,7 +49,7 @@ def make(
         if request.param == "alone":
             made.append(TrialHost(space.base_model, space.task, **options))
         else:
-            made.append(PackedHost(space.base_model, space.task, slots=2, **options))
+            made.append(TrialHost(space.base_model, space.task, slots=2, **options))
         return made[-1]
 
     yield host

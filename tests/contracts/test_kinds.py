@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.bases import LLAMA
-from support.trials import make_spec
+from support.trials import make_spec, run_alone
 from support.word_pairs import WordPairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -25,9 +25,8 @@ from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import forward
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import shared_pack
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.host import Answers
@@ -46,8 +45,8 @@ from loraxs_search.tasks.kinds import (
     kind_of,
 )
 from loraxs_search.tasks.prepared import PreparedTask, encode, prepare
+from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import ask, score_rows, split_metrics
-from loraxs_search.trial.run import TrialRun, attach, detach
 
 CPU = torch.device("cpu")
 SIZES = {"train": 40, "validation": 13, "test": 11}
@@ -401,22 +400,17 @@ def test_packed_trials_are_lone_trials(
         spec(base, kind, "2", rank=2, scale=2.0, target_modules=upper, batch_size=5),
         spec(base, kind, "3", rank=6, basis="bottom", learning_rate=5e-3),
     ]
-    pack = Pack(model, factors, modules, max_tokens=100, executor=PassExecutor(3))
+    pack = shared_pack(model, factors, modules, max_tokens=100, executor=PassExecutor(3))
     for group in (specs, specs[1:2]):
         slots = [pack.join(own, data) for own in group]
         for _ in range(10):
             assert pack.step(slots) == {}
         metrics = pack.evaluate(slots, "validation")
         packed = [slot.snapshot() for slot in slots]
-        pack.clear()
+        pack.base.clear()
         for slot, snapshot in zip(slots, packed, strict=True):
-            with use_factor_store(factors):
-                attached = attach(model, slot.spec, factors)
-            run = TrialRun(slot.spec, attached, data, CPU)
-            report = run.advance(10)
-            expected = run.snapshot()
-            detach(attached, slot.spec)
-            assert metrics[slot.name] == pytest.approx(report.metrics, rel=1e-5)
+            expected = run_alone(slot.spec, data, model, factors, 10)
+            assert metrics[slot.name] == pytest.approx(expected.reports[-1].metrics, rel=1e-5)
             for key, value in expected.parameters.items():
                 if "loraxs_R" in key:
                     assert (snapshot.parameters[key] - value).norm() <= 1e-5 * value.norm(), key

@@ -35,7 +35,7 @@ from loraxs_search.search_space.describe import describe
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.parameter_specs import COMMON
 from loraxs_search.search_space.space import Space
-from loraxs_search.trial.run import attach, detach
+from loraxs_search.trial.attach import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": (

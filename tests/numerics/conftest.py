@@ -212,7 +212,7 @@ class World(TrialBase):
     def check_each_is_as_alone(self, pack: Pack, slots: Sequence[Slot], until: int, tolerance: float) -> None:
         """Assert that slots which have trained up to a step stand where their trials stand alone; empties the pack."""
         packed = [slot.snapshot() for slot in slots]
-        pack.clear()
+        pack.base.clear()
         for slot, snapshot in zip(slots, packed, strict=True):
             assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
 
@@ -221,7 +221,7 @@ class World(TrialBase):
         metrics = pack.evaluate(slots, "validation")
         packed = [slot.snapshot() for slot in slots]
         reports = [slot.report(metrics[slot.name]) for slot in slots]
-        pack.clear()
+        pack.base.clear()
         for slot, snapshot, report in zip(slots, packed, reports, strict=True):
             lone = self.lone(slot.spec, until)
             expected = lone.reports[-1]

@@ -13,14 +13,13 @@ import torch
 from support.families import families
 
 from loraxs_search.base_model.load import bare_body
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, mean_states, measure_baselines
 from loraxs_search.trial.snapshot import Snapshot
 
-Host = TrialHost | PackedHost
+Host = TrialHost | TrialHost
 
 
 @pytest.fixture(params=["lone", "packed"])
@@ -29,7 +28,7 @@ def host(request: pytest.FixtureRequest, world: Any) -> Iterator[Host]:
     if request.param == "lone":
         yield TrialHost(ref, world.data.task, **options)
         return
-    made = PackedHost(ref, world.data.task, slots=2, **options)
+    made = TrialHost(ref, world.data.task, slots=2, **options)
     yield made
     made.close()
 
@@ -77,7 +76,7 @@ def test_a_trial_trains_on_while_they_are_measured(host: Host, world: Any) -> No
 
 def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
     before = torch.get_num_threads()
-    host = PackedHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
+    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     try:
         torch.set_num_threads(before + 1)  # as another thread of the process does
         assert host._in_turn(torch.get_num_threads) == before

@@ -43,11 +43,11 @@ def little_memory(model: nn.Module, whole: int) -> Any:
 
 def trained(world: Any, specs: list[Any], steps: int, num_workers: int = 1, on: bool = False) -> list[Snapshot]:
     pack = world.pack(num_workers=num_workers)
-    assert not on or pack._packed.checkpoint_gradients()
+    assert not on or pack.base.checkpoint_gradients()
     slots = world.join(pack, specs)
     train(pack, slots, steps)
     assert bool(checkpointed(world.model)) == on
-    pack.clear()
+    pack.base.clear()
     return [slot.snapshot() for slot in slots]
 
 
@@ -70,12 +70,12 @@ def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_p
 
     def run(on: bool) -> tuple[list[Snapshot], Any]:
         pack = world.pack(num_workers=2)
-        assert not on or pack._packed.checkpoint_gradients()
+        assert not on or pack.base.checkpoint_gradients()
         slots = [pack.join(spec, data) for spec, data in world.mixed_trials()]
         train(pack, slots, 5)
         assert bool(checkpointed(world.model)) == on
         metrics = pack.evaluate(slots, "validation")
-        pack.clear()
+        pack.base.clear()
         return [slot.snapshot() for slot in slots], metrics
 
     (plain, expected), (again, metrics) = run(on=False), run(on=True)
@@ -111,9 +111,9 @@ def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_
         train(pack, slots, 5)
         assert checkpointed(world.model)
         metrics = pack.evaluate(slots, "validation")
-    assert pack.max_tokens == 400  # the first budget again: a token takes less
+    assert pack.engine.max_tokens == 400  # the first budget again: a token takes less
     assert "computed again in backward" in caplog.text
-    pack.clear()
+    pack.base.clear()
     assert checkpointed(world.model) == []
     lone = world.lone(spec, 5)
     assert world.distance(slots[0].snapshot(), lone) < TOLERANCE
@@ -136,7 +136,7 @@ def test_memory_that_holds_no_row_even_so_is_refused(world: Any) -> None:
 def kept_bytes(world: Any, on: bool) -> int:
     """Return the bytes that a step's passes keep for backward."""
     pack = world.pack(max_tokens=10_000)
-    assert not on or pack._packed.checkpoint_gradients()
+    assert not on or pack.base.checkpoint_gradients()
     slots = world.join(pack, [world.spec("1", batch_size=16)])
     seen: dict[int, int] = {}
 
@@ -148,7 +148,7 @@ def kept_bytes(world: Any, on: bool) -> int:
     parameters = {p.untyped_storage().data_ptr() for p in world.model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor):
         pack.step(slots)
-    pack.clear()
+    pack.base.clear()
     return sum(size for pointer, size in seen.items() if pointer not in parameters)
 
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import Confirmation
@@ -114,7 +113,7 @@ def test_a_refit_differs_in_its_seed_alone_and_packs_as_it_trains_alone(world: A
         assert same == spec.hyperparameters
     ref = BaseModelRef(id=world.base.path)
     lone = TrialHost(ref, world.data.task, precision="float32", device="cpu")
-    packed = PackedHost(ref, world.data.task, slots=2, precision="float32", device="cpu")
+    packed = TrialHost(ref, world.data.task, slots=2, precision="float32", device="cpu")
     try:
         for refit in refits:
             alone, _ = lone.advance(refit, 4, None)

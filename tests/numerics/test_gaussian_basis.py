@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.trials import train, unpacked
 from torch import Tensor
 
 from loraxs_search.base_model.load import load_model
@@ -16,7 +17,7 @@ from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import LoraXSLayer
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 
 LORA_XS = get_method("lora-xs")
@@ -52,14 +53,15 @@ def test_a_stored_adapter_draws_them_again_and_knows_them(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = world.spec("1", basis="gaussian", rank=4, learning_rate=1e-2)
-    model = attach(world.model, spec)
-    TrialRun(spec, model, world.data, torch.device("cpu")).advance(6)
+    pack = unpacked(world.model, world.factors)
+    train(pack, [pack.join(spec, world.data)], 6)
+    model = pack.base.model
     inputs = world.data.collate("validation", range(8)).inputs
     with torch.no_grad():
         expected = model(**inputs).logits
     for name, content in LORA_XS.files(model, ()).items():
         (tmp_path / name).write_bytes(content)
-    detach(model, spec)
+    pack.base.clear()
     assert list(LORA_XS.factors(spec.hyperparameters, {world.names[0]: (32, 32)})) == []
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
     with torch.no_grad():

@@ -35,8 +35,8 @@ from loraxs_search.tasks.kinds import (
     RequestGenerator,
     Sampling,
 )
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask
-from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 NEW = 20
@@ -333,7 +333,7 @@ def test_a_pack_writes_what_lone_trials_write(make_world: Callable[..., Any], fa
         for i, (spec, _) in enumerate(trials)
     }
     written = pack.answer(slots, asked)
-    pack.clear()
+    pack.base.clear()
     assert len({written[spec.name].texts[0] for spec, _ in trials}) > 1
     for spec, _ in trials:
         alone = lone(world, spec, asked[spec.name])
@@ -351,10 +351,10 @@ def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., An
     slots = [pack.join(spec, data) for spec in specs]
     read = ForwardRequest("validation", np.arange(33), sums)
     first = pack.answer(slots, {"0": request(prompts(3)), "1": read, "3": request(prompts(4))})
-    assert pack.prefix.depth == 1
+    assert pack.base.prefix.depth == 1
     second = pack.answer(slots, {"0": read, "1": request(prompts(3))})
     reads = pack.answer(slots, {spec.name: read for spec in specs})
-    pack.clear()
+    pack.base.clear()
     for trial, source, written in [("0", 3, first["0"]), ("3", 4, first["3"]), ("1", 3, second["1"])]:
         check_sure(written, tokens_of(lone(world, specs[int(trial)], request(prompts(source)))))
     assert torch.allclose(first["1"][0], reads["1"][0], rtol=1e-5)
@@ -367,7 +367,7 @@ def test_drawn_tokens_are_the_same_in_a_pack(make_world: Callable[..., Any]) -> 
     trials, pack = lively(world)[:3], world.pack(num_workers=2)
     slots = [pack.join(spec, data) for spec, data in trials]
     written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
-    pack.clear()
+    pack.base.clear()
     for spec, _ in trials:
         assert tokens_of(written[spec.name]) == tokens_of(lone(world, spec, asked))
 
@@ -392,7 +392,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(
     written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
     later = len(sizes)
     again = pack.answer(slots, {spec.name: asked for spec, _ in trials})
-    pack.clear()
+    pack.base.clear()
     monkeypatch.undo()
     assert max(sizes[:later]) > 4 and max(sizes[later:]) <= 4
     for spec, _ in trials:
@@ -421,10 +421,10 @@ def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world: Callable[
     trials, pack = lively(world)[:3], world.pack()
     slots = [pack.join(spec, data) for spec, data in trials]
     with torch.no_grad():
-        slots[1].adapter.tensors[0].fill_(torch.nan)
+        slots[1].tensors.adapter.tensors[0].fill_(torch.nan)
     asked = request(prompts())
     written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
-    pack.clear()
+    pack.base.clear()
     assert np.isnan(written["2"].margins).all() and (written["2"].tokens.lengths == 1).all()
     for spec, _ in (trials[0], trials[2]):
         check_sure(lone(world, spec, asked), tokens_of(written[spec.name]))

@@ -12,8 +12,7 @@ from safetensors.torch import load
 from support.families import families
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import load_space
 
@@ -66,7 +65,7 @@ def test_what_is_stored_and_that_it_loads_in_plain_peft(
     options = {"precision": "float32", "device": "cpu"}
     host = TrialHost(space.base_model, space.task, **options)
     if is_packed:
-        host = PackedHost(space.base_model, space.task, slots=2, **options)
+        host = TrialHost(space.base_model, space.task, slots=2, **options)
     params = {"rank": 4, "target_modules": "attention", "learning_rate": 1e-2, "head": head}
     hyper = replace(space.hyperparameters(params, host.info().modules, seed=1), batch_size=8)
     spec = TrialSpec("00000", params, hyper)

@@ -41,7 +41,7 @@ def test_pack_of_unlike_trials_equals_lone_trials(tmp_path: Path, family: str) -
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots]
-    pack.clear()
+    pack.base.clear()
     for (spec, data), snapshot, report in zip(trials, packed, reports, strict=True):
         lone = world.lone(spec, data, NUM_STEPS)
         assert distance(snapshot, lone) < TOLERANCE, spec
@@ -55,7 +55,7 @@ def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path:
     data, pack = world.tasks[1], world.pack()
     slot = pack.join(world.spec("1", init_std=0.0), data)
     scored = pack.evaluate([slot], "validation")[slot.name]
-    pack.clear()
+    pack.base.clear()
     batch = data.collate("validation", range(data.num_rows("validation")))
     assert batch.reads is not None
     labels = torch.full_like(batch.inputs["input_ids"], -100)
@@ -78,7 +78,7 @@ def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path: Path) -> 
     num_reads = sum(int(slot.data.encoded("train").counts(rows[slot.name]).sum()) for slot in slots)
     num_tokens = sum(int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots)
     assert pack.step(slots) == {}
-    pack.clear()
+    pack.base.clear()
     behind = {name for name in world.names if ".1.mlp" in name or name.endswith("1.self_attn.o_proj")}
     (num_behind,) = {num_positions[name] for name in behind}
     assert num_reads <= num_behind <= 1.1 * num_reads  # some are repeated, so that shapes are few

@@ -21,12 +21,11 @@ from loraxs_search import assets
 from loraxs_search.base_model.head import output_head
 from loraxs_search.engine.passes import forward
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.trial import TrialSpec
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.run import attach, detach
 
 from .test_standardized_targets import make_task
 from .test_token_heads import TaggedWorld
@@ -152,7 +151,7 @@ def test_a_few_rows_make_no_probe(world: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_a_host_fits_the_same_one_whatever_is_on_its_base(world: Any, *, packed: bool) -> None:
     ref, task = BaseModelRef(id=world.base.path), world.data.task
     options: dict[str, Any] = {"precision": "float32", "device": "cpu"}
-    host = PackedHost(ref, task, slots=2, **options) if packed else TrialHost(ref, task, **options)
+    host = TrialHost(ref, task, slots=2, **options) if packed else TrialHost(ref, task, **options)
     before = host.linear_probe(task)
     host.advance(world.spec("1", init_std=5.0), 3, None, task)  # its adapter and head stay on
     assert host.linear_probe(task).content == before.content

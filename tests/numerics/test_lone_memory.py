@@ -50,9 +50,8 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(make_world: Callable[...
     longest = int(world.data.lengths("train").max())
     with memory_of(world.model, tokens=3 * longest) as fitting:
         parts = world.lone(spec, NUM_STEPS)
-    assert fitting[-4:] == [3, 3, 3, 2]
-    assert fitting[0] == 6  # shorter rows fit, before the longer ones of the batch do not
-    assert "a batch takes 4 passes from now on" in caplog.text
+    assert max(fitting[-4:]) < 11
+    assert "Memory ran out; passes have at most" in caplog.text
     assert world.distance(parts, whole) < TOLERANCE
     assert parts.reports[-1].metrics == pytest.approx(whole.reports[-1].metrics, rel=1e-5)
     assert parts.reports[-1].train_loss == pytest.approx(whole.reports[-1].train_loss, rel=1e-5)
@@ -64,7 +63,7 @@ def test_where_one_row_is_too_much_layers_are_checkpointed(world: Any, caplog: p
     whole = world.lone(spec, NUM_STEPS)
     with memory_of(world.model, tokens=0, checkpointed=True) as fitting:
         again = world.lone(spec, NUM_STEPS)
-    assert fitting == [5] * NUM_STEPS  # whole batches again: a row takes less
+    assert sum(fitting) == 5 * NUM_STEPS and max(fitting) > 1  # several rows in a pass again: each takes less
     assert "computed again in backward" in caplog.text
     assert not any(isinstance(module, _CheckpointedLayer) for module in world.model.modules())
     for name, value in whole.parameters.items():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.trials import train, unpacked
 from torch import Tensor
 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import FactorMismatchError
+from loraxs_search.methods import get_method
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -49,18 +52,17 @@ def test_a_trial_does_not_go_on_beside_other_singular_vectors(make_world: Callab
     """PEFT computes TinyLoRA's where it is put on a base, and signs are a processor's choice."""
     world = make_world()
     spec = world.spec("3", method="mine", rank=0, peft=PeftSettings("TINYLORA", METHODS["TINYLORA"], {}))
-    run = TrialRun(spec, attach(world.model, spec, world.factors), world.data, torch.device("cpu"))
-    run.train(1)
-    state = Snapshot.from_bytes(run.snapshot().to_bytes())
-    assert state.frozen == run.snapshot().frozen != ()
-    vectors = next(b for key, b in run.model.named_buffers() if ".tinylora_A." in key)
-
-    def resumed(state: Snapshot) -> TrialRun:
-        return TrialRun(spec, run.model, world.data, torch.device("cpu"), state)
-
-    vectors[0] *= 1 + 1e-6
-    assert resumed(state).step == 1
-    vectors[0] *= -1
+    pack = unpacked(world.model, world.factors)
+    slot = pack.join(spec, world.data)
+    train(pack, [slot], 1)
+    state = Snapshot.from_bytes(slot.snapshot().to_bytes())
+    first, *others = state.frozen
+    assert pack.join(spec, world.data, replace(state, frozen=(first * (1 + 1e-6), *others))).step == 1
     with pytest.raises(FactorMismatchError, match="trial 3 must be those that it began with"):
-        resumed(state)
-    detach(run.model, spec)
+        pack.join(spec, world.data, replace(state, frozen=(-first, *others)))
+    pack.base.clear()
+    model = attach(world.model, spec, world.factors)
+    vectors = next(b for key, b in model.named_buffers() if ".tinylora_A." in key)
+    vectors[0] *= -1
+    assert get_method("mine", spec.hyperparameters.peft).frozen_cosines(model) != state.frozen
+    detach(model, spec)

@@ -17,10 +17,9 @@ from loraxs_search.engine import requests
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.methods import get_method
 from loraxs_search.packing import loaded_base
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.task import DataSource, Task
@@ -95,7 +94,7 @@ class MixedWorld:
 
     def pack(self, num_workers: int = 1, max_tokens: int = 400) -> Pack:
         loaded, executor = self.loaded, PassExecutor(num_workers)
-        return Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=max_tokens, executor=executor)
+        return shared_pack(loaded.model, loaded.factors, loaded.modules, max_tokens=max_tokens, executor=executor)
 
     def lone(self, spec: TrialSpec, data: PreparedTask) -> Snapshot:
         """Run a trial by itself on a base that its own task has loaded; return its state after a report."""
@@ -130,7 +129,7 @@ def test_a_pack_of_several_kinds_equals_lone_trials(
     scores = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(scores[slot.name]) for slot in slots]  # type: ignore[arg-type]
-    pack.clear()
+    pack.base.clear()
     for (spec, data), snapshot, report in zip(world.trials, packed, reports, strict=True):
         lone = world.lone(spec, data)
         assert distance(snapshot, lone) < TOLERANCE, spec
@@ -173,8 +172,8 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
         assert report.step == 8
 
 
-def _one_thread(config: HostConfig, task: Task, _: int) -> PackedHost:
-    return PackedHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
+def _one_thread(config: HostConfig, task: Task, _: int) -> TrialHost:
+    return TrialHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
 
 
 def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(

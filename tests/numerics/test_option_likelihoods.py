@@ -12,16 +12,15 @@ import pytest
 import torch
 from support.bases import SMALL
 from support.characters import characters
-from support.trials import train
+from support.trials import train, unpacked
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import shared_pack
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -29,7 +28,6 @@ from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.evaluate import score_rows
-from loraxs_search.trial.run import TrialRun, attach, detach
 
 CPU = torch.device("cpu")
 WORDS = ["red", "green", "a long grey", "blue", "no colour at all"]
@@ -143,18 +141,17 @@ def test_options_of_packed_trials_are_as_likely_as_in_whole_rows_after_thirty_st
         TrialSpec("2", {}, Hyperparameters(names[::2], 1e-2, rank=8, batch_size=3, seed=2, scale=2.0, **common)),
         TrialSpec("3", {}, Hyperparameters(names[7:], 2e-2, rank=2, batch_size=5, seed=3, basis="bottom", **common)),
     ]
-    pack = Pack(model, factors, modules, max_tokens=300, executor=PassExecutor(num_workers))
+    pack = shared_pack(model, factors, modules, max_tokens=300, executor=PassExecutor(num_workers))
     slots = [pack.join(spec, data) for spec in specs]
     train(pack, slots, 30)
     metrics = pack.evaluate(slots, "validation")
     snapshots = [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     for spec, snapshot, losses in zip(specs, snapshots, seen, strict=True):
-        with use_factor_store(factors):
-            attached = attach(model, spec, factors)
-        TrialRun(spec, attached, data, CPU, snapshot)
-        likelihoods, answers = plain(attached, data, "validation")
-        detach(attached, spec)
+        alone = unpacked(model, factors)
+        alone.join(spec, data, snapshot)
+        likelihoods, answers = plain(alone.base.model, data, "validation")
+        alone.base.clear()
         check(likelihoods, losses)
         measured = metrics[spec.trial_id]
         assert isinstance(measured, dict)

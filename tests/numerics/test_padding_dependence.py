@@ -15,25 +15,24 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, TargetModulesError
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.trial.run import attach
+from loraxs_search.trial.attach import attach
 from loraxs_search.trial.snapshot import Snapshot
 
 FAULT = r"of this one what a row gives depends on its padding\."
 
 
-def hosts(world: Any) -> tuple[PackedHost, TrialHost]:
+def hosts(world: Any) -> tuple[TrialHost, TrialHost]:
     """Return a host that chooses for itself, and one of lone trials."""
     ref, task = BaseModelRef(id=world.base.path), world.data.task
     options = {"precision": "float32", "device": "cpu"}
-    return PackedHost(ref, task, slots=None, **options), TrialHost(ref, task, **options)
+    return TrialHost(ref, task, slots=None, **options), TrialHost(ref, task, **options)
 
 
-def check_each_is_as_alone(world: Any, specs: list[Any]) -> PackedHost:
+def check_each_is_as_alone(world: Any, specs: list[Any]) -> TrialHost:
     """Advance trials at once on a host that chooses for itself, in two goes; each must be as on a lone host."""
     host, lone = hosts(world)
 
@@ -91,7 +90,7 @@ def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attenti
     pack = world.pack(num_workers=2)
     shared = tuple(name for name in world.names if ".self." in name)
     assert {name.rpartition(".")[2] for name in shared} >= {"query_global", "key_global", "value_global"}
-    assert pack.unpackable == set(shared)
+    assert pack.base.unpackable == set(shared)
     with pytest.raises(TargetModulesError, match="query_global"):
         pack.join(world.spec("1", target_modules=[name for name in shared if name.endswith("_global")]), world.data)
     others = tuple(name for name in world.names if name not in shared)
@@ -108,7 +107,7 @@ def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks
         world.pack()
     assert "`search.pack_size` to 1 or auto" in str(refused.value.hint)
     with pytest.raises(BaseModelError, match=FAULT):
-        PackedHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, device="cpu")
+        TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, device="cpu")
     with pytest.raises(BaseModelError, match=f"Adapters of a bank share passes only on .*{FAULT}"):
         AdapterBank(world.base)
 

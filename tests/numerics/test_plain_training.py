@@ -132,7 +132,7 @@ def check(world: Any, tasks: Sequence[PreparedTask]) -> None:
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots]  # type: ignore[arg-type]
-    pack.clear()
+    pack.base.clear()
     for spec, own, start, snapshot, report in zip(specs, data, starts, packed, reports, strict=True):
         plain = Plain(world, spec, own, start)
         means = plain.train(NUM_STEPS)
@@ -170,7 +170,7 @@ def test_a_pack_gives_plain_peft_s_logits(tmp_path: Path) -> None:
     slots = [pack.join(spec, data) for spec in specs]
     starts = [slot.snapshot() for slot in slots]
     read = pack.answer(slots, {spec.name: ForwardRequest("test", rows, logits_at_reads) for spec in specs})
-    pack.clear()
+    pack.base.clear()
     encoded = data.encoded("test")
     assert encoded.positions is not None
     for spec, start in zip(specs, starts, strict=True):

@@ -33,7 +33,7 @@ from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import check_reference_logits
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.task import DataSource, Task
@@ -68,11 +68,11 @@ def test_a_pack_is_its_lone_trials(make_world: Callable[..., Any], family: str) 
 def test_the_last_layer_is_cut_where_the_pool_allows_it(
     pooling: Pooling, cuts: bool, make_world: Callable[..., Any]
 ) -> None:
+    from loraxs_search.base_model.layers import repeated_layers
     from loraxs_search.engine.pruning import LastLayerPruning
-    from loraxs_search.packing.slot import AdaptableLayers
 
     world = make_world("bert", pooling=pooling)
-    pruning = LastLayerPruning(world.model, AdaptableLayers(world.model, world.modules).layers)
+    pruning = LastLayerPruning(world.model, repeated_layers(world.model, world.names)[1])
     assert (pruning.joint is not None) is cuts
 
 

@@ -15,7 +15,7 @@ from loraxs_search.engine import generation
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest
-from loraxs_search.trial.run import attach, detach
+from loraxs_search.trial.attach import attach, detach
 
 
 @pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma2", "gpt2"]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.trials import make_spec
 
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.search_space.load import load_space
 from loraxs_search.trial.snapshot import Snapshot
 

@@ -24,8 +24,8 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask
-from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gpt2"]
 GAPLESS = {"mistral", "gemma2"}  # their layers have windows
@@ -181,7 +181,7 @@ def test_packs_write_behind_what_each_trials_prompts_begin_with(
     requests = {name: GenerateRequest(source, np.arange(9), 9) for name, source in sources.items()}
     with counted(world.model) as sizes:
         written = pack.answer(slots, requests)
-    pack.clear()
+    pack.base.clear()
     assert sum(sizes[: 2 * num_workers]) < sum(int(source.lengths.sum()) for source in sources.values())
     for spec, _ in trials:
         with use_factor_store(world.factors):

@@ -20,8 +20,8 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask
-from loraxs_search.trial.run import attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 
@@ -102,7 +102,7 @@ def test_packs_read_what_whole_rows_give(make_world: Callable[..., Any], family:
     read = pack.answer(
         slots, {n: ForwardRequest(source, np.arange(len(source))[::-1].copy(), sums) for n, source in reads.items()}
     )
-    pack.clear()
+    pack.base.clear()
     for spec, _ in trials:
         with use_factor_store(world.factors):
             model = attach(world.model, spec)
@@ -118,8 +118,8 @@ def test_layers_that_others_skip_are_computed(make_world: Callable[..., Any]) ->
     slots = [pack.join(spec, data)]
     requests = [ForwardRequest("validation", np.arange(33), sums), ForwardRequest(source, np.arange(len(source)), sums)]
     split, read, again = (pack.answer(slots, {"1": requests[i]})["1"][0] for i in (0, 1, 0))
-    assert pack.prefix.depth == 1
-    pack.clear()
+    assert pack.base.prefix.depth == 1
+    pack.base.clear()
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
     expected = plain(model, source, range(len(source)))
@@ -137,7 +137,7 @@ def test_prompts_that_save_little_are_computed_whole(
     rows = np.arange(len(source))
     assert not is_worth_sharing(source, rows)
     (read, _) = pack.answer([pack.join(spec, data)], {spec.name: ForwardRequest(source, rows, sums)})[spec.name]
-    pack.clear()
+    pack.base.clear()
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
     lone, _ = ask(model, data, asking(ForwardRequest(source, rows, sums)))
@@ -164,8 +164,8 @@ def test_passes_that_memory_cannot_hold_are_made_smaller(
     slots = [pack.join(spec, data) for spec, data in trials]
     rows = np.arange(len(source))
     read = pack.answer(slots, {spec.name: ForwardRequest(source, rows, sums) for spec, _ in trials})
-    pack.clear()
-    assert max(sizes) > 12 and pack.max_tokens < 2000
+    pack.base.clear()
+    assert max(sizes) > 12 and pack.engine.max_tokens < 2000
     for spec, _ in trials:
         with use_factor_store(world.factors):
             model = attach(world.model, spec)

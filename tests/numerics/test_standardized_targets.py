@@ -21,8 +21,7 @@ from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.packing.packed_host import PackedHost
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
@@ -73,7 +72,7 @@ parameters: {{rank: 2, learning_rate: 0.01}}
     return replace(parse_space(text, source="s.yaml", folder=folder).task, pooling="class", **changes)
 
 
-def make_spec(host: TrialHost | PackedHost, trial_id: str = "1", **changes: Any) -> TrialSpec:
+def make_spec(host: TrialHost | TrialHost, trial_id: str = "1", **changes: Any) -> TrialSpec:
     values: dict[str, Any] = {
         "rank": 8,
         "target_modules": tuple(module.name for module in host.info().modules),
@@ -155,7 +154,7 @@ def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path
     _, early = make_host(base, task).advance(spec, 5, None)
     later, _ = make_host(base, task).advance(spec, 12, early)
     assert later.metrics == whole.metrics
-    packed = PackedHost(base, task, slots=2, precision="float32", device="cpu")
+    packed = TrialHost(base, task, slots=2, precision="float32", device="cpu")
     try:
         report, _ = packed.advance(spec, 12, None, task)
     finally:
@@ -183,7 +182,7 @@ def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_pat
         logits = torch.cat([expected(**data.collate("validation", [i]).inputs).logits for i in range(20)])
     mse = float((logits.squeeze(-1) - torch.tensor(data.labels("validation"))).square().mean())
     assert report.metrics["mse"] == pytest.approx(mse, rel=1e-3)
-    packed = PackedHost(base, other, slots=2, precision="float32", device="cpu")
+    packed = TrialHost(base, other, slots=2, precision="float32", device="cpu")
     try:
         assert packed.advance(started, 0, None, other)[0].metrics["mse"] == pytest.approx(mse, rel=1e-3)
     finally:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.trials import train
+from support.trials import train, unpacked
+from support.trials import train as train_slots
 from torch import Tensor
 
 from loraxs_search import assets
@@ -20,7 +21,7 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.trial import AdapterSize, TrialSpec
-from loraxs_search.trial.run import TrialRun, attach, detach
+from loraxs_search.trial.attach import attach, detach
 
 LORA_XS = get_method("lora-xs")
 
@@ -37,11 +38,10 @@ def learnt(world: Any, tmp_path: Path) -> Callable[..., tuple[TrialSpec, dict[st
 
     def train(*, with_head: bool = True, **changes: Any) -> tuple[TrialSpec, dict[str, str], Tensor]:
         spec = world.spec("7", scale=2.0, **changes)
-        with use_factor_store(world.factors):
-            model = attach(world.model, spec)
-        TrialRun(spec, model, world.data, torch.device("cpu")).advance(12)
-        expected, files = logits(world, model), LORA_XS.files(model, ())
-        detach(model, spec)
+        pack = unpacked(world.model, world.factors)
+        train_slots(pack, [pack.join(spec, world.data)], 12)
+        expected, files = logits(world, pack.base.model), LORA_XS.files(pack.base.model, ())
+        pack.base.clear()
         folder = tmp_path / "learnt"
         folder.mkdir(exist_ok=True)
         for name, content in files.items():

@@ -85,7 +85,7 @@ def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
     slots = world.join(pack, specs)
     train(pack, slots, 8)
     metrics, packed = pack.evaluate(slots, "validation"), [slot.snapshot() for slot in slots]
-    pack.clear()
+    pack.base.clear()
     for slot, snapshot in zip(slots, packed, strict=True):
         lone = world.lone(slot.spec, 8)
         assert world.distance(snapshot, lone) < TOLERANCE

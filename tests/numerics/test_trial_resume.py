@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraxs_search.errors import TrialDivergedError
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.literals import Precision
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
@@ -82,7 +82,6 @@ def test_snapshot_bytes_are_the_same_for_the_same_state(host: TrialHost, space: 
 def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost, space: Space) -> None:
     good = spec(host, space)
     _, before = host.advance(good, 4, None)
-    host.release(good)
     bad = spec(host, space, "00001", learning_rate=1e38, scale=1e30)
     with pytest.raises(TrialDivergedError, match="finite"):
         host.advance(bad, 12, None)
@@ -95,9 +94,8 @@ def test_a_trial_that_cannot_begin_leaves_the_host_as_it_was(
 ) -> None:
     good, bad = spec(host, space), spec(host, space, "00001", rank=2, seed=9)
     _, before = host.advance(good, 4, None)
-    host.release(good)
     with monkeypatch.context() as broken:
-        broken.setattr("loraxs_search.packing.trial_host.TrialRun", _no_memory)
+        broken.setattr("loraxs_search.packing.pack.Slot", _no_memory)
         with pytest.raises(MemoryError):
             host.advance(bad, 4, None)
     _, after = host.advance(good, 4, None)

@@ -26,14 +26,14 @@ from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import shared_pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource
 from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import GenerateRequest, Sampling, kind_of
 from loraxs_search.tasks.prepared import prepare
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import score_rows
-from loraxs_search.trial.run import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 from support import toy_language
 from support.decoders import LANGUAGE_MODEL, DecoderWorld, made_up_rows
@@ -61,7 +61,7 @@ def decoder(folder: Path, family: str) -> dict[str, Any]:
         assert pack.step(slots) == {}
     metrics = pack.evaluate(slots, "validation")
     packed = {slot.name: slot.snapshot() for slot in slots}
-    pack.clear()
+    pack.base.clear()
     return {
         "written": {name: _sure(own) for name, own in written.items()},
         "metrics": metrics,
@@ -88,7 +88,7 @@ def kinds(folder: Path) -> dict[str, Any]:
     for _ in range(NUM_STEPS):
         assert pack.step(slots) == {}
     metrics = pack.evaluate(slots, "test")
-    pack.clear()
+    pack.base.clear()
     alone = {}
     for spec, own in trials[:2]:
         with use_factor_store(world.factors):
@@ -128,13 +128,13 @@ def quickstart(folder: Path) -> dict[str, Any]:
     model, modules = load_model(base, task_model), linear_modules(base, task_model)
     names = [module.name for module in modules]
     factors = LoadedFactors(model, model, names)
-    pack = Pack(model, factors, modules, max_tokens=512, executor=PassExecutor(2))
+    pack = shared_pack(model, factors, modules, max_tokens=512, executor=PassExecutor(2))
     slots = [pack.join(make_spec("1", names), data), pack.join(make_spec("2", names[20:], rank=8), data)]
     for _ in range(2):
         assert pack.step(slots) == {}
     metrics = pack.evaluate(slots, "validation")
     states = {slot.name: _state(slot.snapshot()) for slot in slots}
-    pack.clear()
+    pack.base.clear()
     return {"metrics": metrics, "states": states}
 
 

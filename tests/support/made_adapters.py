@@ -16,7 +16,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.trial.run import attach
+from loraxs_search.trial.attach import attach
 
 
 def make_adapter(

@@ -48,9 +48,6 @@ class SimulatedHost:
     def base_changed(self) -> bool:
         return False
 
-    def can_serve(self, task: Task) -> bool:
-        return True
-
     def close(self) -> None: ...
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...

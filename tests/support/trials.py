@@ -15,9 +15,9 @@ from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.bases import PeftBase
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
@@ -25,7 +25,6 @@ from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial.run import TrialRun, attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 
 
@@ -45,6 +44,11 @@ def make_spec(trial_id: str, modules: Iterable[str], **changes: Any) -> TrialSpe
     return TrialSpec(trial_id, {}, Hyperparameters(**values))
 
 
+def unpacked(model: PreTrainedModel, factors: FactorStore) -> Pack:
+    """Return the pack of one trial, whose forward is its own PEFT model: what packed trials are held against."""
+    return Pack(PeftBase(model, factors, [name for name, _ in model.named_modules()]), max_tokens=100_000)
+
+
 def run_alone(
     spec: TrialSpec,
     data: PreparedTask,
@@ -53,19 +57,23 @@ def run_alone(
     until: int,
     snapshot: Snapshot | None = None,
 ) -> Snapshot:
-    """Run a trial by itself, the reference, and return its state after a report.
+    """Run a trial by itself as a PEFT model, and return its state after a report.
 
     Args:
         snapshot: The state that it goes on from.
     """
-    with use_factor_store(factors):
-        attached = attach(model, spec)
+    pack = unpacked(model, factors)
     try:
-        run = TrialRun(spec, attached, data, torch.device("cpu"), snapshot)
-        run.advance(until)
-        return run.snapshot()
+        slot = pack.join(spec, data, snapshot)
+        while slot.step < until:
+            for error in pack.step([slot]).values():
+                raise error
+        metrics = pack.evaluate([slot], "validation")[slot.name]
+        assert isinstance(metrics, dict), metrics
+        slot.report(metrics)
+        return slot.snapshot()
     finally:
-        detach(attached, spec)
+        pack.base.clear()
 
 
 def train(pack: Pack, slots: Sequence[Slot], num_steps: int) -> None:
@@ -91,7 +99,9 @@ class TrialBase:
         return make_spec(trial_id, self.names, **changes)
 
     def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
+        return shared_pack(
+            self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers)
+        )
 
 
 def write(

@@ -226,7 +226,7 @@ class HostActor:
 
     def _load(self, task: Task) -> HostInfo:
         """Bring base and rows up to date with their files; unchanged ones stay loaded."""
-        if self._host is not None and (not self._host.can_serve(task) or self._host.base_changed()):
+        if self._host is not None and self._host.base_changed():
             self._host.close()
             self._host = None
             self._loaded.clear()

@@ -19,20 +19,16 @@ _GATHER_S = 1.0  # between the first calls of trials that start together
 
 
 def training_host(config: HostConfig, task: Task, threads: int) -> Host:
-    """Return the host that trains: packed, or with trials taking turns."""
+    """Return the host that trains."""
     import torch  # here, so that the driver, the snapshot store and the directory stay without it
 
-    from loraxs_search.packing.packed_host import PackedHost
-    from loraxs_search.packing.trial_host import TrialHost
+    from loraxs_search.packing.host import TrialHost
 
     torch.set_num_threads(threads)
-    if not config.packed:
-        return TrialHost(config.base, task, precision=config.precision, max_state_bytes=config.max_state_bytes)
-    slots = None if config.pack_size == "auto" else config.pack_size
-    return PackedHost(
+    return TrialHost(
         config.base,
         task,
-        slots=slots,
+        slots=None if config.pack_size == "auto" else config.pack_size,
         precision=config.precision,
         largest=config.largest,
         gather_s=_GATHER_S,

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.engine.prefix_cache import LayerSkipping
-from loraxs_search.packing.slot import AdaptableLayers
-from loraxs_search.records.base import LinearModule
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
 BLOCK = "bert.encoder.layer"
@@ -24,25 +23,12 @@ def model() -> PreTrainedModel:
     return BertForSequenceClassification(BertConfig(**SIZE, pad_token_id=0)).eval().requires_grad_(False)
 
 
-def adaptable(model: PreTrainedModel, *names: str) -> AdaptableLayers:
-    return AdaptableLayers(model, [LinearModule(name, 16, 16) for name in names])
-
-
 def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model: PreTrainedModel) -> None:
-    known = adaptable(model, f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense")
-    assert known.layers is model.bert.encoder.layer
-    assert known.lowest([f"{BLOCK}.3.output.dense", f"{BLOCK}.2.attention.self.query"]) == 2
-    assert known.lowest([f"{BLOCK}.3.output.dense", "bert.pooler.dense"]) == 0
-    assert known.lowest([f"{BLOCK}.3.output.dense", f"{BLOCK}s.1.dense"]) == 0
-
-
-def test_without_one_list_of_layers_nothing_can_be_skipped(model: PreTrainedModel) -> None:
-    assert adaptable(model, "bert.pooler.dense").layers is None
+    names = [f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense"]
+    assert repeated_layers(model, names) == (BLOCK, model.bert.encoder.layer)
+    assert repeated_layers(model, ["bert.pooler.dense"]) == ("", None)
     model.other = nn.ModuleList([nn.Linear(16, 16)])
-    model.other[0].inner = nn.Linear(16, 16)
-    two = adaptable(model, f"{BLOCK}.0.output.dense", "other.0.inner")
-    assert two.layers is None
-    assert two.lowest([f"{BLOCK}.3.output.dense"]) == 0
+    assert repeated_layers(model, [*names, "other.0.inner"]) == ("", None)
 
 
 def inputs() -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.packing.packed_host import AdvanceRequest, admit, scored_now
+from loraxs_search.packing.host import AdvanceRequest, admit, scored_now
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 
 

@@ -1,0 +1,378 @@
+"""The two ways to compute trials: many on layers that give each row its own adapter, or one as its own PEFT model."""
+
+from __future__ import annotations
+
+import functools
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model.head import fresh_head, head_as_loaded, head_names, output_head, with_labels
+from loraxs_search.base_model.layers import repeated_layers
+from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
+from loraxs_search.base_model.sharing import probe_sharing
+from loraxs_search.engine.base import AdaptedBase, Owners, base_of
+from loraxs_search.engine.layers import AdaptedHead, HeadState, SlotUpdates, TrainedLinear
+from loraxs_search.engine.out_of_memory import GradientCheckpointing
+from loraxs_search.engine.prefix_cache import PrefixCache
+from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
+from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap, segments_of
+from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods import get_method, method_of
+from loraxs_search.methods._base import PackedAdapter, PackedBase
+from loraxs_search.methods.names import head_parameter
+from loraxs_search.methods.starting import started_head
+from loraxs_search.packing.slot import Slot, SlotTensors
+from loraxs_search.records.base import LinearModule
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.trial.attach import attach, check_distinct, detach, trained_parameters
+
+
+class TrainedBase(AdaptedBase):
+    """A base on which a `Pack` trains slots; owners of rows are the slots' places in `slots`."""
+
+    slots: tuple[Slot, ...] = ()
+
+    @abstractmethod
+    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
+        """Return what a trial trains, as it starts; every number drawn depends only on its seed.
+
+        Raises:
+            TargetModulesError, RankError, BaseModelError, UsageError: the trial asks for what the base does not have,
+                or for what cannot be computed in this way.
+            FactorMismatchError: it was made for other factors.
+        """
+
+    @abstractmethod
+    def place(self, slots: Sequence[Slot]) -> None:
+        """Compute exactly these slots from now on; does nothing when they are in place already."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Restore the base."""
+
+    def collect(self) -> None:
+        """Hand each slot its gradients once all passes of a step are computed."""
+
+
+class PeftBase(TrainedBase):
+    """One trial at a time, as PEFT puts it on a base; also methods without PEFT, which return another model.
+
+    A slot that is not in place any more cannot come back: its tensors were the model's.
+
+    Args:
+        model: The base, with nothing of a trial on it.
+        modules: Names of the linear layers that may be adapted.
+    """
+
+    def __init__(self, model: PreTrainedModel, factors: FactorStore, modules: Collection[str]) -> None:
+        super().__init__(model)
+        self._base, self._factors, self._modules = model, factors, modules
+        self._attached: tuple[PeftModel | PreTrainedModel, TrialSpec] | None = None
+        self._adapter = _PeftAdapter({})
+        self._checkpointing = GradientCheckpointing(None)
+
+    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
+        _check_target_modules(spec, self._modules)
+        self.clear()
+        method = method_of(spec.hyperparameters)
+        self._attached = model, _ = attach(self._base, spec, self._factors, data.kind.outputs), spec
+        self.model, base, trained = model, base_of(model), trained_parameters(model)
+        own = {name: p for name, p in trained.items() if method.is_adapter(name, model)}
+        head = {name: p for name, p in trained.items() if name not in own}
+        self._adapter = _PeftAdapter(own)
+        self._checkpointing = GradientCheckpointing(repeated_layers(base, dict(base.named_modules()))[1])
+        return SlotTensors(self._adapter, head, tuple(head), {}, method.measure(model), method.frozen_cosines(model))
+
+    def place(self, slots: Sequence[Slot]) -> None:
+        (slot,) = self.slots = tuple(slots)
+        assert slot.tensors.adapter is self._adapter  # its model is on the base
+
+    def begin(self) -> None:
+        for slot in self.slots:
+            for parameter in slot.parameters:
+                parameter.grad = None
+
+    def checkpoint_gradients(self) -> bool:
+        if turned_on := self._checkpointing.turn_on():
+            self._checkpointing.place(0)
+        return turned_on
+
+    def clear(self) -> None:
+        if self._attached is not None:
+            self._checkpointing.remove()
+            detach(*self._attached)
+        self.model, self._attached, self.slots = self._base, None, ()
+
+
+class _PeftAdapter(PackedAdapter):
+    """The trained parameters of a PEFT model, by their own names."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return list(self._parameters.values())
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._parameters, values, strict=True))
+
+    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        return [named[name] for name in self._parameters]
+
+
+class PackedModel(TrainedBase):
+    """Puts adapted layers on a base for some slots, and takes them off again.
+
+    Args:
+        model: The frozen base as all tasks load it, whatever their number of outputs, with nothing of a trial on it.
+        factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
+        modules: The linear layers that may be adapted.
+        num_workers: Passes that may be computed at the same time.
+        cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
+            and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
+        sharing: Which layers rows can share, as `probe_sharing` returns it; None means that the base is probed here.
+
+    Raises:
+        BaseModelError: the base does not compute each row by itself.
+    """
+
+    model: PreTrainedModel
+    context: PassContext[SlotRowMap]
+    prefix: PrefixCache
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        factors: FactorStore,
+        modules: Sequence[LinearModule],
+        *,
+        num_workers: int = 1,
+        cache_bytes: int | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
+        context: PassContext[SlotRowMap] = PassContext()
+        super().__init__(model, context)
+        self.context = context
+        self._factors, self._num_workers = factors, num_workers
+        self._modules = {module.name: module for module in modules}
+        self._linears = {name: model.get_submodule(name) for name in self._modules}
+        self._stack, layers = repeated_layers(model, self._modules)
+        self.prefix = PrefixCache(model, layers, cache_bytes)
+        sharing = sharing or probe_sharing(model, tuple(self._modules))
+        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
+        self.unpackable = sharing.unpackable
+        self._checkpointing = GradientCheckpointing(layers, context)
+        self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
+        self._output, self._idle = output_head(model) if self._head_modules else ("", ())
+        self._last_layer = LastLayerPruning(model, layers if self._head_modules else None)
+        self._reads = ReadPruning(model, None if self._head_modules else layers)
+        self._originals: list[tuple[str, nn.Module]] = []
+        self._bases: dict[str, PackedBase] = {}  # by method
+
+    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
+        hyper = spec.hyperparameters
+        method = method_of(hyper)
+        check_packable(hyper.target_modules, self.unpackable)
+        method.check_on(self._linears, hyper, self._factors)
+        _check_target_modules(spec, self._modules)
+        params = method.params(hyper)
+        if method.packed is None or not method.can_pack(params):
+            raise UsageError(
+                f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
+                hint="search one study at a time: its trials then take turns",
+            )
+        wanted = [module for name, module in self._modules.items() if name in set(hyper.target_modules)]
+        sizes = {module.name: (module.out_features, module.in_features) for module in wanted}
+        adapter = method.packed.adapter(hyper, sizes, self.device)
+        trained, fixed, owners = self._draw_head(spec, data.kind.model.num_outputs)
+        started = started_head(hyper, trained, self._output, data.kind.outputs)
+        return SlotTensors(
+            adapter,
+            {name: value.to(self.device).requires_grad_() for name, value in started.items()},
+            tuple(head_parameter(name, owners) for name in started),
+            {name: value.to(self.device) for name, value in fixed.items()},
+            method.size(params, wanted, _shapes(started), _shapes(fixed)),
+        )
+
+    def place(self, slots: Sequence[Slot]) -> None:
+        wanted = tuple(sorted(slots, key=_sort_key))
+        if wanted == self.slots:
+            return
+        self.clear()
+        methods = [slot.spec.hyperparameters.method for slot in wanted]
+        self._updates: list[SlotUpdates] = []
+        for name in dict.fromkeys(methods):
+            if name not in self._bases:
+                packed = get_method(name).packed
+                assert packed is not None  # a slot exists, so its method can be packed
+                self._bases[name] = packed.on(self._linears, self._factors, self._num_workers)
+            own = [slot.tensors.adapter if own == name else None for own, slot in zip(methods, wanted, strict=True)]
+            self._updates.append(self._bases[name].updates(own))
+        self._heads = _PackedHeads(wanted, self._num_workers)
+        modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
+        inside = [re.match(rf"{re.escape(self._stack)}\.(\d+)\.", name) for name in modules]
+        lowest = min((int(match[1]) if match else 0 for match in inside), default=0)  # repeated layer that is adapted
+        self.prefix.place(lowest, (slot.data for slot in wanted))
+        for name in modules:
+            updates = [updates.update(name) for updates in self._updates if name in updates.modules]
+            self._put(name, TrainedLinear(self._linears[name], self.context, updates))
+        for name, head in self._head_modules.items():
+            self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
+        self._last_layer.place()
+        self._reads.place()
+        self._checkpointing.place(lowest)
+        self.slots = wanted
+
+    def checkpoint_gradients(self) -> bool:
+        if turned_on := self._checkpointing.turn_on():
+            self.clear()  # what is in place was put there without it
+        return turned_on
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """False: passes skip and prune layers, which a cache needs whole."""
+        return False
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory that the layers take for one slot, in addition to its own."""
+        return max(updates.slot_bytes for updates in self._updates)
+
+    def clear(self) -> None:
+        """Restore the base; slots keep their state and may continue later."""
+        self._checkpointing.remove()
+        for name, original in self._originals:
+            self.model.set_submodule(name, original)
+        self._originals.clear()
+        self._last_layer.remove()
+        self._reads.remove()
+        self.prefix.remove()
+        self.slots = ()
+
+    def begin(self) -> None:
+        for updates in self._updates:
+            updates.begin()
+        self._heads.begin()
+
+    def collect(self) -> None:
+        for updates in self._updates:
+            updates.collect()
+        self._heads.collect()
+
+    def row_map(self, owners: Owners) -> SlotRowMap:
+        return SlotRowMap(segments_of(owners), self.device)
+
+    @contextmanager
+    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
+        if reads is None:
+            yield False
+            return
+        read_map = self.row_map(owners)
+        with self._reads.reading(reads, width, lambda: self.context.narrow(read_map)) as is_cut:
+            yield is_cut
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _draw_head(
+        self, spec: TrialSpec, num_outputs: int | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Sequence[str]]:
+        """Return a trial's head for any number of outputs: what is trained, what is fixed, and the modules that PEFT
+        stores whole. Names are full ones, values float32 on the CPU.
+
+        Raises:
+            BaseModelError: with `head: output`, a layer before the output cannot be the identity, or ends like it.
+        """
+        if num_outputs is None:
+            return {}, {}, ()
+        output, drawn = self._output, fresh_head(with_labels(self.model, num_outputs), spec.hyperparameters.seed)
+        if spec.hyperparameters.head == "full" or not self._idle:
+            return drawn, {}, tuple(self._head_modules)
+        check_distinct(output, self._idle)  # as where the adapter is written at the end
+        trained = {name: value for name, value in drawn.items() if name.startswith(f"{output}.")}
+        fixed = {name: value for name, value in drawn.items() if name not in trained}
+        for layer in self._idle:
+            weight = fixed[f"{layer}.weight"]
+            if weight.shape[0] != weight.shape[1]:
+                raise BaseModelError(
+                    f"A head layer that is not trained must be a square linear layer, but {layer} is"
+                    f" {tuple(weight.shape)}.",
+                    hint="use `head: full` with this base",
+                )
+            fixed[f"{layer}.weight"] = torch.eye(weight.shape[0])
+            if (bias := fixed.get(f"{layer}.bias")) is not None:
+                fixed[f"{layer}.bias"] = torch.zeros_like(bias)
+        return trained, fixed | head_as_loaded(self.model), (output,)
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        self._originals.append((name, self.model.get_submodule(name)))
+        self.model.set_submodule(name, module)
+
+
+class _PackedHeads:
+    """Gives rows their slot's head, through leaves on the same memory whose gradients are a worker's own."""
+
+    def __init__(self, slots: Sequence[Slot], num_workers: int) -> None:
+        self._slots = slots
+        self._leaves = [
+            [{name: value.detach().requires_grad_() for name, value in slot.tensors.head.items()} for slot in slots]
+            for _ in range(num_workers)
+        ]
+
+    def state(self, name: str, module: nn.Module) -> Callable[[RowSegment[int], int], HeadState]:
+        """Return the function that gives `AdaptedHead`, in place of a module of this name, the head of some rows."""
+
+        def of(tensors: Mapping[str, Tensor]) -> HeadState:
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            return HeadState(module, own)
+
+        states = [
+            [of({**leaves, **slot.tensors.fixed_head}) for leaves, slot in zip(worker, self._slots, strict=True)]
+            for worker in self._leaves
+        ]
+        return lambda segment, worker: states[worker][segment.adapter]
+
+    def begin(self) -> None:
+        """Clear the gradients."""
+        for leaf in (leaf for worker in self._leaves for leaves in worker for leaf in leaves.values()):
+            leaf.grad = None
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Set the gradient of every slot's head, summed over the workers in their order; None if no row had it."""
+        for i, slot in enumerate(self._slots):
+            for name, parameter in slot.tensors.head.items():
+                grads = [grad for worker in self._leaves if (grad := worker[i][name].grad) is not None]
+                parameter.grad = functools.reduce(torch.add, grads) if grads else None
+
+
+def _check_target_modules(spec: TrialSpec, known: Collection[str]) -> None:
+    """Refuse a trial that adapts no layer, or a layer that the base lacks.
+
+    Raises:
+        TargetModulesError: with the layers that there are.
+    """
+    names = spec.hyperparameters.target_modules
+    if not names:
+        raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
+    if unknown := sorted(set(names) - set(known)):
+        raise TargetModulesError(unknown_name("target_modules", unknown[0], known))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _sort_key(slot: Slot) -> tuple[object, ...]:
+    """Return a key that puts slots of one task, basis and module set side by side: segments are long."""
+    modules, hyper = slot.tensors.adapter.modules, slot.spec.hyperparameters
+    return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name

@@ -1,0 +1,595 @@
+"""The host: one base and its factors on one device; all trials that wait share the next round."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from loraxs_search import versions
+from loraxs_search.base_model.files import weight_bytes
+from loraxs_search.base_model.head import fold_outputs
+from loraxs_search.base_model.layers import matrix
+from loraxs_search.base_model.load import bare_body, with_setup
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.packable import Sharing
+from loraxs_search.base_model.pooling import trained_pooling
+from loraxs_search.base_model.sharing import probe_sharing
+from loraxs_search.engine.base import base_of
+from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.errors import LoraxsError, TrialCancelledError
+from loraxs_search.home import factor_path
+from loraxs_search.methods import method_of
+from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
+from loraxs_search.packing import capacity
+from loraxs_search.packing.bases import PeftBase
+from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.slot import Slot
+from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
+from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
+from loraxs_search.tasks.prepared import served
+from loraxs_search.trial.evaluate import as_answers, sample_answers
+from loraxs_search.trial.linear_probe import fit_linear_probe
+from loraxs_search.trial.snapshot import NodeStates, Snapshot
+
+# Trials that are in step are scored in one evaluation, and their scheduler decides about all of them at once. A trial
+# that comes soon after the others have begun joins them, and they wait for it before they are scored; one that comes
+# later starts when the next of them is scored.
+
+# The share of the steps between two reports that a trial may lag behind, and still be waited for.
+_LAG = 4
+
+
+@dataclass(eq=False)
+class AdvanceRequest:
+    """One caller's `advance`, from its arrival to its answer; `task` is None for the host's first one.
+
+    Args:
+        is_unpacked: Whether it cannot share passes: its trial is in a pack of one, between the rounds of the others.
+        may_start: Whether it may join at any time: others have been scored since it arrived.
+    """
+
+    spec: TrialSpec
+    until: int
+    snapshot: Snapshot | None
+    task: Task | None = None
+    is_unpacked: bool = False
+    may_start: bool = False
+    answer: Future[tuple[TrialReport, bytes]] = field(default_factory=Future)
+    assigned: Slot | None = None
+
+    @property
+    def slot(self) -> Slot:
+        """The slot, once it has one."""
+        assert self.assigned is not None
+        return self.assigned
+
+    @property
+    def first_step(self) -> int:
+        """The trial's step on arrival."""
+        return self.snapshot.step if self.snapshot else 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from the trial's step on arrival to the requested one."""
+        return min(self.until, self.spec.hyperparameters.max_steps) - self.first_step
+
+    @property
+    def steps_left(self) -> int:
+        """Steps left to the requested one, once it has a slot."""
+        return self.first_step + self.num_steps - self.slot.step
+
+    @property
+    def reached(self) -> bool:
+        """Whether the trial has reached the requested step."""
+        return self.steps_left <= 0
+
+
+def admit(
+    active: Sequence[AdvanceRequest], waiting: Sequence[AdvanceRequest], num_slots: int
+) -> tuple[list[AdvanceRequest], list[AdvanceRequest]]:
+    """Return the requests that join the round and those that continue waiting, both in order of arrival.
+
+    A trial is in a pack once at most: a second caller (its first one may have died) waits for the first to be done.
+    """
+    inside = {request.spec.name for request in active}
+    next_score = min((request.steps_left for request in active), default=None)
+    admitted: list[AdvanceRequest] = []
+    left: list[AdvanceRequest] = []
+    for request in waiting:
+        fits = len(inside) < num_slots and request.spec.name not in inside
+        lag = request.num_steps - (next_score or 0)
+        if fits and (next_score is None or request.may_start or lag <= request.num_steps // _LAG):
+            inside.add(request.spec.name)
+            admitted.append(request)
+        else:
+            left.append(request)
+    return admitted, left
+
+
+def scored_now(active: Sequence[AdvanceRequest]) -> list[AdvanceRequest]:
+    """Return the requests that have reached their step; none while others are so near that they are waited for."""
+    if any(0 < request.steps_left <= request.num_steps // _LAG for request in active):
+        return []
+    return [request for request in active if request.reached]
+
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+LINGER_S = 0.05
+_UNKNOWN = LargestTrial()
+
+
+@dataclass
+class _Job(Generic[ResultT]):
+    """What runs between rounds, and answers whoever waits for it."""
+
+    run: Callable[[], ResultT]
+    answer: Future[ResultT] = field(default_factory=Future)
+
+    def do(self) -> None:
+        try:
+            self.answer.set_result(self.run())
+        except Exception as error:  # noqa: BLE001  # the caller handles it
+            self.answer.set_exception(error)
+
+
+P = ParamSpec("P")
+
+
+def _between_rounds(
+    method: Callable[Concatenate[TrialHost, P], ResultT],
+) -> Callable[Concatenate[TrialHost, P], ResultT]:
+    """Run a method in the host's own thread, between rounds, on the base as it was loaded: no trial is on it."""
+
+    @functools.wraps(method)
+    def run(self: TrialHost, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        def on_bare_base() -> ResultT:
+            self.clear()
+            return method(self, *args, **kwargs)
+
+        return self.in_turn(on_bare_base)
+
+    return run
+
+
+class TrialHost:
+    """A `Host` that advances many trials at once, of one task or several; None is the task that it began with.
+
+    A separate thread does all computation but baselines: it forms a round of every trial that waits, so trials
+    join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
+    `slots` trials stay on the device between calls. A trial whose layers or method cannot share passes is a pack of
+    one, advanced between rounds.
+
+    Args:
+        slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
+            suits the device. Too many for the device's memory become fewer, with a warning.
+        largest: The largest trial to come, by which slots are counted.
+        device: `auto` takes the first accelerator this process sees, else the CPU.
+        linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
+            that have just been answered. Trials that continue together are scored together.
+        max_state_bytes: Larger states of trials stay on the node.
+        gather_s: How long the very first round waits for the next of the trials that are starting.
+
+    Raises:
+        BaseModelError: several `slots` are given, and the base does not compute each row by itself.
+    """
+
+    def __init__(  # noqa: PLR0913  # each is a keyword
+        self,
+        base: BaseModelRef,
+        task: Task,
+        *,
+        slots: int | None = 1,
+        largest: LargestTrial = _UNKNOWN,
+        precision: Precision = "auto",
+        device: str = "auto",
+        linger_s: float = LINGER_S,
+        gather_s: float = 0.0,
+        max_state_bytes: int = MAX_STATE_BYTES,
+    ) -> None:
+        # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+        self._ref = base
+        loaded = self._loaded = LoadedBase(base, task, precision=precision, device=device)
+        # Now: another thread of a process may have its own number of threads, and no trial has put its adapter on yet.
+        threads = f"cpu, {torch.get_num_threads()} threads"
+        self._device_name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else threads
+        self._bare_body = bare_body(loaded.model)
+        self._states = NodeStates(max_state_bytes)
+        self._takes_turns = slots is None or slots == 1
+        names = frozenset(module.name for module in loaded.modules)
+        sharing = probe_sharing(loaded.exact, names)
+        if sharing.fault and self._takes_turns:
+            log.warning("Trials take turns, since of this base %s.", sharing.fault)
+            sharing = Sharing("", names)
+        self._unpackable = sharing.unpackable
+        executor = PassExecutor(*workers_for(loaded.device))
+        budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
+        self._shared = shared_pack(
+            loaded.model,
+            loaded.factors,
+            loaded.modules,
+            max_tokens=budget,
+            executor=executor,
+            cache_bytes=0 if slots == 1 else None,  # whose states are looked up depends on what was computed before
+            sharing=sharing,
+        )
+        self._unpacked = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
+        tokens = capacity.full_tokens(loaded.device, budget, functools.partial(capacity.time_pass, loaded.model))
+        batch_tokens = largest.batch_size * float(loaded.prepared().lengths("train").mean())
+        self._full_slots = capacity.full_slots(tokens, executor.num_workers, batch_tokens)
+        if self._takes_turns and sharing.unpackable == names:
+            self._full_slots = slots = 1
+        head_parameters = max(loaded.head_parameters.values())
+        each = capacity.slot_bytes(loaded.modules, largest, head_parameters, executor.num_workers)
+        self._num_slots = capacity.fitting_slots(slots or self._full_slots, each, loaded.device)
+        self._linger_s, self._gather_s = linger_s, gather_s
+        self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
+        self._changed = threading.Condition()
+        self._arrived: list[AdvanceRequest] = []
+        self._jobs: list[_Job[Any]] = []
+        self._called = Counter[str]()  # how many callers of a trial wait for an answer
+        self._cancelled: set[str] = set()
+        self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
+        self._closing, self._begun = False, False
+        self._expected = 0
+        self._worker = threading.Thread(target=self._work, name="trial-host", daemon=True)
+        self._worker.start()
+
+    # ---- what trials ask ---------------------------------------------------------------------------------------------
+    def advance(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
+    ) -> tuple[TrialReport, bytes]:
+        """Train with all others that wait; trials that are in step are scored in one evaluation, as peers."""
+        state = Snapshot.from_bytes(snapshot) if snapshot else None
+        request = AdvanceRequest(spec, until, state, task, self._is_unpacked(spec, task))
+        with self._changed:
+            self._called[spec.name] += 1
+        try:
+            if request.is_unpacked:
+                self.in_turn(lambda: self._advance_unpacked(request))
+            else:
+                self._hand_over(request)
+            return request.answer.result()
+        finally:
+            with self._changed:
+                self._called[spec.name] -= 1
+                if not self._called[spec.name]:
+                    del self._called[spec.name]
+                    self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
+
+    def cancel(self, names: Collection[str]) -> None:
+        """End these trials before their next step, whether they are in a pack or wait for it."""
+        with self._changed:
+            self._cancelled.update(self._called.keys() & set(names))
+
+    def steps(self) -> Mapping[str, int]:
+        """Return the steps of the trials in the present round."""
+        return self._steps
+
+    def close(self) -> None:
+        """End the host's thread once all who wait are answered; the host takes no more calls."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._worker.join()
+
+    # ---- what is asked of the bare base ------------------------------------------------------------------------------
+    @_between_rounds
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device."""
+        loaded, data = self._loaded, self._loaded.prepared(task, anew=anew)
+        loaded.exact_for(data.task)  # so that its head is counted
+        note = trained_pooling(loaded.base)[1] if (task or data.task).pooling == "auto" else ""
+        return HostInfo(
+            base=loaded.base,
+            modules=loaded.modules,
+            head_parameters=loaded.head_parameters[data.kind.model],
+            data_fingerprint=data.data_fingerprint,
+            data=replace(data.report, warnings=(*data.report.warnings, *filter(None, [note]))),
+            test_fingerprint=data.test_fingerprint,
+            num_rows=data.num_scored,
+            device=self._device_name,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            versions=versions.installed(versions.TRAINING),
+            base_bytes=weight_bytes(Path(loaded.base.path)),
+            pooling=data.task.pooling,
+            num_slots=self._num_slots,
+            full_slots=self._full_slots,
+            unpackable=frozenset() if self._may_take_turns(task) else self._unpackable,
+        )
+
+    def base_changed(self) -> bool:
+        """Whether the base on disk, its weights, tokenizer or configuration, differs from what was loaded."""
+        found, base = with_setup(locate(self._ref)), self._loaded.base
+        return (found.weight_digest, found.setup) != (base.weight_digest, base.setup)
+
+    @_between_rounds
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use; quick when they are on disk."""
+        weights = [matrix(self._loaded.model.get_submodule(name)) for name in names]
+        self._loaded.factors.prepare(weights, rank=rank, basis=basis)
+
+    @_between_rounds
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, and reference logits that show whether they were loaded correctly.
+
+        The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default.
+        """
+        loaded, hyper, state = self._loaded, spec.hyperparameters, self._whole(spec, snapshot, task)
+        method = method_of(hyper)
+        weights = {name: matrix(loaded.exact.get_submodule(name)) for name in hyper.target_modules}
+        sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
+        factors = dict(  # key and checksum of every factor file that the trial needs
+            loaded.factors.identify(weights[it.module], rank=it.rank, basis=it.basis, driver=it.driver)
+            for it in method.factors(hyper, sizes)
+        )
+        fingerprint = self._body_fingerprint  # before weights change
+        with loaded.trained(spec, state, task) as (model, data):
+            base = base_of(model)
+            fold_outputs(base, data.kind.outputs)
+            reference = make_reference_logits(model, base.config.vocab_size)
+            serving = served(data.kind, data.tokenizer, getattr(base, "generation_config", None))
+            ends = serving.ends if serving else ()
+            return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors, ends)
+
+    @_between_rounds
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`."""
+        loaded, state, indices = self._loaded, self._whole(spec, snapshot, task), np.arange(rows.start, rows.stop)
+        with loaded.trained(spec, state, (task or loaded.task).for_candidates) as (model, data):
+            scores = loaded.ask(model, data, data.kind.score(data, "test", indices))
+            shown = () if rows.start else loaded.ask(model, data, sample_answers(data))
+            return replace(as_answers(data, "test", indices, scores), samples=tuple(shown))
+
+    @_between_rounds
+    def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+        """Return the answers of the base without an adapter to rows of a split, as it will be loaded."""
+        loaded, indices = self._loaded, np.arange(rows.start, rows.stop, rows.step)
+        data = loaded.prepared((task or loaded.task).for_candidates)
+        exact, started = loaded.exact_for(data.task), time.perf_counter()
+        scores = loaded.ask(exact, data, data.kind.base_alone(data, split, indices, shots))
+        return replace(as_answers(data, split, indices, scores), seconds=time.perf_counter() - started)
+
+    @_between_rounds
+    def linear_probe(self, task: Task | None = None) -> LinearProbe:
+        """Return the output layer that heads of a task may start from."""
+        return fit_linear_probe(self._loaded.prepared(task), self._loaded.model)
+
+    def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
+        """Return what simple models reach on the task's rows; the caller's thread computes while trials advance."""
+        data = self.in_turn(lambda: self._loaded.prepared(task))
+        return measure_baselines(BaselineInputs(data, self._bare_body, self._loaded.device))
+
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file of this node, as `Confirmation.factors` names it."""
+        return factor_path(key, self._loaded.factors.root).read_bytes()
+
+    # ---- the worker's side -------------------------------------------------------------------------------------------
+    def clear(self) -> None:
+        """Take every trial off the base; for jobs of `in_turn`."""
+        self._shared.base.clear()
+        self._unpacked.base.clear()
+
+    @functools.cached_property
+    def _body_fingerprint(self) -> tuple[float, ...]:
+        """Of the one body that the models of all tasks share."""
+        return body_fingerprint(self._loaded.exact)
+
+    def _work(self) -> None:
+        torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
+        active: list[AdvanceRequest] = []
+        while True:
+            arrived: list[AdvanceRequest] = []
+            jobs: list[_Job[Any]] = []
+            try:
+                with self._changed:
+                    self._await_work(active)
+                    if self._closing and not (active or self._arrived or self._jobs):
+                        break
+                    if active or not self._jobs:  # requests that arrive during the jobs may begin together
+                        arrived, self._arrived = admit(active, self._arrived, self._num_slots)
+                    jobs, self._jobs = self._jobs, []
+                for job in jobs:
+                    job.do()
+                active += [request for request in arrived if self._assign(request)]
+                active = self._wanted(active)
+                if active:
+                    active = self._round(active)
+                self._steps = {request.spec.name: request.slot.step for request in active}
+            except Exception as error:  # noqa: BLE001  # memory may end anywhere; without this thread, nobody is answered
+                _refuse((*active, *arrived, *jobs), error)
+                active = []
+        self.clear()
+
+    def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
+        """Answer those who wait for a trial that was given up; return the requests of the round that are left."""
+        with self._changed:
+            unwanted = [request for request in (*active, *self._arrived) if request.spec.name in self._cancelled]
+            self._arrived = [request for request in self._arrived if request not in unwanted]
+            self._cancelled -= {request.spec.name for request in unwanted}
+        for request in unwanted:
+            request.answer.set_exception(
+                TrialCancelledError(f"Trial {request.spec.name} was stopped before its next step.")
+            )
+        return [request for request in active if request not in unwanted]
+
+    def _await_work(self, active: list[AdvanceRequest]) -> None:
+        """Wait for work; then briefly for trials that could share it, such as those that were just answered."""
+        wanted, self._expected = min(self._expected + len(active), self._num_slots), 0
+        if not active:
+            self._changed.wait_for(lambda: bool(self._arrived or self._jobs or self._closing))
+            wanted = self._num_slots
+            self._gather()
+        if wanted > len(active):
+            self._changed.wait_for(
+                lambda: len(active) + len(self._arrived) >= wanted or self._jobs or self._closing, self._linger_s
+            )
+
+    def _gather(self) -> None:
+        """Before the first round, wait as long as trials keep coming: those that begin together stay in step."""
+        seen = 0
+
+        def is_enough() -> bool:
+            return len(self._arrived) > seen or bool(self._jobs) or self._closing
+
+        while self._gather_s and not self._begun and seen < len(self._arrived) < self._num_slots:
+            seen = len(self._arrived)
+            self._changed.wait_for(is_enough, self._gather_s)
+        self._begun = self._begun or (bool(self._arrived) and not self._jobs)
+
+    def _assign(self, request: AdvanceRequest) -> bool:
+        """Give a request its slot; False where it cannot have one and is answered with the reason."""
+        try:
+            request.assigned = self._slot(request.spec, request.snapshot, request.task, request.is_unpacked)
+        except Exception as error:  # noqa: BLE001  # the caller handles it
+            request.answer.set_exception(error)
+        return request.assigned is not None
+
+    def _slot(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None, is_unpacked: bool) -> Slot:
+        """Return the trial's slot: the one that is here at its step, or a new one in the state of its snapshot."""
+        data, step = self._loaded.prepared(task), snapshot.step if snapshot else 0
+        pack = self._pack(is_unpacked)
+        known = {slot.name: slot for slot in pack.base.slots} if is_unpacked else self._idle
+        slot = known.pop(spec.name, None)
+        if slot is not None and slot.spec == spec and slot.data is data and slot.step == step:
+            return slot
+        return pack.join(spec, data, self._states.whole(snapshot))
+
+    def _pack(self, is_unpacked: bool) -> Pack:
+        """Return the pack that computes a trial; nothing of the other one is on the base."""
+        pack, other = (self._unpacked, self._shared) if is_unpacked else (self._shared, self._unpacked)
+        other.base.clear()
+        return pack
+
+    def _advance_unpacked(self, request: AdvanceRequest) -> None:
+        active = [request] if self._assign(request) else []
+        while active := self._wanted(active):
+            self._steps = {request.spec.name: request.slot.step}
+            active = self._round(active)
+        self._steps = {}
+
+    def _whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None) -> Snapshot:
+        """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
+
+        Raises:
+            LoraxsError: training it again does not succeed.
+        """
+        given = Snapshot.from_bytes(snapshot)
+        state = self._states.whole(given)
+        if state is None or not state.parameters:
+            is_unpacked = self._is_unpacked(spec, task)
+            slot = self._slot(spec, state, task, is_unpacked)
+            while slot.step < given.step:
+                for error in self._pack(is_unpacked).step([slot]).values():
+                    raise error
+            state = slot.snapshot()
+            self.clear()
+        return state
+
+    def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
+        """Train every trial by one step, answer those that have reached their step, and return the others."""
+        try:
+            pack = self._pack(active[0].is_unpacked)
+            training = [request for request in active if not request.reached]
+            errors = pack.step([request.slot for request in training]) if training else {}
+            for request in training:
+                if error := errors.get(request.spec.name):
+                    request.answer.set_exception(error)
+            self._report(pack, scored_now([request for request in active if not request.answer.done()]))
+        except Exception as error:  # noqa: BLE001  # every waiting caller gets an answer
+            _refuse(active, error)
+        return [request for request in active if not request.answer.done()]
+
+    def _report(self, pack: Pack, requests: list[AdvanceRequest]) -> None:
+        if not requests:
+            return
+        trained_s = [request.slot.device_s for request in requests]
+        scores = pack.evaluate([request.slot for request in requests], "validation")
+        for request, before_s in zip(requests, trained_s, strict=True):
+            metrics, slot = scores[request.spec.name], request.slot
+            if isinstance(metrics, LoraxsError):
+                request.answer.set_exception(metrics)
+                continue
+            report = slot.report(metrics, slot.device_s - before_s)
+            if not request.is_unpacked:
+                self._idle[slot.name] = slot
+                while len(self._idle) > self._num_slots:
+                    self._idle.pop(next(iter(self._idle)))
+            is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
+            state = self._states.kept(request.spec, slot.snapshot(), is_last=is_last)
+            request.answer.set_result((replace(report, peers=_peers(request, requests, scores)), state))
+        self._expected += 0 if requests[0].is_unpacked else len(requests)
+        with self._changed:
+            for waiting in self._arrived:
+                waiting.may_start = True
+
+    # ---- the callers' side -------------------------------------------------------------------------------------------
+    def _may_take_turns(self, task: Task | None) -> bool:
+        """Whether trials of this task may adapt layers that cannot share passes."""
+        return self._takes_turns and self._loaded.is_first(task)
+
+    def _is_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
+        """Whether a trial is a pack of one: its method, or a layer that it adapts, cannot share passes."""
+        hyper = spec.hyperparameters
+        method = method_of(hyper)
+        if not method.can_pack(method.params(hyper)):
+            return self._loaded.is_first(task)
+        return self._may_take_turns(task) and not self._unpackable.isdisjoint(hyper.target_modules)
+
+    def in_turn(self, run: Callable[[], ResultT]) -> ResultT:
+        """Run a job in the host's own thread, between rounds."""
+        job = _Job(run)
+        self._hand_over(job)
+        return job.answer.result()
+
+    def _hand_over(self, item: AdvanceRequest | _Job[Any]) -> None:
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("The host is closed.")
+            if isinstance(item, _Job):
+                self._jobs.append(item)
+            else:
+                self._arrived.append(item)
+            self._changed.notify_all()
+
+
+def _refuse(requests: Sequence[AdvanceRequest | _Job[Any]], error: Exception) -> None:
+    """Answer those that wait with an error."""
+    for request in requests:
+        while not request.answer.done():
+            with contextlib.suppress(MemoryError):  # there is none now, and those who wait would wait for ever
+                request.answer.set_exception(error)
+
+
+def _peers(
+    request: AdvanceRequest, requests: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
+) -> dict[str, tuple[int, float]]:
+    """Return step and score of the other trials of the same study that were scored with this one."""
+    metric = request.slot.data.task.search_metric
+    return {
+        other.spec.trial_id: (other.slot.step, metrics[metric])
+        for other in requests
+        if other is not request and other.spec.study == request.spec.study
+        if not isinstance(metrics := scores[other.spec.name], LoraxsError) and metric in metrics
+    }

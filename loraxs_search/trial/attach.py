@@ -1,0 +1,105 @@
+"""An adapter on a base: how a trial's is put on, set to a trained state, and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model.head import (
+    head_as_loaded,
+    head_names,
+    init_head,
+    make_identity,
+    missing_poolers,
+    output_head,
+    peft_task_type,
+)
+from loraxs_search.base_model.pooling import pooling_of
+from loraxs_search.errors import BaseModelError, FactorMismatchError
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.factors.verify import agrees
+from loraxs_search.methods import method_of
+from loraxs_search.methods._base import HeadPlan
+from loraxs_search.methods.starting import started_head
+from loraxs_search.records.task import OutputScale
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.trial.snapshot import Snapshot
+
+_FROZEN_ATOL = 1e-3  # the longest vector with the other sign moves a sum by some 0.1 (384 dimensions), rounding by 1e-6
+
+
+def attach(
+    model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None = None, outputs: OutputScale | None = None
+) -> PeftModel | PreTrainedModel:
+    """Put a fresh adapter and head on `model`; every number drawn depends only on the trial's seed.
+
+    Args:
+        factors: The store that factors come from; None means the one in use.
+        outputs: What the outputs mean in training, for a head that starts from another adapter's.
+    """
+    hyper = spec.hyperparameters
+    init_head(model, hyper.seed)
+    trained: tuple[str, ...] = head_names(model)
+    idle: tuple[str, ...] = ()
+    output = output_head(model)[0] if trained else ""
+    with torch.no_grad():
+        if trained and hyper.head == "output":
+            trained, idle = (output,), output_head(model)[1]
+            check_distinct(output, idle)
+            for name, value in head_as_loaded(model).items():
+                model.get_parameter(name).copy_(value)
+        make_identity(model, idle)
+        own = {f"{top}.{name}": p for top in trained for name, p in model.get_submodule(top).named_parameters()}
+        for name, value in started_head(hyper, own, output, outputs or OutputScale()).items():
+            own[name].copy_(value)
+    # With a task type PEFT would train the whole head by itself.
+    task_type = None if idle else peft_task_type(model)
+    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
+    adapted = method_of(hyper).attach(model, hyper, plan, factors)
+    adapted.eval()  # dropout off: a result must not depend on who shares the device
+    return adapted
+
+
+def check_distinct(output: str, idle: Sequence[str]) -> None:
+    """Refuse an output layer whose name ends that of a layer before it.
+
+    PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`.
+
+    Raises:
+        BaseModelError: with both names.
+    """
+    if ambiguous := [name for name in idle if name.endswith(output)]:
+        raise BaseModelError(
+            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {ambiguous[0]}.",
+            hint="use `head: full` with this base",
+        )
+
+
+def detach(model: PeftModel | PreTrainedModel, spec: TrialSpec) -> PreTrainedModel:
+    """Take the adapter off and return the base, frozen as before."""
+    return method_of(spec.hyperparameters).detach(model)
+
+
+def check_frozen(snapshot: Snapshot, frozen: Sequence[float]) -> None:
+    """Refuse a state that was trained beside other frozen matrices than this machine's.
+
+    Args:
+        frozen: `Method.frozen_cosines` of the model that is to continue from it.
+    Raises:
+        FactorMismatchError: they are others.
+    """
+    if snapshot.frozen and not agrees(snapshot.frozen, frozen, tolerance=_FROZEN_ATOL):
+        raise FactorMismatchError(
+            f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
+            " decomposition of the base gives others.",
+            hint="search with TinyLoRA on machines with one kind of processor and one version of torch",
+        )
+
+
+def trained_parameters(model: PeftModel | PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return what is trained of a model that `attach` returned, by its names in a snapshot."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
