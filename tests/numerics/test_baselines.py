@@ -79,7 +79,7 @@ def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
     host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     try:
         torch.set_num_threads(before + 1)  # as another thread of the process does
-        assert host._in_turn(torch.get_num_threads) == before
+        assert host.in_turn(torch.get_num_threads) == before
     finally:
         torch.set_num_threads(before)
         host.close()

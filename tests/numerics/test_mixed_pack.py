@@ -189,5 +189,5 @@ def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(
     monkeypatch.setattr(loaded_base, "load_model", watched)
     tasks = make_tasks(tmp_path)
     loaded = LoadedBase(BaseModelRef(id=str(tmp_path)), tasks[WITH_HEAD[0]], precision="float32", device="cpu:0")
-    loaded.info(tasks[WITH_HEAD[1]])
+    loaded.exact_for(tasks[WITH_HEAD[1]])
     assert devices == ["cpu:0", "cpu"]

@@ -249,12 +249,6 @@ def test_a_host_knows_when_its_base_was_replaced(make_world: Callable[..., Any],
     assert host.base_changed()
 
 
-def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:
-    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    with pytest.raises(UsageError, match="made-up-3 beside made-up-2"):
-        lone.advance(world.spec("1"), 2, None, other_data.task)
-
-
 def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
     make_world: Callable[..., Any], fresh_home: Path
 ) -> None:
