@@ -74,7 +74,7 @@ def test_a_node_without_the_rows_is_at_fault_to_its_trials() -> None:
 
 def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too() -> None:
     disk = Disk()
-    host = actor(disk, packed=True)
+    host = actor(disk)
     assert advance(host, SPEC, TASK) == ("base", "rows of t")
     disk.rows["other"] = None
     with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other.csv"):
@@ -96,14 +96,14 @@ class Disk:
 
     def make(self, config: HostConfig, task: Task, threads: int) -> Any:
         self.num_loads += 1
-        return LoadedHost(self, None if config.packed else task.name)
+        return LoadedHost(self)
 
 
 class LoadedHost:
     """Keeps what it has read, and trains on that."""
 
-    def __init__(self, disk: Disk, only: str | None) -> None:
-        self._disk, self._base, self._only = disk, disk.base, only
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._base = disk, disk.base
         self._rows: dict[str, str] = {}
 
     def info(self, task: Task, *, anew: bool = False) -> HostInfo:
@@ -116,9 +116,6 @@ class LoadedHost:
 
     def base_changed(self) -> bool:
         return self._disk.base != self._base
-
-    def can_serve(self, task: Task) -> bool:
-        return self._only in (None, task.name)
 
     def close(self) -> None:
         self._base = "closed"
@@ -133,8 +130,8 @@ class LoadedHost:
         return self._base, self._rows[task.name]
 
 
-def actor(disk: Disk, *, packed: bool = False) -> HostActor:
-    return HostActor(replace(CONFIG, make=disk.make, packed=packed), 1, "10.0.0.7")
+def actor(disk: Disk) -> HostActor:
+    return HostActor(replace(CONFIG, make=disk.make), 1, "10.0.0.7")
 
 
 def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
@@ -153,10 +150,9 @@ def begun_with(base: str, rows: str) -> TrialSpec:
     return replace(SPEC, identity=Identity(base, rows))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_warm_host_describes_and_trains_on_the_rows_of_now(packed: bool) -> None:
+def test_a_warm_host_describes_and_trains_on_the_rows_of_now() -> None:
     disk = Disk()
-    host = actor(disk, packed=packed)
+    host = actor(disk)
     assert host.info(TASK).identity == Identity("base", "rows of t")
     disk.rows["t"] = "edited"
     assert host.info(TASK).identity == Identity("base", "edited")
@@ -193,7 +189,7 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
         disk.rows["t"], differs = "edited", "data fingerprint edited, not rows of t"
     else:
         disk.base, differs = "other weights", "weight digest other weights, not base"
-    host, spec = actor(disk, packed=True), begun_with("base", "rows of t")
+    host, spec = actor(disk), begun_with("base", "rows of t")
     with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {differs}\.") as caught:
         call(host, spec, TASK)
     assert "launch a new study" in (caught.value.hint or "")
@@ -203,21 +199,12 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
 
 def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
     disk = Disk()
-    host = actor(disk, packed=True)
+    host = actor(disk)
     assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
     assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
     with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
         advance(host, begun_with("base", "rows of other"), TASK)
     assert advance(host, begun_with("base", "rows of t"), TASK) == ("base", "rows of t")
-
-
-def test_a_warm_host_of_lone_trials_serves_another_task() -> None:
-    disk = Disk()
-    host = actor(disk)
-    host.info(TASK)
-    assert host.info(OTHER).data_fingerprint == "rows of other"
-    assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
-    assert disk.num_loads == 2
 
 
 def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates() -> None:
