@@ -22,7 +22,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
-from loraxs_search.registry.store import BASE_ALONE, Registry
+from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
 from loraxs_search.registry.versions import Beside, RegisteredAdapter, Rescored, TaskSummary
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, list_studies
@@ -85,7 +85,7 @@ def _promote(
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
     if confirmed.base_rows_path.is_file():
-        rows[BASE_ALONE] = confirmed.base_rows_path
+        rows[UNTOUCHED_BASE] = confirmed.base_rows_path
     rule = folder.info.promotion
     said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
     registry = Registry(uri)

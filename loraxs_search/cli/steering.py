@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli._output import JsonOption, StudyArgument, emit
-from loraxs_search.records.command import AnswerState
 from loraxs_search.records.literals import Scalar
+from loraxs_search.records.search import AnswerState
 
 
 def _send_command(

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from loraxs_search.log import clock
-from loraxs_search.records.command import Command, CommandAnswer
 from loraxs_search.records.literals import Direction, Scalar, Split
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchRun
+from loraxs_search.records.search import Command, CommandAnswer, SearchRun
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Hyperparameters, Lineage, Proposal, TrialReport, TrialState
 

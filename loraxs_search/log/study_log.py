@@ -36,8 +36,8 @@ from loraxs_search.log.events import (
     TrialStarted,
 )
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.command import CommandRecord
 from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import CommandRecord
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"

@@ -70,7 +70,7 @@ def shots_name(shots: int) -> str:
     return f"{shots or 'zero'}{_SHOTS}"
 
 
-def is_alone(name: str) -> bool:
+def is_untouched(name: str) -> bool:
     """Whether a baseline is the base without an adapter, asked as adapters are."""
     return name.endswith(_SHOTS)
 
@@ -78,12 +78,12 @@ def is_alone(name: str) -> bool:
 def is_unmeasured(baseline: Baseline) -> bool:
     """Whether a baseline that this study could have is not measured; a constant answer can always be had."""
     name, failed = baseline.name, baseline.failed
-    return name != "constant" and bool(failed) and (baseline.applies or not is_alone(name))
+    return name != "constant" and bool(failed) and (baseline.applies or not is_untouched(name))
 
 
-def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
+def untouched_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
     """Return the untouched base's baseline on the test rows; None if it has not answered them."""
-    return next((y for y in baselines if is_alone(y.name) and y.test_metrics), None)
+    return next((y for y in baselines if is_untouched(y.name) and y.test_metrics), None)
 
 
 def _names(value: object) -> object:

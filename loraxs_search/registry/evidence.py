@@ -25,9 +25,9 @@ from loraxs_search.records.promotion import (
     KeptAnswers,
     PromotionRule,
     SliceScore,
-    alone_baseline,
-    is_alone,
     is_unmeasured,
+    is_untouched,
+    untouched_baseline,
 )
 from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import NOISE
@@ -198,16 +198,12 @@ def slice_scores(
     for column, values in rows.slices.items():
         for value in sorted(set(values.tolist())):
             chosen = values == value
-            own, other = (_finite_score(metric, it, chosen) for it in (rows, champion))
+            with np.errstate(invalid="ignore", divide="ignore"):  # a mean over tokens, of rows without one
+                scores = [None if it is None else score_of(metric, it.take(chosen)) for it in (rows, champion)]
+            own, other = (score if score is not None and math.isfinite(score) else None for score in scores)
             loss = None if own is None or other is None else sign * (other - own)
             found.append(SliceScore(column, value, int(chosen.sum()), own, other, loss))
     return tuple(found)
-
-
-def _finite_score(metric: Metric, rows: ScoredRows | None, chosen: npt.NDArray[np.bool_]) -> float | None:
-    with np.errstate(invalid="ignore", divide="ignore"):  # a mean over tokens, of rows without one
-        score = None if rows is None else score_of(metric, rows.take(chosen))
-    return score if score is not None and math.isfinite(score) else None
 
 
 def losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
@@ -258,7 +254,7 @@ def baseline_answers(
     sign: float,
     rows: ScoredRows | None,
     baselines: Sequence[Baseline],
-    alone: ScoredRows | None,
+    untouched: ScoredRows | None,
     answers: Mapping[str, KeptAnswers],
 ) -> list[BaselineAnswer]:
     """Return the baselines that the rule requires an adapter to beat, as far as they have a score.
@@ -267,7 +263,7 @@ def baseline_answers(
         metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
         rows: Of the adapter that they are compared with; None if they were not kept: recorded scores serve then.
         baselines: The study's.
-        alone: Answers of the base alone, where the study has them.
+        untouched: Answers of the untouched base, where the study has them.
         answers: Those of other baselines, by name.
     """
 
@@ -282,10 +278,10 @@ def baseline_answers(
     answer("the constant answer", constant, known if rows is None else None)
     if rule.require == "constant":
         return found
-    measured = alone_baseline(baselines)
-    answer(f"the base alone{f' ({measured.name})' if measured else ''}", alone, measured)
+    measured = untouched_baseline(baselines)
+    answer(f"the untouched base{f' ({measured.name})' if measured else ''}", untouched, measured)
     for each in baselines:
-        if each.name == CONSTANT or is_alone(each.name):
+        if each.name == CONSTANT or is_untouched(each.name):
             continue
         kept = answers.get(each.name)
         said = None
@@ -298,28 +294,28 @@ def baseline_answers(
 
 
 def unmeasured(
-    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_alone: bool
+    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_untouched: bool
 ) -> tuple[str, bool] | None:
     """Return which baseline of a task was not measured, and whether measuring again can help; None if all were.
 
     Args:
         answered: Names of simple models whose answers to the test rows the study has kept.
-        has_alone: Whether it has those of the base alone.
+        has_untouched: Whether it has those of the untouched base.
     """
     kind, known = kind_of(task), {one.name: one for one in baselines}
     for one in known.values():
         if is_unmeasured(one) and does_fit(one.name, kind):
-            name = f"the base alone ({one.name})" if is_alone(one.name) else one.name
+            name = f"the untouched base ({one.name})" if is_untouched(one.name) else one.name
             return f"{name} was not measured: {one.failed}", one.applies
-        if not (one.failed or one.answer is not None or is_alone(one.name) or one.name in (*answered, CONSTANT)):
+        if not (one.failed or one.answer is not None or is_untouched(one.name) or one.name in (*answered, CONSTANT)):
             return f"the answers of {one.name} to the test rows are missing", True
     if missing := [name for name in fitting_baselines(kind) if name not in known]:
         return f"{missing[0]} was not measured", True
-    if has_alone or not (kind.shots or any(map(is_alone, known))):
+    if has_untouched or not (kind.shots or any(map(is_untouched, known))):
         return None
-    measured = alone_baseline(baselines)
-    asked = f"the answers of the base alone ({measured.name}) to the test rows are missing" if measured else ""
-    return asked or "the base alone was not asked", True
+    measured = untouched_baseline(baselines)
+    asked = f"the answers of the untouched base ({measured.name}) to the test rows are missing" if measured else ""
+    return asked or "the untouched base was not asked", True
 
 
 def unlike_rows(finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None) -> str:
@@ -416,8 +412,11 @@ def p_value(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows) 
             break
     gains = np.concatenate(drawn)
     deviation = float(np.sqrt(np.mean(gains**2)))
-    if ahead < _FEW and _has_normal_tail(gains / deviation):
-        return normal_tail(observed / deviation)
+    if ahead < _FEW:  # the normal tail, if no more draws lie beyond two and three deviations than of it, but for chance
+        expected = {z: len(gains) * normal_tail(z) for z in (2.0, 3.0)}
+        beyond = {z: np.count_nonzero(gains / deviation >= z) for z in expected}
+        if all(beyond[z] <= number + 4 * math.sqrt(number) for z, number in expected.items()):
+            return normal_tail(observed / deviation)
     return (1 + ahead) / (1 + len(gains))
 
 
@@ -481,15 +480,6 @@ def _won_and_lost(first: ScoredRows, second: ScoredRows) -> tuple[int, int]:
     """Return how many rows the first alone answers right, and how many the second alone."""
     first_right, second_right = first.predictions == first.labels, second.predictions == second.labels
     return int(np.count_nonzero(first_right & ~second_right)), int(np.count_nonzero(~first_right & second_right))
-
-
-def _has_normal_tail(standardised: Numbers) -> bool:
-    """Whether no more draws lie beyond two and three deviations than of normal ones, but for chance."""
-    for z in (2.0, 3.0):
-        expected = len(standardised) * normal_tail(z)
-        if np.count_nonzero(standardised >= z) > expected + 4 * math.sqrt(expected):
-            return False
-    return True
 
 
 def _sums(metric: Metric, rows: ScoredRows) -> Numbers | None:

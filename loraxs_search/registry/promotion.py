@@ -185,14 +185,14 @@ class Scored:
     """An adapter that was scored on test rows, and its answers to them; None if they were not kept.
 
     Args:
-        alone: A finalist's base without an adapter: its answers to the same rows.
+        untouched: A finalist's base without an adapter: its answers to the same rows.
         answers: Those of other baselines of its study, by name.
         note: How a champion's scores came about, where they are not the recorded ones; shown to users.
     """
 
     candidate: Candidate
     rows: ScoredRows | None = None
-    alone: ScoredRows | None = None
+    untouched: ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     note: str = ""
 
@@ -347,7 +347,7 @@ class PromotionTest:
         finalist = self.finalist
         if self.metric is None:
             return []
-        of_study = (finalist.candidate.baselines, finalist.alone, finalist.answers)
+        of_study = (finalist.candidate.baselines, finalist.untouched, finalist.answers)
         return baseline_answers(self.rule, self.task, self.metric, self.criterion.sign, finalist.rows, *of_study)
 
     @property
@@ -401,7 +401,7 @@ class PromotionTest:
             return f"{needed}: add test rows and search anew; {_FORCE}"
         if rule.require == "all":
             answered = finalist.answers if rule.confidence else [one.name for one in known]
-            if found := unmeasured(self.task, known, answered, has_alone=finalist.alone is not None):
+            if found := unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
                 return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
             if why := unlike_rows(candidate, finalist.answers, rows):
@@ -510,22 +510,14 @@ class PromotionTest:
             return f"the champion was scored on other test rows ({other[:12]}, not {own[:12]})"
         if fault := self.criterion.fault(champion.candidate.test_metrics, "test"):
             return f"the champion has no finite test {self.criterion.metric} ({fault})"
-        return self._unlike(champion)
-
-    def _unlike(self, champion: Scored) -> str:
-        """Say why answers to the same rows are unlike: texts were read otherwise, or the metric is of other tokens.
-
-        Tokens are others by another tokenizer, or where answers are written so.
-        """
-        rows, others = self.finalist.rows, champion.rows
+        rows, others, metric = self.finalist.rows, champion.rows, self.metric
         if rows is None or others is None:
             return ""
         if not rows.read_alike(others):
             return f"answers were read by the rules of two versions; {_FORCE}"
-        if rows.counts is None or others.counts is None:
-            return ""
-        metric = self.metric
-        if metric is None or metric.column == "predictions" or rows.same_tokens(others):
+        # Tokens are others by another tokenizer, or where answers are written so.
+        has_both = rows.counts is not None and others.counts is not None
+        if not has_both or metric is None or metric.column == "predictions" or rows.same_tokens(others):
             return ""
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
         return f"{counted}; compare by another metric, or {_FORCE}"

@@ -67,11 +67,6 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
-def is_missing(error: Exception) -> bool:
-    """Whether an MLflow error says that something does not exist."""
-    return getattr(error, "error_code", None) == _MISSING
-
-
 @dataclass(frozen=True)
 class Listed:
     """A file, or a folder, as the store lists it; a store that does not know a file's size says 0."""
@@ -307,7 +302,7 @@ def _or_none(find: Callable[[], Any]) -> Any | None:
     try:
         return find()
     except Exception as error:
-        if is_missing(error):
+        if getattr(error, "error_code", None) == _MISSING:
             return None
         raise
 

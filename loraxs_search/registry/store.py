@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 _logger = logging.getLogger(__name__)
-BASE_ALONE = "base"  # in place of a trial id
+UNTOUCHED_BASE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _SHOWN_VERSIONS = 100
 _FEW = 8
@@ -270,7 +270,7 @@ class Registry:
 
         Args:
             folders: Trial id to sealed adapter folder.
-            predictions: Trial id to the file of its answers to the test rows; under `BASE_ALONE` those of the base
+            predictions: Trial id to the file of its answers to the test rows; under `UNTOUCHED_BASE` those of the base
                 without an adapter.
             rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
             beside: What else is known of the study and of the test rows.
@@ -289,7 +289,7 @@ class Registry:
                 self._record(decision)
             return decision, None
         answers, rows, damage = _kept_rows(predictions.get(choice.finalist.trial_id))
-        _, of_base, damage_of_base = _kept_rows(predictions.get(BASE_ALONE))
+        _, of_base, damage_of_base = _kept_rows(predictions.get(UNTOUCHED_BASE))
         damaged = tuple(filter(None, (damage, damage_of_base)))
         finalist = Scored(choice.finalist, rows, of_base, beside.answers)
         test = PromotionTest(rule, task, finalist)
@@ -501,7 +501,14 @@ class Registry:
             finished = None
             if has_begun:
                 check()
-                if change is not None and self._may_finish(change):
+                may_finish = change is not None
+                if change is not None and change.decision.action == "rollback":  # unless others changed it since
+                    champion = self._readable_champion(task)
+                    target = self._find(AdapterName(task, None, change.decision.version))
+                    is_there = target is not None and target.digest == change.digest
+                    known = (change.champion, change.decision.version)
+                    may_finish = is_there and (champion.version if champion else None) in known
+                if change is not None and may_finish:
                     finished = self._finish(change)
                 else:
                     _logger.warning("a change of the champion of %s was cut short, and cannot be finished", task)
@@ -511,16 +518,6 @@ class Registry:
                 self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
                 self._record(adapter.decision)
             yield check, finished
-
-    def _may_finish(self, change: Change) -> bool:
-        """Whether the champion of a rollback was not changed by other means since."""
-        decision = change.decision
-        if decision.action != "rollback":
-            return True
-        champion = self._readable_champion(decision.task)
-        target = self._find(AdapterName(decision.task, None, decision.version))
-        is_there = target is not None and target.digest == change.digest
-        return is_there and (champion.version if champion else None) in (change.champion, decision.version)
 
     def _decision_on(
         self,

@@ -18,10 +18,9 @@ from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import StudyLog, read_events
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records.command import Command
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import (
     LeaderboardRow,

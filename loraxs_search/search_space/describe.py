@@ -26,19 +26,12 @@ def notes(space: Space) -> tuple[str, ...]:
     anew = [name for name in space.methods if not space.method(name).can_start]
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
-    found += _alone(space)
-    found += make_sampler(space.search, space.searched()).advice()
-    return tuple(found)
-
-
-def _alone(space: Space) -> Iterator[str]:
-    if not space.is_packable or space.search.pack_size == 1:
-        return
     parts = {"trials": space.unpackable_methods, "some trials": space.partly_unpackable_methods}
-    for which, methods in parts.items():
+    for which, methods in parts.items() if space.is_packable and space.search.pack_size != 1 else ():
         if methods:
             named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
-            yield f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others"
+            found.append(f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others")
+    return (*found, *make_sampler(space.search, space.searched()).advice())
 
 
 @dataclass(frozen=True)
@@ -124,33 +117,29 @@ def describe(
         adapted = {expression: [by_name[name] for name in names] for expression, names in groups.items()}
         shapes = sorted(_shapes(space, method, adapted, heads, body), key=_stored_bytes)
         methods[method.name] = _Extremes(shapes[0], max(shapes, key=_stored_bytes))
+    remarks, limit = notes(space), space.promotion.max_bytes
+    candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
+    if limit is not None and candidates:
+        smallest = min(_stored_bytes(each.smallest) for each in candidates)
+        largest = max(_stored_bytes(each.largest) for each in candidates)
+        if smallest > limit:
+            law = f"must leave room for an adapter of this space, of which the smallest takes {smallest:,} bytes"
+            fail_with(
+                space.source,
+                [f"{space.source}: promotion.max_bytes: {law}, but got {limit:,}."],
+                hint="raise promotion.max_bytes, or search smaller ranks or fewer modules",
+            )
+        if largest > limit:
+            law = f"trials whose adapters take more than max_bytes={limit:,} are never promoted"
+            remarks = (*remarks, f"{law}; the largest: {largest:,}")
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
         smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
         largest=max((each.largest for each in methods.values()), key=_stored_bytes),
         methods=methods,
-        notes=(*notes(space), *_size_limit(space, methods)),
+        notes=remarks,
     )
-
-
-def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]:
-    """Refuse a rule that no adapter can meet; yield a note where only some can."""
-    limit = space.promotion.max_bytes
-    candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
-    if limit is None or not candidates:
-        return
-    smallest = min(_stored_bytes(each.smallest) for each in candidates)
-    largest = max(_stored_bytes(each.largest) for each in candidates)
-    if smallest > limit:
-        law = f"must leave room for an adapter of this space, of which the smallest takes {smallest:,} bytes"
-        fail_with(
-            space.source,
-            [f"{space.source}: promotion.max_bytes: {law}, but got {limit:,}."],
-            hint="raise promotion.max_bytes, or search smaller ranks or fewer modules",
-        )
-    if largest > limit:
-        yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
 
 
 def _shapes(

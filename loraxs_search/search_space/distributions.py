@@ -159,11 +159,6 @@ class Parameter:
             return None
         return listed[0] if len(listed) == 1 else tuple(dict.fromkeys(chain(*listed)))
 
-    @property
-    def may_be_absent(self) -> bool:
-        """Whether some trial may be without it; conditions that complete each other are not seen to."""
-        return all(alternative.when for alternative in self.alternatives)
-
     def chosen(self, params: Mapping[str, Scalar]) -> int | None:
         """Return the index of the alternative that is drawn after these params; None when none is."""
         if self.methods and params.get(METHOD) not in self.methods:
@@ -227,13 +222,6 @@ def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str,
     return {name: known[name] for name in parameters if name in known}
 
 
-def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
-    """Return the number of different params of one method's trials, or None when a parameter is continuous."""
-    if any(parameter.size is None for parameter in parameters.values()):
-        return None
-    return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
-
-
 _LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
 
 
@@ -247,17 +235,23 @@ def reachable_shapes(
         defaults: Each parameter that is asked for, with its value where a trial has none.
         ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
     """
-    needed = _with_parents(parameters, tuple(defaults))
-    distinct = _mentioned(needed)
+    needed, waiting = dict[str, Parameter](), [name for name in defaults if name in parameters]
+    while waiting:  # with those that conditions hang on
+        name = waiting.pop()
+        needed[name] = parameters[name]
+        waiting += [other for other in parameters[name].parents() if other not in needed]
+    distinct = mentioned_values(needed)
     for name in needed.keys() & defaults.keys():
         named = distinct.setdefault(name, set())
         mentioned = set(named)
         for alternative in needed[name].alternatives:
             values = alternative.distribution.values or ()
             others = [value for value in values if value not in mentioned]
-            named.update(_ends(others) if ends or len(others) > _LISTED else others)
+            numbers = [value for value in others if isinstance(value, int | float)]
+            takes_ends = numbers and (ends or len(others) > _LISTED)
+            named.update((min(numbers), max(numbers)) if takes_ends else others)
     shapes: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
-    for params, _ in _branches(needed, distinct):
+    for params, _ in branches_of(needed, distinct):
         # What is missing although its condition holds is between the ends.
         if any(
             name not in params and parameter.chosen(params) is not None
@@ -271,12 +265,7 @@ def reachable_shapes(
     return list(shapes.values())
 
 
-def _ends(values: Sequence[Scalar]) -> Iterable[Scalar]:
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return (min(numbers), max(numbers)) if numbers else values
-
-
-def _branches(
+def branches_of(
     parameters: Mapping[str, Parameter], distinct: Mapping[str, set[Scalar]]
 ) -> Iterator[tuple[dict[str, Scalar], int]]:
     """Yield each way in which conditions can fall, with the number of configurations that fall so.
@@ -303,7 +292,7 @@ def _branches(
     yield from branches
 
 
-def _mentioned(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
+def mentioned_values(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
     """The values of each parameter that some condition asks for."""
     mentioned: dict[str, set[Scalar]] = {}
     for parameter in parameters.values():
@@ -311,13 +300,3 @@ def _mentioned(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
             for other, values in alternative.when:
                 mentioned.setdefault(other, set()).update(values)
     return mentioned
-
-
-def _with_parents(parameters: Mapping[str, Parameter], names: tuple[str, ...]) -> dict[str, Parameter]:
-    needed: dict[str, Parameter] = {}
-    waiting = [name for name in names if name in parameters]
-    while waiting:
-        name = waiting.pop()
-        needed[name] = parameters[name]
-        waiting += [other for other in parameters[name].parents() if other not in needed]
-    return needed

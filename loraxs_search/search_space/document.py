@@ -148,23 +148,21 @@ def portable_text(path: Path) -> str:
     put into.
     """
     text = path.read_text(encoding="utf-8")
-    nodes = sorted(_relative_paths(yaml.compose(text)), key=lambda node: int(node.start_mark.index), reverse=True)
-    for node in nodes:  # the last one first, so that the places of the others hold
+    root, nodes = yaml.compose(text), list[yaml.ScalarNode]()
+    base = _get(root, "base_model")
+    base = _get(base, "id") or base
+    if isinstance(base, yaml.ScalarNode) and base.value.startswith("."):  # else a hub id, or absolute
+        nodes.append(base)
+    files = _get(_get(_get(root, "task"), "data"), "data_files")
+    for _, file in files.value if isinstance(files, yaml.MappingNode) else ():
+        if isinstance(file, yaml.ScalarNode) and not file.value.startswith(("/", "~")):
+            nodes.append(file)
+    # The last one first, so that the places of the others hold.
+    for node in sorted(nodes, key=lambda node: int(node.start_mark.index), reverse=True):
         absolute = str((path.parent / node.value).resolve())
         written = absolute if _PLAIN.fullmatch(absolute) else json.dumps(absolute, ensure_ascii=False)
         text = text[: node.start_mark.index] + written + text[node.end_mark.index :]
     return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
-
-
-def _relative_paths(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    base = _get(root, "base_model")
-    base = _get(base, "id") or base
-    if isinstance(base, yaml.ScalarNode) and base.value.startswith("."):  # else a hub id, or absolute
-        yield base
-    files = _get(_get(_get(root, "task"), "data"), "data_files")
-    for _, file in files.value if isinstance(files, yaml.MappingNode) else ():
-        if isinstance(file, yaml.ScalarNode) and not file.value.startswith(("/", "~")):
-            yield file
 
 
 def _get(node: yaml.Node | None, key: str) -> yaml.Node | None:
@@ -274,7 +272,10 @@ class _NodeReader:
         self._document.written[path] = text
         if kind == "null":
             return None
-        if kind in _TEXT_TAGS or (kind in ("int", "float") and _is_trap(text)):
+        digits = text.lstrip("+-")
+        # Only YAML 1.1 reads these as a number: in base 60 (`1:30`), as 16 (`1_6`), or in base 8 (`010`).
+        is_trap = ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
+        if kind in _TEXT_TAGS or (kind in ("int", "float") and is_trap):
             if not text.isascii() and (readable := text.encode(errors="replace").decode()) != text:
                 return self._unreadable(node, path, "must be valid Unicode, but holds half of a character.", readable)
             return text
@@ -295,12 +296,6 @@ class _NodeReader:
     def _place_of(self, node: yaml.Node) -> Place:
         line = node.start_mark.line + 1
         return self._place or (line, node.start_mark.column + 1, f"{self._document.source}:{line}")
-
-
-def _is_trap(text: str) -> bool:
-    """Whether only YAML 1.1 reads `text` as a number: in base 60 (`1:30`), in base 8 (`010`), or as 16 (`1_6`)."""
-    digits = text.lstrip("+-")
-    return ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
 
 
 _MAX_BYTES = 1_000_000
@@ -446,7 +441,8 @@ def _in_our_words(document: Document, path: KeyPath, model: Any, detail: ErrorDe
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         for part in detail["loc"][:-1]:
             if isinstance(part, str):  # a number is an item of a list
-                model = next(_sections_in(_annotation(model, part)))
+                fields = getattr(model, "__pydantic_fields__", None)
+                model = next(_sections_in(fields[part].annotation if fields else get_type_hints(model)[part]))
         return f"{must_be(path[-1], keys_of(model))}, but got {str(path[-1])!r}."
     if kind == "literal_error":
         law = must_be(value, re.findall(r"'([^']*)'", context["expected"]))
@@ -458,11 +454,6 @@ def _in_our_words(document: Document, path: KeyPath, model: Any, detail: ErrorDe
         law = next(found, f"must be valid ({kind})").format(**context)
     remedy = "; quote it to mean the text" if kind == "string_type" and isinstance(value, bool | int | float) else ""
     return f"{law}, but got {document.got(path, value)}{remedy}."
-
-
-def _annotation(model: Any, key: str) -> Any:
-    fields = model.__pydantic_fields__ if hasattr(model, "__pydantic_fields__") else None
-    return fields[key].annotation if fields else get_type_hints(model)[key]
 
 
 def _sections_in(annotation: Any) -> Iterator[Any]:

@@ -22,8 +22,9 @@ from loraxs_search.samplers._base import SearchedParameter
 from loraxs_search.search_space.distributions import (
     METHOD,
     Parameter,
-    count_configurations,
+    branches_of,
     drawing_order,
+    mentioned_values,
     parameters_of,
     reachable_shapes,
 )
@@ -208,8 +209,11 @@ class Space:
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
-        sizes = [count_configurations(self.parameters_of(method)) for method in self.methods]
-        return None if None in sizes else sum(size or 0 for size in sizes)
+        of_methods = [self.parameters_of(method) for method in self.methods]
+        if any(parameter.size is None for parameters in of_methods for parameter in parameters.values()):
+            return None
+        branches = (branches_of(parameters, mentioned_values(parameters)) for parameters in of_methods)
+        return sum(weight for found in branches for _, weight in found)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recipe(self, method: str, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
@@ -268,7 +272,9 @@ class Space:
         default = self.defaults.get(method, {}).get(name, default)
         parameter = self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
-        if values is None or default is None or not (parameter is None or parameter.may_be_absent):
+        # Conditions that complete each other are not seen to.
+        is_always_there = parameter is not None and not all(each.when for each in parameter.alternatives)
+        if values is None or default is None or is_always_there:
             return values
         return tuple(dict.fromkeys((*values, default)))
 
@@ -287,25 +293,17 @@ def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedPa
 
 
 # ---- params that a user gives ----
-@dataclass(frozen=True)
-class _Placed:
-    """Params as this space has them, or why it has no such trial.
-
-    Args:
-        faults: What lies outside of it; none if a trial of the space could have the params.
-    """
-
-    params: Mapping[str, Scalar]
-    faults: tuple[str, ...] = ()
-
-
-def place_given(space: Space, given: Mapping[str, Scalar], source: Mapping[str, Scalar] | None = None) -> _Placed:
+def place_given(
+    space: Space, given: Mapping[str, Scalar], source: Mapping[str, Scalar] | None = None
+) -> tuple[dict[str, Scalar], list[str]]:
     """Check some of the params of a trial, whose others are those of another trial, or left to the sampler.
 
     What hangs on a condition needs the parameters that decide it to be given too: the sampler might choose others.
 
     Args:
         source: Params of the other trial; those that a trial with the given ones does not have are left behind.
+    Returns:
+        Params as this space has them, and faults: what lies outside of it.
     """
     wanted = {**(source or {}), **given}
     known, placed, faults = dict[str, Scalar](), dict[str, Scalar](), dict[str, str]()
@@ -332,7 +330,7 @@ def place_given(space: Space, given: Mapping[str, Scalar], source: Mapping[str, 
         if name not in space.parameters:
             first, listed = did_you_mean(name, space.parameters), one_of(space.parameters, name)
             faults[name] = f"{first}`{name}` must be a parameter of the space: {listed}."
-    return _Placed(placed, tuple(faults.values()))
+    return placed, list(faults.values())
 
 
 def _own_value(space: Space, parameter: Parameter, known: Mapping[str, Scalar], given: Scalar) -> Scalar:

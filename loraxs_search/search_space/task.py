@@ -76,103 +76,91 @@ def task_section(kind: type[TaskKind]) -> type[TaskSection]:
     return section
 
 
-class _TaskLaws:
-    """The laws between a task's keys. Each looks only at keys that are sound, so that one fault hides no other."""
+def _check_laws(document: Document, given: Mapping[str, Any], folder: Path, kind: type[TaskKind] | None) -> None:
+    """Report every broken law between a task's keys; it looks only at sound keys, so that one fault hides no other."""
+    for key in (("extract", "one_of"), ("option_names",)):  # YAML may read names as true or false
+        names = _sound(document, given, *key)
+        for index, name in enumerate(names if isinstance(names, list) else ()):
+            got = document.got(("task", *key, index), name)
+            if isinstance(name, bool) and got != shown(name):
+                document.fault(("task", *key, index), f"must be text, but got {got}; quote it to mean the text.")
+    name, variant = _sound(document, given, "name"), _sound(document, given, "variant")
+    if isinstance(name, str) and (length := len(registered_name(name, variant))) > MAX_NAME:
+        law = f"must have at most {MAX_NAME} characters, with `variant` and the dot between them"
+        document.fault(("task", "name"), f"{law}, but got {length}.")
+    if kind is not None:
+        _check_kind(document, given, kind)
+    if isinstance(data := given.get("data"), dict):
+        _check_data(document, data, folder)
+    columns = _sound(document, given, "columns")
+    read = [*(columns.values() if isinstance(columns, dict) else ()), given.get("label")]
+    for index, name in enumerate(_sound(document, given, "slices") or ()):
+        if name in read:
+            law = "must be a column that groups rows, not one of texts or answers"
+            document.fault(("task", "slices", index), f"{law}, but got {shown(name)}.")
 
-    def __init__(self, document: Document, given: Mapping[str, Any], folder: Path, kind: type[TaskKind] | None) -> None:
-        self._document, self._given, self._folder, self._kind = document, given, folder, kind
 
-    def check(self) -> None:
-        """Report every broken law to the document."""
-        self._check_names()
-        if self._kind is not None:
-            self._check_kind(self._kind)
-        if isinstance(data := self._given.get("data"), dict):
-            self._check_data(data)
-            for split in as_mapping(data.get("data_files")):
-                self._check_file(("data", "data_files", split))
-        columns = self._sound("columns")
-        read = [*(columns.values() if isinstance(columns, dict) else ()), self._given.get("label")]
-        for index, name in enumerate(self._sound("slices") or ()):
-            if name in read:
-                law = "must be a column that groups rows, not one of texts or answers"
-                self._fault(("slices", index), f"{law}, but got {shown(name)}.")
+def _check_kind(document: Document, given: Mapping[str, Any], kind: type[TaskKind]) -> None:
+    """Hold the kind's keys, with their defaults where they are left out, and the metrics against its laws."""
+    fields = kind.section.model_fields.items()
+    keys = {key: each.get_default(call_default_factory=True) for key, each in fields if not each.is_required()}
+    keys |= {key: given[key] for key, _ in fields if key in given}
+    keys = {key: value for key, value in keys.items() if not document.is_faulty("task", key)}
+    for path, message in list(kind.laws(keys)):
+        if not document.is_faulty("task", *path):
+            document.fault(("task", *path), message)
+    keys = {key: value for key, value in keys.items() if not document.is_faulty("task", key)}
+    metric, metrics = _sound(document, given, "metric"), _sound(document, given, "metrics")
+    known, is_faulty = kind.fitting_metrics(keys), any(document.is_faulty("task", key) for key in ("metric", "metrics"))
+    if not metric and not metrics and not is_faulty:
+        law = f"is required: one or more of {one_of(known)}; the first is searched for."
+        document.fault(("task", "metrics"), law)
+    named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
+    for here, name in [*named, *([(("metric",), metric)] if metric else [])]:
+        if fault := unfit_metric(kind, keys, name):
+            document.fault(("task", *here), fault)
+    searched = str(metric or next(iter(metrics or ()), ""))
+    if searched in known and (fault := direction_fault(_sound(document, given, "direction"), searched)):
+        document.fault(("task", "direction"), fault)
 
-    def _check_names(self) -> None:
-        for key in (("extract", "one_of"), ("option_names",)):  # YAML may read names as true or false
-            names = self._sound(*key)
-            for index, name in enumerate(names if isinstance(names, list) else ()):
-                got = self._document.got(("task", *key, index), name)
-                if isinstance(name, bool) and got != shown(name):
-                    self._fault((*key, index), f"must be text, but got {got}; quote it to mean the text.")
-        name, variant = self._sound("name"), self._sound("variant")
-        if isinstance(name, str) and (length := len(registered_name(name, variant))) > MAX_NAME:
-            law = f"must have at most {MAX_NAME} characters, with `variant` and the dot between them"
-            self._fault(("name",), f"{law}, but got {length}.")
 
-    def _check_kind(self, kind: type[TaskKind]) -> None:
-        """Hold the kind's keys, with their defaults where they are left out, against its laws."""
-        fields = kind.section.model_fields.items()
-        defaults = {
-            name: each.get_default(call_default_factory=True) for name, each in fields if not each.is_required()
-        }
-        keys = defaults | {name: self._given[name] for name, _ in fields if name in self._given}
-        for path, message in list(kind.laws({name: keys[name] for name in keys if not self._is_faulty(name)})):
-            if not self._is_faulty(*path):
-                self._fault(path, message)
-        self._check_metrics(kind, {name: keys[name] for name in keys if not self._is_faulty(name)})
+def _sound(document: Document, given: Mapping[str, Any], *keys: str) -> Any:
+    """Return the value of a key of the task; None if it is faulty or not there."""
+    value: Any = given
+    for key in keys:
+        value = as_mapping(value).get(key)
+    return None if document.is_faulty("task", *keys) else value
 
-    def _check_metrics(self, kind: type[TaskKind], keys: Mapping[str, Any]) -> None:
-        metric, metrics, known = self._sound("metric"), self._sound("metrics"), kind.fitting_metrics(keys)
-        if not metric and not metrics and not self._is_faulty("metric") and not self._is_faulty("metrics"):
-            self._fault(("metrics",), f"is required: one or more of {one_of(known)}; the first is searched for.")
-        named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
-        for path, name in [*named, *([(("metric",), metric)] if metric else [])]:
-            if fault := unfit_metric(kind, keys, name):
-                self._fault(path, fault)
-        searched = str(metric or next(iter(metrics or ()), ""))
-        if searched in known and (fault := direction_fault(self._sound("direction"), searched)):
-            self._fault(("direction",), fault)
 
-    def _check_data(self, data: dict[str, Any]) -> None:
-        hub, files = data.get("hub"), data.get("data_files")
-        if (hub is None) == (files is None):
-            got = "neither" if hub is None else "both"
-            self._fault(("data",), f"must have one of: hub, data_files, but got {got}.")
-        for key in ("config", "revision", "splits"):
-            if hub is None and files is not None and data.get(key) is not None:
-                self._fault(("data", key), "must stand beside hub; data_files name their splits themselves.")
-        for key in ("data_files", "splits"):
-            if isinstance(data.get(key), dict) and not _names_split(data[key], "train"):
-                self._fault(("data", key, "train"), "is required.")
-        for split in ("validation", "test"):
-            others = [key for key in ("data_files", "splits") if _names_split(data.get(key), split)]
-            if others and data.get(split) is not None:
-                self._fault(("data", split), f"must be left out, since {others[0]}.{split} names these rows, too.")
-
-    def _check_file(self, where: KeyPath) -> None:
-        if not isinstance(path := self._sound(*where), str):
-            return
+def _check_data(document: Document, data: dict[str, Any], folder: Path) -> None:
+    """Report what is wrong between the keys of `task.data`, and files that are not there."""
+    where: KeyPath = ("task", "data")
+    hub, files = data.get("hub"), data.get("data_files")
+    if (hub is None) == (files is None):
+        document.fault(where, f"must have one of: hub, data_files, but got {'neither' if hub is None else 'both'}.")
+    for key in ("config", "revision", "splits"):
+        if hub is None and files is not None and data.get(key) is not None:
+            document.fault((*where, key), "must stand beside hub; data_files name their splits themselves.")
+    for key in ("data_files", "splits"):
+        if isinstance(data.get(key), dict) and data[key].get("train") is None:
+            document.fault((*where, key, "train"), "is required.")
+    for split in ("validation", "test"):
+        others = [key for key in ("data_files", "splits") if as_mapping(data.get(key)).get(split) is not None]
+        if others and data.get(split) is not None:
+            law = f"must be left out, since {others[0]}.{split} names these rows, too."
+            document.fault((*where, split), law)
+    for split, path in as_mapping(files).items():
+        here = (*where, "data_files", split)
+        if not isinstance(path, str) or document.is_faulty(*here):
+            continue
         try:
-            file = user_path(path, self._folder)
+            file = user_path(path, folder)
         except ValueError as error:
-            self._fault(where, f"must be a file's name, but got {shown(path)}: {error}.")
-            return
+            document.fault(here, f"must be a file's name, but got {shown(path)}: {error}.")
+            continue
         if not file.is_file():
             got = f"{shown(path)}, and {file} {'is a folder' if file.is_dir() else 'does not exist'}"
-            self._fault(where, f"must be a file, relative to this one, but got {got}.")
-
-    def _sound(self, *keys: str | int) -> Any:
-        value: Any = self._given
-        for key in keys:
-            value = as_mapping(value).get(key)
-        return None if self._is_faulty(*keys) else value
-
-    def _is_faulty(self, *keys: str | int) -> bool:
-        return self._document.is_faulty("task", *keys)
-
-    def _fault(self, inside: KeyPath, message: str) -> None:
-        self._document.fault(("task", *inside), message)
+            document.fault(here, f"must be a file, relative to this one, but got {got}.")
 
 
 @dataclass(frozen=True)
@@ -212,17 +200,39 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
     if isinstance(given, str):
         given = {"use": given}
     if isinstance(given, dict) and "use" in given:
-        entry = _catalogue_entry(document, given["use"])
-        if entry is None:
+        path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
+        if not isinstance(name := given["use"], str):
+            document.fault(path, f"must be the name of a catalogue task, but got {shown(name)}.")
             return None
-        given = _merged(entry, {key: value for key, value in given.items() if key != "use"})
-    kind = _kind(given)
-    section = read_section(document, ("task",), task_section(kind or _likeliest_kind(given)), given)
+        if name not in (known := shipped_tasks()):
+            document.fault(path, f"{must_be(name, known)}, but got {shortened(name)}.")
+            return None
+        given = _merged(catalogue_entry(name).section, {key: it for key, it in given.items() if key != "use"})
+    kind, kinds = _kind(given), KINDS.importable().values()
+    # What `kind` does not say, the keys do: most of them are of one.
+    likeliest = kind or max(kinds, key=lambda each: len(as_mapping(given).keys() & each.section.model_fields.keys()))
+    section = read_section(document, ("task",), task_section(likeliest), given)
     if isinstance(given, dict):
-        _TaskLaws(document, given, folder, kind).check()
+        _check_laws(document, given, folder, kind)
     if section is None or kind is None or document.is_faulty("task"):
         return None
-    return _record(section, kind, folder)
+    files = {split: str(user_path(path, folder)) for split, path in section.data.data_files.items()}
+    splits: Mapping[Split, str] = section.data.splits or ({} if files else {"train": "train"})  # the rest is carved
+    metrics = tuple(dict.fromkeys([*(section.metrics or ()), *([section.metric] if section.metric else ())]))
+    metric = section.metric or metrics[0]
+    return Task(
+        name=section.name,
+        kind=section.kind,
+        source=replace(section.data, data_files=files, splits=splits),
+        **kind.fields(section),
+        metric=metric,
+        metrics=metrics,
+        direction=section.direction or kind.metrics[metric].direction,
+        max_length=section.max_length,
+        validation_rows=section.validation_rows,
+        variant=section.variant,
+        slices=tuple(section.slices or ()),
+    )
 
 
 def _kind(given: object) -> type[TaskKind] | None:
@@ -231,49 +241,28 @@ def _kind(given: object) -> type[TaskKind] | None:
     return None
 
 
-def _likeliest_kind(given: object) -> type[TaskKind]:
-    """Return the kind that takes most of the keys that are written: what `kind` does not say, they do."""
-    written = as_mapping(given).keys()
-    return max(KINDS.importable().values(), key=lambda kind: len(written & kind.section.model_fields.keys()))
-
-
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of the catalogue with some keys changed."""
     if any(key in changed for key in _SEARCHED):
         entry = {key: value for key, value in entry.items() if key not in _SEARCHED}
     merged = {**entry, **changed}
     for key in ("data", "columns", "generation"):
         own, known = changed.get(key), entry.get(key)
-        if isinstance(own, dict) and isinstance(known, dict):
-            merged[key] = _merged_data(known, own) if key == "data" else {**known, **own}
+        if not isinstance(own, dict) or not isinstance(known, dict):
+            continue
+        if key == "data" and ("hub" in own or "data_files" in own):
+            continue  # of another source nothing stays
+        if key == "data":  # a split comes from where it is named last
+            named = as_mapping(own.get("splits"))
+            known = {name: value for name, value in known.items() if named.get(name) is None}
+            if "splits" not in own and isinstance(known.get("splits"), dict):
+                splits = {split: name for split, name in known["splits"].items() if own.get(split) is None}
+                known["splits"] = splits
+        merged[key] = {**known, **own}
     for key, other in (("prompt", "messages"), ("messages", "prompt")):
         if key in changed and other not in changed:
             merged.pop(other, None)
     return merged
-
-
-def _merged_data(known: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return where rows come from: of another source nothing stays, and a split comes from where it is named last."""
-    if "hub" in own or "data_files" in own:
-        return own
-    kept = {name: value for name, value in known.items() if not _names_split(own.get("splits"), name)}
-    if "splits" not in own and isinstance(known.get("splits"), dict):
-        kept["splits"] = {split: name for split, name in known["splits"].items() if own.get(split) is None}
-    return {**kept, **own}
-
-
-def _names_split(names: object, split: str) -> bool:
-    return as_mapping(names).get(split) is not None
-
-
-def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
-    path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
-    if not isinstance(name, str):
-        document.fault(path, f"must be the name of a catalogue task, but got {shown(name)}.")
-        return None
-    if name not in (known := shipped_tasks()):
-        document.fault(path, f"{must_be(name, known)}, but got {shortened(name)}.")
-        return None
-    return catalogue_entry(name).section
 
 
 def catalogue_task(name: str) -> Task:
@@ -318,23 +307,3 @@ def direction_fault(given: str | None, metric: str) -> str | None:
     if known is None or given in {None, known.direction}:
         return None
     return f"must be left out, or be {known.direction}, the direction of {metric}, but got {given}."
-
-
-def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
-    files = {split: str(user_path(path, folder)) for split, path in section.data.data_files.items()}
-    splits: Mapping[Split, str] = section.data.splits or ({} if files else {"train": "train"})  # the rest is carved
-    metrics = tuple(dict.fromkeys([*(section.metrics or ()), *([section.metric] if section.metric else ())]))
-    metric = section.metric or metrics[0]
-    return Task(
-        name=section.name,
-        kind=section.kind,
-        source=replace(section.data, data_files=files, splits=splits),
-        **kind.fields(section),
-        metric=metric,
-        metrics=metrics,
-        direction=section.direction or kind.metrics[metric].direction,
-        max_length=section.max_length,
-        validation_rows=section.validation_rows,
-        variant=section.variant,
-        slices=tuple(section.slices or ()),
-    )

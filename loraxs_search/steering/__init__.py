@@ -25,9 +25,8 @@ from loraxs_search.errors import (
 )
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.paths import seconds_of
-from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.steering.state import (
     AskedTrial,
@@ -260,13 +259,13 @@ class Add(Verb):
 
         check_time(study)
         space, source = _space_of(study), "".join(command.trial_ids)
-        placed = place_given(space, command.params, study.records[source].params if source else {})
-        if placed.faults:
+        placed, faults = place_given(space, command.params, study.records[source].params if source else {})
+        if faults:
             hint = f"`loraxs-search status {study.name}` shows params that trials have"
-            raise CommandError("\n".join(placed.faults), hint=hint)
-        given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
+            raise CommandError("\n".join(faults), hint=hint)
+        given = ", ".join(f"{name} {value}" for name, value in placed.items())
         what = f"with {given}" if given else "that the sampler proposes"
-        facts: dict[str, Scalar] = {f"{_PARAM}{name}": value for name, value in placed.params.items()}
+        facts: dict[str, Scalar] = {f"{_PARAM}{name}": value for name, value in placed.items()}
         return Accepted(
             f"a trial {what} starts once a slot is free", facts | ({"reopens": True} if has_ended(study) else {})
         )

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraxs_search.errors import CommandError, StudyError, did_you_mean, shortened
-from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.records.literals import Scalar
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer
 from loraxs_search.steering import decide, foreseen
 from loraxs_search.studies.commands import put_elsewhere
 from loraxs_search.studies.folder import StudyFolder, list_studies

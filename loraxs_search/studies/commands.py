@@ -12,7 +12,7 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.command import Command
+from loraxs_search.records.search import Command
 from loraxs_search.studies.storage import Storage
 
 _logger = logging.getLogger(__name__)

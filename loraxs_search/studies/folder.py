@@ -31,7 +31,7 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
-from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_alone
+from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_untouched
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
@@ -364,8 +364,8 @@ class StudyFolder:
 
         What the untouched base reaches stays unless it is among them.
         """
-        if not any(is_alone(one.name) for one in baselines):
-            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
+        if not any(is_untouched(one.name) for one in baselines):
+            baselines = [*baselines, *(one for one in self.baselines() or () if is_untouched(one.name))]
         if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
             rows = {one.name: one.test_rows for one in baselines if one.test_answers}
             kept = _TestAnswers(answers, self.info.task.registered_name, rows)

@@ -16,7 +16,7 @@ from support.studies import study
 from support.terminal import Terminal
 
 from loraxs_search.cli._output import drawing_stream, emit, plain, plain_stream
-from loraxs_search.records.command import Command
+from loraxs_search.records.search import Command
 
 
 def test_control_characters_are_written_out_and_text_stays() -> None:

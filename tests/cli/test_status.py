@@ -17,7 +17,7 @@ from support.studies import TASK, study
 
 from loraxs_search import watch
 from loraxs_search.log.events import Answered, Commanded
-from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies import lease
 from loraxs_search.studies.storage import Storage

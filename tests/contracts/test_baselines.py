@@ -22,7 +22,7 @@ from support.text_tasks import writing_task
 
 from loraxs_search.base_model.load import bare_body
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Baseline, is_alone, is_unmeasured
+from loraxs_search.records.promotion import Baseline, is_unmeasured, is_untouched
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.baselines import (
     BASELINES,
@@ -110,7 +110,7 @@ def made(name: str, inputs: BaselineInputs) -> BaselineModel:
 def test_it_says_what_it_is(name: str) -> None:
     entry = BASELINES.get(name)
     assert entry.name == name
-    assert not is_alone(name)  # which would be read as the untouched base
+    assert not is_untouched(name)  # which would be read as the untouched base
     assert baseline_title(name) == entry.title
     assert entry.title
 

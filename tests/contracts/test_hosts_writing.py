@@ -1,4 +1,4 @@
-"""What every host keeps to with tasks whose answers are written: the base alone, and what answers carry."""
+"""What every host keeps to with tasks whose answers are written: the untouched base, and what answers carry."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from faults.records import read_records
 from support.shell import start
 
 import loraxs_search
-from loraxs_search.records.command import AnswerState
+from loraxs_search.records.search import AnswerState
 from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.registry.manifest import verify
 from loraxs_search.studies.folder import StudyFolder

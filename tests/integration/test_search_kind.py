@@ -75,7 +75,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
 
 
 def check_scores(shell: Shell, folder: StudyFolder) -> None:
-    """Trials are compared by their loss, candidates by their answers, and the base alone is asked as they are."""
+    """Trials are compared by their loss, candidates by their answers, and the untouched base is asked as they are."""
     records = folder.journal().records.values()
     assert all(set(report.metrics) == {"loss"} for record in records for report in record.reports)
     complete = {r.trial_id: r for r in records if r.state is TrialState.COMPLETE}
@@ -122,7 +122,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked
     assert (
-        "up to 4 candidates answer all 20 validation rows; the base alone answers up to 200 of them in 2 ways"
+        "up to 4 candidates answer all 20 validation rows; the untouched base answers up to 200 of them in 2 ways"
         in checked
     )
     shell.ok("launch", "pairs.yaml", "--name", "pairs")

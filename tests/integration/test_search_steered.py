@@ -11,7 +11,7 @@ from support.shell import start
 
 import loraxs_search
 from loraxs_search.errors import CommandError
-from loraxs_search.records.command import AnswerState
+from loraxs_search.records.search import AnswerState
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports

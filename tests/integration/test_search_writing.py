@@ -69,7 +69,7 @@ def have_no_answers(test: Path) -> None:
 
 
 def check_alone(study: StudyFolder, folder: Path) -> None:
-    """The base alone was asked with and without examples, and a first champion was held against it."""
+    """The untouched base was asked with and without examples, and a first champion was held against it."""
     constant, *alone = study.baselines() or ()
     assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
     assert all({"exact_match", "unparsed", "unended", "loss"} <= set(it.validation_metrics) for it in alone)

@@ -12,8 +12,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.command import AnswerState
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import AnswerState, SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials

@@ -1,8 +1,8 @@
 """A task kind from outside the package: answers of two words, which a language model without a head reads and says.
 
 It reads two positions of a row, learns both, and is scored in two passes: the second asks for the word after the one
-that the first has answered. Reports take the loss of the first alone. The base alone is asked with and without worked
-examples. Tests write this file into a distribution of their own.
+that the first has answered. Reports take the loss of the first alone. The untouched base is asked with and without
+worked examples. Tests write this file into a distribution of their own.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ray.exceptions import RayTaskError
 from loraxs_search.errors import HomeError, first_line
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
-from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_alone, is_unmeasured, shots_name
+from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_unmeasured, is_untouched, shots_name
 from loraxs_search.records.task import Task
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
 from loraxs_search.search.hosts.pool import HOST_LOST, await_answer
@@ -130,7 +130,7 @@ class BaseModelBaseline:
         known = self.folder.baselines() or ()
         if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
             return False
-        return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if is_alone(each.name))
+        return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if is_untouched(each.name))
 
     def seconds_per_row(self) -> float:
         """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
@@ -194,7 +194,7 @@ class BaseModelBaseline:
         if best is not None and (answers := self._answers(best, "test")):
             test, rows = joined(answers, self.task.for_candidates)
             self._confirmed.write_base_rows(rows.to_bytes())
-        others = [baseline for baseline in self.folder.baselines() or () if not is_alone(baseline.name)]
+        others = [baseline for baseline in self.folder.baselines() or () if not is_untouched(baseline.name)]
         measured = [self._baseline(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
         self.folder.write_baselines([*others, *measured])
 

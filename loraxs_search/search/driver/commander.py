@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from loraxs_search.log.events import Answered, Commanded, Steered
-from loraxs_search.records.command import AnswerState, Command
+from loraxs_search.records.search import AnswerState, Command
 from loraxs_search.steering import apply, decide, describe, steered
 from loraxs_search.steering.state import SteeredStudy, SteeringState
 from loraxs_search.studies.folder import StudyFolder

@@ -188,8 +188,8 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
     from loraxs_search.registry.evidence import unmeasured  # numpy
 
-    info, has_alone = folder.info, folder.confirmations().base_rows_path.is_file()
-    found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_alone=has_alone)
+    info, has_untouched = folder.info, folder.confirmations().base_rows_path.is_file()
+    found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_untouched=has_untouched)
     return info.promotion.require == "all" and found is not None and found[1]
 
 

@@ -30,9 +30,8 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.log.study_log import append_lines, read_events, to_line
-from loraxs_search.records.command import AnswerState, Command, CommandAnswer
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records.trial import AdapterSize, Lineage, Proposal, TrialReport, TrialState
 from loraxs_search.search_space.load import load_space
 

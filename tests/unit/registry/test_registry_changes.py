@@ -14,7 +14,7 @@ from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.promotion import ComparisonRecord, PromotionRule, Refit
+from loraxs_search.records.promotion import Baseline, ComparisonRecord, PromotionRule, Refit
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.promotion import PromotionTest, Scored
@@ -395,16 +395,6 @@ def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by
     assert "cut short" in caplog.text
 
 
-def test_an_old_version_that_is_promoted_again_comes_after_those_between(
-    registry, with_versions, promote, task, tmp_path
-):
-    with_versions(2)
-    first = registry.resolve("movie-reviews:1").candidate
-    again, version = registry.promote(RULE, task, [first], {"t0": tmp_path / "made" / "t0"}, True)
-    assert (again.promoted, version) == (True, 1)
-    assert registry.rollback("movie-reviews").version == 2
-
-
 def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(
     registry, with_versions, promote, monkeypatch
 ):
@@ -452,13 +442,16 @@ def test_each_comparison_counts_once_after_200_decisions(registry, with_versions
 
 def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
     refits = tuple(Refit(2**31 + n, {"accuracy": 0.8 + n / 7e5, "f1": 0.7 + n / 7e5, "loss": 0.3}) for n in range(24))
-    promoted, _ = promote("t0", 320, refits=refits, seen=tuple(f"s/t{number}" for number in range(400)))
+    wordy = (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer="so " * 4000),)
+    seen = tuple(f"s/t{number}" for number in range(400))
+    promoted, _ = promote("t0", 320, refits=refits, seen=seen, baselines=wordy)
     assert promoted.promoted
     tags = connect(store_uri).get_registered_model("movie-reviews").tags
     assert max(map(len, tags.values())) <= 5000
     kept = registry.champion("movie-reviews").candidate
     assert [refit.seed for refit in kept.refits] == [refit.seed for refit in refits]
     assert kept.test_metrics == {"accuracy": 0.8, "f1": pytest.approx(0.79)}
+    assert str(kept.baselines[0].answer).startswith("so so")
     assert kept.refits[3].validation_metrics["accuracy"] == pytest.approx(0.8 + 3 / 7e5, abs=1e-6)
 
 

@@ -95,9 +95,6 @@ def test_what_may_not_take_part_is_named_with_its_reason(other, why):
     assert choice.finalist.trial_id == "t0"
     assert why in choice.reasons[0]
     assert choose(PromotionRule(max_bytes=4000), TASK, [bad]).finalist is None
-
-
-def test_without_candidates_there_is_no_finalist():
     assert choose(PromotionRule(), TASK, []).finalist is None
 
 

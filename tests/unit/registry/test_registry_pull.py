@@ -52,28 +52,10 @@ def test_a_pulled_folder_is_the_promoted_one_under_its_digest(promoted, store_ur
     assert not list(Path.cwd().iterdir())
 
 
-def test_every_form_of_the_name_gives_one_folder(promoted, store_uri, tmp_path):
-    cache = tmp_path / "cache"
-    folders = {
-        pull(name, uri=store_uri, cache=cache)
-        for name in ("movie-reviews", "movie-reviews@champion", "movie-reviews:1")
-    }
-    assert folders == {cache / folder_digest(promoted)}
-
-
 def test_a_cached_folder_is_not_downloaded_again(promoted, store_uri, registered_files):
     pulled = pull("movie-reviews", uri=store_uri)
     shutil.rmtree(registered_files)
     assert pull("movie-reviews", uri=store_uri) == pulled
-
-
-def test_a_new_champion_is_pulled_beside_the_old(promoted, store_uri, task, candidate, make_folder):
-    old = pull("movie-reviews", uri=store_uri)
-    Registry(store_uri).promote(PromotionRule(), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")}, True)
-    new = pull("movie-reviews", uri=store_uri)
-    assert new != old
-    assert verify(old).trial_id == "t0"
-    assert verify(new).trial_id == "t1"
 
 
 def test_a_changed_cache_is_noticed_and_pulled_again(promoted, store_uri, fresh_home, caplog):
@@ -155,12 +137,6 @@ def test_a_pull_under_way_is_not_swept_away_by_one_whose_clock_is_ahead(promoted
     assert other.exists()
 
 
-def test_without_a_store_pulling_says_so_and_creates_none(fresh_home):
-    with pytest.raises(RegistryError, match="There is no task yet"):
-        pull("movie-reviews", uri=f"sqlite:///{fresh_home / 'mlflow.db'}")
-    assert not (fresh_home / "mlflow.db").exists()
-
-
 def test_a_server_that_is_away_and_nothing_cached_is_an_error(fresh_home):
     with pytest.raises(TrackingError, match="must be reachable"):
         pull("movie-reviews", uri="http://127.0.0.1:9")
@@ -228,11 +204,6 @@ def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_
     assert _content(pulled) == _content(promoted)
     assert (pulled / "adapter_model.safetensors").stat().st_mtime == 1_000_000, "not written again"
     assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
-
-
-def test_evidence_is_not_pulled(promoted, registered_files, store_uri):
-    assert (registered_files / "evidence" / "test_rows.safetensors").is_file()
-    assert _content(pull("movie-reviews", uri=store_uri)) == _content(promoted)
 
 
 def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, monkeypatch):

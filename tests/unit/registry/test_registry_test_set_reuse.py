@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from support.toys import rows
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records.promotion import ComparisonRecord, Decision, PromotionRule
-from loraxs_search.registry.decisions import DECISIONS, TaskRecord
+from loraxs_search.registry.decisions import TaskRecord
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import (
     ComparisonHistory,
@@ -25,7 +24,6 @@ from loraxs_search.registry.promotion import (
     ToleranceReference,
     find_tolerance_reference,
 )
-from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import Rescored
 from loraxs_search.tracking.store import connect
 
@@ -118,37 +116,6 @@ def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote,
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [2]
     assert numbers(promote("t1", 399)) == [3]
-
-
-def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(promote, killed_at):
-    promote("t0", 300)
-
-    with killed_at("set_tag", DECISIONS):
-        promote("t1", 399)
-    assert numbers(promote("t2", 302)) == [3]
-
-
-def test_promoters_at_once_never_share_a_number(store_uri, task, candidate, make_folder, tmp_path):
-    folders = {f"t{n}": make_folder(f"t{n}") for n in range(5)}
-    faults: list[Exception] = []
-
-    def promote(number: int) -> None:
-        try:
-            path, right = tmp_path / f"{number}.safetensors", 300 + number
-            path.write_bytes(rows(right).to_bytes())
-            own = candidate(f"t{number}", right / 400)
-            Registry(store_uri).promote(RULE, task, [own], folders, predictions={own.trial_id: path})
-        except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
-            faults.append(error)
-
-    threads = [threading.Thread(target=promote, args=(number,)) for number in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not faults
-    looks = [made.number for decision in Registry(store_uri).history("movie-reviews") for made in decision.comparisons]
-    assert sorted(looks) == [1, 2, 3, 4, 5]
 
 
 # ---- what tolerance counts from --------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,19 +46,6 @@ def test_every_section_becomes_its_record(parse, text, folder):
     )
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
-
-
-def test_every_form_becomes_its_distribution(parse, text):
-    space = parse(text)
-    assert {name: p.alternatives[0].distribution for name, p in space.parameters.items()} == {
-        "rank": Distribution("int", low=4, high=16, step=4),
-        "scale": Distribution("float", low=0.5, high=2.0, step=0.25),
-        "target_modules": Distribution("choice", ("attention", "query+value", "all-linear@last-2")),
-        "learning_rate": Distribution("float", low=1e-4, high=1e-2, log=True),
-        "weight_decay": Distribution("constant", (0.0,)),
-        "sigma": Distribution("choice", ("input", "sqrt")),
-    }
-    assert space.parameters["sigma"].alternatives[0].when == (("rank", (4, 8)),)
 
 
 def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
@@ -127,12 +112,6 @@ def test_a_faulty_override_is_told_as_such(faults, text, override, told):
 CATALOGUE = "task: {task}\nbase_model: org/name\nparameters: {{rank: 4, learning_rate: 1e-3}}\n"
 
 
-def test_a_catalogue_task_by_name(parse):
-    from loraxs_search.search_space.task import catalogue_task
-
-    assert parse(CATALOGUE.format(task="sst2")).task == catalogue_task("sst2")
-
-
 def test_a_catalogue_task_with_keys_changed(parse, folder):
     task = parse(CATALOGUE.format(task="{use: mrpc, max_length: 64, metric: accuracy, data: {revision: abc}}")).task
     assert (task.max_length, task.metric, task.metrics, task.text_pair) == (64, "accuracy", ("accuracy",), "sentence2")
@@ -160,12 +139,6 @@ def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
     assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line
 
 
-def test_a_misspelt_metric_hides_no_guard_that_is_none_of_the_metrics(faults, text):
-    said = faults(text.replace("[accuracy, f1]", "[acuracy]").replace("metric: f1", "guards: {accuracy: 0.1, f1: 0.1}"))
-    assert [line.split(": ")[1] for line in said] == ["task.metrics[0]", "promotion.guards"]
-    assert 'but got "f1"' in said[1]
-
-
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
     assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
@@ -178,7 +151,7 @@ def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
 
     monkeypatch.chdir(folder)
     assert load_space("mine.yaml").name == "mine"
-    for name in ("movie_reviews", "movie-reviews", "movie_reviews.yaml"):
+    for name in ("movie_reviews", "MOVIE-REVIEWS", "movie_reviews.yaml"):
         assert load_space(name).name == "movie_reviews"
 
 
@@ -228,11 +201,6 @@ def test_a_file_that_is_no_space_is_told(tmp_path, content, told, remedy):
     assert remedy in error.value.hint
 
 
-def test_a_folder_is_no_space(tmp_path):
-    with pytest.raises(SpaceError, match="is a folder"):
-        load_space(str(tmp_path))
-
-
 def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "movie_reviews").mkdir()
@@ -260,12 +228,6 @@ def test_a_local_base_model_is_made_absolute(text, folder):
     (folder / "base").mkdir(exist_ok=True)
     local = text.replace("org/name", "./base")
     assert parse_space(local, source="s.yaml", folder=folder).base_model.id == str(folder / "base")
-
-
-def test_the_room_is_light():
-    code = "import sys, loraxs_search.search_space; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "optuna", "transformers", "ray", "mlflow", "datasets", "sklearn"} & set(loaded)
 
 
 def sized(rank):

@@ -105,16 +105,6 @@ def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
         assert (again.params, again.distributions) == (trial.params, trial.distributions)
 
 
-def test_params_resolve_by_the_trials_method(parse: Any) -> None:
-    space = parse(TEXT)
-    params = {"method": "ranked", "rank": 4, "learning_rate": 2e-4}
-    assert space.method_of(params).name == "ranked"
-    made = space.hyperparameters(params, MODULES, 3)
-    assert (made.method, made.rank, made.method_params) == ("ranked", 0, {"rank": 4, "side": "both"})
-    made = space.hyperparameters({"method": "lora-xs", "rank": 4, "learning_rate": 2e-3}, MODULES, 3)
-    assert (made.method, made.rank, made.method_params, made.factor_rank) == ("lora-xs", 4, {}, 64)
-
-
 def test_one_method_leaves_no_trace_in_params_and_conditions_on_it_hold(parse: Any) -> None:
     one, plain = (
         parse(TEXT.replace(TEXT[TEXT.index("parameters") : TEXT.index("search")], parameters), "method=lora-xs")
@@ -253,15 +243,6 @@ def test_words_that_no_value_fits_need_an_item_for_each_method(faults: Any, monk
     (line,) = faults(TEXT, "parameters.side=input")
     assert "must be declared in a list, an item for each method with `when: {method: ...}`" in line
     assert line.endswith("since its values differ: one of: output, input for ia3; a number of at least 0 for ranked.")
-
-
-def test_faults_of_methods_and_of_the_rest_come_together(faults: Any) -> None:
-    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: ia3}", "{method: lora-xs}").replace("trials: 4", "x: 4")
-    assert [line.split(": ")[1] for line in faults(text)] == [
-        "parameters.rank.choice[1]",
-        "parameters.side[0].when.method",
-        "search.x",
-    ]
 
 
 # ---- any space -------------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ def test_such_a_name_stands_where_methods_stand() -> None:
     assert (hyper.method, hyper.method_params, hyper.peft) == ("mine", {"r": 64}, space.peft_methods["mine"])
     assert [space.may_be_candidate(name) for name in space.methods] == [False, True, False]
     assert "trials of methods mine and scaled cannot share passes" in notes(space)[0]
-    assert place_given(space, {"method": "mine", "r": 16}).params == {"method": "mine", "r": 16}
-    assert place_given(space, {"method": "scaled", "r": 16}).faults
+    assert place_given(space, {"method": "mine", "r": 16})[0] == {"method": "mine", "r": 16}
+    assert place_given(space, {"method": "scaled", "r": 16})[1]
     alone = parse(TEXT, "method=mine")
     assert (alone.methods, alone.peft_methods.keys()) == (("mine",), {"mine"})
     assert alone.parameters == space.parameters_of("mine")

@@ -17,8 +17,7 @@ from support.studies import study as new_study
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.command import AnswerState, Command
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import AnswerState, Command, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.commander import Commander
 from loraxs_search.steering import VERBS, decide, get_verb, steered

@@ -10,7 +10,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.log.events import Answered, Commanded, DriverStarted, Reopened, TrainingEnded
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.command import AnswerState, Command, CommandAnswer
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer
 from loraxs_search.studies.commands import CommandInbox
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)

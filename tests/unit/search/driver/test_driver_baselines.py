@@ -1,6 +1,6 @@
 """A study's baselines are measured once.
 
-The base alone as a study's baseline, with hosts that only answer: what is asked, kept, and found again.
+The untouched base as a study's baseline, with hosts that only answer: what is asked, kept, and found again.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ from support.tracked import Tracked
 from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.log.events import Reopened, TrainingEnded
 from loraxs_search.records.base import Identity
-from loraxs_search.records.command import AnswerState
 from loraxs_search.records.promotion import Baseline, PromotionRule
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import AnswerState, SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more

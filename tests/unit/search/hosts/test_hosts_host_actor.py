@@ -183,7 +183,7 @@ def test_a_warm_host_has_the_weights_of_now() -> None:
 @pytest.mark.parametrize("call", [advance, confirm, answer_without_adapter])
 @pytest.mark.parametrize("changed", ["rows", "weights"])
 def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: Any, changed: str) -> None:
-    """Trials, refits, confirmations and the base alone go through these calls."""
+    """Trials, refits, confirmations and the untouched base go through these calls."""
     disk = Disk()
     if changed == "rows":
         disk.rows["t"], differs = "edited", "data fingerprint edited, not rows of t"

@@ -15,7 +15,7 @@ from support.studies import TASK, study
 
 from loraxs_search.log.events import DriverStarted, Reopened, TrainingEnded, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.command import AnswerState
+from loraxs_search.records.search import AnswerState
 from loraxs_search.records.trial import Lineage, Proposal, TrialState
 from loraxs_search.search.tune.advancer import CANCELLED, STEP
 from loraxs_search.studies.folder import StudyFolder

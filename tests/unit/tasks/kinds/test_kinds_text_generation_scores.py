@@ -141,7 +141,7 @@ def test_a_question_is_answered_with_the_text(make):
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
 def shown(data, shots):
-    """What the base alone is asked: the prompts that it continues, and the rows whose loss is taken."""
+    """What the untouched base is asked: the prompts that it continues, and the rows whose loss is taken."""
     asking = data.kind.base_alone(data, "test", np.array([2]), shots)
     read = next(asking)
     write = asking.send((torch.ones(1), torch.zeros(1, dtype=torch.int64)))
