@@ -442,7 +442,7 @@ def test_each_comparison_counts_once_after_200_decisions(registry, with_versions
 
 def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
     refits = tuple(Refit(2**31 + n, {"accuracy": 0.8 + n / 7e5, "f1": 0.7 + n / 7e5, "loss": 0.3}) for n in range(24))
-    wordy = (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer="so " * 4000),)
+    wordy = (Baseline("constant", test_metrics={"accuracy": 0.5}), Baseline("other", answer="so " * 4000))
     seen = tuple(f"s/t{number}" for number in range(400))
     promoted, _ = promote("t0", 320, refits=refits, seen=seen, baselines=wordy)
     assert promoted.promoted
@@ -451,7 +451,7 @@ def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, stor
     kept = registry.champion("movie-reviews").candidate
     assert [refit.seed for refit in kept.refits] == [refit.seed for refit in refits]
     assert kept.test_metrics == {"accuracy": 0.8, "f1": pytest.approx(0.79)}
-    assert str(kept.baselines[0].answer).startswith("so so")
+    assert str(kept.baselines[1].answer).startswith("so so")
     assert kept.refits[3].validation_metrics["accuracy"] == pytest.approx(0.8 + 3 / 7e5, abs=1e-6)
 
 
