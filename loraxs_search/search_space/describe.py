@@ -26,7 +26,10 @@ def notes(space: Space) -> tuple[str, ...]:
     anew = [name for name in space.methods if not space.method(name).can_start]
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
-    parts = {"trials": space.unpackable_methods, "some trials": space.partly_unpackable_methods}
+    parts = {
+        "trials": space.unpackable_methods,
+        "some trials": [name for name in space.methods if len(set(space.can_pack(space.method(name)))) == 2],
+    }
     for which, methods in parts.items() if space.is_packable and space.search.pack_size != 1 else ():
         if methods:
             named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"

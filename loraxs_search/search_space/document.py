@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -391,6 +391,9 @@ _LAWS = {
 }
 
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
 def keys_of(model: Any) -> list[str]:
     """Return the keys that a file may write of a section."""
     if dataclasses.is_dataclass(model):
@@ -414,24 +417,14 @@ def read_section(
     for key in given.keys() - set(known):
         document.fault((*path, key), f"{must_be(key, known)}, but got {key!r}.")
     written = {key: value for key, value in given.items() if key in known and key not in also}
-    read = read_value(document, path, model, written)
-    return None if read is None or given.keys() - set(known) else read
-
-
-def read_value(document: Document, path: KeyPath, model: Any, given: object) -> Any:
-    """Validate a value as JSON, in which lists may be tuples; faults go to the document, then None comes back."""
     try:
-        return _adapter(model).validate_json(json.dumps(given))
+        read = _adapter(model).validate_json(json.dumps(written))  # as JSON, in which lists may be tuples
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             where = (*path, *(part for part in detail["loc"] if part != "[key]"))  # of a mapping's key: its name
             document.fault(where, _in_our_words(document, where, model, detail))
         return None
-
-
-@cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)
+    return None if given.keys() - set(known) else read
 
 
 def _in_our_words(document: Document, path: KeyPath, model: Any, detail: ErrorDetails) -> str:

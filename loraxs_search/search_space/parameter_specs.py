@@ -211,12 +211,6 @@ def parameter_specs(method: Method | type[Method]) -> dict[str, ParameterSpec]:
     return {**method.parameters, **COMMON}
 
 
-def defaults_of(method: Method) -> dict[str, Scalar]:
-    """Return what each parameter is that a trial of this method leaves out, where it may."""
-    specs = parameter_specs(method)
-    return {name: spec.default for name, spec in specs.items() if spec.default is not None}
-
-
 class _MethodSpec(ParameterSpec):
     """The law of `method`: a registered one that can be imported, or one that the space names."""
 

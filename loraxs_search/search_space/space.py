@@ -142,12 +142,7 @@ class Space:
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
-        return tuple(name for name in self.methods if not any(self._can_pack(self.method(name))))
-
-    @property
-    def partly_unpackable_methods(self) -> tuple[str, ...]:
-        """The methods of which some trials can share passes, and others cannot."""
-        return tuple(name for name in self.methods if len(set(self._can_pack(self.method(name)))) == 2)
+        return tuple(name for name in self.methods if not any(self.can_pack(self.method(name))))
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but baselines."""
@@ -241,7 +236,7 @@ class Space:
                 known[name] = value
         return known
 
-    def _can_pack(self, method: Method) -> list[bool]:
+    def can_pack(self, method: Method) -> list[bool]:
         """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
         named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
         return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]

@@ -71,6 +71,7 @@ def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
         text,
         "search.trials=24",
         "search.max_steps=200",
+        "search.report_every=200",
         "parameters.rank=8",
         "parameters.scale={choice: [1, 2]}",
         "base_model.revision=main",

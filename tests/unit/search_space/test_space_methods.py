@@ -172,6 +172,11 @@ def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
     assert parse(space.text).parameters == space.parameters
 
 
+def test_a_value_of_a_condition_is_meant_by_the_law_of_any_method_that_has_it(parse: Any) -> None:
+    space = parse(TEXT, "parameters.weight_decay=[{value: 0.1, when: {side: both}}, 0.0]")
+    assert space.parameters["weight_decay"].alternatives[0].when == (("side", ("both",)),)
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 FAULTS = """
   sigma: {choice: [input], when: {method: ia3}} | sigma.when.method | takes sigma: lora-xs, but got "ia3"
