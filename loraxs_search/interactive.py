@@ -115,6 +115,6 @@ def _shown(
         return nullcontext(view)
     if view is not None:
         raise UsageError("`progress` must go without a `view`, but got both.", hint="a view shows what it likes")
-    from loraxs_search.cli.search import shown
+    from loraxs_search.cli.launch import shown
 
     return shown(resolve_uri(tracking_uri))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from gc import set_threshold
 from typing import Annotated, Any, NoReturn
 
@@ -19,18 +20,16 @@ from typer.exceptions import Abort, Exit, TyperException
 from loraxs_search import __version__
 from loraxs_search.cli import (
     check,
-    doctor,
     init,
     launch,
     predict,
     registry,
     report,
     serve,
-    spaces,
+    shipped,
     status,
     steering,
     studies,
-    tasks,
     ui,
 )
 from loraxs_search.cli._output import keep_output_plain, plain
@@ -46,21 +45,14 @@ def _hide_account(argv: Sequence[str]) -> None:
 
     The account is set in MLflow's variables. Returns where there is none to hide.
     """
-    shown = [_without_account(argv[index - 1] if index else "", word) for index, word in enumerate(argv)]
-    if shown == list(argv):
-        return
-    interpreter = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
-    os.execv(sys.executable, [*interpreter, *shown])
-
-
-def _without_account(before: str, word: str) -> str:
-    option = f"{_OPTION}=" if word.startswith(f"{_OPTION}=") else ""
-    if (not option and before != _OPTION) or "@" not in word:
-        return word
-    try:
-        return option + resolve_uri(word.removeprefix(option))
-    except TrackingError:  # the command says so
-        return word
+    shown = list(argv)
+    for index, word in enumerate(argv):
+        option = f"{_OPTION}=" if word.startswith(f"{_OPTION}=") else ""
+        if "@" in word and (option or (index and argv[index - 1] == _OPTION)):
+            with contextlib.suppress(TrackingError):  # the command says so
+                shown[index] = option + resolve_uri(word.removeprefix(option))
+    if shown != list(argv):
+        os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *shown])
 
 
 _LAWS = {
@@ -119,7 +111,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS: tuple[Callable[..., None], ...] = (
-    *(init.init, check.check, doctor.doctor, launch.launch, status.status),
+    *(init.init, check.check, check.doctor, launch.launch, status.status),
     *(report.compare, report.report, launch.resume, launch.sync),
     *(steering.stop, steering.finish, steering.add, steering.extend),
     *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
@@ -127,9 +119,9 @@ _VERBS: tuple[Callable[..., None], ...] = (
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rstrip("_"))(verb)
-app.add_typer(spaces.app, name="spaces", cls=_Verbs)
+app.add_typer(shipped.spaces, name="spaces", cls=_Verbs)
 app.add_typer(studies.app, name="studies", cls=_Verbs)
-app.add_typer(tasks.app, name="tasks", cls=_Verbs)
+app.add_typer(shipped.tasks, name="tasks", cls=_Verbs)
 
 
 def _print_version(wanted: bool) -> None:
@@ -168,80 +160,50 @@ def configure_stdout() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr, with a traceback where it is asked for."""
-    args, traceback = _split(argv)
-    as_json = _JSON in args[: args.index("--") if "--" in args else None]
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    options = [arg for arg in argv[:end] if arg != _TRACEBACK]
     try:
-        code = app(args, prog_name=PROGRAM, standalone_mode=False)
+        code = app([*options, *argv[end:]], prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the last stop: people get a sentence
-        if traceback:
-            import traceback as printer
-
-            printer.print_exception(error)
-        return _report(error).tell(as_json)
+        if len(options) < end:
+            traceback.print_exception(error)
+        return _report(error, _JSON in options)
     if code == INTERRUPTED:  # Typer's way to say that Ctrl-C was pressed
-        return _Failure("interrupted", None, INTERRUPTED).tell(as_json)
+        return _report(KeyboardInterrupt(), _JSON in options)
     return code if isinstance(code, int) else 0
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
-def _split(argv: Sequence[str]) -> tuple[list[str], bool]:
-    """Take `--traceback` out of the arguments, wherever it stands before `--`."""
-    end = list(argv).index("--") if "--" in argv else len(argv)
-    options = [arg for arg in argv[:end] if arg != _TRACEBACK]
-    return [*options, *argv[end:]], len(options) < end
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """How a command ended that did not do what it was asked."""
-
-    message: str
-    hint: str | None
-    exit_code: int
-
-    def tell(self, as_json: bool) -> int:
-        """Say it on stderr, and on stdout as the document that `--json` asks for; return the exit code."""
-        print(f"error: {self.message}", file=sys.stderr)
-        if self.hint:
-            print(f"\nhint: {self.hint}", file=sys.stderr)
-        if as_json:
-            print(to_json({"error": self}, indent=2))
-        return self.exit_code
-
-
-class _UsageShown(_Failure):
-    """A group that was given no verb: it says which ones there are."""
-
-    def tell(self, as_json: bool) -> int:
-        print(self.message, file=sys.stderr)
-        return self.exit_code
-
-
-def _report(error: BaseException) -> _Failure:
+def _report(error: BaseException, as_json: bool) -> int:
+    """Say an error on stderr, and on stdout as the document that `--json` asks for; return the exit code."""
     if isinstance(error, LoraxsError):
-        return _Failure(error.message, error.hint, error.exit_code)
-    if isinstance(error, (Abort, KeyboardInterrupt)):
-        return _Failure("interrupted", None, INTERRUPTED)
-    if isinstance(error, TyperException):
-        return _report_usage(error)
-    name = type(error).__name__
-    return _Failure(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
-
-
-def _report_usage(error: TyperException) -> _Failure:
-    context: Any = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else PROGRAM
-    if context is not None and error.format_message() == context.get_help():
-        return _UsageShown(error.format_message(), None, error.exit_code)
-    message = _bad_value(error) or error.format_message()
-    if hasattr(error, "possibilities"):  # an unknown option
-        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
-    return _Failure(redact(message), f"see `{path} --help`", error.exit_code)
+        message, hint, code = error.message, error.hint, error.exit_code
+    elif isinstance(error, (Abort, KeyboardInterrupt)):
+        message, hint, code = "interrupted", None, INTERRUPTED
+    elif isinstance(error, TyperException):
+        context: Any = getattr(error, "ctx", None)
+        if context is not None and error.format_message() == context.get_help():  # a group without a verb
+            print(error.format_message(), file=sys.stderr)
+            return error.exit_code
+        message = _bad_value(error) or error.format_message()
+        if hasattr(error, "possibilities"):  # an unknown option
+            known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
+            message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
+        path = PROGRAM if context is None else context.command_path
+        message, hint, code = redact(message), f"see `{path} --help`", error.exit_code
+    else:
+        message, code = f"{type(error).__name__}: {error}", 1
+        hint = f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it"
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"\nhint: {hint}", file=sys.stderr)
+    if as_json:
+        print(to_json({"error": {"message": message, "hint": hint, "exit_code": code}}, indent=2))
+    return code
 
 
 class Talk(logging.Handler):

@@ -1,4 +1,4 @@
-"""loraxs-search check SPACE"""
+"""loraxs-search check SPACE, doctor [SPACE]"""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.exceptions import Exit
 
-from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings, saying
+from loraxs_search.cli._output import (
+    AddressOption,
+    JsonOption,
+    RuntimeEnvOption,
+    SetOption,
+    SpaceArgument,
+    StorageOption,
+    TrackingOption,
+    emit,
+    print_table,
+    print_warnings,
+    saying,
+)
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
-    from loraxs_search.records.trial import AdapterSize
     from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
     from loraxs_search.search_space.describe import SpaceDescription
     from loraxs_search.search_space.load import SpaceSource
@@ -129,6 +141,11 @@ def _show_extremes(space: Space, description: SpaceDescription) -> None:
     numbers: tuple[str, ...] = ("parameters" if several else space.method(shapes[0][1].method).symbol, "head", "bytes")
     if any(shape.size.without_projection is not None for _, shape in shapes):
         numbers = (*numbers, "learnt bytes")
+
+    def sizes_of(shape: Any) -> tuple[int | None, ...]:
+        size = shape.size
+        return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
+
     columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
     body = [
         (
@@ -136,15 +153,11 @@ def _show_extremes(space: Space, description: SpaceDescription) -> None:
             *([shape.method] if several else []),
             *(str(shape.params.get(param, "-")) for param in params),
             shape.target_modules,
-            *map(_count, _numbers(shape.size)[: len(numbers)]),
+            *("-" if number is None else f"{number:,}" for number in sizes_of(shape)[: len(numbers)]),
         )
         for name, shape in shapes
     ]
     print_table(columns, body, right=frozenset({*params, *numbers}))
-
-
-def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
-    return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
 
 
 def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
@@ -227,15 +240,47 @@ def _fold_layers(names: Sequence[str]) -> list[str]:
     for name in names:
         before, layer, after = re.split(r"\.(\d+)\.", f"{name}.", maxsplit=1)
         layers.setdefault((before, after), []).append(int(layer))
-    return [f"{before}.{_span(numbers)}.{after.rstrip('.')}" for (before, after), numbers in layers.items()]
+    folded = []
+    for (before, after), numbers in layers.items():
+        span = f"{{{','.join(map(str, numbers))}}}"
+        if len(numbers) == 1:
+            span = str(numbers[0])
+        elif numbers == list(range(numbers[0], numbers[-1] + 1)):
+            span = f"{{{numbers[0]}-{numbers[-1]}}}"
+        folded.append(f"{before}.{span}.{after.rstrip('.')}")
+    return folded
 
 
-def _span(numbers: Sequence[int]) -> str:
-    whole = list(range(numbers[0], numbers[-1] + 1)) == list(numbers)
-    if len(numbers) == 1:
-        return str(numbers[0])
-    return f"{{{numbers[0]}-{numbers[-1]}}}" if whole else f"{{{','.join(map(str, numbers))}}}"
+def doctor(
+    space: Annotated[
+        str | None,
+        typer.Argument(help="A space whose base and files every node needs; default: none."),
+    ] = None,
+    address: AddressOption = None,
+    tracking_uri: TrackingOption = None,
+    runtime_env: RuntimeEnvOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a cluster, or this machine, before a search.
 
+    It checks on each node: versions, GPUs and memory, disk, open files, the clock, and whether MLflow can be reached.
+    With a space it also checks that the space's files are there with the same content, and where its base would come
+    from. If that is the hub, it checks the hub. With --storage it checks that this machine can write to the storage.
+    Exits 1 if something would stop a search.
 
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+    Example: loraxs-search doctor mine.yaml --address auto
+    """
+    from loraxs_search.search.cluster.doctor import examine
+
+    results = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
+
+    def show() -> None:
+        columns = ("node", "check", "verdict", "value")
+        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in results])
+        for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in results if f.hint):
+            print(f"\nhint: {hint}", file=sys.stderr)
+
+    emit(as_json, results, show)
+    if any(result.verdict == "fail" for result in results):
+        raise Exit(1)

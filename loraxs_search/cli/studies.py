@@ -26,7 +26,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.paths import seconds_of
 
 if TYPE_CHECKING:
-    from loraxs_search.housekeeping.removal import Collected
+    from loraxs_search.housekeeping import Collected
 
 
 app = typer.Typer(
@@ -123,7 +123,7 @@ def _rm(
 
     Example: loraxs-search studies rm reviews --dry-run
     """
-    from loraxs_search.housekeeping.removal import remove_study
+    from loraxs_search.housekeeping import remove_study
 
     names = list(dict.fromkeys(studies))
     for name in names if len(names) > 1 else ():  # what is wrong with one of them comes before any of them goes
@@ -179,8 +179,7 @@ def gc(
 
     Example: loraxs-search gc --dry-run --older-than 7d
     """
-    from loraxs_search.housekeeping.kinds import KINDS
-    from loraxs_search.housekeeping.removal import collect
+    from loraxs_search.housekeeping import KINDS, collect
 
     if (seconds := seconds_of(older_than)) is None:
         raise UsageError(

@@ -9,7 +9,7 @@ import pytest
 from support.studies import study
 from support.toys import TASK, adapter, candidate
 
-from loraxs_search.cli.search import show_results
+from loraxs_search.cli.launch import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState

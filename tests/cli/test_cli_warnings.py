@@ -9,7 +9,7 @@ from support.reports import measured
 from support.studies import study
 from support.toy_language import writing
 
-from loraxs_search.cli.search import show_results
+from loraxs_search.cli.launch import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.result import SearchResult

@@ -20,7 +20,7 @@ import loraxs_search
 from loraxs_search.assets import PROBE
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._main import run
-from loraxs_search.cli.search import show_results
+from loraxs_search.cli.launch import show_results
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import (
     DriverStarted,

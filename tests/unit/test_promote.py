@@ -11,7 +11,7 @@ from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.housekeeping.removal import collect, remove_study
+from loraxs_search.housekeeping import collect, remove_study
 from loraxs_search.records.promotion import Baseline, KeptAnswers, PromotionRule
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.driver.result import lacks_baseline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,7 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import state, study
 
 from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
-from loraxs_search.housekeeping.kinds import KINDS
-from loraxs_search.housekeeping.removal import collect
+from loraxs_search.housekeeping import KINDS, Needs, collect
 from loraxs_search.log.events import DriverStarted
 from loraxs_search.records.base import Identity
 from loraxs_search.records.trial import TrialState
@@ -266,15 +267,14 @@ def test_what_is_used_while_gc_runs_stays(fresh_home, sealed, monkeypatch):
     digest = "a" * 64
     sealed(fresh_home / "adapters" / digest, factors={})
     age(fresh_home)
-    module = sys.modules["loraxs_search.housekeeping.removal"]
-    judged = module._judged
 
-    def pulled_meanwhile(*given):
-        done = list(judged(*given))
+    @contextlib.contextmanager
+    def pulled_meanwhile(_):
         mark_used(fresh_home / "adapters" / digest)
-        return done
+        yield
 
-    monkeypatch.setattr(module, "_judged", pulled_meanwhile)
+    kinds = [replace(kind, guarded=pulled_meanwhile) for kind in KINDS]
+    monkeypatch.setattr("loraxs_search.housekeeping.KINDS", kinds)
     (item,) = [each for each in collect(MONTH_S) if each.path.name == digest]
     assert item.kept == "used just now"
     assert (fresh_home / "adapters" / digest).exists()
@@ -357,7 +357,7 @@ def test_a_study_that_lost_its_empty_folders_is_looked_through(fresh_home, store
 DIES = """
 import os, shutil, sys
 from loraxs_search import home
-from loraxs_search.housekeeping.removal import collect
+from loraxs_search.housekeeping import collect
 
 renames, whole = 0, shutil.rmtree
 def dying(path, **options):
@@ -414,8 +414,6 @@ def test_every_place_that_the_package_writes_to_is_of_a_kind_or_stays():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_looking_at_an_empty_home_writes_nothing(kind, fresh_home):
-    from loraxs_search.housekeeping.kinds import Needs
-
     assert list(kind.items(fresh_home, Needs())) == []
     assert not fresh_home.exists()
     assert kind.loss

@@ -16,7 +16,7 @@ from support.tracked import Tracked
 import loraxs_search
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.home import REMOVED, file_lock, remove_whole
-from loraxs_search.housekeeping.removal import collect, remove_study
+from loraxs_search.housekeeping import collect, remove_study
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
@@ -144,7 +144,7 @@ def test_drivers_elsewhere_are_kept_out_until_it_is_gone(store_uri, fresh_home, 
         remove_whole(path)
         assert not is_let_go()
 
-    monkeypatch.setattr("loraxs_search.housekeeping.removal.remove_whole", removed)
+    monkeypatch.setattr("loraxs_search.housekeeping.remove_whole", removed)
     remove_study(folder.name)
     assert is_let_go()
     assert not folder.path.exists()
@@ -217,7 +217,7 @@ def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
 DIES = """
 import os
 from loraxs_search import home
-from loraxs_search.housekeeping.removal import remove_study
+from loraxs_search.housekeeping import remove_study
 
 home.shutil.rmtree = lambda path, **options: os.kill(os.getpid(), 9)
 remove_study("reviews")

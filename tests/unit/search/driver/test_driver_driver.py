@@ -16,7 +16,7 @@ import pytest
 from support.recorded_search import FACTS
 from support.studies import study
 
-from loraxs_search.cli.search import watched
+from loraxs_search.cli.launch import watched
 from loraxs_search.errors import SearchInterruptedError, StudyError
 from loraxs_search.log.events import TrainingEnded
 from loraxs_search.records.base import Identity

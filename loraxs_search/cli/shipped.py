@@ -1,0 +1,134 @@
+"""loraxs-search spaces ls|show|copy|schema|reference, tasks ls|show: what comes with the package"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, ShippedSpaceArgument, emit, print_table
+from loraxs_search.errors import UsageError
+from loraxs_search.home import write_atomic
+
+if TYPE_CHECKING:
+    from loraxs_search.search_space.task import CatalogueEntry
+
+spaces = typer.Typer(help="The search spaces that come with the package.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@spaces.command("ls")
+def _spaces_ls(as_json: JsonOption = False) -> None:
+    """List the shipped spaces.
+
+    Example: loraxs-search spaces ls
+    """
+    from loraxs_search.shipped_spaces import spaces as shipped
+
+    known = shipped()
+    emit(as_json, known, lambda: print_table(("space", "about"), [(it.space, it.about) for it in known]))
+
+
+@spaces.command("show")
+def _spaces_show(name: ShippedSpaceArgument) -> None:
+    """Print a shipped space.
+
+    Example: loraxs-search spaces show movie_reviews
+    """
+    from loraxs_search.shipped_spaces import shipped_space_path
+
+    print(shipped_space_path(name).read_text(), end="")
+
+
+@spaces.command("copy")
+def _copy(
+    name: ShippedSpaceArgument,
+    target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
+) -> None:
+    """Copy a shipped space to a file of yours.
+
+    It keeps the comments and makes the paths of data files absolute, so the copy works anywhere.
+
+    Example: loraxs-search spaces copy movie_reviews mine.yaml
+    """
+    from loraxs_search.search_space.document import portable_text
+    from loraxs_search.shipped_spaces import shipped_space_path
+
+    path = target or Path(f"{shipped_space_path(name).stem}.yaml")
+    if path.exists():
+        raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
+    write_atomic(path, portable_text(shipped_space_path(name)))
+    print(path)
+
+
+@spaces.command("schema")
+def _schema() -> None:
+    """Print the JSON Schema of a space file, with which editors complete and check it.
+
+    It knows the methods, kinds and schedulers that are installed here. The line at the head of a shipped space leads to
+    the file of it that comes with the package; `spaces copy` makes that path absolute.
+
+    Example: loraxs-search spaces schema > space.schema.json
+    """
+    from loraxs_search.search_space.schema import schema_text
+
+    print(schema_text(), end="")
+
+
+@spaces.command("reference")
+def _reference() -> None:
+    """Print every key of a space file with its type, default and meaning, as a page of Markdown.
+
+    It knows the kinds, methods, samplers and schedulers that are installed here.
+
+    Example: loraxs-search spaces reference
+    """
+    from loraxs_search.search_space.schema import reference_text
+
+    print(reference_text(), end="")
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+tasks = typer.Typer(help="Well-known tasks.", no_args_is_help=True, rich_markup_mode=None)
+_COLUMNS = ("task", "kind", "metric", "data", "about")
+
+
+@tasks.command("ls")
+def _tasks_ls(as_json: JsonOption = False) -> None:
+    """List the well-known tasks, which a space names by `task: NAME`.
+
+    Their rows come from the Hugging Face hub. This project has read the pages of these datasets, but never loaded them.
+
+    Example: loraxs-search tasks ls
+    """
+    from loraxs_search.search_space.task import catalogue_entry
+    from loraxs_search.shipped_spaces import shipped_tasks
+
+    facts = [_facts(catalogue_entry(name)) for name in shipped_tasks()]
+
+    def show() -> None:
+        rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
+        print_table(_COLUMNS, rows)
+
+    emit(as_json, facts, show)
+
+
+@tasks.command("show")
+def _tasks_show(
+    name: Annotated[str, typer.Argument(help="Name of a well-known task.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print a well-known task as a space file would have it, with all that is known of it.
+
+    Example: loraxs-search tasks show gsm8k
+    """
+    from loraxs_search.search_space.task import catalogue_entry
+
+    entry = catalogue_entry(name)
+    emit(as_json, _facts(entry) | {"task": entry.section}, lambda: print(entry.text, end=""))
+
+
+def _facts(entry: CatalogueEntry) -> dict[str, Any]:
+    section, (about, *notes) = entry.section, entry.comments
+    place = "/".join(filter(None, (section["data"]["hub"], section["data"].get("config"))))
+    return {key: section[key] for key in ("name", "kind", "metrics")} | {"data": place, "about": about, "notes": notes}
