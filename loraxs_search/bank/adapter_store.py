@@ -4,16 +4,115 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
 
-from loraxs_search.bank.layout import Layout
 from loraxs_search.errors import UsageError
-from loraxs_search.records.task import Task
+from loraxs_search.methods.loraxs import FactorKey
+from loraxs_search.records.task import Task, TaskModel
+
+
+@dataclass(frozen=True)
+class _CoreSlice:
+    """Where one module's C (r, r) is stored: R multiplied by its scale and singular values."""
+
+    rank: int
+    factor_key: FactorKey
+    start: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of an adapter; adapters of one layout are stored side by side, and a batch gathers them at once.
+
+    Scale, sigma and the numbers themselves are not part of it.
+
+    Args:
+        modules: Adapted modules with rank and factors, in the order in which they are stored.
+        head: Full names and shapes of the head parameters that are stored, after the modules.
+        model: How the base is loaded for them, and what their heads read of it.
+        identity_layers: Head layers that are the identity.
+    """
+
+    modules: tuple[tuple[str, int, FactorKey], ...]
+    head: tuple[tuple[str, tuple[int, ...]], ...]
+    model: TaskModel
+    identity_layers: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return self.model.num_outputs or 0
+
+    @cached_property
+    def cores(self) -> dict[str, _CoreSlice]:
+        """Module name to its slice."""
+        slices, start = {}, 0
+        for name, rank, factor_key in self.modules:
+            slices[name] = _CoreSlice(rank, factor_key, start)
+            start += rank * rank
+        return slices
+
+    @cached_property
+    def num_r(self) -> int:
+        """Number of elements of R, over all modules."""
+        return sum(rank * rank for _, rank, _ in self.modules)
+
+    @cached_property
+    def width(self) -> int:
+        """Length of a vector."""
+        return self.num_r + sum(prod(shape) for _, shape in self.head)
+
+    @cached_property
+    def head_slices(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Head parameter name to its start and shape."""
+        slices, start = {}, self.num_r
+        for name, shape in self.head:
+            slices[name] = (start, shape)
+            start += prod(shape)
+        return slices
+
+    @cached_property
+    def sort_key(self) -> str:
+        """Rows of a batch are sorted by this, so that those of like modules and ranks are neighbours."""
+        return repr((self.modules, self.num_labels, self.head))
+
+    def core(self, vectors: Tensor, module: str) -> Tensor:
+        """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
+        core = self.cores[module]
+        return _block(vectors, core.start, (core.rank, core.rank))
+
+    def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
+        """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""
+        prefix = f"{module}."
+        return {
+            name.removeprefix(prefix): _block(vectors, start, shape)
+            for name, (start, shape) in self.head_slices.items()
+            if name.startswith(prefix)
+        }
+
+    def vectors(
+        self, cores: Mapping[str, Tensor], head: Mapping[str, Tensor], num: int, device: torch.device
+    ) -> Tensor:
+        """Return `num` vectors (num, width), float32, of C (num, r, r) by module and head parameters by full name."""
+        vectors = torch.empty(num, self.width, device=device)
+        for name in self.cores:
+            self.core(vectors, name).copy_(cores[name])
+        for name, (start, shape) in self.head_slices.items():
+            _block(vectors, start, shape).copy_(head[name])
+        return vectors
+
+
+def _block(vectors: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the numbers from `start` on of each vector in a shape, (n, *shape), a view."""
+    return vectors[:, start : start + prod(shape)].view(len(vectors), *shape)
+
 
 _SLAB_BYTES = 1 << 26  # limit of a slab, so that little memory stays unused when vectors are removed
 _GROWTH = 20  # a new slab has this fraction of the vectors held, so that little is allocated ahead
@@ -41,8 +140,12 @@ class VectorPool:
         """Add vectors (n, width) at the end and return their positions."""
         first, done = self._len, 0
         while done < len(vectors):
-            if self._len == self._capacity:
-                self._add_slab(len(vectors) - done)
+            capacity = self._starts[-1] + len(self._slabs[-1]) if self._slabs else 0
+            if self._len == capacity:
+                most = max(1, _SLAB_BYTES // (4 * self._width))
+                size = min(most, max(len(vectors) - done, self._len // _GROWTH))
+                self._starts.append(capacity)
+                self._slabs.append(torch.empty(size, self._width, device=self._device))
             slab, at = self._locate(self._len)
             count = min(len(vectors) - done, len(slab) - at)
             slab[at : at + count] = vectors[done : done + count]
@@ -68,16 +171,6 @@ class VectorPool:
         return torch.stack([slab[at] for slab, at in map(self._locate, positions)])
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    @property
-    def _capacity(self) -> int:
-        return self._starts[-1] + len(self._slabs[-1]) if self._slabs else 0
-
-    def _add_slab(self, wanted: int) -> None:
-        most = max(1, _SLAB_BYTES // (4 * self._width))
-        size = min(most, max(wanted, self._len // _GROWTH))
-        self._starts.append(self._capacity)
-        self._slabs.append(torch.empty(size, self._width, device=self._device))
-
     def _locate(self, position: int) -> tuple[Tensor, int]:
         index = bisect_right(self._starts, position) - 1
         return self._slabs[index], position - self._starts[index]
@@ -176,7 +269,11 @@ class AdapterStore:
 
     def put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         """Add adapters under free names, as the most recently used; vectors (n, width)."""
-        group = self._groups.get(layout) or self._open(layout)
+        if layout not in self._groups:
+            self._groups[layout] = _LayoutGroup(layout, VectorPool(layout.width, self._device))
+            for rank, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
+                known.rank = rank
+        group = self._groups[layout]
         with torch.inference_mode():
             positions = group.pool.append(vectors)
         for name, position in zip(names, positions, strict=True):
@@ -235,9 +332,3 @@ class AdapterStore:
                 f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}.",
                 hint="load it first; `max_bytes` may have evicted it",
             ) from None
-
-    def _open(self, layout: Layout) -> _LayoutGroup:
-        group = self._groups[layout] = _LayoutGroup(layout, VectorPool(layout.width, self._device))
-        for rank, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
-            known.rank = rank
-        return group

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.adapter_store import Part
+from loraxs_search.bank.adapter_store import Layout, Part
 from loraxs_search.bank.bank_model import BankModel, StoredRows
-from loraxs_search.bank.layout import Layout
-from loraxs_search.engine.base import AdaptedBase, Owners
-from loraxs_search.engine.passes import Requester, forward
+from loraxs_search.engine.layers import RowMap, RowSegment
+from loraxs_search.engine.passes import AdaptedBase, Owners, Requester, forward
 from loraxs_search.engine.requests import Engine
-from loraxs_search.engine.rows import RowMap, RowSegment
 from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import Task
@@ -73,9 +71,12 @@ class BankRows(AdaptedBase):
         order = list(self._places)
         mine = {name: value[torch.tensor(order)].to(self.device) for name, value in inputs.items()}
         mask = mine.get("attention_mask")  # models take rows without one whole
-        reads = (
-            None if self._bank.has_head else _last_tokens(torch.ones_like(mine["input_ids"]) if mask is None else mask)
-        )
+        reads = None
+        if not self._bank.has_head:  # of each row the last token, whichever side padding is on
+            mask_nT = torch.ones_like(mine["input_ids"]) if mask is None else mask
+            columns_T = torch.arange(1, mask_nT.shape[1] + 1, device=mask_nT.device)
+            rows_n = torch.arange(len(mask_nT), device=mask_nT.device)
+            reads = torch.stack([rows_n, (mask_nT * columns_T).argmax(1)], dim=1)
         with self.computing(self.row_map(np.array(order))):
             outputs = forward(self.model, mine, reads)
         if outputs.project is None:
@@ -149,7 +150,29 @@ class Questions:
         self._outputs = {name: kind_of(task).model.num_outputs for name, task in zip(names, tasks, strict=True)}
         self._rows: dict[str, list[int]] = {}  # of each adapter
         self._asking: dict[str, RequestGenerator[list[Prediction]]] = {}
-        self._add(tasks, names, rows)
+        of_task: dict[int, list[int]] = {}
+        cut = Counter[tuple[int, str]]()  # rows, by their `max_length` and what they lose
+        for row, task in enumerate(tasks):
+            of_task.setdefault(id(task), []).append(row)
+        for numbers in of_task.values():  # each task's questions become tokens at once
+            kind = kind_of(tasks[numbers[0]])
+            own, place = [rows[row] for row in numbers], SourceLocation("the request").take(numbers)
+            check_question(kind.task, [kind.as_texts(row) for row in own], kind.question_texts, place)
+            encoded = encode(kind, self._source.tokenizer, own, place)
+            if encoded.num_cut:
+                cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
+            of_name: dict[str, list[int]] = {}
+            for index, row in enumerate(numbers):
+                of_name.setdefault(names[row], []).append(index)
+            for name, indices in of_name.items():
+                self._rows[name] = [numbers[index] for index in indices]
+                shown = [kind.shown(rows[row]) for row in self._rows[name]]
+                self._asking[name] = kind.predict(self._source, encoded.take(np.array(indices)), shown)
+        if cut:
+            limits, parts = (" or ".join(dict.fromkeys(map(str, column))) for column in zip(*sorted(cut), strict=True))
+            log.warning(
+                "%d of %d rows are longer than max_length=%s: their %s are lost", cut.total(), len(rows), limits, parts
+            )
 
     def predict(self, bank: BankRows) -> list[Prediction]:
         """Return the answers, in the order of the questions; each adapter's are its own task's.
@@ -165,43 +188,6 @@ class Questions:
                 raise answers
             predictions |= zip(self._rows[name], answers, strict=True)
         return [predictions[row] for row in range(len(predictions))]
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-        """Tokenise each task's questions at once, and begin to ask each adapter its own."""
-        of_task: dict[int, list[int]] = {}
-        cut = Counter[tuple[int, str]]()  # rows, by their `max_length` and what they lose
-        for row, task in enumerate(tasks):
-            of_task.setdefault(id(task), []).append(row)
-        for numbers in of_task.values():
-            kind = kind_of(tasks[numbers[0]])
-            own, place = [rows[row] for row in numbers], SourceLocation("the request").take(numbers)
-            check_question(kind.task, [kind.as_texts(row) for row in own], kind.question_texts, place)
-            encoded = encode(kind, self._source.tokenizer, own, place)
-            cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
-            of_name: dict[str, list[int]] = {}
-            for index, row in enumerate(numbers):
-                of_name.setdefault(names[row], []).append(index)
-            for name, indices in of_name.items():
-                self._rows[name] = [numbers[index] for index in indices]
-                shown = [kind.shown(rows[row]) for row in self._rows[name]]
-                self._asking[name] = kind.predict(self._source, encoded.take(np.array(indices)), shown)
-        _warn_of_cut(+cut, len(rows))
-
-
-def _warn_of_cut(cut: Counter[tuple[int, str]], num_rows: int) -> None:
-    if cut:
-        limits, parts = (" or ".join(dict.fromkeys(map(str, column))) for column in zip(*sorted(cut), strict=True))
-        log.warning(
-            "%d of %d rows are longer than max_length=%s: their %s are lost", cut.total(), num_rows, limits, parts
-        )
-
-
-def _last_tokens(mask_nT: Tensor) -> Tensor:
-    """Return row and column of each row's last token, (n, 2), whichever side padding is on."""
-    columns_T = torch.arange(1, mask_nT.shape[1] + 1, device=mask_nT.device)
-    rows_n = torch.arange(len(mask_nT), device=mask_nT.device)
-    return torch.stack([rows_n, (mask_nT * columns_T).argmax(1)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.adapter_store import AdapterStore, Part
+from loraxs_search.bank.adapter_store import AdapterStore, Layout, Part
 from loraxs_search.bank.answering import BankRows, GenerateOptions, OpenRows, Questions, generate
 from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.base_model.load import checked_device, with_setup
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
@@ -28,7 +27,7 @@ from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.names import FILES
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records.adapter import Manifest, Prediction
+from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task, TaskModel
@@ -123,7 +122,15 @@ class AdapterBank:
         folder = _folder_of(source or name, tracking_uri)
         manifest, _ = verified_manifest(folder, self.base)
         check_ends(manifest, self.base, self._model.model)
-        _check_method(name, manifest)
+        method = method_of(manifest.hyperparameters)
+        if not method.serves_in_bank:
+            known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
+            raise UsageError(
+                f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
+                hint="`loraxs-search pull --format lora` makes it an adapter that PEFT and vLLM serve with many others"
+                if method.has_plain_lora
+                else "load it by itself, with `loraxs_search.load_adapter`",
+            )
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
@@ -325,13 +332,24 @@ class AdapterBank:
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
             settings = self._model.settings(config, list(r))
-            layout = make_layout(settings, head, config, self._fitting(task))
-            check_tensors(layout, r, head, num)
+            layout = Layout(
+                tuple((name, s.rank, s.factor_key) for name, s in settings.items()),
+                tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
+                replace(self._fitting(task), pooling=config.pooling),
+                tuple(config.pass_through),
+            )
+            expected = {name: (r[name], (num, rank, rank)) for name, rank, _ in layout.modules}
+            for name, (value, shape) in (
+                expected | {name: (head[name], (num, *own)) for name, own in layout.head}
+            ).items():
+                if tuple(value.shape) != shape or not value.is_floating_point():
+                    found = tuple(value.shape)
+                    raise IntegrityError(f"{name} must be floating point of shape {shape}, but got {found}.")
             self._model.heads(layout)
             scales = {name: self._model.core_scale(name, s) for name, s in settings.items()}
             cores = {name: r[name][rows].to(self._device) * scale for name, scale in scales.items()}
             chosen = {name: value[rows] for name, value in head.items()}
-            return layout, fill(layout, cores, chosen, len(range(num)[rows]), self._device)
+            return layout, layout.vectors(cores, chosen, len(range(num)[rows]), self._device)
 
     def _fitting(self, task: Task) -> TaskModel:
         """Return how a task loads its base.
@@ -369,16 +387,3 @@ def _loaded_as(model: TaskModel) -> TaskModel:
 def _folder_of(source: str | Path, tracking_uri: str | None) -> Path:
     kept = kept_adapter(source) if isinstance(source, str) else None
     return kept or adapter_folder(source, uri=resolve_uri(tracking_uri))
-
-
-def _check_method(name: str, manifest: Manifest) -> None:
-    method = method_of(manifest.hyperparameters)
-    if method.serves_in_bank:
-        return
-    known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
-    raise UsageError(
-        f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
-        hint="`loraxs-search pull --format lora` makes it an adapter that PEFT and vLLM serve with many others"
-        if method.has_plain_lora
-        else "load it by itself, with `loraxs_search.load_adapter`",
-    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.bank.layout import Layout
+from loraxs_search.bank.adapter_store import Layout
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.head import head_names, make_identity, missing_poolers, with_labels
 from loraxs_search.base_model.layers import matrix
@@ -19,8 +19,15 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.packable import check_shared
 from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, LayerRows
-from loraxs_search.engine.rows import PassContext, RowMap, RowSegment
+from loraxs_search.engine.layers import (
+    AdaptedHead,
+    AdaptedLinear,
+    HeadState,
+    LayerRows,
+    PassContext,
+    RowMap,
+    RowSegment,
+)
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods.loraxs import (
@@ -131,7 +138,8 @@ class BankModel:
         for name, layer in self._linears.items():
             self.model.set_submodule(name, AdaptedLinear(layer, self.context, [_StoredCores(name, self._pairs)]))
         for name, head in self.own_heads.items():
-            self.model.set_submodule(name, AdaptedHead(head, self.context, partial(_head_state, name)))
+            state = partial(lambda name, segment, _: segment.adapter.head_state(name), name)
+            self.model.set_submodule(name, AdaptedHead(head, self.context, state))
 
     def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> RowSegment[StoredRows]:
         """Return these rows with their adapters."""
@@ -177,8 +185,14 @@ class BankModel:
         settings = {}
         for name in (name for name in self._linears if name in wanted):
             own = module_settings(config, name, *matrix(self._linears[name]).shape)
-            settings[name] = chosen = self._with_variant(name, own, config.factor_fingerprints.get(name))
-            self._pairs.pair(name, chosen.factor_key, chosen.rank)
+            recorded = config.factor_fingerprints.get(name)
+            if recorded is not None and not agrees(recorded, self._fingerprint(name, own)):
+                weight = matrix(self._linears[name]).detach()
+                factors, variant = checked_factors(weight, own, name, {name: recorded})
+                own = replace(own, variant=variant)  # of the factors that the adapter was trained in
+                self._pairs.add_variant(name, own.factor_key, factors)
+            settings[name] = own
+            self._pairs.pair(name, own.factor_key, own.rank)
         return settings
 
     def core_scale(self, module: str, settings: ModuleSettings) -> Tensor:
@@ -238,23 +252,9 @@ class BankModel:
             )
         return within
 
-    def _with_variant(self, module: str, own: ModuleSettings, recorded: list[float] | None) -> ModuleSettings:
-        """Return the settings with the variant of the factors that an adapter was trained in."""
-        if recorded is None or agrees(recorded, self._fingerprint(module, own)):
-            return own
-        weight = matrix(self._linears[module]).detach()
-        factors, variant = checked_factors(weight, own, module, {module: recorded})
-        settings = replace(own, variant=variant)
-        self._pairs.add_variant(module, settings.factor_key, factors)
-        return settings
-
     def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
         key = (module, settings.factor_key, settings.rank, settings.sigma)
         if key not in self._fingerprints:
             factors = self._pairs.factors(module, settings.factor_key)
             self._fingerprints[key] = fingerprint(*factors.ab(settings.rank, settings.sigma))
         return self._fingerprints[key]
-
-
-def _head_state(name: str, segment: RowSegment[StoredRows], _worker: int) -> HeadState:
-    return segment.adapter.head_state(name)

@@ -22,31 +22,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loraxs_search.base_model.attention import uses_padded_attention
 from loraxs_search.base_model.reading import Projection
-from loraxs_search.engine.base import base_of
+from loraxs_search.engine.passes import base_of
 from loraxs_search.errors import BaseModelError
 
 Indices = npt.NDArray[np.int64]
 _CONTINUATION_TOLERANCE = 0.05  # bfloat16 makes .01, a cache that is not read .1 and more
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
-
-
-def _growing_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return an empty cache for a model, of the kinds of layers that it has.
-
-    Layers with a sliding window keep every token here: their mask hides what the window has passed.
-    """
-    cache = DynamicCache(config=model.config)
-    turned = uses_padded_attention(model)
-    cache.layers = [
-        GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
-        for layer in cache.layers
-    ]
-    return cache
-
-
-def _keeps_every_key(model: PreTrainedModel) -> bool:
-    """Whether each layer of a model attends to all tokens before, wherever their keys stand in a cache."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def forked_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
@@ -56,7 +37,13 @@ def forked_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
         rows: int64, on their device; one may stand there twice.
     """
     other = copy.copy(cache)
-    other.layers = [_forked(layer, rows) for layer in cache.layers]
+    other.layers = []
+    for layer in cache.layers:
+        if isinstance(layer, GrowingLayer):
+            other.layers.append(layer.forked(rows))
+        else:
+            other.layers.append(copy.deepcopy(layer))
+            other.layers[-1].reorder_cache(cast("torch.LongTensor", rows))
     return other
 
 
@@ -165,14 +152,6 @@ class GrowingLayer(DynamicLayer):
         self._keys, self._values = keys, values
 
 
-def _forked(layer: Any, rows: Tensor) -> Any:
-    if isinstance(layer, GrowingLayer):
-        return layer.forked(rows)
-    other = copy.deepcopy(layer)
-    other.reorder_cache(rows)
-    return other
-
-
 class Decoding:
     """Rows on their way through a decoder. For one thread; the model's adapters must know the rows at each call.
 
@@ -187,10 +166,16 @@ class Decoding:
         base = base_of(model)
         self._body: nn.Module = base.base_model
         self.project = Projection(base)
-        self._cache = _growing_cache(base)
+        self._cache = DynamicCache(config=base.config)
         self._mask_nS: Tensor | None = None
         # A window counts padding as tokens, and a layer with its own state reads it.
-        self.allows_gaps = _keeps_every_key(base)
+        self.allows_gaps = all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        # Layers with a sliding window keep every token here: their mask hides what the window has passed.
+        turned = uses_padded_attention(base)
+        self._cache.layers = [
+            GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
+            for layer in self._cache.layers
+        ]
         self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
         self._attends = any(isinstance(layer, DynamicLayer) for layer in self._cache.layers)
 

@@ -7,8 +7,7 @@ which would turn dropout on, and knows nothing of our row maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from loraxs_search.engine.layers import WrappedLayer
-from loraxs_search.engine.rows import PassContext
+from loraxs_search.engine.layers import PassContext, WrappedLayer
 from loraxs_search.errors import UsageError
 
 # What to catch; the CPU's allocator raises a bare RuntimeError.
@@ -100,7 +98,9 @@ class _CheckpointedLayer(WrappedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.layer(*args, **kwargs)
-        computing = self._computing()
+        # What sets the rows of this thread's pass again.
+        own = self._context
+        computing = nullcontext if own is None else partial(own.computing, own.row_map, own.worker)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             # The second time backward calls this, after the pass, and on an accelerator in another thread.
@@ -109,9 +109,3 @@ class _CheckpointedLayer(WrappedLayer):
 
         # Nothing is drawn at random: dropout is off.
         return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    def _computing(self) -> Callable[[], AbstractContextManager[None]]:
-        """Return what sets the rows of this thread's pass again."""
-        if self._context is None:
-            return nullcontext
-        return partial(self._context.computing, self._context.row_map, self._context.worker)

@@ -2,24 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.reading import Projection, joined, last_states, padding_side
-from loraxs_search.engine.base import AdaptedBase, base_of
+from loraxs_search.engine.layers import PassContext, RowMap
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Reduce
+
+Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the base that a model is, or that carries its adapters."""
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+class AdaptedBase:
+    """A base whose rows all have one adapter, as PEFT puts it on, or none. Subclasses know many.
+
+    Several threads may compute passes at the same time; `begin` and `checkpoint_gradients` are called between passes.
+
+    Args:
+        model: The base as its task loads it, with or without adapters on it.
+        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
+    """
+
+    prefix: PrefixCache | None = None
+
+    def __init__(self, model: nn.Module, context: PassContext[Any] | None = None) -> None:
+        self.model, self.context = model, context
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base."""
+        return next(self.model.parameters()).device
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether what all rows of one request begin with is computed once; under a head, rows are read whole."""
+        return not head_names(base_of(self.model))
+
+    def begin(self) -> None:
+        """Read the adapters' current numbers, and set gradients to zero."""
+
+    def row_map(self, owners: Owners) -> RowMap[Any] | None:
+        """Return the rows of a pass; those of one owner stand side by side."""
+        return None
+
+    def computing(self, row_map: RowMap[Any] | None, worker: int = 0) -> AbstractContextManager[None]:
+        """Set the rows of the pass that this thread computes, until the context ends."""
+        if self.context is None or row_map is None:
+            return nullcontext()
+        return self.context.computing(row_map, worker)
+
+    @contextmanager
+    def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
+        """The same for passes that skip no layer, since a cache needs the keys and values of all."""
+        with self.prefix.paused() if self.prefix else nullcontext(), self.computing(row_map, worker):
+            yield
+
+    @contextmanager
+    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
+        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
+
+        Args:
+            reads: Row and column of each read, (M, 2); None if a head reads.
+            width: T, the tokens of each row, padding included.
+            owners: Whose each read is, (M,).
+        """
+        yield False
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -93,8 +163,12 @@ def run_pass(
     sources = [(group[0].requester.data, group[0].request.source) for group in groups]
     batches = [data.collate(source, own).to(device) for (data, source), own in zip(sources, rows, strict=True)]
     inputs = _join([batch.inputs for batch in batches], shared.width, base_of(base.model))
-    positions = _positions(batches, shared.width, padding_side(config))
-    positions, sizes = _evened(positions, [part.num_reads for part in parts], shared.num_tokens)
+    positions, sizes = _positions(batches, shared.width, padding_side(config)), [part.num_reads for part in parts]
+    if positions is not None:
+        # The last read is repeated, and not used, until their number is one of a few: a CPU's matrix kernels are built
+        # for each shape.
+        more = max(0, round_up(len(positions), shared.num_tokens) - len(positions))
+        positions, sizes = torch.cat([positions, positions[-1:].expand(more, 2)]), [*sizes[:-1], sizes[-1] + more]
     owners, num_rows = [part.requester.owner for part in parts], [len(part.rows) for part in parts]
     known = [CachedRows(*source, own) for source, own in zip(sources, rows, strict=True)]
     skipped = base.prefix.skipped(known, inputs) if base.prefix else nullcontext()
@@ -150,22 +224,6 @@ def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
         positions.append(batch.reads + batch.reads.new_tensor([start, more]))
         start += len(batch.counts)
     return torch.cat(positions)
-
-
-def _evened(positions: Tensor | None, sizes: list[int], most: int) -> tuple[Tensor | None, list[int]]:
-    """Repeat the last read until their number is one of a few: a CPU's matrix kernels are built for each shape.
-
-    What is computed for the repeats is not used.
-
-    Args:
-        positions: Of the reads, (M, 2).
-        sizes: How many of them each part has.
-        most: All positions of the pass.
-    """
-    if positions is None:
-        return None, sizes
-    more = max(0, round_up(len(positions), most) - len(positions))
-    return torch.cat([positions, positions[-1:].expand(more, 2)]), [*sizes[:-1], sizes[-1] + more]
 
 
 def _reduced(groups: list[list[_Part]], batches: list[Batch], outputs: PassOutputs) -> list[Reduced]:

@@ -80,10 +80,7 @@ def plan_passes(demands: Sequence[Demand], max_tokens: int, max_width: int | Non
             )
     if not any(len(demand.lengths) for demand in demands):
         return []
-    return _planned(demands, max_tokens, min(max_tokens, max_width or max_tokens))
-
-
-def _planned(demands: Sequence[Demand], max_tokens: int, max_width: int) -> list[Pass]:
+    max_width = min(max_tokens, max_width or max_tokens)
     lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
     owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
     positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])

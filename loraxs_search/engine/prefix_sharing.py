@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.kv_cache import Decoding
+from loraxs_search.engine.passes import AdaptedBase
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import PassOutputs
 

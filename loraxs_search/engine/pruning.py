@@ -25,8 +25,6 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.reading import close_to, dummy_inputs, last_states, readable, rounding
 
-_Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
-
 
 class LastLayerPruning:
     """Cuts the topmost layer's states to the first token of each row, right behind its attention.
@@ -67,47 +65,37 @@ class LastLayerPruning:
 
 @torch.no_grad()
 def _prunable_joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
-    """Return the module whose inputs can be cut; None if that would change what the base computes."""
-    try:
-        inputs = dummy_inputs(model)
-        whole, joint = _find_joint(model, layer, inputs)
-        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
-        sound = joint is not None and all(
-            close_to(_readable_with(model, joint, change, inputs), whole, rounding(model))
-            for change in (_blot, _first_tokens)
-        )
-    except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
-        return None
-    return joint if sound else None
+    """Return the module whose inputs can be cut; None if that would change what the base computes.
 
-
-def _find_joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
-    """Return what tasks may read, and the first module given two tensors alike: attention's output and residual."""
+    It is the first that is given two tensors alike: attention's output and the residual.
+    """
     joints: list[nn.Module] = []
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         if len(args) == 2 and all(isinstance(arg, Tensor) and arg.dim() == 3 for arg in args):
             joints.extend([module] if args[0].shape == args[1].shape else [])
 
-    with ExitStack() as hooks:
-        for module in layer.modules():
-            hooks.enter_context(module.register_forward_pre_hook(look))
-        whole = readable(model, inputs)
-    return whole, joints[0] if joints else None
+    def blot(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(torch.cat([tensor[:, :1], torch.zeros_like(tensor[:, 1:])], dim=1) for tensor in states)
 
-
-def _readable_with(model: PreTrainedModel, module: nn.Module, change: _Change, inputs: dict[str, Tensor]) -> Tensor:
-    with module.register_forward_pre_hook(change):
-        return readable(model, inputs)
+    try:
+        inputs = dummy_inputs(model)
+        with ExitStack() as hooks:
+            for module in layer.modules():
+                hooks.enter_context(module.register_forward_pre_hook(look))
+            whole = readable(model, inputs)
+        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
+        for change in (blot, _first_tokens) if joints else ():
+            with joints[0].register_forward_pre_hook(change):
+                if not close_to(readable(model, inputs), whole, rounding(model)):
+                    return None
+    except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
+        return None
+    return joints[0] if joints else None
 
 
 def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor[:, :1].contiguous() for tensor in states)
-
-
-def _blot(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Keep the first token of each row, and zeros elsewhere."""
-    return tuple(torch.cat([tensor[:, :1], torch.zeros_like(tensor[:, 1:])], dim=1) for tensor in states)
 
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]

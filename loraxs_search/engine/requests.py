@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 
 from loraxs_search.base_model.reading import max_positions
-from loraxs_search.engine.base import AdaptedBase, base_of
-from loraxs_search.engine.generation import default_rows, generate, generation_batches, open_sequences
+from loraxs_search.engine.generation import (
+    OpenSequence,
+    default_rows,
+    generate,
+    generated,
+    generation_batches,
+    open_sequences,
+)
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, generation_too_long, is_out_of_memory, row_too_long
-from loraxs_search.engine.passes import ForwardRequests, Reduced, Requesters, run_pass, run_prefix
+from loraxs_search.engine.passes import AdaptedBase, ForwardRequests, Reduced, Requesters, base_of, run_pass, run_prefix
 from loraxs_search.engine.planning import Demand, Indices, Pass, PassExecutor, Share, plan_passes
 from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, prompt_groups, read_shared
-from loraxs_search.engine.sequence import OpenSequence, generated
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.batch import RowSource
@@ -187,7 +192,11 @@ class Engine:
                 alike = {name: replace(read, source=rest, rows=np.arange(len(rest)))}
                 return self._forward_behind(requesters, alike, {name: rest}, begun)
         shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
-        whole = {name: _with_prompts(read) for name, read in reads.items() if name not in shared}
+        whole = {
+            name: read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
+            for name, read in reads.items()
+            if name not in shared
+        }
         results: dict[str, tuple[Tensor, ...]] = {}
         if whole:
             longest = max(int(requesters[name].data.lengths(r.source)[r.rows].max()) for name, r in whole.items())
@@ -299,11 +308,6 @@ class Engine:
             log.warning("Memory ran out; at most %d rows are written together from now on.", self.max_rows)
             torch.cuda.empty_cache()
         return np.sort(np.concatenate(failed))
-
-
-def _with_prompts(read: ForwardRequest) -> ForwardRequest:
-    """Return the same request for whole rows, without shared prompts."""
-    return read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
 
 
 def _ordered(computed: Mapping[str, Sequence[tuple[Indices, tuple[Tensor, ...]]]]) -> dict[str, tuple[Tensor, ...]]:

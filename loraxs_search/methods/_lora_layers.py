@@ -21,8 +21,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from loraxs_search.base_model.layers import matrix
-from loraxs_search.engine.layers import LayerRows
-from loraxs_search.engine.rows import RowSegment, SlotRowMap
+from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._plain_lora import Pair, tuner_layers
 from loraxs_search.methods.names import ADAPTER, ROOT

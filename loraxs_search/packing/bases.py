@@ -17,12 +17,20 @@ from loraxs_search.base_model.head import fresh_head, head_as_loaded, head_names
 from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.engine.base import AdaptedBase, Owners, base_of
-from loraxs_search.engine.layers import AdaptedHead, HeadState, SlotUpdates, TrainedLinear
+from loraxs_search.engine.layers import (
+    AdaptedHead,
+    HeadState,
+    PassContext,
+    RowSegment,
+    SlotRowMap,
+    SlotUpdates,
+    TrainedLinear,
+    segments_of,
+)
 from loraxs_search.engine.out_of_memory import GradientCheckpointing
+from loraxs_search.engine.passes import AdaptedBase, Owners, base_of
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
-from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap, segments_of
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
@@ -60,7 +58,7 @@ class Slot:
     ) -> None:
         self.spec, self.data, self.tensors = spec, data, tensors
         self.parameters = [*tensors.adapter.tensors, *tensors.head.values()]  # the adapter's, then the head's
-        self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
@@ -82,17 +80,6 @@ class Slot:
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch."""
         return self._batches.at(self.step)
-
-    def next_update(self, norm: float) -> list[AdamWUpdate]:
-        """Return the AdamW update of each tensor, given the norm of the whole gradient."""
-        hyper = self.spec.hyperparameters
-        factor = hyper.lr_factor(self.step)
-        rates = chain(repeat(hyper.learning_rate, len(self.tensors.adapter.tensors)), repeat(hyper.head_learning_rate))
-        betas, clip = (hyper.adam_beta1, hyper.adam_beta2), clip_factor(norm, hyper.max_grad_norm)
-        return [
-            AdamWUpdate(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, self.step + 1)
-            for parameter, moments, rate in zip(self.parameters, self._moments, rates, strict=False)
-        ]
 
     def stepped(self, loss: float, num_tokens: int) -> None:
         """Record that the step was taken."""
@@ -122,7 +109,7 @@ class Slot:
         """Return the whole state; tensors are copies on the CPU."""
         moments = {
             f"{key}/{name}": value
-            for key, values in zip(_MOMENTS, zip(*self._moments, strict=True), strict=True)
+            for key, values in zip(_MOMENTS, zip(*self.moments, strict=True), strict=True)
             for name, value in self._named(values).items()
         }
         return Snapshot(
@@ -149,7 +136,7 @@ class Slot:
         check_frozen(snapshot, self.tensors.frozen)
         stored = [(self.parameters, snapshot.parameters)]
         if snapshot.moments:
-            for key, values in zip(_MOMENTS, zip(*self._moments, strict=True), strict=True):
+            for key, values in zip(_MOMENTS, zip(*self.moments, strict=True), strict=True):
                 stored.append((list(values), {name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}))
         for tensors, named in stored:
             own = [*self.tensors.adapter.stacked(named), *(named[name] for name in self.tensors.stored_head)]

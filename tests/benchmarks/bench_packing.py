@@ -219,7 +219,7 @@ def shape_of_round(pack: Pack, slots: Sequence[Slot]) -> tuple[int, float]:
 def num_bytes(slot: Slot) -> int:
     """Return the memory of a slot's trained tensors, their gradients and optimizer state."""
     gradients = [p.grad for p in slot.parameters if p.grad is not None]
-    moments = itertools.chain.from_iterable(slot._moments)
+    moments = itertools.chain.from_iterable(slot.moments)
     return sum(tensor.nbytes for tensor in [*slot.parameters, *gradients, *moments])
 
 

@@ -19,9 +19,9 @@ from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.families import families
 from support.trials import write
 
-from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.generation import Generation, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
+from loraxs_search.engine.passes import AdaptedBase
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.trial import TrialSpec

@@ -350,7 +350,7 @@ def test_slots_are_not_larger_than_the_method_says(world: Any) -> None:
         said = method.slot_bytes(method.params(spec.hyperparameters), adapted, 3)
         own = [
             *slot.tensors.adapter.tensors,
-            *(m for pair in slot._moments[: len(slot.tensors.adapter.tensors)] for m in pair),
+            *(m for pair in slot.moments[: len(slot.tensors.adapter.tensors)] for m in pair),
         ]
         held = sum(tensor.nbytes for tensor in own) + pack.base.slot_bytes
         pack.base.clear()

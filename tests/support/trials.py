@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine.base import AdaptedBase
-from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.passes import AdaptedBase, Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.factors.store import FactorStore

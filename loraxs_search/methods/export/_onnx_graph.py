@@ -1,8 +1,8 @@
 """A base as one ONNX graph: A and B are in it, and each row of a batch brings its own C and head.
 
 Letters: n rows of T tokens, m adapted layers, r the rank of a batch, k that of the graph, L outputs. C (r, r) is R with
-scale and singular values multiplied in, as in `bank/layout.py`; A and B are orthonormal, so adapters of any sigma share
-them. A smaller C is filled up with zeros.
+scale and singular values multiplied in, as in `bank/adapter_store.py`; A and B are orthonormal, so adapters of any
+sigma share them. A smaller C is filled up with zeros.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from loraxs_search.base_model.layers import matrix
-from loraxs_search.engine.layers import LayerRows
-from loraxs_search.engine.rows import RowRun, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import LayerRows, RowRun, RowSegment, SlotRowMap
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods._base import PackedAdapter, Sizes

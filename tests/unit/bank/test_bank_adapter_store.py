@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.bank.adapter_store import AdapterStore
-from loraxs_search.bank.layout import Layout
+from loraxs_search.bank.adapter_store import AdapterStore, Layout
 from loraxs_search.errors import UsageError
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import classifier

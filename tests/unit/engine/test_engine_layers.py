@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, LayerRows, TrainedLinear
-from loraxs_search.engine.rows import PassContext, RowMap, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import (
+    AdaptedHead,
+    AdaptedLinear,
+    HeadState,
+    LayerRows,
+    PassContext,
+    RowMap,
+    RowSegment,
+    SlotRowMap,
+    TrainedLinear,
+)
 
 CPU = torch.device("cpu")
 IN, OUT, SLOTS, WORKERS = 5, 3, 4, 2

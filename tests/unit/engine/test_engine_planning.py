@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from loraxs_search.engine.base import AdaptedBase
+from loraxs_search.engine.passes import AdaptedBase
 from loraxs_search.engine.planning import Demand, Pass, PassExecutor, Share, plan_passes, workers_for
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError

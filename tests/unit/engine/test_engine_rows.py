@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.engine.rows import PassContext, RowMap, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import PassContext, RowMap, RowSegment, SlotRowMap
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from loraxs_search.engine.layers import LayerRows
-from loraxs_search.engine.rows import RowSegment, SlotRowMap
+from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
 from loraxs_search.methods._lora_layers import LoraBase, PackedPairs
 from loraxs_search.records.trial import Hyperparameters

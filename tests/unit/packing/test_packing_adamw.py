@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loraxs_search.packing import adamw as room
-from loraxs_search.packing.adamw import AdamWUpdate, adamw, clip_factor, gradient_norms
+from loraxs_search.packing import pack as room
+from loraxs_search.packing.pack import AdamWUpdate, adamw, clip_factor, gradient_norms
 
 
 @dataclass

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import LayerRows, TrainedLinear
-from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import LayerRows, PassContext, RowSegment, SlotRowMap, TrainedLinear
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
 from loraxs_search.methods.loraxs.packed import (
