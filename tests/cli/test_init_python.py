@@ -27,12 +27,6 @@ def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
     assert "columns: {text: a, label: c}" in draft.text
 
 
-def test_the_one_column_that_is_left_has_the_answers(rows_folder: Path) -> None:
-    Path("pairs.csv").write_text("a,b,alike\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
-    draft = draft_space(Path("pairs.csv"), rows_folder / "pairs.yaml", Choices(text=("a", "b")))
-    assert "label: alike" in draft.text
-
-
 def frame(rows: int = 60, **changes: Any) -> Any:
     import pandas as pd
 

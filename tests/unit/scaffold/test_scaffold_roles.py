@@ -120,6 +120,11 @@ def test_many_labels_that_look_alike_are_said_once(draft) -> None:
     assert "--map delivery_lates=delivery_late" in str(caught.value.hint)
 
 
+def test_a_rare_label_is_said(draft) -> None:
+    _, made = draft(labelled({"good": 100, "odd": 2}))
+    assert any("'odd' is rare" in warning for warning in made.warnings)
+
+
 # ---- options in columns ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("names", "answers", "option_names"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +125,6 @@ def test_tfidf_predicts_numbers(prepared):
 def test_one_label_in_train_is_what_all_rows_get(prepared):
     found = of_tfidf(prepared(labelled(0, 8), labelled(2, 6), labelled(4, 4)))
     assert (found.failed, found.validation_metrics, found.test_metrics) == ("", {"accuracy": 0.75}, {"accuracy": 0.5})
-
-
-def test_the_same_rows_give_the_same_numbers(prepared, monkeypatch):
-    data = prepared(numbered({"bad w1": 0, "good w2": 1}, 30), labelled(9, 9), validation_rows=8)
-    first, second = of_tfidf(data), of_tfidf(data)
-    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
-    monkeypatch.setattr("loraxs_search.tasks.baselines._MAX_CHARACTERS", 200)
-    first, second = of_tfidf(data), of_tfidf(data)
-    assert first.failed == ""
-    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
 import lzma
 from dataclasses import replace
@@ -114,12 +113,6 @@ def test_a_text_may_be_longer_than_csv_takes_by_default(load):
     assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n")
 
 
-def test_so_may_a_first_line(tmp_path: Path) -> None:
-    csv.field_size_limit(131_072)  # as a new process has it
-    (tmp_path / "d.csv").write_text("x" * 200_000 + ",label\na,1\n")
-    assert read_table(tmp_path / "d.csv").columns["label"].values == ["1"]
-
-
 @pytest.mark.parametrize(("name", "separator"), [("d.csv", ";"), ("d.csv", "\t"), ("d.tsv", ","), ("d.csv", "|")])
 def test_the_header_shows_what_separates_values(load, name, separator):
     assert load(name, CSV.replace(",", separator)) == load("usual.csv", CSV)
@@ -142,9 +135,7 @@ FAULTS = [
     ("d.csv", CSV.encode() + b"caf\x81,1\n", r"must be text in UTF-8, but line 32 has the byte 0x81"),
     ("d.csv", "text,label,label\n" + ROWS.replace("\n", ",1\n"), r"its header has 'label' twice"),
     ("d.csv", CSV + "a, b,1\nc,0\nd\n", r"a field for each of the 2 columns, but line 32 has 3, line 34 has 1\."),
-    ("d.csv", CSV + "a,b,c\n" * 7, r"line 36 has 3 and 2 more lines have others"),
     ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
-    ("d.csv", CSV + '"a" b,1\n', r"the row in line 32 cannot be read"),
     ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 continues to line 33"),
     (
         "d.tsv",
@@ -153,19 +144,16 @@ FAULTS = [
     ),
     ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 continues to line 33"),
     ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 continues to line 34"),
-    ("d.csv", "label,text\n" + "0,so\n1,fine\n" * 15 + '0,"bad\n1,end"\n', r"in line 32 continues to line 33"),
     (
         "d.csv",
         "text,label\n" + "".join(f"w{i},{i}\n" for i in range(30)) + '"a,b\nc,d\ne",1\n',
         r"in line 32 continues",
     ),
-    ("d.csv", CSV + '"a\nb",1\nc,2\n', r"has '2' \(line 34\)"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),
     ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
     ("d.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"must hold objects, but line 2 has \[1\]"),
     ("d.jsonl", '{"text": "a", "text": "b", "label": 1}\n', r"line 1 cannot be read: an object names a key twice"),
-    ("d.jsonl", '{"text": "a", "label": 1}\n' * 2 + '{"text": "b"}\n', r"has None \(line 3\)"),
     ("d.jsonl", "[" * 100_000, r"line 1 cannot be read"),
     ("d.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}\n", r"line 1 cannot be read"),
     ("d.json", '[{"text": "a", "label": 1},\n\n{"text": "b", "label": 7}]', r"has 7 \(line 3\)"),
@@ -175,11 +163,7 @@ FAULTS = [
         r"line 2 cannot be read: a list must continue",
     ),
     ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
-    ("d.json", '[{"text": "a", "label": 1},', r"line 1 cannot be read"),
     ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
-    ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
-    ("d.csv.zst", b"not zstd", r"must be compressed as \.zst says"),
-    ("d.csv.bz2", b"not bz2", r"must be compressed as \.bz2 says"),
     ("d.csv.bz2", bz2.compress(HALVES[0]) + damaged(bz2.compress(HALVES[1])), r"must be compressed as \.bz2 says"),
     ("d.csv.xz", lzma.compress(HALVES[0]) + damaged(lzma.compress(HALVES[1])), r"must be compressed as \.xz says"),
     ("d.csv.xz", lzma.compress(CSV.encode()) + b"more", r"must be compressed as \.xz says"),

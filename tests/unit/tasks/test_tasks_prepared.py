@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from support.bases import byte_tokenizer
@@ -200,17 +198,3 @@ def test_encode_takes_a_pair_of_which_one_is_empty(make_task, tokenizer, rows):
     assert inputs_of(task, tokenizer, [("fine", "")])["input_ids"].shape == (1, 4)
     with pytest.raises(TaskDataError, match="row 2 has none"):
         inputs_of(task, tokenizer, [("fine", ""), ("", " ")])
-
-
-def test_nothing_is_printed(make_task, tokenizer, capfd):
-    capfd.readouterr()
-    prepare(make_task(), tokenizer)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_threads_at_once_get_the_same(make_task, tokenizer, make_tokenizer):
-    task = make_task()
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: prepare(task, make_tokenizer()), range(3)))
-    assert len({prepared.data_fingerprint for prepared in found}) == 1
-    assert all(np.array_equal(found[0].lengths("train"), prepared.lengths("train")) for prepared in found)

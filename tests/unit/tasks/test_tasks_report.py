@@ -91,12 +91,6 @@ def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it
     assert shared[0].endswith("a score on them measures memory; remove them there")
 
 
-def test_a_task_that_shares_nothing_has_no_warning(make_task, rows):
-    files = {"train": rows(400), "validation": rows(40, "good w"), "test": rows(40, "bad w")}
-    report = load_data(make_task(files)).report
-    assert data_warnings(report, report.num_rows, "accuracy") == []
-
-
 def test_each_warning_says_what_and_how_much():
     report = DataReport(
         num_rows={"train": 500, "validation": 60, "test": 100},
@@ -111,19 +105,16 @@ def test_each_warning_says_what_and_how_much():
     )
     scored = {"train": 500, "validation": 29, "test": 1}
     shared, also, repeated, blank, cut, nothing, few = data_warnings(report, scored, "accuracy")
-    assert shared == (
-        "89 of 100 test rows are also in train (80 letter for letter, the others up to case and white space): "
-        "a score on them measures memory; take them out of one of the two"
-    )
-    assert also.startswith("2 of 100 test rows are also in validation: trials are chosen by these rows")
-    assert repeated == "5 of 500 train rows repeat the text of an earlier one"
-    assert blank == "3 of 500 train rows have an empty text"
-    assert cut == "3 of 29 validation rows are longer than `max_length`: their beginnings are lost"
-    assert nothing.startswith("accuracy of the 1 test row is the same for right answers and for the constant one")
-    assert few == (
-        "accuracy has a standard error of about 0.08 on the 29 validation rows: scores less than 0.16 apart say little;"
-        " some 50 rows would do"
-    )
+    for warning, parts in (
+        (shared, ("89 of 100 test rows are also in train", "80 letter for letter", "memory")),
+        (also, ("2 of 100 test rows are also in validation", "trials are chosen")),
+        (repeated, ("5 of 500 train",)),
+        (blank, ("3 of 500 train",)),
+        (cut, ("3 of 29 validation", "beginnings")),
+        (nothing, ("1 test row is",)),
+        (few, ("0.08 on the 29 validation rows", "0.16 apart", "50 rows")),
+    ):
+        assert all(part in warning for part in parts), warning
     # A few repeated texts among many rows are usual.
     assert (
         data_warnings(

@@ -25,76 +25,44 @@ from loraxs_search.tasks.kinds._answers import (
     ("text", "number"),
     [
         ("36", "36"),
-        ("36.", "36"),
-        ("36.0", "36"),
         ("$36", "36"),
-        ("\\$36.50", "36.5"),
         ("1,234.50", "1234.5"),
-        ("1,234,567 people", "1234567"),
         ("1,2345", "1.2345"),
-        ("3 500 people", "3500"),
         ("3\u202f500,75", "3500.75"),
-        ("2020 500", "2020"),
         ("1.234,56", "1234.56"),
-        ("1,234.56", "1234.56"),
         ("2.000.000", "2000000"),
-        ("2.000", "2"),
         ("0,250", "0.25"),
         ("1'234'567.5", "1234567.5"),
         ("1,2,3", ""),
-        ("1.2.3", ""),
         ("1,234.567.8", ""),
         ("12:30 or 5", ""),
-        ("10/12/2020", ""),
         ("2^10", ""),
-        ("1e400", ""),
         ("3/4.5", ""),
-        ("5'6", ""),
         ("5\u00b2", ""),
         ("1\u00bd", "1.5"),
-        ("\u00be", "0.75"),
-        ("3/4.", "0.75"),
         ("1 3/2", ""),
-        ("$\\boxed{36}$", "36"),
         ("1{,}234", "1234"),
         ("12\\,345\\%", "12345"),
         ("\\frac{1}{2}", ""),
-        ("\\sqrt2", ""),
         ("\N{EN DASH}5", "-5"),
-        ("-5", "-5"),
-        ("\N{MINUS SIGN}5", "-5"),
         ("-$5", "-5"),
         ("$-5", "-5"),
         ("x-5", "5"),
         ("10-5", ""),
         ("10\N{EN DASH}20 or 5", ""),
-        ("2024-05-01", ""),
         ("2024-05-01T10:30", ""),
-        ("555-1234.", ""),
-        ("$10-$20", ""),
-        ("10 - 5", "10"),
         ("a 5-year-old", "5"),
         ("2**5", ""),
-        ("**12**", "12"),
         ("5! = 120", ""),
-        ("5!", "5"),
         ("1 000 1/2", "1000.5"),
-        ("1,000 1/2", "1000.5"),
-        ("1000 1/2", "1000.5"),
-        ("50%", "50"),
         (".5", "0.5"),
         ("3/4 of it", "0.75"),
         ("1/3", "1/3"),
-        ("2/6", "1/3"),
         ("1 1/2", "1.5"),
-        ("12 34", "12"),
         ("5/0", ""),
         ("1e3", "1000"),
-        ("1.5e-3", "0.0015"),
         ("3 apples and 4 pears", "3"),
-        ("007", "7"),
         ("-0.0", "0"),
-        ("C", ""),
         ("", ""),
         ("1" * 101, ""),
         ("\N{FULLWIDTH DIGIT ONE}", ""),
@@ -143,11 +111,6 @@ def test_no_two_numbers_are_one_however_they_are_grouped(whole, cents, marks):
 # ---- where -----------------------------------------------------------------------------------------------------------
 def find(text, **extract):
     return Extraction.of(extract).find(text)
-
-
-def test_without_keys_the_whole_text_is_the_answer():
-    assert Extraction.of(None).find(" a text.\n ") == "a text."
-    assert Extraction.of(None).find(" \n") == ""
 
 
 def test_after_takes_the_last_place():
@@ -261,10 +224,6 @@ def test_accents_are_equal_however_they_are_stored():
     assert [*extract_laws({"one_of": [composed, apart]})]
 
 
-def test_without_a_place_a_number_is_the_last_one():
-    assert find("3 + 4 = 7", **{"as": "number"}) == "7"
-
-
 # ---- references ------------------------------------------------------------------------------------------------------
 def test_references_stand_alone_or_are_found_like_answers():
     extraction = Extraction.of({"after": "The answer is", "as": "number"})
@@ -295,8 +254,6 @@ def test_choices_of_yaml_are_texts():
         ({"regex": "a"}, "must have a group"),
         ({"one_of": ["a", 1.5]}, "must be a text, a whole number"),
         ({"one_of": ["a"]}, "at least 2"),
-        ({"as": "float"}, "'text', 'number' or 'math'"),
-        ({"before": "x"}, "Extra inputs"),
     ],
 )
 def test_wrong_keys_are_refused(keys, message):

@@ -103,13 +103,6 @@ def test_messages_need_a_chat_template(make):
     assert shown(data.tokenizer, data.encoded("train").ids.row(0)) == "<|user|>Sky<|end|><|assistant|>blu"
 
 
-def test_a_prompt_that_ends_in_white_space_is_warned_of(make):
-    report = prepare(make(prompt="{q}: "), characters()).report
-    (warning,) = report.warnings
-    assert warning.startswith("6 of 6 prompts end in white space")
-    assert prepare(make(), characters()).report.warnings == ()
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 def answered(asking, tokenizer, **losses):
     """Answer a request for options with the losses of these tokens, 0 of all others, each of which is the likeliest."""
