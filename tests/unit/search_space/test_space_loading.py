@@ -44,6 +44,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
     assert space.search == SearchPlan(
         trials=4, time_budget=600.0, params={"n_startup_trials": 10, "reduction_factor": 2}
     )
+    assert parse(text, "search.scheduler=none").search.params == {"n_startup_trials": 10}
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
 
@@ -122,6 +123,13 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
     assert local.source == DataSource(data_files={"train": str(folder / "train.jsonl")})
     assert (local.kind, local.labels, local.direction) == ("regression", (), "maximize")
     assert parse(CATALOGUE.format(task="{use: stsb, metric: mse}")).task.direction == "minimize"
+
+
+def test_messages_take_the_place_of_a_prompt(parse):
+    changed = "{use: gsm8k, messages: [{role: user, content: '{question}'}]}"
+    settings = parse(CATALOGUE.format(task=changed)).task.settings
+    assert settings["messages"]
+    assert not settings.get("prompt")
 
 
 def test_a_split_that_is_named_anew_is_not_taken_from_where_the_catalogue_has_it(parse):
