@@ -255,12 +255,20 @@ class PromotionTest:
         elif why := self.unready():
             verdict = _Verdict(False, why)
         elif champion is None:
-            verdict, slices = self._against_baselines(setup), self._slices(None)
+            promoted, sentence = self.judge(setup)
+            p_values = [p for each in self.baselines if (p := self.luck(each.rows)) is not None]
+            p = max(p_values, default=None) if self.rule.confidence else None
+            comparison = self._record(BASELINES, p, setup) if self.baselines else None
+            verdict = _Verdict(promoted, f"there was no champion; {sentence}", comparison)
+            slices = self._slices(None)
         else:
             verdict, flips = self._against_champion(champion, setup), self._flips(champion)
             slices = self._slices(champion)
-            if verdict.promoted and (why := self._beaten_by_baseline()):
-                verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
+            best = min(self.baselines, key=self._gain_over, default=None)
+            if verdict.promoted and best is not None and (gain := self._gain_over(best)) < -NOISE:
+                scored = f"{-gain:.4f} worse than {best.name} ({criterion.metric} {best.score:.4f})"
+                why = f"{verdict.reason}, but {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+                verdict = replace(verdict, promoted=False, reason=why)
         forced = setup.forced and forcible and not verdict.promoted
         reasons = [
             champion.note if champion else "",
@@ -439,22 +447,6 @@ class PromotionTest:
         if self.rule.confidence and p is None:
             unsure = ", whose answers are to other rows, or of other tokens"
         return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
-
-    def _against_baselines(self, setup: ComparisonSetup) -> _Verdict:
-        """Hold a first champion against each baseline that the rule requires."""
-        promoted, sentence = self.judge(setup)
-        p_values = [p for each in self.baselines if (p := self.luck(each.rows)) is not None]
-        p = max(p_values, default=None) if self.rule.confidence else None
-        comparison = self._record(BASELINES, p, setup) if self.baselines else None
-        return _Verdict(promoted, f"there was no champion; {sentence}", comparison)
-
-    def _beaten_by_baseline(self) -> str:
-        """Say which baseline scores higher than the finalist; empty where none does."""
-        best = min(self.baselines, key=self._gain_over, default=None)
-        if best is None or self._gain_over(best) >= -NOISE:
-            return ""
-        scored = f"{best.name} ({self.criterion.metric} {best.score:.4f})"
-        return f"{-self._gain_over(best):.4f} worse than {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
 
     # ---- the champion ------------------------------------------------------------------------------------------------
     def _against_champion(self, champion: Scored, setup: ComparisonSetup) -> _Verdict:

@@ -5,12 +5,11 @@ What a name last meant here is used when the registry is unreachable, or unchang
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
@@ -28,6 +27,7 @@ from loraxs_search.home import (
 )
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.manifest import (
     MANIFEST,
@@ -70,8 +70,8 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
     """Like `pull`, but also return the version that the folder holds."""
     folder, registry = ensure_dir(cache or home() / "adapters"), Registry(uri)
-    names = ResolvedNames(folder / "names.json", uri)
-    known, stamp = names.get(name), store_stamp(uri)
+    names, key = folder / "names.json", f"{redact(uri)} {name}"
+    known, stamp = _meanings(names).get(key), store_stamp(uri)
     if known is not None and stamp is not None and stamp == known.stamp:  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
@@ -87,7 +87,8 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, registry.store, target)
     factor_sets.bring(registry.store, manifest.base_digest, manifest.factors)
-    names.put(name, Resolved(adapter.digest, adapter.version, stamp))
+    if (meaning := _Meaning(adapter.digest, adapter.version, stamp)) != known:
+        write_atomic(names, to_json(_meanings(names) | {key: meaning}, indent=1).encode())
     return target, adapter.version
 
 
@@ -222,7 +223,7 @@ _TICK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Resolved:
+class _Meaning:
     """What a name meant.
 
     Args:
@@ -232,6 +233,14 @@ class Resolved:
     digest: str
     version: int
     stamp: str | None = None
+
+
+def _meanings(path: Path) -> dict[str, _Meaning]:
+    """Return what names last meant, by store and name; a damaged file is only forgotten."""
+    try:
+        return from_json(dict[str, _Meaning], path.read_bytes())
+    except (FileNotFoundError, ValueError):  # pydantic's ValidationError is one
+        return {}
 
 
 def store_stamp(uri: str) -> str | None:
@@ -248,32 +257,3 @@ def store_stamp(uri: str) -> str | None:
         parts.append(f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
         newest = max(newest, status.st_mtime)
     return " ".join(parts) if parts and time.time() - newest > _TICK_S else None
-
-
-class ResolvedNames:
-    """A file of names by store. Loss of an entry is harmless."""
-
-    def __init__(self, path: Path, uri: str) -> None:
-        self._path = path
-        self._prefix = f"{redact(uri)} "
-
-    def get(self, name: str) -> Resolved | None:
-        """Return what the name last meant."""
-        entry = self._read().get(self._prefix + name)
-        try:
-            return Resolved(**entry) if isinstance(entry, dict) else None
-        except TypeError:
-            return None
-
-    def put(self, name: str, meaning: Resolved) -> None:
-        """Remember what the name means."""
-        known, entry = self._read(), asdict(meaning)
-        if known.get(self._prefix + name) != entry:
-            write_atomic(self._path, json.dumps(known | {self._prefix + name: entry}, indent=1, sort_keys=True))
-
-    def _read(self) -> dict[str, object]:
-        try:
-            read = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return read if isinstance(read, dict) else {}

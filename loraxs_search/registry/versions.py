@@ -282,6 +282,8 @@ def register(
 
     Its tags are what people look for in the UI.
     """
+    from mlflow.exceptions import MlflowException
+
     task = manifest.task.registered_name
     tags = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
     tags |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
@@ -297,7 +299,27 @@ def register(
         for key, value in tags.items():
             client.set_model_version_tag(task, known.version, key, value)
         return known
-    model = _logged_model(client, uri, folder, manifest, digest)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    logged = client.search_logged_models(experiments, f"tags.`{DIGEST}` = '{digest}'")
+    model = next((each for each in logged if str(each.status) == "READY"), None)  # that the search has logged
+    if model is None:
+        run_id, experiment_id = manifest.run_id, None
+        if run_id is not None:
+            try:
+                experiment_id = client.get_run(run_id).info.experiment_id
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                run_id = None  # it is in another store
+        model = client.create_logged_model(
+            experiment_id or ensure_experiment(client, uri, _EXPERIMENT, _NOTE),
+            name=f"{task}-{manifest.trial_id}".replace(".", "-"),
+            source_run_id=run_id,
+            tags={"loraxs.study": manifest.study, "trial_id": manifest.trial_id, DIGEST: digest},
+            model_type="LORAXS",
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+        model = client.finalize_logged_model(model.model_id, "READY")
     is_embedded = artifact_root(uri) is not None
     made = client.create_model_version(
         task,
@@ -312,33 +334,6 @@ def register(
         listed = [*json.loads(model.tags.get(_MODEL_VERSIONS, "[]")), {"name": task, "version": int(made.version)}]
         client.set_logged_model_tags(model.model_id, {_MODEL_VERSIONS: json.dumps(listed)})
     return made
-
-
-def _logged_model(client: MlflowClient, uri: str, folder: Path, manifest: Manifest, digest: str) -> Any:
-    """Return the logged model that holds `folder`: the one its search has logged, or a new one."""
-    from mlflow.exceptions import MlflowException
-
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for model in client.search_logged_models(experiments, f"tags.`{DIGEST}` = '{digest}'"):
-        if str(model.status) == "READY":
-            return model
-    run_id, experiment_id = manifest.run_id, None
-    if run_id is not None:
-        try:
-            experiment_id = client.get_run(run_id).info.experiment_id
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            run_id = None  # it is in another store
-    model = client.create_logged_model(
-        experiment_id or ensure_experiment(client, uri, _EXPERIMENT, _NOTE),
-        name=f"{manifest.task.registered_name}-{manifest.trial_id}".replace(".", "-"),
-        source_run_id=run_id,
-        tags={"loraxs.study": manifest.study, "trial_id": manifest.trial_id, DIGEST: digest},
-        model_type="LORAXS",
-    )
-    client.log_model_artifacts(model.model_id, str(folder))
-    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def add_test_predictions(client: MlflowClient, version: Any, name: str, content: bytes) -> None:

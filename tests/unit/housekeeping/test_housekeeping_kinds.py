@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,6 @@ from loraxs_search.housekeeping import KINDS, Needs, collect
 from loraxs_search.log.events import DriverStarted
 from loraxs_search.records.base import Identity
 from loraxs_search.records.trial import TrialState
-from loraxs_search.registry.pull import Resolved, ResolvedNames
 from loraxs_search.registry.store import Registry
 
 MONTH_S = 30 * DAY_S
@@ -242,10 +242,11 @@ def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, 
 def test_pulled_adapters_of_removed_versions_go(fresh_home, store_uri, base, register, sealed):
     register(store_uri, base_digest=base("b"), factors={})
     (known,) = (digest for _, digest, _ in Registry(store_uri).manifests())
+    meant = {}
     for digest, name in ((known, "t"), ("c" * 64, "t:9")):
         sealed(fresh_home / "adapters" / digest, factors={})
-        names = ResolvedNames(fresh_home / "adapters" / "names.json", store_uri)
-        names.put(name, Resolved(digest, 1))
+        meant[f"{store_uri} {name}"] = {"digest": digest, "version": 1}
+    write_atomic(fresh_home / "adapters" / "names.json", json.dumps(meant))
     age(fresh_home)
     assert why(fresh_home / "adapters" / known) == "needed by `pull t`"
     assert {path.name for path in gone() if path.parent.name == "adapters"} == {"c" * 64}

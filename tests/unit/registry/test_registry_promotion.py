@@ -399,12 +399,6 @@ def test_a_champion_that_was_judged_by_another_metric_has_this_one_from_its_answ
     assert (decision.promoted, decision.champion_metric) == (True, 0.1)
 
 
-def test_the_test_rows_make_two_comparable_whatever_the_others_are():
-    finalist = _scored("t0", 900, data_fingerprint="more train rows", test_fingerprint="rows")
-    assert decide(RULE, TASK, finalist, _old(800, test_fingerprint="rows")).promoted
-    assert not decide(RULE, TASK, finalist, _old(800, test_fingerprint="other rows")).promoted
-
-
 def test_the_champion_is_not_promoted_again_even_by_force():
     champion = _scored("t0", 900)
     for forced in (False, True):
@@ -412,14 +406,6 @@ def test_the_champion_is_not_promoted_again_even_by_force():
         assert not decision.promoted
         assert decision.comparisons == ()
         assert decision.reasons[-1] == "s1/t0 already is the champion"
-
-
-def test_the_same_name_in_another_study_is_another_candidate():
-    champion, found = _scored("t0", 800, study_id="a"), _scored("t0", 810, study_id="b")
-    decision = decide(RULE, TASK, found, champion)
-    assert decision.promoted
-    assert decision.p_value == pytest.approx(2**-10)
-    assert not decide(RULE, TASK, champion, champion).promoted
 
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])

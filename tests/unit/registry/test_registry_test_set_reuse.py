@@ -25,7 +25,6 @@ from loraxs_search.registry.promotion import (
     find_tolerance_reference,
 )
 from loraxs_search.registry.versions import Rescored
-from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
 
@@ -85,15 +84,6 @@ def test_a_search_that_found_nothing_is_not_promoted_and_counts_as_a_look(regist
     assert registry.history("movie-reviews")[-1].forced
 
 
-def test_the_number_stands_on_the_version(registry, promote, store_uri):
-    promote("t0", 300)
-    promote("t1", 399)
-    described = connect(store_uri).get_model_version("movie-reviews", "2").description
-    # The first one was won, so the second has its share, too.
-    assert f"comparison 2 on these test rows, held to a confidence of {1 - 0.05 / 2 - 0.05 / 6:.4g}" in described
-    assert registry.champion("movie-reviews").decision.comparisons[0].number == 2
-
-
 def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(registry, promote, task, monkeypatch):
     promote("t0", 320)
 
@@ -145,13 +135,6 @@ def test_a_reference_without_its_answers_decides_nothing_unless_it_is_scored_ane
 
     assert promote("t2", 338, rule=SMALLER, stored_bytes=800, rescore=rescore).promoted
     assert promote("t3", 200, rule=SMALLER, forced=True).forced
-
-
-def test_a_champion_that_was_rolled_back_is_no_reference(registry, promote):
-    promote("t0", 330, rule=SMALLER)
-    assert promote("t1", 340, rule=SMALLER).promoted
-    registry.rollback("movie-reviews")
-    assert promote("t2", 328, rule=SMALLER, stored_bytes=900).comparisons[0].reference_version == 1
 
 
 def test_a_champion_that_was_removed_is_no_reference(registry, promote):

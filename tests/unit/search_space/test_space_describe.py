@@ -73,14 +73,6 @@ def test_a_rank_or_group_that_does_not_fit_the_model_is_refused(parse):
         describe(space, MINI)
 
 
-def test_the_largest_trial_and_target_groups_know_every_possible_value(parse):
-    space = parse(SPACE + "  rank: [{int: [4, 8], when: {head: full}}, 32]\n  head: {choice: [full, output]}\n")
-    assert {params["rank"] for _, params in space.largest().adapters} == {4, 8, 32}
-    assert space.target_groups() == ("all-linear",)
-    conditional = "  rank: 4\n  head: {choice: [full, output]}\n  target_modules: {value: ffn, when: {head: full}}\n"
-    assert parse(SPACE + conditional).target_groups() == ("ffn", "all-linear")
-
-
 # ---- describe --------------------------------------------------------------------------------------------------------
 def test_the_quickstart_is_described(parse):
     head = {"classifier.weight": (2, 384), "classifier.bias": (2,)}

@@ -105,20 +105,6 @@ def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
         assert (again.params, again.distributions) == (trial.params, trial.distributions)
 
 
-def test_one_method_leaves_no_trace_in_params_and_conditions_on_it_hold(parse: Any) -> None:
-    one, plain = (
-        parse(TEXT.replace(TEXT[TEXT.index("parameters") : TEXT.index("search")], parameters), "method=lora-xs")
-        for parameters in (
-            "parameters:\n  rank: {choice: [4, 8], when: {method: lora-xs}}\n"
-            "  learning_rate: [{value: 1.0e-3, when: {method: lora-xs}}, 1.0e-4]\n",
-            "parameters:\n  rank: {choice: [4, 8]}\n  learning_rate: 1.0e-3\n",
-        )
-    )
-    assert one.methods == ("lora-xs",)
-    assert one.parameters == plain.parameters
-    assert [params for _, params in draws(one)] == [params for _, params in draws(plain)]
-
-
 # ---- what a space amounts to -----------------------------------------------------------------------------------------
 def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
     text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")

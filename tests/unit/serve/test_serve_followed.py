@@ -16,7 +16,6 @@ import requests
 from loraxs_search.errors import IntegrityError, TrackingError, UsageError
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
-from loraxs_search.registry.pull import ResolvedNames
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
@@ -118,7 +117,7 @@ def test_a_version_is_known_though_another_pull_overwrites_the_file_of_names(reg
     """Two that write it at once may lose the entry of one, which is harmless."""
     uri, promote = registry
     promote(folders["two"])
-    monkeypatch.setattr(ResolvedNames, "put", lambda *_: None)
+    monkeypatch.setattr("loraxs_search.registry.pull.write_atomic", lambda *_: None)
     models = follow(["task-2"], uri=uri)
     assert models.find("task-2").version == Registry(uri).resolve("task-2").version
 
