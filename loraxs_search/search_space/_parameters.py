@@ -11,12 +11,12 @@ from typing import Any
 
 from loraxs_search.errors import asking, meant, must_be, one_of
 from loraxs_search.methods import METHODS, get_method
-from loraxs_search.methods._base import Method
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.search_space.distributions import (
     METHOD,
+    PARAMETERS,
     Alternative,
     Condition,
     Distribution,
@@ -27,7 +27,7 @@ from loraxs_search.search_space.distributions import (
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, shown
 from loraxs_search.search_space.parameter_specs import SpaceSpecs, both, joint_law, method_spec
 
-PARAMETERS, PEFT_METHODS = "parameters", "peft_methods"
+PEFT_METHODS = "peft_methods"
 _OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form
 _MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
 
@@ -343,13 +343,6 @@ def read_peft_methods(document: Document) -> dict[str, PeftSettings]:
         document.fault((PEFT_METHODS,), message)
     read = {name: _settings(document, name, given) for name, given in as_mapping(section).items()}
     return {name: settings for name, settings in read.items() if settings is not None}
-
-
-def known_methods(document: Document) -> dict[str, Method]:
-    """Return the methods that a space may name, as far as they are sound."""
-    named = read_peft_methods(replace(document, faults=[]))
-    registered: dict[str, Method] = {name: entry() for name, entry in METHODS.importable().items()}
-    return registered | {name: get_method(name, settings) for name, settings in named.items()}
 
 
 def _settings(document: Document, name: str, given: object) -> PeftSettings | None:

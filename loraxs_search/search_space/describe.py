@@ -16,7 +16,7 @@ from loraxs_search.records.trial import AdapterSize
 from loraxs_search.samplers import make_sampler
 from loraxs_search.search_space.distributions import reachable_shapes
 from loraxs_search.search_space.document import fail_with
-from loraxs_search.search_space.parameter_specs import both, parameter_specs, resolve_modules
+from loraxs_search.search_space.parameter_specs import DEFAULT_TARGET_MODULES, both, parameter_specs, resolve_modules
 from loraxs_search.search_space.space import Space
 
 
@@ -111,7 +111,9 @@ def describe(
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
         SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
     """
-    groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
+    found = (space.possible_values(name, "target_modules", DEFAULT_TARGET_MODULES) for name in space.methods)
+    expressions = dict.fromkeys(str(value) for values in found for value in values or ())
+    groups = {expression: resolve_modules(expression, modules) for expression in expressions}
     by_name, methods = {module.name: module for module in modules}, dict[str, _Extremes]()
     for method in map(space.method, space.methods):  # each way to adapt layers that a trial may draw must fit them
         for own, names in trial_shapes(space, method, modules):

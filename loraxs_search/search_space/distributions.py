@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
 METHOD = "method"  # the parameter that spaces of several methods have
+PARAMETERS = "parameters"  # the section
 
 
 @dataclass(frozen=True)

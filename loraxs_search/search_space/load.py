@@ -27,14 +27,12 @@ from loraxs_search.records.task import Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._parameters import (
-    PARAMETERS,
     PEFT_METHODS,
-    known_methods,
     read_method,
     read_parameters,
     read_peft_methods,
 )
-from loraxs_search.search_space.distributions import METHOD
+from loraxs_search.search_space.distributions import METHOD, PARAMETERS
 from loraxs_search.search_space.document import (
     BEHIND_FILES,
     Document,
@@ -173,21 +171,6 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         document.fault((PARAMETERS, "target_modules"), law)
         document.fail()
     return space
-
-
-def as_launched(resolved: Space, text: str, name: str) -> Space:
-    """Return the space of a stored study, its parameters in the order of the file that was launched.
-
-    Args:
-        resolved: With all defaults, as stored.
-        text: The file.
-    """
-    written = (METHOD, *as_mapping(as_mapping(parse_document(text, resolved.source).data).get(PARAMETERS)))
-    place = {parameter: number for number, parameter in enumerate(written)}
-    # Samplers draw and encode in this order: a stored record has its keys sorted.
-    ordered = sorted(resolved.parameters, key=lambda parameter: place.get(parameter, len(place)))
-    parameters = {parameter: resolved.parameters[parameter] for parameter in ordered}
-    return replace(resolved, text=text, name=name, parameters=parameters)
 
 
 def single_method(text: str) -> str:
@@ -374,7 +357,12 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         document.put(override, index)
     data = as_mapping(document.data)
     wanted, promotion = _names(data.get(METHOD)), as_mapping(data.get("promotion"))
-    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= (known := known_methods(document)).keys():
+    if not wanted or not set(wanted) < set(earlier):
+        return
+    known: dict[str, Method] = {name: entry() for name, entry in METHODS.importable().items()}
+    for name, settings in read_peft_methods(replace(document, faults=[])).items():
+        known[name] = get_method(name, settings)
+    if not set(wanted) <= known.keys():
         return
     if isinstance(promotion.get("methods"), list):
         left = [name for name in promotion["methods"] if name in wanted or name not in earlier]

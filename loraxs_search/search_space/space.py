@@ -157,15 +157,10 @@ class Space:
         batches = [
             int(value)
             for method in packed
-            for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
+            for value in self.possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
         ]
         adapters = [(m.name, shape) for m in packed if m.packed for shape in self._reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
-
-    def target_groups(self) -> tuple[str, ...]:
-        """Return every module group expression a trial may have."""
-        groups = (self._possible_values(name, "target_modules", DEFAULT_TARGET_MODULES) for name in self.methods)
-        return tuple(dict.fromkeys(str(value) for values in groups for value in values or ()))
 
     def parameters_of(self, method: str) -> dict[str, Parameter]:
         """Return the parameters of the trials of one method, without the choice of the method."""
@@ -243,13 +238,13 @@ class Space:
 
     def heads(self, method: Method) -> Sequence[Head]:
         """Return how the head of a method's trials may be trained."""
-        values = self._possible_values(method.name, "head", Hyperparameters.head)
+        values = self.possible_values(method.name, "head", Hyperparameters.head)
         return [cast("Head", value) for value in values or ()]
 
     def head_inits(self) -> set[Scalar]:
         """Return where the heads of trials may start."""
         default = Hyperparameters.head_init
-        return {value for name in self.methods for value in self._possible_values(name, "head_init", default) or ()}
+        return {value for name in self.methods for value in self.possible_values(name, "head_init", default) or ()}
 
     def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
         """Return what these parameters of a method may be together in a trial."""
@@ -259,11 +254,14 @@ class Space:
 
     def _possible(self, method: Method) -> Possible:
         """Return every value of a method's own parameters that a trial may have, its default included."""
-        return {
-            name: self._possible_values(method.name, name, spec.default) for name, spec in method.parameters.items()
-        }
+        return {name: self.possible_values(method.name, name, spec.default) for name, spec in method.parameters.items()}
 
-    def _possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+    def possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+        """Return every value of a parameter that trials of a method may have; None for a range.
+
+        Args:
+            default: Of a trial that leaves it out, if the space itself has recorded none.
+        """
         default = self.defaults.get(method, {}).get(name, default)
         parameter = self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
