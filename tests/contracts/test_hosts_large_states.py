@@ -31,10 +31,8 @@ def space(tiny_base: Path) -> Space:
     return parse_space(text, source="large.yaml", folder=Path("/"))
 
 
-@pytest.fixture(params=["alone", "packed"])
-def make(
-    request: pytest.FixtureRequest, space: Space, monkeypatch: Any, tmp_path: Path, in_warm_home: Path
-) -> Iterator[Callable[..., Host]]:
+@pytest.fixture
+def make(space: Space, monkeypatch: Any, tmp_path: Path, in_warm_home: Path) -> Iterator[Callable[..., Host]]:
     """Make hosts whose states travel up to so many bytes, each on a node that has states of its own."""
     made: list[Host] = []
 
@@ -46,10 +44,7 @@ def make(
             (node / shared).symlink_to(in_warm_home / shared)
         monkeypatch.setenv("LORAXS_HOME", str(node))
         options = {"precision": "float32", "max_state_bytes": max_state_bytes}
-        if request.param == "alone":
-            made.append(TrialHost(space.base_model, space.task, **options))
-        else:
-            made.append(TrialHost(space.base_model, space.task, slots=2, **options))
+        made.append(TrialHost(space.base_model, space.task, slots=2, **options))
         return made[-1]
 
     yield host

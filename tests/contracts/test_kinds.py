@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.bases import LLAMA
-from support.trials import make_spec, run_alone
+from support.trials import TrialBase, make_spec, train
 from support.word_pairs import WordPairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,10 +23,7 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import forward
-from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import shared_pack
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.host import Answers
@@ -391,29 +388,20 @@ def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> Tria
 def test_packed_trials_are_lone_trials(
     name: str, kind: TaskKind, model: Any, base: BaseModel, data: PreparedTask
 ) -> None:
-    modules = linear_modules(base, kind.model)
-    names = [module.name for module in modules]
-    factors = LoadedFactors(model, load_model(base, kind.model), names)
-    upper = tuple(n for n in names if ".1." in n)  # the lower layer is skipped where all adapt the upper alone
+    world = TrialBase()
+    world.base = base
+    world.load(kind.model)
+    upper = tuple(n for n in world.names if ".1." in n)  # the lower layer is skipped where all adapt the upper alone
     specs = [
-        spec(base, kind, "1"),
-        spec(base, kind, "2", rank=2, scale=2.0, target_modules=upper, batch_size=5),
-        spec(base, kind, "3", rank=6, basis="bottom", learning_rate=5e-3),
+        world.spec("1"),
+        world.spec("2", rank=2, scale=2.0, target_modules=upper, batch_size=5),
+        world.spec("3", rank=6, basis="bottom", learning_rate=5e-3),
     ]
-    pack = shared_pack(model, factors, modules, max_tokens=100, executor=PassExecutor(3))
+    pack = world.pack(max_tokens=100, num_workers=3)
     for group in (specs, specs[1:2]):
         slots = [pack.join(own, data) for own in group]
-        for _ in range(10):
-            assert pack.step(slots) == {}
-        metrics = pack.evaluate(slots, "validation")
-        packed = [slot.snapshot() for slot in slots]
-        pack.base.clear()
-        for slot, snapshot in zip(slots, packed, strict=True):
-            expected = run_alone(slot.spec, data, model, factors, 10)
-            assert metrics[slot.name] == pytest.approx(expected.reports[-1].metrics, rel=1e-5)
-            for key, value in expected.parameters.items():
-                if "loraxs_R" in key:
-                    assert (snapshot.parameters[key] - value).norm() <= 1e-5 * value.norm(), key
+        train(pack, slots, 10)
+        world.check_as_alone(pack, slots)
 
 
 def test_an_unknown_kind_lists_those_that_there_are(tmp_path: Path) -> None:

@@ -139,38 +139,8 @@ def save_base(folder: Path, family: str = "bert") -> BaseModel:
     return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
 
 
-HEAD_SHARE = 1e-2
-
-
-def distance(actual: Snapshot, expected: Snapshot) -> float:
-    """Return the largest |a - b| / |b| over every R, A and B and their moments; a head's tensors count a hundredth.
-
-    A bias may pass through zero, and Adam makes a full step of a gradient that is nothing but rounding: the lone trial
-    itself differs there by 2e-4 when its rows come in another order, and its R by 1e-6. A head is held against one step
-    at least, its mean gradient against the gradient's size.
-    """
-    ours, theirs = actual.parameters | actual.moments, expected.parameters | expected.moments
-    assert ours.keys() == theirs.keys()
-    found = []
-    for name, value in theirs.items():
-        error, size = float((ours[name] - value).norm()), float(value.norm())
-        if "loraxs_R" in name or ".lora_" in name:
-            found.append(error / size)
-        else:
-            found.append(HEAD_SHARE * error / max(size, _least_size(name, expected)))
-    return max(found)
-
-
-def _least_size(name: str, expected: Snapshot) -> float:
-    if name.startswith("exp_avg/"):
-        return float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm())
-    return 0.0 if name.startswith("exp_avg_sq/") else 1e-3  # the lowest of the learning rates in use
-
-
 class World(TrialBase):
     """One base with rows for a classifier."""
-
-    distance = staticmethod(distance)
 
     def __init__(
         self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None, pooling: Pooling = "class"
@@ -208,27 +178,6 @@ class World(TrialBase):
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
         return [pack.join(spec, self.data, snapshot) for spec, snapshot in zip(specs, padded, strict=True)]
-
-    def check_each_is_as_alone(self, pack: Pack, slots: Sequence[Slot], until: int, tolerance: float) -> None:
-        """Assert that slots which have trained up to a step stand where their trials stand alone; empties the pack."""
-        packed = [slot.snapshot() for slot in slots]
-        pack.base.clear()
-        for slot, snapshot in zip(slots, packed, strict=True):
-            assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
-
-    def check_reports_are_as_alone(self, pack: Pack, slots: Sequence[Slot], until: int, tolerance: float) -> None:
-        """The same, and that they report what their trials report alone."""
-        metrics = pack.evaluate(slots, "validation")
-        packed = [slot.snapshot() for slot in slots]
-        reports = [slot.report(metrics[slot.name]) for slot in slots]
-        pack.base.clear()
-        for slot, snapshot, report in zip(slots, packed, reports, strict=True):
-            lone = self.lone(slot.spec, until)
-            expected = lone.reports[-1]
-            assert self.distance(snapshot, lone) < tolerance, slot.spec
-            assert (report.step, report.num_tokens, report.size) == (until, expected.num_tokens, expected.size)
-            assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
-            assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
 
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""

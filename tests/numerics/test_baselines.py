@@ -19,16 +19,10 @@ from loraxs_search.records.promotion import Baseline
 from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, mean_states, measure_baselines
 from loraxs_search.trial.snapshot import Snapshot
 
-Host = TrialHost | TrialHost
 
-
-@pytest.fixture(params=["lone", "packed"])
-def host(request: pytest.FixtureRequest, world: Any) -> Iterator[Host]:
-    ref, options = BaseModelRef(id=world.base.path), {"precision": "float32", "device": "cpu"}
-    if request.param == "lone":
-        yield TrialHost(ref, world.data.task, **options)
-        return
-    made = TrialHost(ref, world.data.task, slots=2, **options)
+@pytest.fixture
+def host(world: Any) -> Iterator[TrialHost]:
+    made = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     yield made
     made.close()
 
@@ -41,7 +35,7 @@ def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
     return [replace(baseline, seconds=0.0) for baseline in found]
 
 
-def test_all_three_are_measured_on_validation_and_test(host: Host, world: Any) -> None:
+def test_all_three_are_measured_on_validation_and_test(host: TrialHost, world: Any) -> None:
     found = host.baselines(world.data.task)
     assert [baseline.name for baseline in found] == ["constant", "tfidf", "features"]
     assert [baseline.failed for baseline in found] == ["", "", ""]
@@ -55,13 +49,13 @@ def test_all_three_are_measured_on_validation_and_test(host: Host, world: Any) -
     assert features > 0.6
 
 
-def test_a_trial_on_the_base_is_not_in_its_features(host: Host, world: Any) -> None:
+def test_a_trial_on_the_base_is_not_in_its_features(host: TrialHost, world: Any) -> None:
     before = host.baselines(world.data.task)
     host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
     assert numbers(host.baselines(world.data.task)) == numbers(before)
 
 
-def test_a_trial_trains_on_while_they_are_measured(host: Host, world: Any) -> None:
+def test_a_trial_trains_on_while_they_are_measured(host: TrialHost, world: Any) -> None:
     spec = world.spec("1")
     _, undisturbed = host.advance(spec, 30, None)
     expected = numbers(host.baselines(world.data.task))
@@ -74,15 +68,13 @@ def test_a_trial_trains_on_while_they_are_measured(host: Host, world: Any) -> No
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
+def test_their_single_thread_is_not_the_hosts(host: TrialHost) -> None:
     before = torch.get_num_threads()
-    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     try:
         torch.set_num_threads(before + 1)  # as another thread of the process does
         assert host.in_turn(torch.get_num_threads) == before
     finally:
         torch.set_num_threads(before)
-        host.close()
 
 
 @pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2", "deberta", "llama"]))

@@ -50,11 +50,10 @@ STORED = {"output": 32 * 2 + 2, "full": 32 * 32 + 32 + 32 * 2 + 2}
 
 
 @pytest.mark.parametrize("family", families(["roberta", "modernbert"]))
-@pytest.mark.parametrize(("head", "is_packed"), [("output", False), ("output", True), ("full", True)])
+@pytest.mark.parametrize("head", ["output", "full"])
 def test_what_is_stored_and_that_it_loads_in_plain_peft(
     family: str,
     head: str,
-    is_packed: bool,
     request: pytest.FixtureRequest,
     tiny_space: Path,
     tmp_path: Path,
@@ -63,9 +62,7 @@ def test_what_is_stored_and_that_it_loads_in_plain_peft(
     folder = request.getfixturevalue(family)
     space = load_space(str(tiny_space), overrides=[f"base_model={folder}", f"parameters.head={head}"])
     options = {"precision": "float32", "device": "cpu"}
-    host = TrialHost(space.base_model, space.task, **options)
-    if is_packed:
-        host = TrialHost(space.base_model, space.task, slots=2, **options)
+    host = TrialHost(space.base_model, space.task, slots=2, **options)
     params = {"rank": 4, "target_modules": "attention", "learning_rate": 1e-2, "head": head}
     hyper = replace(space.hyperparameters(params, host.info().modules, seed=1), batch_size=8)
     spec = TrialSpec("00000", params, hyper)

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,15 +20,7 @@ from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.prepared import prepare
 
-TOLERANCE = 1e-5  # relative, on every R and its moments
 NUM_STEPS = 10
-
-
-def distance(packed: Any, lone: Any) -> float:
-    """Return the largest |a - b| / |b| over every R and its moments."""
-    ours, theirs = packed.parameters | packed.moments, lone.parameters | lone.moments
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - value).norm() / value.norm()) for name, value in theirs.items())
 
 
 @pytest.mark.parametrize("family", families(DECODERS))
@@ -38,15 +29,7 @@ def test_pack_of_unlike_trials_equals_lone_trials(tmp_path: Path, family: str) -
     trials, pack = world.mixed_trials(), world.pack(num_workers=3)
     slots = [pack.join(spec, data) for spec, data in trials]
     train(pack, slots, NUM_STEPS)
-    metrics = pack.evaluate(slots, "validation")
-    packed = [slot.snapshot() for slot in slots]
-    reports = [slot.report(metrics[slot.name]) for slot in slots]
-    pack.base.clear()
-    for (spec, data), snapshot, report in zip(trials, packed, reports, strict=True):
-        lone = world.lone(spec, data, NUM_STEPS)
-        assert distance(snapshot, lone) < TOLERANCE, spec
-        assert report.train_loss == pytest.approx(lone.reports[-1].train_loss, rel=1e-5)
-        assert report.metrics == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+    world.check_as_alone(pack, slots)
 
 
 @pytest.mark.parametrize("family", families(["llama", "gemma2"]))

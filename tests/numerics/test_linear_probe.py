@@ -110,7 +110,7 @@ def test_packed_with_others_they_equal_lone_trials(world: Any) -> None:
     pack = world.pack(num_workers=2)
     slots = world.join(pack, specs)
     train(pack, slots, 15)
-    world.check_each_is_as_alone(pack, slots, 15, 1e-4)  # near the least loss little but rounding is left of gradients
+    world.check_as_alone(pack, slots, 1e-4)  # near the least loss little but rounding is left of gradients
 
 
 def test_resumed_is_uninterrupted(world: Any) -> None:
@@ -147,13 +147,12 @@ def test_a_few_rows_make_no_probe(world: Any, monkeypatch: pytest.MonkeyPatch) -
     assert "needs 10 train rows" in found.reason
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_host_fits_the_same_one_whatever_is_on_its_base(world: Any, *, packed: bool) -> None:
-    ref, task = BaseModelRef(id=world.base.path), world.data.task
-    options: dict[str, Any] = {"precision": "float32", "device": "cpu"}
-    host = TrialHost(ref, task, slots=2, **options) if packed else TrialHost(ref, task, **options)
+@pytest.mark.parametrize("own", [{}, {"dora": True}], ids=["packed", "unpacked"])
+def test_a_host_fits_the_same_one_whatever_is_on_its_base(world: Any, own: dict[str, Any]) -> None:
+    task = world.data.task
+    host = TrialHost(BaseModelRef(id=world.base.path), task, precision="float32", device="cpu")
     before = host.linear_probe(task)
-    host.advance(world.spec("1", init_std=5.0), 3, None, task)  # its adapter and head stay on
+    host.advance(world.lora("1", own), 3, None, task)  # its adapter and head stay on
     assert host.linear_probe(task).content == before.content
     assert before.num_rows == 90
     host.close()

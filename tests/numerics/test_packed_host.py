@@ -217,9 +217,8 @@ def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: 
     hook.remove()
 
 
-@pytest.mark.parametrize("kind", ["packed", "lone"])
 def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
-    make_world: Callable[..., Any], make_host: Make, kind: str, distance: Distance
+    make_world: Callable[..., Any], make_host: Make, distance: Distance
 ) -> None:
     world = make_world()
     base, task, spec = BaseModelRef(id=world.base.path), world.data.task, world.spec("1")
@@ -227,7 +226,7 @@ def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
     def lone() -> TrialHost:
         return TrialHost(base, task, precision="float32", device="cpu")
 
-    host = make_host(of=world) if kind == "packed" else lone()
+    host = make_host(of=world)
     first = host.info()
     _, before = host.advance(spec, 5, None)
     assert host.info(anew=True) == first
@@ -265,20 +264,18 @@ def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
 def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any, make_host: Make) -> None:
     some = replace(world.data.task, validation_rows=5)
     base = BaseModelRef(id=world.base.path)
-    lone = TrialHost(base, some, precision="float32", device="cpu")
-    packed = TrialHost(base, some, slots=2, precision="float32", device="cpu")
+    host = TrialHost(base, some, slots=2, precision="float32", device="cpu")
     every_row = TrialHost(base, world.data.task, precision="float32", device="cpu")
     spec = world.spec("1")
     try:
-        for host in (lone, packed):
-            report, state = host.advance(spec, 4, None)
-            expected = every_row.advance(spec, 4, None)[0].metrics
-            whole, _ = host.advance(spec, 4, state, replace(some, validation_rows=None))
-            assert whole.metrics == pytest.approx(expected, rel=1e-5)
-            assert whole.metrics["loss"] != pytest.approx(report.metrics["loss"], rel=1e-5)
-            assert host.advance(spec, 4, state)[0].metrics == pytest.approx(report.metrics, rel=1e-5)
+        report, state = host.advance(spec, 4, None)
+        expected = every_row.advance(spec, 4, None)[0].metrics
+        whole, _ = host.advance(spec, 4, state, replace(some, validation_rows=None))
+        assert whole.metrics == pytest.approx(expected, rel=1e-5)
+        assert whole.metrics["loss"] != pytest.approx(report.metrics["loss"], rel=1e-5)
+        assert host.advance(spec, 4, state)[0].metrics == pytest.approx(report.metrics, rel=1e-5)
     finally:
-        packed.close()
+        host.close()
 
 
 def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(

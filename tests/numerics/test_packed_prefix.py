@@ -104,15 +104,8 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(dee
     assert pack.base.prefix.depth == 0
     train(pack, slots[:4], 6)
     assert pack.base.prefix.depth == 2
-    metrics = pack.evaluate(slots[:4], "validation")
-    packed = [slot.snapshot() for slot in slots]
-    reports = [slot.report(metrics[slot.name]) for slot in slots[:4]]
-    pack.base.clear()
-    assert [snapshot.step for snapshot in packed] == [18, 18, 18, 18, 6]
-    for spec, snapshot in zip([*specs, guest], packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
-    for spec, report in zip(specs, reports, strict=True):
-        assert report.metrics == pytest.approx(world.lone(spec, 18).reports[-1].metrics, rel=1e-5)
+    assert [slot.step for slot in slots] == [18, 18, 18, 18, 6]
+    world.check_as_alone(pack, slots)
 
 
 @pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2", "llama"]))
@@ -121,14 +114,8 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     specs, pack = upper_specs(world), pack_of(world)
     slots = world.join(pack, specs)
     train(pack, slots, 6)
-    found = pack.evaluate(slots, "validation")
     assert pack.base.prefix.depth == 2
-    packed = [slot.snapshot() for slot in slots]
-    pack.base.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        lone = world.lone(spec, 6)
-        assert world.distance(snapshot, lone) < TOLERANCE, spec
-        assert found[spec.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+    world.check_as_alone(pack, slots)
 
 
 def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any]) -> None:
@@ -160,7 +147,7 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
     pack.evaluate(slots, "validation")
     assert cache_bytes / 2 < pack.base.prefix.num_bytes <= cache_bytes or not cache_bytes
     assert pack.base.prefix.depth == (2 if cache_bytes else 0)
-    world.check_each_is_as_alone(pack, slots, 15, TOLERANCE)
+    world.check_as_alone(pack, slots)
 
 
 def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> None:
@@ -303,4 +290,4 @@ def test_last_layers_of_the_quickstart_base(quickstart: Any) -> None:
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
     assert pack.base.prefix.depth == blocks - 2
-    quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)
+    quickstart.check_as_alone(pack, slots, 1e-4)

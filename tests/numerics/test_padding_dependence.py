@@ -96,7 +96,7 @@ def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attenti
     others = tuple(name for name in world.names if name not in shared)
     slots = world.join(pack, [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2])])
     train(pack, slots, 10)
-    world.check_each_is_as_alone(pack, slots, 10, 1e-5)
+    world.check_as_alone(pack, slots)
 
 
 def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks(

@@ -16,7 +16,7 @@ import torch
 from peft import get_peft_model
 from support.decoders import DecoderWorld
 from support.families import families
-from support.trials import train
+from support.trials import distance, train
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -26,8 +26,6 @@ from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
-
-from .conftest import distance
 
 NUM_STEPS = 8
 TOLERANCE = 2e-5

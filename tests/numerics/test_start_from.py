@@ -118,7 +118,7 @@ def test_packed_with_others_they_equal_lone_trials(world: Any, learnt: Callable[
     pack = world.pack(num_workers=2)
     slots = world.join(pack, specs)
     train(pack, slots, 6)
-    world.check_each_is_as_alone(pack, slots, 6, 1e-5)
+    world.check_as_alone(pack, slots)
 
 
 def test_resumed_is_uninterrupted(world: Any, learnt: Callable[..., Any]) -> None:

@@ -84,12 +84,7 @@ def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
     specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
     slots = world.join(pack, specs)
     train(pack, slots, 8)
-    metrics, packed = pack.evaluate(slots, "validation"), [slot.snapshot() for slot in slots]
-    pack.base.clear()
-    for slot, snapshot in zip(slots, packed, strict=True):
-        lone = world.lone(slot.spec, 8)
-        assert world.distance(snapshot, lone) < TOLERANCE
-        assert metrics[slot.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+    world.check_as_alone(pack, slots)
 
 
 def test_loss_and_answers_are_those_of_transformers(world: TaggedWorld) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -81,10 +82,39 @@ def train(pack: Pack, slots: Sequence[Slot], num_steps: int) -> None:
         assert pack.step(slots) == {}
 
 
+HEAD_SHARE = 1e-2
+
+
+def distance(actual: Snapshot, expected: Snapshot) -> float:
+    """Return the largest |a - b| / |b| over every R, A and B and their moments; a head's tensors count a hundredth.
+
+    A bias may pass through zero, and Adam makes a full step of a gradient that is nothing but rounding: the lone trial
+    itself differs there by 2e-4 when its rows come in another order, and its R by 1e-6. A head is held against one step
+    at least, its mean gradient against the gradient's size.
+    """
+    ours, theirs = actual.parameters | actual.moments, expected.parameters | expected.moments
+    assert ours.keys() == theirs.keys()
+    found = []
+    for name, value in theirs.items():
+        error, size = float((ours[name] - value).norm()), float(value.norm())
+        if "loraxs_R" in name or ".lora_" in name:
+            found.append(error / size)
+        else:
+            found.append(HEAD_SHARE * error / max(size, _least_size(name, expected)))
+    return max(found)
+
+
+def _least_size(name: str, expected: Snapshot) -> float:
+    if name.startswith("exp_avg/"):
+        return float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm())
+    return 0.0 if name.startswith("exp_avg_sq/") else 1e-3  # the lowest of the learning rates in use
+
+
 class TrialBase:
     """One base with its modules and factors, on which trials run alone or packed."""
 
     base: BaseModel
+    distance = staticmethod(distance)
 
     def load(self, model: TaskModel, dtype: torch.dtype | None = None) -> None:
         """Load the base, in the checkpoint's own precision and in another one."""
@@ -101,6 +131,20 @@ class TrialBase:
         return shared_pack(
             self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers)
         )
+
+    def check_as_alone(self, pack: Pack, slots: Sequence[Slot], tolerance: float = 1e-5) -> None:
+        """Assert that slots stand, and report, as their trials do alone, as PEFT models; empties the pack."""
+        metrics = pack.evaluate(slots, "validation")
+        packed = [slot.snapshot() for slot in slots]
+        reports = [slot.report(metrics[slot.name]) for slot in slots]  # type: ignore[arg-type]
+        pack.base.clear()
+        for slot, snapshot, report in zip(slots, packed, reports, strict=True):
+            lone = run_alone(slot.spec, slot.data, self.model, self.factors, snapshot.step)
+            expected, close = lone.reports[-1], max(tolerance, 1e-5)
+            assert distance(snapshot, lone) < tolerance, slot.spec
+            assert (report.step, report.num_tokens, report.size) == (snapshot.step, expected.num_tokens, expected.size)
+            assert report.train_loss == pytest.approx(expected.train_loss, rel=close)
+            assert report.metrics == pytest.approx(expected.metrics, rel=close)
 
 
 def write(

@@ -130,10 +130,6 @@ def test_many_at_once_are_each_what_they_are_alone(base, folders, inputs, monkey
         assert close([found[0 if name == "x" else 2]], [expected[0]])
 
 
-def test_the_package_hands_it_out_by_name():
-    assert loraxs_search.AdapterBank is AdapterBank
-
-
 def test_a_bank_of_folders_finds_its_base(base, folders, in_warm_home, inputs):
     bank = AdapterBank.of(str(folders["a"]), str(folders["d"]), max_bytes=1 << 20)
     assert bank.base.weight_digest == base.weight_digest
@@ -201,13 +197,6 @@ def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
     assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-5)
     assert sum(rows for rows, _ in sizes) == len(texts)
     assert max(rows * tokens for rows, tokens in sizes) <= 128
-
-
-def test_an_answer_has_the_probability_of_each_label(bank, folders):
-    for answer in (*bank.predict(["a", "d"], ["one", "two"]), *loraxs_search.load(folders["d"])(["two"])):
-        assert sum(answer.probabilities.values()) == pytest.approx(1)
-        assert answer.score == answer.probabilities[answer.label] == max(answer.probabilities.values())
-    assert len(answer.probabilities) == 3
 
 
 def test_texts_that_are_cut_are_warned_of_once(bank, caplog):
@@ -355,34 +344,6 @@ def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
-def test_batches_of_many_threads_are_undisturbed_by_what_comes_and_goes(bank, folders, inputs):
-    names = ["a", "b", None, "d", "a", "b"]
-    expected = bank.logits(names, inputs)
-    stop, errors = threading.Event(), []
-
-    def churn() -> None:
-        while not stop.is_set():
-            bank.load("c", folders["c"])
-            bank.evict("c")
-
-    def serve(seed: int) -> None:
-        order = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
-        rows = {key: value[order] for key, value in inputs.items()}
-        same = [close(bank.logits([names[i] for i in order], rows), [expected[i] for i in order]) for _ in range(25)]
-        errors.extend(seed for good in same if not good)
-
-    churner = threading.Thread(target=churn)
-    servers = [threading.Thread(target=serve, args=(seed,)) for seed in range(4)]
-    for thread in (churner, *servers):
-        thread.start()
-    for thread in servers:
-        thread.join()
-    stop.set()
-    churner.join()
-    assert errors == []
-    assert {"a", "b", "d"} <= set(bank.names)
-
-
 def test_the_store_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
     """Deterministic where the test above has to be lucky: whoever comes to the store holds the lock."""
     bank, seen = AdapterBank(base), set()
