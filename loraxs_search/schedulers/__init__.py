@@ -1,4 +1,4 @@
-"""Schedulers: which trials stop early. Pure decisions, without Ray; `search/tune/runner.py` hands them to Ray Tune.
+"""Schedulers: which trials stop early. Pure decisions, without Ray; `search/tune/loop.py` hands them to Ray Tune.
 
 _base.py     the contract
 asha.py      asynchronous successive halving by score

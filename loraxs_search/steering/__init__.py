@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +23,7 @@ from loraxs_search.errors import (
     shortened,
     unknown_name,
 )
+from loraxs_search.log.events import Answered, Commanded, Steered
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.paths import seconds_of
 from loraxs_search.records.literals import Scalar
@@ -375,3 +376,42 @@ def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None
     """
     if answer.state is AnswerState.DONE and command.verb in VERBS:
         VERBS[command.verb].apply(command, answer.facts, state)
+
+
+def take_commands(study: SteeredStudy, say: Callable[[Steered], None] = lambda _: None) -> bool:
+    """Decide on whatever waits in the study's inbox, left open by an earlier driver first; return whether any did.
+
+    The order of what is written is what makes each command count once. A command is in the journal before anything is
+    decided, its answer before anything follows, and only then it leaves the inbox. A driver that is killed in between
+    leaves an open command, which the next one decides on, or one in the inbox whose id the journal knows.
+
+    Args:
+        say: Called with each answer, and with why the search ends without new trials.
+    Raises:
+        HomeError: the journal cannot be written; nothing has followed from a command that it does not have.
+    """
+    journal, inbox = study.journal, study.folder.inbox()
+
+    def answer(command: Command) -> bool:
+        if journal.commands[command.command_id].answer is not None:
+            return False
+        answer = decide(command, study)
+        journal.append(Answered(answer=answer))
+        apply(command, answer, study.state)
+        said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
+        say(Steered(text=f"{describe(command)}: {said}", finishing=study.state.finishing or ""))
+        return True
+
+    has_answered = False
+    for record in list(journal.commands.values()):
+        has_answered = answer(record.command) or has_answered
+    for command in inbox.waiting(set_aside=True):
+        journal.append(Commanded(command=command))
+        has_answered = answer(command) or has_answered
+        inbox.remove(command.command_id)
+    return has_answered
+
+
+def asks_for_more(study: SteeredStudy) -> bool:
+    """Whether people have asked a study for more since its trials had ended, or it is continuing for that already."""
+    return study.journal.is_reopened or study.state.num_reopenings > study.journal.num_reopenings

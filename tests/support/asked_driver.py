@@ -17,12 +17,11 @@ from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import REPORT, STEP
-from loraxs_search.search.tune.searcher import StudySearcher
+from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.steering import steered
+from loraxs_search.steering import steered, take_commands
 from loraxs_search.steering.send import new_command
 from loraxs_search.steering.state import Deadline
 from loraxs_search.studies.folder import StudyFolder
@@ -49,11 +48,10 @@ def write_space(folder: StudyFolder) -> None:
 
 @dataclass
 class Driver:
-    """What of a driver proposes: a searcher on a study folder, and the commander that it hears people through."""
+    """What of a driver proposes: a searcher on a study folder."""
 
     folder: StudyFolder
     searcher: StudySearcher
-    commander: Commander
     trials: StudyTrials
 
     def begin(self) -> str | None:
@@ -126,9 +124,13 @@ def drive(folder: StudyFolder) -> Driver:
         study=folder.name,
         state=steered_study.state,
     )
-    commander = Commander(steered_study, apply_commands=searcher.apply_commands)
-    searcher.take_commands = commander.take_all
-    return Driver(folder, searcher, commander, trials)
+
+    def hear() -> None:
+        if take_commands(steered_study):
+            searcher.apply_commands()
+
+    searcher.take_commands = hear
+    return Driver(folder, searcher, trials)
 
 
 class Silent:

@@ -28,7 +28,6 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error
-from loraxs_search.search.driver.commander import asks_for_more
 from loraxs_search.search.driver.result import (
     SearchResult,
     close_finished,
@@ -41,8 +40,7 @@ from loraxs_search.search.ledger import Ledger, SearchView, SilentView
 from loraxs_search.search_space.describe import trial_shapes
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
-from loraxs_search.steering import foreseen
-from loraxs_search.steering.state import extended
+from loraxs_search.steering import asks_for_more, foreseen
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lookup import store_of
@@ -499,11 +497,11 @@ def resume(
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=store_of(folder))
     has_ended = folder.candidates() is not None
-    state = foreseen(folder).state
-    is_done = has_ended and not asks_for_more(folder, state)
+    study = foreseen(folder)
+    is_done = has_ended and not asks_for_more(study)
     if is_done and not lacks_baseline(folder):
         return close_finished(folder)
     space = stored_space(folder)
-    space = replace(space, search=extended(space.search, state))
+    space = replace(space, search=study.plan)
     with folder.lock():  # before Ray is started: commands that come now wait for this driver
         return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop, is_locked=True)

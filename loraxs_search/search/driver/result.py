@@ -19,7 +19,7 @@ from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
-from loraxs_search.search.driver.commander import answer_waiting
+from loraxs_search.steering import steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.lookup import store_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
@@ -178,7 +178,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         mirrored(folder, lambda: None) as mirror,
         open_tracker(folder, uri, mirror) as tracker,
     ):
-        answer_waiting(folder)
+        take_commands(steered(folder, folder.journal()))
         result = _record_finished(folder)
         tracker.drain()
         return result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 from ray import ObjectRef
@@ -17,8 +17,6 @@ from loraxs_search.errors import (
     ClusterError,
     HomeError,
     LoraxsError,
-    SearchInterruptedError,
-    TrialsFailError,
     counted,
     first_line,
 )
@@ -45,11 +43,8 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.schedulers._base import Scheduler
-from loraxs_search.search.cluster.connection import living_nodes
-from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.candidates import completed_trials
-from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
@@ -57,13 +52,10 @@ from loraxs_search.search.driver.work_items import map_over_hosts
 from loraxs_search.search.hosts.pool import HOST_LOST, HostProxy, Usage, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger, ScoreWatch
-from loraxs_search.search.tune.advancer import TrialSettings
-from loraxs_search.search.tune.runner import LoopWatch, TuneScheduler, run_tuner
-from loraxs_search.search.tune.searcher import StudySearcher
-from loraxs_search.search.tune.slots import Advancers
+from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.describe import notes
 from loraxs_search.search_space.space import Space
-from loraxs_search.steering import steered
+from loraxs_search.steering import steered, take_commands
 from loraxs_search.steering.state import Deadline, SteeredStudy, planned
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
@@ -127,6 +119,7 @@ class StudyProbe:
 
 _logger = logging.getLogger(__name__)
 _TIMED_STEPS = 4  # of each trial
+_LOOK_EVERY_S = 0.2  # for commands
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
 
 
@@ -184,8 +177,8 @@ class SearchSession:
             study=folder.name,
             state=self._study.state,
         )
-        self._searcher.is_stopped = stop.is_set
-        self._commander = Commander(self._study, ledger.say, self._apply_commands)
+        self._searcher.is_stopped, self._searcher.take_commands = stop.is_set, self._take_commands
+        self._next_look = 0.0
 
     def run(self) -> SearchResult:
         """Search until the budget is used and nobody asks for more; return the result.
@@ -238,8 +231,16 @@ class SearchSession:
         return is_first and self._space.follows_recipe(records[trial_id].params)
 
     # ---- steering ----------------------------------------------------------------------------------------------------
-    def _apply_commands(self) -> None:
+    def _take_commands(self) -> None:
+        """Take what people have sent since the last look, if it is time to look again."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_EVERY_S
+            self._act_on_commands()
+
+    def _act_on_commands(self) -> None:
         """Have the searcher act by commands; where they change the plan, the view begins anew."""
+        if not take_commands(self._study, self._ledger.say):
+            return
         self._searcher.apply_commands()
         plan = planned(self._info.search, self._study.state, self._study.records)
         if plan != self._shown_plan:
@@ -248,104 +249,15 @@ class SearchSession:
 
     def _wants_more(self) -> bool:
         """Take what people have sent; say whether they ask for more than has been trained."""
-        self._commander.take_all()  # what came too late is refused
+        self._act_on_commands()  # what came too late is refused
         has_more = reopen(self._study)
         if has_more:
             self._ledger.say(self._facts())
         return has_more
 
-    # ---- training ----------------------------------------------------------------------------------------------------
     def _train(self) -> None:
-        """Run trials until there are no more.
-
-        Raises:
-            SearchInterruptedError: trials are left.
-            TrialsFailError: trials are left since they would fail, or all have failed.
-        """
-        self._searcher.take_commands = self._commander.on_loop_step
-        self._searcher.begin_loop()
-        while self._searcher.has_more and not self._searcher.must_end:
-            self._run_tuner()
-        if self._searcher.fatal_error is not None:
-            raise self._searcher.fatal_error
-        self._end_unfinished(planned(self._info.search, self._study.state, self._journal.records).trials)
+        self._searcher.run(self._folder, self._space.task)
         self._journal.append(TrainingEnded(notice=self._searcher.notice))
-
-    def _run_tuner(self) -> None:
-        searcher, metric = self._searcher, self._info.task.search_metric
-        searcher.begin_loop()
-        scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.is_stopping)
-        wait = SlotWait(living_nodes, lambda: self._actors.slot_counter.slots, _logger.warning)
-        watch = LoopWatch(
-            lambda: searcher.must_end,
-            searcher.on_loop_step,
-            searcher.abort,
-            self._deadline,
-            self._give_up_on,
-            wait.look,
-        )
-        advancers = Advancers(self._settings(), self._ledger.last_step)
-        tune_folder = self._folder.path / "tune"
-        run_tuner(searcher, scheduler, self._info.search, advancers, tune_folder, self._deadline, watch)
-        if not searcher.must_end:
-            searcher.begin_loop()  # trials that are left ask for a slot of the nodes of now
-
-    def _give_up_on(self, trial_ids: Sequence[str]) -> None:
-        """Have other hosts in place of those that trials were last heard of before the time budget ended."""
-        _logger.warning(
-            "Trials %s have not reported since the time budget was used up: they end at their last reports, and their"
-            " hosts are ended, since they may be stuck.",
-            ", ".join(trial_ids),
-        )
-        self._actors.pool.end_silent_hosts([f"{self._info.name}/{trial_id}" for trial_id in trial_ids])
-
-    def _settings(self) -> TrialSettings:
-        plan, task = self._info.search, self._space.task
-        return TrialSettings(
-            task=task,
-            metric=task.search_metric,
-            report_every=plan.report_every,
-            max_failures=plan.max_failures,
-            snapshot_store=self._actors.snapshot_store,
-            directory=self._actors.pool.directory,
-        )
-
-    def _end_unfinished(self, num_trials: int) -> None:
-        """End what the time budget has cut short, or say why trials are left."""
-        searcher, ledger, name = self._searcher, self._ledger, self._info.name
-        left = ledger.unfinished()
-        is_complete = not left and not searcher.is_short
-        if not left and (is_complete or searcher.out_of_time is not None):
-            self._check_one_succeeded()
-        if searcher.failing is not None and not is_complete:
-            raise TrialsFailError(
-                f"Study {name!r} was interrupted: {searcher.failing}",
-                hint=f"fix that, then go on with `loraxs-search resume {name}`",
-            )
-        if searcher.out_of_time is not None:
-            reason = searcher.out_of_time
-            for record in left:
-                trial_id = record.trial_id
-                ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason, is_cut=True))
-        elif not is_complete:
-            ended = len(ledger.records) - len(left)
-            raise SearchInterruptedError(
-                f"Study {name!r} was interrupted: {ended} of {counted(num_trials, 'trial')} have ended. "
-                "The others keep the state of their last report.",
-                hint=f"go on with `loraxs-search resume {name}`",
-            )
-
-    def _check_one_succeeded(self) -> None:
-        records = self._ledger.records.values()
-        if not records or any(record.state is not TrialState.FAIL for record in records):
-            return
-        reason, count = Counter(record.reason for record in records).most_common(1)[0]
-        trials = counted(len(records), "trial")
-        raise TrialsFailError(
-            f"Study {self._info.name!r} found nothing: each of its {trials} failed, {count} with: {reason}",
-            hint=f"fix that, then `loraxs-search extend {self._info.name} --trials N` and `loraxs-search resume"
-            f" {self._info.name}` train more",
-        )
 
     # ---- the end -----------------------------------------------------------------------------------------------------
     def _finalize(self) -> bool:
@@ -361,7 +273,7 @@ class SearchSession:
             trials,
             self._stop,
             self._ledger.counted,
-            self._commander.on_loop_step,
+            self._take_commands,
         )
         baselines = self._baselines.result(finalization.on_loop_step)
         self._journal.append(BaselinesMeasured(baselines=baselines))

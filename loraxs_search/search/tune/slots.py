@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, cast
 
 import ray
@@ -44,9 +43,6 @@ class TrialTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([dict(config[RESOURCES])])
 
 
-_find_place = ray.remote(find_place)
-
-
 class Advancers:
     """The processes of a search that train its trials, by node; each is started when a slot needs it.
 
@@ -69,7 +65,8 @@ class Advancers:
         if place.node_id in self._by_node and _has_died(self._last_calls[place.node_id]):  # for good: Ray asks again
             kill(self._by_node.pop(place.node_id))
         if place.node_id not in self._by_node:
-            self._end_those_of_lost_nodes()
+            for node_id in self._by_node.keys() - {node.node_id for node in living_nodes()}:
+                kill(self._by_node.pop(node_id))  # Ray has started it elsewhere, and no slot is on its node any more
             self._by_node[place.node_id] = self._start(place.node_id)
         call = self._by_node[place.node_id].advance.remote(slot, spec, place, self._last_step(trial_id))
         self._last_calls[place.node_id] = self._calls[slot] = call
@@ -95,11 +92,6 @@ class Advancers:
         actor = ray.remote(TrialAdvancer).options(num_cpus=0, scheduling_strategy=near, **again)
         return actor.remote(self._settings)
 
-    def _end_those_of_lost_nodes(self) -> None:
-        """End processes that Ray has started elsewhere since: no slot is on their nodes any more."""
-        for node_id in self._by_node.keys() - {node.node_id for node in living_nodes()}:
-            kill(self._by_node.pop(node_id))
-
 
 def _is_done(call: ObjectRef[Any]) -> bool:
     return bool(ray.wait([call], timeout=0)[0])
@@ -118,6 +110,13 @@ def _has_died(call: ObjectRef[dict[str, Any]]) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Verb:
+    """A method of an actor, as Tune calls it."""
+
+    remote: Callable[..., Any]
+
+
 class Slot:
     """What Tune takes for the actor of a trial, and after it of others.
 
@@ -129,26 +128,21 @@ class Slot:
     _names = itertools.count()
 
     def __init__(self, place: ObjectRef[Place], advancers: Advancers, spec: str) -> None:
-        self._name, self._place, self._advancers = str(next(self._names)), place, advancers
+        self._name, self._place, self._advancers, self._spec = str(next(self._names)), place, advancers, spec
         self._is_used = False
-        self._take(spec)
         nothing = ray.put(dict[str, Any]())  # is known of a trial before its first report
-        self.__ray_ready__ = _method(lambda: place)
-        self.get_auto_filled_metrics = _method(lambda **_: nothing)
-        self.train, self.reset, self.stop = _method(self._train), _method(self._reset), _method(self._stop)
+        self.__ray_ready__ = _Verb(lambda: place)
+        self.get_auto_filled_metrics = _Verb(lambda **_: nothing)
+        self.train, self.reset, self.stop = _Verb(self._train), _Verb(self._reset), _Verb(self._stop)
 
-    # ---- as methods of an actor --------------------------------------------------------------------------------------
     def _train(self) -> ObjectRef[dict[str, Any]]:
         place = ray.get(self._place)  # it is there: Tune trains a slot that is ready
         self._is_used = True
-        return self._advancers.advance(place, self._name, self._trial_id, self._spec)
+        return self._advancers.advance(place, self._name, from_json(TrialSpec, self._spec).trial_id, self._spec)
 
     def _reset(self, config: Mapping[str, Any], **_: Any) -> ObjectRef[bool]:
-        self._take(config[SPEC])
+        self._spec = config[SPEC]
         return ray.put(True)
-
-    def _take(self, spec: str) -> None:
-        self._spec, self._trial_id = spec, from_json(TrialSpec, spec).trial_id
 
     def _stop(self) -> ObjectRef[Place]:
         if self._is_used:
@@ -158,18 +152,14 @@ class Slot:
         return self._place  # what finds it has ended before Tune gives back the share: Ray would kill it, and try again
 
 
-def _method(call: Callable[..., Any]) -> SimpleNamespace:
-    return SimpleNamespace(remote=call)
-
-
 @dataclass
 class _SlotResources(PlacementGroupAcquiredResources):
     """A reserved share of a device, of which Tune makes a slot where it would start an actor."""
 
-    make: Callable[[ObjectRef[Place], str], Slot]
+    advancers: Advancers
 
     def annotate_remote_entities(self, entities: Sequence[Any]) -> list[Any]:
-        return [_method(lambda config, **_: self.make(self._place(), config[SPEC]))]
+        return [_Verb(lambda config, **_: Slot(self._place(), self.advancers, config[SPEC]))]
 
     def _place(self) -> ObjectRef[Place]:
         """Return where the share is. Which GPU it is of, a process that has the share is asked.
@@ -178,7 +168,7 @@ class _SlotResources(PlacementGroupAcquiredResources):
         """
         node_id = placement_group_table(self.placement_group)["bundles_to_node_id"][0]
         if self.resource_request.bundles[0].get("GPU") or not node_id:
-            (find,) = super().annotate_remote_entities([cast("Any", _find_place)])
+            (find,) = super().annotate_remote_entities([cast("Any", ray.remote(find_place))])
             return cast("ObjectRef[Place]", find.remote())
         address = next((node.address for node in living_nodes() if node.node_id == node_id), node_id)
         return ray.put(Place(node_id, address, None))
@@ -187,17 +177,16 @@ class _SlotResources(PlacementGroupAcquiredResources):
 class SlotManager(PlacementGroupResourceManager):
     """Reserves the shares of trials as Tune does, and counts those that trials hold."""
 
-    advancers: Advancers
-    num_held = 0
+    def __init__(self, advancers: Advancers) -> None:
+        super().__init__()
+        self._advancers, self.num_held = advancers, 0
 
     def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
         acquired = super().acquire_resources(resource_request)
         if acquired is None:
             return None
         self.num_held += 1
-        return _SlotResources(
-            resource_request, acquired.placement_group, lambda place, spec: Slot(place, self.advancers, spec)
-        )
+        return _SlotResources(resource_request, acquired.placement_group, self._advancers)
 
     def free_resources(self, acquired_resource: Any) -> None:
         self.num_held -= 1

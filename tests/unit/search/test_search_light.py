@@ -9,8 +9,7 @@ import pytest
 HEAVY = ("torch", "transformers", "peft", "datasets")
 MODULES = (
     "hosts.study_actors",
-    "tune.searcher",
-    "tune.runner",
+    "tune.loop",
     "driver.session",
     "tune.advancer",
     "hosts.pool",

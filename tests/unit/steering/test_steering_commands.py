@@ -19,8 +19,7 @@ from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, Tr
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import AnswerState, Command, SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.search.driver.commander import Commander
-from loraxs_search.steering import VERBS, decide, get_verb, steered
+from loraxs_search.steering import VERBS, decide, get_verb, steered, take_commands
 from loraxs_search.steering.send import new_command, read_params, send, trial_name
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies.commands import CommandInbox
@@ -61,7 +60,7 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
     for each in commands:
         folder.inbox().put(each)
     lines = list[str]()
-    Commander(steered(folder, folder.journal()), lambda said: lines.append(said.text)).take_all()
+    take_commands(steered(folder, folder.journal()), lambda said: lines.append(said.text))
     assert not list(folder.inbox().waiting())
     return lines
 

@@ -20,14 +20,13 @@ from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.search import AnswerState, SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Lineage, TrialState
-from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import Driver, resume
 from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
-from loraxs_search.steering import foreseen, steered
+from loraxs_search.steering import asks_for_more, foreseen, steered, take_commands
 from loraxs_search.steering.send import new_command
 from loraxs_search.steering.state import Deadline, SteeringState
 from loraxs_search.studies.folder import StudyFolder
@@ -69,23 +68,22 @@ def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(a
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
     before = (ended.path / "journal.jsonl").read_bytes()
-    assert not asks_for_more(ended, foreseen(ended).state)
+    assert not asks_for_more(foreseen(ended))
     ended.inbox().put(new_command("extend", arguments={"trials": 0}))  # it will be refused
-    assert not asks_for_more(ended, foreseen(ended).state)
+    assert not asks_for_more(foreseen(ended))
     ended.inbox().put(new_command("extend", arguments={"trials": 3}))
-    state = foreseen(ended).state
-    assert asks_for_more(ended, state)
-    assert state.trials == 2 + 3
+    assert asks_for_more(foreseen(ended))
+    assert foreseen(ended).state.trials == 2 + 3
     assert (ended.path / "journal.jsonl").read_bytes() == before
 
 
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
     ended.inbox().put(new_command("add", params={"rank": 16}))
-    answer_waiting(ended)
-    assert asks_for_more(ended, foreseen(ended).state), "a driver that died here has answered and done nothing"
+    take_commands(steered(ended, ended.journal()))
+    assert asks_for_more(foreseen(ended)), "a driver that died here has answered and done nothing"
     journal = ended.journal()
     journal.append(Reopened(number=1))  # and one that died here has left the candidates
-    assert asks_for_more(ended, foreseen(ended).state)
+    assert asks_for_more(foreseen(ended))
     assert not reopen(ended)
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
@@ -93,7 +91,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     assert (journal.notice, journal.num_reopenings) == (None, 1)
     journal.append(TrainingEnded(notice=""))
     ended.write_candidates([])
-    assert not asks_for_more(ended, foreseen(ended).state)
+    assert not asks_for_more(foreseen(ended))
     assert not reopen(ended)
     assert ended.candidates() == []
 
@@ -173,8 +171,7 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path
     folder.journal().append(TrainingEnded(notice=""))
     folder.inbox().put(new_command("finish"))
     study = steered(folder, folder.journal())
-    commander = Commander(study)
-    finish = Finalization(None, folder, None, (), threading.Event(), take_commands=commander.on_loop_step)  # type: ignore[arg-type]
+    finish = Finalization(None, folder, None, (), threading.Event(), take_commands=lambda: take_commands(study))  # type: ignore[arg-type]
     finish.on_loop_step()  # as `map_over_hosts` does while hosts work
     (record,) = study.journal.commands.values()
     assert record.answer is not None

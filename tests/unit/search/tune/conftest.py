@@ -21,4 +21,4 @@ def folder(fresh_home: Path) -> StudyFolder:
 @pytest.fixture
 def plain_specs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spec of these tests is none that could be sent."""
-    monkeypatch.setattr("loraxs_search.search.tune.searcher.to_json", lambda record: "")
+    monkeypatch.setattr("loraxs_search.search.tune.loop.to_json", lambda record: "")

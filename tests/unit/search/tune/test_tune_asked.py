@@ -175,7 +175,7 @@ def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
     driver = drive(folder)
     for _ in range(2):
         send(folder, "extend", trials=1)
-    driver.commander.take_all()
+    driver.searcher.hear()
     assert len(drive(folder).run()) == PLAN.trials + 2
 
 
@@ -190,7 +190,7 @@ def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
 )
 def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, arguments: dict[str, Any], law: str) -> None:
     command = send(folder, "extend", **arguments)
-    drive(folder).commander.take_all()
+    drive(folder).searcher.hear()
     assert law in refusal(folder, command)
 
 
@@ -225,7 +225,7 @@ def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_
     journal.append(TrialEnded(trial_id="00001", state=TrialState.PRUNED, reason="not among the best"))
     journal.append(TrainingEnded(notice="the time budget is used up"))
     more = send(made, "extend", time="1h")
-    drive(made).commander.take_all()
+    drive(made).searcher.hear()
     assert made.journal().commands[more].answer.state is AnswerState.DONE
     made.journal().append(Reopened(number=1))
     driver = drive(made)

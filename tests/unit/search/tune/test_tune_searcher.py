@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.codec import to_json
+from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
@@ -26,7 +26,7 @@ from loraxs_search.schedulers._base import SchedulerConfig
 from loraxs_search.schedulers.none import NoScheduler
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
-from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
+from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search_space.load import load_space
 from loraxs_search.steering.state import Deadline, SteeringState
 
@@ -36,7 +36,7 @@ HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 @pytest.fixture
 def make_searcher(tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
     """Make the searcher of a study with these values of its plan."""
-    monkeypatch.setattr("loraxs_search.search.tune.searcher.to_json", lambda record: "")
+    monkeypatch.setattr("loraxs_search.search.tune.loop.to_json", lambda record: "")
     return lambda **changes: _searcher(tmp_path, store_uri, changes)
 
 
@@ -188,7 +188,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
     """Have a trial report as Tune does; return whether it goes on."""
     result = _result(step, trial_id)
     searcher.on_trial_result(tune_id, result)
-    if step < 160 and not searcher.is_stopping(trial_id):
+    if step < 160 and not searcher.stops(from_json(TrialReport, result[REPORT]), "accuracy"):
         return True
     searcher.on_trial_complete(tune_id, result)
     return False
@@ -238,52 +238,28 @@ def _proposed(searcher: StudySearcher, tune_id: str = "p0") -> str:
 WHY = "`loss` must be finite, but got nan."
 
 
-def outcomes(*reasons: str) -> Outcomes:
-    """Trials that failed for these reasons, one after the other; no reason is a trial that reported."""
-    outcomes = Outcomes()
-    for number, reason in enumerate(reasons):
-        if reason:
-            outcomes.failed(f"{number:05d}", reason)
-        else:
-            outcomes.went_on(f"{number:05d}")
-    return outcomes
+@pytest.mark.parametrize(
+    ("reasons", "num_slots", "found"),
+    [
+        (["", WHY] * 20, 2, None),
+        ([WHY] * 4, 1, None),
+        ([WHY] * 5, 1, (5, WHY)),
+        ([*[""] * 50, *[WHY] * 8], 1, None),
+        ([*[""] * 50, *[WHY] * 9], 1, (9, WHY)),  # what went well long ago does not count
+        (["one", "another"] * 10, 1, None),
+        ([WHY] * 6, 20, None),  # of twenty that start together, those that fail do so first
+        ([WHY] * 20, 20, (20, WHY)),
+    ],
+)
+def test_the_latest_trials_decide_whether_all_fail(
+    reasons: list[str], num_slots: int, found: tuple[int, str] | None
+) -> None:
+    assert common_failure(reasons, num_slots) == found
 
 
-def test_five_of_a_hundred_end_nothing() -> None:
-    mostly_good = ["", "", "", "", "", "", "", "", "", WHY] * 10
-    for length in range(101):
-        assert outcomes(*mostly_good[:length]).common_failure(num_slots=2) is None
-
-
-def test_half_of_them_end_nothing() -> None:
-    assert outcomes(*["", WHY] * 20).common_failure(num_slots=2) is None
-
-
-def test_the_first_five_that_all_fail_end_it() -> None:
-    assert outcomes(*[WHY] * 4).common_failure(num_slots=1) is None
-    assert outcomes(*[WHY] * 5).common_failure(num_slots=1) == (5, WHY)
-
-
-def test_what_went_well_long_ago_does_not_count() -> None:
-    assert outcomes(*[""] * 50, *[WHY] * 8).common_failure(num_slots=1) is None
-    assert outcomes(*[""] * 50, *[WHY] * 9).common_failure(num_slots=1) == (9, WHY)
-
-
-def test_unlike_reasons_are_no_common_cause() -> None:
-    assert outcomes(*["one", "another"] * 10).common_failure(num_slots=1) is None
-
-
-def test_as_many_must_fail_as_run_side_by_side() -> None:
-    """Of twenty that start together, those that fail do so first."""
-    assert outcomes(*[WHY] * 6).common_failure(num_slots=20) is None
-    assert outcomes(*[WHY] * 20).common_failure(num_slots=20) == (20, WHY)
-
-
-def test_a_trial_that_reports_and_then_fails_is_a_failure() -> None:
-    outcomes = Outcomes()
-    for number in range(5):
-        outcomes.went_on(f"{number:05d}")
-    for number in range(5):
-        outcomes.went_on(f"{number:05d}")
-        outcomes.failed(f"{number:05d}", WHY)
-    assert outcomes.common_failure(num_slots=1) == (5, WHY)
+def test_a_trial_that_reports_and_then_fails_is_a_failure(searcher: StudySearcher) -> None:
+    for number, name in enumerate("abcde"):
+        assert isinstance(searcher.suggest(name), dict)
+        searcher.on_trial_result(name, _result(40, f"{number:05d}"))
+        searcher.on_trial_complete(name, {STEP: 40, FAILED: WHY})
+    assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"

@@ -7,24 +7,24 @@ How Ray Tune asks our schedulers.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.reports import METRIC, report
 
-from loraxs_search.errors import ClusterError, LoraxsError
+from loraxs_search.errors import ClusterError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
-from loraxs_search.search.tune import runner
+from loraxs_search.schedulers.none import NoScheduler
+from loraxs_search.search.tune import loop
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
-from loraxs_search.search.tune.runner import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, TuneScheduler, _StoppedError
-from loraxs_search.search.tune.slots import RESOURCES, SPEC
+from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, TuneScheduler
+from loraxs_search.search.tune.slots import RESOURCES
 from loraxs_search.steering.state import Deadline, SteeringState
 
 # As Tune writes it at the end of a trial's file: of a process that died, and of a node that could not make one.
@@ -40,21 +40,20 @@ RuntimeError: Please install virtualenv `python -m pip install virtualenv`to ena
 """
 ASKED = {"CPU": 8.0}
 PENDING, RUNNING = (
-    SimpleNamespace(
-        status=status, trial_id=f"{status}-in-tune", config={SPEC: '{"trial_id": "00000"}', RESOURCES: ASKED}
-    )
+    SimpleNamespace(status=status, trial_id=f"{status}-in-tune", config={RESOURCES: ASKED})
     for status in ("PENDING", "RUNNING")
 )
 
-LARGER = SimpleNamespace(status="PENDING", config={RESOURCES: {"CPU": 16.0}})
+NO_BUDGET = Deadline(SearchPlan(), SteeringState(), 0.0)
+LARGER: Any = SimpleNamespace(status="PENDING", config={RESOURCES: {"CPU": 16.0}})
 
 
 def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many failures Tune allows a trial in all, after losses at these seconds."""
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=None)
-    watch = LoopWatch(lambda: False, lambda: None, pytest.fail)
+    watch = LoopWatch(NO_BUDGET, pytest.fail)
     for at in losses_at:
-        monkeypatch.setattr(runner.time, "monotonic", lambda now=at: now)
+        monkeypatch.setattr(loop.time, "monotonic", lambda now=at: now)
         watch.on_trial_recover(0, [], trial)
     return trial.max_failures
 
@@ -74,35 +73,24 @@ def test_losses_far_apart_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowed([0.0, 100.0, 200.0], monkeypatch) == 3
 
 
-def test_the_loop_ends_when_it_should() -> None:
-    over, turns = [False], list[int]()
-    watch = LoopWatch(lambda: over[0], lambda: turns.append(1), pytest.fail)
-    watch.on_step_begin(0, [RUNNING])
-    over[0] = True
-    with pytest.raises(_StoppedError):
-        watch.on_step_begin(1, [RUNNING])
-    assert len(turns) == 2
-
-
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:
-    def turn(left_s: float, *trials: object) -> None:
+    def ends(left_s: float, *trials: Any) -> bool:
         deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 60 + left_s)
-        LoopWatch(lambda: False, lambda: None, pytest.fail, deadline).on_step_begin(0, list(trials))
+        return LoopWatch(deadline, pytest.fail).is_late(trials)
 
-    turn(60, PENDING)
-    turn(-1, PENDING, RUNNING)  # those that run are stopped at their next report
-    with pytest.raises(_StoppedError):
-        turn(-1, PENDING)
+    assert not ends(60, PENDING)
+    assert not ends(-1, PENDING, RUNNING), "those that run are stopped at their next report"
+    assert ends(-1, PENDING)
 
 
 class Late:
     """A loop whose deadline may be over, at a time that the test sets; its trial may report."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.overdue = 1000.0, list[list[str]]()
-        monkeypatch.setattr(runner.time, "monotonic", lambda: self.now)
+        self.now, self.overdue = 1000.0, list[Any]()
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
         self.deadline: Any = SimpleNamespace(is_over=False)
-        self._watch = LoopWatch(lambda: False, lambda: None, pytest.fail, self.deadline, self.overdue.append)
+        self._watch = LoopWatch(self.deadline, pytest.fail, self.overdue.append)
         self._watch.on_trial_start(0, [], RUNNING)
 
     def report(self, after_s: float) -> None:
@@ -111,11 +99,7 @@ class Late:
 
     def ends(self, after_s: float) -> bool:
         self.now += after_s
-        try:
-            self._watch.on_step_begin(0, [RUNNING, PENDING])
-        except _StoppedError:
-            return True
-        return False
+        return self._watch.is_late([RUNNING, PENDING])
 
 
 def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_search(
@@ -131,7 +115,7 @@ def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_searc
     assert not late.ends(GRACE_S)
     late.deadline.is_over = True
     assert [late.ends(0.0), late.ends(GRACE_S), late.ends(1.0)] == [False, False, True]
-    assert late.overdue == [["00000"]]
+    assert late.overdue == [[RUNNING]]
 
 
 def test_reports_that_take_long_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,13 +137,12 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.
         looks.append((asked, others_have_slots))
         return stranded[0]
 
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
-    watch = LoopWatch(lambda: False, lambda: None, pytest.fail, ask_anew=ask_anew)
-    watch.holds_slots = lambda: holds[0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    watch, ended = LoopWatch(NO_BUDGET, pytest.fail, ask_anew=ask_anew), list[bool]()
 
     def turn(after_s: float, *trials: Any) -> int:
         now[0] += after_s
-        watch.on_step_begin(0, list(trials))
+        ended.append(watch.is_stranded(trials, holds[0]))
         return len(looks)
 
     assert [turn(0.0, PENDING), turn(WAIT_S - 1, PENDING), turn(1.0, PENDING), turn(1.0, PENDING)] == [0, 0, 1, 1]
@@ -168,15 +151,15 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.
     holds[0] = False
     assert [turn(1.0, PENDING), turn(WAIT_S - 1), turn(1.0, PENDING)] == [3, 3, 3], "there was none in between"
     stranded[0] = True
-    with pytest.raises(_StoppedError):
-        turn(WAIT_S, PENDING)
+    turn(WAIT_S, PENDING)
+    assert ended == [*[False] * (len(ended) - 1), True]
     assert looks == [(ASKED, False), (ASKED, True), ({"CPU": 16.0}, True), (ASKED, False)]
 
 
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
     errors = list[ClusterError]()
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=str(tmp_path / "error.txt"))
-    watch = LoopWatch(lambda: False, lambda: None, errors.append)
+    watch = LoopWatch(NO_BUDGET, errors.append)
     watch.on_trial_recover(0, [], trial)
     for failures, num_errors in ((DIED, 0), (DIED + UNFIT, 1), (DIED + UNFIT + DIED, 1)):
         (tmp_path / "error.txt").write_text(failures)
@@ -186,31 +169,44 @@ def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_t
     assert "--runtime-env" in (errors[0].hint or "")
 
 
-def trial(trial_id: str) -> Any:
-    """A trial as Tune has it, under an id of its own."""
-    return SimpleNamespace(trial_id=f"{trial_id}-in-tune", config={SPEC: json.dumps({"trial_id": trial_id})})
+def searching(scheduler: Scheduler) -> StudySearcher:
+    """Return what of a searcher a report needs."""
+    searcher = StudySearcher.__new__(StudySearcher)
+    searcher._scheduler, searcher._state, searcher._deadline = scheduler, SteeringState(), NO_BUDGET
+    return searcher
 
 
 def asked(scheduler: TuneScheduler, trial_id: str, step: int, score: float) -> str:
-    controller: Any = None
+    nothing: Any = None
     result = {STEP: step, REPORT: to_json(report(trial_id, step, score))}
-    return scheduler.on_trial_result(controller, trial(trial_id), result)
+    return scheduler.on_trial_result(nothing, nothing, result)
 
 
-def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing() -> None:
-    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
-    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
+@pytest.fixture
+def asha() -> Scheduler:
+    return make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
+
+
+def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha: Scheduler) -> None:
+    scheduler, nothing = TuneScheduler(searching(asha), METRIC), cast("Any", None)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
     stopped = dict(asha.stopped)
-    controller: Any = None
-    scheduler.on_trial_complete(controller, trial("00001"), {STEP: 4, REPORT: to_json(report("00001", 4, 0.6))})
+    scheduler.on_trial_complete(nothing, nothing, {STEP: 4, REPORT: to_json(report("00001", 4, 0.6))})
     assert asha.stopped == stopped
     assert list(stopped) == ["00001"]
+    scheduler.on_trial_complete(nothing, nothing, {STEP: 0, FAILED: "diverged"})  # a failed trial is no report
+    assert asked(scheduler, "a", 4, 0.9) == "CONTINUE"
 
 
-def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at() -> None:
-    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
-    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
+def test_each_trial_stops_at_its_first_report_after_the_deadline() -> None:
+    searcher = searching(NoScheduler(SchedulerConfig("maximize", 16, 4)))
+    assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    searcher._deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 61)
+    assert asked(TuneScheduler(searcher, METRIC), "00000", 8, 0.8) == "STOP"
+
+
+def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha: Scheduler) -> None:
+    scheduler = TuneScheduler(searching(asha), METRIC)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
     live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
     controller: Any = SimpleNamespace(get_live_trials=lambda: live)
@@ -224,14 +220,6 @@ def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at()
     assert chosen == ["d", "a", "c"]
 
 
-def test_a_failed_trial_is_no_report() -> None:
-    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
-    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
-    controller: Any = None
-    scheduler.on_trial_complete(controller, trial("x"), {STEP: 0, FAILED: "diverged"})
-    assert asked(scheduler, "a", 4, 0.1) == "CONTINUE"
-
-
 def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
     class Broken(Scheduler):
         name = "broken"
@@ -239,7 +227,6 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
         def decide(self, trial: ScoredTrial) -> str | None:
             raise KeyError("oh")
 
-    errors = list[LoraxsError]()
-    scheduler = TuneScheduler(Broken(SchedulerConfig("maximize", 16, 4)), METRIC, errors.append)
-    assert asked(scheduler, "00000", 4, 0.8) == "CONTINUE"
-    assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(errors[0])
+    searcher = searching(Broken(SchedulerConfig("maximize", 16, 4)))
+    assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(searcher.fatal_error)

@@ -1,0 +1,548 @@
+"""The one loop of a search: trains the trials of a study in Ray Tune, through Tune's classes as a search needs them.
+
+Tune pickles its searcher, scheduler and callbacks into snapshots that nobody reads: `_Unpickled` leaves them empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import re
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback, CheckpointConfig
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher, SearchGenerator
+
+from loraxs_search.errors import (
+    ClusterError,
+    LoraxsError,
+    SearchInterruptedError,
+    TrialsFailError,
+    UsageError,
+    counted,
+)
+from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import Lineage, TrialReport, TrialState
+from loraxs_search.samplers.proposer import Proposer
+from loraxs_search.schedulers._base import Scheduler
+from loraxs_search.search.cluster import ray_private, runtime_env
+from loraxs_search.search.cluster.connection import living_nodes
+from loraxs_search.search.cluster.placement import SlotWait
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.ledger import Ledger
+from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
+from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, TrialTrainable
+from loraxs_search.steering.state import Deadline, SteeringState, extended, num_proposed, planned, unstarted
+from loraxs_search.studies.folder import StudyFolder
+
+_logger = logging.getLogger(__name__)
+
+# Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
+# together set up one after the other.
+_SETTING_UP = threading.Lock()
+
+# A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
+ONE_LOSS_S = 60.0
+
+WAIT_S = 15.0  # without a slot for any trial, until it is asked why
+GRACE_S = 300.0  # after the deadline, for the last reports of trials that run; longer where reports take long
+
+_MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
+
+_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ")
+_FEWEST, _SHARE = 5, 0.9  # trials that decide whether all fail; those of them that have to
+
+
+def common_failure(reasons: Sequence[str], num_slots: int) -> tuple[int, str] | None:
+    """Return how many of the latest trials failed for one reason, and that, when nearly all of them did.
+
+    The latest are twice as many as run side by side, ten at least; to decide, half of them must be there: trials
+    that fail do so sooner than others report.
+
+    Args:
+        reasons: Why each trial failed, latest last; empty if it reports.
+    """
+    enough = max(_FEWEST, num_slots)
+    latest = reasons[-2 * enough :]
+    if len(latest) < enough:
+        return None
+    reason, count = Counter(latest).most_common(1)[0]
+    return (count, reason) if reason and count >= _SHARE * len(latest) else None
+
+
+class _Unpickled:
+    """Leaves what Tune pickles into its snapshots empty: nobody reads them, the study folder is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StudySearcher(_Unpickled, Searcher):
+    """Proposes unfinished trials first, then new ones; records how each ends.
+
+    A trial's id is its Optuna number, so sampler, log, MLflow and Tune speak of the same trial. Proposals depend on
+    the plan's seed, the number and the history only: a resumed search proposes what an undisturbed one would.
+
+    Tune takes an exception of its searcher or scheduler for a failure of the trial. What keeps these from their work is
+    in `fatal_error` instead: from then on nothing is recorded or proposed, and trials keep their last state.
+
+    What people ask of it is in `state`, which `apply_commands` acts by. Trials that people asked for come before new
+    proposals, and on top of them.
+
+    Args:
+        deadline: When the time budget is used up.
+        study: The study's name, for lineages and messages.
+        state: The result of all commands; whoever changes it calls `apply_commands`.
+    """
+
+    fatal_error: LoraxsError | None = None
+    failing: str | None = None
+
+    def __init__(  # the parts of one search
+        self,
+        sampler: Proposer,
+        ledger: Ledger,
+        plan: SearchPlan,
+        actors: StudyActors,
+        scheduler: Scheduler,
+        deadline: Deadline,
+        *,
+        study: str,
+        state: SteeringState,
+    ) -> None:
+        super().__init__()
+        self.is_stopped: Callable[[], bool] = lambda: False  # whether the driver is to end
+        self.take_commands: Callable[[], None] = lambda: None  # called at each step of the loop
+        self._study, self._state = study, state
+        self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
+        self._ledger, self._plan, self._actors = ledger, plan, actors
+        self._pending: list[str] = []
+        self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
+        # Of the trials that this driver has run, latest last: why each failed, or empty if it reports. A driver that
+        # continues with a study begins with none, so that whatever was fixed in between can show.
+        self._outcomes: dict[str, str] = {}
+        self.begin_loop()
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+    def run(self, folder: StudyFolder, task: Task) -> None:
+        """Run trials until there are no more; results are in the study folder.
+
+        Raises:
+            SearchInterruptedError: trials are left.
+            TrialsFailError: trials are left since they would fail, or all have failed.
+            LoraxsError: an error that is not a trial's.
+        """
+        plan, actors = self._plan, self._actors
+        settings = TrialSettings(
+            task, task.search_metric, plan.report_every, plan.max_failures, actors.snapshot_store, actors.pool.directory
+        )
+        while not self.must_end:
+            self.begin_loop()  # trials that are left ask for a slot of the nodes of now
+            if not self.has_more:
+                break
+            wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
+            watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
+            with contextlib.closing(Advancers(settings, self._ledger.last_step)) as advancers:
+                slots = SlotManager(advancers)
+                controller = self._controller(slots, watch, folder.path / "tune", task.search_metric)
+                try:
+                    while not controller.is_finished():
+                        self.hear()
+                        trials = controller.get_trials()
+                        if self.must_end or watch.is_late(trials) or watch.is_stranded(trials, slots.num_held > 0):
+                            break
+                        controller.step()  # asks `suggest` for trials, starts them, and hears of one report or end
+                finally:
+                    slots.clear()  # type: ignore[no-untyped-call]  # not in Ray
+        if self.fatal_error is not None:
+            raise self.fatal_error
+        self._end_unfinished()
+
+    def _controller(self, slots: SlotManager, watch: LoopWatch, storage: Path, metric: str) -> TuneController:
+        """Return what `Tuner.fit` makes, which takes no slots. It reports nothing, and handles no signals."""
+        ray_private.outlive_lost_processes()
+        search = SearchGenerator(self)
+        with _SETTING_UP:
+            experiment = Experiment(
+                uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+                TrialTrainable,
+                num_samples=sys.maxsize,
+                storage_path=str(storage),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                max_failures=self._plan.max_failures,
+            )
+            search.add_configurations([experiment])
+        controller = TuneController(
+            search_alg=search,
+            scheduler=TuneScheduler(self, metric),
+            callbacks=[watch],
+            trial_checkpoint_config=experiment.checkpoint_config,
+            storage=experiment.storage,
+            reuse_actors=True,
+            resource_manager_factory=lambda: slots,
+        )
+        # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+        controller.update_max_pending_trials(max(self._plan.trials, _MIN_WAITING))
+        return controller
+
+    def _give_up_on(self, trials: Sequence[Trial]) -> None:
+        """Have other hosts in place of those that trials were last heard of before the time budget ended."""
+        names = [self._trial_ids[trial.trial_id] for trial in trials if trial.trial_id in self._trial_ids]
+        _logger.warning(
+            "Trials %s have not reported since the time budget was used up: they end at their last reports, and their"
+            " hosts are ended, since they may be stuck.",
+            ", ".join(names),
+        )
+        self._actors.pool.end_silent_hosts([f"{self._study}/{name}" for name in names])
+
+    def _end_unfinished(self) -> None:
+        """End what the time budget has cut short, or say why trials are left."""
+        ledger, name, left = self._ledger, self._study, self._ledger.unfinished()
+        is_complete = not left and not self.is_short
+        records = ledger.records.values()
+        has_ended = not left and (is_complete or self.out_of_time is not None)
+        if has_ended and records and all(record.state is TrialState.FAIL for record in records):
+            reason, count = Counter(record.reason for record in records).most_common(1)[0]
+            trials = counted(len(records), "trial")
+            raise TrialsFailError(
+                f"Study {name!r} found nothing: each of its {trials} failed, {count} with: {reason}",
+                hint=f"fix that, then `loraxs-search extend {name} --trials N` and `loraxs-search resume"
+                f" {name}` train more",
+            )
+        if self.failing is not None and not is_complete:
+            raise TrialsFailError(
+                f"Study {name!r} was interrupted: {self.failing}",
+                hint=f"fix that, then go on with `loraxs-search resume {name}`",
+            )
+        if self.out_of_time is not None:
+            for record in left:
+                self._ended(record.trial_id, TrialState.PRUNED, self.out_of_time, is_cut=True)
+        elif not is_complete:
+            num_trials = planned(self._plan, self._state, ledger.records).trials
+            raise SearchInterruptedError(
+                f"Study {name!r} was interrupted: {len(records) - len(left)} of {counted(num_trials, 'trial')} have"
+                " ended. The others keep the state of their last report.",
+                hint=f"go on with `loraxs-search resume {name}`",
+            )
+
+    # ---- how it stands -----------------------------------------------------------------------------------------------
+    @property
+    def must_end(self) -> bool:
+        """Whether Tune's loop is to end now, whatever its trials do."""
+        return self.fatal_error is not None or self.is_stopped()
+
+    @property
+    def early_end(self) -> str | None:
+        """Why no more trials are proposed although the budget is not used up; None while there is no such reason."""
+        return self.failing or self.out_of_time
+
+    @property
+    def out_of_time(self) -> str | None:
+        """Return a message when the time budget is used up, else None."""
+        if self._deadline.is_over:
+            rest = f" but for {self._deadline.end_s:.0f} s for refits and last scores" if self._deadline.left_s else ""
+            return f"the time budget of {self._deadline.budget_s:g} s is used up{rest}"
+        return None
+
+    @property
+    def notice(self) -> str:
+        """Why the search ends before its budget; empty where it uses it up."""
+        return self.early_end or (self._state.finishing if self._has_budget() else None) or ""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a trial to propose."""
+        return self.early_end is None and self.is_short
+
+    @property
+    def is_short(self) -> bool:
+        """Whether trials are missing of what the search was to train, whatever ended it."""
+        if self._pending or unstarted(self._ledger.records, self._state):
+            return True
+        return self._state.finishing is None and self._has_budget()
+
+    def _has_budget(self) -> bool:
+        return num_proposed(self._ledger.records, self._state) < extended(self._plan, self._state).trials
+
+    @property
+    def to_cancel(self) -> list[str]:
+        """The trials in Tune that are to end at their next step; asked from any thread."""
+        late = self._deadline.is_late
+        return [trial_id for trial_id in list(self._trial_ids.values()) if late or trial_id in self._state.at_once]
+
+    def begin_loop(self) -> None:
+        """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""
+        self._trial_ids = {}
+        if self._ledger.journal.notice is None and self.out_of_time is None:
+            for record in [record for record in self._ledger.records.values() if record.is_cut]:
+                self._ledger.trial(TrialContinued(trial_id=record.trial_id))
+        self._pending = [record.trial_id for record in self._ledger.unfinished()]
+        self.apply_commands()
+
+    def apply_commands(self) -> None:
+        """Act by the state: end the trials that are stopped and not in Tune.
+
+        A trial in Tune ends at its next report, when it is asked whether it `stops`.
+        """
+        for trial_id in [each for each in self._pending if each in self._state.stopping]:
+            self._pending.remove(trial_id)
+            self._ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
+
+    def abort(self, error: LoraxsError) -> None:
+        """End the search for an error that is not a trial's; the first error counts."""
+        self.fatal_error = self.fatal_error or error
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except LoraxsError as error:
+            self.abort(error)
+
+    # ---- what Tune asks and says -------------------------------------------------------------------------------------
+    def hear(self) -> None:
+        """Take commands; Tune has another loop while no trial runs."""
+        with self._recording():
+            self.take_commands()
+
+    def suggest(self, trial_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
+        """Return the next trial: an unfinished one, one that people asked for, or one that the sampler proposes."""
+        self.hear()
+        if self.must_end or self.early_end is not None or not (self._trial_ids or self.is_short):
+            return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
+        if not self.is_short or len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
+            return None  # Tune's loop continues while a trial trains
+        config: dict[str, Any] | None = None
+        with self._recording():
+            if self._pending:
+                name = self._pending.pop(0)
+                started = TrialStarted(trial_id=name, params=dict(self._ledger.records[name].params))
+            else:
+                started = self._new()
+            try:
+                spec = self._actors.spec(started.trial_id, started.params)
+            except UsageError as error:  # params that no trial can have; other trials continue
+                self._ledger.trial(started)
+                self._ended(started.trial_id, TrialState.FAIL, error.message)
+            else:
+                self._ledger.trial(replace(started, hyperparameters=spec.hyperparameters))
+                self._trial_ids[trial_id] = started.trial_id
+                config = {SPEC: to_json(spec), RESOURCES: dict(self._actors.slot_counter.slots.resources)}
+        return config
+
+    def _new(self) -> TrialStarted:
+        """Return the next trial: its params, how the sampler came to them, and where it comes from."""
+        records, number = self._ledger.records, self._sampler.next_number
+        seed, name = self._plan.trial_seed(number), f"{number:05d}"
+        for asked in unstarted(records, self._state):
+            params, proposal = self._sampler.add(asked.params, seed)
+            lineage = Lineage(self._study, asked.source) if asked.source else None
+            return TrialStarted(
+                trial_id=name, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
+            )
+        params, proposal = self._sampler.propose(seed, index=num_proposed(records, self._state))
+        return TrialStarted(trial_id=name, params=params, proposal=proposal)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if REPORT in result and self.fatal_error is None:
+            with self._recording():
+                report = from_json(TrialReport, result[REPORT])
+                self._ledger.trial(TrialReported(report=report))
+                self._outcomes.setdefault(report.trial_id, "")  # its first report counts
+
+    def stops(self, report: TrialReport, metric: str) -> bool:
+        """Tell the scheduler of a report; return whether the trial is to train no further."""
+        try:
+            reason = self._scheduler.report(report, metric)
+        except Exception as error:  # noqa: BLE001  # a scheduler from elsewhere may raise anything
+            self.abort(
+                LoraxsError(
+                    f"The scheduler {self._scheduler.name!r} failed on a report of trial {report.trial_id}:"
+                    f" {type(error).__name__}: {error}.",
+                    hint="fix the scheduler, then continue with `loraxs-search resume`",
+                )
+            )
+            return False
+        return reason is not None or report.trial_id in self._state.stopping or self._deadline.is_over
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        name = self._trial_ids.pop(trial_id, None)
+        if name is None or (result is None and not error):
+            return  # never ran: it stays unfinished and is proposed again on resume
+        with self._recording():
+            if result is not None and FATAL in result:
+                message, hint = result[FATAL]
+                raise LoraxsError(message, hint=hint)
+            if self.fatal_error is not None:
+                return
+            if error or result is None or FAILED in result:
+                lost = f"its host was lost more than {counted(self._plan.max_failures, 'time')}"
+                self._fail(name, lost if error or result is None else result[FAILED])
+                return
+            self.on_trial_result(trial_id, result)  # none where a user stopped it at once
+            step, state, is_cut = result[STEP], TrialState.PRUNED, False
+            if step >= self._plan.max_steps:
+                state, reason = TrialState.COMPLETE, f"trained all {step} steps"
+                reports = self._ledger.records[name].reports
+                if reports and (steps := reports[-1].retrained_steps):
+                    reason += f", {steps} of them again from the start: its state was on a node that is lost"
+            elif name in self._scheduler.stopped:
+                reason = self._scheduler.stopped[name]
+            elif name in self._state.stopping:
+                reason = self._stop_reason(name)
+            else:
+                reason, is_cut = f"the time budget ended at step {step}", True
+            self._ended(name, state, reason, is_cut=is_cut)
+
+    def _fail(self, trial_id: str, reason: str) -> None:
+        self._ended(trial_id, TrialState.FAIL, reason)
+        self._outcomes.pop(trial_id, None)
+        self._outcomes[trial_id] = reason
+        common = common_failure(list(self._outcomes.values()), self._actors.slot_counter.max_concurrent)
+        if common is not None and self.failing is None:
+            self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
+
+    def _ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
+        self._ledger.trial(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
+
+    def _stop_reason(self, trial_id: str) -> str:
+        return f"{self._state.stopping[trial_id]} at step {self._ledger.last_step(trial_id)}"
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study folder holds it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a resumed search builds a new searcher from the study folder."""
+
+
+class TuneScheduler(_Unpickled, FIFOScheduler):
+    """Has Tune start trials in their order, and stop them where the searcher says so."""
+
+    def __init__(self, searcher: StudySearcher, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher, self._study_metric = searcher, metric
+        self._places: dict[str, int] = {}
+        self._place = itertools.count()
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._places[trial.trial_id] = next(self._place)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Return the trial that has waited longest, as Tune's own method does, but without a pass over ended trials."""
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: self._places[trial.trial_id], default=None)
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        """Stop the trial when it is to train no further; a result without a report is a failure, which Tune ends."""
+        if REPORT in result and self._searcher.stops(from_json(TrialReport, result[REPORT]), self._study_metric):
+            return self.STOP
+        return self.CONTINUE
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        """Record a last report, about which Tune does not ask; a repeated one changes nothing."""
+        self.on_trial_result(tune_controller, trial, result)
+
+
+class LoopWatch(_Unpickled, Callback):
+    """Notices when Tune's loop has to end although trials are left, and counts losses of a trial's host.
+
+    Args:
+        deadline: When the time budget is used up.
+        unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
+        overdue: Called with the trials that the loop has waited for in vain.
+        ask_anew: Called now and then with what a waiting trial asks for, and whether others have slots; returns whether
+            the loop is to end, so that trials ask for what there is now.
+    """
+
+    def __init__(
+        self,
+        deadline: Deadline,
+        unfit: Callable[[ClusterError], None],
+        overdue: Callable[[Sequence[Trial]], None] = lambda _: None,
+        ask_anew: Callable[[Mapping[str, float], bool], bool] = lambda _, __: False,
+    ) -> None:
+        self._deadline, self._unfit, self._overdue, self._ask_anew = deadline, unfit, overdue, ask_anew
+        self._lost_at: dict[str, float] = {}
+        self._began_at = time.monotonic()
+        self._heard_at: dict[str, float] = {}  # when trials that run were last heard of
+        self._longest_s: float | None = None  # from one report to the next
+        self._late_since: float | None = None
+        self._waiting_since: float | None = None
+        self._others_have_slots = False
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._heard_at[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
+    ) -> None:
+        """Note how long a report may take."""
+        now = time.monotonic()
+        took_s = now - self._heard_at.get(trial.trial_id, self._began_at)
+        self._heard_at[trial.trial_id], self._longest_s = now, max(self._longest_s or 0.0, took_s)
+
+    def is_late(self, trials: Sequence[Trial]) -> bool:
+        """Whether the deadline is over, and nobody waits for a report that may still come.
+
+        So it is when no trial runs, as when all wait for nodes that do not come; and when a trial has not reported for
+        long, since its host may be stuck. A report may take twice as long as any before it, or where there was none, as
+        long as the loop ran; `GRACE_S` at least.
+        """
+        if not self._deadline.is_over:
+            self._late_since = None
+            return False
+        now, running = time.monotonic(), [trial for trial in trials if trial.status == "RUNNING"]
+        self._late_since = now if self._late_since is None else self._late_since
+        report_s = self._late_since - self._began_at if self._longest_s is None else 2 * self._longest_s
+        if running and now - self._late_since <= max(GRACE_S, report_s):
+            return False
+        if running:
+            self._overdue(running)
+        return True
+
+    def is_stranded(self, trials: Sequence[Trial], others_have_slots: bool) -> bool:
+        """Whether trials wait for slots that none of the nodes of now can have."""
+        pending = [trial.config[RESOURCES] for trial in trials if trial.status == "PENDING"]
+        others_did, self._others_have_slots = self._others_have_slots, others_have_slots
+        if not pending or others_did != others_have_slots:
+            self._waiting_since = None
+        if not pending:
+            return False
+        now = time.monotonic()
+        self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        if now - self._waiting_since < WAIT_S:
+            return False
+        self._waiting_since = now
+        different = [asked for place, asked in enumerate(pending) if asked not in pending[:place]]
+        return any(self._ask_anew(asked, others_have_slots) for asked in different)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        """Count losses of a trial's host that follow one another closely as one; report a node that is unfit.
+
+        Only the end of the trial's file says which node could not make its environment: Tune gives the error to nobody.
+        """
+        if trial.error_file and Path(trial.error_file).exists():
+            _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
+            if _SETUP_FAILED.search(failure):
+                self._unfit(runtime_env.setup_error(failure))
+        now = time.monotonic()
+        if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
+            trial.max_failures += 1
+        else:
+            self._lost_at[trial.trial_id] = now
