@@ -22,7 +22,7 @@ from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.ledger import SilentView
-from loraxs_search.search.tune import runner
+from loraxs_search.search.tune import loop
 
 pytestmark = [
     pytest.mark.long(part="cluster"),
@@ -166,7 +166,7 @@ def test_a_search_says_what_it_waits_for_and_goes_on_with_what_there_is(
     cluster: Any, tiny_space: Path, agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other work holds the node at first. Later another one takes its place, which is smaller than its trials ask."""
-    monkeypatch.setattr(runner, "WAIT_S", 2.0)
+    monkeypatch.setattr(loop, "WAIT_S", 2.0)
     first = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
     program = [sys.executable, "-c", HOLDING, cluster.address]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

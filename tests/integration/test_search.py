@@ -41,7 +41,7 @@ from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.ledger import SilentView
-from loraxs_search.search.tune import runner
+from loraxs_search.search.tune import loop
 from loraxs_search.steering.send import extend_study
 from loraxs_search.steering.state import Deadline
 from loraxs_search.studies.folder import StudyFolder
@@ -294,7 +294,7 @@ def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
         def left_s(self) -> float | None:
             return 0.0 if view.frozen else super().left_s
 
-    monkeypatch.setattr(runner, "GRACE_S", 1.0)
+    monkeypatch.setattr(loop, "GRACE_S", 1.0)
     monkeypatch.setattr(session, "Deadline", OverAsItFreezes)
     view = Freezing(descendants)
     plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=2000", "search.report_every=10")

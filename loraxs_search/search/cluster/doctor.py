@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraxs_search import versions as package_versions
 from loraxs_search.base_model.package import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
-from loraxs_search.search.cluster.connection import connected, living_nodes
-from loraxs_search.search.cluster.node_checks import (
-    CheckResult,
-    Expected,
-    NodeFacts,
-    evaluate,
-    failures,
-    silent,
-    unlike_files,
-)
+from loraxs_search.search.cluster.connection import connected, living_nodes, pinned
+from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, failures, unlike_files
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import ensure_store
 
-if TYPE_CHECKING:
-    import ray
-
 _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
 _INSTALL_S = 900.0  # a node that has to install packages first
-CLUSTER = "cluster"
+_CLUSTER = "cluster"
 
 
 def examine(
@@ -56,16 +45,35 @@ def examine(
         TrackingError: the tracking URI is malformed.
     """
     loaded = load_space(space) if space is not None else None
-    uri = resolve_uri(tracking_uri)
-    results = [_of_driver("mlflow", redact(uri), lambda: ensure_store(uri))]
+    uri, results = resolve_uri(tracking_uri), list[CheckResult]()
+
+    def check_here(check: str, value: str, try_it: Callable[[], object]) -> None:
+        try:
+            try_it()
+            results.append(CheckResult("driver", check, "ok", value))
+        except LoraxsError as error:
+            results.append(CheckResult("driver", check, "fail", error.message, error.hint or ""))
+
+    check_here("mlflow", redact(uri), lambda: ensure_store(uri))
     if storage is not None:
-        results.append(_of_driver("storage", storage, lambda: Storage(storage).check()))
+        check_here("storage", storage, lambda: Storage(storage).check())
     try:
         with connected(address, runtime_env=runtime_env):
-            results += _cluster(address)
-            results += _ask_all(living_nodes(), [loaded] if loaded else [], uri, thorough=True)
+            nodes = living_nodes()
+            cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
+            value = f"{counted(len(nodes), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
+            hint = "start Ray with --num-cpus or --num-gpus above 0, or give search.concurrent"
+            is_fit = bool(cpus or gpus)
+            results.append(CheckResult(_CLUSTER, "ray", "ok" if is_fit else "warn", value, "" if is_fit else hint))
+            if address is not None and ray_private.is_token_auth_enabled():
+                results.append(CheckResult(_CLUSTER, "token", "ok", "every node and client must show it"))
+            elif address is not None:
+                hint = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes and here: see cluster/README.md"
+                value = "none: whoever reaches Ray's port runs code there"
+                results.append(CheckResult(_CLUSTER, "token", "warn", value, hint))
+            results += _ask_all(nodes, [loaded] if loaded else [], uri, thorough=True)
     except ClusterError as error:
-        results.append(CheckResult(CLUSTER, "ray", "fail", error.message, error.hint or ""))
+        results.append(CheckResult(_CLUSTER, "ray", "fail", error.message, error.hint or ""))
     return results
 
 
@@ -83,96 +91,50 @@ def check_nodes(spaces: Sequence[Space], tracking_uri: str) -> None:
         raise ClusterError(f"Every node of a cluster must be fit for the search, but:\n{faults}", hint=hint)
 
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
-def _of_driver(check: str, value: str, try_it: Callable[[], object]) -> CheckResult:
-    try:
-        try_it()
-    except LoraxsError as error:
-        return CheckResult("driver", check, "fail", error.message, error.hint or "")
-    return CheckResult("driver", check, "ok", value)
-
-
-def _cluster(address: str | None) -> Iterable[CheckResult]:
-    nodes = living_nodes()
-    cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
-    value = f"{counted(len(nodes), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
-    hint = "" if cpus or gpus else "start Ray with --num-cpus or --num-gpus above 0, or give search.concurrent"
-    yield CheckResult(CLUSTER, "ray", "ok" if cpus or gpus else "warn", value, hint)
-    if address is not None:
-        yield _auth()
-
-
-def _auth() -> CheckResult:
-    if ray_private.is_token_auth_enabled():
-        return CheckResult(CLUSTER, "token", "ok", "every node and client must show it")
-    hint = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes and here; cluster/README.md says how"
-    return CheckResult(CLUSTER, "token", "warn", "none: whoever reaches Ray's port runs code there", hint)
-
-
-# ---- every node ------------------------------------------------------------------------------------------------------
 def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorough: bool) -> list[CheckResult]:
+    """Ask all nodes at once, and return a result for each check of each; one that has left in between has none."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
+
     server = None if sqlite_path(uri) is not None else uri
-    files = sorted({file for space in spaces for file in _files(space)})
+    bases = {space.base_model.id for space in spaces if Path(space.base_model.id).expanduser().is_absolute()}
+    files = sorted(bases.union(*(space.task.source.data_files.values() for space in spaces)))
     question = {
         "mlflow": server,
         "base": asdict(with_known_package(spaces[0].base_model)) if spaces else None,
         "hub": any(space.task.source.hub is not None or space.task.source.elsewhere for space in spaces),
         "thorough": thorough,
     }
+    for module in (node_facts, package_versions):  # a node may lack the package
+        ray.cloudpickle.register_pickle_by_value(module)
     versions = runtime_env.versions()
     asked = []
     for node in nodes:
         # A node that only drives needs no rows.
         needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
-        asked.append((node, needed, time.time(), _ask(node, question | {"files": needed})))
+        task = ray.remote(node_facts.facts_here).options(max_retries=0, **pinned(node.node_id))
+        asked.append((node, needed, time.time(), task.remote(question | {"files": needed})))
     limit_s = _INSTALL_S if runtime_env.installers() else _ANSWER_S if thorough else _FAST_ANSWER_S
-    results, facts = list[CheckResult](), list[NodeFacts]()
+    results, digests = list[CheckResult](), dict[str, dict[str, str]]()
     for node, needed, at, reference in asked:
-        answer = _answer(node, at, reference, limit_s)
-        if isinstance(answer, NodeFacts):
-            facts.append(answer)
-            results += evaluate(answer, Expected(versions, redact(server) if server else None, needed))
-        elif answer is not None:
-            results.append(answer)
-    return [*results, *unlike_files(facts)]
-
-
-def _files(space: Space) -> list[str]:
-    base = [space.base_model.id] if Path(space.base_model.id).expanduser().is_absolute() else []
-    return [*base, *space.task.source.data_files.values()]
-
-
-def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
-    import ray
-
-    from loraxs_search.search.cluster.connection import pinned  # late, as Ray is
-
-    for module in (node_facts, package_versions):  # a node may lack the package
-        ray.cloudpickle.register_pickle_by_value(module)
-    task = ray.remote(node_facts.facts_here).options(max_retries=0, **pinned(node.node_id))
-    return task.remote(question)
-
-
-def _answer(
-    node: Node, asked_at: float, reference: ray.ObjectRef[Any], limit_s: float
-) -> NodeFacts | CheckResult | None:
-    """Return what a node reports of itself, or why it does not; None when it has left."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
-
-    try:
-        facts = ray.get(reference, timeout=max(0.1, asked_at + limit_s - time.time()))
-    except GetTimeoutError:
-        return silent(node.address, f"none within {limit_s:.0f} s")
-    except RayError as error:
-        if node.node_id not in {living.node_id for living in living_nodes()}:
-            return None  # as it may during a search
-        if isinstance(error, RuntimeEnvSetupError):
-            problem = runtime_env.setup_problem(str(error))
-            return CheckResult(node.address, "environment", "fail", problem, runtime_env.SETUP_HINT)
-        return silent(node.address, str(error).strip().splitlines()[-1])
-    answered_at, read_at = time.time(), facts.pop("at")
-    # Its clock was read at some time between question and answer: only what lies outside is skew.
-    skew_s = max(0.0, read_at - answered_at) + min(0.0, read_at - asked_at)
-    name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
-    return NodeFacts(node=name, skew_s=skew_s, offers_gpus=node.num_gpus, **facts)
+        try:
+            facts: dict[str, Any] = ray.get(reference, timeout=max(0.1, at + limit_s - time.time()))
+        except (GetTimeoutError, RayError) as error:
+            if not isinstance(error, GetTimeoutError) and node.node_id not in {n.node_id for n in living_nodes()}:
+                continue  # it has left, as it may during a search
+            if isinstance(error, RuntimeEnvSetupError):
+                problem = runtime_env.setup_problem(str(error))
+                results.append(CheckResult(node.address, "environment", "fail", problem, runtime_env.SETUP_HINT))
+                continue
+            is_late = isinstance(error, GetTimeoutError)
+            problem = f"none within {limit_s:.0f} s" if is_late else str(error).strip().splitlines()[-1]
+            hint = "see the node's logs below its Ray folder; is it overloaded?"
+            results.append(CheckResult(node.address, "answer", "fail", problem, hint))
+            continue
+        # Its clock was read at some time between question and answer: only what lies outside is skew.
+        facts["skew_s"] = max(0.0, facts["at"] - time.time()) + min(0.0, facts["at"] - at)
+        facts["offers_gpus"] = node.num_gpus
+        name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
+        digests[name] = facts["file_digests"]
+        results += evaluate(name, facts, versions, redact(server) if server else None, needed)
+    return [*results, *unlike_files(digests)]

@@ -28,7 +28,7 @@ from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE
-from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
+from loraxs_search.search.cluster.node_checks import compare_versions
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
 
@@ -247,8 +247,8 @@ def check_versions(node: str, expected: Mapping[str, str]) -> None:
     Raises:
         ClusterError: with the node, the packages, and both versions of each.
     """
-    facts = NodeFacts(node=node, versions=with_python())
-    for failure in failures(evaluate(facts, Expected(expected))):
+    result = compare_versions(node, with_python(), expected)
+    if result.verdict == "fail":
         raise ClusterError(
-            f"Every node must have the driver's versions, but {node} has {failure.value}.", hint=failure.hint
+            f"Every node must have the driver's versions, but {node} has {result.value}.", hint=result.hint
         )

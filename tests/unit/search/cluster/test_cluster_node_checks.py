@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from support.tls import https_server
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster import doctor, node_facts
-from loraxs_search.search.cluster.node_checks import CheckResult, Expected, NodeFacts, evaluate, failures, unlike_files
+from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, failures, unlike_files
 
 GIB = 2**30
 HERE = {
@@ -23,28 +22,31 @@ HERE = {
     "peft": "0.21.2",
     "optuna": "5.0.0",
 }
-SOUND = NodeFacts(
-    "10.0.0.2",
-    HERE,
-    skew_s=0.4,
-    open_files=65536,
-    home="/home/me/.loraxs-search",
-    free_bytes=50 * GIB,
-    memory_bytes=64 * GIB,
-    free_memory_bytes=60 * GIB,
-    base_from="folder",
-)
-EXPECTED = Expected(HERE, "http://mlflow:5000", ["/data/train.csv"])
+FAST: dict[str, Any] = {"versions": HERE, "mlflow_problem": None, "missing_files": [], "file_digests": {}}
+SOUND = FAST | {
+    "skew_s": 0.4,
+    "open_files": 65536,
+    "home": "/home/me/.loraxs-search",
+    "home_problem": None,
+    "free_bytes": 50 * GIB,
+    "memory_bytes": 64 * GIB,
+    "free_memory_bytes": 60 * GIB,
+    "base_from": "folder",
+    "hub_problem": None,
+    "offers_gpus": 0,
+    "torch_gpus": 0,
+    "gpus": [],
+}
+EXPECTED: Any = (HERE, "http://mlflow:5000", ["/data/train.csv"])
 
 
 def result_of(check: str, **changes: Any) -> CheckResult:
-    facts = replace(SOUND, **changes)
-    (result,) = [it for it in evaluate(facts, EXPECTED) if it.check == check]
+    (result,) = [it for it in evaluate("10.0.0.2", SOUND | changes, *EXPECTED) if it.check == check]
     return result
 
 
 def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
-    results = list(evaluate(SOUND, EXPECTED))
+    results = list(evaluate("10.0.0.2", SOUND, *EXPECTED))
     checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
     assert [it.check for it in results] == checks
     assert {it.verdict for it in results} == {"ok"}
@@ -109,19 +111,18 @@ def test_each_fault_has_its_verdict_its_value_and_a_hint(
 
 
 def test_the_fast_look_asks_for_less() -> None:
-    fast = NodeFacts("n", HERE)
-    assert [it.check for it in evaluate(fast, EXPECTED)] == ["versions", "mlflow", "files"]
-    assert [it.check for it in evaluate(fast, Expected(HERE))] == ["versions"]
+    assert [it.check for it in evaluate("n", FAST, *EXPECTED)] == ["versions", "mlflow", "files"]
+    assert [it.check for it in evaluate("n", FAST, HERE, None, [])] == ["versions"]
 
 
 def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
     train, test = "/data/train.csv", "/data/test.csv"
-    nodes = [
-        NodeFacts("driver", HERE),  # it only drives
-        NodeFacts("10.0.0.2", HERE, file_digests={train: "a" * 64, test: "c" * 64}),
-        NodeFacts("10.0.0.3", HERE, file_digests={train: "b" * 64, test: "c" * 64}),
-        NodeFacts("10.0.0.4", HERE, file_digests={train: "a" * 64}),
-    ]
+    nodes = {
+        "driver": {},  # it only drives
+        "10.0.0.2": {train: "a" * 64, test: "c" * 64},
+        "10.0.0.3": {train: "b" * 64, test: "c" * 64},
+        "10.0.0.4": {train: "a" * 64},
+    }
     (result,) = unlike_files(nodes)
     assert (result.node, result.check, result.verdict) == ("10.0.0.3", "files", "fail")
     assert result.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
@@ -148,20 +149,17 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
         "thorough": True,
     }
     (tmp_path / "rows.csv").write_bytes(b"rows")
-    answer = node_facts.facts_here(question)
-    assert answer.pop("at") > 1e9
-    facts = NodeFacts(node="here", **answer)
-    assert facts.missing_files == [str(tmp_path / "none")]
-    assert facts.file_digests == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
-    assert facts.mlflow_problem is not None
-    assert "secret" not in facts.mlflow_problem
-    assert facts.base_from == "the hub"
-    assert facts.hub_problem == "HF_HUB_OFFLINE is set"
-    assert facts.versions["ray"] == "2.60.0"
-    assert facts.home_problem is None
-    bad = {it.check for it in failures(evaluate(facts, Expected(facts.versions, "http://x", question["files"])))}
-    assert {"mlflow", "files", "hub"} <= bad
-    assert "versions" not in bad
+    facts = node_facts.facts_here(question)
+    assert facts["at"] > 1e9
+    assert facts["missing_files"] == [str(tmp_path / "none")]
+    assert facts["file_digests"] == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
+    assert "secret" not in facts["mlflow_problem"]
+    assert facts["base_from"] == "the hub"
+    assert facts["hub_problem"] == "HF_HUB_OFFLINE is set"
+    results = evaluate(
+        "here", facts | {"skew_s": 0.0, "offers_gpus": 0}, facts["versions"], "http://x", question["files"]
+    )
+    assert {"mlflow", "files", "hub"} == {it.check for it in failures(results)} - {"storage", "open files"}
     monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")
     assert node_facts.facts_here(question)["home_problem"]
 
