@@ -25,7 +25,7 @@ from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_unmeasured, is_untouched, shots_name
 from loraxs_search.records.task import Task
-from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
+from loraxs_search.search.driver.work_items import WorkItem, base_answer_work, in_parts, joined
 from loraxs_search.search.hosts.pool import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies.confirmations import Confirmations
@@ -72,22 +72,23 @@ class StudyBaselines:
             HomeError: the folder cannot be written.
         """
         if (written := self._written) is not None:
-            self._finish(lambda: await_answer(written, on_loop_step), lambda: self._measure_again(on_loop_step))
-            self._written = None
-        return self._folder.baselines() or ()
-
-    def _finish(self, *ways: Callable[[], object]) -> None:
-        """Go the first way that leads to baselines in the folder; where none does, write which failed."""
-        reason = ""
-        for way in ways:
             try:
-                way()
+                try:
+                    await_answer(written, on_loop_step)
+                except (*HOST_LOST, RayTaskError) as error:
+                    if isinstance(error, HomeError):
+                        raise
+                    measured = self._actors.pool.ask(lambda host: host.baselines.remote(self._task), on_loop_step)
+                    self._folder.write_baselines(measured)
             except HomeError:
                 raise
             except (*HOST_LOST, RayTaskError) as error:
-                reason = first_line(getattr(error, "cause", error))
-            else:
-                return
+                self._write_failures(first_line(getattr(error, "cause", error)))
+            self._written = None
+        return self._folder.baselines() or ()
+
+    def _write_failures(self, reason: str) -> None:
+        """Write which baselines cannot be measured."""
         log.warning("the study's baselines cannot be measured: %s", reason)
         from loraxs_search.tasks.baselines import fitting_baselines
         from loraxs_search.tasks.kinds import kind_of
@@ -95,10 +96,6 @@ class StudyBaselines:
         measured = {one.name: one for one in self._folder.baselines() or () if not one.failed}
         failed = (Baseline(name, failed=reason[:200], applies=True) for name in fitting_baselines(kind_of(self._task)))
         self._folder.write_baselines([measured.get(one.name, one) for one in failed])
-
-    def _measure_again(self, on_loop_step: Callable[[], None]) -> None:
-        measured = self._actors.pool.ask(lambda host: host.baselines.remote(self._task), on_loop_step)
-        self._folder.write_baselines(measured)
 
 
 _PART = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
@@ -115,7 +112,7 @@ class BaseModelBaseline:
     folder: StudyFolder
     actors: StudyActors
     task: Task
-    spread: Callable[[Sequence[BaseAnswerWork]], None]
+    spread: Callable[[Sequence[WorkItem[Answers]]], None]
 
     @cached_property
     def shots(self) -> tuple[int, ...]:
@@ -161,14 +158,14 @@ class BaseModelBaseline:
     def _confirmed(self) -> Confirmations:
         return self.folder.confirmations()
 
-    def _work(self, split: Split, shots: int) -> list[BaseAnswerWork]:
+    def _work(self, split: Split, shots: int) -> list[WorkItem[Answers]]:
         """Return the rows of a split that are not answered yet, in parts for all hosts."""
         if self._confirmed.base_failure(shots):
             return []
         done = self._confirmed.base_answers(shots, split)
         identity = self.actors.info.identity
         return [
-            BaseAnswerWork(self.folder, identity, self.task, split, rows, shots)
+            base_answer_work(self.folder, identity, self.task, split, rows, shots)
             for rows in self._parts(split)
             if _as_named(rows) not in done
         ]

@@ -6,46 +6,95 @@ Finished work is recorded in the study folder item by item, so that after a kill
 from __future__ import annotations
 
 import functools
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 from loraxs_search.errors import SearchInterruptedError
-from loraxs_search.methods._base import Method
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.host import Confirmation
-from loraxs_search.records.promotion import Candidate, Refit
-from loraxs_search.records.trial import TrialRecord, TrialSpec
+from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
-from loraxs_search.registry.finalist import choose, trial_of
+from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
+from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.baselines import BaseModelBaseline
-from loraxs_search.search.driver.candidates import candidate_trials, make_candidate, make_manifest
 from loraxs_search.search.driver.work_items import (
-    AdapterWork,
-    AnswerWork,
-    RefitWork,
     Trained,
-    ValidationWork,
     WorkItem,
+    answer_work,
     class_report,
     joined,
     map_over_hosts,
+    raised,
     refit_spec,
+    refit_work,
     row_parts,
     slices_of,
+    validation_work,
 )
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
-log = logging.getLogger(__name__)
-
 RunOf = Callable[[str], str | None]
+
+
+def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:
+    """Return the trials that trained all their steps, best first by the report of the step that is kept.
+
+    Ties, which few validation rows often make, go to the smaller adapter, then to the older trial.
+    """
+    sign = -1.0 if selection.direction == "maximize" else 1.0
+
+    def order(record: TrialRecord) -> tuple[float, int, str]:
+        kept = selection.select(record.reports)
+        return sign * kept.metrics[selection.metric], kept.size.stored_bytes, record.trial_id
+
+    return sorted((record for record in records if record.state is TrialState.COMPLETE), key=order)
+
+
+def candidate_trials(
+    trials: Sequence[TrialRecord], rule: PromotionRule, task: Task, plan: SearchPlan
+) -> Sequence[TrialRecord]:
+    """Return the trials that are candidates: by default the best ones that are within `max_bytes`.
+
+    If the rule chooses the smallest, trials that no other beats in score and stored bytes together come first, one of
+    each size: the best, which tolerance counts from, and then the smallest within tolerance of it; where reports were
+    scored by another metric than the rule's, trials that are spread over the sizes. Where all trials are above
+    `max_bytes`, they are candidates, and the rule says why none is promoted.
+
+    Args:
+        trials: Complete ones, best first.
+    """
+    selection, limit = CheckpointSelection.of(task, plan), rule.max_bytes
+    fitting = [r for r in trials if limit is None or selection.select(r.reports).size.stored_bytes <= limit]
+    small = fitting or list(trials)
+    if rule.choose == "best":
+        return small[: rule.candidates]
+    score = {r.trial_id: selection.select(r.reports).metrics[selection.metric] for r in small}
+    # Of each size one; more bytes, and a better score, first.
+    sized = {selection.select(r.reports).size.stored_bytes: r for r in reversed(front(small, selection))}
+    best_first = list(sized.values())
+    if Criterion.of(rule, task).metric == selection.metric:
+        best = score[best_first[0].trial_id] if best_first else 0.0
+        is_within = [abs(best - score[r.trial_id]) <= rule.tolerance + NOISE for r in best_first]
+        within = [r for r, is_one in zip(best_first, is_within, strict=True) if is_one]
+        first = [*best_first[:1], *reversed(within[1:])]
+    else:
+        places = max(1, rule.candidates - 1)
+        spread = {round(number * (len(best_first) - 1) / places) for number in range(places + 1)}
+        first = [best_first[place] for place in sorted(spread)] if best_first else []
+    chosen = {r.trial_id: r for r in (*first, *best_first, *small)}
+    return list(chosen.values())[: rule.candidates]
 
 
 @dataclass(frozen=True)
@@ -73,13 +122,15 @@ class Finalization:
     @property
     def best(self) -> Sequence[TrialRecord]:
         """The trials that are candidates."""
-        able = [record for record in self.trials if self.space.may_be_candidate(self._method(record).name)]
-        return candidate_trials(able, self.space.promotion, self.space.task, self.space.search)
+        space = self.space
+        able = [record for record in self.trials if space.may_be_candidate(space.method_of(record.params).name)]
+        return candidate_trials(able, space.promotion, space.task, space.search)
 
     def missing_refits(self) -> list[TrialSpec]:
         """Return the refits of the best trials that are not trained yet; the first of each trial come first."""
-        confirmed, each = self.folder.confirmations(), [self._refits(record) for record in self.best]
-        wanted = [spec for specs in zip(*each, strict=True) for spec in specs]
+        confirmed, recipes = self.folder.confirmations(), [self._spec(record) for record in self.best]
+        numbers = range(1, self.space.promotion.seeds + 1)
+        wanted = [refit_spec(recipe, number) for number in numbers for recipe in recipes]
         return [spec for spec in wanted if confirmed.refit(spec.trial_id) is None]
 
     def refit(self, specs: Sequence[TrialSpec], is_late: Callable[[], bool] = lambda: False) -> None:
@@ -88,10 +139,12 @@ class Finalization:
         Raises:
             SearchInterruptedError: stopped from outside.
         """
-        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for spec in specs})
+        for spec in specs:
+            snapshot = self.folder.snapshots.read(spec.trial_id)
+            self._refit_steps[spec.trial_id] = read_reports(snapshot)[-1].step if snapshot else 0
         self._count_refits()
         task, every = self.space.task, self.space.search.report_every
-        items = [RefitWork(spec, task, every, self.folder, self.reached, is_late) for spec in specs]
+        items = [refit_work(spec, task, every, self.folder, self.reached, is_late) for spec in specs]
         self._map_over_hosts(items, shared=True)
 
     def reached(self, name: str, step: int) -> None:
@@ -110,20 +163,23 @@ class Finalization:
         Args:
             limit: How many there is time to score; those that have a score of all rows count.
         """
-        trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
+        trained = list[Trained]()
+        for record in self.best:
+            refits = self._ended_refits(record.trial_id)
+            names = [record.trial_id, *(name for name, refit in refits.items() if not refit.failed)]
+            trained += map(self._trained, names)
         scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
-        if self._are_scored_anew():
+        task, rows = self.space.task, self.actors.info.num_rows["validation"]
+        # Reports scored something else than candidates are compared by, or a part of the rows.
+        if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):
             confirmed = self.folder.confirmations()
             has_score = {a.trial_id: confirmed.validation(a.trial_id) is not None for a in trained}
             trained = sorted(trained, key=lambda adapter: not has_score[adapter.trial_id])
             trained = trained[: max(limit or len(trained), sum(has_score.values()))]
-            scores = {adapter.trial_id: {} for adapter in trained}
             missing = [adapter for adapter in trained if not has_score[adapter.trial_id]]
-            items = [ValidationWork(adapter, self.space.task) for adapter in missing]
-            self._map_over_hosts(items, shared=True, unit="adapters")
-            scores = {name: confirmed.validation(name) or {} for name in scores}
+            self._map_over_hosts([validation_work(a, task) for a in missing], shared=True, unit="adapters")
+            scores = {adapter.trial_id: confirmed.validation(adapter.trial_id) or {} for adapter in trained}
         made = [self._candidate(adapter, scores) for adapter in trained]
-        task = self.space.task
         sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
         return sorted(made, key=lambda c: (sign * c.validation_metrics.get(task.metric, worst), c.trial_id))
 
@@ -150,27 +206,30 @@ class Finalization:
                 self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
 
         untested = chosen is not None and not chosen.test_metrics
-        answers = self._answer_work(name) if untested else []
-        kept = [record.trial_id for record in self.trials if self._method(record).has_adapter]
-        ids = list(dict.fromkeys((*known, *kept)))
-        adapters = [
-            AdapterWork(self._trained(i), self.space.task, keep)
-            for i in ids
-            if not self._is_sealed(i, tested=i == name)
-        ]
-        self._map_over_hosts([*answers, *adapters], unit="parts")
+        items, task = list[WorkItem[Any]](), self.space.task
+        if untested:
+            parts_left = row_parts(self.actors.info.num_rows["test"], list(confirmed.answers(name)))
+            items += [answer_work(self._trained(name), rows, task) for rows in parts_left]
+        kept = [r.trial_id for r in self.trials if self.space.method_of(r.params).has_adapter]
+        for own in dict.fromkeys((*known, *kept)):
+            path = self.folder.adapter_path(own)
+            # One that was sealed as a mere candidate, before the search went on, lacks its test scores.
+            if not (path / MANIFEST).exists() or (own == name and not verify(path).test_metrics):
+                items.append(self._adapter_work(self._trained(own), keep))
+        self._map_over_hosts(items, unit="parts")
         if chosen is not None:
             parts, rows = list(confirmed.answers(name).values()), b""
             if untested:
-                metrics, answered = joined(parts, self.space.task)
+                metrics, answered = joined(parts, task)
                 rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none if it was written before the driver was killed
                 samples = tuple(sample for part in parts for sample in part.samples)
-                task = self.space.task
                 beside = {"samples": samples, "slices": slices_of(parts, task), "by_class": class_report(parts, task)}
                 self._write(self._trained(name), confirmation, chosen, run_of, beside)
-            self._update_baselines(chosen)
+            path = self.folder.adapter_path(name)
+            if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
+                self.folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
             if untested:
                 confirmed.write_candidate(chosen, rows)
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
@@ -211,23 +270,9 @@ class Finalization:
             finished(0)
         map_over_hosts(pool, items, self.on_loop_step, at_once=at_once, finished=finished)
 
-    def _steps_done(self, spec: TrialSpec) -> int:
-        """Return how far a refit has got before now."""
-        if self.folder.confirmations().refit(spec.trial_id) is not None:
-            return spec.hyperparameters.max_steps
-        snapshot = self.folder.snapshots.read(spec.trial_id)
-        return read_reports(snapshot)[-1].step if snapshot else 0
-
     # ---- adapters ----------------------------------------------------------------------------------------------------
-    def _method(self, record: TrialRecord) -> Method:
-        return self.space.method_of(record.params)
-
     def _spec(self, record: TrialRecord) -> TrialSpec:
         return self.actors.spec(record.trial_id, record.params)
-
-    def _refits(self, record: TrialRecord) -> list[TrialSpec]:
-        spec = self._spec(record)
-        return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
 
     def _ended_refits(self, trial_id: str) -> dict[str, Refit]:
         """Return the refits of a trial that have been trained, or have failed, by name."""
@@ -235,17 +280,14 @@ class Finalization:
         known = {f"{trial_id}.{number}": confirmed.refit(f"{trial_id}.{number}") for number in numbers}
         return {name: refit for name, refit in known.items() if refit is not None}
 
-    def _answer_work(self, name: str) -> list[AnswerWork]:
-        """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
-        confirmed, num_rows = self.folder.confirmations(), self.actors.info.num_rows["test"]
-        parts = row_parts(num_rows, list(confirmed.answers(name)))
-        return [AnswerWork(self._trained(name), rows, self.space.task) for rows in parts]
-
-    def _of_recipe(self, record: TrialRecord) -> list[Trained]:
-        """Return a trial and its refits that have not failed."""
-        refits = self._ended_refits(record.trial_id)
-        names = [record.trial_id, *(name for name, refit in refits.items() if not refit.failed)]
-        return [self._trained(name) for name in names]
+    def _adapter_work(self, adapter: Trained, keep: Callable[[Trained, Confirmation], None]) -> WorkItem[Confirmation]:
+        """Have an adapter written out, and give it to `keep`."""
+        task = self.space.task
+        return WorkItem(
+            lambda host: host.confirm.remote(adapter.spec, adapter.snapshot(), task),
+            lambda confirmation: keep(adapter, confirmation),
+            raised,
+        )
 
     def _trained(self, trial_id: str) -> Trained:
         """Return a completed trial's adapter, or a refit's."""
@@ -260,13 +302,6 @@ class Finalization:
             self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size, record.lineage)
         return self._adapters[trial_id]
 
-    def _are_scored_anew(self) -> bool:
-        """Whether reports scored something else than candidates are compared by, or a part of the validation rows."""
-        limit = self.space.task.validation_rows
-        if self.space.task.report_metric is not None:
-            return True
-        return limit is not None and self.actors.info.num_rows["validation"] >= limit
-
     # ---- records -----------------------------------------------------------------------------------------------------
     def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
         trial_id = trial_of(adapter.trial_id)
@@ -277,15 +312,22 @@ class Finalization:
             for name, refit in recipe.items()
             if name != adapter.trial_id
         ]
-        return make_candidate(self.folder, self.actors.info, adapter, scores[adapter.trial_id], others)
-
-    def _is_sealed(self, trial_id: str, *, tested: bool) -> bool:
-        """Whether an adapter is written out; a finalist's says what it scores on the test rows.
-
-        One that was sealed as a mere candidate, before the search went on, does not.
-        """
-        path = self.folder.adapter_path(trial_id)
-        return (path / MANIFEST).exists() and (not tested or bool(verify(path).test_metrics))
+        info, study = self.actors.info, self.folder.info
+        return Candidate(
+            study=self.folder.name,
+            trial_id=adapter.trial_id,
+            task=study.task.registered_name,
+            test_metrics={},
+            validation_metrics=scores[adapter.trial_id],
+            stored_bytes=adapter.size.stored_bytes,
+            data_fingerprint=info.data_fingerprint,
+            base_digest=info.base.weight_digest,
+            base_model=study.base_model.id,
+            refits=tuple(others),
+            study_id=study.study_id,
+            test_fingerprint=info.test_fingerprint,
+            kept_step=adapter.kept_step,
+        )
 
     def _write(
         self,
@@ -295,24 +337,42 @@ class Finalization:
         run_of: RunOf,
         beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        if candidate is not None:
-            self._bring_factors(confirmation)
-        run_id = run_of(trial_of(adapter.trial_id))
-        manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
+        info = self.actors.info
+        if candidate is not None:  # promotion registers its factors: they come into this machine's cache
+            for key, checksum in confirmation.factors.items():
+                if factors_at(key, checksum) is None:
+                    read = functools.partial(lambda key, host: host.factor_file.remote(self.space.task, key), key)
+                    install_factors(key, self.actors.pool.ask(read, self.on_loop_step))
+        hyper = adapter.spec.hyperparameters
+        adapted = [module for module in info.modules if module.name in hyper.target_modules]
+        start = self.folder.info.start_from
+        manifest = Manifest(
+            task=self.space.task,
+            base_model=replace(self.space.base_model, revision=info.base.revision or self.space.base_model.revision),
+            base_digest=info.base.weight_digest,
+            data_fingerprint=info.data_fingerprint,
+            study=self.folder.name,
+            trial_id=adapter.trial_id,
+            params=adapter.spec.params,
+            hyperparameters=hyper,
+            validation_metrics=candidate.validation_metrics if candidate else adapter.validation_metrics,
+            test_metrics=candidate.test_metrics if candidate else {},
+            size=adapter.size,
+            probe=confirmation.probe,
+            versions=info.versions,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            run_id=run_of(trial_of(adapter.trial_id)),
+            refits=candidate.refits if candidate else (),
+            base_bytes=info.base_bytes,
+            lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
+            factors=confirmation.factors,
+            ends=confirmation.ends,
+            baselines=candidate.baselines if candidate else (),
+            kept_step=adapter.kept_step,
+            start_from=start.adapter if start and hyper.start_from else None,
+            lineage=adapter.lineage,
+            setup=info.base.setup,
+        )
         manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
-
-    def _update_baselines(self, finalist: Candidate) -> None:
-        """Have a finalist's folder say what baselines score that were measured after it was sealed."""
-        path = self.folder.adapter_path(finalist.trial_id)
-        if verify(path).baselines != finalist.baselines:
-            self.folder.write_adapter(finalist.trial_id, resealed(path, baselines=finalist.baselines))
-
-    def _bring_factors(self, confirmation: Confirmation) -> None:
-        """Copy the adapter's factors into this machine's cache: promotion registers them."""
-        task = self.space.task
-        for key, checksum in confirmation.factors.items():
-            if factors_at(key, checksum) is None:
-                read = functools.partial(lambda key, host: host.factor_file.remote(task, key), key)
-                install_factors(key, self.actors.pool.ask(read, self.on_loop_step))

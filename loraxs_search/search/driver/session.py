@@ -44,9 +44,8 @@ from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
-from loraxs_search.search.driver.candidates import completed_trials
 from loraxs_search.search.driver.end_time import EndTime
-from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.finalize import Finalization, completed_trials
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
 from loraxs_search.search.driver.work_items import map_over_hosts
 from loraxs_search.search.hosts.pool import HOST_LOST, HostProxy, Usage, await_answer

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, StudyError, TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores
 from loraxs_search.records.base import Identity
-from loraxs_search.records.host import Answers, Confirmation
+from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import Refit, SliceScore
 from loraxs_search.records.task import Task
@@ -34,17 +34,19 @@ _MAX_LOST_HOSTS = 3
 AnswerT = TypeVar("AnswerT")
 
 
-class WorkItem(Protocol[AnswerT]):
-    """One item of work; it keeps its own results, so that a killed driver finds what was done."""
+@dataclass(frozen=True)
+class WorkItem(Generic[AnswerT]):
+    """One item of work; it keeps its own results, so that a killed driver finds what was done.
 
-    def ask(self, host: HostProxy) -> ObjectRef[AnswerT]:
-        """Start it on a host. May be repeated, on another host."""
+    Args:
+        ask: Starts it on a host. May be repeated, on another host.
+        take: Keeps a host's answer; returns whether there is more to do.
+        failed: Records that it failed, or raises where that must end the search.
+    """
 
-    def take(self, answer: AnswerT) -> bool:
-        """Keep a host's answer; return whether there is more to do."""
-
-    def failed(self, error: Exception) -> None:
-        """Record that it failed, or raise where that must end the search."""
+    ask: Callable[[HostProxy], ObjectRef[AnswerT]]
+    take: Callable[[AnswerT], bool | None]
+    failed: Callable[[Exception], None]
 
 
 def map_over_hosts(
@@ -84,30 +86,23 @@ def map_over_hosts(
         for answer in done:
             item, host = pending.pop(answer)
             try:
-                if _has_more(item, answer):
+                if item.take(ray.get(answer)):
                     go_on(item, host)
                     continue
-                num_done += 1
-                finished(num_done)
-                if waiting:
-                    go_on(waiting.popleft(), host)
             except HOST_LOST:
                 losses_left -= 1
                 if losses_left < 0:
                     raise
                 go_on(item, pool.host(lost=host))
-
-
-def _has_more(item: WorkItem[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
-    """Give an item its answer or its error; return whether there is more to do."""
-    try:
-        value = ray.get(answer)
-    except (*HOST_LOST, ClusterError, HomeError):  # the latter two are a node's fault, not the item's
-        raise
-    except (LoraxsError, RayTaskError) as error:
-        item.failed(error)
-        return False
-    return item.take(value)
+                continue
+            except (ClusterError, HomeError):  # a node's fault, not the item's
+                raise
+            except (LoraxsError, RayTaskError) as error:
+                item.failed(error)
+            num_done += 1
+            finished(num_done)
+            if waiting:
+                go_on(waiting.popleft(), host)
 
 
 def reason_of(error: Exception) -> str:
@@ -126,45 +121,44 @@ def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
     return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
 
 
-@dataclass(frozen=True)
-class RefitWork:
-    """A recipe to train to its last step, its state kept after every `every` steps.
+def refit_work(
+    spec: TrialSpec,
+    task: Task,
+    every: int,
+    folder: StudyFolder,
+    reached: Callable[[str, int], None] = lambda _, __: None,
+    is_late: Callable[[], bool] = lambda: False,
+) -> WorkItem[tuple[TrialReport, bytes]]:
+    """Train a recipe to its last step, and keep its state after every `every` steps.
 
     Args:
         reached: Called with its name and the step that it has reached; one that failed has no more to do.
         is_late: Whether there is no more time: it is left out then.
     """
+    name, max_steps, confirmed = spec.trial_id, spec.hyperparameters.max_steps, folder.confirmations()
 
-    spec: TrialSpec
-    task: Task
-    every: int
-    folder: StudyFolder
-    reached: Callable[[str, int], None] = lambda _, __: None
-    is_late: Callable[[], bool] = lambda: False
+    def ended(metrics: Mapping[str, float], failed: str = "") -> None:
+        confirmed.write_refit(name, Refit(spec.hyperparameters.seed, metrics, failed=failed))
 
-    def ask(self, host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
-        snapshot = self.folder.snapshots.read(self.spec.trial_id)
-        reports = read_reports(snapshot) if snapshot else ()
-        step = reports[-1].step if reports else 0
-        until = min(step + self.every, self.spec.hyperparameters.max_steps)
-        return host.advance.remote(self.spec, until, snapshot, self.task)
+    def ask(host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
+        snapshot = folder.snapshots.read(name)
+        step = read_reports(snapshot)[-1].step if snapshot else 0
+        return host.advance.remote(spec, min(step + every, max_steps), snapshot, task)
 
-    def take(self, answer: tuple[TrialReport, bytes]) -> bool:
+    def take(answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
-        self.folder.snapshots.write(self.spec.trial_id, snapshot)
-        self.reached(self.spec.trial_id, report.step)
-        if report.step < self.spec.hyperparameters.max_steps:
-            return not self.is_late()
-        self._ended(self.folder.checkpoint_selection.select(read_reports(snapshot)).metrics)
+        folder.snapshots.write(name, snapshot)
+        reached(name, report.step)
+        if report.step < max_steps:
+            return not is_late()
+        ended(folder.checkpoint_selection.select(read_reports(snapshot)).metrics)
         return False
 
-    def failed(self, error: Exception) -> None:
-        self._ended({}, reason_of(error))
-        self.reached(self.spec.trial_id, self.spec.hyperparameters.max_steps)
+    def failed(error: Exception) -> None:
+        ended({}, reason_of(error))
+        reached(name, max_steps)
 
-    def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
-        refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)
-        self.folder.confirmations().write_refit(self.spec.trial_id, refit)
+    return WorkItem(ask, take, failed)
 
 
 _BOTH = ("predictions", "labels")
@@ -209,93 +203,62 @@ class Trained:
         return snapshot
 
 
-@dataclass(frozen=True)
-class ValidationWork:
+def raised(error: Exception) -> None:
+    """Raise what an item has failed with."""
+    raise error
+
+
+def _or_diverged(record: Callable[[], None]) -> Callable[[Exception], None]:
+    """Return what records that an adapter has no finite score, which is a result, and raises any other error."""
+
+    def failed(error: Exception) -> None:
+        record() if isinstance(error, TrialDivergedError) else raised(error)
+
+    return failed
+
+
+def validation_work(trained: Trained, task: Task) -> WorkItem[tuple[TrialReport, bytes]]:
     """Score an adapter on all validation rows, in the passes that score trials."""
+    confirmed, name = trained.folder.confirmations(), trained.trial_id
 
-    trained: Trained
-    task: Task
-
-    def ask(self, host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
-        snapshot = self.trained.snapshot()
+    def ask(host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
+        snapshot = trained.snapshot()
         step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
-        return host.advance.remote(self.trained.spec, step, snapshot, self.task.for_candidates)
+        return host.advance.remote(trained.spec, step, snapshot, task.for_candidates)
 
-    def take(self, answer: tuple[TrialReport, bytes]) -> bool:
-        self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
-        return False
-
-    def failed(self, error: Exception) -> None:
-        if not isinstance(error, TrialDivergedError):
-            raise error
-        self.trained.folder.confirmations().write_validation(self.trained.trial_id, {})  # no finite score: a result
+    return WorkItem(
+        ask,
+        lambda answer: confirmed.write_validation(name, answer[0].metrics),
+        _or_diverged(lambda: confirmed.write_validation(name, {})),
+    )
 
 
-@dataclass(frozen=True)
-class AnswerWork:
+def answer_work(trained: Trained, rows: range, task: Task) -> WorkItem[Answers]:
     """Have some test rows answered by the finalist."""
-
-    trained: Trained
-    rows: range
-    task: Task
-
-    def ask(self, host: HostProxy) -> ObjectRef[Answers]:
-        return host.answer.remote(self.trained.spec, self.trained.snapshot(), self.rows, self.task.for_candidates)
-
-    def take(self, answer: Answers) -> bool:
-        self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, answer)
-        return False
-
-    def failed(self, error: Exception) -> None:
-        if not isinstance(error, TrialDivergedError):
-            raise error
-        no_answers = Answers((), (), math.nan)  # the finalist has no finite score, which is a result
-        self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, no_answers)
+    confirmed, name = trained.folder.confirmations(), trained.trial_id
+    return WorkItem(
+        lambda host: host.answer.remote(trained.spec, trained.snapshot(), rows, task.for_candidates),
+        lambda answers: confirmed.write_answers(name, rows, answers),
+        _or_diverged(lambda: confirmed.write_answers(name, rows, Answers((), (), math.nan))),
+    )
 
 
-@dataclass(frozen=True)
-class BaseAnswerWork:
+def base_answer_work(
+    folder: StudyFolder, identity: Identity, task: Task, split: Split, rows: range, shots: int
+) -> WorkItem[Answers]:
     """Have some rows of a split answered by the untouched base; once that has failed, the rest is not asked."""
+    confirmed = folder.confirmations()
 
-    folder: StudyFolder
-    identity: Identity
-    task: Task
-    split: Split
-    rows: range
-    shots: int
-
-    def ask(self, host: HostProxy) -> ObjectRef[Answers]:
-        return host.answer_without_adapter.remote(
-            self.identity, self.split, self.rows, self.shots, self.task.for_candidates
-        )
-
-    def take(self, answer: Answers) -> bool:
-        self.folder.confirmations().write_base_answers(self.shots, self.split, self.rows, answer)
-        return False
-
-    def failed(self, error: Exception) -> None:
+    def failed(error: Exception) -> None:
         """Keep the reason: a baseline stops no search. Worked examples may not fit, which no second try changes."""
-        applies = not (self.shots and isinstance(error, TaskDataError))
-        self.folder.confirmations().write_base_failure(self.shots, reason_of(error), applies=applies)
+        applies = not (shots and isinstance(error, TaskDataError))
+        confirmed.write_base_failure(shots, reason_of(error), applies=applies)
 
-
-@dataclass(frozen=True)
-class AdapterWork:
-    """Have an adapter written out, and give it to `keep`."""
-
-    trained: Trained
-    task: Task
-    keep: Callable[[Trained, Confirmation], None]
-
-    def ask(self, host: HostProxy) -> ObjectRef[Confirmation]:
-        return host.confirm.remote(self.trained.spec, self.trained.snapshot(), self.task)
-
-    def take(self, answer: Confirmation) -> bool:
-        self.keep(self.trained, answer)
-        return False
-
-    def failed(self, error: Exception) -> None:
-        raise error
+    return WorkItem(
+        lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task.for_candidates),
+        lambda answers: confirmed.write_base_answers(shots, split, rows, answers),
+        failed,
+    )
 
 
 def row_parts(num_rows: int, done: Sequence[range]) -> list[range]:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -27,7 +28,7 @@ from loraxs_search.records.host import HostInfo
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.search.cluster import runtime_env
-from loraxs_search.search.cluster.connection import MAX_RESTARTS, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -122,10 +123,12 @@ class HostDirectory:
         return cast("HostProxy", actor.remote(config, threads, node.address if node else node_id))
 
 
-def start_directory(config: HostConfig) -> ActorProxy[HostDirectory]:
-    """Start a directory on this node."""
-    again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}  # its hosts die with it, and are asked for anew
-    return ray.remote(HostDirectory).options(**again, **pinned(here())).remote(config)
+def start_directory(config: HostConfig) -> tuple[str, ActorProxy[HostDirectory]]:
+    """Start a directory on this node; return the name under which it is found, and its handle."""
+    name = f"directory-{uuid.uuid4().hex}"
+    # Its hosts die with it, and are asked for anew.
+    options = {"name": name, "namespace": NAMESPACE, "max_restarts": MAX_RESTARTS, "max_task_retries": -1}
+    return name, ray.remote(HostDirectory).options(**options, **pinned(here())).remote(config)
 
 
 class HostPool:
@@ -150,19 +153,19 @@ class HostPool:
         if self._device == "auto" and any(node.num_gpus for node in nodes):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
         self._place: tuple[str, str | None] | None = None
-        self.directory = start_directory(self.config)
+        self.directory_name, self._directory = start_directory(self.config)
 
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is raised by its `info`."""
-        self.directory.preload.remote(*self._living_place(), task)
+        self._directory.preload.remote(*self._living_place(), task)
 
     def host(self, lost: HostProxy | None = None) -> HostProxy:
         """Return the host for work that one host does for all, another one than a lost one."""
-        return ray.get(self.directory.host_for.remote(*self._living_place(), lost))
+        return ray.get(self._directory.host_for.remote(*self._living_place(), lost))
 
     def hosts(self) -> list[HostProxy]:
         """Return all hosts that exist by now; at least one."""
-        return ray.get(self.directory.hosts.remote()) or [self.host()]
+        return ray.get(self._directory.hosts.remote()) or [self.host()]
 
     def ask(self, verb: Callable[[HostProxy], ObjectRef[AnswerT]], on_loop_step: Callable[[], None]) -> AnswerT:
         """Ask one host and await the answer; a host that dies, or whose node does, is replaced a few times.
@@ -253,7 +256,7 @@ class HostPool:
 
     def close(self) -> None:
         """End directory and hosts now."""
-        kill(self.directory)
+        kill(self._directory)
 
     def _living_place(self) -> tuple[str, str | None]:
         nodes = living_nodes()

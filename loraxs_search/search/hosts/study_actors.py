@@ -76,7 +76,7 @@ class SnapshotStore:
 
 
 def start_snapshot_store(study: str) -> tuple[str, ActorProxy[SnapshotStore]]:
-    """Start the snapshot store of a study on this node; return the name under which hosts find it, and its handle."""
+    """Start the snapshot store of a study on this node; return the name under which others find it, and its handle."""
     name = f"snapshots-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
@@ -116,7 +116,9 @@ class StudyActors:
         self._study, self._space, self.pool, self.check_stop = study, space, pool, check_stop
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
-        self._store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
+        self.snapshot_store_name, self.snapshot_store = start_snapshot_store(
+            study.name
+        )  # it starts while the host loads
         try:
             self.info: HostInfo = pool.ask(lambda host: host.info.remote(space.task), check_stop)
             check_unchanged(study.name, recorded, self.info.identity)
@@ -172,7 +174,7 @@ class StudyActors:
         if hyper.head_init == "probe":
             probe = self.linear_probe()
             hyper = replace(hyper, linear_probe=probe, head_init="probe" if probe else "random")
-        name, identity, store = self._study.name, self.info.identity, self._store_name
+        name, identity, store = self._study.name, self.info.identity, self.snapshot_store_name
         return TrialSpec(trial_id, params, hyper, study=name, identity=identity, snapshot_store=store)
 
     def hardware(self) -> dict[str, Scalar]:

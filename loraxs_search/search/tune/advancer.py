@@ -5,8 +5,9 @@ It holds no torch and nothing of Tune; the host of a trial's device does the wor
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ray
 from ray import ObjectRef
@@ -17,7 +18,7 @@ from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCanc
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
-from loraxs_search.search.cluster.connection import own_error
+from loraxs_search.search.cluster.connection import NAMESPACE, own_error
 from loraxs_search.search.hosts.pool import HOST_LOST, HostDirectory, HostProxy
 from loraxs_search.studies.snapshots import read_reports
 
@@ -61,14 +62,16 @@ class TrialSettings:
         metric: What running trials are compared by.
         report_every: Steps from one report to the next.
         max_failures: How many hosts a trial may lose between two reports.
+        snapshot_store, directory: The names of these actors: Ray keeps a handle, as it does what is large, where it may
+            be lost, and a process that is started anew with it.
     """
 
     task: Task
     metric: str
     report_every: int
     max_failures: int
-    snapshot_store: ActorProxy[SnapshotStore]
-    directory: ActorProxy[HostDirectory]
+    snapshot_store: str
+    directory: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class TrialAdvancer:
         self._hosts: dict[Place, HostProxy] = {}
         self._kept: dict[str, _Kept] = {}  # by slot
 
+    # Looked up by the first call, which may fail and be repeated; a process that fails to begin is not started again.
+    @functools.cached_property
+    def _snapshot_store(self) -> ActorProxy[SnapshotStore]:
+        return cast("ActorProxy[SnapshotStore]", ray.get_actor(self._settings.snapshot_store, NAMESPACE))
+
+    @functools.cached_property
+    def _directory(self) -> ActorProxy[HostDirectory]:
+        return cast("ActorProxy[HostDirectory]", ray.get_actor(self._settings.directory, NAMESPACE))
+
     @ray.method
     async def advance(self, slot: str, spec_json: str, place: Place, after: int) -> dict[str, Any]:
         """Train a trial to its next report and keep its state; return the report as Tune gets it.
@@ -112,7 +124,7 @@ class TrialAdvancer:
             step, snapshot = kept.step, kept.snapshot
         else:
             try:
-                snapshot = await _answered(self._settings.snapshot_store.read_snapshot.remote(spec.trial_id))
+                snapshot = await _answered(self._snapshot_store.read_snapshot.remote(spec.trial_id))
                 reports = read_reports(snapshot) if snapshot else ()
             except LoraxsError as error:
                 return _broken_off(after, error)
@@ -127,7 +139,7 @@ class TrialAdvancer:
         except (LoraxsError, RayTaskError) as error:
             return _broken_off(step, error)
         try:
-            await _answered(self._settings.snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
+            await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
         except LoraxsError as error:  # of the study's folder, not of the trial
             return _fatal(step, error)
         self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
@@ -164,7 +176,7 @@ class TrialAdvancer:
         """Return the host of a place, another one than a lost one."""
         host = self._hosts.get(place)
         if host is None or host == lost:
-            host = await _answered(self._settings.directory.host_for.remote(place.node_id, place.gpu, lost))
+            host = await _answered(self._directory.host_for.remote(place.node_id, place.gpu, lost))
             self._hosts[place] = host
         return host
 

@@ -149,7 +149,12 @@ class StudySearcher(_Unpickled, Searcher):
         """
         plan, actors = self._plan, self._actors
         settings = TrialSettings(
-            task, task.search_metric, plan.report_every, plan.max_failures, actors.snapshot_store, actors.pool.directory
+            task,
+            task.search_metric,
+            plan.report_every,
+            plan.max_failures,
+            actors.snapshot_store_name,
+            actors.pool.directory_name,
         )
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
@@ -158,7 +163,8 @@ class StudySearcher(_Unpickled, Searcher):
             wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
             watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
             with contextlib.closing(Advancers(settings, self._ledger.last_step)) as advancers:
-                slots = SlotManager(advancers)
+                slots = SlotManager()
+                slots.advancers = advancers
                 controller = self._controller(slots, watch, folder.path / "tune", task.search_metric)
                 try:
                     while not controller.is_finished():

@@ -177,16 +177,15 @@ class _SlotResources(PlacementGroupAcquiredResources):
 class SlotManager(PlacementGroupResourceManager):
     """Reserves the shares of trials as Tune does, and counts those that trials hold."""
 
-    def __init__(self, advancers: Advancers) -> None:
-        super().__init__()
-        self._advancers, self.num_held = advancers, 0
+    advancers: Advancers  # set once it is made: `clear` calls `__init__` with arguments of its own
+    num_held = 0
 
     def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
         acquired = super().acquire_resources(resource_request)
         if acquired is None:
             return None
         self.num_held += 1
-        return _SlotResources(resource_request, acquired.placement_group, self._advancers)
+        return _SlotResources(resource_request, acquired.placement_group, self.advancers)
 
     def free_resources(self, acquired_resource: Any) -> None:
         self.num_held -= 1

@@ -27,7 +27,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
-from loraxs_search.search.driver.work_items import BaseAnswerWork
+from loraxs_search.search.driver.work_items import WorkItem
 from loraxs_search.search.hosts.pool import HOST_LOST
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
@@ -131,7 +131,7 @@ class Hosts:
         self.tasks: list[Task] = []
         self.answer_without_adapter = SimpleNamespace(remote=self._answer_without_adapter)
 
-    def spread(self, items: Sequence[BaseAnswerWork]) -> None:
+    def spread(self, items: Sequence[WorkItem[Any]]) -> None:
         for item in items:
             if not self.left:
                 raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
-from loraxs_search.search.driver.candidates import candidate_trials, completed_trials
+from loraxs_search.search.driver.finalize import candidate_trials, completed_trials
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 SMALLEST = PromotionRule(choose="smallest", tolerance=0.02, candidates=3)

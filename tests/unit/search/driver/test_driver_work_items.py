@@ -26,13 +26,13 @@ from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.work_items import (
-    AnswerWork,
-    RefitWork,
     Trained,
-    ValidationWork,
+    answer_work,
     joined,
+    refit_work,
     row_parts,
     slices_of,
+    validation_work,
 )
 from loraxs_search.studies.confirmations import Confirmations
 
@@ -84,7 +84,7 @@ def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     study = studies.study("s")
     trained = Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1))
-    item = AnswerWork(trained, range(2), TASK)
+    item = answer_work(trained, range(2), TASK)
     item.failed(TrialDivergedError("Logits must be finite."))
     with pytest.raises(TaskDataError):
         item.failed(TaskDataError("elsewhere"))
@@ -96,7 +96,7 @@ def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search
 def test_only_divergence_leaves_a_candidate_without_validation_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     study = studies.study("s")
-    item = ValidationWork(Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1)), TASK)
+    item = validation_work(Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1)), TASK)
     with pytest.raises(TaskDataError):
         item.failed(TaskDataError("elsewhere"))
     assert study.confirmations().validation("00001") is None, "it is scored by the search that goes on"
@@ -131,7 +131,7 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
 def test_a_refit_that_is_late_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     study, late = studies.study("s"), list[bool]()
-    refit = RefitWork(TrialSpec("00001.1", {}, HYPERPARAMETERS), TASK, 2, study, is_late=lambda: bool(late))
+    refit = refit_work(TrialSpec("00001.1", {}, HYPERPARAMETERS), TASK, 2, study, is_late=lambda: bool(late))
     report = TrialReport("00001.1", 2, {}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
     state = save({}, {"trial": to_json({"trial_id": "00001.1"})})
     assert refit.take((report, state))
@@ -156,10 +156,20 @@ def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_
     asked = list[str]()
 
     def score(self, items, **_):
-        asked.extend(item.trained.trial_id for item in items)
         for item in items:
-            folder.confirmations().write_validation(item.trained.trial_id, {"accuracy": 0.91})
+            report = item.ask(host)
+            asked.append(report.trial_id)
+            item.take((report, b""))
 
+    def advance(spec, until, snapshot, task):
+        return TrialReport(spec.trial_id, until, {"accuracy": 0.91}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
+
+    host = SimpleNamespace(advance=SimpleNamespace(remote=advance))
+    for name in ("00001", "00002"):
+        trained = TrialReport(name, 8, {}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
+        folder.snapshots.write(
+            name, save({}, {"trial": to_json({"study": "s", "trial_id": name, "reports": [trained]})})
+        )
     monkeypatch.setattr(Finalization, "_map_over_hosts", score)
     records = sorted(folder.journal().records.values(), key=lambda record: -record.reports[-1].metrics["accuracy"])
     finish = Finalization(actors, folder, space, records, threading.Event())

@@ -34,7 +34,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> HostPool:
     ray: Any = SimpleNamespace(versions=dict)
     monkeypatch.setattr(pool, "runtime_env", ray)
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
-    monkeypatch.setattr(pool, "start_directory", lambda config: None)
+    monkeypatch.setattr(pool, "start_directory", lambda config: ("directory", None))
     return HostPool(CONFIG, [SearchPlan()])
 
 

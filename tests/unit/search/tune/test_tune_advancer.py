@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -40,8 +39,7 @@ from loraxs_search.search.tune.advancer import (
 from loraxs_search.search.tune.slots import RESOURCES, Advancers, TrialTrainable
 
 PLACE = Place("node", "10.0.0.7", "1")
-NOBODY: Any = None
-SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, NOBODY, NOBODY)
+SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, "snapshots", "directory")
 MAX_STEPS = HYPERPARAMETERS.max_steps
 SPEC = to_json(TrialSpec("00000", {}, HYPERPARAMETERS, study="s"))
 
@@ -60,11 +58,10 @@ class Advancer(TrialAdvancer):
     """One without a cluster: its only trial's state is at hand, and its host answers as the test wants."""
 
     def __init__(self, answer: object = None, kept: bytes | None = None) -> None:
-        self._kept, self._hosts, self._answer = {}, {}, answer
+        self._settings, self._kept, self._answer = SETTINGS, {}, answer
         self.kept, self.read, self.asked = kept, 0, list[tuple[int, bytes | None]]()
         methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in ("read_snapshot", "write_snapshot")}
-        self.store: Any = SimpleNamespace(**methods)
-        self._settings = replace(SETTINGS, snapshot_store=self.store)
+        self._snapshot_store: Any = SimpleNamespace(**methods)
 
     async def read_snapshot(self, trial_id: str) -> bytes | None:
         self.read += 1
@@ -120,7 +117,7 @@ def test_a_snapshot_store_that_has_died_for_good_ends_the_search_and_no_trial(ca
         raise ActorDiedError
 
     advancer = Advancer()
-    setattr(advancer.store, call, SimpleNamespace(remote=lost))
+    setattr(advancer._snapshot_store, call, SimpleNamespace(remote=lost))
     result = advancer.now()
     assert result["done"]
     assert "keep the processes of a search alive" in result[FATAL][0]
@@ -131,8 +128,8 @@ def test_so_does_a_directory_of_hosts() -> None:
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
-    directory: Any = SimpleNamespace(host_for=SimpleNamespace(remote=lost))
-    advancer = TrialAdvancer(replace(SETTINGS, directory=directory))
+    advancer = TrialAdvancer(SETTINGS)
+    advancer._directory = cast("Any", SimpleNamespace(host_for=SimpleNamespace(remote=lost)))
     with pytest.raises(ClusterError):
         asyncio.run(advancer._trained(from_json(TrialSpec, SPEC), 4, None, PLACE))
 
@@ -208,7 +205,8 @@ class Places:
 )
 def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
     def trained(places: Places) -> object:
-        advancer = TrialAdvancer(replace(SETTINGS, directory=cast("Any", places)))
+        advancer = TrialAdvancer(SETTINGS)
+        advancer._directory = cast("Any", places)
         spec = from_json(TrialSpec, SPEC)
         return asyncio.run(advancer._trained(spec, 4, None, PLACE))
 
