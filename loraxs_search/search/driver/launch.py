@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
@@ -53,7 +53,6 @@ from loraxs_search.tracking.store import ensure_store
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
-    from loraxs_search.tracking.tracker import Tracker
 
 
 def resolve_start(space: Space, uri: str) -> StartFrom | None:
@@ -197,26 +196,42 @@ class Driver:
         with self._ledger.hearing_warnings():
             folder = self._begun_folder()
             recorded = folder.identity() if folder else None
-            actors = StudyActors(self._info, self._space, pool, self._check_stop, recorded)
+            actors = StudyActors(self._info, self._space, pool, self.check_stop, recorded)
             try:
                 self._info, self._space = with_pooling(self._info, self._space, actors.info)
                 check_start(self._space, self._info, actors.info)
                 actors.prepare_factors(self._ledger.phase)
-                return self._run_with(actors, self._open_folder())
+                if (folder := self._begun_folder()) is None:  # `create` refuses a name that was taken in the meantime
+                    folder = StudyFolder.create(self._info, self._space.text, resolved=self._space)
+                return self.search(actors, folder)
             finally:
                 actors.close()
 
-    def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
+    def search(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
+        """Search an open study: lock it, have its copy and MLflow follow, and record how it ends."""
+        from loraxs_search.search.driver.session import SearchSession
+
         with contextlib.nullcontext() if self._is_locked else folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             if lacks_baseline(folder):
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
-            journal, uri = folder.journal(), self._info.tracking_uri
-            tracker = open_tracker(folder, uri, mirror)
+            journal = folder.journal()
+            tracker = open_tracker(folder, self._info.tracking_uri, mirror)
             try:
-                result = self._search(folder, actors, journal, tracker)
+                session = SearchSession(
+                    self._info,
+                    self._space,
+                    folder,
+                    journal,
+                    actors,
+                    self._ledger,
+                    self._stop,
+                    started_at=self._started_at,
+                    run_of=tracker.run_id,
+                )
+                result = session.run()
                 keep_report(folder, journal)
                 journal.append(SearchFinished(state="FINISHED", summary=summary_of(result)))
                 return result
@@ -236,22 +251,7 @@ class Driver:
                 else:
                     tracker.close()
 
-    def _search(self, folder: StudyFolder, actors: StudyActors, journal: StudyLog, tracker: Tracker) -> SearchResult:
-        from loraxs_search.search.driver.session import SearchSession
-
-        return SearchSession(
-            self._info,
-            self._space,
-            folder,
-            journal,
-            actors,
-            self._ledger,
-            self._stop,
-            started_at=self._started_at,
-            run_of=tracker.run_id,
-        ).run()
-
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
         """Refuse to go on once the search was stopped from outside.
 
         Raises:
@@ -267,18 +267,6 @@ class Driver:
             if folder.info.study_id == self._info.study_id:
                 return folder
         return None
-
-    def _open_folder(self) -> StudyFolder:
-        # `create` refuses a name that was taken in the meantime.
-        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, resolved=self._space)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Which Ray to search on, and what to bring there."""
-
-    address: str | None
-    runtime_env: str | None
 
 
 def launch(  # noqa: PLR0913  # each is a keyword
@@ -303,7 +291,8 @@ def launch(  # noqa: PLR0913  # each is a keyword
     loaded = open_space(space, overrides)
     uri = resolve_uri(tracking_uri)
     info = new_study(loaded, name, uri, storage)
-    return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
+    with _ready([loaded], uri, address, runtime_env, view) as pool:
+        return Driver(info, loaded, view or SilentView(), stop or threading.Event()).run(pool)
 
 
 def launch_together(
@@ -340,32 +329,32 @@ def launch_together(
         Driver(info, space, views(info.name) if views else SilentView(), stop)
         for info, space in zip(infos, loaded, strict=True)
     ]
-    with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
-        return _run_side_by_side(drivers, pool, stop)
-
-
-def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading.Event) -> list[SearchResult]:
-    with ThreadPoolExecutor(len(drivers), "study") as threads:
+    with _ready(loaded, uri, address, runtime_env) as pool, ThreadPoolExecutor(len(drivers), "study") as threads:
         futures = [threads.submit(driver.run, pool) for driver in drivers]
         try:
             wait(futures)
         except BaseException:
             stop.set()  # the studies end before Ray is stopped
             raise
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        raise _joined(errors)
-    return [future.result() for future in futures]
+        if errors := [error for future in futures if (error := future.exception()) is not None]:
+            raise _joined(errors)
+        return [future.result() for future in futures]
 
 
 def _check_together(spaces: Sequence[Space]) -> None:
+
+    def body(space: Space) -> str:
+        body = kind_of(space.task).model.body
+        head = "no head" if body.num_outputs is None else f"a head with pooling {body.pooling}"
+        return ", ".join([body.auto_class, head, *(f"{name}={value}" for name, value in body.config)])
+
     first, *others = spaces
     values: dict[str, Callable[[Space], object]] = {
         "`base_model`": lambda space: " ".join(filter(None, astuple(space.base_model))),
         "`search.precision`": lambda space: space.search.precision,
         "`search.device`": lambda space: space.search.device,
         "`search.pack_size`": lambda space: space.search.pack_size,
-        "how `task.kind` loads the base": _body,
+        "how `task.kind` loads the base": body,
     }
     for name, of in values.items():
         if unlike := next((space for space in others if of(space) != of(first)), None):
@@ -374,14 +363,6 @@ def _check_together(spaces: Sequence[Space]) -> None:
                 f" {unlike.name} has {of(unlike)}.",
                 hint="launch them one after the other, or give both the same",
             )
-
-
-def _body(space: Space) -> str:
-    """Describe how a space's kind loads the base, whatever its outputs."""
-    body = kind_of(space.task).model.body
-    settings = [f"{name}={value}" for name, value in body.config]
-    head = "no head" if body.num_outputs is None else f"a head with pooling {body.pooling}"
-    return ", ".join([body.auto_class, head, *settings])
 
 
 def _joined(errors: Sequence[BaseException]) -> BaseException:
@@ -402,8 +383,11 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         StorageError: the storage cannot be used.
     """
     place = Storage(storage) if storage is not None else None
+    if name is None:  # a file may be named as no study can be
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", loaded.name).strip("_.-")[:75] or "space"
+        name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     info = StudyInfo(
-        name=name or _fresh_name(loaded.name),
+        name=name,
         study_id=uuid.uuid4().hex,
         task=loaded.task,
         base_model=loaded.base_model,
@@ -423,29 +407,14 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
     return replace(info, start_from=resolve_start(loaded, uri))
 
 
-def _fresh_name(space: str) -> str:
-    """Return a new study's name, from its space's: a file may be named as no study can be."""
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", space).strip("_.-")[:75] or "space"
-    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-
-
-def _run_one(
-    info: StudyInfo,
-    space: Space,
-    cluster: Cluster,
-    view: SearchView,
-    stop: threading.Event | None,
-    *,
-    is_locked: bool = False,
-) -> SearchResult:
-    installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
-    view.happened(Phase(text=f"starting Ray{installing}"))
-    with _ready([space], info.tracking_uri, cluster) as pool:
-        return Driver(info, space, view, stop or threading.Event(), is_locked=is_locked).run(pool)
-
-
 @contextlib.contextmanager
-def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
+def _ready(
+    spaces: Sequence[Space],
+    tracking_uri: str,
+    address: str | None,
+    runtime_env: str | None,
+    view: SearchView | None = None,
+) -> Iterator[HostPool]:
     """Connect to Ray and check MLflow, both at once, then all nodes; yield hosts for the spaces.
 
     The first host loads while MLflow is still asked.
@@ -453,14 +422,17 @@ def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iter
     Raises:
         ClusterError, TrackingError: one of them does not answer, or a node cannot run trials.
     """
+    if view is not None:
+        installing = ", which first makes the environment on every node" if runtime_env else ""
+        view.happened(Phase(text=f"starting Ray{installing}"))
     with in_use(), ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)
-        with connected(cluster.address, runtime_env=cluster.runtime_env):
+        with connected(address, runtime_env=runtime_env):
             from loraxs_search.search.cluster.doctor import check_nodes
             from loraxs_search.search.hosts.host_config import host_config
             from loraxs_search.search.hosts.pool import HostPool
 
-            if cluster.address is not None:
+            if address is not None:
                 store.result()
                 check_nodes(spaces, tracking_uri)
 
@@ -503,5 +475,6 @@ def resume(
         return close_finished(folder)
     space = stored_space(folder)
     space = replace(space, search=study.plan)
-    with folder.lock():  # before Ray is started: commands that come now wait for this driver
-        return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop, is_locked=True)
+    # The lock before Ray is started: commands that come now wait for this driver.
+    with folder.lock(), _ready([space], info.tracking_uri, address, runtime_env, view) as pool:
+        return Driver(info, space, view or SilentView(), stop or threading.Event(), is_locked=True).run(pool)

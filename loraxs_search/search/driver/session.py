@@ -42,7 +42,6 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.driver.finalize import Finalization, completed_trials
@@ -158,12 +157,32 @@ class SearchSession:
         self._finalization: Finalization | None = None  # once its trials have ended
         trials = StudyTrials(task, plan)
         ledger.open(journal, trials, self._watch, after_report=self._after_report)
-        self._begin_journal(started_at)
+        params = actors.hardware() | {
+            "search.metric": task.search_metric,
+            "search.direction": task.search_direction,
+            "task.kind": task.kind,
+            **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
+        }
+        rows, names = actors.info.num_rows, tuple(space.parameters)
+        facts = StudyDescription(space.task, space.base_model.id, names, rows, actors.info.data_fingerprint)
+        run = SearchRun(space.text, plan, params, environment_tags(actors.gpus()), facts)
+        journal.append(DriverStarted(since=started_at, run=run))
+        if not journal.records:
+            ledger.say(DataRead(metric=task.metric, num_rows=rows, report=actors.info.data))
         ledger.recover(folder)
-        self._scheduler = self._make_scheduler()
+        scheduler = make_scheduler(plan, task.search_direction)
+        scheduler.spares = self._is_recipe
+        scheduler.replay(journal.reports, task.search_metric)
+        for trial_id, reason in scheduler.stopped.items():  # of trials that had not ended yet
+            ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
         self._shown_plan = planned(plan, self._study.state, self._study.records)
         self._end_time: EndTime | None = None
-        self._answer_s = self._time_answers()
+        self._answer_s = 0.0  # how long an answer at the end takes, where scores are not all there is
+        if self._deadline.budget_s is not None and journal.notice is None:
+            base = BaseModelBaseline(
+                folder, actors, space.task, lambda items: map_over_hosts(actors.pool, items, actors.check_stop)
+            )
+            self._answer_s = base.seconds_per_row()
         self._keep_time_for_end()
         ledger.say(self._facts())
         self._searcher = StudySearcher(
@@ -171,7 +190,7 @@ class SearchSession:
             ledger,
             plan,
             actors,
-            self._scheduler,
+            scheduler,
             self._deadline,
             study=folder.name,
             state=self._study.state,
@@ -191,33 +210,6 @@ class SearchSession:
         self._ledger.close()
         self._journal.append(TrainingEnded(notice=self._journal.notice or ""))
         return result_of(self._folder, self._journal)
-
-    # ---- opening -----------------------------------------------------------------------------------------------------
-    def _begin_journal(self, started_at: float) -> None:
-        """Have the journal take what happens, of a new study first what its rows are like."""
-        task, info, space = self._info.task, self._actors.info, self._space
-        params = self._actors.hardware() | {
-            "search.metric": task.search_metric,
-            "search.direction": task.search_direction,
-            "task.kind": task.kind,
-            **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
-        }
-        facts = StudyDescription(
-            space.task, space.base_model.id, tuple(space.parameters), info.num_rows, info.data_fingerprint
-        )
-        run = SearchRun(space.text, self._info.search, params, environment_tags(self._actors.gpus()), facts)
-        self._journal.append(DriverStarted(since=started_at, run=run))
-        if not self._journal.records:
-            self._ledger.say(DataRead(metric=task.metric, num_rows=info.num_rows, report=info.data))
-
-    def _make_scheduler(self) -> Scheduler:
-        """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
-        scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
-        scheduler.spares = self._is_recipe
-        scheduler.replay(self._journal.reports, self._info.task.search_metric)
-        for trial_id, reason in scheduler.stopped.items():
-            self._ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
-        return scheduler
 
     def _is_recipe(self, trial_id: str) -> bool:
         """Whether a trial is one of the first, by its method's recipe: it trains to the end.
@@ -325,16 +317,6 @@ class SearchSession:
         return candidates
 
     # ---- the time budget ---------------------------------------------------------------------------------------------
-    def _time_answers(self) -> float:
-        """Return how long an answer at the end takes, where there is a time budget; 0 where scores are all there is."""
-        if self._deadline.budget_s is None or self._journal.notice is not None:
-            return 0.0
-        pool, check_stop = self._actors.pool, self._actors.check_stop
-        base = BaseModelBaseline(
-            self._folder, self._actors, self._space.task, lambda items: map_over_hosts(pool, items, check_stop)
-        )
-        return base.seconds_per_row()
-
     def _keep_time_for_end(self) -> None:
         """Keep a part of the time budget for the end, by what trials have taken so far."""
         budget_s = self._deadline.budget_s

@@ -23,6 +23,7 @@ from loraxs_search.records.base import Identity
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import launch as drivers
+from loraxs_search.search.driver import session
 from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import OwnStop
@@ -45,7 +46,7 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(drivers, "mirrored", lost_at_once)
     stop, folder, nothing = threading.Event(), study("s"), Any
     with pytest.raises(StudyError, match="took over"):
-        drivers.Driver(folder.info, nothing, SilentView(), stop)._run_with(nothing, folder)
+        drivers.Driver(folder.info, nothing, SilentView(), stop).search(nothing, folder)
     assert not stop.is_set()
 
 
@@ -59,11 +60,12 @@ def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> drivers
     """A driver whose search is stopped once its log is open."""
     trials = StudyTrials(folder.info.task, SearchPlan())
 
-    def search(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
-        driver._ledger.open(journal, trials)
+    def open_session(*parts: Any, **_: object) -> None:
+        _info, _space, _folder, journal, _actors, ledger, _stop = parts
+        ledger.open(journal, trials)
         raise SearchInterruptedError("stopped")
 
-    monkeypatch.setattr(drivers.Driver, "_search", search)
+    monkeypatch.setattr(session, "SearchSession", open_session)
     return drivers.Driver(folder.info, Any, SilentView(), threading.Event())
 
 
@@ -75,7 +77,7 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
 ) -> None:
     with interrupted._ledger.hearing_warnings():
         with pytest.raises(SearchInterruptedError):
-            interrupted._run_with(ACTORS, folder)
+            interrupted.search(ACTORS, folder)
         folder.journal().append(TrainingEnded(notice="of another driver"))
         logging.getLogger("loraxs_search.late").warning("a host took long to end")
     assert folder.journal().notice == "of another driver"
@@ -95,7 +97,7 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
 
     monkeypatch.setattr(drivers, "mirrored", warning_at_its_end)
     with interrupted._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
-        interrupted._run_with(ACTORS, folder)
+        interrupted.search(ACTORS, folder)
     assert not has_waiting(folder.path)
 
 
@@ -150,7 +152,7 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(
     space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})
     with pytest.raises(SearchInterruptedError), watched("sqlite:///mlflow.db", study="s") as (view, stop):
         driver = drivers.Driver(folder.info, space, view, stop)
-        actors.check_stop = driver._check_stop
+        actors.check_stop = driver.check_stop
         if trains:
             view.happened(FACTS)
         if waits_for == "the probe":

@@ -20,6 +20,7 @@ from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.search import AnswerState, SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Lineage, TrialState
+from loraxs_search.search.driver import session
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import Driver, resume
 from loraxs_search.search.driver.session import SearchSession, run_stages
@@ -107,18 +108,18 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
     def no_ray(*_: object, **__: object) -> None:
         raise ClusterError("no Ray here")
 
-    monkeypatch.setattr(f"{launched}_run_one", no_ray)
+    monkeypatch.setattr(f"{launched}connected", no_ray)
     with pytest.raises(ClusterError):
         resume("s")
     assert ended.candidates() == before is not None
 
-    def searched(self: Driver, folder: StudyFolder, *_: object) -> None:
+    def open_session(_info: object, _space: object, folder: StudyFolder, *_: object, **__: object) -> None:
         raise SearchInterruptedError(str(folder.candidates()))
 
     actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "data")))
-    monkeypatch.setattr(Driver, "_search", searched)
+    monkeypatch.setattr(session, "SearchSession", open_session)
     with pytest.raises(SearchInterruptedError, match="None"):
-        Driver(ended.info, actors, SilentView(), threading.Event())._run_with(actors, ended)
+        Driver(ended.info, actors, SilentView(), threading.Event()).search(actors, ended)
     assert ended.earlier_finalists() == ("00000",)
     done = list[str]()
     run_stages(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
