@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
-import json
 import platform
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from loraxs_search.errors import CommandError, StudyError, did_you_mean, shortened
 from loraxs_search.records.literals import Scalar
@@ -37,21 +36,14 @@ def read_params(pairs: Sequence[str]) -> dict[str, Scalar]:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise CommandError(f"`--set` must be NAME=VALUE, but got {shortened(pair)}.")
-        params[name] = _scalar(value)
+        params[name] = value
+        for read in (int, float) if "_" not in value else ():  # Python reads 1_6 as 16
+            with contextlib.suppress(ValueError):
+                params[name] = read(value)
+                break
+        else:
+            params[name] = {"true": True, "false": False}.get(value, value)
     return params
-
-
-def _scalar(text: str) -> Scalar:
-    for read in (int, float) if "_" not in text else ():  # Python reads 1_6 as 16
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool) else text
 
 
 WAIT_S = 15.0
@@ -65,26 +57,23 @@ def new_command(
     params: Mapping[str, Scalar] | None = None,
 ) -> Command:
     """Return a command of this user on this machine, with its own id; numpy's numbers become Python's."""
-    return Command(
-        uuid.uuid4().hex,
-        verb,
-        tuple(dict.fromkeys(map(trial_name, trial_ids))),
-        {name: _as_python(value) for name, value in (arguments or {}).items()},
-        {name: _as_python(value) for name, value in (params or {}).items()},
-        f"{_user()} on {platform.node()}",
-        time.time(),
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as containers have
+        user = "a user"
+    given, drawn = (
+        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in (values or {}).items()}
+        for values in (arguments, params)
     )
-
-
-def _as_python(value: Any) -> Scalar:
-    return value.tolist() if hasattr(value, "tolist") else value  # type: ignore[no-any-return]
+    names = tuple(dict.fromkeys(map(trial_name, trial_ids)))
+    return Command(uuid.uuid4().hex, verb, names, given, drawn, f"{user} on {platform.node()}", time.time())
 
 
 def send(study: str, command: Command) -> CommandAnswer:
     """Leave a command for the driver of a study, and return its answer.
 
     It goes through the study's folder; of a study that another machine runs, through its storage. Where nobody runs the
-    study, or its driver is busy for longer, the command stays queued.
+    study, or its driver is busy for longer than `WAIT_S`, the command stays queued.
 
     Raises:
         CommandError: it is refused.
@@ -98,53 +87,35 @@ def send(study: str, command: Command) -> CommandAnswer:
             hint=f"type it on the machine that runs the study: `ssh MACHINE loraxs-search {command.verb} {study} ...`",
         )
     folder = StudyFolder.open(study)
-    if not folder.is_running():
-        storage = folder.info.storage
-        if storage is not None and (place := holder_elsewhere(storage, study)):
-            put_elsewhere(Storage(storage), study, command)
-            return _queued(command, f"study {study!r} runs on {place}, which takes it from {storage} within seconds")
-        # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
-        _accepted(decide(command, foreseen(folder)))
+    storage, answer = folder.info.storage, None
+    if folder.is_running():
         folder.inbox().put(command)
+        why = "the search is starting or busy: it will be carried out in a moment, or by the next `resume`; "
+        why += f"`loraxs-search status {study}` shows what waits"
+        journal, until = folder.journal(), time.monotonic() + WAIT_S
+        while True:
+            journal.refresh()
+            record = journal.commands.get(command.command_id)
+            answer = record.answer if record is not None else None
+            if answer is not None or time.monotonic() >= until:
+                break
+            time.sleep(_LOOK_EVERY_S)
+    elif storage is not None and (place := holder_elsewhere(storage, study)):
+        put_elsewhere(Storage(storage), study, command)
+        why = f"study {study!r} runs on {place}, which takes it from {storage} within seconds"
+    else:
+        # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
+        foretold = decide(command, foreseen(folder))
+        if foretold.state is AnswerState.REFUSED:
+            answer = foretold
+        else:
+            folder.inbox().put(command)
         why = f"nobody runs study {study!r} on this machine: `loraxs-search resume {study}` carries it out first"
-        return _queued(command, why)
-    folder.inbox().put(command)
-    answer = _await_answer(folder, command)
     if answer is None:
-        why = "the search is starting or busy: it will be carried out in a moment, or by the next `resume`"
-        return _queued(command, f"{why}; `loraxs-search status {study}` shows what waits")
-    return _accepted(answer)
-
-
-def _await_answer(folder: StudyFolder, command: Command) -> CommandAnswer | None:
-    """Return the answer; None if none comes within `WAIT_S`."""
-    until = time.monotonic() + WAIT_S
-    journal = folder.journal()
-    while True:
-        journal.refresh()
-        record = journal.commands.get(command.command_id)
-        if record is not None and record.answer is not None:
-            return record.answer
-        if time.monotonic() >= until:
-            return None
-        time.sleep(_LOOK_EVERY_S)
-
-
-def _accepted(answer: CommandAnswer) -> CommandAnswer:
+        return CommandAnswer(command.command_id, AnswerState.QUEUED, why)
     if answer.state is AnswerState.REFUSED:
         raise CommandError(answer.text, hint=answer.hint or None)
     return answer
-
-
-def _queued(command: Command, text: str) -> CommandAnswer:
-    return CommandAnswer(command.command_id, AnswerState.QUEUED, text)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as containers have
-        return "a user"
 
 
 def stop_trials(study: str, *trials: str | int, now: bool = False) -> CommandAnswer:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import ClusterError, LoraxsError, UsageError
@@ -47,38 +47,19 @@ def check_answers(address: str | None) -> None:
             hint="a search is driven from a node of the cluster; from elsewhere as a Ray job: "
             "`ray job submit -- loraxs-search launch SPACE --address auto`",
         )
-    place = _place(address)
-    if place is None:
-        return
-    _check_port(address or "", *place)
-    _check_token(address or "", f"{place[0]}:{place[1]}")
-
-
-def _token_error(address: str | None) -> ClusterError:
-    """Say that a cluster asks for another token."""
-    sent = "another token than its own" if os.environ.get("RAY_AUTH_MODE") == "token" else "no token"
-    return ClusterError(
-        f"The Ray cluster at {address} refused the connection: it got {sent}.",
-        hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
-        "file (default ~/.ray/auth_token)",
-    )
-
-
-def _place(address: str | None) -> tuple[str, int] | None:
-    """Return host and port; None if there are none yet, as with `local`."""
+    place = address
     if address == "auto":
         try:
-            address = ray_private.address_of_this_node()
+            place = ray_private.address_of_this_node()
         except ConnectionError:  # no Ray runs here
-            return None
-    parts = urllib.parse.urlsplit(f"//{address or ''}")
+            return
+    parts = urllib.parse.urlsplit(f"//{place or ''}")
     try:
-        return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+        host, port = parts.hostname, parts.port
     except ValueError:
-        return None
-
-
-def _check_port(address: str, host: str, port: int) -> None:
+        return
+    if not host or not port:  # there are none yet, as with `local`
+        return
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S) as connection:
             is_ray = _speaks_grpc(connection)
@@ -92,6 +73,14 @@ def _check_port(address: str, host: str, port: int) -> None:
             f"a Ray cluster at {address} must be reachable, but: another program listens there.",
             hint="the port of Ray's head is wanted, 6379 if `ray start` was given no other; not the dashboard's (8265)",
         )
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:  # a wrong or missing token: Ray itself tries for 20 s, and then does not mention tokens
+        ray_private.ask_head(f"{host}:{port}", _CONNECT_TIMEOUT_S)
+    except AuthenticationError as error:
+        raise _token_error(address) from error
+    except (RayError, RuntimeError, ConnectionError):
+        return  # `ray.init` reports any other error
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
@@ -104,16 +93,14 @@ def _speaks_grpc(connection: socket.socket) -> bool:
     return len(head) == _HEAD_SIZE and head[_KIND] == _SETTINGS
 
 
-def _check_token(address: str, place: str) -> None:
-    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then does not mention tokens."""
-    from ray.exceptions import AuthenticationError, RayError
-
-    try:
-        ray_private.ask_head(place, _CONNECT_TIMEOUT_S)
-    except AuthenticationError as error:
-        raise _token_error(address) from error
-    except (RayError, RuntimeError, ConnectionError):
-        return  # `ray.init` reports any other error
+def _token_error(address: str | None) -> ClusterError:
+    """Say that a cluster asks for another token."""
+    sent = "another token than its own" if os.environ.get("RAY_AUTH_MODE") == "token" else "no token"
+    return ClusterError(
+        f"The Ray cluster at {address} refused the connection: it got {sent}.",
+        hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
+        "file (default ~/.ray/auth_token)",
+    )
 
 
 NAMESPACE = "loraxs-search"
@@ -253,12 +240,17 @@ def living_nodes() -> list[Node]:
     """Return the nodes that are alive now, in a stable order."""
     import ray
 
-    nodes = (_node(n["NodeID"], n["Resources"], n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"])
+    nodes = [
+        Node(
+            node["NodeID"],
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+            node["NodeManagerAddress"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
     return sorted(nodes, key=lambda node: (node.address, node.node_id))
-
-
-def _node(node_id: str, offers: Mapping[str, Any], address: str = "") -> Node:
-    return Node(node_id, int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), address)
 
 
 def here() -> str:

@@ -21,7 +21,6 @@ from loraxs_search.base_model.pooling import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.packing._base import Host
-from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Head, Pooling, Split
 from loraxs_search.records.promotion import PromotionRule
@@ -221,7 +220,11 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
         done, steps = done + steps, more
         both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
         step_s = max(both_s - scoring_s, 1e-4) / steps
-    answer_s = _answering_s(host, specs[0], snapshots[0], info, space.task) if has_few else 0.0
+    answer_s, asked, state = 0.0, range(min(_FEW_ROWS, info.num_rows["test"])), snapshots[0]
+    if has_few and asked and state is not None:
+        asked_at = time.monotonic()
+        host.answer(specs[0], state, asked, space.task.for_candidates)
+        answer_s = (time.monotonic() - asked_at) / len(asked)
     each = len(specs)
     return Measured(info.device, n, steps, rows * step_s / each, scoring_s / each, answer_s, start_s)
 
@@ -234,15 +237,6 @@ def _advance(
     with ThreadPoolExecutor(len(specs), "measured") as threads:
         answers = list(threads.map(lambda spec, state: host.advance(spec, until, state, task), specs, snapshots))
     return time.monotonic() - began, [state for _, state in answers]
-
-
-def _answering_s(host: Host, spec: TrialSpec, snapshot: bytes | None, info: HostInfo, task: Task) -> float:
-    rows = range(min(_FEW_ROWS, info.num_rows["test"]))
-    if not rows or snapshot is None:
-        return 0.0
-    began = time.monotonic()
-    host.answer(spec, snapshot, rows, task.for_candidates)
-    return (time.monotonic() - began) / len(rows)
 
 
 def _drawn(space: Space, info: HostInfo, count: int) -> list[TrialSpec]:
@@ -309,8 +303,10 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     loaded = open_space(space, overrides)
     reads = data or estimate
     with joining_row_faults(loaded.task) if reads else contextlib.nullcontext():
-        base = locate(loaded.base_model)
-        modules, description = _described(loaded, base)
+        base, model = locate(loaded.base_model), kind_of(loaded.task).model
+        modules = linear_modules(base, model)
+        heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
+        description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
     rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer
@@ -319,21 +315,11 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         mean_length = float(prepared.lengths("train").mean())
         pack_size = expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
         warnings, shown = data_warnings(report, rows, loaded.task.metric), first_rows(prepared, 2)
-    time, unknown = _estimated(loaded) if estimate else (None, "")
-    facts = (rows, report, pack_size, warnings, description, time, unknown)
+    found, unknown = None, ""
+    if estimate:
+        try:
+            found = estimate_search(loaded)
+        except LoraxsError as error:
+            unknown = error.message
+    facts = (rows, report, pack_size, warnings, description, found, unknown)
     return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base), shown)
-
-
-def _described(space: Space, base: BaseModel) -> tuple[Sequence[LinearModule], SpaceDescription]:
-    model = kind_of(space.task).model
-    modules = linear_modules(base, model)
-    heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
-    return modules, describe(space, modules, heads=heads, body=body_shapes(base, model))
-
-
-def _estimated(space: Space) -> tuple[SearchEstimate | None, str]:
-    """Return what a search would take here, or None and why that cannot be said."""
-    try:
-        return estimate_search(space), ""
-    except LoraxsError as error:
-        return None, error.message

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
@@ -77,9 +77,18 @@ class SearchResult:
         """
         import pandas as pd
 
-        records = {record.trial_id: record for record in self.trials}
         rows = self.leaderboard()
-        return pd.DataFrame([_flat(row, records[row.trial_id]) for row in rows], columns=_columns(rows, self.trials))
+        metrics = {record.trial_id: record.reports[-1].metrics for record in self.trials if record.reports}
+        params = dict.fromkeys(f"params_{name}" for row in rows for name in row.params)
+        scores = dict.fromkeys(f"metrics_{name}" for found in metrics.values() for name in found)
+        flat = [
+            {name: getattr(row, name) for name in (*_FIELDS, *_MORE)}
+            | {"state": str(row.state)}
+            | {f"params_{name}": value for name, value in row.params.items()}
+            | {f"metrics_{name}": value for name, value in metrics.get(row.trial_id, {}).items()}
+            for row in rows
+        ]
+        return pd.DataFrame(flat, columns=[*_FIELDS, *params, *scores, *_MORE])
 
     def figures(self) -> dict[str, Figure]:
         """Return the figures of the study's report by name, as plotly has them; those not to be drawn are left out.
@@ -108,24 +117,6 @@ class SearchResult:
 
 _FIELDS = ("trial_id", "state", "step", "score", "candidate_score", "test_score", "r_parameters", "stored_bytes")
 _MORE = ("device_s", "wall_s", "reason", "finalist", "kept_step", "unparsed", "unended")
-
-
-def _flat(row: LeaderboardRow, record: TrialRecord) -> dict[str, Any]:
-    fields = {name: getattr(row, name) for name in (*_FIELDS, *_MORE)}
-    metrics = record.reports[-1].metrics if record.reports else {}
-    return {
-        **fields,
-        "state": str(row.state),
-        **{f"params_{name}": value for name, value in row.params.items()},
-        **{f"metrics_{name}": value for name, value in metrics.items()},
-    }
-
-
-def _columns(rows: list[LeaderboardRow], records: tuple[TrialRecord, ...]) -> list[str]:
-    params = dict.fromkeys(f"params_{name}" for row in rows for name in row.params)
-    reports = (record.reports[-1] for record in records if record.reports)
-    metrics = dict.fromkeys(f"metrics_{name}" for report in reports for name in report.metrics)
-    return [*_FIELDS, *params, *metrics, *_MORE]
 
 
 _logger = logging.getLogger(__name__)
@@ -224,7 +215,12 @@ def log_adapters(
 
     The scores of those that are candidates go with them.
     """
-    scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
+    scores = dict[str, dict[str, float]]()
+    for candidate in candidates:
+        splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
+        scores[candidate.trial_id] = {
+            f"{split}.{n}": v for split, metrics in splits.items() for n, v in metrics.items()
+        }
     names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
     for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
@@ -232,11 +228,6 @@ def log_adapters(
         journal.append(
             AdapterWritten(trial_id=name, folder=str(path), run_of=trial_of(name), scores=scores.get(name, {}))
         )
-
-
-def _candidate_scores(candidate: Candidate) -> dict[str, float]:
-    splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
-    return {f"{split}.{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
 
 
 def summary_of(result: SearchResult) -> Mapping[str, Scalar]:
@@ -277,14 +268,10 @@ def sync(study: str | None = None) -> Iterator[Synced]:
         yield _sync(StudyFolder.open(study))
         return
     for name in list_studies():
-        yield _try_to_sync(name)
-
-
-def _try_to_sync(name: str) -> Synced:
-    try:
-        return _sync(StudyFolder.open(name))
-    except LoraxsError as error:  # the others are brought over all the same
-        return Synced(name, "unreadable", error.message)
+        try:
+            yield _sync(StudyFolder.open(name))
+        except LoraxsError as error:  # the others are brought over all the same
+            yield Synced(name, "unreadable", error.message)
 
 
 def _sync(folder: StudyFolder) -> Synced:
