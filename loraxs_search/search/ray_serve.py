@@ -100,33 +100,30 @@ class Replica:
     """
 
     def __init__(self, args: ServeArgs, keys: Sequence[str], environment: Mapping[str, str]) -> None:
-        os.environ.update(environment)
-        try:
-            self._server = self._made(args, keys)
-        except LoraxsError as error:
-            raise RuntimeError(f"{_CANNOT}{error.message} {error.hint or ''}".strip()) from error
-
-    @staticmethod
-    def _made(args: ServeArgs, keys: Sequence[str]) -> Any:
         import torch  # here, so that whoever deploys stays without it
 
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.bodies import Limits
         from loraxs_search.serve.served_models import ServedModels
 
-        uri = resolve_uri(args.tracking_uri)
-        if (path := sqlite_path(uri)) is not None and not path.exists():
-            raise UsageError(
-                f"The registry must be where each replica runs, but {path} is not on this node.",
-                hint="give --tracking-uri of an MLflow server, which all nodes reach",
-            )
-        if args.api_key_file is not None:
-            keys = (*keys, *read_keys(Path(args.api_key_file)))
-        if args.device == "cpu":
-            torch.set_num_threads(args.num_cpus)
-        models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
-        limits = Limits(rows=args.max_rows, waiting_rows=args.queue)
-        return Server(models, keys=keys, limits=limits, replica=serve.get_replica_context().replica_id.unique_id)
+        os.environ.update(environment)
+        try:
+            uri = resolve_uri(args.tracking_uri)
+            if (path := sqlite_path(uri)) is not None and not path.exists():
+                raise UsageError(
+                    f"The registry must be where each replica runs, but {path} is not on this node.",
+                    hint="give --tracking-uri of an MLflow server, which all nodes reach",
+                )
+            if args.api_key_file is not None:
+                keys = (*keys, *read_keys(Path(args.api_key_file)))
+            if args.device == "cpu":
+                torch.set_num_threads(args.num_cpus)
+            models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
+            limits = Limits(rows=args.max_rows, waiting_rows=args.queue)
+            replica = serve.get_replica_context().replica_id.unique_id
+            self._server = Server(models, keys=keys, limits=limits, replica=replica)
+        except LoraxsError as error:
+            raise RuntimeError(f"{_CANNOT}{error.message} {error.hint or ''}".strip()) from error
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return what answers; Ray Serve runs its lifespan."""
@@ -213,7 +210,12 @@ def deploy(
         UsageError: Ray Serve runs there at another address.
         ClusterError: Ray Serve cannot run on the cluster, or a replica cannot start.
     """
-    _check_listens(host, port)
+    listens = ray_private.serve_details().get("http_options")
+    if listens is not None and (listens["host"], listens["port"]) != (host, port):
+        raise UsageError(
+            f"Ray Serve listens at {listens['host']}:{listens['port']} on this cluster, not at {host}:{port}.",
+            hint=f"give --host {listens['host']} --port {listens['port']}, or end it: `serve shutdown`",
+        )
     _quiet()
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     token = uuid.uuid4().hex
@@ -256,15 +258,6 @@ def take_down() -> bool:
 
 def _quiet() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it talks of each step
-
-
-def _check_listens(host: str, port: int) -> None:
-    listens = ray_private.serve_details().get("http_options")
-    if listens is not None and (listens["host"], listens["port"]) != (host, port):
-        raise UsageError(
-            f"Ray Serve listens at {listens['host']}:{listens['port']} on this cluster, not at {host}:{port}.",
-            hint=f"give --host {listens['host']} --port {listens['port']}, or end it: `serve shutdown`",
-        )
 
 
 def _until_running(say: Callable[[str], None]) -> None:

@@ -37,13 +37,22 @@ def job_environment(file: str | None) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is no mapping, or Ray does not take what it says.
     """
-    env = _read(file) if file is not None else {}
+    env: Any = {}
+    if file is not None:
+        try:
+            env = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"`--runtime-env` must be a YAML file, but {file}: {reason}.", hint=_EXAMPLE) from error
+        if not isinstance(env, dict) or not all(isinstance(key, str) for key in env):
+            raise UsageError(f"`--runtime-env` must hold keys and values, but {file} does not.", hint=_EXAMPLE)
+        _check(file, env)
     given = json.loads(os.environ.get(_OF_A_JOB) or "{}").get("runtime_env") or {}
     if "py_modules" not in env | given:
         env["py_modules"] = [str(_PACKAGE)]
         if "excludes" not in env | given:
             env["excludes"] = ["__pycache__"]
-    return env
+    return dict(env)
 
 
 def installers() -> dict[str, Any]:
@@ -83,18 +92,6 @@ def versions() -> dict[str, str]:
     if ray.get_runtime_context().runtime_env.get("py_modules"):
         here.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
     return here
-
-
-def _read(file: str) -> dict[str, Any]:
-    try:
-        env = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"`--runtime-env` must be a YAML file, but {file}: {reason}.", hint=_EXAMPLE) from error
-    if not isinstance(env, dict) or not all(isinstance(key, str) for key in env):
-        raise UsageError(f"`--runtime-env` must hold keys and values, but {file} does not.", hint=_EXAMPLE)
-    _check(file, env)
-    return dict(env)
 
 
 def _check(file: str, env: dict[str, Any]) -> None:

@@ -135,14 +135,18 @@ class TrialAdvancer:
                 return self._result(spec, reports[-1])
         try:
             report, snapshot = await self._trained(spec, step + self._settings.report_every, snapshot, place)
-            self._check(report)
+            if (metric := self._settings.metric) not in report.metrics:
+                known = ", ".join(sorted(report.metrics)) or "none"
+                raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {known}.")
         except (LoraxsError, RayTaskError) as error:
             return _broken_off(step, error)
         try:
             await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
         except LoraxsError as error:  # of the study's folder, not of the trial
-            return _fatal(step, error)
-        self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
+            return {STEP: step, FATAL: [error.message, error.hint], "done": True}
+        self._kept[slot] = _Kept(spec.trial_id, report.step, snapshot)
+        while sum(len(kept.snapshot) for kept in self._kept.values()) > _MAX_KEPT_BYTES:  # the store has all
+            del self._kept[next(iter(self._kept))]
         return self._result(spec, replace(report, host=str(place)))
 
     @ray.method(max_task_retries=0)
@@ -151,12 +155,6 @@ class TrialAdvancer:
         self._kept.pop(slot, None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _keep(self, slot: str, kept: _Kept) -> None:
-        """Keep a state for the slot's next call, and fewer of others where memory would be short: the store has all."""
-        self._kept[slot] = kept
-        while sum(len(other.snapshot) for other in self._kept.values()) > _MAX_KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
-
     async def _trained(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
     ) -> tuple[TrialReport, bytes]:
@@ -180,12 +178,6 @@ class TrialAdvancer:
             self._hosts[place] = host
         return host
 
-    def _check(self, report: TrialReport) -> None:
-        metric = self._settings.metric
-        if metric not in report.metrics:
-            known = ", ".join(sorted(report.metrics)) or "none"
-            raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {known}.")
-
     def _result(self, spec: TrialSpec, report: TrialReport) -> dict[str, Any]:
         return {
             STEP: report.step,
@@ -208,19 +200,12 @@ async def _answered(answer: ObjectRef[AnswerT]) -> AnswerT:
 
 
 def _broken_off(step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
+    """Report why a trial ends; an error that is not its own ends the search, which continues once that is fixed."""
+    result: dict[str, Any] = {STEP: step, "done": True}
     if isinstance(error, TrialCancelledError):
-        return {STEP: step, CANCELLED: True, "done": True}
+        return result | {CANCELLED: True}
     if isinstance(error, (HomeError, ClusterError)):  # both name their node
-        return _fatal(step, error)
+        return result | {FATAL: [error.message, error.hint]}
     if isinstance(error, LoraxsError):
-        return _failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
-    return _failure(step, f"{type(error.cause).__name__}: {error.cause}")
-
-
-def _fatal(step: int, error: LoraxsError) -> dict[str, Any]:
-    """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""
-    return {STEP: step, FATAL: [error.message, error.hint], "done": True}
-
-
-def _failure(step: int, reason: str) -> dict[str, Any]:
-    return {STEP: step, FAILED: reason, "done": True}
+        return result | {FAILED: f"{error.message} Hint: {error.hint}." if error.hint else error.message}
+    return result | {FAILED: f"{type(error.cause).__name__}: {error.cause}"}
