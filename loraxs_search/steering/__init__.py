@@ -10,7 +10,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from loraxs_search.errors import (
     CommandError,
@@ -40,9 +40,6 @@ from loraxs_search.steering.state import (
     unstarted,
 )
 from loraxs_search.studies.folder import StudyFolder
-
-if TYPE_CHECKING:
-    from loraxs_search.search_space.space import Space
 
 _MAX_SHOWN = 10  # trials in a message
 
@@ -92,30 +89,6 @@ class Verb(ABC):
     @abstractmethod
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         """Make the effect of an accepted command part of the state."""
-
-
-def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
-    """Refuse trials that are not the study's, and too many or too few.
-
-    Raises:
-        CommandError: they are.
-    """
-    given, (fewest, most) = command.trial_ids, verb.trials
-    if len(given) < fewest or (most is not None and len(given) > most):
-        wanted = "no trial" if most == 0 else "one trial" if most == 1 else "one trial or more"
-        raise CommandError(
-            f"`{verb.name}` must name {wanted} of study {study.name!r}, but got {', '.join(given) or 'none'}.",
-            hint=f"see `loraxs-search {verb.name} --help`",
-        )
-    for trial_id in given:
-        if trial_id not in study.records:
-            known = one_of(list(study.records), trial_id).split(", ")
-            shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
-            raise CommandError(
-                f"{did_you_mean(trial_id, study.records)}`trial` must be one of study {study.name!r}: "
-                f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
-                hint=f"`loraxs-search status {study.name}` lists them",
-            )
 
 
 class Stop(Verb):
@@ -257,9 +230,14 @@ class Add(Verb):
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space.space import place_given  # late: `status` starts without it
+        from loraxs_search.studies.stored_space import stored_space
 
         check_time(study)
-        space, source = _space_of(study), "".join(command.trial_ids)
+        try:
+            space = stored_space(study.folder)
+        except (StudyError, SpaceError) as error:  # its file is damaged
+            raise CommandError(error.message, hint=error.hint) from error
+        source = "".join(command.trial_ids)
         placed, faults = place_given(space, command.params, study.records[source].params if source else {})
         if faults:
             hint = f"`loraxs-search status {study.name}` shows params that trials have"
@@ -277,32 +255,7 @@ class Add(Verb):
         state.num_reopenings += bool(facts.get("reopens"))
 
 
-def _space_of(study: SteeredStudy) -> Space:
-    """Return the space that a study searches.
-
-    Raises:
-        CommandError: its file is damaged.
-    """
-    from loraxs_search.studies.stored_space import stored_space
-
-    try:
-        return stored_space(study.folder)
-    except (StudyError, SpaceError) as error:
-        raise CommandError(error.message, hint=error.hint) from error
-
-
 VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Finish(), Add(), Extend())}
-
-
-def get_verb(name: str) -> Verb:
-    """Return the verb of a name.
-
-    Raises:
-        CommandError: the verb is unknown.
-    """
-    if name not in VERBS:
-        raise CommandError(unknown_name("command", name, VERBS), hint="see `loraxs-search --help`")
-    return VERBS[name]
 
 
 def steered(folder: StudyFolder, journal: StudyLog) -> SteeredStudy:
@@ -348,7 +301,9 @@ def describe(command: Command) -> str:
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
     """Return the answer to a command; nothing is changed."""
     try:
-        verb = get_verb(command.verb)
+        if command.verb not in VERBS:
+            raise CommandError(unknown_name("command", command.verb, VERBS), hint="see `loraxs-search --help`")
+        verb = VERBS[command.verb]
         if study.trials_have_ended and not verb.after_training:
             name = study.name
             hint = f"`loraxs-search status {name}` shows them"
@@ -357,7 +312,22 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
             raise CommandError(
                 f"All trials of study {name!r} have ended, so there is nothing to {verb.name}.", hint=hint
             )
-        check_trials(verb, command, study)
+        given, (fewest, most) = command.trial_ids, verb.trials
+        if len(given) < fewest or (most is not None and len(given) > most):
+            wanted = "no trial" if most == 0 else "one trial" if most == 1 else "one trial or more"
+            raise CommandError(
+                f"`{verb.name}` must name {wanted} of study {study.name!r}, but got {', '.join(given) or 'none'}.",
+                hint=f"see `loraxs-search {verb.name} --help`",
+            )
+        for trial_id in given:
+            if trial_id not in study.records:
+                known = one_of(list(study.records), trial_id).split(", ")
+                shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
+                raise CommandError(
+                    f"{did_you_mean(trial_id, study.records)}`trial` must be one of study {study.name!r}: "
+                    f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
+                    hint=f"`loraxs-search status {study.name}` lists them",
+                )
         accepted = verb.check(command, study)
     except CommandError as error:
         return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")

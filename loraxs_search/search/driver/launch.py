@@ -18,7 +18,6 @@ from loraxs_search.errors import BaseModelError, HomeError, LoraxsError, SearchI
 from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase, SearchFinished
-from loraxs_search.log.study_log import StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import AdapterRef, StartFrom

@@ -61,7 +61,7 @@ from loraxs_search.studies.lookup import store_of
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.run_texts import environment_tags
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class StudyProbe:
@@ -89,33 +89,30 @@ class StudyProbe:
             ClusterError, HomeError: the host's node is not fit, or its disk cannot be written.
             SearchInterruptedError: stopped from outside; a resumed search fits it anew.
         """
-        if not self._is_settled:
-            self._is_settled, probe = True, self._result()
-            if probe.content:
-                self._digest = self._folder.write_asset(PROBE, probe.content)
-                log.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
-            else:
-                self._folder.write_asset(PROBE, b"")
-                log.warning("heads start at random, without a linear probe: %s", probe.reason)
-        return self._digest
-
-    def _result(self) -> LinearProbe:
-        pool, check_stop = self._actors.pool, self._actors.check_stop
+        if self._is_settled:
+            return self._digest
+        pool, check_stop, self._is_settled = self._actors.pool, self._actors.check_stop, True
         try:
             try:
-                return await_answer(self._asked or self._ask(pool.host()), check_stop)
+                probe = await_answer(self._asked or self._ask(pool.host()), check_stop)
             except HOST_LOST:
-                return pool.ask(self._ask, check_stop)
+                probe = pool.ask(self._ask, check_stop)
         except (ClusterError, HomeError):
             raise
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
-            return LinearProbe(reason=first_line(getattr(error, "cause", error)))
+            probe = LinearProbe(reason=first_line(getattr(error, "cause", error)))
+        if probe.content:
+            self._digest = self._folder.write_asset(PROBE, probe.content)
+            _logger.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
+        else:
+            self._folder.write_asset(PROBE, b"")
+            _logger.warning("heads start at random, without a linear probe: %s", probe.reason)
+        return self._digest
 
     def _ask(self, host: HostProxy) -> ObjectRef[LinearProbe]:
         return host.linear_probe.remote(self._task)
 
 
-_logger = logging.getLogger(__name__)
 _TIMED_STEPS = 4  # of each trial
 _LOOK_EVERY_S = 0.2  # for commands
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
@@ -282,9 +279,7 @@ class SearchSession:
             try:
                 Registry(store_of(self._folder)).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
-                logging.getLogger(__name__).info(
-                    "the registry does not record who has answered the test rows: %s", error.message
-                )
+                _logger.info("the registry does not record who has answered the test rows: %s", error.message)
         log_adapters(self._folder, self._journal, trials, candidates)
         self._journal.append(BaselinesMeasured(baselines=self._folder.baselines() or ()))
         self._ledger.baselines_scored(self._folder.baselines() or ())

@@ -19,7 +19,7 @@ from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, Tr
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import AnswerState, Command, SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.steering import VERBS, decide, get_verb, steered, take_commands
+from loraxs_search.steering import VERBS, decide, steered, take_commands
 from loraxs_search.steering.send import new_command, read_params, send, trial_name
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies.commands import CommandInbox
@@ -75,7 +75,7 @@ def test_a_stop_is_known_to_every_later_driver(folder: StudyFolder) -> None:
 
 def test_finish_counts_the_added_trials_that_are_still_to_start(folder: StudyFolder) -> None:
     study = steered(folder, folder.journal())
-    get_verb("add").apply(command("add"), {}, study.state)
+    VERBS["add"].apply(command("add"), {}, study.state)
     assert "the running ones, and the 1 added" in decide(command("finish", name="c2"), study).text
     take(folder, command("finish", name="c3"))
     assert state(folder).finishing == "finished by a person (ann on host)"
@@ -258,7 +258,7 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
         command = Command(f"{number}" * 32, "extend", arguments={"trials": 5})
         answer = decide(command, study)
         assert answer.state is AnswerState.DONE
-        get_verb("extend").apply(command, answer.facts, study.state)
+        VERBS["extend"].apply(command, answer.facts, study.state)
         totals.append(study.state.trials)
     assert totals == [6, 11]
 
@@ -270,7 +270,7 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     study = steered(folder, journal)
     added = Command("a" * 32, "add")
-    get_verb("add").apply(added, {"params.rank": 4}, study.state)
+    VERBS["add"].apply(added, {"params.rank": 4}, study.state)
     journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=""))
     journal.append(TrainingEnded(notice="the time budget is used up"))
     more = Command("b" * 32, "extend", arguments={"time": "1h"})
@@ -322,7 +322,7 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
         def check(*_: object):
             raise error
 
-        monkeypatch.setattr(type(get_verb("finish")), "check", check)
+        monkeypatch.setattr(type(VERBS["finish"]), "check", check)
 
     failing(OverflowError("too large"))
     answer = decide(command, seen)
