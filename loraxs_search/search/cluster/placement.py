@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.errors import ClusterError, counted
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import SearchDevice
-from loraxs_search.search_space.space import Space
 
 COUNT_EVERY_S = 3.0
 _UNITS = 10_000  # Ray counts resources in ten-thousandths
@@ -242,31 +240,3 @@ class SlotCounter:
 def _part(whole: float, parts: int) -> float:
     """Return a share of which `parts` fit into `whole`: Ray rounds, and rounded up the last one would never fit."""
     return math.floor(whole * _UNITS / parts) / _UNITS
-
-
-def expected_pack_size(
-    space: Space, modules: Sequence[LinearModule], head_parameters: int, row_tokens: float
-) -> PackSize | None:
-    """Choose as a search on this machine would; None on an accelerator, which is timed with the base on it.
-
-    Args:
-        head_parameters: Of the largest head that a trial may train.
-        row_tokens: Mean length of a train row.
-    """
-    import torch
-
-    from loraxs_search.engine.planning import workers_for
-    from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
-
-    if not space.is_packable:
-        return unshared(space.methods)
-    if torch.cuda.is_available():
-        return None
-    device = torch.device("cpu")
-    largest, (num_workers, _) = space.largest(), workers_for(device)
-    budget = token_budget(modules, torch.float32, device)
-    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, largest.batch_size * row_tokens)
-    asked = space.search.pack_size
-    wanted = fills if asked == "auto" else asked
-    slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
-    return choose_pack_size(asked, fits=slots, fills=fills, num_trials=space.search.trials, num_devices=1)

@@ -26,7 +26,7 @@ from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_unmeasured, is_untouched, shots_name
 from loraxs_search.records.task import Task
 from loraxs_search.search.driver.work_items import WorkItem, base_answer_work, in_parts, joined
-from loraxs_search.search.hosts.pool import HOST_LOST, await_answer
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.folder import StudyFolder

@@ -21,6 +21,7 @@ from loraxs_search.base_model.pooling import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.packing._base import Host
+from loraxs_search.records.base import LinearModule
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Head, Pooling, Split
 from loraxs_search.records.promotion import PromotionRule
@@ -28,7 +29,7 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataReport, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, expected_pack_size
+from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
 from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space.describe import SpaceDescription, describe
@@ -313,7 +314,7 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         prepared = prepare(loaded.task, load_tokenizer(base))
         rows, report = prepared.num_scored, prepared.report
         mean_length = float(prepared.lengths("train").mean())
-        pack_size = expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
+        pack_size = _expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
         warnings, shown = data_warnings(report, rows, loaded.task.metric), first_rows(prepared, 2)
     found, unknown = None, ""
     if estimate:
@@ -323,3 +324,31 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
             unknown = error.message
     facts = (rows, report, pack_size, warnings, description, found, unknown)
     return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base), shown)
+
+
+def _expected_pack_size(
+    space: Space, modules: Sequence[LinearModule], head_parameters: int, row_tokens: float
+) -> PackSize | None:
+    """Choose as a search on this machine would; None on an accelerator, which is timed with the base on it.
+
+    Args:
+        head_parameters: Of the largest head that a trial may train.
+        row_tokens: Mean length of a train row.
+    """
+    import torch
+
+    from loraxs_search.engine.planning import workers_for
+    from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
+
+    if not space.is_packable:
+        return unshared(space.methods)
+    if torch.cuda.is_available():
+        return None
+    device = torch.device("cpu")
+    largest, (num_workers, _) = space.largest(), workers_for(device)
+    budget = token_budget(modules, torch.float32, device)
+    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, largest.batch_size * row_tokens)
+    asked = space.search.pack_size
+    wanted = fills if asked == "auto" else asked
+    slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
+    return choose_pack_size(asked, fits=slots, fills=fills, num_trials=space.search.trials, num_devices=1)

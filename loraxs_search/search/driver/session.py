@@ -47,7 +47,8 @@ from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.driver.finalize import Finalization, completed_trials
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
 from loraxs_search.search.driver.work_items import map_over_hosts
-from loraxs_search.search.hosts.pool import HOST_LOST, HostProxy, Usage, await_answer
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
+from loraxs_search.search.hosts.pool import HostProxy, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger, ScoreWatch
 from loraxs_search.search.tune.loop import StudySearcher

@@ -25,7 +25,8 @@ from loraxs_search.records.promotion import Refit, SliceScore
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Lineage, TrialReport, TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search.hosts.pool import HOST_LOST, HostPool, HostProxy
+from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.hosts.pool import HostPool, HostProxy
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 

@@ -14,15 +14,8 @@ from typing import Any, TypeVar, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle, ActorProxy
-from ray.exceptions import (
-    ActorUnschedulableError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RaySystemError,
-)
+from ray.actor import ActorProxy
+from ray.exceptions import RayError
 
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.search import SearchPlan
@@ -39,6 +32,7 @@ from loraxs_search.search.cluster.placement import (
     share_out,
     unshared,
 )
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer, kill
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space
@@ -46,29 +40,7 @@ from loraxs_search.search_space.space import Space
 _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 HostProxy = ActorProxy[HostActor]
-
-# The host died, or its node did, or its answer was lost. Ray reports a host killed by its memory monitor as
-# OutOfMemoryError, not as a dead actor, and one too short of memory to reply as RaySystemError.
-HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError, RaySystemError)
-_MAX_LOSSES = 3
-LOOK_EVERY_S = 0.5
-
-
-def kill(actor: ActorProxy[AnswerT]) -> None:
-    """End an actor's process now, and with it the actors that it owns."""
-    ray.kill(cast("ActorHandle[AnswerT]", actor))
-
-
-def await_answer(answer: ObjectRef[AnswerT], on_loop_step: Callable[[], None]) -> AnswerT:
-    """Wait for an answer, however long it takes.
-
-    Args:
-        on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside.
-    """
-    while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
-        on_loop_step()
-    return ray.get(answer)
-
+_MAX_LOSSES = 3  # of hosts, until nobody is asked any more
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.

@@ -22,16 +22,8 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
-from loraxs_search.search.hosts.pool import (
-    HOST_LOST,
-    LOOK_EVERY_S,
-    HostPool,
-    Steps,
-    Usage,
-    await_answer,
-    kill,
-    repeated,
-)
+from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
+from loraxs_search.search.hosts.pool import HostPool, Steps, Usage, repeated
 from loraxs_search.search_space.describe import describe
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
@@ -116,9 +108,8 @@ class StudyActors:
         self._study, self._space, self.pool, self.check_stop = study, space, pool, check_stop
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
-        self.snapshot_store_name, self.snapshot_store = start_snapshot_store(
-            study.name
-        )  # it starts while the host loads
+        # It starts while the host loads.
+        self.snapshot_store_name, self.snapshot_store = start_snapshot_store(study.name)
         try:
             self.info: HostInfo = pool.ask(lambda host: host.info.remote(space.task), check_stop)
             check_unchanged(study.name, recorded, self.info.identity)

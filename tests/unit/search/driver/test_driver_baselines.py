@@ -28,7 +28,7 @@ from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import WorkItem
-from loraxs_search.search.hosts.pool import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 
