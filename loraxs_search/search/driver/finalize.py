@@ -6,7 +6,6 @@ Finished work is recorded in the study folder item by item, so that after a kill
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -104,7 +103,7 @@ class Finalization:
     Args:
         trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
             refits, are candidates.
-        stop: Ends the work from outside.
+        is_stopped: Whether the work is to end, from outside.
         counted: Called with how much of the present work is done, of how much, in which unit.
         take_commands: Called again and again while hosts work, to answer what people ask.
     """
@@ -113,7 +112,7 @@ class Finalization:
     folder: StudyFolder
     space: Space
     trials: Sequence[TrialRecord]
-    stop: threading.Event
+    is_stopped: Callable[[], bool]
     counted: Callable[[int, int, str], None] = lambda _, __, ___: None
     take_commands: Callable[[], None] = lambda: None
     _adapters: dict[str, Trained] = field(default_factory=dict)
@@ -247,7 +246,7 @@ class Finalization:
             SearchInterruptedError: stopped from outside.
         """
         self.take_commands()
-        if self.stop.is_set():
+        if self.is_stopped():
             raise SearchInterruptedError(
                 f"Study {self.folder.name!r} was interrupted after its trials, before its candidates were scored.",
                 hint=f"go on with `loraxs-search resume {self.folder.name}`",

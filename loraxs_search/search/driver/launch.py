@@ -147,25 +147,6 @@ def keep_start(folder: StudyFolder) -> str | None:
     return folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))
 
 
-class OwnStop(threading.Event):
-    """Stops one search: set by itself, or with the event that stops all that run together.
-
-    Args:
-        shared: Stops all; it is never set from here.
-    """
-
-    def __init__(self, shared: threading.Event) -> None:
-        super().__init__()
-        self._shared = shared
-
-    def is_set(self) -> bool:
-        return super().is_set() or self._shared.is_set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait, by which the shared event is noticed at the end: give a short time."""
-        return super().wait(timeout) or self.is_set()
-
-
 class Driver:
     """Runs one study on Ray. Every stage can be repeated: the study folder has what a killed driver did.
 
@@ -177,7 +158,8 @@ class Driver:
     def __init__(
         self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event, *, is_locked: bool = False
     ) -> None:
-        self._info, self._space, self._stop, self._is_locked = info, space, OwnStop(stop), is_locked
+        self._info, self._space, self._stop, self._is_locked = info, space, stop, is_locked
+        self._lost_lease = threading.Event()  # which stops no search beside this one
         self._ledger = Ledger(info.name, view)
         self._started_at = steady_time()
 
@@ -210,7 +192,10 @@ class Driver:
         """Search an open study: lock it, have its copy and MLflow follow, and record how it ends."""
         from loraxs_search.search.driver.session import SearchSession
 
-        with contextlib.nullcontext() if self._is_locked else folder.lock(), mirrored(folder, self._stop.set) as mirror:
+        with (
+            contextlib.nullcontext() if self._is_locked else folder.lock(),
+            mirrored(folder, self._lost_lease.set) as mirror,
+        ):
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             if lacks_baseline(folder):
@@ -226,7 +211,7 @@ class Driver:
                     journal,
                     actors,
                     self._ledger,
-                    self._stop,
+                    self.is_stopped,
                     started_at=self._started_at,
                     run_of=tracker.run_id,
                 )
@@ -250,13 +235,17 @@ class Driver:
                 else:
                     tracker.close()
 
+    def is_stopped(self) -> bool:
+        """Whether this search is to end, with all that run together or alone."""
+        return self._stop.is_set() or self._lost_lease.is_set()
+
     def check_stop(self) -> None:
         """Refuse to go on once the search was stopped from outside.
 
         Raises:
             SearchInterruptedError: it was.
         """
-        if self._stop.is_set():
+        if self.is_stopped():
             raise SearchInterruptedError.of([] if self._begun_folder() is None else [self._info.name])
 
     def _begun_folder(self) -> StudyFolder | None:

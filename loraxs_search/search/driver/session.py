@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -136,7 +135,7 @@ class SearchSession:
         journal: StudyLog,
         actors: StudyActors,
         ledger: Ledger,
-        stop: threading.Event,
+        is_stopped: Callable[[], bool],
         *,
         started_at: float,
         run_of: Callable[[str], str | None],
@@ -144,7 +143,7 @@ class SearchSession:
         self._baselines = StudyBaselines(folder, actors, space.task)  # begun first: Ray Tune takes seconds to start
         actors.linear_probe = StudyProbe(folder, actors, space, ledger.phase).digest
         self._info, self._space, self._folder, self._journal = info, space, folder, journal
-        self._actors, self._ledger, self._stop, self._run_of = actors, ledger, stop, run_of
+        self._actors, self._ledger, self._is_stopped, self._run_of = actors, ledger, is_stopped, run_of
         self._study = steered(folder, journal)
         reopen(self._study)
         plan, task = info.search, info.task
@@ -193,7 +192,7 @@ class SearchSession:
             study=folder.name,
             state=self._study.state,
         )
-        self._searcher.is_stopped, self._searcher.take_commands = stop.is_set, self._take_commands
+        self._searcher.is_stopped, self._searcher.take_commands = is_stopped, self._take_commands
         self._next_look = 0.0
 
     def run(self) -> SearchResult:
@@ -260,7 +259,7 @@ class SearchSession:
             self._folder,
             self._space,
             trials,
-            self._stop,
+            self._is_stopped,
             self._ledger.counted,
             self._take_commands,
         )

@@ -26,7 +26,6 @@ from loraxs_search.search.driver import launch as drivers
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.launch import OwnStop
 from loraxs_search.search.driver.session import StudyProbe
 from loraxs_search.search.hosts import answers, study_actors
 from loraxs_search.search.ledger import SilentView
@@ -44,9 +43,10 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(drivers, "mirrored", lost_at_once)
     stop, folder, nothing = threading.Event(), study("s"), Any
+    driver = drivers.Driver(folder.info, nothing, SilentView(), stop)
     with pytest.raises(StudyError, match="took over"):
-        drivers.Driver(folder.info, nothing, SilentView(), stop).search(nothing, folder)
-    assert not stop.is_set()
+        driver.search(nothing, folder)
+    assert (driver.is_stopped(), stop.is_set()) == (True, False)
 
 
 @pytest.fixture
@@ -117,16 +117,6 @@ def test_a_search_is_stopped_while_its_first_host_loads(
     assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
 
 
-def test_what_stops_all_stops_each() -> None:
-    shared = threading.Event()
-    one, other = OwnStop(shared), OwnStop(shared)
-    one.set()
-    assert (one.is_set(), one.wait(0), other.is_set(), other.wait(0)) == (True, True, False, False)
-    shared.set()
-    assert other.is_set()
-    assert other.wait(0)
-
-
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
 def test_ctrl_c_is_heard_while_a_host_is_waited_for(
@@ -156,5 +146,5 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(
             view.happened(FACTS)
         if waits_for == "the probe":
             StudyProbe(folder, actors, space, lambda _: None).digest()
-        finalization = Finalization(actors, folder, space, (), driver._stop)
+        finalization = Finalization(actors, folder, space, (), driver.is_stopped)
         StudyBaselines(folder, actors, folder.info.task).result(finalization.on_loop_step)

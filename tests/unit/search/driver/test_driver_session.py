@@ -172,13 +172,14 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path
     folder.journal().append(TrainingEnded(notice=""))
     folder.inbox().put(new_command("finish"))
     study = steered(folder, folder.journal())
-    finish = Finalization(None, folder, None, (), threading.Event(), take_commands=lambda: take_commands(study))  # type: ignore[arg-type]
+    stop = threading.Event()
+    finish = Finalization(None, folder, None, (), stop.is_set, take_commands=lambda: take_commands(study))  # type: ignore[arg-type]
     finish.on_loop_step()  # as `map_over_hosts` does while hosts work
     (record,) = study.journal.commands.values()
     assert record.answer is not None
     assert record.answer.state is AnswerState.REFUSED
     assert "Ctrl-C" in record.answer.hint
-    finish.stop.set()
+    stop.set()
     with pytest.raises(SearchInterruptedError):
         finish.on_loop_step()
 
@@ -187,7 +188,7 @@ def test_refits_count_their_steps_between_reports(fresh_home: Path) -> None:
     plan, seen = SearchPlan(max_steps=100), list[tuple[int, int, str]]()
     space: Any = SimpleNamespace(search=plan)
     counted = lambda *done: seen.append(done)  # noqa: E731
-    finish = Finalization(None, study("s"), space, (), threading.Event(), counted)  # type: ignore[arg-type]
+    finish = Finalization(None, study("s"), space, (), bool, counted)  # type: ignore[arg-type]
     finish._refit_steps.update({"00000.1": 0, "00001.1": 40})
     for name, step in (("00000.1", 7), ("00000.1", 20), ("00001.1", 30), ("00007", 99), ("00001.1", 100)):
         finish.reached(name, step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -118,7 +117,7 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
     folder.write_baselines([Baseline("zero-shot", {TASK.metric: 0.4}, {TASK.metric: 0.4321})])
     space = SimpleNamespace(promotion=PromotionRule(), task=folder.info.task)
     actors = SimpleNamespace(pool=SimpleNamespace(hosts=[], config=SimpleNamespace(max_trials=1)))
-    finish = Finalization(actors, folder, space, (), threading.Event())
+    finish = Finalization(actors, folder, space, (), bool)
     (chosen,) = finish.seal([found], lambda _: None)
     path = folder.adapter_path("00000")
     assert verify(path).baselines == chosen.baselines == folder.baselines()
@@ -172,7 +171,7 @@ def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_
         )
     monkeypatch.setattr(Finalization, "_map_over_hosts", score)
     records = sorted(folder.journal().records.values(), key=lambda record: -record.reports[-1].metrics["accuracy"])
-    finish = Finalization(actors, folder, space, records, threading.Event())
+    finish = Finalization(actors, folder, space, records, bool)
     assert [each.trial_id for each in finish.validate(2)] == ["00001", "00000"]
     assert asked == ["00001"]
     assert [each.trial_id for each in finish.validate()] == ["00001", "00002", "00000"]
