@@ -59,10 +59,33 @@ def promote(
         StudyError: there is no such study, or its search has not come to its end.
         TrackingError: the database that the study records in is gone.
     """
-    folder = StudyFolder.open(study or _newest())
+    if study is None and not (names := list_studies()):
+        raise StudyError("There is no study yet.", hint="start one with `loraxs-search launch movie_reviews`")
+    folder = StudyFolder.open(study or names[0])
     _finished(folder)
     with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
-        return _promote(folder, _finished(folder), force, require, tracking_uri)
+        candidates, confirmed = _finished(folder), folder.confirmations()
+        uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
+        task, rule, registry = folder.info.task, folder.info.promotion, Registry(uri)
+        rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
+        if confirmed.base_rows_path.is_file():
+            rows[UNTOUCHED_BASE] = confirmed.base_rows_path
+        said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
+        # A study that was never decided on has used test rows all the same, and so has one that was removed.
+        used = sorted({c.test_fingerprint for c in candidates if c.test_metrics} - {""})
+        name = task.registered_name
+        seen = [key for own in used for key in (*uses(name, own), *registry.uses(name, own))]
+        decision, _ = registry.promote(
+            rule if require is None else replace(rule, require=require),
+            task,
+            candidates,
+            {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
+            force,
+            rows,
+            rescore=lambda champion: _scored_anew(champion, task, uri),
+            beside=Beside(folder.name, folder.baseline_answers(), seen, said),
+        )
+        return decision
 
 
 def _finished(folder: StudyFolder) -> list[Candidate]:
@@ -72,38 +95,6 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
             f"A study must have come to its end to be promoted, but {folder.name!r} has not.", hint=next_step(folder)
         )
     return candidates
-
-
-def _promote(
-    folder: StudyFolder,
-    candidates: list[Candidate],
-    force: bool,
-    require: Literal["constant", "all"] | None,
-    tracking_uri: str | None,
-) -> Decision:
-    uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
-    task, confirmed = folder.info.task, folder.confirmations()
-    rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
-    if confirmed.base_rows_path.is_file():
-        rows[UNTOUCHED_BASE] = confirmed.base_rows_path
-    rule = folder.info.promotion
-    said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
-    registry = Registry(uri)
-    # A study that was never decided on has used test rows all the same, and so has one that was removed.
-    used = sorted({c.test_fingerprint for c in candidates if c.test_metrics} - {""})
-    name = task.registered_name
-    seen = [key for own in used for key in (*uses(name, own), *registry.uses(name, own))]
-    decision, _ = registry.promote(
-        rule if require is None else replace(rule, require=require),
-        task,
-        candidates,
-        {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
-        force,
-        rows,
-        rescore=lambda champion: _scored_anew(champion, task, uri),
-        beside=Beside(folder.name, folder.baseline_answers(), seen, said),
-    )
-    return decision
 
 
 def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Rescored:
@@ -355,13 +346,6 @@ def predict(
 
     rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
     return predictor(name, tracking_uri=tracking_uri)(rows, on_text=on_text, skip_empty=skip_empty)
-
-
-def _newest() -> str:
-    names = list_studies()
-    if not names:
-        raise StudyError("There is no study yet.", hint="start one with `loraxs-search launch movie_reviews`")
-    return names[0]
 
 
 def _found(find: Callable[..., Path], name: str | Path, tracking_uri: str | None) -> Path:

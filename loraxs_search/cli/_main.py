@@ -28,9 +28,7 @@ from loraxs_search.cli import (
     serve,
     shipped,
     status,
-    steering,
     studies,
-    ui,
 )
 from loraxs_search.cli._output import keep_output_plain, plain
 from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
@@ -113,9 +111,9 @@ app = typer.Typer(
 _VERBS: tuple[Callable[..., None], ...] = (
     *(init.init, check.check, check.doctor, launch.launch, status.status),
     *(report.compare, report.report, launch.resume, launch.sync),
-    *(steering.stop, steering.finish, steering.add, steering.extend),
+    *(studies.stop, studies.finish, studies.add, studies.extend),
     *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
-    *(registry.pull, predict.predict, serve.serve, ui.ui, studies.gc),
+    *(registry.pull, predict.predict, serve.serve, serve.ui, studies.gc),
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rstrip("_"))(verb)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -26,7 +26,6 @@ from loraxs_search.log.events import Phase, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.reports.study_status import SearchDocument, search_document
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import StudyInfo
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.result import SearchResult
@@ -125,7 +124,7 @@ def watched(tracking_uri: str, *, study: str | None = None) -> Iterator[tuple[_W
             try:
                 yield view, stop
             except KeyboardInterrupt as error:
-                raise _interrupted([view.study]) from error
+                raise SearchInterruptedError.of(filter(None, [view.study])) from error
 
 
 @contextlib.contextmanager
@@ -143,7 +142,7 @@ def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _Watch
         try:
             yield view, stop
         except KeyboardInterrupt as error:
-            raise _interrupted([view.study for view in views]) from error
+            raise SearchInterruptedError.of(view.study for view in views if view.study) from error
 
 
 @contextlib.contextmanager
@@ -176,10 +175,6 @@ def server_of(uri: str) -> str:
     return "" if sqlite_path(uri) is not None else redact(uri)
 
 
-def _interrupted(studies: Iterable[str | None]) -> SearchInterruptedError:
-    return SearchInterruptedError.of(study for study in studies if study is not None)
-
-
 def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: bool = False) -> None:
     """Print the leaderboard of each study to stdout and what to do next to stderr.
 
@@ -193,18 +188,14 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
     for folder, document in zip(folders, documents, strict=True):
         if not as_json:
             emit(False, document, partial(print_leaderboard, document.trials, folder.info.task, document.baselines))
-        _say_what_next(document, folder.info)
-
-
-def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
-    if document.notice:
-        print(f"\nnotice: {document.notice}", file=sys.stderr)
-    trials = counted(len(document.trials), "trial")
-    print(f"\nstudy {document.study}: {trials} in {document.wall_s:.0f} s", file=sys.stderr)
-    print_summary(document.study)
-    print_warnings(document.warnings)
-    print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)
-    print(_next_step(document, info.search.max_steps), file=sys.stderr)
+        if document.notice:
+            print(f"\nnotice: {document.notice}", file=sys.stderr)
+        trials = counted(len(document.trials), "trial")
+        print(f"\nstudy {document.study}: {trials} in {document.wall_s:.0f} s", file=sys.stderr)
+        print_summary(document.study)
+        print_warnings(document.warnings)
+        print(browse(document.study, server_of(folder.info.tracking_uri)), file=sys.stderr)
+        print(_next_step(document, folder.info.search.max_steps), file=sys.stderr)
 
 
 def _next_step(document: SearchDocument, max_steps: int) -> str:
@@ -274,12 +265,26 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
 
     Example: loraxs-search launch mine.yaml --name mine
     """
-    from loraxs_search.search.driver.launch import launch, launch_together
+    from loraxs_search.search.driver.launch import launch, launch_together, new_study
+    from loraxs_search.search_space.load import open_space
+    from loraxs_search.tracking.store import ensure_store
 
     changes = tuple(overrides or ())
     if dry_run:
-        _check_dry_run(spaces, on_cluster=(address, runtime_env) != (None, None))
-        _dry_run(spaces[0], changes, name, uri=resolve_uri(tracking_uri), storage=storage, as_json=as_json)
+        if len(spaces) > 1:
+            raise UsageError(
+                "`--dry-run` must go with one space, but got several.", hint="give them one after the other"
+            )
+        if (address, runtime_env) != (None, None):
+            raise UsageError(
+                "`--dry-run` must go without --address and --runtime-env: it measures this machine, and starts no Ray.",
+                hint="`loraxs-search doctor SPACE --address ADDRESS` checks a cluster, with --runtime-env too",
+            )
+        uri, loaded = resolve_uri(tracking_uri), open_space(spaces[0], changes)
+        if sqlite_path(uri) is None:  # an embedded store is made by the search: a dry run leaves none behind
+            ensure_store(uri)
+        new_study(loaded, name, uri, storage)
+        check_space(loaded, (), data=True, estimate=True, as_json=as_json)
         return
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
     options |= {"storage": storage, "overrides": changes}
@@ -295,32 +300,6 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     with watched_together(resolve_uri(tracking_uri)) as (views, stop):
         results = launch_together(spaces, views=views, stop=stop, **options)
     show_results(results, as_json, in_list=True)
-
-
-def _check_dry_run(spaces: Sequence[str], *, on_cluster: bool) -> None:
-    """Refuse what a dry run would ignore."""
-    if len(spaces) > 1:
-        raise UsageError("`--dry-run` must go with one space, but got several.", hint="give them one after the other")
-    if on_cluster:
-        raise UsageError(
-            "`--dry-run` must go without --address and --runtime-env: it measures this machine, and starts no Ray.",
-            hint="`loraxs-search doctor SPACE --address ADDRESS` checks a cluster, with --runtime-env too",
-        )
-
-
-def _dry_run(
-    space: str, changes: Sequence[str], name: str | None, *, uri: str, storage: str | None, as_json: bool
-) -> None:
-    """Check what `launch` checks before it starts Ray, then print what `check --estimate` prints."""
-    from loraxs_search.search.driver.launch import new_study
-    from loraxs_search.search_space.load import open_space
-    from loraxs_search.tracking.store import ensure_store
-
-    loaded = open_space(space, tuple(changes))
-    if sqlite_path(uri) is None:  # an embedded store is made by the search: a dry run leaves none behind
-        ensure_store(uri)
-    new_study(loaded, name, uri, storage)
-    check_space(loaded, (), data=True, estimate=True, as_json=as_json)
 
 
 def resume(

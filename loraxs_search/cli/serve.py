@@ -1,13 +1,15 @@
-"""loraxs-search serve [TASK...]"""
+"""loraxs-search serve [TASK...], ui [STUDY]"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import socket
 import sys
 import threading
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +18,7 @@ import typer
 
 from loraxs_search.cli._output import TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
-from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
@@ -68,23 +70,43 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     Example: loraxs-search serve movie-reviews --port 8000
     """
     if down:
-        _take_down(address)
+        if address is None:
+            raise UsageError("`--down` must go with --address.", hint="Ctrl-C ends a server of this machine")
+        from loraxs_search.search.cluster.connection import connected
+
+        with connected(address):
+            _check_installed(("ray.serve",), "ray-serve")
+            from loraxs_search.search.ray_serve import take_down
+
+            if not take_down():
+                raise ClusterError(f"Nothing is served on the cluster at {address}.", hint="`serve status` shows more")
         return
     if bool(tasks) == every:
         raise UsageError(
             f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
             hint="`loraxs-search ls` lists the tasks",
         )
-    _check_place(address, replicas, port=port, device=device)
+    if address is None and replicas != "1":
+        raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device")
+    if address is not None and port == 0:
+        raise UsageError("`--port` must be a number above 0 with --address: each node listens at the same one.")
+    if address is not None and device not in (None, "cpu", "cuda"):
+        raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
     from loraxs_search.serve.api_keys import read_keys
 
     keys = () if api_key_file is None else read_keys(api_key_file)
-    limit, uri = _bytes(max_bytes), resolve_uri(tracking_uri)
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        limit = None if max_bytes is None else int(TypeAdapter(ByteSize).validate_python(max_bytes))
+    except ValidationError:
+        raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {max_bytes!r}.") from None
+    uri = resolve_uri(tracking_uri)
     if address is not None:
         asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows}
-        asked |= {"queue": queue, **_replicas(replicas)}
-        _serve_on(address, asked, host=host, port=port, device=device, keys=keys)
+        asked |= {"queue": queue}
+        _serve_on(address, asked, replicas, host=host, port=port, device=device, keys=keys)
         return
     with listen(host, port) as listening:
         import uvicorn
@@ -116,9 +138,13 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
 # ---- on a cluster ----------------------------------------------------------------------------------------------------
 def _serve_on(
-    address: str, asked: dict[str, Any], *, host: str, port: int, device: str | None, keys: Sequence[str]
+    address: str, asked: dict[str, Any], replicas: str, *, host: str, port: int, device: str | None, keys: Sequence[str]
 ) -> None:
     """Serve on a Ray cluster until a signal comes, or until another process takes over."""
+    least, colon, most = replicas.partition(":")
+    if not (least.isdecimal() and int(least) and (most.isdecimal() and int(most) >= int(least) if colon else True)):
+        raise UsageError(f"`--replicas` must be N or MIN:MAX with 1 <= MIN <= MAX, but got {replicas!r}.")
+    asked |= {"replicas": int(least), "max_replicas": int(most) if colon else None}
     from loraxs_search.search.cluster.connection import connected, living_nodes
 
     with contextlib.redirect_stdout(sys.stderr), connected(address):  # Ray prints what it finds wrong
@@ -138,53 +164,12 @@ def _serve_on(
             print("another process has taken it down, or deployed anew", file=sys.stderr)
 
 
-def _take_down(address: str | None) -> None:
-    if address is None:
-        raise UsageError("`--down` must go with --address.", hint="Ctrl-C ends a server of this machine")
-    from loraxs_search.search.cluster.connection import connected
-
-    with connected(address):
-        _check_installed(("ray.serve",), "ray-serve")
-        from loraxs_search.search.ray_serve import take_down
-
-        if not take_down():
-            raise ClusterError(f"Nothing is served on the cluster at {address}.", hint="`serve status` shows more")
-
-
-def _check_place(address: str | None, replicas: str, *, port: int, device: str | None) -> None:
-    """Refuse options of a cluster without one, and the other way round."""
-    if address is None and replicas != "1":
-        raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device")
-    if address is None:
-        return
-    if port == 0:
-        raise UsageError("`--port` must be a number above 0 with --address: each node listens at the same one.")
-    if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
-
-
-def _replicas(given: str) -> dict[str, int | None]:
-    least, colon, most = given.partition(":")
-    if not (least.isdecimal() and int(least) and (most.isdecimal() and int(most) >= int(least) if colon else True)):
-        raise UsageError(f"`--replicas` must be N or MIN:MAX with 1 <= MIN <= MAX, but got {given!r}.")
-    return {"replicas": int(least), "max_replicas": int(most) if colon else None}
-
-
 def _check_installed(modules: Sequence[str], extra: str) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=extra_hint(extra)) from error
-
-
-def _bytes(size: str | None) -> int | None:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
-    except ValidationError:
-        raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {size!r}.") from None
 
 
 def url_at(host: str, port: int) -> str:
@@ -213,3 +198,50 @@ def listen(host: str, port: int) -> socket.socket:
             hint="choose another --port; 0 takes a free one",
         ) from error
     return listening
+
+
+# ---- ui --------------------------------------------------------------------------------------------------------------
+def ui(
+    study: Annotated[str | None, typer.Argument(help="Study whose trials to show; default: all tasks.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", help="Port to serve on; default: the first free one from 5000 on.", min=1, max=65535),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link only; open no browser.")] = False,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Serve the MLflow UI, and open it where it shows a study.
+
+    The link shows the trials of the study, best first, with their params, stored bytes, state and why each one ended.
+    Without a study it shows all tasks: each is an experiment, each search a run with its trials below it, each champion
+    a registered model.
+
+    It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has
+    its own UI: then only the link is printed and opened.
+
+    Example: loraxs-search ui reviews
+    """
+    from loraxs_search.studies.folder import StudyFolder
+    from loraxs_search.studies.lookup import store_of
+    from loraxs_search.tracking.store import recorded_id
+    from loraxs_search.tracking.ui import run_ui, ui_page
+
+    folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
+    uri = store_of(folder) if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)
+    link = ui_page(uri, study, recorded_id(folder.path) if folder is not None else "")
+
+    def show(address: str) -> None:
+        print(link(address), flush=True)
+        # One in the terminal would take its place.
+        has_window = sys.platform in ("darwin", "win32") or any(
+            map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
+        )
+        if not no_open and has_window:
+            webbrowser.open(link(address))
+
+    if sqlite_path(uri) is None:
+        show(uri)
+        return
+    print("starting the UI; Ctrl-C ends it", file=sys.stderr)
+    raise typer.Exit(run_ui(uri, host=host, port=port, ready=show))
