@@ -147,11 +147,6 @@ def test_a_dry_run_refuses_what_launch_would_and_what_it_cannot_check(options, c
     assert say("launch", str(tiny_space), "--dry-run", *options).is_error(code, part)
 
 
-def test_a_dry_run_asks_the_server_of_the_environment(say, tiny_space, measured, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert say("launch", str(tiny_space), "--dry-run").is_error(1, "must be reachable")
-
-
 def test_a_dry_run_looks_for_the_name_in_the_storage_and_leaves_nothing(
     say, tiny_space, measured, tmp_path, fresh_home
 ):

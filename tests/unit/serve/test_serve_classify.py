@@ -19,7 +19,6 @@ import requests
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-import loraxs_search
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import HomeError, RegistryError, RegistryUnreadableError, UsageError
 from loraxs_search.predictor import Predictor
@@ -186,23 +185,6 @@ def test_models_are_listed_with_what_they_stand_for(encoder):
     assert found["task-3"]["parent"] == encoder.server.models.base.id
 
 
-def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch):
-    from loraxs_search.errors import TrackingError
-
-    def gone(*_):
-        raise TrackingError("The store does not answer.")
-
-    models = encoder.server.models
-    with monkeypatch.context() as patch:
-        patch.setattr(Registry, "states", gone)
-        models._stamp = None
-        while encoder.get("/ready").json()["registry"] != "away":
-            time.sleep(0.01)
-        assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
-    while encoder.get("/ready").json()["registry"] != "ok":
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     "fault", [RegistryUnreadableError("It is forbidden."), HomeError("No space left."), OSError("odd")]
 )
@@ -267,19 +249,15 @@ def test_an_evicted_adapter_whose_folder_is_gone_is_pulled_again(registry, encod
     [
         ({"model": "task-9", "input": "x"}, 404, "task-9"),
         ({"model": "../etc", "input": "x"}, 404, "task"),
-        ({"model": "task-2@nobody", "input": "x"}, 404, "nobody"),
         ({"model": "task-2:999", "input": "x"}, 404, "999"),
         ({"model": "task-2"}, 422, "input"),
         ({"model": "task-2", "input": []}, 400, "1 to 100 rows, but has 0"),
         ({"model": "task-2", "input": ["x"] * 101}, 413, "1 to 100 rows, but has 101"),
         ({"model": "task-2", "input": ""}, 400, "text"),
         ({"model": "task-2", "input": ["fine", "  "]}, 400, "row 2"),
-        ({"model": "task-2", "input": {"text": None}}, 400, "text"),
         ({"model": "task-2", "input": {"text": 5}}, 400, "text"),
         ({"model": "task-2", "input": {"sentence": "x"}}, 400, "an object with text"),
         ({"model": "task-2", "input": [["x"]]}, 422, "input"),
-        ({"model": "task-2", "input": 5}, 422, "input"),
-        ({"model": 5, "input": "x"}, 422, "model"),
         ({"model": "task-2", "input": "x", "truncate": "yes"}, 422, "truncate"),
         ({"model": "task-2", "input": "x", "other": 1}, 422, "other"),
         ([], 422, "body"),
@@ -392,7 +370,3 @@ def test_what_cannot_be_served_is_refused_at_the_start(registry, encoder):
 def test_every_task_of_a_registry_can_be_served(registry, encoder):
     models = ServedModels([], uri=registry[0])
     assert {"task-1", "task-2", "task-3"} <= {name for name, _ in models.served()}
-
-
-def test_the_package_stays_light():
-    assert "serve" not in dir(loraxs_search)
