@@ -99,11 +99,6 @@ class Distribution:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-def constant(value: Scalar) -> Distribution:
-    """Return the distribution of one value."""
-    return Distribution("constant", (value,))
-
-
 _ALTERNATIVE = re.compile(r"\[\d+\]$")
 
 
@@ -125,10 +120,6 @@ class Alternative:
 
     distribution: Distribution
     when: Condition = ()
-
-    def holds(self, params: Mapping[str, Scalar]) -> bool:
-        """Whether the condition holds for what has been drawn so far."""
-        return all(other in params and params[other] in values for other, values in self.when)
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,10 @@ class Parameter:
         """Return the index of the alternative that is drawn after these params; None when none is."""
         if self.methods and params.get(METHOD) not in self.methods:
             return None
-        return next((i for i, alternative in enumerate(self.alternatives) if alternative.holds(params)), None)
+        for index, alternative in enumerate(self.alternatives):
+            if all(other in params and params[other] in values for other, values in alternative.when):
+                return index
+        return None
 
     def drawn_name(self, index: int) -> str:
         """Return the name that Optuna knows an alternative by; the first has the parameter's own."""

@@ -265,19 +265,6 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def catalogue_task(name: str) -> Task:
-    """Return a task of the catalogue.
-
-    Raises:
-        UsageError: there is no such task; the message lists the known ones, nearest first.
-    """
-    document = Document(name)
-    task = read_task(document, catalogue_entry(name).section, Path())
-    if task is None:
-        document.fail()
-    return task
-
-
 def unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name: str) -> str | None:
     """Say why a metric cannot score a task of a kind with these keys; None if it can."""
     fitting = kind.fitting_metrics(keys)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from support.spaces import catalogue_task
 
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.task import catalogue_task
 from loraxs_search.shipped_spaces import shipped_tasks
 
 REST = "base_model: some/base\nparameters: {rank: 4, learning_rate: 0.001}\n"

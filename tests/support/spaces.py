@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loraxs_search.records.task import Task
+from loraxs_search.search_space.document import Document
+from loraxs_search.search_space.task import catalogue_entry, read_task
+
 REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
 QUICKSTART = {
     "id": "sentence-transformers/all-MiniLM-L6-v2",
@@ -37,3 +41,11 @@ parameters:
 search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, precision: float32}}
 promotion: {promotion}
 """.replace("REVIEWS", str(REVIEWS))
+
+
+def catalogue_task(name: str) -> Task:
+    """Return a task of the catalogue."""
+    document = Document(name)
+    task = read_task(document, catalogue_entry(name).section, Path())
+    assert task is not None, document.faults
+    return task

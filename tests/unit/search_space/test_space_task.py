@@ -7,9 +7,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+from support.spaces import catalogue_task
 
 from loraxs_search.records.task import SplitSource, Task
-from loraxs_search.search_space.task import catalogue_entry, catalogue_task
+from loraxs_search.search_space.task import catalogue_entry
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, checked
 from loraxs_search.tasks.prepared import load_data
@@ -160,7 +161,9 @@ def test_catalogue_names_metrics_and_batches_need_no_torch():
     code = (
         "import sys; from loraxs_search.tasks.encoded import epoch_batches;"
         "from loraxs_search.tasks.metrics import METRICS;"
-        "from loraxs_search.search_space.task import catalogue_task; catalogue_task('cola');"
+        "from pathlib import Path; from loraxs_search.search_space.document import Document;"
+        "from loraxs_search.search_space.task import catalogue_entry, read_task;"
+        "assert read_task(Document('cola'), catalogue_entry('cola').section, Path());"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
