@@ -37,8 +37,8 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.snapshot import Snapshot
 
-# How a search asks for each: the size of its packs, and whether trials share passes. Of "unpacked" no layer can.
-HOSTS: dict[str, tuple[Any, bool]] = {"unpacked": (1, False), "auto": ("auto", True), "packed": (4, True)}
+# How a search asks for each: the size of its packs. Of "unpacked" no layer can share passes.
+HOSTS: dict[str, Any] = {"unpacked": 1, "auto": "auto", "packed": 4}
 pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for the whole module
 
 
@@ -57,10 +57,7 @@ def task(space: Space) -> Task:
 @pytest.fixture(scope="module")
 def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
     def host(name: str) -> Host:
-        pack_size, packed = HOSTS[name]
-        config = HostConfig(
-            space.base_model, "float32", pack_size, packed, LargestTrial(8, (("lora-xs", {"rank": 4}),))
-        )
+        config = HostConfig(space.base_model, "float32", HOSTS[name], LargestTrial(8, (("lora-xs", {"rank": 4}),)))
         with pytest.MonkeyPatch.context() as patch:
             if name == "unpacked":
                 patch.setattr("loraxs_search.packing.host.probe_sharing", lambda _, names: Sharing("", names))

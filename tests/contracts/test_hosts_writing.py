@@ -53,7 +53,6 @@ def host(request: pytest.FixtureRequest, space: Space, warm_home: Path) -> Itera
             space.base_model,
             "float32",
             2 if request.param else 1,
-            request.param,
             LargestTrial(4, (("lora-xs", {"rank": 4}),)),
         )
         made = training_host(config, space.task, torch.get_num_threads())

@@ -141,7 +141,7 @@ def test_a_pack_of_several_kinds_equals_lone_trials(
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_path: Path, group: str) -> None:
     world = MixedWorld(tmp_path, GROUPS[group])
-    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=LargestTrial(16), make=_one_thread)
+    config = HostConfig(world.ref, "float32", pack_size=4, largest=LargestTrial(16), make=_one_thread)
     actor = HostActor(config, 1, "here")
     infos = [actor.info(data.task) for _, data in world.trials]
     assert len({info.modules for info in infos}) == 1

@@ -42,7 +42,6 @@ class HostConfig:
 
     Args:
         pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
-        packed: Whether they share passes; otherwise they take turns.
         largest: The largest trial to come that shares passes.
         make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
             the cluster can import.
@@ -54,7 +53,6 @@ class HostConfig:
     base: BaseModelRef
     precision: Precision
     pack_size: int | Literal["auto"]
-    packed: bool
     largest: LargestTrial
     make: Callable[[HostConfig, Task, int], Host] = training_host
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -64,8 +62,6 @@ class HostConfig:
     @property
     def max_trials(self) -> int:
         """Trials that a host of the smallest node advances at once, at most."""
-        if not self.packed:
-            return 1
         return MAX_AUTO_PACK_SIZE if self.pack_size == "auto" else self.pack_size
 
     def max_callers(self, times: int) -> int:
@@ -76,8 +72,6 @@ class HostConfig:
         Args:
             times: What an `auto` host may take over one of the smallest node.
         """
-        if not self.packed:
-            return 1
         return 1 + min(self.max_trials * (times if self.pack_size == "auto" else 1), MAX_CALLERS)
 
 
@@ -90,7 +84,6 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
         precision=spaces[0].search.precision,
         # Each study has its own slot at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
-        packed=len(spaces) > 1 or sizes[0] != 1,
         largest=_largest([space.largest() for space in spaces]),
         max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
         body=kind_of(spaces[0].task).model.body,

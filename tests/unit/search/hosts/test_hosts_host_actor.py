@@ -38,7 +38,7 @@ class Thread(threading.Thread):
 Thread(daemon=True).start()
 """
 OTHER = replace(TASK, name="other")
-CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
+CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
 def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_for_ever() -> None:
@@ -226,8 +226,8 @@ def test_a_study_goes_on_with_what_it_began_with() -> None:
 
 
 def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
-    packed = replace(CONFIG, packed=True, pack_size=4)
-    assert CONFIG.max_callers(1) == 1
+    packed = replace(CONFIG, pack_size=4)
+    assert CONFIG.max_callers(1) == 2
     assert packed.max_callers(1) == 5
     assert replace(packed, pack_size="auto").max_callers(2) == 129
     assert (

@@ -25,7 +25,7 @@ from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.pool import HostDirectory, HostPool, repeated
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
-CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, True, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
+CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
 @pytest.fixture
