@@ -242,14 +242,11 @@ class _NodeReader:
             hint = "write values out: aliases (`*name`) can unfold into any number of them"
             fail_with(self._document.source, [f"{self._place_of(node)[2]}: {dotted(path[:5])}: {law}."], hint=hint)
         self._document.places.setdefault(path, self._place_of(node))
-        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
-            return {key: self.read(value, (*path, key)) for key, value in self._items(node, path)}
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._scalar(node, path)
-
-    def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, yaml.Node]]:
-        seen: dict[str, yaml.Node] = {}
+        if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
+            return self._scalar(node, path)
+        values, seen = dict[str, Any](), dict[str, Place]()
         for key_node, value_node in node.value:
             key, place = key_node.value if isinstance(key_node, yaml.ScalarNode) else None, self._place_of(key_node)
             if key_node.tag == f"{_TAG}merge":
@@ -258,12 +255,12 @@ class _NodeReader:
                 law = f"a key must be text, but got {key or 'a list or mapping'}: quote it."
                 self._document.fault(path, law, place)
             elif key in seen:
-                law = f"must be given once, but stands at {self._place_of(seen[key])[2]} already."
+                law = f"must be given once, but stands at {seen[key][2]} already."
                 self._document.fault((*path, key), law, place)
             else:
-                seen[key] = key_node
-                self._document.places[(*path, key)] = place
-                yield key, value_node
+                seen[key] = self._document.places[(*path, key)] = place
+                values[key] = self.read(value_node, (*path, key))
+        return values
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         kind, text = node.tag.removeprefix(_TAG), str(node.value)

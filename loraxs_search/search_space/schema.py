@@ -235,81 +235,55 @@ _SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 def reference_text() -> str:
-    """Return the page, with what is installed here."""
-    return "\n".join([_HEAD, *_Reference(space_schema()).blocks()]).rstrip("\n") + "\n"
+    """Return the page, with what is installed here, from the schema of a space file."""
+    schema, places = space_schema(), dict[str, str]()  # of definitions that have a heading: its text
+    known, kinds = schema["definitions"], KINDS.importable()
 
-
-class _Reference:
-    """The page of a schema, block by block.
-
-    Args:
-        schema: Of a space file.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._schema, self._known = schema, schema["definitions"]
-        self._places: dict[str, str] = {}  # of definitions that have a heading: its text
-
-    def blocks(self) -> Iterator[str]:
-        """Yield headings, sentences and tables from top to bottom."""
-        yield from self._task()
-        yield from self._section("base_model", self._known["BaseModelRef"])
-        yield from self._key("method")
-        yield from _entries("method", "Methods", METHODS.importable())
-        yield from self._key("peft_methods")
-        yield from self._parameters()
-        yield from self._key("start_from")
-        yield from self._section("search", self._known["SearchPlan"])
-        yield from _entries("scheduler", "Schedulers", SCHEDULERS.importable())
-        yield from _entries("sampler", "Samplers", SAMPLERS.importable())
-        yield from self._section("promotion", self._known["PromotionRule"])
-
-    def _task(self) -> Iterator[str]:
-        kinds = KINDS.importable()
-        names = {name: f"{kind.__name__}TaskSection" for name, kind in kinds.items()}
-        shared = self._known[next(iter(names.values()))]
-        own = {name: key for name, key in shared["properties"].items() if name in TaskSection.model_fields}
-        yield from self._section("task", {**shared, "description": inspect.getdoc(TaskSection), "properties": own})
-        yield from _entries("kind", "Kinds of task", kinds)
-        for name, kind in kinds.items():
-            schema = self._known[names[name]]
-            keys = {key: each for key, each in schema["properties"].items() if key in kind.section.model_fields}
-            metrics = f"Metrics: {', '.join(f'`{metric}`' for metric in kind.metrics)}."
-            section = {**schema, "description": metrics, "properties": keys}
-            yield from self._section("task", section, kind=name)
-
-    def _key(self, name: str) -> Iterator[str]:
-        yield f"## {name}\n"
-        yield f"{self._schema['properties'][name]['description']}\n"
-
-    def _parameters(self) -> Iterator[str]:
-        yield "## parameters\n"
-        yield _PARAMETERS
-        yield _table(map(_spec_row, COMMON, COMMON.values()))
-        for name, method in METHODS.importable().items():
-            if method.parameters:
-                yield f"### parameters with method: {name}\n"
-                yield _table(map(_spec_row, method.parameters, method.parameters.values()))
-
-    def _section(self, path: str, schema: Schema, kind: str = "") -> Iterator[str]:
+    def section(path: str, own: Schema, kind: str = "") -> Iterator[str]:
         """Yield the keys of a section, then the sections in it that have no place yet."""
-        inner = {}
-        for name, key in schema["properties"].items():
+        inner, rows = {}, []
+        for name, key in own["properties"].items():
             for definition in _references(key):
                 place = f"{path}.{name}"
-                if definition not in self._places:
-                    self._places[definition] = f"{place} of {kind}" if place in self._places.values() else place
-                    inner[definition] = self._places[definition]
+                if definition not in places:
+                    places[definition] = f"{place} of {kind}" if place in places.values() else place
+                    inner[definition] = places[definition]
+        for name, key in own["properties"].items():
+            default = "required" if name in own.get("required", ()) else _written(key.get("default"))
+            rows.append((f"`{name}`", _law(key, places), default, _sentence(key.get("description", ""))))
         yield f"{'###' if '.' in path or kind else '##'} {f'{path} with kind: {kind}' if kind else path}\n"
-        yield f"{_sentence(schema['description'])}\n"
-        yield _table(self._rows(schema))
+        yield f"{_sentence(own['description'])}\n"
+        yield _table(rows)
         for definition, place in inner.items():
-            yield from self._section(place, self._known[definition])
+            yield from section(place, known[definition])
 
-    def _rows(self, schema: Schema) -> Iterator[tuple[str, ...]]:
-        for name, key in schema["properties"].items():
-            default = "required" if name in schema.get("required", ()) else _written(key.get("default"))
-            yield f"`{name}`", _law(key, self._places), default, _sentence(key.get("description", ""))
+    def words(*names: str) -> Iterator[str]:
+        for name in names:
+            yield f"## {name}\n"
+            yield f"{schema['properties'][name]['description']}\n"
+
+    of_kinds = {name: known[f"{kind.__name__}TaskSection"] for name, kind in kinds.items()}
+    shared = next(iter(of_kinds.values()))
+    common = {name: key for name, key in shared["properties"].items() if name in TaskSection.model_fields}
+    blocks = [_HEAD]
+    blocks += section("task", {**shared, "description": inspect.getdoc(TaskSection), "properties": common})
+    blocks += _entries("kind", "Kinds of task", kinds)
+    for name, kind in kinds.items():
+        keys = {key: it for key, it in of_kinds[name]["properties"].items() if key in kind.section.model_fields}
+        metrics = f"Metrics: {', '.join(f'`{metric}`' for metric in kind.metrics)}."
+        blocks += section("task", {**of_kinds[name], "description": metrics, "properties": keys}, kind=name)
+    blocks += section("base_model", known["BaseModelRef"])
+    blocks += [*words("method"), *_entries("method", "Methods", METHODS.importable()), *words("peft_methods")]
+    blocks += ["## parameters\n", _PARAMETERS, _table(map(_spec_row, COMMON, COMMON.values()))]
+    for name, method in METHODS.importable().items():
+        if method.parameters:
+            blocks.append(f"### parameters with method: {name}\n")
+            blocks.append(_table(map(_spec_row, method.parameters, method.parameters.values())))
+    blocks += [*words("start_from"), *section("search", known["SearchPlan"])]
+    blocks += _entries("scheduler", "Schedulers", SCHEDULERS.importable())
+    blocks += _entries("sampler", "Samplers", SAMPLERS.importable())
+    blocks += section("promotion", known["PromotionRule"])
+    return "\n".join(blocks).rstrip("\n") + "\n"
 
 
 def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
