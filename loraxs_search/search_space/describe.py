@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 
 from loraxs_search.methods._base import Method
@@ -63,6 +64,9 @@ class ShapeDescription:
     method: str = LoraXS.name
 
 
+_STORED: Callable[[ShapeDescription], int] = attrgetter("size.stored_bytes")
+
+
 @dataclass(frozen=True)
 class _Extremes:
     """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
@@ -119,14 +123,22 @@ def describe(
         for own, names in trial_shapes(space, method, modules):
             method.check(own, [by_name[name] for name in names])
     for method in map(space.method, space.methods):
-        adapted = {expression: [by_name[name] for name in names] for expression, names in groups.items()}
-        shapes = sorted(_shapes(space, method, adapted, heads, body), key=_stored_bytes)
-        methods[method.name] = _Extremes(shapes[0], max(shapes, key=_stored_bytes))
+        specs, shapes = parameter_specs(method), list[ShapeDescription]()
+        defaults = {name: specs[name].default for name in (*method.sized_by, "target_modules", "head")}
+        for params in reachable_shapes(space.parameters_of(method.name), defaults):
+            own = {name: params[name] for name in method.sized_by if name in params}
+            expression, head = str(params["target_modules"]), str(params["head"])
+            adapted, stored = [by_name[name] for name in groups[expression]], heads.get(head, {})
+            identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
+            size = method.size(method.with_defaults(own), adapted, stored, identity, body)
+            named = {name: value for name, value in own.items() if name in space.parameters}
+            shapes.append(ShapeDescription(named, expression, head, size, method.name))
+        methods[method.name] = _Extremes(min(shapes, key=_STORED), max(shapes, key=_STORED))
     remarks, limit = notes(space), space.promotion.max_bytes
     candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
     if limit is not None and candidates:
-        smallest = min(_stored_bytes(each.smallest) for each in candidates)
-        largest = max(_stored_bytes(each.largest) for each in candidates)
+        smallest = min(each.smallest.size.stored_bytes for each in candidates)
+        largest = max(each.largest.size.stored_bytes for each in candidates)
         if smallest > limit:
             law = f"must leave room for an adapter of this space, of which the smallest takes {smallest:,} bytes"
             fail_with(
@@ -140,30 +152,11 @@ def describe(
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
-        smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
-        largest=max((each.largest for each in methods.values()), key=_stored_bytes),
+        smallest=min((each.smallest for each in methods.values()), key=_STORED),
+        largest=max((each.largest for each in methods.values()), key=_STORED),
         methods=methods,
         notes=remarks,
     )
-
-
-def _shapes(
-    space: Space,
-    method: Method,
-    adapted: Mapping[str, Sequence[LinearModule]],
-    heads: Mapping[str, Shapes],
-    body: Shapes,
-) -> Iterator[ShapeDescription]:
-    """Yield what adapters of one method may be; `adapted` are the layers of each of the space's groups."""
-    specs, decisive = parameter_specs(method), (*method.sized_by, "target_modules", "head")
-    for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
-        own = {name: params[name] for name in method.sized_by if name in params}
-        expression, head = str(params["target_modules"]), str(params["head"])
-        stored = heads.get(head, {})
-        identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
-        size = method.size(method.with_defaults(own), adapted[expression], stored, identity, body)
-        named = {name: value for name, value in own.items() if name in space.parameters}
-        yield ShapeDescription(named, expression, head, size, method.name)
 
 
 def trial_shapes(
@@ -180,7 +173,3 @@ def trial_shapes(
     for params in reachable_shapes(space.parameters_of(method.name), defaults, ends=False):
         own = method.with_defaults({name: params[name] for name in decisive if name in params})
         yield own, resolved(str(params["target_modules"]))
-
-
-def _stored_bytes(shape: ShapeDescription) -> int:
-    return shape.size.stored_bytes
