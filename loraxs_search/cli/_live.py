@@ -5,6 +5,7 @@ A bar, the best so far, hosts, and a table of trials; what they say is decided i
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -25,7 +26,6 @@ from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState, TrialLine
-from loraxs_search.reports.text_plot import sparkline
 
 _STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
 _MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
@@ -106,6 +106,21 @@ def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Se
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{max(trial.step, trial.current_step)}/{max_steps}"
     return trial.trial, trial.state.value, step, score, curve, *stored, live_text.params_in_short(trial.params)
+
+
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+
+
+def sparkline(values: Sequence[float], low: float, high: float, *, width: int, ascii_only: bool = False) -> str:
+    """Return the last `width` values as bars between `low` and `high`; what is outside is as low or high as can be."""
+    bars = _ASCII_BARS if ascii_only else _BARS
+    heights = []
+    for value in values[-width:]:
+        height = 0
+        if math.isfinite(value) and value > low:
+            height = len(bars) - 1 if high <= low or value >= high else int((value - low) / (high - low) * len(bars))
+        heights.append(bars[height])
+    return "".join(heights)
 
 
 def _text(text: str, **style: Any) -> Text:

@@ -17,10 +17,9 @@ import typer
 
 from loraxs_search.errors import counted
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline, Decision
 from loraxs_search.records.task import Task
-from loraxs_search.reports.leaderboard import LeaderboardRow
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard_table, value_cell
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -131,9 +130,6 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
-
-
 def strict_json(text: str, **options: Any) -> str:
     """Return JSON that every reader takes, laid out by `options` of `json.dumps`: what is no finite number is null."""
     return json.dumps(json.loads(text, parse_constant=lambda _: None), **options)
@@ -198,7 +194,7 @@ def write_csv(row: Sequence[object]) -> None:
 
 def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
     """Print a study's trials as CSV: every field of a row, and every param as its own column."""
-    names = _names(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row.params))
     fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name != "params"]
     columns = [*fields, *(f"params.{name}" for name in names)]
     cells = [[*(getattr(row, field) for field in fields), *(row.params.get(name) for name in names)] for row in rows]
@@ -206,27 +202,13 @@ def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
 
 
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:
-    """Print a study's trials, best first, with the params that vary between them, and below them its baselines.
-
-    What all trials have alike is said on stderr.
-
-    Columns that only some studies have are left out where no trial has a value: the step that is kept, of written
-    answers the shares `unparsed` and `unended`, of files with projections, which a seed or the base gives back, the
-    bytes without them, and the trial that params are from. Of several methods, what each trains is not only R.
-    """
-    varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
-    cells = [*(_cells(row, task) for row in rows), *(_baseline_cells(baseline, task) for baseline in baselines)]
-    empty = {name for name in _OPTIONAL if all(row[name] == "-" for row in cells)}
-    params = [[_value(row.params.get(name)) for name in varying] for row in rows]
-    params += [[""] * len(varying) for _ in baselines]
-    names = [name for name in _columns(task) if name not in empty]
-    body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
-    shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
-    print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
-    alike = [name for name in _names(rows) if name not in varying and all(name in row.params for row in rows)]
-    if rows and (common := [f"{name} {_value(rows[0].params[name])}" for name in alike]):
+    """Print a study's trials, best first, and below them its baselines; what all trials have alike goes to stderr."""
+    table = leaderboard_table(rows, task, baselines)
+    print_table(table.columns, table.cells, right=table.right)
+    if rows and table.alike:
         sys.stdout.flush()
-        print(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {', '.join(common)}", file=sys.stderr)
+        common = ", ".join(f"{name} {value_cell(value)}" for name, value in table.alike.items())
+        print(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {common}", file=sys.stderr)
     for baseline in baselines:
         if baseline.failed:
             print(f"no score of {baseline.name}: {baseline.failed}", file=sys.stderr)
@@ -241,60 +223,6 @@ def print_summary(study: str) -> None:
     print("\n".join(summary(read_facts(StudyFolder.open(study))).opening), file=sys.stderr)
 
 
-def _columns(task: Task) -> list[str]:
-    """Return the names of all columns but those of params."""
-    validated = [] if task.report_metric is None else [f"validation {task.metric}"]
-    scores = [task.search_metric, *validated, f"test {task.metric}"]
-    sizes = ["R", "bytes", "learnt bytes"]
-    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", *sizes, "device s", "wall s", "from"]
-
-
-def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.params))
-
-
-def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
-    refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
-    return {
-        "trial": row.trial_id,
-        "state": str(row.state),
-        "step": str(row.step),
-        "kept": _value(row.kept_step),
-        f"validation {task.metric}": score_cell(row.candidate_score),
-        task.search_metric: score_cell(row.score),
-        f"test {task.metric}": score_cell(row.test_score) + refit,
-        "unparsed": score_cell(row.unparsed),
-        "unended": score_cell(row.unended),
-        "R": _value(row.r_parameters),
-        "bytes": _value(row.stored_bytes),
-        "learnt bytes": _value(row.without_projection),
-        "device s": f"{row.device_s:.1f}",
-        "wall s": "-" if row.wall_s is None else f"{row.wall_s:.1f}",
-        "from": row.origin or "-",
-    }
-
-
-def _baseline_cells(baseline: Baseline, task: Task) -> dict[str, str]:
-    own = baseline.validation_metrics
-    return {
-        **dict.fromkeys(_columns(task), "-"),
-        "trial": baseline.name,
-        "state": "BASELINE",
-        f"validation {task.metric}": score_cell(own.get(task.metric)),
-        task.search_metric: score_cell(own.get(task.search_metric)),
-        f"test {task.metric}": score_cell(baseline.test_metrics.get(task.metric)),
-        "unparsed": score_cell(own.get("unparsed")),
-        "unended": score_cell(own.get("unended")),
-        "device s": f"{baseline.seconds:.1f}",
-    }
-
-
 def score_cell(value: float | None) -> str:
     """Return a score as tables show it."""
     return "-" if value is None else f"{value:.4f}"
-
-
-def _value(value: Scalar | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,14 +17,13 @@ import typer
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _output
-from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._output import StudyArgument, emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli.check import check_space
-from loraxs_search.cli.live_text import browse
+from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
 from loraxs_search.log.events import Phase, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.reports.study_status import SearchDocument, search_document
+from loraxs_search.reports.study_status import StudyStatus, study_status
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
         as_json: Print JSON instead: the document of the one study, or with `in_list` a list.
     """
     folders = [StudyFolder.open(result.study) for result in results]
-    documents = [search_document(folder, folder.journal()) for folder in folders]
+    documents = [study_status(folder) for folder in folders]
     if as_json:
         emit(True, documents if in_list else documents[0], lambda: None)
     for folder, document in zip(folders, documents, strict=True):
@@ -198,7 +197,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
         print(_next_step(document, folder.info.search.max_steps), file=sys.stderr)
 
 
-def _next_step(document: SearchDocument, max_steps: int) -> str:
+def _next_step(document: StudyStatus, max_steps: int) -> str:
     """Return what to do with a study that has ended; without a candidate, what time one trial needs."""
     name, rows = document.study, document.trials
     if any(row.candidate_score is not None for row in rows):

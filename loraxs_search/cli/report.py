@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,8 +30,8 @@ def report(
     """Write the report of a study: one HTML file, for any browser.
 
     It says what was found and whether that beats the baselines. It has the leaderboard, learning curves, quality
-    against bytes, importances, parallel coordinates, and the score over each parameter. Then come trials on hosts,
-    devices at work, what early stopping saved, the cost, failures with reasons, and the command to repeat the search.
+    against bytes, the best score over trials, importances, and the score over each parameter. Then come the cost,
+    failures with reasons, and the command to repeat the search.
 
     Plotly's script is in the file, which is why it takes 5 MB. A figure that a study has too little for says why.
 
@@ -120,8 +124,6 @@ def _show(comparison: Comparison) -> None:
     text = frozenset({names[0], "best", "over seeds", "by"})
     columns = [names[i] for i in kept]
     print_table(columns, [[row[i] for i in kept] for row in body], right=frozenset(columns) - text)
-    from loraxs_search.reports.text_plot import text_plot
-
     for line in ("", *text_plot(comparison)):
         print(line)
     if "reached" in columns:
@@ -173,3 +175,44 @@ def _show_importances(comparison: Comparison) -> None:
 
 def _significant(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+# ---- the plot --------------------------------------------------------------------------------------------------------
+_WIDTH, _HEIGHT = 64, 16  # of the field in characters
+_BOTH = "*"
+
+
+def text_plot(comparison: Comparison) -> list[str]:
+    """Return the lines of a plot of each group's trials, bytes from left to right on a log scale, the best ones on top.
+
+    A group is a letter, in capitals where a trial is on its front; `*` is several groups in one place.
+    """
+    marks = dict(zip((group.label for group in comparison.groups), cycle(ascii_lowercase), strict=False))
+    points = [
+        (point.stored_bytes, point.score, marks[group.label].upper() if point in group.front else marks[group.label])
+        for group in comparison.groups
+        for point in (*group.points, *group.front)  # the front on top
+    ]
+    if not points:
+        return []
+    sizes, scores = [math.log(size) for size, _, _ in points], [score for _, score, _ in points]
+    up = comparison.direction == "maximize"
+    field = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+
+    def place(value: float, values: Sequence[float], cells: int) -> int:
+        low, high = min(values), max(values)
+        return round((value - low) / (high - low) * (cells - 1)) if high > low else 0
+
+    for size, score, (_, _, mark) in zip(sizes, scores, points, strict=True):
+        column, share = place(size, sizes, _WIDTH), place(score, scores, _HEIGHT)
+        row = _HEIGHT - 1 - share if up else share
+        there = field[row][column]
+        is_alone = there == " " or there.lower() == mark.lower()
+        field[row][column] = min(there, mark) if is_alone and there != " " else mark if is_alone else _BOTH
+    top, bottom = (max(scores), min(scores)) if up else (min(scores), max(scores))
+    edge = [f"{top:.4f}", *[""] * (_HEIGHT - 2), f"{bottom:.4f}"]
+    lines = [f"{label:>8} │{''.join(row)}".rstrip() for label, row in zip(edge, field, strict=True)]
+    smallest, largest = (f"{round(math.exp(bound(sizes))):,}" for bound in (min, max))
+    lines += [f"{'':8} └{'─' * _WIDTH}", f"{'':10}{smallest}{largest:>{_WIDTH - len(smallest)}}  bytes"]
+    legend = "   ".join(f"{mark} {label}" for label, mark in marks.items())
+    return [f"{comparison.metric} of {legend}   (capitals: the best for their size)", *lines]

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli import _output
-from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli.launch import server_of
-from loraxs_search.cli.live_text import phase_in_words
+from loraxs_search.cli.live_text import LinesView, phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import ShownEvent, Warned
 from loraxs_search.records.task import Task

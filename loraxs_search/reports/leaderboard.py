@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline, Candidate
@@ -62,52 +62,154 @@ _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState
 
 
 @dataclass(frozen=True)
-class LeaderboardRow:
-    """One trial as people compare it.
+class _Column:
+    """How tables show a field of `LeaderboardRow`.
 
     Args:
-        state: `INTERRUPTED` where nobody works on the study; else Optuna's.
+        name: The heading; `{searched}` is what trials are compared by, `{metric}` the task's metric.
+        digits: Of fractions.
+        is_number: Whether it stands at the right.
+        is_optional: Whether it is left out where no row has a value.
+        is_wide: Whether only a page has room for it.
+    """
+
+    name: str
+    digits: int = 4
+    is_number: bool = True
+    is_optional: bool = False
+    is_wide: bool = False
+
+
+def _column(name: str, **look: Any) -> Mapping[str, _Column]:
+    return {"column": _Column(name, **look)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardRow:
+    """One trial as people compare it: its fields, in this order, are the columns of every table, CSV and pandas too.
+
+    Args:
+        state: `INTERRUPTED` where nobody works on the study; else Optuna's. A baseline among them is a `BASELINE`.
+        kept_step: The step that the adapter is of, where the study keeps the best one.
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
-        test_score: The task's metric on the test split, for the trial that the finalist is of.
-        device_s: Its share of a device's time up to the last report.
-        wall_s: Wall time from start to end, less what no driver was at work; None while it has not ended.
-        stored_bytes: Bytes of R **and** head as stored.
-        finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
-        kept_step: The step that the adapter is of, where the study keeps the best one.
+        test_score: The task's metric on the test split, for the trial that the finalist is of.
         unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
+        stored_bytes: Bytes of R **and** head as stored.
         without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
+        device_s: Its share of a device's time up to the last report.
+        wall_s: Wall time from start to end, less what no driver was at work; None while it has not ended.
         lineage: The trial of this study whose params it was added with.
+        finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
     """
 
-    trial_id: str
-    state: TrialState | Literal["INTERRUPTED"]
-    step: int
-    score: float | None
-    test_score: float | None
-    r_parameters: int | None
-    stored_bytes: int | None
-    device_s: float
-    wall_s: float | None
-    params: Mapping[str, Scalar]
-    reason: str
+    trial_id: str = field(default="", metadata=_column("trial", is_number=False))
+    state: TrialState | Literal["INTERRUPTED", "BASELINE"] = field(
+        default=TrialState.RUNNING, metadata=_column("state", is_number=False)
+    )
+    step: int | None = field(default=None, metadata=_column("step"))
+    kept_step: int | None = field(default=None, metadata=_column("kept", is_optional=True))
+    score: float | None = field(default=None, metadata=_column("{searched}"))
+    candidate_score: float | None = field(default=None, metadata=_column("validation {metric}", is_optional=True))
+    test_score: float | None = field(default=None, metadata=_column("test {metric}"))
+    unparsed: float | None = field(default=None, metadata=_column("unparsed", is_optional=True))
+    unended: float | None = field(default=None, metadata=_column("unended", is_optional=True))
+    r_parameters: int | None = field(default=None, metadata=_column("R"))
+    stored_bytes: int | None = field(default=None, metadata=_column("bytes"))
+    without_projection: int | None = field(default=None, metadata=_column("learnt bytes", is_optional=True))
+    device_s: float = field(default=0.0, metadata=_column("device s", digits=1))
+    wall_s: float | None = field(default=None, metadata=_column("wall s", digits=1))
+    lineage: Lineage | None = field(default=None, metadata=_column("from", is_number=False, is_optional=True))
+    reason: str = field(default="", metadata=_column("reason", is_number=False, is_optional=True, is_wide=True))
     finalist: str = ""
-    candidate_score: float | None = None
-    kept_step: int | None = None
-    unparsed: float | None = None
-    unended: float | None = None
-    without_projection: int | None = None
-    lineage: Lineage | None = None
+    params: Mapping[str, Scalar] = field(default_factory=dict)
 
-    @property
-    def origin(self) -> str:
-        """The trial of this study that the params are from, with the step of its state; or empty."""
-        if self.lineage is None:
-            return ""
-        return self.lineage.trial_id
+
+@dataclass(frozen=True)
+class LeaderboardTable:
+    """Rows as texts.
+
+    Args:
+        right: Columns of numbers.
+        alike: Params that all trials have alike, which have no column.
+    """
+
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    right: frozenset[str]
+    alike: Mapping[str, Scalar]
+
+
+def leaderboard_table(
+    rows: Sequence[LeaderboardRow],
+    task: Task,
+    baselines: Iterable[Baseline] = (),
+    *,
+    is_page: bool = False,
+) -> LeaderboardTable:
+    """Return trials and baselines with a column for each field that the study has, and each param that varies.
+
+    Of several methods, what each trains is not only R.
+
+    Args:
+        is_page: Whether there is room for all columns; thousands are set apart, and what has no value is empty.
+    """
+    shown = [*rows, *(_baseline_row(baseline, task) for baseline in baselines)]
+    params = dict.fromkeys(name for row in rows for name in row.params)
+    varying = [name for name in params if len({row.params.get(name) for row in rows}) > 1]
+    columns, right = dict[str, list[str]](), set[str]()
+    for each in fields(LeaderboardRow):
+        look: _Column | None = each.metadata.get("column")
+        if look is None or (look.is_wide and not is_page):
+            continue
+        if each.name == "candidate_score" and task.report_metric is None and not is_page:
+            continue  # the same metric twice
+        values = [getattr(row, each.name) for row in shown]
+        if each.name == "reason":
+            values = ["" if row.state is TrialState.COMPLETE else row.reason for row in shown]
+        if look.is_optional and not any(value not in (None, "") for value in values):
+            continue
+        name = look.name.format(searched=task.search_metric, metric=task.metric)
+        name = "parameters" if each.name == "r_parameters" and "method" in varying else name
+        columns[name] = [value_cell(value, look.digits, is_page=is_page) for value in values]
+        right |= {name} if look.is_number else set()
+        if each.name == "test_score":  # a refit may be the finalist
+            others = [f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else "" for row in shown]
+            columns[name] = [cell + other for cell, other in zip(columns[name], others, strict=True)]
+    right |= set(varying)
+    for name in varying:  # baselines have none
+        cells = [value_cell(row.params.get(name), is_page=is_page) for row in rows]
+        columns[name] = [*cells, *[""] * (len(shown) - len(rows))]
+    alike = {name: rows[0].params[name] for name in params if name not in varying and name in rows[0].params}
+    return LeaderboardTable(tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset(right), alike)
+
+
+def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) -> str:
+    """Return a value as tables show it; without `digits`, as of params, fractions have four that matter."""
+    if value is None or value == "":
+        return "" if is_page else "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if digits is None else f"{value:,.{digits}f}" if is_page else f"{value:.{digits}f}"
+    if isinstance(value, int) and digits is not None and is_page:
+        return f"{value:,}"
+    return value.trial_id if isinstance(value, Lineage) else str(value)
+
+
+def _baseline_row(baseline: Baseline, task: Task) -> LeaderboardRow:
+    own = baseline.validation_metrics
+    return LeaderboardRow(
+        trial_id=baseline.name,
+        state="BASELINE",
+        score=own.get(task.search_metric),
+        candidate_score=own.get(task.metric),
+        test_score=baseline.test_metrics.get(task.metric),
+        unparsed=own.get("unparsed"),
+        unended=own.get("unended"),
+        device_s=baseline.seconds,
+    )
 
 
 def leaderboard(
@@ -121,13 +223,42 @@ def leaderboard(
     Args:
         checkpoint: Which step of a trial its adapter is of, as `SearchPlan` has it.
     """
-    records = tuple(records)
-    scored = {c.trial_id: c for c in candidates}
     from loraxs_search.registry.finalist import trial_of  # late: it costs as much as all of `status`
 
+    scored = {c.trial_id: c for c in candidates}
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = CheckpointSelection(task.search_metric, task.search_direction, checkpoint)
-    rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
+    rows = []
+    for record in records:
+        candidate, finalist = scored.get(record.trial_id), tested.get(record.trial_id)
+        validation = candidate.validation_metrics if candidate else {}
+        last = kept = record.reports[-1] if record.reports else None
+        is_complete = record.state is TrialState.COMPLETE
+        if is_complete:
+            kept = rule.select(record.reports)
+        written = validation or (kept.metrics if kept else {})
+        rows.append(
+            LeaderboardRow(
+                trial_id=record.trial_id,
+                state=record.state,
+                step=last.step if last else 0,
+                kept_step=kept.step if kept and is_complete and checkpoint == "best" else None,
+                score=kept.metrics[rule.metric] if kept else None,
+                candidate_score=validation.get(task.metric),
+                test_score=finalist.test_metrics.get(task.metric) if finalist else None,
+                unparsed=written.get("unparsed"),
+                unended=written.get("unended"),
+                r_parameters=last.size.r_parameters if last else None,
+                stored_bytes=last.size.stored_bytes if last else None,
+                without_projection=last.size.without_projection if last else None,
+                device_s=last.device_s if last else 0.0,
+                wall_s=record.worked_s,
+                lineage=record.lineage,
+                reason=record.reason,
+                finalist=finalist.trial_id if finalist else "",
+                params=record.params,
+            )
+        )
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:
@@ -141,36 +272,6 @@ def interrupted(rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
     return [replace(row, state=INTERRUPTED) if row.state is TrialState.RUNNING else row for row in rows]
 
 
-def _row(
-    record: TrialRecord, task: Task, rule: CheckpointSelection, candidate: Candidate | None, finalist: Candidate | None
-) -> LeaderboardRow:
-    validation = candidate.validation_metrics if candidate else {}
-    last = kept = record.reports[-1] if record.reports else None
-    if record.state is TrialState.COMPLETE:
-        kept = rule.select(record.reports)
-    written = validation or (kept.metrics if kept else {})
-    return LeaderboardRow(
-        trial_id=record.trial_id,
-        state=record.state,
-        step=last.step if last else 0,
-        score=kept.metrics[rule.metric] if kept else None,
-        test_score=finalist.test_metrics.get(task.metric) if finalist else None,
-        r_parameters=last.size.r_parameters if last else None,
-        stored_bytes=last.size.stored_bytes if last else None,
-        device_s=last.device_s if last else 0.0,
-        wall_s=record.worked_s,
-        params=record.params,
-        reason=record.reason,
-        finalist=finalist.trial_id if finalist else "",
-        candidate_score=validation.get(task.metric),
-        kept_step=kept.step if kept and rule.checkpoint == "best" and record.state is TrialState.COMPLETE else None,
-        unparsed=written.get("unparsed"),
-        unended=written.get("unended"),
-        without_projection=last.size.without_projection if last else None,
-        lineage=record.lineage,
-    )
-
-
 def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:
     """Return a sentence for each such thing; see `TaskKind.score_warnings`.
 
@@ -179,17 +280,12 @@ def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:
     """
     from loraxs_search.tasks.kinds import kind_of  # numpy, which a list of studies does without
 
-    best = _best(rows, task)
+    sign = 1.0 if task.direction == "maximize" else -1.0
+    candidates = [row for row in rows if row.candidate_score is not None]
+    best = next((row for row in rows if row.score is not None), None)
+    best = max(candidates, key=lambda row: sign * (row.candidate_score or 0.0), default=best)
     if best is None:
         return []
     shares = {"unparsed": best.unparsed, "unended": best.unended}
     known = {name: share for name, share in shares.items() if share is not None}
     return [f"trial {best.trial_id}: {sentence}" for _, sentence in kind_of(task).score_warnings(known)]
-
-
-def _best(rows: Sequence[LeaderboardRow], task: Task) -> LeaderboardRow | None:
-    candidates = [row for row in rows if row.candidate_score is not None]
-    sign = 1.0 if task.direction == "maximize" else -1.0
-    if candidates:
-        return max(candidates, key=lambda row: sign * (row.candidate_score or 0.0))
-    return next((row for row in rows if row.score is not None), None)

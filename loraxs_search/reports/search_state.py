@@ -31,31 +31,23 @@ def expected_steps(trials: Sequence[TrainedSteps], num_trials: int, max_steps: i
     Args:
         num_trials: Those that are still to come included.
     """
-    rungs = [*range(report_every, max_steps, report_every), max_steps]
-    share = {step: _going_on(trials, step) for step in rungs[:-1]}
-    done = sum(trial.steps for trial in trials)
-    running = sum(_to_come(t.steps, rungs, share) for t in trials if t.state is TrialState.RUNNING)
-    return done + running + max(0, num_trials - len(trials)) * _to_come(0, rungs, share)
+    rungs, share = [*range(report_every, max_steps, report_every), max_steps], dict[int, float]()
+    for rung in rungs[:-1]:  # the share that was not stopped, of those that got there and whose fate is known
+        passed = sum(rung < trial.steps for trial in trials)  # failed trials say nothing of it
+        stopped = sum(trial.steps == rung and trial.state is TrialState.PRUNED for trial in trials)
+        share[rung] = passed / (passed + stopped) if passed + stopped else 1.0
 
+    def to_come(steps: int) -> float:
+        """Return the steps that a trial is expected to train beyond these, where it has not been stopped."""
+        expected, chance, last = 0.0, 1.0, steps
+        for rung in rungs:
+            if rung > steps:
+                expected += chance * (rung - last)
+                last, chance = rung, chance * share.get(rung, 1.0)
+        return expected
 
-def _going_on(trials: Iterable[TrainedSteps], step: int) -> float:
-    """Return the share of the trials that were not stopped at a step, of those that got there and whose fate is known.
-
-    Failed trials say nothing of it.
-    """
-    passed = sum(step < trial.steps for trial in trials)
-    stopped = sum(trial.steps == step and trial.state is TrialState.PRUNED for trial in trials)
-    return passed / (passed + stopped) if passed + stopped else 1.0
-
-
-def _to_come(steps: int, rungs: Sequence[int], share: dict[int, float]) -> float:
-    """Return the steps that a trial is expected to train beyond `steps`; it has not been stopped there."""
-    expected, chance, last = 0.0, 1.0, steps
-    for rung in rungs:
-        if rung > steps:
-            expected += chance * (rung - last)
-            last, chance = rung, chance * share.get(rung, 1.0)
-    return expected
+    running = sum(to_come(trial.steps) for trial in trials if trial.state is TrialState.RUNNING)
+    return sum(trial.steps for trial in trials) + running + max(0, num_trials - len(trials)) * to_come(0)
 
 
 class Pace:
@@ -114,10 +106,6 @@ class TrialLine:
     current_step: int = 0
 
     @property
-    def rows_per_step(self) -> int:
-        return int(self.params.get("batch_size", Hyperparameters.batch_size))
-
-    @property
     def scores(self) -> list[float]:
         """What it is compared by, in each of its reports."""
         return [metrics[self.metric] for metrics in self.reports if self.metric in metrics]
@@ -171,18 +159,32 @@ class SearchState:
         self.study = event.study or self.study
         match event:  # views show the others once, as they come
             case events.Phase():
-                self._phase_begun(event)
+                if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
+                    self._work = Pace(event.at)
+                elif event.done is not None:
+                    self._work.add(event.at, event.done - (self.phase.done or 0))
+                self.phase = event
+                if event.unit == "steps":
+                    self._refit_steps, self._refit_total = event.done or 0, event.total or 0
             case events.SearchStarted():
-                self._started(event)
+                self.facts, self.phase, self.ended = event, None, None
+                self._pace, self._hosts, self.finishing = Pace(event.at), {}, event.finishing
+                for trial in self.trials.values():
+                    trial.metric, trial.current_step = event.metric, 0
+                    self._widen(trial.scores)
             case events.TrialStarted():
                 metric = self.facts.metric if self.facts else ""
                 self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
             case events.TrialReported():
                 self._reported(event)
             case events.TrialEnded() | events.TrialContinued():
-                self._ended_or_continued(event)
+                trial = self.trials[event.trial_id]
+                trial.state = event.state if isinstance(event, events.TrialEnded) else TrialState.RUNNING
+                trial.current_step = 0
             case events.TrialsAdvanced():
-                self._advanced(event)
+                for name, step in event.steps.items():
+                    if name in self.trials and self.trials[name].state is TrialState.RUNNING:
+                        self.trials[name].current_step = step
             case events.Steered():
                 self.steered, self.finishing = event.text, event.finishing
             case events.BaselineScored():
@@ -257,15 +259,14 @@ class SearchState:
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
-        return self._once("trial_steps", self._estimated_steps)
-
-    def _estimated_steps(self) -> float:
-        if self.facts is None:
+        if (facts := self.facts) is None:
             return 0.0
+        trained = self._trained()
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(trial.steps for trial in self._trained()))
-        facts = self.facts
-        return expected_steps(self._trained(), self.num_trials, facts.max_steps, facts.report_every)
+            return float(sum(trial.steps for trial in trained))
+        return self._once(
+            "trial_steps", lambda: expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
+        )
 
     @property
     def refit_steps(self) -> int:
@@ -330,23 +331,6 @@ class SearchState:
         is_running = trial.state is TrialState.RUNNING
         return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial
 
-    # ---- events ------------------------------------------------------------------------------------------------------
-    def _phase_begun(self, event: events.Phase) -> None:
-        if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
-            self._work = Pace(event.at)
-        elif event.done is not None:
-            self._work.add(event.at, event.done - (self.phase.done or 0))
-        self.phase = event
-        if event.unit == "steps":
-            self._refit_steps, self._refit_total = event.done or 0, event.total or 0
-
-    def _started(self, event: events.SearchStarted) -> None:
-        self.facts, self.phase, self.ended = event, None, None
-        self._pace, self._hosts, self.finishing = Pace(event.at), {}, event.finishing
-        for trial in self.trials.values():
-            trial.metric, trial.current_step = event.metric, 0
-            self._widen(trial.scores)
-
     def _reported(self, event: events.TrialReported) -> None:
         report, trial = event.report, self.trials[event.trial_id]
         steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
@@ -357,20 +341,10 @@ class SearchState:
             self._pace.add(event.at, steps)
             if trial.host:
                 begun = Pace(self.facts.at, _RECENT_S), Pace(self.facts.at, _RECENT_S)
-                paces = self._hosts.setdefault(trial.host, begun)
-                paces[0].add(event.at, steps)
-                paces[1].add(event.at, steps * trial.rows_per_step)
-
-    def _ended_or_continued(self, event: events.TrialEnded | events.TrialContinued) -> None:
-        trial = self.trials[event.trial_id]
-        trial.state = event.state if isinstance(event, events.TrialEnded) else TrialState.RUNNING
-        trial.current_step = 0
-
-    def _advanced(self, event: events.TrialsAdvanced) -> None:
-        for name, step in event.steps.items():
-            trial = self.trials.get(name)
-            if trial is not None and trial.state is TrialState.RUNNING:
-                trial.current_step = step
+                steps_pace, rows_pace = self._hosts.setdefault(trial.host, begun)
+                steps_pace.add(event.at, steps)
+                rows = int(trial.params.get("batch_size", Hyperparameters.batch_size))
+                rows_pace.add(event.at, steps * rows)
 
     def _widen(self, scores: Iterable[float]) -> None:
         for score in filter(math.isfinite, scores):

@@ -1,6 +1,4 @@
-"""How studies stand, from their folders: the list of all, what `status` shows of one, its events as they are
-recorded, and the document of a finished search.
-"""
+"""How studies stand, from their folders: the list of all, what `status` shows of one, its events as they happen."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import contextlib
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +14,7 @@ from typing import Any, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
-from loraxs_search.log.study_log import StudyLog, read_events
+from loraxs_search.log.study_log import read_events
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.promotion import Baseline
@@ -64,57 +62,6 @@ def study_state(folder: StudyFolder) -> str:
     return "finished" if folder.candidates() is not None else "interrupted"
 
 
-def _state_and_place(folder: StudyFolder) -> tuple[str, str]:
-    """Return a study's state, and where its driver may be if not on this machine.
-
-    A study that is copied to a storage may continue with a driver on another machine, and this folder knows
-    nothing. The storage is asked once: where a driver elsewhere holds it and has not said that it ended, the state is
-    `elsewhere`. It may have been killed: only who waits for a sign of life knows, as `resume` does.
-
-    Returns:
-        The state, and the name of that machine; empty where it is this one or none.
-    """
-    state = study_state(folder)
-    if state != "interrupted" or folder.info.storage is None:
-        return state, ""
-    from loraxs_search.studies.lease import holder_elsewhere
-
-    host = holder_elsewhere(folder.info.storage, folder.name)
-    return ("elsewhere", host) if host else (state, "")
-
-
-@dataclass(frozen=True)
-class SearchDocument:
-    """What `launch --json` prints.
-
-    Args:
-        wall_s: How long drivers have worked on it, all of them together.
-        notice: Why the search ended before its budget, as shown to users; empty when it did not.
-    """
-
-    study: str
-    wall_s: float
-    notice: str
-    trials: list[LeaderboardRow]
-    baselines: list[Baseline]
-    warnings: list[str]
-
-
-def search_document(folder: StudyFolder, journal: StudyLog) -> SearchDocument:
-    """Return a study's document as its folder has it now."""
-    info, records = folder.info, journal.records.values()
-    plan = info.search
-    rows = leaderboard(records, info.task, folder.candidates() or (), plan.checkpoint)
-    return SearchDocument(
-        study=folder.name,
-        wall_s=journal.spent_s,
-        notice=journal.notice or "",
-        trials=rows,
-        baselines=shown_baselines(folder.baselines(), finished=True),
-        warnings=score_warnings(rows, info.task),
-    )
-
-
 _POLL_S = 0.5
 
 
@@ -140,20 +87,15 @@ class StudyEvents:
         for event, end in read_events(self._folder.journal_path, self._folder.name, self._offset):
             self._offset = end
             events += [event] if isinstance(event, ShownEvent) else []
-        events += self._steps(events) if state == "running" else []
+        self._began_at = max([self._began_at, *(each.at for each in events if isinstance(each, SearchStarted))])
+        steps = self._folder.read_steps() if state == "running" and self._began_at else None
+        if steps is not None and steps.at > max(self._began_at, self._steps_at):  # not what an earlier driver said
+            self._steps_at = steps.at
+            events.append(steps)
         if state == "running" or (state == "interrupted" and (events or not self._quiet)):
             self._quiet = state != "running"
             return events
         return [*events, ended(self._folder)]
-
-    def _steps(self, new: Iterable[ShownEvent]) -> list[ShownEvent]:
-        """Return how far trials are where that is news; what an earlier driver said of them is not."""
-        self._began_at = max([self._began_at, *(each.at for each in new if isinstance(each, SearchStarted))])
-        steps = self._folder.read_steps()
-        if steps is None or not self._began_at or steps.at <= max(self._began_at, self._steps_at):
-            return []
-        self._steps_at = steps.at
-        return [steps]
 
 
 def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[ShownEvent]:
@@ -285,7 +227,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """What `status STUDY --json` prints.
+    """What `status STUDY --json` prints, and `launch --json`.
 
     Args:
         state: `running`, `finished`, `interrupted` or `elsewhere`.
@@ -293,6 +235,8 @@ class StudyStatus:
         finishing: Why there are no new trials, while some still train; empty otherwise.
         commands: Those that no search has answered yet.
         warnings: What people should know of the scores.
+        wall_s: How long drivers have worked on it, all of them together.
+        notice: Why the search ended before its budget, as shown to users; empty when it did not.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
         pooling: What heads read of the base; `auto` until a host has resolved it, None if the task has no pooling.
@@ -307,6 +251,8 @@ class StudyStatus:
     finishing: str
     commands: list[Command]
     warnings: list[str]
+    wall_s: float
+    notice: str = ""
     place: str = ""
     phase: Phase | None = None
     pooling: Pooling | None = None
@@ -328,7 +274,15 @@ def status(study: str | None = None) -> StudyStatus | list[_StudySummary]:
 
 def study_status(folder: StudyFolder) -> StudyStatus:
     """Return how a study stands."""
-    state, place = _state_and_place(folder)
+    state, place = study_state(folder), ""
+    if state == "interrupted" and folder.info.storage is not None:
+        # Copied to a storage, it may continue with a driver on another machine, and this folder knows nothing. Where a
+        # driver elsewhere holds it there and has not said that it ended, it may have been killed, too: only who waits
+        # for a sign of life knows, as `resume` does.
+        from loraxs_search.studies.lease import holder_elsewhere
+
+        place = holder_elsewhere(folder.info.storage, folder.name)
+        state = "elsewhere" if place else state
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint)
@@ -336,7 +290,13 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     if state == "running":
         for event in StudyEvents(folder).new():
             search.happened(event)
-        rows = [_as_drawn(row, search) for row in rows]
+        steps = {name: trial.current_step for name, trial in search.trials.items()}  # as live views show them
+        rows = [
+            replace(row, step=max(row.step or 0, steps.get(row.trial_id, 0)))
+            if row.state is TrialState.RUNNING
+            else row
+            for row in rows
+        ]
     pooling, head_init = _head_facts(folder, records.values())
     return StudyStatus(
         study=folder.name,
@@ -347,6 +307,8 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         finishing="" if study.trials_have_ended else study.state.finishing or "",
         commands=open_commands(study),
         warnings=score_warnings(rows, info.task),
+        wall_s=study.journal.spent_s,
+        notice=study.journal.notice or "",
         place=place,
         phase=search.phase,
         pooling=pooling,
@@ -367,11 +329,3 @@ def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[
     if kind(info.task).model.num_outputs is None or has_own or len(given) != 1:
         return pooling, None
     return pooling, given.pop() if folder.has_probe else "random"
-
-
-def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:
-    """Return the row of a trial of a running search with the step that live views show."""
-    trial = search.trials.get(row.trial_id)
-    if trial is None or row.state is not TrialState.RUNNING:
-        return row
-    return replace(row, step=max(row.step, trial.current_step))

@@ -230,11 +230,10 @@ class Add(Verb):
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space.space import place_given  # late: `status` starts without it
-        from loraxs_search.studies.stored_space import stored_space
 
         check_time(study)
         try:
-            space = stored_space(study.folder)
+            space = study.folder.space()
         except (StudyError, SpaceError) as error:  # its file is damaged
             raise CommandError(error.message, hint=error.hint) from error
         source = "".join(command.trial_ids)

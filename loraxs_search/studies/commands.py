@@ -71,7 +71,31 @@ class CommandInbox:
         Args:
             set_aside: Rename other files, with a warning: the driver looks often.
         """
-        commands = [command for path in self._files() if (command := self._read(path, set_aside)) is not None]
+        commands = list[Command]()
+        try:
+            paths = [path for path in self._path.iterdir() if _NAME.fullmatch(path.name)]
+        except FileNotFoundError:
+            paths = []
+        except OSError as error:
+            self._warn(self._path, error)
+            paths = []
+        for path in paths:
+            try:
+                command = from_json(Command, path.read_bytes())
+                if f"{command.command_id}.json" == path.name:
+                    commands.append(command)
+                    continue
+            except FileNotFoundError:  # its sender took it back
+                continue
+            except OSError as error:  # as of a file that only its owner may read
+                self._warn(path, error)
+                continue
+            except ValueError:
+                pass  # not a command
+            if set_aside:
+                _logger.warning("%s is no command to the search; it is set aside", path)
+                with disk_faults(path):
+                    path.replace(path.with_suffix(".damaged"))
         yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))
 
     def remove(self, command_id: str) -> None:
@@ -92,34 +116,6 @@ class CommandInbox:
             if content and _NAME.fullmatch(name):
                 write_atomic(self._path / name, content)
             storage.delete(key)
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _files(self) -> list[Path]:
-        try:
-            return [path for path in self._path.iterdir() if _NAME.fullmatch(path.name)]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            self._warn(self._path, error)
-            return []
-
-    def _read(self, path: Path, set_aside: bool) -> Command | None:
-        try:
-            command = from_json(Command, path.read_bytes())
-            if f"{command.command_id}.json" == path.name:
-                return command
-        except FileNotFoundError:  # its sender took it back
-            return None
-        except OSError as error:  # as of a file that only its owner may read
-            self._warn(path, error)
-            return None
-        except ValueError:
-            pass  # not a command
-        if set_aside:
-            _logger.warning("%s is no command to the search; it is set aside", path)
-            with disk_faults(path):
-                path.replace(path.with_suffix(".damaged"))
-        return None
 
     def _warn(self, path: Path, error: OSError) -> None:
         """Say once what cannot be read: one file stops neither the search nor other commands."""

@@ -98,15 +98,21 @@ class StudyFolder:
     """A study's files. Reading needs no lock; a driver holds `lock()` while it works."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock_path = path, path / "study.lock"
+        self.space_path, self.resolved_space_path = (
+            path / "space.yaml",
+            path / _RESOLVED_SPACE,
+        )  # this with its defaults
+        self.journal_path, self.adapters_path = path / "journal.jsonl", path / "adapters"
         self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
+        self.name = self.info.name
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str, resolved: Space | None = None) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
         Args:
-            resolved: The space with all its defaults; see `stored_space`.
+            resolved: The space with all its defaults; see `space`.
         Raises:
             StudyError: the name is taken or malformed.
             HomeError: the folder cannot be written.
@@ -186,30 +192,39 @@ class StudyFolder:
         return folder
 
     @property
-    def name(self) -> str:
-        return self.info.name
-
-    @property
-    def space_path(self) -> Path:
-        return self.path / "space.yaml"
-
-    @property
-    def resolved_space_path(self) -> Path:
-        """The space with all its defaults."""
-        return self.path / _RESOLVED_SPACE
-
-    @property
     def checkpoint_selection(self) -> CheckpointSelection:
         """Which step of a trial becomes its adapter."""
         return CheckpointSelection.of(self.info.task, self.info.search)
 
+    def space(self) -> Space:
+        """Return what the study searches, with the defaults that there were at its launch.
+
+        Raises:
+            StudyError: the study's files are damaged.
+        """
+        from loraxs_search.search_space.distributions import METHOD, PARAMETERS  # late: a list of studies does without
+        from loraxs_search.search_space.document import as_mapping, parse_document
+        from loraxs_search.search_space.space import Space
+
+        info, text, space = self.info, self.space_text(), read_record(Space, self.resolved_space_path)
+        # Samplers draw and encode in the order of the file: a stored record has its keys sorted.
+        written = (METHOD, *as_mapping(as_mapping(parse_document(text, space.source).data).get(PARAMETERS)))
+        place = {parameter: number for number, parameter in enumerate(written)}
+        ordered = sorted(space.parameters, key=lambda parameter: place.get(parameter, len(place)))
+        return replace(
+            space,
+            text=text,
+            name=info.name,
+            parameters={parameter: space.parameters[parameter] for parameter in ordered},
+            task=info.task,
+            base_model=info.base_model,
+            search=info.search,
+            promotion=info.promotion,
+        )
+
     def space_text(self) -> str:
         """Return the space as it was launched."""
         return read_text(self.space_path)
-
-    @property
-    def journal_path(self) -> Path:
-        return self.path / "journal.jsonl"
 
     def journal(self) -> StudyLog:
         """Read the journal as it stands now."""
@@ -263,10 +278,6 @@ class StudyFolder:
                 if not stack.enter_context(shared_lock(self._lock_path)):
                     raise self._held_by_another() from None
             yield
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.path / "study.lock"
 
     def _held_by_another(self) -> StudyError:
         return StudyError(
@@ -350,10 +361,6 @@ class StudyFolder:
     def confirmations(self) -> Confirmations:
         """Return what has been confirmed of the study's candidates so far."""
         return Confirmations(self.path / "confirmed")
-
-    @property
-    def adapters_path(self) -> Path:
-        return self.path / "adapters"
 
     def adapter_path(self, trial_id: str) -> Path:
         return self.adapters_path / check_trial_id(trial_id)

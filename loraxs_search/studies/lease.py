@@ -82,7 +82,23 @@ class Lease:
             StudyError: another driver holds it.
         """
         self._info = replace(self._info, home_id=home_id())
-        self._generation, began = self._await_silence() + 1, self._clock.now()
+        seen = generation, content = self._latest()
+        holder = _holder(content)
+        is_ours = holder is not None and (holder.released or holder.place == self._info.place)
+        if content is not None and not is_ours:
+            host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
+            wait = "a driver on %s held study %r: watching for %.0f s whether it still does"
+            _logger.warning(wait, host, self._study, LEASE_S)
+            asked_at = seen_at
+            while asked_at - seen_at < LEASE_S:
+                self._clock.sleep(_WATCH_EVERY_S)
+                asked_at, latest = self._clock.now(), self._latest()
+                if (now := _holder(latest[1])) is not None and now.released:
+                    generation = latest[0]
+                    break
+                if latest != seen:
+                    raise self._taken(f"one on {host} is at work")
+        self._generation, began = generation + 1, self._clock.now()
         self._version = self._storage.create(self._key(self._generation), to_json(self._info).encode())
         if self._version is None:
             self._version = self._own_version()
@@ -163,46 +179,23 @@ class Lease:
 
     def _own_version(self) -> str:
         key = self._key(self._generation)
-        version, content = self._storage.versions(self._prefix).get(key), self._storage.get(key)
+        version, content = self._storage.versions(f"{self._study}/lease").get(key), self._storage.get(key)
         holder = _holder(content)
         if version is None or holder is None or holder.token != self._info.token:
             raise self._lost()
         return version
-
-    def _await_silence(self) -> int:
-        """Return the generation to follow, once nobody is at work in it."""
-        seen = generation, content = self._latest()
-        holder = _holder(content)
-        if content is None or (holder is not None and (holder.released or holder.place == self._info.place)):
-            return generation
-        host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
-        _logger.warning(
-            "a driver on %s held study %r: watching for %.0f s whether it still does", host, self._study, LEASE_S
-        )
-        while True:
-            self._clock.sleep(_WATCH_EVERY_S)
-            asked_at, latest = self._clock.now(), self._latest()
-            if (now := _holder(latest[1])) is not None and now.released:
-                return latest[0]
-            if latest != seen:
-                raise self._taken(f"one on {host} is at work")
-            if asked_at - seen_at >= LEASE_S:
-                return generation
 
     def _latest(self) -> tuple[int, bytes | None]:
         generation = max(self._generations(), default=0)
         return generation, self._storage.get(self._key(generation)) if generation else None
 
     def _generations(self) -> list[int]:
-        names = (key.removeprefix(f"{self._prefix}/").removesuffix(".json") for key in self._storage.keys(self._prefix))
+        keys = self._storage.keys(f"{self._study}/lease")
+        names = (key.rpartition("/")[2].removesuffix(".json") for key in keys)
         return [int(name) for name in names if name.isdecimal()]
 
     def _key(self, generation: int) -> str:
-        return f"{self._prefix}/{generation:08d}.json"
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self._study}/lease"
+        return f"{self._study}/lease/{generation:08d}.json"
 
     def _lost(self) -> StudyError:
         content = self._latest()[1]

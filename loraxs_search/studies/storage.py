@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError, first_line, shortened
 from loraxs_search.home import create_atomic, home, paths_under, write_atomic
@@ -254,10 +254,15 @@ class _SharedFolder:
         return _version_at(path) or ""
 
     def get(self, key: str) -> bytes | None:
-        try:
-            return _read(self._path(key))
-        except FileNotFoundError:
-            return None
+        for is_last in (False, True):  # another machine may replace a file: NFS takes the old one away under its reader
+            try:
+                return self._path(key).read_bytes()
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if is_last or error.errno != errno.ESTALE:
+                    raise
+        return None
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -292,40 +297,6 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"  # file systems over a network may make up inode numbers
 
 
-def _read(path: Path) -> bytes:
-    """Read a file that another machine may replace meanwhile: NFS then takes the old one away under its reader."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-    return path.read_bytes()
-
-
-def _is_temporary(key: str) -> bool:
-    return key.rpartition("/")[2].startswith(".")
-
-
-class _ObjectStore(Protocol):
-    """Where objects lie; `Storage` has the contract, and turns what goes wrong here into its errors."""
-
-    uri: str  # an absolute path, if it is a folder
-    hint: str
-    faults: tuple[type[Exception], ...]  # what it raises where it cannot
-
-    def create(self, key: str, content: bytes) -> str | None: ...
-
-    def write(self, key: str, content: bytes, version: str | None) -> str: ...
-
-    def get(self, key: str) -> bytes | None: ...
-
-    def delete(self, key: str) -> None: ...
-
-    def versions(self, prefix: str) -> Mapping[str, str]: ...
-
-    def keys(self, prefix: str) -> Iterable[str]: ...
-
-
 class Storage:
     """Whole objects by key, below one address; each is replaced whole or not at all.
 
@@ -341,7 +312,7 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         is_folder = uri.strip() and "://" not in uri
-        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else Bucket(uri)
+        self._objects = _SharedFolder(uri) if is_folder else Bucket(uri)
         self.uri = self._objects.uri
 
     def check(self) -> None:
@@ -411,7 +382,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            return sorted(key for key in self._objects.keys(prefix) if not _is_temporary(key))
+            return sorted(key for key in self._objects.keys(prefix) if not key.rpartition("/")[2].startswith("."))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.
@@ -421,7 +392,7 @@ class Storage:
         """
         with self._faults("readable", prefix):
             versions = self._objects.versions(prefix)
-        return {key: version for key, version in versions.items() if not _is_temporary(key)}
+        return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
 
     @contextlib.contextmanager
     def _faults(self, what: str, key: str) -> Iterator[None]:

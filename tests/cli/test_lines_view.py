@@ -14,10 +14,9 @@ import pytest
 from support.recorded_search import FACTS, Teller, begun, closed, reported
 from support.said import Said
 
-from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli._output import saying
-from loraxs_search.cli.live_text import clock, time_left_in_words
+from loraxs_search.cli.live_text import LinesView, clock, time_left_in_words
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts

@@ -19,8 +19,8 @@ from support.recorded_search import FACTS, Teller, begun, closed, finishing, tra
 from support.scripted_driver import ScriptedDriver
 from support.terminal import Terminal
 
-from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import draw
+from loraxs_search.cli.live_text import LinesView
 from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState

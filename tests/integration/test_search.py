@@ -18,9 +18,9 @@ from support.said import Said
 
 import loraxs_search
 from loraxs_search.assets import PROBE
-from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._main import run
 from loraxs_search.cli.launch import show_results
+from loraxs_search.cli.live_text import LinesView
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import (
     DriverStarted,

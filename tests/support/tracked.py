@@ -73,7 +73,8 @@ class Tracked:
 
     def trial_reported(self, report: TrialReport) -> None:
         self._begin(report.trial_id)
-        self.journal.append(TrialReported(report=report))
+        at = self.journal.records[report.trial_id].started_at + report.device_s
+        self.journal.append(TrialReported(at=at, report=report))
 
     def trial_finished(
         self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, worked_s: float | None = None

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.log.study_log import StudyLog
@@ -88,9 +87,9 @@ class ReportFacts:
     def stopped(self) -> list[TrialRecord]:
         return [record for record in self.records if record.state is TrialState.PRUNED]
 
-    def word(self, state: TrialState | Literal["INTERRUPTED"]) -> str:
+    def word(self, state: TrialState) -> str:
         """Return how a trial's state is shown."""
-        if state == "INTERRUPTED" or (state is TrialState.RUNNING and self.state != "running"):
+        if state is TrialState.RUNNING and self.state != "running":
             return "not ended"
         return _WORDS[state]
 
@@ -124,7 +123,9 @@ class ReportFacts:
     @property
     def saved_s(self) -> float:
         """Device time that stopped trials had needed for the steps that they were spared, each at its own pace."""
-        return sum(_spared_s(record, self.info.search.max_steps) for record in self.stopped)
+        lasts = [record.reports[-1] for record in self.stopped if record.reports]
+        most = self.info.search.max_steps
+        return sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)
 
     def score(self, record: TrialRecord) -> float:
         """Return the score of a trial that trained all its steps."""
@@ -160,13 +161,6 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
 def device_seconds(records: Iterable[TrialRecord]) -> float:
     """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
     return sum(record.reports[-1].device_s for record in records if record.reports)
-
-
-def _spared_s(record: TrialRecord, max_steps: int) -> float:
-    if not record.reports:
-        return 0.0
-    last = record.reports[-1]
-    return max(0, max_steps - last.step) * last.device_s / max(1, last.step)
 
 
 def duration(seconds: float) -> str:

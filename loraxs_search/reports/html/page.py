@@ -11,20 +11,19 @@ import json
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration, read_facts
-from loraxs_search.reports.html.figures import sections
+from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.summary import Summary, summary
-from loraxs_search.reports.leaderboard import LeaderboardRow
+from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.versions import installed
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 FIRST_ROWS = 20
 _NAMED = 12  # trials that a row of failures names
-_OPTIONAL = frozenset({"kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
 
 
 @dataclass(frozen=True)
@@ -51,47 +49,6 @@ class _ReportTable:
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
-
-    def first(self, count: int, caption: str) -> _ReportTable:
-        """Return its first rows under another caption."""
-        return replace(self, caption=caption, rows=self.rows[:count], states=self.states[:count])
-
-
-def leaderboard_table(facts: ReportFacts) -> _ReportTable:
-    """Return all trials, best first; columns without a value are left out."""
-    cells = [_cells(row, facts) for row in facts.rows]
-    empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
-    columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
-    return _ReportTable(
-        caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
-        columns=columns,
-        rows=tuple(tuple(row[name] for name in columns) for row in cells),
-        right=frozenset(columns) - {"trial", "state", "from", "reason"} - set(facts.varied),
-        states=tuple(row.state.lower() for row in facts.rows),
-    )
-
-
-def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
-    refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
-    return {
-        "trial": row.trial_id,
-        "state": facts.word(row.state),
-        "step": f"{row.step:,}",
-        "kept step": _value(row.kept_step),
-        facts.metric: _score(row.score),
-        "all rows": _score(row.candidate_score),
-        "test": _score(row.test_score) + refit,
-        "no answer": _score(row.unparsed),
-        "cut": _score(row.unended),
-        "parameters": _number(row.r_parameters),
-        "bytes": _number(row.stored_bytes),
-        "learnt bytes": _number(row.without_projection),
-        "device s": f"{row.device_s:,.1f}",
-        "wall s": "" if row.wall_s is None else f"{row.wall_s:,.1f}",
-        **{name: _value(row.params.get(name)) for name in facts.varied},
-        "from": row.origin,
-        "reason": row.reason if row.state is not TrialState.COMPLETE else "",
-    }
 
 
 def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
@@ -158,14 +115,15 @@ def failure_table(facts: ReportFacts) -> _ReportTable:
         if baseline.failed:
             failed["baseline", baseline.failed].append(baseline.name)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
-    rows = tuple((what, str(len(it)), why or "no reason was recorded", _named(it)) for (what, why), it in ordered)
-    return _ReportTable("What failed, and why.", ("what", "number", "reason", "which"), rows, frozenset({"number"}))
-
-
-def _named(names: Sequence[str]) -> str:
-    names = list(dict.fromkeys(names))
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    rows = list[tuple[str, ...]]()
+    for (what, why), names in ordered:
+        own = list(dict.fromkeys(names))
+        more = f" and {len(own) - _NAMED} more" if len(own) > _NAMED else ""
+        which = ", ".join(own[:_NAMED]) + more
+        rows.append((what, str(len(names)), why or "no reason was recorded", which))
+    return _ReportTable(
+        "What failed, and why.", ("what", "number", "reason", "which"), tuple(rows), frozenset({"number"})
+    )
 
 
 def settings_table(facts: ReportFacts) -> _ReportTable:
@@ -217,8 +175,8 @@ def figures(study: str) -> dict[str, Figure]:
     Raises:
         StudyError: there is no such study, or it is damaged.
     """
-    drawn = sections(read_facts(StudyFolder.open(study)))
-    return {name: plot for section in drawn for name, plot in section.plots.items()}
+    facts = read_facts(StudyFolder.open(study))
+    return {name: plot for draw in FIGURES for name, plot in draw(facts).plots.items()}
 
 
 REPORT_FILE = "report.html"  # in a study's folder
@@ -234,9 +192,30 @@ def report_page(facts: ReportFacts) -> str:
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    drawn = sections(facts)
-    head, board, script = summary(facts), leaderboard_table(facts), _template("report.js")
+    drawn = [draw(facts) for draw in FIGURES]
+    head, script = summary(facts), _template("report.js")
+    trials = leaderboard_table(facts.rows, facts.task, is_page=True)
+    words = [facts.word(facts.journal.records[row.trial_id].state) for row in facts.rows]
+    cells = tuple((cell[0], word, *cell[2:]) for word, cell in zip(words, trials.cells, strict=True))
+    board = _ReportTable(
+        caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
+        columns=trials.columns,
+        rows=cells,
+        right=trials.right,
+        states=tuple(str(row.state).lower() for row in facts.rows),
+    )
+    shown = f"The first {FIRST_ROWS} of {len(cells):,}" if len(cells) > FIRST_ROWS else f"All {len(cells)}"
     scripts = (get_plotlyjs() if any(section.plots for section in drawn) else "", script)
+    digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts]
+    run = " ".join(f"'sha256-{digest}'" for digest in digests)
+    plots = [
+        # JSON that cannot end the script element that it stands in
+        [
+            {"name": name, "json": str(plot.to_json()).replace("<", "\\u003c"), "height": plot.layout.height}
+            for name, plot in section.plots.items()
+        ]
+        for section in drawn
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return (
         environment.from_string(_template("report.html.j2"))
@@ -250,9 +229,14 @@ def report_page(facts: ReportFacts) -> str:
             summary=head,
             baselines=baseline_table(facts, head),
             classes=class_tables(facts),
-            first=board.first(FIRST_ROWS, _first_caption(facts, len(board.rows))),
+            first=replace(
+                board,
+                caption=f"{shown} trials, best first by {facts.metric}.",
+                rows=board.rows[:FIRST_ROWS],
+                states=board.states[:FIRST_ROWS],
+            ),
             board=board,
-            sections=[{"section": it, "plots": [_embedded(*plot) for plot in it.plots.items()]} for it in drawn],
+            sections=[{"section": it, "plots": own} for it, own in zip(drawn, plots, strict=True)],
             costs=cost_table(facts),
             failures=failure_table(facts),
             settings=settings_table(facts),
@@ -260,7 +244,7 @@ def report_page(facts: ReportFacts) -> str:
             space=facts.folder.space_text(),
             style=_template("report.css"),
             scripts=scripts,
-            policy=_policy(scripts),
+            policy=f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:",
         )
         .lstrip()
     )
@@ -285,26 +269,9 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
     return path
 
 
-def _first_caption(facts: ReportFacts, count: int) -> str:
-    if count <= FIRST_ROWS:
-        return f"All {counted(count, 'trial')}, best first by {facts.metric}."
-    return f"The first {FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
-
-
 def _template(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    run = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:"
-
-
-def _embedded(name: str, plot: Figure) -> dict[str, Any]:
-    """Return a plot as the template takes it, with JSON that cannot end the script element that it stands in."""
-    return {"name": name, "json": str(plot.to_json()).replace("<", "\\u003c"), "height": plot.layout.height}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,19 +110,28 @@ class Summary:
 def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
     result = _result(facts)
-    against = tuple(_compare(facts, result, baseline) for baseline in facts.baselines)
+    against = []
+    for baseline in facts.baselines:
+        score = gain = None
+        if result is not None:
+            score = (baseline.test_metrics if result.test else baseline.validation_metrics).get(result.metric)
+            sign = 1.0 if facts.task.direction == "maximize" else -1.0
+            sign = facts.sign if result.metric == facts.metric else sign
+            gain = None if score is None else sign * (result.score - score)
+        against.append(_AgainstBaseline(baseline, score, gain))
     is_beaten, verdict = any(each.gain is not None and each.gain < 0 for each in against), _verdict(result, against)
     if facts.finalist is not None:
         beats, sentence = judge(facts.folder, facts.finalist)
         is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
+    unanswered = facts.by_class.never_answered if facts.by_class else []
     return Summary(
         found=_found(facts, result),
         verdict=verdict,
         is_beaten=is_beaten,
         result=result,
-        against=against,
+        against=tuple(against),
         numbers=tuple(_numbers(facts, result)),
-        never=_never(facts),
+        never=f"It never answers {_listed(unanswered)}." if unanswered else "",
         notes=tuple(_notes(facts)),
     )
 
@@ -153,16 +162,7 @@ def _found(facts: ReportFacts, result: _Result | None) -> str:
     return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
 
 
-def _compare(facts: ReportFacts, result: _Result | None, baseline: Baseline) -> _AgainstBaseline:
-    if result is None:
-        return _AgainstBaseline(baseline, None, None)
-    metrics = baseline.test_metrics if result.test else baseline.validation_metrics
-    score = metrics.get(result.metric)
-    sign = facts.sign if result.metric == facts.metric else (1.0 if facts.task.direction == "maximize" else -1.0)
-    return _AgainstBaseline(baseline, score, None if score is None else sign * (result.score - score))
-
-
-def _verdict(result: _Result | None, against: tuple[_AgainstBaseline, ...]) -> str:
+def _verdict(result: _Result | None, against: Sequence[_AgainstBaseline]) -> str:
     compared = [(each.baseline.name, each.score, each.gain) for each in against if each.gain is not None]
     if result is None or not compared:
         return ""
@@ -187,8 +187,10 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]
     if result is not None:
         yield _KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
         of_candidate = next((c for c in facts.candidates if c.trial_id == result.name), None)
-        if of_candidate is not None and (spread := _over_seeds(of_candidate, facts.task.metric)):
-            yield spread
+        over = seed_statistics(of_candidate).get(facts.task.metric) if of_candidate is not None else None
+        if over is not None and over.deviation is not None:
+            spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
+            yield _KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
         if result.stored_bytes is not None:
             yield _KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
     counts, device_s, saved_s = facts.counts, device_seconds(facts.records), facts.saved_s
@@ -202,14 +204,6 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]
         yield _KeyNumber("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
 
 
-def _over_seeds(candidate: Candidate, metric: str) -> _KeyNumber | None:
-    over = seed_statistics(candidate).get(metric)
-    if over is None or over.deviation is None:
-        return None
-    spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
-    return _KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
-
-
 def _notes(facts: ReportFacts) -> Iterator[str]:
     if facts.state in _STATES:
         counts = facts.counts
@@ -219,11 +213,6 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
     if facts.journal.notice:
         yield f"It ended before its budget: {facts.journal.notice}"
     yield from score_warnings(facts.rows, facts.task)
-
-
-def _never(facts: ReportFacts) -> str:
-    names = facts.by_class.never_answered if facts.by_class else []
-    return f"It never answers {_listed(names)}." if names else ""
 
 
 def _listed(names: list[str]) -> str:

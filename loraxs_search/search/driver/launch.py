@@ -45,7 +45,6 @@ from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lookup import store_of
 from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
 from loraxs_search.studies.storage import Storage
-from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store
 
@@ -461,7 +460,7 @@ def resume(
     is_done = has_ended and not asks_for_more(study)
     if is_done and not lacks_baseline(folder):
         return close_finished(folder)
-    space = stored_space(folder)
+    space = folder.space()
     space = replace(space, search=study.plan)
     # The lock before Ray is started: commands that come now wait for this driver.
     with folder.lock(), _ready([space], info.tracking_uri, address, runtime_env, view) as pool:

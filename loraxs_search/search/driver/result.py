@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
@@ -77,18 +77,16 @@ class SearchResult:
         """
         import pandas as pd
 
-        rows = self.leaderboard()
         metrics = {record.trial_id: record.reports[-1].metrics for record in self.trials if record.reports}
-        params = dict.fromkeys(f"params_{name}" for row in rows for name in row.params)
-        scores = dict.fromkeys(f"metrics_{name}" for found in metrics.values() for name in found)
-        flat = [
-            {name: getattr(row, name) for name in (*_FIELDS, *_MORE)}
-            | {"state": str(row.state)}
+        names = [each.name for each in fields(LeaderboardRow) if each.name != "params"]
+        rows = [
+            {name: getattr(row, name) for name in names}
+            | {"state": str(row.state), "lineage": str(row.lineage) if row.lineage else None}
             | {f"params_{name}": value for name, value in row.params.items()}
             | {f"metrics_{name}": value for name, value in metrics.get(row.trial_id, {}).items()}
-            for row in rows
+            for row in self.leaderboard()
         ]
-        return pd.DataFrame(flat, columns=[*_FIELDS, *params, *scores, *_MORE])
+        return pd.DataFrame(rows, columns=list(dict.fromkeys([*names, *(name for row in rows for name in row)])))
 
     def figures(self) -> dict[str, Figure]:
         """Return the figures of the study's report by name, as plotly has them; those not to be drawn are left out.
@@ -113,10 +111,6 @@ class SearchResult:
         more = len(self.trials) - len(table)
         below = f"<p>and {more} more: <code>.to_pandas()</code></p>" if more > 0 else ""
         return f"<p>{escape(repr(self)[1:-1])}</p>{table.to_html(index=False, escape=True)}{below}"
-
-
-_FIELDS = ("trial_id", "state", "step", "score", "candidate_score", "test_score", "r_parameters", "stored_bytes")
-_MORE = ("device_s", "wall_s", "reason", "finalist", "kept_step", "unparsed", "unended")
 
 
 _logger = logging.getLogger(__name__)

@@ -120,22 +120,51 @@ def test_by_study_says_when_each_was_as_good_as_the_first(fresh_home):
 # ---- seeds and tests -------------------------------------------------------------------------------------------------
 LABELS = [0, 1] * 20
 BAD = [0] * 40
+NO_ROWS = "no paired rows:"
 
 
-def test_the_best_has_a_mean_and_a_spread_over_its_refits(methods):
-    xs, lora = methods
-    confirm(xs, "00001", [0.80, 0.70, 0.75])
-    confirm(lora, "00001", [0.85, 0.86, 0.87])
-    first, second = compare(["xs", "lora"]).groups
-    assert (first.seed_scores, str(first.over_seeds)) == ((0.80, 0.70, 0.75), "0.7500 ± 0.0500")
-    assert first.difference is None
-    found = second.difference
-    assert (found.by, round(found.gain, 6), found.why) == (
-        "seeds",
-        0.11,
-        "no paired rows: no finalist is of the first group",
-    )
-    assert found.p_value == pytest.approx(0.0575, abs=1e-3)  # Welch: t = 3.755 with 2.16 degrees of freedom
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        (  # Welch: t = 3.755 with 2.16 degrees of freedom
+            ([0.80, 0.70, 0.75],),
+            ([0.85, 0.86, 0.87],),
+            {"by": "seeds", "gain": 0.11, "p_value": 0.0575, "why": f"{NO_ROWS} no finalist is of the first group"},
+        ),
+        # the one-sample t-test: t = 10.4 with 2 degrees of freedom
+        (([0.8, 0.8, 0.8],), ([0.85, 0.86, 0.87],), {"p_value": 0.0091}),
+        (([0.8],), ([0.8],), {"p_value": None}),
+        (
+            ([0.8], BAD, LABELS),
+            ([0.85], LABELS, LABELS),
+            {"by": "rows", "gain": 0.5, "p_value": 2 * 0.5**20, "why": ""},
+        ),
+        (([0.8], LABELS, LABELS), ([0.85], BAD, LABELS), {"by": "rows", "gain": -0.5, "p_value": 2 * 0.5**20}),
+        (([0.8], BAD, LABELS), ([0.8], BAD, LABELS), {"by": "rows", "gain": 0.0, "p_value": 1.0}),
+        (
+            ([0.8, 0.7], BAD[:8], LABELS[:8]),
+            ([0.8, 0.7], LABELS[:8], LABELS[:8]),
+            {"by": "seeds", "why": f"{NO_ROWS} at least 10 test rows tell, not 8"},
+        ),
+        (
+            ([0.8, 0.7], BAD, LABELS),
+            ([0.8, 0.7], BAD, LABELS, "other"),
+            {"by": "seeds", "why": f"{NO_ROWS} the finalists answered other test rows"},
+        ),
+    ],
+)
+def test_groups_are_compared_by_paired_rows_or_else_by_seeds(methods, first, second, found):
+    assert [(g.over_seeds, g.difference, g.tested) for g in compare(["xs", "lora"]).groups] == [(None, None, "")] * 2
+    for folder, own in zip(methods, (first, second), strict=True):
+        confirm(folder, "00001", *own)
+    one, other = compare(["xs", "lora"]).groups
+    assert (one.seed_scores, one.difference) == (tuple(first[0]), None)
+    assert one.over_seeds.mean == pytest.approx(sum(first[0]) / len(first[0]))
+    got = {name: getattr(other.difference, name) for name in found}
+    for name in {"gain", "p_value"} & {name for name in found if found[name] is not None}:
+        assert got.pop(name) == pytest.approx(found[name], rel=1e-2, abs=1e-9)
+        found = {key: value for key, value in found.items() if key != name}
+    assert got == found
 
 
 def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(methods):
@@ -174,56 +203,6 @@ def test_reports_of_another_metric_are_no_seeds(fresh_home):
     task = replace(TASK, metric="f1", report_metric="loss", report_direction="minimize")
     searched("s", [tried(0.5), tried(0.4)], task=task)
     assert compare(["s"]).groups[0].seed_scores == ()
-
-
-def test_finalists_are_compared_row_by_row(methods):
-    xs, lora = methods
-    confirm(xs, "00001", [0.80], BAD, LABELS)
-    confirm(lora, "00001", [0.85], LABELS, LABELS)
-    _, second = compare(["xs", "lora"]).groups
-    assert (second.tested, second.test_score) == ("lora/00001", 1.0)
-    assert (second.difference.by, second.difference.gain, second.difference.why) == ("rows", 0.5, "")
-    assert second.difference.p_value == pytest.approx(2 * 0.5**20)
-    backwards = compare(["lora", "xs"]).groups[1].difference
-    assert (backwards.gain, backwards.p_value) == (-0.5, pytest.approx(2 * 0.5**20))
-
-
-def test_few_test_rows_tell_nothing(methods):
-    for folder, answers in zip(methods, (BAD[:8], LABELS[:8]), strict=True):
-        confirm(folder, "00001", [0.8, 0.7], answers, LABELS[:8])
-    found = compare(["xs", "lora"]).groups[1].difference
-    assert (found.by, found.why) == ("seeds", "no paired rows: at least 10 test rows tell, not 8")
-
-
-def test_equal_answers_differ_by_chance_alone(methods):
-    for folder in methods:
-        confirm(folder, "00001", [0.8], BAD, LABELS)
-    found = compare(["xs", "lora"]).groups[1].difference
-    assert (found.gain, found.p_value, found.by) == (0.0, 1.0, "rows")
-
-
-def test_other_test_rows_are_not_paired(methods):
-    for folder, fingerprint in zip(methods, ("test", "other"), strict=True):
-        confirm(folder, "00001", [0.8, 0.7], BAD, LABELS, fingerprint)
-    found = compare(["xs", "lora"]).groups[1].difference
-    assert (found.by, found.why) == ("seeds", "no paired rows: the finalists answered other test rows")
-
-
-def test_seeds_that_are_all_equal_or_alone_have_no_p_value(methods):
-    for folder in methods:
-        confirm(folder, "00001", [0.8])
-    assert compare(["xs", "lora"]).groups[1].difference.p_value is None
-
-
-def test_seeds_of_one_group_may_all_be_equal(methods):
-    confirm(methods[0], "00001", [0.8, 0.8, 0.8])
-    confirm(methods[1], "00001", [0.85, 0.86, 0.87])
-    found = compare(["xs", "lora"]).groups[1].difference
-    assert found.p_value == pytest.approx(0.0091, abs=1e-3)  # the one-sample t-test: t = 10.4 with 2 degrees of freedom
-
-
-def test_without_candidates_nothing_is_tested(methods):
-    assert [(g.over_seeds, g.difference, g.tested) for g in compare(["xs", "lora"]).groups] == [(None, None, "")] * 2
 
 
 def test_a_finalist_outside_the_budget_is_not_of_the_group(methods):

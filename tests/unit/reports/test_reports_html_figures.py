@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
+from support.studies import TASK
 
 from loraxs_search import figures
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.facts import read_facts
-from loraxs_search.reports.html.figures.params import optuna_study
+from loraxs_search.reports.html.figures import optuna_study
 
 
 @pytest.fixture
@@ -47,6 +50,14 @@ def test_the_front_is_that_of_the_complete_trials(folder):
     assert list(front.x) == sorted(front.x)
     assert list(front.y) == sorted(front.y)
     assert len(front.x) > 1
+
+
+def test_the_best_is_on_top_where_less_is_better(fresh_home):
+    for name, direction in (("more", "maximize"), ("less", "minimize")):
+        task = replace(TASK, report_metric="loss", report_direction=direction)
+        searched(name, [Tried({}, 0.3, 100), Tried({}, 0.2, 200)], task=task)
+    turned = [figures(name)["quality_and_bytes"].layout.yaxis.autorange for name in ("more", "less")]
+    assert turned == [None, "reversed"]
 
 
 def test_optuna_knows_trials_by_our_numbers_and_only_what_varies(folder):
@@ -86,10 +97,3 @@ def test_long_labels_are_cut_where_they_stand_side_by_side_and_stay_apart(fresh_
     axis = figures("s")["slice_p"].layout.xaxis
     assert len(axis.categoryarray) == 3
     assert set(axis.ticktext) == {"query+value+key&amp;d…"}
-
-
-def test_a_journal_has_the_times_of_reports(folder):
-    record = folder.journal().records["00000"]
-    assert len(record.reported_at) == len(record.reports)
-    assert list(record.reported_at) == sorted(record.reported_at)
-    assert record.started_at < record.reported_at[0] <= record.reported_at[-1] <= record.ended_at

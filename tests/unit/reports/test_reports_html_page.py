@@ -16,7 +16,7 @@ from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.reports.html.facts import read_facts
-from loraxs_search.reports.html.figures import sections
+from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.page import report_page, write_report
 from loraxs_search.studies.folder import StudyFolder
 
@@ -117,7 +117,7 @@ STUDIES += (cloned,)
 @pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)
 def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make, fresh_home):
     folder = make()
-    drawn = sections(read_facts(folder))
+    drawn = [draw(read_facts(folder)) for draw in FIGURES]
     assert len({section.name for section in drawn}) == len(drawn) == 5
     for section in drawn:
         assert section.says.endswith("."), section.name
@@ -131,7 +131,8 @@ def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make,
 
 
 def test_what_cannot_be_drawn_says_why(fresh_home):
-    says = {section.name: section.says for section in sections(read_facts(all_alike()))}
+    facts = read_facts(all_alike())
+    says = {section.name: section.says for section in (draw(facts) for draw in FIGURES)}
     assert says["slices"] == "No parameter varies, so that there is nothing to see a slice of."
 
 

@@ -19,11 +19,11 @@ from loraxs_search.reports.html.page import (
     class_tables,
     cost_table,
     failure_table,
-    leaderboard_table,
     repeat_command,
     report_page,
 )
 from loraxs_search.reports.html.summary import summary
+from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space
 
 
@@ -121,9 +121,11 @@ def test_times_are_in_units_for_people():
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
-    table = leaderboard_table(read_facts(folder))
-    assert table.columns == ("trial", "state", "step", "accuracy", "parameters", "bytes", "device s", "wall s", "rank")
-    assert [row[0] for row in table.rows] == ["00000", "00001"]
+    facts = read_facts(folder)
+    table = leaderboard_table(facts.rows, facts.task, is_page=True)
+    sizes = ("R", "bytes", "device s", "wall s")
+    assert table.columns == ("trial", "state", "step", "accuracy", "test accuracy", *sizes, "rank")
+    assert [row[0] for row in table.cells] == ["00000", "00001"]
 
 
 def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):

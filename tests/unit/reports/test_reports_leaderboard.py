@@ -11,7 +11,7 @@ from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
-from loraxs_search.reports.leaderboard import leaderboard
+from loraxs_search.reports.leaderboard import leaderboard, leaderboard_table
 from loraxs_search.reports.study_status import progress
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
@@ -109,10 +109,10 @@ def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(ca
     best = leaderboard(TRIALS, TASK, checkpoint="best")
     assert heading(TASK, best) == [*plain[:3], "kept", *plain[3:]]
     by_mse = replace(TASK, report_metric="mse", report_direction="minimize")
+    assert heading(by_mse, leaderboard(TRIALS, by_mse)) == [*plain[:3], "mse", "test pearson", *plain[5:]]
     both = [*plain[:3], "mse", "validation pearson", "test pearson"]
-    assert heading(by_mse, leaderboard(TRIALS, by_mse)) == [*both, *plain[5:]]
     metrics = {"pearson": 0.6, "unparsed": 0.25, "unended": 0.0}
-    scored = Candidate("s", "00001", "t", {}, metrics, 80, "data", "base")
+    scored = Candidate("s", "00001", "t", {"pearson": 0.5}, metrics, 80, "data", "base")
     written = leaderboard(TRIALS, by_mse, [scored])
     assert (written[1].unparsed, written[1].unended) == (0.25, 0.0)
     assert heading(by_mse, written) == [*both, "unparsed", "unended", *plain[5:]]
@@ -136,3 +136,10 @@ def test_bytes_without_projections_have_a_column_where_files_hold_some(capsys):
     assert lines[0][lines[0].index("bytes") :][:3] == ["bytes", "learnt", "bytes"]
     assert {line[0]: line[6:8] for line in lines[1:]}["00007"] == ["80", "48"]
     assert {line[0]: line[6:8] for line in lines[1:]}["00001"] == ["80", "-"]
+
+
+def test_a_page_has_the_reasons_of_trials_that_are_not_complete_and_no_mark_for_nothing():
+    table = leaderboard_table(leaderboard(TRIALS, TASK), TASK, is_page=True)
+    assert table.columns[-1] == "reason"
+    assert [cells[-1] for cells in table.cells] == ["", "", "", "why", "why", "why"]
+    assert {cell for cells in table.cells for cell in cells} & {"-", "None"} == set()

@@ -23,7 +23,7 @@ from support.studies import study
 
 import loraxs_search
 from loraxs_search.errors import StudyError
-from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
+from loraxs_search.log.events import SearchEnded, ShownEvent, TrialsAdvanced
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.study_status import StudyEvents, watch
@@ -32,20 +32,17 @@ TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "lea
 
 
 def test_it_is_what_the_command_line_prints(fresh_home: Path, say: Callable[..., Said]) -> None:
-    searched("s", TRIALS)
-    status = loraxs_search.status("s")
-    assert json.loads(say("status", "s", "--json").ok) == json.loads(to_json(status))
-    assert [row.trial_id for row in status.trials] == ["00001", "00000"]
-    assert (status.progress.ended, status.commands, status.place) == (2, [], "")
-
-
-def test_without_a_name_it_lists_all_studies(fresh_home: Path) -> None:
     assert loraxs_search.status() == []
     searched("s", TRIALS)
     (summary,) = loraxs_search.status()
     assert (summary.study, summary.trials) == ("s", "2/2")
-    with pytest.raises(StudyError):
-        loraxs_search.status("t")
+    for unknown in (loraxs_search.status, lambda name: next(loraxs_search.watch(name))):
+        with pytest.raises(StudyError, match="'t'"):
+            unknown("t")
+    status = loraxs_search.status("s")
+    assert json.loads(say("status", "s", "--json").ok) == json.loads(to_json(status))
+    assert [row.trial_id for row in status.trials] == ["00001", "00000"]
+    assert (status.progress.ended, status.commands, status.place) == (2, [], "")
 
 
 def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Callable[..., Said]) -> None:
@@ -112,20 +109,6 @@ def never(_: float) -> None:
     raise AssertionError("there is nothing to wait for")
 
 
-def test_every_event_is_read_back_from_its_line() -> None:
-    driver = ScriptedDriver(study("mine"))
-    driver.begin()
-    driver.train("00000", 40)
-    driver.end("00000", TrialState.COMPLETE)
-    driver.finish()
-    events = list(watch("mine", sleep=never))
-    assert {event.event for event in events} == {
-        *("search_started", "started", "reported", "ended", "phase", "warning"),
-        *("baseline_scored", "candidate_scored", "search_ended"),
-    }
-    assert all(event.study == "mine" for event in events)
-
-
 def test_a_driver_that_was_killed_has_interrupted_its_study() -> None:
     driver = ScriptedDriver(study("mine"))
     driver.begin()
@@ -151,15 +134,6 @@ def test_a_study_that_goes_on_while_it_is_watched_has_not_ended() -> None:
     assert len(follower.new()) == 1
 
 
-def test_a_study_of_a_version_without_notes_is_followed_too() -> None:
-    searched("old", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
-    events = list(watch("old", sleep=never))
-    assert [event.event for event in events] == [
-        *("started", "reported", "reported", "ended"),
-        *("started", "reported", "ended", "search_ended"),
-    ]
-
-
 def test_a_damaged_journal_is_said_with_its_place() -> None:
     folder = searched("damaged", [Tried({"rank": 4}, 0.8)])
     whole = folder.journal_path.stat().st_size
@@ -167,11 +141,6 @@ def test_a_damaged_journal_is_said_with_its_place() -> None:
         file.write('{"event": "phase", "at": 1.0}\n')
     with pytest.raises(StudyError, match=f"is damaged at byte {whole}"):
         list(watch("damaged", sleep=never))
-
-
-def test_an_unknown_study_is_said_at_once() -> None:
-    with pytest.raises(StudyError, match="nothing"):
-        next(loraxs_search.watch("nothing"))
 
 
 def test_watching_from_another_process_loads_nothing_heavy() -> None:
@@ -185,12 +154,3 @@ def test_watching_from_another_process_loads_nothing_heavy() -> None:
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.splitlines() == ["search_ended", "[]"]
-
-
-def test_what_is_started_is_known_from_outside() -> None:
-    driver = ScriptedDriver(study("mine"))
-    driver.begin()
-    (event,) = StudyEvents(driver.folder).new()
-    assert isinstance(event, SearchStarted)
-    assert event == driver.seen[0]
-    assert (event.metric, event.direction, event.num_trials) == ("accuracy", "maximize", 16)

@@ -8,8 +8,8 @@ import pytest
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
+from loraxs_search.cli.report import text_plot
 from loraxs_search.reports.comparison import compare
-from loraxs_search.reports.text_plot import text_plot
 
 
 def tried(method, score, stored_bytes):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraxs_search.cli._live import sparkline
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import Pace, TrainedSteps, expected_steps
-from loraxs_search.reports.text_plot import sparkline
 
 RUNNING, COMPLETE, PRUNED, FAIL = (
     TrialState.RUNNING,
@@ -18,23 +18,20 @@ RUNNING, COMPLETE, PRUNED, FAIL = (
 )
 
 
-def test_without_a_trial_all_are_expected_to_train_to_the_end() -> None:
-    assert expected_steps([], 10, 100, 40) == 1000
-
-
-def test_the_share_that_went_on_is_expected_to_go_on() -> None:
-    trials = [TrainedSteps(20, PRUNED), TrainedSteps(80, COMPLETE), TrainedSteps(40, PRUNED), TrainedSteps(40, RUNNING)]
-    # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
-    fresh = 20 + 0.75 * 20 + 0.75 * 0.5 * 40
-    assert expected_steps(trials, 6, 80, 20) == pytest.approx(20 + 80 + 40 + 40 + 40 + 2 * fresh)
-
-
-def test_a_failed_trial_says_nothing_of_the_others() -> None:
-    assert expected_steps([TrainedSteps(20, FAIL)], 2, 80, 20) == 20 + 80
-
-
-def test_the_last_report_comes_at_the_last_step() -> None:
-    assert expected_steps([TrainedSteps(40, RUNNING)], 1, 50, 20) == 50
+@pytest.mark.parametrize(
+    ("trials", "plan", "steps"),  # plan: trials, steps of each, steps between reports
+    [
+        ([], (10, 100, 40), 1000),
+        # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
+        ([(20, PRUNED), (80, COMPLETE), (40, PRUNED), (40, RUNNING)], (6, 80, 20), 220 + 2 * (20 + 15 + 15)),
+        ([(20, FAIL)], (2, 80, 20), 20 + 80),  # it says nothing of the others
+        ([(40, RUNNING)], (1, 50, 20), 50),  # the last report comes at the last step
+    ],
+)
+def test_the_share_that_went_on_is_expected_to_go_on(
+    trials: list[tuple[int, TrialState]], plan: tuple[int, int, int], steps: float
+) -> None:
+    assert expected_steps([TrainedSteps(*trial) for trial in trials], *plan) == pytest.approx(steps)
 
 
 @given(

@@ -51,20 +51,32 @@ def test_what_another_has_written_is_not_replaced(storage: Storage) -> None:
     assert storage.write("a/b", b"new", None)
 
 
-@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gcs://bucket", "s3://me:secret@bucket/x"])
-def test_another_kind_of_address_is_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match="a folder, or s3://") as caught:
-        Storage(uri)
-    assert "secret" not in caught.value.message
+ODD = "a folder, or s3://"
+DROPPED = "must have no"  # by a bucket, or what it cannot name
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://b/team#1", "s3://b/team#", "az://b/x?sig=secret", "gs://b/../x", "s3://b/./x", "s3://b/a\x01"]
+    ("uri", "law"),
+    [
+        *((uri, ODD) for uri in ("", " ", "ftp://server/folder", "s3:///nothing", "gcs://b", "s3://me:secret@b/x")),
+        *((uri, DROPPED) for uri in ("s3://b/team#1", "s3://b/team#", "az://b/x?sig=secret", "gs://b/../x")),
+        *((uri, DROPPED) for uri in ("s3://b/./x", "s3://b/a\x01")),
+        *((uri, "must be a folder") for uri in ("~nobody-of-this-name/x", "a\0b", "x" * 300)),
+    ],
 )
-def test_what_a_bucket_would_drop_or_cannot_name_is_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match="must have no") as caught:
+def test_an_address_that_leads_nowhere_is_refused(uri: str, law: str, fresh_home: Path) -> None:
+    with pytest.raises(StorageError, match=law) as caught:
         Storage(uri)
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://[host", "http://a host", "http://me:secret@host", "http://"])
+def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the client itself it is a panic, or an error with the password in it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as refused:
+        Storage("s3://bucket/x")
+    assert "secret" not in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.studies import state
-from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records.base import BaseModelRef, Identity
@@ -31,19 +31,32 @@ def info(name: str) -> StudyInfo:
     )
 
 
-def test_a_study_reads_back_as_it_was_created() -> None:
-    created = StudyFolder.create(info("one"), "task: t\n")
-    assert StudyFolder.open("one").info == created.info
-    assert created.space_path.read_text() == "task: t\n"
-    assert list_studies() == ["one"]
-
-
-def test_what_a_study_began_with_is_kept_beside_it_and_copied() -> None:
-    folder = StudyFolder.create(info("one"), "")
-    assert folder.identity() is None
+def test_what_is_written_of_a_study_is_read_back() -> None:
+    server = replace(info("one"), tracking_uri="https://me:secret@mlflow.example:5000")
+    folder = StudyFolder.create(server, "task: t\n")
+    assert (folder.identity(), folder.candidates(), folder.snapshots.read("00000")) == (None, None, None)
     folder.write_identity(Identity("weights", "rows"))
-    assert StudyFolder.open("one").identity() == Identity("weights", "rows")
-    assert "identity.json" in files(folder.path)
+    candidate = Candidate("one", "00000", "t", {"accuracy": 0.8}, {"accuracy": 0.81}, 100, "d", "b")
+    folder.write_candidates([candidate])
+    for content in (b"1", b"2"):
+        folder.snapshots.write("00000", state("00000", content.decode()))
+        folder.write_adapter("00000", {content.decode(): content})
+    again = StudyFolder.open("one")
+    assert again.info == replace(server, tracking_uri="https://mlflow.example:5000"), "without its account"
+    assert "secret" not in (folder.path / "study.json").read_text()
+    assert again.space_path.read_text() == "task: t\n"
+    assert (again.identity(), again.candidates()) == (Identity("weights", "rows"), [candidate])
+    assert again.snapshots.read("00000") == state("00000", "2")
+    assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
+    assert {p.name: p.read_bytes() for p in folder.adapter_path("00000").iterdir()} == {"2": b"2"}
+    assert {"identity.json", "study.json", "candidates.json"} <= set(files(folder.path))
+    assert list_studies() == ["one"]
+    with pytest.raises(StudyError, match="already exists") as caught:
+        StudyFolder.create(info("one"), "second")
+    assert "resume one" in str(caught.value.hint)
+    assert again.space_path.read_text() == "task: t\n"
+    with pytest.raises(StudyError, match="one"):
+        StudyFolder.open("on")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b"])
@@ -51,14 +64,6 @@ def test_a_malformed_name_is_refused_and_nothing_is_written(name: str, fresh_hom
     with pytest.raises(StudyError, match="study name"):
         StudyFolder.create(info(name), "")
     assert not fresh_home.exists()
-
-
-def test_a_taken_name_is_refused_with_the_way_on() -> None:
-    StudyFolder.create(info("one"), "first")
-    with pytest.raises(StudyError, match="already exists") as caught:
-        StudyFolder.create(info("one"), "second")
-    assert "resume one" in str(caught.value.hint)
-    assert StudyFolder.open("one").space_path.read_text() == "first"
 
 
 def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one() -> None:
@@ -91,12 +96,6 @@ def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) 
         thread.join()
     assert [StudyFolder.open("one").space_path.read_text()] == told
     assert [path.name for path in studies_root().iterdir()] == ["one"]
-
-
-def test_an_unknown_study_names_the_nearest() -> None:
-    StudyFolder.create(info("movies-a"), "")
-    with pytest.raises(StudyError, match="movies-a"):
-        StudyFolder.open("movies-b")
 
 
 def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
@@ -137,15 +136,6 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> Non
         other.kill()
 
 
-def test_a_snapshot_replaces_the_one_before() -> None:
-    folder = StudyFolder.create(info("one"), "")
-    assert folder.snapshots.read("00000") is None
-    folder.snapshots.write("00000", state("00000", "a"))
-    folder.snapshots.write("00000", state("00000", "b"))
-    assert folder.snapshots.read("00000") == state("00000", "b")
-    assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
-
-
 @pytest.mark.parametrize("other", [state("00001"), state("00000", study="two"), b"no snapshot"])
 def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other: bytes) -> None:
     """As a command's id that was a path once put one there."""
@@ -182,21 +172,6 @@ def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name: 
         with pytest.raises(StudyError, match="id must be"):
             use()
     assert sorted(studies_root().rglob("*")) == before
-
-
-def test_candidates_are_there_once_written() -> None:
-    folder = StudyFolder.create(info("one"), "")
-    assert folder.candidates() is None
-    candidate = Candidate("one", "00000", "t", {"accuracy": 0.8}, {"accuracy": 0.81}, 100, "d", "b")
-    folder.write_candidates([candidate])
-    assert StudyFolder.open("one").candidates() == [candidate]
-
-
-def test_candidate_files_replace_those_of_an_earlier_try() -> None:
-    folder = StudyFolder.create(info("one"), "")
-    folder.write_adapter("00000", {"old": b"1"})
-    path = folder.write_adapter("00000", {"new": b"2"})
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"new": b"2"}
 
 
 @pytest.mark.parametrize(("survives", "expected"), [(1, b"1"), (2, b"2")])
@@ -260,9 +235,3 @@ def test_a_home_that_is_a_file_is_a_clear_error(fresh_home: Path) -> None:
     with pytest.raises(HomeError) as caught:
         StudyFolder.create(info("one"), "")
     assert "LORAXS_HOME" in str(caught.value.hint)
-
-
-def test_no_account_of_the_tracking_server_is_written_to_a_study() -> None:
-    folder = new_study("s", "https://me:secret@mlflow.example:5000")
-    assert folder.info.tracking_uri == "https://mlflow.example:5000"
-    assert "secret" not in (folder.path / "study.json").read_text()

@@ -226,13 +226,6 @@ def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
         fetch("s", storage)
 
 
-@pytest.mark.parametrize("uri", ["", " "])
-def test_no_address_is_none(uri: str) -> None:
-    """An empty variable in a script would name the working directory."""
-    with pytest.raises(StorageError, match="a folder, or s3://"):
-        Storage(uri)
-
-
 def test_a_study_is_not_copied_onto_itself(machine: Callable[[str], Path], tmp_path: Path) -> None:
     """Its journal would be replaced by what it was a moment ago, while it is written."""
     home = machine("one")
@@ -328,17 +321,3 @@ def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
             kept.copy()
         assert read_copy(storage, "s", "journal.jsonl") == before
     assert read_copy(storage, "s", "journal.jsonl") == first.journal_path.read_bytes()
-
-
-def test_a_copy_in_one_object_is_read_whole(storage: Storage) -> None:
-    storage.create("s/journal.jsonl", b"x" * 300_000)
-    assert read_copy(storage, "s", "journal.jsonl") == b"x" * 300_000
-
-
-@pytest.mark.parametrize("endpoint", ["nonsense", "http://[host", "http://a host", "http://me:secret@host", "http://"])
-def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the client itself it is a panic, or an error with the password in it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as refused:
-        Storage("s3://bucket/x")
-    assert "secret" not in refused.value.message

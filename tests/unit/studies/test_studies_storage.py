@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import StorageError, StudyError
-from loraxs_search.search.driver.launch import resume
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.storage import Storage
 
@@ -34,14 +33,6 @@ def either(request: pytest.FixtureRequest, folder: Storage, monkeypatch: pytest.
 
 def refused(*_: Any) -> None:
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-
-@pytest.mark.parametrize("uri", ["~nobody-of-this-name/x", "a\0b", "x" * 300])
-def test_what_no_folder_can_be_called_is_refused(uri: str, fresh_home: Path) -> None:
-    with pytest.raises(StorageError, match="must be a folder"):
-        Storage(uri)
-    with pytest.raises(StorageError, match="must be a folder"):
-        resume("s", storage=uri)
 
 
 def test_a_folder_is_known_by_its_whole_path(folder: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

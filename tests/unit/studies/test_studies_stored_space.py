@@ -17,7 +17,6 @@ from loraxs_search.search_space.space import Space
 from loraxs_search.shipped_spaces import shipped_spaces
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.mirror import files
-from loraxs_search.studies.stored_space import stored_space
 
 TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  learning_rate: 0.001\n"
 MODULES = [LinearModule("layer.0.attention.query", 8, 8)]
@@ -34,12 +33,12 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     folder, space = launched(fresh_home)
     params = {"rank": 2, "learning_rate": 0.001}
     before = space.hyperparameters(params, MODULES, 0)
-    assert stored_space(folder) == space
+    assert folder.space() == space
     specs = dict(LoraXS.parameters)
     monkeypatch.setattr(LoraXS, "parameters", specs | {"sigma": replace(specs["sigma"], default="none")})
     common = parameter_specs.COMMON
     monkeypatch.setitem(common, "batch_size", replace(common["batch_size"], default=1024))
-    after = stored_space(folder)
+    after = folder.space()
     assert after.hyperparameters(params, MODULES, 0) == before
     assert after.largest() == space.largest()
 
@@ -47,7 +46,7 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
 def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path) -> None:
     """Samplers draw in it."""
     folder, space = launched(fresh_home)
-    assert list(stored_space(folder).parameters) == list(space.parameters) == ["rank", "learning_rate"]
+    assert list(folder.space().parameters) == list(space.parameters) == ["rank", "learning_rate"]
 
 
 def test_it_is_part_of_a_copy(fresh_home: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
     ended: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = "loraxs_search.search.driver.launch."
-    monkeypatch.setattr(f"{launched}stored_space", lambda _: load_space("movie_reviews"))
+    monkeypatch.setattr(StudyFolder, "space", lambda _: load_space("movie_reviews"))
     ended.write_baselines([Baseline("tfidf", failed="disk full", applies=True)])
     before = ended.candidates()
 

@@ -1,0 +1,343 @@
+"""The figures of the report: a question about a study each, drawn, or why it cannot be; and how all look.
+
+A figure is a function of `ReportFacts`, listed in `FIGURES`. Plotly and Optuna load when one is drawn. Texts that users
+wrote go through `shown`, since plotly takes tags in its labels for markup. Figures look well on light and dark ground
+alike: one accent, greys, and red for what failed. The page's style sheet replaces the colours of texts and lines by
+those of its theme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape, unescape
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import counted
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.trial import TrialRecord, TrialState
+from loraxs_search.registry.finalist import trial_of
+from loraxs_search.reports.comparison import importances
+from loraxs_search.reports.html.facts import ReportFacts
+
+if TYPE_CHECKING:
+    import optuna
+    from plotly.graph_objects import Figure, Scatter
+
+
+@dataclass(frozen=True)
+class FigureSection:
+    """A figure as the report has it.
+
+    Args:
+        name: Of the section and, where it has one plot, of that one.
+        title: A heading, as shown to users.
+        says: What can be read from it, in one or two sentences; where nothing could be drawn, why.
+        plots: One plot, or several small ones, by name. Names are unique over all figures of a report.
+    """
+
+    name: str
+    title: str
+    says: str
+    plots: Mapping[str, Figure] = field(default_factory=dict)
+
+
+# ---- how all look ----------------------------------------------------------------------------------------------------
+_ACCENT, _GREY, _RED, _INK = "#3b82d6", "#98a1ab", "#cf5a44", "#6b7684"
+_PALE = "#8fb8ea"  # of the accent: still under way
+_GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+
+def shown(value: Scalar) -> str:
+    """Return a value as a label: plotly reads the text as markup, so that what users wrote is escaped."""
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value), quote=False)
+
+
+def _styled(figure: Figure, x: str, y: str = "", *, height: int = 340) -> Figure:
+    """Give a figure the look of all, the titles of its axes, and its height in pixels; return it."""
+    axis: dict[str, Any] = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "automargin": True}
+    figure.update_layout(
+        template="none",
+        title=None,
+        height=height,
+        margin={"l": 56, "r": 14, "t": 12, "b": 44},
+        paper_bgcolor=_CLEAR,
+        plot_bgcolor=_CLEAR,
+        font={"family": _FONT, "size": 12, "color": _INK},
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_xaxes(**axis, title={"text": x, "standoff": 8})
+    figure.update_yaxes(**axis, title={"text": y, "standoff": 8} if y else None)
+    return figure
+
+
+def _thinner(width: float, count: int) -> float:
+    """Return the width of lines or the size of points: smaller beyond a hundred."""
+    return width / max(1.0, math.pow(count / 100, 0.4))
+
+
+def _log_axis(axis: Any, values: Sequence[float]) -> None:
+    """Make an axis logarithmic, with a tick at 1, 2 and 5 of each power of ten that values come near to."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    near = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
+    units = ((1e6, "M"), (1e3, "k"), (0.0, ""))
+    short = [next(f"{tick / (least or 1):g}{unit}" for least, unit in units if tick >= least) for tick in near]
+    axis.update(type="log", tickvals=near, ticktext=short)
+
+
+# ---- scores over steps -----------------------------------------------------------------------------------------------
+_LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
+    TrialState.PRUNED: ({"color": _GREY, "width": 1}, 0.55),
+    TrialState.FAIL: ({"color": _RED, "width": 1.2}, 0.8),
+    TrialState.COMPLETE: ({"color": _ACCENT, "width": 1.2}, 0.55),
+    TrialState.RUNNING: ({"color": _PALE, "width": 1.5, "dash": "dot"}, 1.0),
+}
+_LINE = 0.045  # of the axis: what a line of text takes
+
+
+def _learning_curves(facts: ReportFacts) -> FigureSection:
+    from plotly.graph_objects import Figure, Scatter
+
+    name, title = "learning_curves", "Learning curves"
+    reported = [record for record in facts.records if record.reports]
+    if not reported:
+        return FigureSection(name, title, "There are no curves yet: no trial has reported a score.")
+
+    def lines(records: Sequence[TrialRecord], label: str, line: dict[str, Any], opacity: float) -> Scatter:
+        points = [
+            point  # one trace with a gap after each trial: a thousand traces draw slowly
+            for record in records
+            for point in (*((r.step, r.metrics[facts.metric], r.trial_id) for r in record.reports), (None,) * 3)
+        ]
+        x, y, text = zip(*points, strict=True)
+        hover = "%{text}, step %{x}: %{y:.4f}<extra></extra>"
+        look = {"mode": "lines+markers", "marker": {"size": 4}, "opacity": opacity, "hovertemplate": hover}
+        return Scatter(x=x, y=y, text=text, line=line, name=label, **look)
+
+    figure, counts = Figure(), list[str]()
+    for state, (line, opacity) in _LOOKS.items():
+        if records := [record for record in reported if record.state is state]:
+            counts.append(f"{len(records):,} {facts.word(state)}")
+            thin = line | {"width": _thinner(line["width"], len(records))}
+            figure.add_trace(lines(records, facts.word(state), thin, opacity))
+    best = next((r for r in reported if facts.best and r.trial_id == facts.best.trial_id), None)
+    if best is not None and len(reported) > 1:
+        figure.add_trace(lines([best], f"best, {best.trial_id}", {"color": _ACCENT, "width": 3.5}, 1.0))
+    figure.add_traces(_baseline_levels(facts, reported))
+    _styled(figure, "step", f"{facts.metric} on validation rows", height=400)
+    if facts.baselines:
+        figure.update_layout(margin={"r": 64})  # for their names
+    kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
+    says = f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
+    return FigureSection(name, title, says, {name: figure})
+
+
+def _baseline_levels(facts: ReportFacts, reported: Sequence[TrialRecord]) -> list[Scatter]:
+    """Return the lines of baselines across all steps; names that would overlap stand below each other."""
+    from plotly.graph_objects import Scatter
+
+    named = [(it.validation_metrics.get(facts.metric, math.nan), it.name) for it in facts.baselines]
+    named = [(score, name) for score, name in named if math.isfinite(score)]
+    if not named:
+        return []
+
+    def middle(group: Sequence[tuple[float, str]]) -> float:
+        return sum(score for score, _ in group) / len(group)
+
+    scores = [report.metrics[facts.metric] for record in reported for report in record.reports] + [s for s, _ in named]
+    height = (max(scores) - min(scores)) * _LINE
+    groups = list[list[tuple[float, str]]]()
+    for each in sorted(named, reverse=True):
+        group = [each]
+        while groups and middle(groups[-1]) - middle(group) < height * (len(groups[-1]) + len(group)) / 2:
+            group = [*groups.pop(), *group]
+        groups.append(group)
+    steps = [report.step for record in reported for report in record.reports]
+    ends = [min(steps), max(*steps, min(steps) + 1)]
+    line, look = {"color": _INK, "width": 1, "dash": "dash"}, {"showlegend": False, "cliponaxis": False}
+    hover = "%{fullData.name}: %{y:.4f}<extra></extra>"
+    lines = [
+        Scatter(x=ends, y=[score] * 2, mode="lines", name=shown(name), line=line, hovertemplate=hover, **look)
+        for score, name in named
+    ]
+    texts = ["<br>".join(shown(name) for _, name in group) for group in groups]
+    labels = Scatter(x=ends[1:] * len(groups), y=[middle(group) for group in groups], text=texts, mode="text", **look)
+    return [*lines, labels.update(textposition="middle right", hoverinfo="skip")]
+
+
+# ---- scores against bytes --------------------------------------------------------------------------------------------
+_DECADE = 10.0  # what spans more is drawn on a logarithmic axis
+
+
+def _quality_and_bytes(facts: ReportFacts) -> FigureSection:
+    from plotly.graph_objects import Figure, Scatter
+
+    name, title = "quality_and_bytes", "Quality against bytes"
+    if not facts.complete:
+        return FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
+    points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
+    figure, front = Figure(), facts.front_ids
+
+    def draw(trials: Sequence[str], label: str, **look: object) -> None:
+        x, y = ([points[trial][axis] for trial in trials] for axis in (0, 1))
+        hover = "%{text}: %{y:.4f}, %{x:,} bytes<extra></extra>"
+        figure.add_trace(Scatter(x=x, y=y, text=trials, name=label, hovertemplate=hover, **look))
+
+    if others := [trial for trial in points if trial not in front]:
+        draw(others, "complete trials", mode="markers", marker={"color": _GREY, "size": 7})
+    line = {"color": _ACCENT, "shape": "hv", "width": 1.5}
+    draw(front, "front", mode="lines+markers", marker={"color": _ACCENT, "size": 9}, line=line)
+    if facts.finalist is not None and (trial := trial_of(facts.finalist.trial_id)) in points:
+        star = {"symbol": "circle-open", "color": _ACCENT, "size": 17, "line": {"width": 2}}
+        label = "finalist" if trial == facts.finalist.trial_id else "the finalist's recipe"
+        draw([trial], label, mode="markers", marker=star)
+    _styled(figure, "stored bytes of adapter and head", f"{facts.metric} on validation rows", height=380)
+    sizes, scores = zip(*points.values(), strict=True)
+    if min(sizes) == max(sizes):  # one tick, not a range of a millionth of a byte
+        figure.update_xaxes(range=[0.9 * sizes[0], 1.1 * sizes[0]], tickvals=sizes[:1])
+    elif max(sizes) > _DECADE * min(sizes):
+        _log_axis(figure.layout.xaxis, sizes)
+    if min(scores) == max(scores):
+        figure.update_yaxes(range=[scores[0] - 0.05, scores[0] + 0.05])
+    elif facts.sign < 0:
+        figure.update_yaxes(autorange="reversed")
+    small, large = points[front[0]], points[front[-1]]
+    says = (
+        f"{len(front)} of {len(points):,} complete trials are on the front: no other one is as good in fewer"
+        f" bytes. It reaches from {small[1]:.4f} in {small[0]:,} bytes to {large[1]:.4f} in {large[0]:,}."
+    )
+    if front[0] == front[-1]:
+        best = f"Trial {front[0]} has the best score, {small[1]:.4f}"
+        says = f"{best}, and none stores fewer bytes than its {small[0]:,}."
+    return FigureSection(name, title, says, {name: figure})
+
+
+# ---- by Optuna: trials and their params ------------------------------------------------------------------------------
+_FEW = 6  # as many numbers are drawn side by side, each with its own tick
+_LONGEST = 18  # characters of a label
+
+
+def optuna_study(facts: ReportFacts) -> optuna.Study:
+    """Return the trials under their own numbers, with the params that vary.
+
+    Conditional params keep their plain names, and each is drawn over the values that trials had: the space may be of
+    another version. Numbers that no trial has begun become failed ones: the plots are of complete trials.
+    """
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    scales = dict[str, BaseDistribution]()  # a range of numbers, or a choice of labels
+    for name in facts.varied:
+        values = [record.params[name] for record in facts.complete if name in record.params]
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        few = len(set(numbers)) <= min(_FEW, len(numbers) // 2)
+        whole = len(set(numbers)) <= _FEW and all(number == int(number) for number in numbers)
+        if len(numbers) < len(values):
+            scales[name] = CategoricalDistribution(sorted({shown(value) for value in values}))
+        elif few or whole:
+            scales[name] = CategoricalDistribution(sorted(set(numbers)))
+        elif values:
+            low, high = float(min(numbers)), float(max(numbers))
+            scales[name] = FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction=facts.task.search_direction)
+    records = {int(record.trial_id): record for record in facts.records}
+    for number in range(max(records, default=-1) + 1):
+        record = records.get(number)
+        if record is None or record.state is not TrialState.COMPLETE:
+            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+            continue
+        own, params = {name: scale for name, scale in scales.items() if name in record.params}, dict[str, Scalar]()
+        for name, scale in own.items():
+            value = record.params[name]
+            if not isinstance(scale, CategoricalDistribution):
+                value = float(value)
+            params[name] = value if not hasattr(scale, "choices") or value in scale.choices else shown(value)
+        study.add_trial(optuna.trial.create_trial(value=facts.score(record), params=params, distributions=own))
+    return study
+
+
+def _history(facts: ReportFacts) -> FigureSection:
+    from optuna.visualization import plot_optimization_history
+
+    name, title, best = "history", "Best score over trials", facts.best
+    if len(facts.complete) < 2 or best is None:
+        return FigureSection(name, title, "A history needs two trials that have trained all their steps.")
+    figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
+    trials, line = figure.data[:2]
+    trials.update(name="complete trials", marker={"color": _GREY, "size": 6})
+    line.update(name="best so far", line={"color": _ACCENT, "width": 2.5, "shape": "hv"})
+    first = int(facts.complete[0].trial_id)
+    line.update(x=line.x[first:], y=line.y[first:])  # before it there is no best
+    figure.data = (trials, line)
+    figure.update_traces(hovertemplate="trial %{x}: %{y:.4f}<extra></extra>")
+    _styled(figure, "trial", f"{facts.metric} on validation rows")
+    since = sum(record.trial_id > best.trial_id for record in facts.records)
+    later = f"{counted(since, 'trial')} began after it" if since else "it was the last one"
+    says = f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
+    return FigureSection(name, title, says, {name: figure})
+
+
+def _importances(facts: ReportFacts) -> FigureSection:
+    """Draw the numbers of `compare`, which has them of the sampler's memory."""
+    from plotly.graph_objects import Bar, Figure
+
+    name, title, importance = "importances", "Importances", importances(facts.folder)
+    if not importance.values:
+        return FigureSection(name, title, f"There are no importances: {importance.why or 'no parameter varies'}.")
+    names, shares = [shown(each) for each in importance.values], list(importance.values.values())
+    labels = [f"{share:.2f}" for share in shares]
+    bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
+    figure = Figure(bars.update(marker={"color": _ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
+    _styled(figure, "share", height=90 + 30 * len(names))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(range=[0, 1.1 * max(shares)])
+    says = (
+        f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
+        f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
+    )
+    return FigureSection(name, title, says, {name: figure})
+
+
+def _slices(facts: ReportFacts) -> FigureSection:
+    from optuna.visualization import plot_slice
+
+    section, title = "slices", "Score over each parameter"
+    plots: dict[str, Figure] = {}
+    if len(facts.complete) < 2:
+        return FigureSection(section, title, "Slices need two trials that have trained all their steps.")
+    study = optuna_study(facts)
+    known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
+    for name in (name for name in facts.varied if name in known):
+        figure = plots[f"slice_{name}"] = plot_slice(study, params=[name], target_name=facts.metric)
+        look = {"size": _thinner(7, len(study.trials)), "line": {"width": 0}, "showscale": False}
+        figure.update_traces(
+            marker=look | {"colorscale": [[0, _GREY], [1, _ACCENT]]},
+            hovertemplate="%{x}: %{y:.4f}<extra>trial %{marker.color}</extra>",
+        )
+        _styled(figure, name, facts.metric, height=260)
+        axis = figure.layout.xaxis
+        if axis.type == "category":  # Optuna quotes labels
+            for trace in figure.data:
+                trace.x = [label.strip("'\"") for label in trace.x]
+            labels = [label.strip("'\"") for label in axis.categoryarray]
+            texts = [unescape(label) for label in labels]
+            short = [shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
+            figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=short)
+        elif axis.type == "log":
+            _log_axis(axis, [x for trace in figure.data for x in trace.x])
+    says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
+    return FigureSection(
+        section, title, says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots
+    )
+
+
+FIGURES: tuple[Callable[[ReportFacts], FigureSection], ...] = (
+    *(_learning_curves, _quality_and_bytes, _history, _importances, _slices),
+)
