@@ -5,29 +5,40 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 from safetensors.numpy import save
 from support import studies
 from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK as SST2
+from support.studies import study
 from support.toys import HYPERPARAMETERS, TASK
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.errors import ClusterError, HomeError, TaskDataError, TrialDivergedError
+from loraxs_search.records.adapter import ClassScores, Manifest, ReferenceLogits, Sample
+from loraxs_search.records.base import BaseModel, BaseModelRef, Identity
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.host import Answers
 from loraxs_search.records.promotion import Baseline, PromotionRule, Refit
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
+from loraxs_search.search.driver import work_items
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.work_items import (
     Trained,
+    WorkItem,
     answer_work,
+    base_answer_work,
+    class_report,
     joined,
+    raised,
+    reason_of,
     refit_work,
     row_parts,
     slices_of,
@@ -175,3 +186,68 @@ def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_
     assert [each.trial_id for each in finish.validate(2)] == ["00001", "00000"]
     assert asked == ["00001"]
     assert [each.trial_id for each in finish.validate()] == ["00001", "00002", "00000"]
+
+
+def no_answer(_: Any) -> bool:
+    raise AssertionError("there is no answer")
+
+
+def spread_over_a_host_that_raises(monkeypatch: pytest.MonkeyPatch, error: Exception, item: Any) -> None:
+    def get(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(work_items.ray, "get", get)
+    monkeypatch.setattr(work_items.ray, "wait", lambda pending, **_: (pending, []))
+    pool: Any = SimpleNamespace(hosts=lambda: [object()])
+    work_items.map_over_hosts(pool, [replace(item, ask=lambda _: "the reference")], lambda: None)
+
+
+def test_a_node_that_is_not_fit_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one with other rows than the study began with: the refit is trained elsewhere once the node is gone."""
+    with pytest.raises(ClusterError):
+        spread_over_a_host_that_raises(
+            monkeypatch, ClusterError("10.0.0.7 is not fit."), WorkItem(no_answer, no_answer, raised)
+        )
+
+
+def test_a_full_disk_of_a_node_ends_the_search_and_is_blamed_on_no_refit(
+    monkeypatch: pytest.MonkeyPatch, fresh_home: Path
+) -> None:
+    """What failed once is not done again: nobody may be named for what is not theirs."""
+    full = RayTaskError("advance", "", HomeError("On node 10.0.0.7: no space left.")).as_instanceof_cause()
+    folder = study("s")
+    refit = refit_work(TrialSpec("00000.1", {}, HYPERPARAMETERS), TASK, 2, folder)
+    alone = base_answer_work(folder, Identity("base", "rows"), TASK, "validation", range(4), 0)
+    for item in (refit, alone):
+        with pytest.raises(HomeError):
+            spread_over_a_host_that_raises(monkeypatch, full, item)
+    assert folder.confirmations().refit("00000.1") is None
+    assert folder.confirmations().base_failure(0) is None
+
+
+def test_a_refit_that_diverges_has_failed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = list[str]()
+    item: WorkItem[Any] = WorkItem(no_answer, no_answer, lambda error: reasons.append(reason_of(error)))
+    spread_over_a_host_that_raises(monkeypatch, TrialDivergedError("`training loss` must be finite."), item)
+    assert reasons == ["`training loss` must be finite."]
+
+
+TASK_OF_THREE = replace(SST2, labels=("Law", "News", "Sports"))
+WRONG = Sample("a text", "Law", "News")
+
+
+def test_classes_are_counted_over_all_parts() -> None:
+    parts = [Answers((1, 1), (0, 1), 0.0, wrong=(WRONG,)), Answers((1, 2), (0, 2), 0.0, wrong=(WRONG,) * 30)]
+    report = class_report(parts, TASK_OF_THREE)
+    assert report is not None
+    law, news, sports = report.classes
+    assert law == ClassScores("Law", 2, None, 0.0, 0.0), "no answer counts for its precision"
+    assert (news.rows, news.precision, news.recall, news.f1) == (1, pytest.approx(1 / 3), 1.0, 0.5)
+    assert (sports.precision, sports.recall, sports.f1) == (1.0, 1.0, 1.0)
+    assert report.confusion == ((0, 2, 0), (0, 1, 0), (0, 0, 1))
+    assert report.never_answered == ["Law"]
+    assert report.wrong == (WRONG,) * 20
+
+
+def test_numbers_have_no_classes() -> None:
+    assert class_report([Answers((0.5,), (0.25,), 0.0)], replace(TASK, labels=())) is None

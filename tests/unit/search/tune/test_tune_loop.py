@@ -58,19 +58,19 @@ def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
     return trial.max_failures
 
 
-def test_losses_that_follow_closely_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert allowed([5.0], monkeypatch) == 3
-    assert allowed([5.0, 6.0, 8.0, 5.0 + ONE_LOSS_S - 1], monkeypatch) == 3 + 3
-
-
-def test_a_trial_that_is_always_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten losses a minute for an hour are sixty losses, not none."""
-    losses = [6.0 * n for n in range(600)]
-    assert len(losses) - (allowed(losses, monkeypatch) - 3) == 60
-
-
-def test_losses_far_apart_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert allowed([0.0, 100.0, 200.0], monkeypatch) == 3
+@pytest.mark.parametrize(
+    ("losses_at", "num_losses"),
+    [
+        ([5.0], 1),
+        ([5.0, 6.0, 8.0, 5.0 + ONE_LOSS_S - 1], 1),  # those that follow closely are one
+        ([6.0 * n for n in range(600)], 60),  # ten losses a minute for an hour are sixty losses, not none
+        ([0.0, 100.0, 200.0], 3),
+    ],
+)
+def test_losses_that_follow_closely_are_one(
+    losses_at: list[float], num_losses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(losses_at) - (allowed(losses_at, monkeypatch) - 3) == num_losses
 
 
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:

@@ -165,12 +165,15 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
     assert searcher._ledger.records["00000"].params == params
 
 
-def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher) -> None:
-    for name in "abcde":
+@pytest.mark.parametrize("report_first", [False, True])
+def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher, report_first: bool) -> None:
+    for number, name in enumerate("abcde"):
         assert isinstance(searcher.suggest(name), dict)
-        searcher.on_trial_complete(name, {STEP: 0, FAILED: "it diverged"})
+        if report_first:
+            searcher.on_trial_result(name, _result(40, f"{number:05d}"))
+        searcher.on_trial_complete(name, {STEP: 0, FAILED: WHY})
     assert searcher.suggest("f") == Searcher.FINISHED
-    assert searcher.failing == "5 of the latest trials failed for the same reason: it diverged"
+    assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"
 
 
 def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[..., StudySearcher]) -> None:
@@ -229,12 +232,6 @@ def test_finishing_lets_the_running_trials_train(started: StudySearcher) -> None
     assert (started.has_more, started.notice) == (False, "finished by a person")
 
 
-def _proposed(searcher: StudySearcher, tune_id: str = "p0") -> str:
-    """Return the trial that is proposed, under an id of Tune's."""
-    assert isinstance(searcher.suggest(tune_id), dict)
-    return searcher._trial_ids[tune_id]
-
-
 WHY = "`loss` must be finite, but got nan."
 
 
@@ -255,11 +252,3 @@ def test_the_latest_trials_decide_whether_all_fail(
     reasons: list[str], num_slots: int, found: tuple[int, str] | None
 ) -> None:
     assert common_failure(reasons, num_slots) == found
-
-
-def test_a_trial_that_reports_and_then_fails_is_a_failure(searcher: StudySearcher) -> None:
-    for number, name in enumerate("abcde"):
-        assert isinstance(searcher.suggest(name), dict)
-        searcher.on_trial_result(name, _result(40, f"{number:05d}"))
-        searcher.on_trial_complete(name, {STEP: 40, FAILED: WHY})
-    assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"
