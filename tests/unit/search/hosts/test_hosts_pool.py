@@ -170,6 +170,17 @@ def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
     assert hosts.steps("s") == {"00001": 3, "00000": 3}
 
 
+def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(
+    hosts: HostPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+    both: Any = [SimpleNamespace(cancel=SimpleNamespace(remote=asked.append)) for _ in range(2)]
+    monkeypatch.setattr(hosts, "hosts", lambda: both)
+    hosts.cancel([])
+    hosts.cancel(["s/00000"])
+    assert asked == [["s/00000"], ["s/00000"]]
+
+
 def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
     answers = iter([{"a": 1.0}, OSError("lost"), {}, {"a": 2.0}])
     recorded, enough = list[dict[str, float]](), threading.Event()
