@@ -65,7 +65,7 @@ class Needs:
         return f"study {self.unfinished[0]}, which is not finished" if self.unfinished else ""
 
 
-def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
+def _gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
     """Return what is needed of this machine's state folder.
 
     Every store of MLflow is asked that a study names, and the one in use, each with its own account. Where one does not
@@ -348,7 +348,7 @@ KINDS: tuple[Kind, ...] = (
 
 # ---- removing --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Collected:
+class _Collected:
     """What became of an item, or with a dry run what would become of it.
 
     Args:
@@ -362,7 +362,7 @@ class Collected:
     kept: str = ""
 
 
-def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | None = None) -> list[Collected]:
+def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | None = None) -> list[_Collected]:
     """Remove what nobody needs and nobody has used for so long, and return every item that was looked at.
 
     What registered versions, pulled names, studies and running searches need stays, and so does what leads out of the
@@ -376,9 +376,9 @@ def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | N
     root = home()
     if not root.is_dir():
         return []
-    done, now = list[Collected](), time.time()
+    done, now = list[_Collected](), time.time()
     with file_lock(root / ".gc.lock"), unused() as idle:
-        needs = gather_needs(root, tracking_uri)
+        needs = _gather_needs(root, tracking_uri)
         judged = list[tuple[Kind, StoredItem, str]]()
         for kind in KINDS:
             for item in kind.items(root, needs):
@@ -393,7 +393,7 @@ def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | N
                     kept = needs.unknown
                 judged.append((kind, item, kept))
         for kind, item, kept in judged:
-            planned = Collected(kind.name, item.paths[0], item.num_bytes, item.used_at, kept)
+            planned = _Collected(kind.name, item.paths[0], item.num_bytes, item.used_at, kept)
             if not (dry_run or kept):
                 try:
                     with kind.guarded(item):

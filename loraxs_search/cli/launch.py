@@ -127,7 +127,7 @@ def watched(tracking_uri: str, *, study: str | None = None) -> Iterator[tuple[_W
 
 
 @contextlib.contextmanager
-def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
+def _watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
     """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
     stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
 
@@ -296,7 +296,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    with watched_together(resolve_uri(tracking_uri)) as (views, stop):
+    with _watched_together(resolve_uri(tracking_uri)) as (views, stop):
         results = launch_together(spaces, views=views, stop=stop, **options)
     show_results(results, as_json, in_list=True)
 

@@ -218,12 +218,10 @@ class Server:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                return error_answer(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
+                return _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
-            return error_answer(
-                413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}."
-            )
+            return _refusal(413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
         return None
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
@@ -403,7 +401,7 @@ def _json(value: Any, asked: Asked) -> Response:
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-def error_answer(status: int, message: str, param: str | None = None) -> JSONResponse:
+def _refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
     """Return an answer that says what is wrong.
 
     Args:
@@ -430,22 +428,22 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
 def answer_of(error: Exception) -> JSONResponse:
     """Return the answer to a request that an error ended."""
     if isinstance(error, RefusedError):
-        return error_answer(error.status, error.message, error.param)
+        return _refusal(error.status, error.message, error.param)
     if isinstance(error, TrackingError | RegistryUnreadableError):
         log.warning("the registry cannot be read", exc_info=error)
-        return error_answer(503, "The registry does not answer: try again later.")
+        return _refusal(503, "The registry does not answer: try again later.")
     for kind, status in _STATUSES:
         if isinstance(error, kind):
             assert isinstance(error, LoraxsError)
-            return error_answer(status, f"{error.message} {error.hint or ''}".strip())
+            return _refusal(status, f"{error.message} {error.hint or ''}".strip())
     log.error("a request has failed", exc_info=error)  # whose message may say where things are
-    return error_answer(500, "The server has failed at this request; its log says why.")
+    return _refusal(500, "The server has failed at this request; its log says why.")
 
 
 async def _error_answer(request: Request, error: Exception) -> Response:
     """Answer a request that an error ended: of ours, of HTTP, or of a body that is not what it should be."""
     if isinstance(error, HTTPException):
-        answer = error_answer(error.status_code, str(error.detail))
+        answer = _refusal(error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
     if not isinstance(error, RequestValidationError):
@@ -453,8 +451,8 @@ async def _error_answer(request: Request, error: Exception) -> Response:
     found = error.errors()[0]
     where, *parts = found["loc"]
     if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
-        return error_answer(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
+        return _refusal(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
     place = ".".join(map(str, parts))
     if found["type"] == "json_invalid":
-        return error_answer(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
-    return error_answer(422, f"`{place or 'body'}`: {found['msg']}.", place or None)
+        return _refusal(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
+    return _refusal(422, f"`{place or 'body'}`: {found['msg']}.", place or None)

@@ -60,7 +60,7 @@ def by_name(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-def mean_of(name: str, direction: Direction, of_rows: Callable[[Values, Values], Numbers]) -> Metric:
+def _mean_of(name: str, direction: Direction, of_rows: Callable[[Values, Values], Numbers]) -> Metric:
     """Return the metric that is the mean of what rows score."""
     return Metric(name, direction, lambda said, true: float(of_rows(said, true).mean()), of_rows=of_rows)
 
@@ -199,8 +199,8 @@ CLASS_METRICS = by_name(
 NUMBER_METRICS = by_name(
     Metric("pearson", "maximize", partial(_correlation, "pearsonr"), row_counts=_products, of_counts=_pearson),
     Metric("spearman", "maximize", partial(_correlation, "spearmanr"), of_many=_spearman),
-    mean_of("mse", "minimize", _squared),
-    mean_of("mae", "minimize", _apart),
+    _mean_of("mse", "minimize", _squared),
+    _mean_of("mae", "minimize", _apart),
     from_counts("rmse", "minimize", _products, _root),
     from_counts("r2", "maximize", _products, _explained),
 )
@@ -274,8 +274,8 @@ def _words(text: str) -> list[str]:
 TEXT_METRICS = (
     by_name(
         Metric("exact_match", "maximize", _share_of_equal, is_share=True),
-        mean_of("token_f1", "maximize", _token_f1),
-        mean_of("contains", "maximize", _contains),
+        _mean_of("token_f1", "maximize", _token_f1),
+        _mean_of("contains", "maximize", _contains),
     )
     | TOKEN_METRICS
 )

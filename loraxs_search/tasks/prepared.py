@@ -43,7 +43,7 @@ from loraxs_search.tasks.rows import Rows, SourceLocation, collected, raise_join
 _VERSION = "8"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of what a tokenizer does: vocabulary, rules, special tokens, chat template; not of its place."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -96,7 +96,7 @@ def tokenize(
         lost=numbers_of(table.column("lost").combine_chunks()) if "lost" in table.column_names else None,
         extras=columns.get("extras"),
     )
-    return check_tokens(encoded, kind, rows)
+    return _check_tokens(encoded, kind, rows)
 
 
 def _table(encoded: EncodedRows) -> pa.Table:
@@ -119,7 +119,7 @@ def _table(encoded: EncodedRows) -> pa.Table:
     return pa.table(arrays)
 
 
-def check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
+def _check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
     """Return the tokens of rows.
 
     Raises:
@@ -246,7 +246,7 @@ def prepare(
     """
     kind = checked(task)
     kind.check_tokenizer(tokenizer)
-    cache, data, identity = rows_cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
+    cache, data, identity = rows_cache(cache_dir), load_data(task, cache_dir), _tokenizer_identity(tokenizer)
     splits, errors = dict[Split, EncodedRows](), list[TaskDataError]()
     for name, rows in data.rows.items():
         parts = [_VERSION, data.fingerprint, name, identity, str(task.max_length), task.kind]
@@ -289,7 +289,7 @@ def encode(
             texts per row.
     """
     rows = replace(kind.questions(questions), place=place)
-    return check_tokens(kind.encode(rows, tokenizer), kind, rows)
+    return _check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 
 def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-def wanted_columns(task: Task, slices: Sequence[str] = ()) -> list[str]:
+def _wanted_columns(task: Task, slices: Sequence[str] = ()) -> list[str]:
     """Return the columns that a task names, and `slices`, each once; the one that may have label names is the last."""
     wanted = list(dict.fromkeys(kind_of(task).columns.values()))
     return [*(name for name in slices if name not in wanted), *wanted]
@@ -82,12 +82,12 @@ class _FileSplit:
 
     def label_names(self, task: Task) -> list[str] | None:
         try:
-            return label_names(self.path, wanted_columns(task)[-1], self.content)
+            return label_names(self.path, _wanted_columns(task)[-1], self.content)
         except MalformedFileError:  # said when it is read
             return None
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
-        wanted = wanted_columns(task, slices)
+        wanted = _wanted_columns(task, slices)
         warn_of_encoding(self.path, self.content)
         try:
             columns = read_columns(self.path, self.content, wanted)
@@ -121,12 +121,12 @@ class _HubSplit:
     def label_names(self, task: Task) -> list[str] | None:
         import datasets
 
-        feature = self.rows.features.get(wanted_columns(task)[-1])
+        feature = self.rows.features.get(_wanted_columns(task)[-1])
         feature = getattr(feature, "feature", feature)  # of a list, that of its items
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
-        wanted, available = wanted_columns(task, slices), list(self.rows.column_names)
+        wanted, available = _wanted_columns(task, slices), list(self.rows.column_names)
         values = self.rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         return replace(with_parts(Columns(available, values), wanted), stored_names=self.label_names(task))
 
@@ -463,7 +463,7 @@ def _read(
     place = SourceLocation(split.name, columns.lines)
     if name == "test" and kind.hides_answers(columns):
         if split.digest is not None:
-            column = wanted_columns(task)[-1]
+            column = _wanted_columns(task)[-1]
             values = columns.values.get(column, [])
             hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
             refuse(task, f"`{column}` of test rows must have answers", values, range(len(values)), place, hint)
@@ -490,7 +490,7 @@ def _short_rows(task: Task, columns: Columns, limit: int) -> Columns:
     def size(value: object) -> int:
         return sum(map(size, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
-    read = [columns.values[name] for name in wanted_columns(task)]
+    read = [columns.values[name] for name in _wanted_columns(task)]
     kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(size, row)) <= limit]
     if not kept:
         raise TaskDataError(

@@ -79,7 +79,7 @@ class _OptionRows:
 
 
 @dataclass(frozen=True)
-class ReadLosses:
+class _ReadLosses:
     """A `reduce`: the loss of each read, (n, width) float32, and whether its target was the likeliest, int64.
 
     Args:
@@ -473,7 +473,7 @@ class MultipleChoice(LanguageModelKind):
         prompts = prompts_of(asked)
         options = choices.behind([prompts.row(row) for row in range(len(asked))])
         every = np.arange(len(options.rows))
-        losses, correct = yield ForwardRequest(options.rows, every, ReadLosses(options.width))
+        losses, correct = yield ForwardRequest(options.rows, every, _ReadLosses(options.width))
         return options.sums(finite(losses)), options.sums(correct.numpy())
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
