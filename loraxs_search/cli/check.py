@@ -161,8 +161,24 @@ def _show_extremes(space: Space, description: SpaceDescription) -> None:
 
 
 def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
+    from loraxs_search.search_space.distributions import plain_name
+
     task, plan, description = space.task, space.search, seen.description
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
+    if description.combinations is not None:
+        combinations = f"{description.combinations:,} combination{'s' * (description.combinations != 1)}"
+    else:
+        continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
+        names = " and ".join(filter(None, (", ".join(continuous[:-1]), continuous[-1])))
+        combinations = f"any number of combinations, as {names} {'is' if len(continuous) == 1 else 'are'} continuous"
+    firsts = [
+        ", ".join(f"{plain_name(name)} {value}" for name, value in params.items()) for params in space.first_params()
+    ]
+    recipe = {"first trials" if len(firsts) > 1 else "first trial": f"by recipe: {'; '.join(firsts)}"} if firsts else {}
+    passes = ""
+    if seen.data is not None:
+        often = plan.max_steps * space.largest().batch_size / seen.data.num_rows["train"]
+        passes = f" ({often:.1f} passes over the training rows)"
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
@@ -170,9 +186,9 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         "method": ", ".join(space.method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
         + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),
-        "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
-        **_first_trials(space),
-        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{_passes(space, seen)},"
+        "searched": f"{', '.join(searched) or 'nothing'}: {combinations}",
+        **recipe,
+        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{passes},"
         f" scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, seen),
     }
@@ -180,31 +196,6 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     facts["at the end"] = _end(space, seen)
     return facts
-
-
-def _first_trials(space: Space) -> dict[str, str]:
-    """Say what the first trials have by recipe."""
-    from loraxs_search.search_space.distributions import plain_name
-
-    drawn = [{plain_name(name): value for name, value in params.items()} for params in space.first_params()]
-    firsts = [", ".join(f"{name} {value}" for name, value in params.items()) for params in drawn]
-    return {"first trials" if len(firsts) > 1 else "first trial": f"by recipe: {'; '.join(firsts)}"} if firsts else {}
-
-
-def _passes(space: Space, seen: CheckedSpace) -> str:
-    """Say how often the longest trial sees the training rows, once these are read."""
-    if seen.data is None:
-        return ""
-    passes = space.search.max_steps * space.largest().batch_size / seen.data.num_rows["train"]
-    return f" ({passes:.1f} passes over the training rows)"
-
-
-def _combinations(space: Space, description: SpaceDescription) -> str:
-    if description.combinations is not None:
-        return f"{description.combinations:,} combination{'s' * (description.combinations != 1)}"
-    continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
-    names = " and ".join(filter(None, (", ".join(continuous[:-1]), continuous[-1])))
-    return f"any number of combinations, as {names} {'is' if len(continuous) == 1 else 'are'} continuous"
 
 
 def _end(space: Space, seen: CheckedSpace) -> str:
