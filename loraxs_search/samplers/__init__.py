@@ -3,8 +3,7 @@
 _base.py     the contract
 entries.py   Optuna's samplers, by its names
 _optuna.py   what `gp` needs beside Optuna's own class
-proposer.py  asks the sampler for the next trial
-history.py   which trials it sees of a long study
+proposer.py  asks the sampler for the next trial, with the best and the latest of a long study
 trials.py    a study's trials, read from its log
 
 Nothing here is kept on disk: `StudyTrials` reads the log, and a proposal is an event in it before anything else has it.

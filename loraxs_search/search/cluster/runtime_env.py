@@ -46,7 +46,17 @@ def job_environment(file: str | None) -> dict[str, Any]:
             raise UsageError(f"`--runtime-env` must be a YAML file, but {file}: {reason}.", hint=_EXAMPLE) from error
         if not isinstance(env, dict) or not all(isinstance(key, str) for key in env):
             raise UsageError(f"`--runtime-env` must hold keys and values, but {file} does not.", hint=_EXAMPLE)
-        _check(file, env)
+        from ray.runtime_env import RuntimeEnv
+
+        # Ray would leave an unknown key out without a word, and refuse a wrong value without naming the file.
+        known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")} | {"nsight", "rocprof_sys"}
+        unknown = [] if _PLUGINS in os.environ else sorted(env.keys() - known)
+        if unknown:
+            raise UsageError(unknown_name(f"key of {file}", unknown[0], known), hint=_EXAMPLE)
+        try:
+            RuntimeEnv(**env)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"`--runtime-env` must be what Ray takes, but {file}: {error}", hint=_EXAMPLE) from error
     given = json.loads(os.environ.get(_OF_A_JOB) or "{}").get("runtime_env") or {}
     if "py_modules" not in env | given:
         env["py_modules"] = [str(_PACKAGE)]
@@ -92,20 +102,6 @@ def versions() -> dict[str, str]:
     if ray.get_runtime_context().runtime_env.get("py_modules"):
         here.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
     return here
-
-
-def _check(file: str, env: dict[str, Any]) -> None:
-    """Refuse what Ray would leave out without a word, or refuse without naming the file."""
-    from ray.runtime_env import RuntimeEnv
-
-    known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")} | {"nsight", "rocprof_sys"}
-    unknown = [] if _PLUGINS in os.environ else sorted(env.keys() - known)
-    if unknown:
-        raise UsageError(unknown_name(f"key of {file}", unknown[0], known), hint=_EXAMPLE)
-    try:
-        RuntimeEnv(**env)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"`--runtime-env` must be what Ray takes, but {file}: {error}", hint=_EXAMPLE) from error
 
 
 _EXAMPLE = "for instance one line: `uv: [transformers==5.24.0, peft==0.21.2]`"
