@@ -32,13 +32,12 @@ from loraxs_search.scaffold.roles import (
     doubtful_classes,
     guess_roles,
 )
-from loraxs_search.scaffold.table import Table, read_hub_table, read_table
+from loraxs_search.scaffold.table import Table, frame_lines, read_hub_table, read_table
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
-from loraxs_search.tasks.rows import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -705,7 +704,7 @@ def init(  # noqa: PLR0913  # each is a keyword
     )
     if out is not None and not force and Path(out).exists():
         raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or force=True")
-    frame = _lines(rows, name)
+    frame = frame_lines(rows, name)
     data = frame if frame is not None else str(rows)
     identity = data  # a DataFrame's rows, or the id of a data set
     if frame is None and (file := Path(data).expanduser()).exists():
@@ -734,37 +733,3 @@ def _in_python(text: str) -> str:
     """Return a message with arguments in place of the command line's options."""
     named = re.sub(r"--drop-empty\b", "drop_empty=True", re.sub(r"--map\b", "renamed", text))
     return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), named)
-
-
-def _lines(rows: Any, name: str | None) -> str | None:
-    """Return a DataFrame's rows as lines of JSON; None of what is no DataFrame."""
-    if isinstance(rows, str | Path):
-        return None
-    if not (hasattr(rows, "to_dict") and hasattr(rows, "columns")):
-        raise UsageError(
-            f"`rows` must be a pandas DataFrame, a file or a data set of the hub, but got {type(rows).__name__}.",
-            hint="give a path, or pandas.DataFrame(rows)",
-        )
-    if name is None:
-        raise UsageError("`name` must be given with a DataFrame: it names the task.", hint='as in name="reviews"')
-    names = [str(column) for column in rows.columns]
-    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
-        raise UsageError(
-            f"`rows` must name each column once, but has {', '.join(map(repr, twice))} twice.",
-            hint="rename or remove one of the two",
-        )
-    records = rows.astype(object).where(rows.notna(), None).set_axis(names, axis=1).to_dict("records")
-    lines = [json.dumps(record, ensure_ascii=False, default=_plain) for record in records]
-    if faults := [row for row, line in enumerate(lines) if not is_text(line)]:
-        raise UsageError(
-            f"`rows` must be valid Unicode, but row {faults[0]} has half of a surrogate pair.",
-            hint="encode it again, or remove it",
-        )
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON has no form for: numpy's values as Python's, times as ISO writes them, others as text."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -28,7 +28,7 @@ from loraxs_search.tasks.files import (
 )
 from loraxs_search.tasks.kinds import finite_number, items_of, only_number
 from loraxs_search.tasks.read import load_splits, rows_cache
-from loraxs_search.tasks.rows import Columns, MalformedFileError, composed
+from loraxs_search.tasks.rows import Columns, MalformedFileError, composed, is_text
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 _MAX_LISTED = 5
@@ -265,3 +265,37 @@ def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
     remark = f"the first {_MOST_OF_HUB:,} of {len(rows):,} rows" if len(rows) > _MOST_OF_HUB else ""
     as_columns = {name: Column(values) for name, values in columns.items()}
     return Table(hub, as_columns, None, source=source, label_names=label_names, remark=remark)
+
+
+def frame_lines(rows: Any, name: str | None) -> str | None:
+    """Return a DataFrame's rows as lines of JSON; None of what is no DataFrame."""
+    if isinstance(rows, str | Path):
+        return None
+    if not (hasattr(rows, "to_dict") and hasattr(rows, "columns")):
+        raise UsageError(
+            f"`rows` must be a pandas DataFrame, a file or a data set of the hub, but got {type(rows).__name__}.",
+            hint="give a path, or pandas.DataFrame(rows)",
+        )
+    if name is None:
+        raise UsageError("`name` must be given with a DataFrame: it names the task.", hint='as in name="reviews"')
+    names = [str(column) for column in rows.columns]
+    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+        raise UsageError(
+            f"`rows` must name each column once, but has {', '.join(map(repr, twice))} twice.",
+            hint="rename or remove one of the two",
+        )
+    records = rows.astype(object).where(rows.notna(), None).set_axis(names, axis=1).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, default=_plain) for record in records]
+    if faults := [row for row, line in enumerate(lines) if not is_text(line)]:
+        raise UsageError(
+            f"`rows` must be valid Unicode, but row {faults[0]} has half of a surrogate pair.",
+            hint="encode it again, or remove it",
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for: numpy's values as Python's, times as ISO writes them, others as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
