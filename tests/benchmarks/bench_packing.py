@@ -269,7 +269,7 @@ def main() -> None:
     tables: dict[str, list[Row]] = {}
     for pooling in arguments.pooling:
         bench = Bench(arguments, pooling=pooling)
-        device, dtype = str(bench.resident.device), str(bench.resident.dtype)
+        device, dtype = str(bench.resident.device), str(bench.resident.dtype).removeprefix("torch.")
         print(f"{device}, {dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
         rows = tables[pooling] = [bench.lone()]
         for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
