@@ -130,7 +130,13 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
             load_space("movie_reviews", overrides=["method=lora", given % wrong])
 
 
-PARTS = ("methods._plain_lora", "methods._lora_layers", "methods.verification", "methods.loraxs.packed", "engine.layers")
+PARTS = (
+    "methods._plain_lora",
+    "methods._lora_layers",
+    "methods.verification",
+    "methods.loraxs.packed",
+    "engine.layers",
+)
 IMPORT_EACH_FIRST = """
 import importlib, os, sys
 import transformers.modeling_utils  # what takes long, and imports no PEFT
