@@ -115,7 +115,7 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     slots = world.join(pack, specs)
     train(pack, slots, 6)
     assert pack.base.prefix.depth == 2
-    world.check_as_alone(pack, slots)
+    world.check_as_alone(pack, slots, 3e-5)  # one number of DistilBERT has a gradient near the eps of AdamW
 
 
 def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any]) -> None:

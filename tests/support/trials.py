@@ -141,7 +141,7 @@ class TrialBase:
         for slot, snapshot, report in zip(slots, packed, reports, strict=True):
             lone = run_alone(slot.spec, slot.data, self.model, self.factors, snapshot.step)
             expected, close = lone.reports[-1], max(tolerance, 1e-5)
-            assert distance(snapshot, lone) < tolerance, slot.spec
+            assert (found := distance(snapshot, lone)) < tolerance, (found, slot.spec.trial_id)
             assert (report.step, report.num_tokens, report.size) == (snapshot.step, expected.num_tokens, expected.size)
             assert report.train_loss == pytest.approx(expected.train_loss, rel=close)
             assert report.metrics == pytest.approx(expected.metrics, rel=close)
