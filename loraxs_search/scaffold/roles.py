@@ -451,8 +451,8 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
     if not (faults := faults + doubtful):
         return
     head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
-    mended = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
-    way = f", or: {mended.command(table.name)}" if mended != choices and table.is_file else ""
+    corrected = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
+    way = f", or: {corrected.command(table.name)}" if corrected != choices and table.is_file else ""
     if doubtful and kind == CLASSES and len(counts) <= _MANY_CLASSES:
         meant_all = replace(choices, drop_empty=lacks or choices.drop_empty, labels=tuple(sorted(counts)))
         way += f"; if all of them are meant: {meant_all.command(table.name)}"

@@ -165,7 +165,7 @@ class PreparedTask(RowSource):
         slices: What each test row has in the task's slice columns.
     """
 
-    def __init__(  # one place makes it
+    def __init__(
         self,
         kind: TaskKind,
         tokenizer: PreTrainedTokenizerBase,

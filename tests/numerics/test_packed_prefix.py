@@ -113,9 +113,9 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     world = deep(family)
     specs, pack = upper_specs(world), pack_of(world)
     slots = world.join(pack, specs)
-    train(pack, slots, 6)
+    train(pack, slots, 20)  # a first gradient near AdamW's eps may set one number 3e-7 apart: little beside R by then
     assert pack.base.prefix.depth == 2
-    world.check_as_alone(pack, slots, 3e-5)  # one number of DistilBERT has a gradient near the eps of AdamW
+    world.check_as_alone(pack, slots)
 
 
 def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any]) -> None:

@@ -113,7 +113,7 @@ class StudySearcher(_Unpickled, Searcher):
     fatal_error: LoraxsError | None = None
     failing: str | None = None
 
-    def __init__(  # the parts of one search
+    def __init__(
         self,
         sampler: Proposer,
         ledger: Ledger,
@@ -401,7 +401,7 @@ class StudySearcher(_Unpickled, Searcher):
                 lost = f"its host was lost more than {counted(self._plan.max_failures, 'time')}"
                 self._fail(name, lost if error or result is None else result[FAILED])
                 return
-            self.on_trial_result(trial_id, result)  # none where a user stopped it at once
+            self.on_trial_result(trial_id, result)  # without a report if a user stopped it at once
             step, state, is_cut = result[STEP], TrialState.PRUNED, False
             if step >= self._plan.max_steps:
                 state, reason = TrialState.COMPLETE, f"trained all {step} steps"

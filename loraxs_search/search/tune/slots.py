@@ -177,7 +177,7 @@ class _SlotResources(PlacementGroupAcquiredResources):
 class SlotManager(PlacementGroupResourceManager):
     """Reserves the shares of trials as Tune does, and counts those that trials hold."""
 
-    advancers: Advancers  # set once it is made: `clear` calls `__init__` with arguments of its own
+    advancers: Advancers  # set after it is made: Ray's `clear` calls `__init__` again
     num_held = 0
 
     def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
