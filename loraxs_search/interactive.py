@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.scaffold.draft import init
 from loraxs_search.search.driver.launch import launch as _launch
 from loraxs_search.search.driver.launch import resume as _resume
 from loraxs_search.search.driver.result import SearchResult
-from loraxs_search.search.ledger import SearchView
 from loraxs_search.search_space.load import Overrides, SpaceSource
 
 if TYPE_CHECKING:

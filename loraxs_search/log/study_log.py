@@ -6,18 +6,19 @@ over by readers and cut off by the next write.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log import clock
 from loraxs_search.log.events import (
@@ -26,14 +27,20 @@ from loraxs_search.log.events import (
     Commanded,
     DriverStarted,
     LoggedEvent,
+    Phase,
     Reopened,
     ReportWritten,
     SearchFinished,
+    SearchStarted,
+    ShownEvent,
     TrainingEnded,
     TrialContinued,
     TrialEnded,
+    TrialEvent,
     TrialReported,
     TrialStarted,
+    Warned,
+    WatchedEvent,
 )
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Baseline
@@ -41,6 +48,7 @@ from loraxs_search.records.search import CommandRecord
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
+STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _OF_NO_LINE = ("event", "at", "study")
 _EventT = TypeVar("_EventT", bound=LoggedEvent)
 _logger = logging.getLogger(__name__)
@@ -174,15 +182,41 @@ def _adapter() -> Any:
 
 
 # ---- the log of a study ----------------------------------------------------------------------------------------------
+class SearchView(Protocol):
+    """Shows a running search; every call returns at once. One that raises is called no more.
+
+    Of a search that continues, what an earlier driver did is not repeated.
+    """
+
+    def happened(self, event: ShownEvent) -> None:
+        """Take the next event; from any thread."""
+
+    def known(self, event: ShownEvent) -> None:
+        """Take an event of an earlier driver's trials; these come right after the first `SearchStarted`."""
+
+
+class SilentView:
+    """A view that shows nothing; what a program calling `launch` gets by default."""
+
+    def happened(self, event: ShownEvent) -> None: ...
+
+    def known(self, event: ShownEvent) -> None: ...
+
+
 class StudyLog:
     """A study's `journal.jsonl`, and what its events say.
 
     One process appends, which holds the study's lock, from one object and any of its threads: a line that a kill has
     torn is cut off by the next append. Anyone reads.
 
+    A driver also shows the search through it. What happens to trials is in the file before anything acts on it, and a
+    file that cannot be written stops the search. What is only shown stops nothing.
+
     Args:
         study: The study's name, which its events carry.
+        view: Who watches the driver that appends.
     Attributes:
+        follow: Called with each trial's event after it was written and shown.
         records: Every trial known so far, by id, in the order they were started.
         reports: Every report of every trial, in the order they came.
         commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
@@ -195,8 +229,10 @@ class StudyLog:
         is_finished: Whether all that MLflow receives at the end of a search is recorded.
     """
 
-    def __init__(self, path: Path, study: str | None = None) -> None:
-        self._path, self._study = path, study
+    def __init__(self, path: Path, study: str | None = None, view: SearchView | None = None) -> None:
+        self._path, self._study, self._view = path, study, view or SilentView()
+        self.follow: Callable[[TrialEvent], None] = lambda _: None
+        self._has_shown_start, self._phase = False, ""
         self._end, self._lock = 0, threading.RLock()
         self.records: dict[str, TrialRecord] = {}
         self.reports: list[TrialReport] = []
@@ -226,6 +262,14 @@ class StudyLog:
         """When the last event was recorded, seconds since 1970."""
         return self._work_time.until
 
+    def unfinished(self) -> list[TrialRecord]:
+        """Return the trials that were started and have not ended."""
+        return [record for record in self.records.values() if record.state is TrialState.RUNNING]
+
+    def last_step(self, trial_id: str) -> int:
+        """Return the step of a trial's last report; 0 if it has none."""
+        return max((report.step for report in self.records[trial_id].reports[-1:]), default=0)
+
     def history(self) -> Iterator[LoggedEvent]:
         """Yield every event from the first one on."""
         return (event for event, _ in read_events(self._path, self._study) if event is not None)
@@ -253,6 +297,7 @@ class StudyLog:
         Raises:
             HomeError: no space left, or no right to write; nothing has changed.
         """
+        event = replace(event, study=self._study)
         with self._lock:
             match event:
                 case TrialStarted():
@@ -276,6 +321,10 @@ class StudyLog:
             self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=event.is_flushed)
             self._apply(event)
             self._is_drivers |= isinstance(event, DriverStarted)
+        if isinstance(event, TrialEvent):
+            if self._has_shown_start:
+                self.show(event)
+            self.follow(event)
         return event
 
     def _apply(self, event: LoggedEvent) -> None:
@@ -331,3 +380,66 @@ class StudyLog:
                 self.has_report = True
             case SearchFinished():
                 self.is_finished = event.state == "FINISHED"
+
+    # ---- what watchers are shown -------------------------------------------------------------------------------------
+    def say(self, event: WatchedEvent) -> None:
+        """Show an event that only watchers need; the file has it, too, while a driver is at work.
+
+        When trials are about to train, the view also receives what they already have, once.
+        """
+        event = replace(event, study=self._study)
+        if self._is_drivers:
+            with contextlib.suppress(HomeError):
+                self.append(event)
+        self.show(event)
+        if isinstance(event, SearchStarted) and not self._has_shown_start:
+            self._has_shown_start = True
+            for one in self.history():
+                if isinstance(one, TrialEvent):
+                    self.show(one, is_known=True)
+
+    def phase(self, text: str) -> None:
+        """Say that other work begins."""
+        self._phase = text
+        self.say(Phase(text=text))
+
+    def counted(self, done: int, total: int, unit: str) -> None:
+        """Say how far the present work has got."""
+        self.say(Phase(text=self._phase, done=done, total=total, unit=unit))
+
+    def show(self, event: ShownEvent, *, is_known: bool = False) -> None:
+        """Show an event that the file lacks or has already."""
+        try:
+            (self._view.known if is_known else self._view.happened)(event)
+        except Exception as error:  # noqa: BLE001  # of a view that someone else wrote, or of a pipe without a reader
+            self._view = SilentView()
+            _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
+
+    def close(self) -> None:
+        """Show what is said from now on, but do not write it: the file may soon be another driver's."""
+        self._is_drivers = False
+
+    @contextlib.contextmanager
+    def saying_warnings(self) -> Iterator[None]:
+        """Say what this package warns of, in any thread but those of other studies."""
+        handler = _Warnings(self)
+        logger = logging.getLogger("loraxs_search")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, log: StudyLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log, self._thread = log, threading.current_thread().name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        other = str(record.threadName)
+        if other == self._thread or not other.startswith(STUDY_THREADS):
+            try:
+                self._log.say(Warned(text=record.getMessage()))
+            except Exception:  # noqa: BLE001  # whoever warns continues, as with logging's own handlers
+                self.handleError(record)

@@ -1,1 +1,1 @@
-"""The search: Ray Tune schedules, Optuna samples, hosts train, one ledger records."""
+"""The search: Ray Tune schedules, Optuna samples, hosts train, one log records."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import write_atomic
-from loraxs_search.log.study_log import DAMAGED_HINT
+from loraxs_search.log.events import TrialReported
+from loraxs_search.log.study_log import DAMAGED_HINT, StudyLog
 from loraxs_search.records.codec import check_trial_id, from_json
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.trial import TrialReport
 from loraxs_search.safetensors_header import entry_of
+
+_logger = logging.getLogger(__name__)
 
 
 def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
@@ -110,10 +114,22 @@ class Snapshots:
         path = snapshot_path(self._folder, trial_id)
         return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
 
-    def set_aside(self, trial_id: str) -> None:
-        """Have a trial be without its last state, which is damaged."""
-        path = snapshot_path(self._folder, trial_id)
-        path.replace(path.with_suffix(".damaged"))
+    def recover(self, log: StudyLog) -> None:
+        """Take the reports that a killed driver left in snapshots, which are written first, into the log.
+
+        A trial whose snapshot is damaged begins again.
+        """
+        for record in log.unfinished():
+            try:
+                snapshot = self.read(record.trial_id)
+                reports = read_reports(snapshot) if snapshot else ()
+            except StudyError as error:
+                path = snapshot_path(self._folder, record.trial_id)
+                path.replace(path.with_suffix(".damaged"))
+                _logger.warning("trial %s begins again: %s", record.trial_id, error.message)
+                continue
+            for report in reports:
+                log.append(TrialReported(report=report))
 
     def read_kept(self, trial_id: str) -> bytes | None:
         """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.

@@ -163,12 +163,12 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from ray import cloudpickle
 
     from faults import faulty_host
+    from loraxs_search.log.study_log import SilentView
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.driver.launch import Driver, new_study
     from loraxs_search.search.hosts.host_config import host_config
     from loraxs_search.search.hosts.pool import HostPool
-    from loraxs_search.search.ledger import SilentView
     from loraxs_search.search_space.load import load_space
     from loraxs_search.tracking.store import ensure_store
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted, Warned
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.search.driver.result import SearchResult
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.search.tune import loop
 
 pytestmark = [

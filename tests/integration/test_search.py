@@ -31,6 +31,7 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.promotion import Decision
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
@@ -40,7 +41,6 @@ from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import study_actors
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.search.tune import loop
 from loraxs_search.steering.send import extend_study
 from loraxs_search.steering.state import Deadline

@@ -12,11 +12,11 @@ import pytest
 from faults import faulty_baselines
 from support import simulated_host
 
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import Driver, launch_together, new_study
 from loraxs_search.search.driver.result import SearchResult
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect, ensure_store

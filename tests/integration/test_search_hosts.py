@@ -14,10 +14,10 @@ from support.spaces import REVIEWS
 
 from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, TaskDataError, TrackingError
 from loraxs_search.log.events import ShownEvent, TrialReported
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.driver.result import SearchResult
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from loraxs_search.log.events import ShownEvent, TrialReported
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import pool
-from loraxs_search.search.ledger import SilentView
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 AT_ONCE, EVERY, STEPS = 12, 10, 60

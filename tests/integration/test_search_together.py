@@ -10,9 +10,9 @@ import pytest
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.log.events import SearchStarted, ShownEvent
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, launch_together
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.studies.folder import list_studies
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.load import parse_space
@@ -57,7 +55,7 @@ class Driver:
     def begin(self) -> str | None:
         """Have a trial begin; return its id, or what Tune is told where none does."""
         before = set(self.searcher._trial_ids)
-        config = self.searcher.suggest(f"tune-{len(before)}-{len(self.searcher._ledger.records)}")
+        config = self.searcher.suggest(f"tune-{len(before)}-{len(self.searcher._log.records)}")
         if self.searcher.fatal_error is not None:
             raise self.searcher.fatal_error
         if not isinstance(config, dict):
@@ -102,9 +100,10 @@ def drive(folder: StudyFolder) -> Driver:
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
     journal, info = folder.journal(), folder.info
     trials = StudyTrials(info.task, info.search)
-    ledger = Ledger("s", SilentView())
-    ledger.open(journal, trials)
-    ledger.recover(folder)
+    for event in journal.history():
+        trials.apply(event)
+    journal.follow = trials.apply
+    folder.snapshots.recover(journal)
     steered_study = steered(folder, journal)
 
     def spec(trial_id: str, params: Any, seed_of: str = "") -> Any:
@@ -116,7 +115,7 @@ def drive(folder: StudyFolder) -> Driver:
     )
     searcher = StudySearcher(
         Proposer(trials, space),
-        ledger,
+        journal,
         info.search,
         actors,
         make_scheduler(info.search, "maximize"),
@@ -131,10 +130,3 @@ def drive(folder: StudyFolder) -> Driver:
 
     searcher.take_commands = hear
     return Driver(folder, searcher, trials)
-
-
-class Silent:
-    """Trials that nothing is made of."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None

@@ -39,7 +39,7 @@ FACTS = SearchStarted(
 
 
 class Teller:
-    """Tells what has happened to trials since it last had their records, as a ledger does."""
+    """Tells what has happened to trials since it last had their records, as a log does."""
 
     def __init__(
         self, happened: Callable[[ShownEvent], None], known: Callable[[ShownEvent], None] = lambda _: None

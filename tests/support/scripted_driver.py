@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loraxs_search.log.events import (
+    BaselineScored,
     CandidateScored,
     DriverStarted,
     SearchStarted,
@@ -15,11 +14,9 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.search.ledger import Ledger
 from loraxs_search.studies.folder import StudyFolder
-from support.asked_driver import Silent
 from support.searched_studies import confirm
 from support.toys import HYPERPARAMETERS
 
@@ -47,9 +44,7 @@ class ScriptedDriver:
 
     def __init__(self, folder: StudyFolder) -> None:
         self.seen: list[ShownEvent] = []
-        self.folder, self.journal = folder, folder.journal()
-        self.say = Ledger(folder.name, self)
-        self._open()
+        self.folder, self.journal = folder, StudyLog(folder.journal_path, folder.name, self)
 
     def happened(self, event: ShownEvent) -> None:
         self.seen.append(event)
@@ -57,31 +52,27 @@ class ScriptedDriver:
     def known(self, event: ShownEvent) -> None:
         """Pass over an event of an earlier driver."""
 
-    def _open(self) -> None:
-        nobody: Any = Silent()
-        self.say.open(self.journal, nobody)
-
     def begin(self) -> None:
         self.journal.append(DriverStarted(since=1.0))
-        self.say.say(facts(self.folder))
+        self.journal.say(facts(self.folder))
 
     def train(self, trial_id: str, steps: int) -> None:
-        self.say.trial(TrialStarted(trial_id=trial_id, params={"rank": 4}, hyperparameters=HYPERPARAMETERS))
+        self.journal.append(TrialStarted(trial_id=trial_id, params={"rank": 4}, hyperparameters=HYPERPARAMETERS))
         for step in range(20, steps + 1, 20):
             report = TrialReport(trial_id, step, {"accuracy": 0.5}, 1.0, 1.0, 10, AdapterSize(16, 4, 80), host="a")
-            self.say.trial(TrialReported(report=report))
+            self.journal.append(TrialReported(report=report))
 
     def end(self, trial_id: str, state: TrialState) -> None:
-        self.say.trial(TrialEnded(trial_id=trial_id, state=state, reason="so"))
+        self.journal.append(TrialEnded(trial_id=trial_id, state=state, reason="so"))
 
     def finish(self) -> None:
         self.journal.append(TrainingEnded(notice=""))
-        self.say.phase("training the best 1 again from 1 fresh seeds")
-        self.say.counted(20, 40, "steps")
-        self.say.say(Warned(text="many answers were cut"))
-        self.say.baselines_scored([Baseline("constant", {"accuracy": 0.4}), Baseline("tfidf", failed="too long")])
-        self.say.say(CandidateScored(trial="00000", split="validation", metrics={"accuracy": 0.6}))
-        self.say.close()
-        self.say.phase("writing the last records to MLflow")
+        self.journal.phase("training the best 1 again from 1 fresh seeds")
+        self.journal.counted(20, 40, "steps")
+        self.journal.say(Warned(text="many answers were cut"))
+        self.journal.say(BaselineScored(name="constant", metrics={"accuracy": 0.4}))
+        self.journal.say(CandidateScored(trial="00000", split="validation", metrics={"accuracy": 0.6}))
+        self.journal.close()
+        self.journal.phase("writing the last records to MLflow")
         self.journal.append(TrainingEnded(notice=""))
         confirm(self.folder, "00000", [0.6])

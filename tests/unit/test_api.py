@@ -12,8 +12,8 @@ import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.search.ledger import SilentView
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 

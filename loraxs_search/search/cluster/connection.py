@@ -138,7 +138,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         )
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the ledger has reasons
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the log has reasons
     import ray
     from ray.exceptions import AuthenticationError
 

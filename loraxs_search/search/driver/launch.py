@@ -18,6 +18,7 @@ from loraxs_search.errors import BaseModelError, HomeError, LoraxsError, SearchI
 from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase, SearchFinished
+from loraxs_search.log.study_log import STUDY_THREADS, SearchView, StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import AdapterRef, StartFrom
@@ -35,12 +36,11 @@ from loraxs_search.search.driver.result import (
     open_tracker,
     summary_of,
 )
-from loraxs_search.search.ledger import Ledger, SearchView, SilentView
 from loraxs_search.search_space.describe import trial_shapes
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import asks_for_more, foreseen
-from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lookup import store_of
 from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
@@ -155,11 +155,11 @@ class Driver:
     """
 
     def __init__(
-        self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event, *, is_locked: bool = False
+        self, info: StudyInfo, space: Space, view: SearchView | None, stop: threading.Event, *, is_locked: bool = False
     ) -> None:
         self._info, self._space, self._stop, self._is_locked = info, space, stop, is_locked
         self._lost_lease = threading.Event()  # which stops no search beside this one
-        self._ledger = Ledger(info.name, view)
+        self._log = StudyLog(studies_root() / info.name / "journal.jsonl", info.name, view)
         self._started_at = steady_time()
 
     def run(self, pool: HostPool) -> SearchResult:
@@ -169,18 +169,18 @@ class Driver:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
-        self._ledger.phase("loading the base model and the data")
+        self._log.phase("loading the base model and the data")
         from loraxs_search.search.driver import session  # noqa: F401  # Ray Tune and Optuna load while the host does
         from loraxs_search.search.hosts.study_actors import StudyActors
 
-        with self._ledger.hearing_warnings():
+        with self._log.saying_warnings():
             folder = self._begun_folder()
             recorded = folder.identity() if folder else None
             actors = StudyActors(self._info, self._space, pool, self.check_stop, recorded)
             try:
                 self._info, self._space = with_pooling(self._info, self._space, actors.info)
                 check_start(self._space, self._info, actors.info)
-                actors.prepare_factors(self._ledger.phase)
+                actors.prepare_factors(self._log.phase)
                 if (folder := self._begun_folder()) is None:  # `create` refuses a name that was taken in the meantime
                     folder = StudyFolder.create(self._info, self._space.text, resolved=self._space)
                 return self.search(actors, folder)
@@ -200,23 +200,22 @@ class Driver:
             if lacks_baseline(folder):
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
-            journal = folder.journal()
+            self._log.refresh()
             tracker = open_tracker(folder, self._info.tracking_uri, mirror)
             try:
                 session = SearchSession(
                     self._info,
                     self._space,
                     folder,
-                    journal,
+                    self._log,
                     actors,
-                    self._ledger,
                     self.is_stopped,
                     started_at=self._started_at,
                     run_of=tracker.run_id,
                 )
                 result = session.run()
-                keep_report(folder, journal)
-                journal.append(SearchFinished(state="FINISHED", summary=summary_of(result)))
+                keep_report(folder, self._log)
+                self._log.append(SearchFinished(state="FINISHED", summary=summary_of(result)))
                 return result
             except BaseException as error:
                 if mirror is not None and mirror.lost_to is not None:
@@ -224,11 +223,11 @@ class Driver:
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
                     notice = {"notice": str(own_error(error))}
-                    journal.append(SearchFinished(state="KILLED" if stopped else "FAILED", summary=notice))
+                    self._log.append(SearchFinished(state="KILLED" if stopped else "FAILED", summary=notice))
                 raise
             finally:
-                self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
-                self._ledger.phase("writing the last records to MLflow")
+                self._log.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
+                self._log.phase("writing the last records to MLflow")
                 if mirror is not None and mirror.lost_to is not None:
                     tracker.abandon()
                 else:
@@ -279,7 +278,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
     uri = resolve_uri(tracking_uri)
     info = new_study(loaded, name, uri, storage)
     with _ready([loaded], uri, address, runtime_env, view) as pool:
-        return Driver(info, loaded, view or SilentView(), stop or threading.Event()).run(pool)
+        return Driver(info, loaded, view, stop or threading.Event()).run(pool)
 
 
 def launch_together(
@@ -313,10 +312,10 @@ def launch_together(
     infos = [new_study(space, None, uri, storage) for space in loaded]
     stop = stop or threading.Event()
     drivers = [
-        Driver(info, space, views(info.name) if views else SilentView(), stop)
+        Driver(info, space, views(info.name) if views else None, stop)
         for info, space in zip(infos, loaded, strict=True)
     ]
-    with _ready(loaded, uri, address, runtime_env) as pool, ThreadPoolExecutor(len(drivers), "study") as threads:
+    with _ready(loaded, uri, address, runtime_env) as pool, ThreadPoolExecutor(len(drivers), STUDY_THREADS) as threads:
         futures = [threads.submit(driver.run, pool) for driver in drivers]
         try:
             wait(futures)
@@ -464,4 +463,4 @@ def resume(
     space = replace(space, search=study.plan)
     # The lock before Ray is started: commands that come now wait for this driver.
     with folder.lock(), _ready([space], info.tracking_uri, address, runtime_env, view) as pool:
-        return Driver(info, space, view or SilentView(), stop or threading.Event(), is_locked=True).run(pool)
+        return Driver(info, space, view, stop or threading.Event(), is_locked=True).run(pool)

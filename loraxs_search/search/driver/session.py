@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 from ray import ObjectRef
@@ -21,6 +21,7 @@ from loraxs_search.errors import (
 )
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import (
+    BaselineScored,
     BaselinesMeasured,
     CandidateScored,
     DataRead,
@@ -30,12 +31,16 @@ from loraxs_search.log.events import (
     SearchStarted,
     TrainingEnded,
     TrialEnded,
+    TrialEvent,
+    TrialReported,
+    TrialsAdvanced,
 )
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.host import LinearProbe
-from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import SearchRun, StudyDescription
-from loraxs_search.records.trial import TrialState
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.proposer import Proposer
@@ -49,7 +54,6 @@ from loraxs_search.search.driver.work_items import map_over_hosts
 from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import HostProxy, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search.ledger import Ledger, ScoreWatch
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.describe import notes
 from loraxs_search.search_space.space import Space
@@ -113,6 +117,30 @@ class StudyProbe:
         return host.linear_probe.remote(self._task)
 
 
+class ScoreWatch:
+    """Warns once of each thing.
+
+    Args:
+        max_steps: Of each trial. One that has trained less than half of them proves nothing.
+    """
+
+    def __init__(self, task: Task, max_steps: int) -> None:
+        self._kind, self._max_steps = kind_of(task), max_steps
+        self._said: set[str] = set()
+
+    def reported(self, report: TrialReport) -> None:
+        """Look at the scores of a trial's report."""
+        if 2 * report.step >= self._max_steps:
+            self.scored(report.trial_id, report.metrics)
+
+    def scored(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        """Look at an adapter's scores."""
+        for name, sentence in self._kind.score_warnings(metrics):
+            if name not in self._said:
+                self._said.add(name)
+                _logger.warning("trial %s: %s", trial_id, sentence)
+
+
 _TIMED_STEPS = 4  # of each trial
 _LOOK_EVERY_S = 0.2  # for commands
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
@@ -127,33 +155,43 @@ class SearchSession:
         run_of: Returns the run of a trial in MLflow, if it has one by now.
     """
 
-    def __init__(  # noqa: PLR0913  # the parts of one search
+    def __init__(
         self,
         info: StudyInfo,
         space: Space,
         folder: StudyFolder,
         journal: StudyLog,
         actors: StudyActors,
-        ledger: Ledger,
         is_stopped: Callable[[], bool],
         *,
         started_at: float,
         run_of: Callable[[str], str | None],
     ) -> None:
         self._baselines = StudyBaselines(folder, actors, space.task)  # begun first: Ray Tune takes seconds to start
-        actors.linear_probe = StudyProbe(folder, actors, space, ledger.phase).digest
+        actors.linear_probe = StudyProbe(folder, actors, space, journal.phase).digest
         self._info, self._space, self._folder, self._journal = info, space, folder, journal
-        self._actors, self._ledger, self._is_stopped, self._run_of = actors, ledger, is_stopped, run_of
+        self._actors, self._is_stopped, self._run_of = actors, is_stopped, run_of
         self._study = steered(folder, journal)
         reopen(self._study)
         plan, task = info.search, info.task
         self._deadline = Deadline(plan, self._study.state, started_at - journal.spent_s)
         self._watch = ScoreWatch(task, plan.max_steps)
+        self._said_baselines = set[str]()
         self._timed: tuple[float, int] | None = None  # when this many steps were done
         self._has_said_what_fits = False
         self._finalization: Finalization | None = None  # once its trials have ended
         trials = StudyTrials(task, plan)
-        ledger.open(journal, trials, self._watch, after_report=self._after_report)
+        for event in journal.history():
+            trials.apply(event)
+
+        def follow(event: TrialEvent) -> None:
+            trials.apply(event)
+            if isinstance(event, TrialReported):
+                self._watch.reported(event.report)
+                self._say_baselines(self._baselines.known())
+                self._keep_time_for_end()
+
+        journal.follow = follow
         params = actors.hardware() | {
             "search.metric": task.search_metric,
             "search.direction": task.search_direction,
@@ -165,13 +203,13 @@ class SearchSession:
         run = SearchRun(space.text, plan, params, environment_tags(actors.gpus()), facts)
         journal.append(DriverStarted(since=started_at, run=run))
         if not journal.records:
-            ledger.say(DataRead(metric=task.metric, num_rows=rows, report=actors.info.data))
-        ledger.recover(folder)
+            journal.say(DataRead(metric=task.metric, num_rows=rows, report=actors.info.data))
+        folder.snapshots.recover(journal)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.spares = self._is_recipe
         scheduler.replay(journal.reports, task.search_metric)
         for trial_id, reason in scheduler.stopped.items():  # of trials that had not ended yet
-            ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
+            journal.append(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
         self._shown_plan = planned(plan, self._study.state, self._study.records)
         self._end_time: EndTime | None = None
         self._answer_s = 0.0  # how long an answer at the end takes, where scores are not all there is
@@ -181,10 +219,10 @@ class SearchSession:
             )
             self._answer_s = base.seconds_per_row()
         self._keep_time_for_end()
-        ledger.say(self._facts())
+        journal.say(self._facts())
         self._searcher = StudySearcher(
             Proposer(trials, space),
-            ledger,
+            journal,
             plan,
             actors,
             scheduler,
@@ -204,7 +242,7 @@ class SearchSession:
         """
         with self._actors.watched(self._record_usage, self._show_steps, lambda: self._searcher.to_cancel):
             run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
-        self._ledger.close()
+        self._journal.close()
         self._journal.append(TrainingEnded(notice=self._journal.notice or ""))
         return result_of(self._folder, self._journal)
 
@@ -227,20 +265,20 @@ class SearchSession:
 
     def _act_on_commands(self) -> None:
         """Have the searcher act by commands; where they change the plan, the view begins anew."""
-        if not take_commands(self._study, self._ledger.say):
+        if not take_commands(self._study, self._journal.say):
             return
         self._searcher.apply_commands()
         plan = planned(self._info.search, self._study.state, self._study.records)
         if plan != self._shown_plan:
             self._shown_plan = plan
-            self._ledger.say(self._facts())
+            self._journal.say(self._facts())
 
     def _wants_more(self) -> bool:
         """Take what people have sent; say whether they ask for more than has been trained."""
         self._act_on_commands()  # what came too late is refused
         has_more = reopen(self._study)
         if has_more:
-            self._ledger.say(self._facts())
+            self._journal.say(self._facts())
         return has_more
 
     def _train(self) -> None:
@@ -253,36 +291,37 @@ class SearchSession:
 
         Test rows are asked only after people have last been asked whether it does.
         """
-        trials = completed_trials(self._ledger.records.values(), self._folder.checkpoint_selection)
+        trials = completed_trials(self._journal.records.values(), self._folder.checkpoint_selection)
         finalization = self._finalization = Finalization(
             self._actors,
             self._folder,
             self._space,
             trials,
             self._is_stopped,
-            self._ledger.counted,
+            self._journal.counted,
             self._take_commands,
         )
         baselines = self._baselines.result(finalization.on_loop_step)
         self._journal.append(BaselinesMeasured(baselines=baselines))
-        self._say_baselines()
+        self._say_baselines(baselines)
         candidates = self._validated(finalization)
         if self._wants_more():
             return False
         if not finalization.base_baseline.is_measured:
-            self._ledger.phase("asking the untouched base, on validation and test rows")
+            self._journal.phase("asking the untouched base, on validation and test rows")
             finalization.base_baseline.measure()
-        self._ledger.phase("scoring the finalist on the test rows, writing adapters")
+        self._journal.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finalization.seal(candidates, self._run_of)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
-            self._ledger.say(CandidateScored(trial=candidate.trial_id, split="test", metrics=candidate.test_metrics))
+            self._journal.say(CandidateScored(trial=candidate.trial_id, split="test", metrics=candidate.test_metrics))
             try:
                 Registry(store_of(self._folder)).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
                 _logger.info("the registry does not record who has answered the test rows: %s", error.message)
         log_adapters(self._folder, self._journal, trials, candidates)
-        self._journal.append(BaselinesMeasured(baselines=self._folder.baselines() or ()))
-        self._ledger.baselines_scored(self._folder.baselines() or ())
+        baselines = self._folder.baselines() or ()
+        self._journal.append(BaselinesMeasured(baselines=baselines))
+        self._say_baselines(baselines)
         self._folder.write_candidates(candidates)
         return True
 
@@ -295,18 +334,18 @@ class SearchSession:
             fitting, specs = num_best + num_refits, missing[:num_refits]
         if specs:
             trials, fresh = counted(len(best), "trial"), counted(self._info.promotion.seeds, "fresh seed")
-            self._ledger.phase(f"training the best {trials} again from {fresh}")
+            self._journal.phase(f"training the best {trials} again from {fresh}")
             finalization.refit(specs, lambda: self._deadline.left_s == 0.0)
         if left_out := finalization.missing_refits():
             refits = self._info.promotion.seeds * len(best)
             _logger.warning("The time budget has no room for %d of %s.", len(left_out), counted(refits, "refit"))
-        self._ledger.phase("scoring the candidates on all validation rows")
+        self._journal.phase("scoring the candidates on all validation rows")
         candidates = finalization.validate(fitting)
         if (unscored := len(best) - len({trial_of(candidate.trial_id) for candidate in candidates})) > 0:
             _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(best))
         for candidate in candidates:
             scores = candidate.validation_metrics
-            self._ledger.say(CandidateScored(trial=candidate.trial_id, split="validation", metrics=scores))
+            self._journal.say(CandidateScored(trial=candidate.trial_id, split="validation", metrics=scores))
         for candidate in candidates[:1]:
             self._watch.scored(candidate.trial_id, candidate.validation_metrics)
         return candidates
@@ -337,17 +376,20 @@ class SearchSession:
         end_s = self._end_time.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
         self._deadline.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
 
-    def _after_report(self) -> None:
-        self._say_baselines()
-        self._keep_time_for_end()
-
     # ---- what watchers are shown -------------------------------------------------------------------------------------
-    def _say_baselines(self) -> None:
-        self._ledger.baselines_scored(self._baselines.known())
+    def _say_baselines(self, baselines: Iterable[Baseline]) -> None:
+        """Say each baseline's scores once."""
+        for baseline in baselines:
+            if baseline.validation_metrics and baseline.name not in self._said_baselines:
+                self._said_baselines.add(baseline.name)
+                self._journal.say(BaselineScored(name=baseline.name, metrics=baseline.validation_metrics))
 
     def _show_steps(self, steps: Mapping[str, int]) -> None:
         """Say how far trials and refits have got since their last reports; called from its own thread."""
-        self._ledger.advanced(self._folder, steps)
+        event = TrialsAdvanced(study=self._folder.name, steps=steps)
+        with contextlib.suppress(HomeError):
+            self._folder.write_steps(event)
+        self._journal.show(event)
         for name, step in steps.items():
             if self._finalization is not None:
                 self._finalization.reached(name, step)
@@ -385,7 +427,7 @@ class SearchSession:
 
     def _facts(self) -> SearchStarted:
         actors, task = self._actors, self._info.task
-        plan = planned(self._info.search, self._study.state, self._ledger.records)
+        plan = planned(self._info.search, self._study.state, self._journal.records)
         return SearchStarted(
             task=task.registered_name,
             metric=task.search_metric,

@@ -34,6 +34,7 @@ from loraxs_search.errors import (
     counted,
 )
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
@@ -44,7 +45,6 @@ from loraxs_search.search.cluster import ray_private, runtime_env
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
 from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, TrialTrainable
 from loraxs_search.steering.state import Deadline, SteeringState, extended, num_proposed, planned, unstarted
@@ -116,7 +116,7 @@ class StudySearcher(_Unpickled, Searcher):
     def __init__(
         self,
         sampler: Proposer,
-        ledger: Ledger,
+        log: StudyLog,
         plan: SearchPlan,
         actors: StudyActors,
         scheduler: Scheduler,
@@ -130,7 +130,7 @@ class StudySearcher(_Unpickled, Searcher):
         self.take_commands: Callable[[], None] = lambda: None  # called at each step of the loop
         self._study, self._state = study, state
         self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
-        self._ledger, self._plan, self._actors = ledger, plan, actors
+        self._log, self._plan, self._actors = log, plan, actors
         self._pending: list[str] = []
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         # Of the trials that this driver has run, latest last: why each failed, or empty if it reports. A driver that
@@ -162,7 +162,7 @@ class StudySearcher(_Unpickled, Searcher):
                 break
             wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
             watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
-            with contextlib.closing(Advancers(settings, self._ledger.last_step)) as advancers:
+            with contextlib.closing(Advancers(settings, self._log.last_step)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
                 controller = self._controller(slots, watch, folder.path / "tune", task.search_metric)
@@ -219,9 +219,9 @@ class StudySearcher(_Unpickled, Searcher):
 
     def _end_unfinished(self) -> None:
         """End what the time budget has cut short, or say why trials are left."""
-        ledger, name, left = self._ledger, self._study, self._ledger.unfinished()
+        log, name, left = self._log, self._study, self._log.unfinished()
         is_complete = not left and not self.is_short
-        records = ledger.records.values()
+        records = log.records.values()
         has_ended = not left and (is_complete or self.out_of_time is not None)
         if has_ended and records and all(record.state is TrialState.FAIL for record in records):
             reason, count = Counter(record.reason for record in records).most_common(1)[0]
@@ -240,7 +240,7 @@ class StudySearcher(_Unpickled, Searcher):
             for record in left:
                 self._ended(record.trial_id, TrialState.PRUNED, self.out_of_time, is_cut=True)
         elif not is_complete:
-            num_trials = planned(self._plan, self._state, ledger.records).trials
+            num_trials = planned(self._plan, self._state, log.records).trials
             raise SearchInterruptedError(
                 f"Study {name!r} was interrupted: {len(records) - len(left)} of {counted(num_trials, 'trial')} have"
                 " ended. The others keep the state of their last report.",
@@ -279,12 +279,12 @@ class StudySearcher(_Unpickled, Searcher):
     @property
     def is_short(self) -> bool:
         """Whether trials are missing of what the search was to train, whatever ended it."""
-        if self._pending or unstarted(self._ledger.records, self._state):
+        if self._pending or unstarted(self._log.records, self._state):
             return True
         return self._state.finishing is None and self._has_budget()
 
     def _has_budget(self) -> bool:
-        return num_proposed(self._ledger.records, self._state) < extended(self._plan, self._state).trials
+        return num_proposed(self._log.records, self._state) < extended(self._plan, self._state).trials
 
     @property
     def to_cancel(self) -> list[str]:
@@ -295,10 +295,10 @@ class StudySearcher(_Unpickled, Searcher):
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""
         self._trial_ids = {}
-        if self._ledger.journal.notice is None and self.out_of_time is None:
-            for record in [record for record in self._ledger.records.values() if record.is_cut]:
-                self._ledger.trial(TrialContinued(trial_id=record.trial_id))
-        self._pending = [record.trial_id for record in self._ledger.unfinished()]
+        if self._log.notice is None and self.out_of_time is None:
+            for record in [record for record in self._log.records.values() if record.is_cut]:
+                self._log.append(TrialContinued(trial_id=record.trial_id))
+        self._pending = [record.trial_id for record in self._log.unfinished()]
         self.apply_commands()
 
     def apply_commands(self) -> None:
@@ -338,23 +338,23 @@ class StudySearcher(_Unpickled, Searcher):
         with self._recording():
             if self._pending:
                 name = self._pending.pop(0)
-                started = TrialStarted(trial_id=name, params=dict(self._ledger.records[name].params))
+                started = TrialStarted(trial_id=name, params=dict(self._log.records[name].params))
             else:
                 started = self._new()
             try:
                 spec = self._actors.spec(started.trial_id, started.params)
             except UsageError as error:  # params that no trial can have; other trials continue
-                self._ledger.trial(started)
+                self._log.append(started)
                 self._ended(started.trial_id, TrialState.FAIL, error.message)
             else:
-                self._ledger.trial(replace(started, hyperparameters=spec.hyperparameters))
+                self._log.append(replace(started, hyperparameters=spec.hyperparameters))
                 self._trial_ids[trial_id] = started.trial_id
                 config = {SPEC: to_json(spec), RESOURCES: dict(self._actors.slot_counter.slots.resources)}
         return config
 
     def _new(self) -> TrialStarted:
         """Return the next trial: its params, how the sampler came to them, and where it comes from."""
-        records, number = self._ledger.records, self._sampler.next_number
+        records, number = self._log.records, self._sampler.next_number
         seed, name = self._plan.trial_seed(number), f"{number:05d}"
         for asked in unstarted(records, self._state):
             params, proposal = self._sampler.add(asked.params, seed)
@@ -369,7 +369,7 @@ class StudySearcher(_Unpickled, Searcher):
         if REPORT in result and self.fatal_error is None:
             with self._recording():
                 report = from_json(TrialReport, result[REPORT])
-                self._ledger.trial(TrialReported(report=report))
+                self._log.append(TrialReported(report=report))
                 self._outcomes.setdefault(report.trial_id, "")  # its first report counts
 
     def stops(self, report: TrialReport, metric: str) -> bool:
@@ -405,7 +405,7 @@ class StudySearcher(_Unpickled, Searcher):
             step, state, is_cut = result[STEP], TrialState.PRUNED, False
             if step >= self._plan.max_steps:
                 state, reason = TrialState.COMPLETE, f"trained all {step} steps"
-                reports = self._ledger.records[name].reports
+                reports = self._log.records[name].reports
                 if reports and (steps := reports[-1].retrained_steps):
                     reason += f", {steps} of them again from the start: its state was on a node that is lost"
             elif name in self._scheduler.stopped:
@@ -425,10 +425,10 @@ class StudySearcher(_Unpickled, Searcher):
             self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
 
     def _ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
-        self._ledger.trial(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
+        self._log.append(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
 
     def _stop_reason(self, trial_id: str) -> str:
-        return f"{self._state.stopping[trial_id]} at step {self._ledger.last_step(trial_id)}"
+        return f"{self._state.stopping[trial_id]} at step {self._log.last_step(trial_id)}"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study folder holds it."""

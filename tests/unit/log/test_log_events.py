@@ -89,7 +89,7 @@ def test_every_event_is_read_back_from_its_line(path: Path) -> None:
 
 
 def _of_other_tests() -> list[type]:
-    """Events of a search's start and its rows: `test_ledger.py` reads them back."""
+    """Events of a search's start and its rows: `test_log_view.py` reads them back."""
     from loraxs_search.log.events import DataRead, SearchStarted
 
     return [DataRead, SearchStarted]

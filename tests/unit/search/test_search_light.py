@@ -13,7 +13,6 @@ MODULES = (
     "driver.session",
     "tune.advancer",
     "hosts.pool",
-    "ledger",
     "cluster.doctor",
     "driver.result",
 )

@@ -18,17 +18,15 @@ from support.studies import study
 
 from loraxs_search.cli.launch import watched
 from loraxs_search.errors import SearchInterruptedError, StudyError
-from loraxs_search.log.events import TrainingEnded
+from loraxs_search.log.events import DriverStarted, TrainingEnded
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.base import Identity
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import launch as drivers
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.session import StudyProbe
 from loraxs_search.search.hosts import answers, study_actors
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import has_waiting
@@ -57,11 +55,9 @@ def folder(store_uri: str) -> StudyFolder:
 @pytest.fixture
 def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> drivers.Driver:
     """A driver whose search is stopped once its log is open."""
-    trials = StudyTrials(folder.info.task, SearchPlan())
 
     def open_session(*parts: Any, **_: object) -> None:
-        _info, _space, _folder, journal, _actors, ledger, _stop = parts
-        ledger.open(journal, trials)
+        parts[3].append(DriverStarted(since=0.0))
         raise SearchInterruptedError("stopped")
 
     monkeypatch.setattr(session, "SearchSession", open_session)
@@ -74,7 +70,7 @@ ACTORS: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "ro
 def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
     folder: StudyFolder, interrupted: drivers.Driver
 ) -> None:
-    with interrupted._ledger.hearing_warnings():
+    with interrupted._log.saying_warnings():
         with pytest.raises(SearchInterruptedError):
             interrupted.search(ACTORS, folder)
         folder.journal().append(TrainingEnded(notice="of another driver"))
@@ -95,7 +91,7 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
             logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
 
     monkeypatch.setattr(drivers, "mirrored", warning_at_its_end)
-    with interrupted._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
+    with interrupted._log.saying_warnings(), pytest.raises(SearchInterruptedError):
         interrupted.search(ACTORS, folder)
     assert not has_waiting(folder.path)
 

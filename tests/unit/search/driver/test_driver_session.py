@@ -15,6 +15,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.log.events import Reopened, TrainingEnded
+from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.base import Identity
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.search import AnswerState, SearchPlan
@@ -25,7 +26,6 @@ from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import Driver, resume
 from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
-from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space.load import load_space
 from loraxs_search.steering import asks_for_more, foreseen, steered, take_commands
 from loraxs_search.steering.send import new_command
@@ -246,7 +246,7 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch, fresh_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     session, trained = budgeted(monkeypatch, budget_s=100, now=35), list[str]()
-    session._ledger = SimpleNamespace(phase=lambda _: None)  # type: ignore[assignment]
+    session._journal = SimpleNamespace(phase=lambda _: None)  # type: ignore[assignment]
     wanted = [f"0000{trial}.{number}" for number in (1, 2) for trial in (0, 1, 2)]
     finalization: Any = SimpleNamespace(
         best=[0, 1, 2],

@@ -24,7 +24,6 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers._base import SchedulerConfig
 from loraxs_search.schedulers.none import NoScheduler
-from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search_space.load import load_space
@@ -48,8 +47,8 @@ def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
 def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
     trials = StudyTrials(space.task, space.search)
-    ledger = Ledger("s", SilentView())
-    ledger.open(StudyLog(tmp_path / "journal.jsonl"), trials)
+    log = StudyLog(tmp_path / "journal.jsonl")
+    log.follow = trials.apply
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
@@ -58,7 +57,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
     plan = replace(space.search, **changes)
     sampler, deadline = Proposer(trials, space), Deadline(plan, state, time.time())
-    return StudySearcher(sampler, ledger, plan, actors, scheduler, deadline, study="s", state=state)
+    return StudySearcher(sampler, log, plan, actors, scheduler, deadline, study="s", state=state)
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def _result(step: int, trial_id: str = "00000") -> dict[str, Any]:
 
 
 def states(searcher: StudySearcher) -> list[TrialState]:
-    return [record.state for record in searcher._ledger.records.values()]
+    return [record.state for record in searcher._log.records.values()]
 
 
 def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
@@ -97,13 +96,13 @@ def test_a_search_that_is_stopped_has_tune_ask_no_more(started: StudySearcher) -
 
 def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: StudySearcher) -> None:
     """As at the end of a time budget that a user extends later."""
-    started._ledger.trial(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget is used up"))
+    started._log.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget is used up"))
     started.begin_loop()
     assert isinstance(started.suggest("z"), dict)
     assert started._trial_ids == {"z": "00001"}
 
 
-def test_what_the_ledger_cannot_write_is_left_to_the_driver(
+def test_what_the_log_cannot_write_is_left_to_the_driver(
     started: StudySearcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -132,7 +131,7 @@ def test_params_that_no_trial_can_have_cost_that_trial_alone(
     monkeypatch.setattr(searcher._actors, "spec", refusing)
     assert searcher.suggest("x") is None
     assert isinstance(searcher.suggest("x"), dict)
-    first, second = searcher._ledger.records.values()
+    first, second = searcher._log.records.values()
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.RUNNING)
     assert "must be even" in first.reason
     assert searcher.fatal_error is None
@@ -142,7 +141,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) 
     started.on_trial_complete("x", {STEP: 0, FAILED: "it diverged"})
     started.on_trial_complete("y", None, error=True)
     assert states(started) == [TrialState.FAIL] * 2
-    assert [r.reason for r in started._ledger.records.values()] == [
+    assert [r.reason for r in started._log.records.values()] == [
         "it diverged",
         "its host was lost more than 3 times",
     ]
@@ -162,7 +161,7 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
     searcher.suggest("x")
     space = load_space("movie_reviews")
     params, _ = Proposer(StudyTrials(space.task, space.search), space).propose(3_000_009)
-    assert searcher._ledger.records["00000"].params == params
+    assert searcher._log.records["00000"].params == params
 
 
 @pytest.mark.parametrize("report_first", [False, True])
@@ -203,7 +202,7 @@ def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None
     assert states(started) == [TrialState.RUNNING] * 2, "its report is still to come"
     assert not report(started, "x", 40, "00000")
     assert report(started, "y", 40, "00001")
-    record = started._ledger.records["00000"]
+    record = started._log.records["00000"]
     assert (record.state, record.reason) == (TrialState.PRUNED, "stopped by a person at step 40")
     assert len(record.reports) == 1
 
@@ -213,7 +212,7 @@ def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearc
     started._state.at_once.add("00000")
     assert started.to_cancel == ["00000"]
     started.on_trial_complete("x", {STEP: 0, CANCELLED: True})
-    assert started._ledger.records["00000"].reason == "stopped by a person at step 0"
+    assert started._log.records["00000"].reason == "stopped by a person at step 0"
     assert started.to_cancel == []
 
 

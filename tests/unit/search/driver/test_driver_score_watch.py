@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import pytest
-from support.asked_driver import Silent
 from support.reports import measured
-from support.studies import study
 from support.toy_language import writing
-from support.toys import HYPERPARAMETERS
 
-from loraxs_search.log.events import TrialReported, TrialStarted
-from loraxs_search.search.ledger import Ledger, ScoreWatch, SilentView
+from loraxs_search.search.driver.session import ScoreWatch
 
 CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
 
@@ -28,12 +22,3 @@ def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog: pytest.L
     assert record.getMessage().startswith("trial 00001: 50% of the answers were cut at max_new_tokens=6: raise")
     watch.scored("00001", {**CUT, "unparsed": 0.3})  # another matter
     assert "30% of the answers are empty" in caplog.records[-1].getMessage()
-
-
-def test_the_ledger_has_each_report_looked_at(store_uri: str, caplog: pytest.LogCaptureFixture) -> None:
-    folder = study("s", store_uri, task=writing())
-    ledger = Ledger("s", SilentView())
-    ledger.open(folder.journal(), cast("Any", Silent()), ScoreWatch(writing(), max_steps=8))
-    ledger.trial(TrialStarted(trial_id="00000", params={}, hyperparameters=HYPERPARAMETERS))
-    ledger.trial(TrialReported(report=measured("00000", 8, CUT)))
-    assert "trial 00000: 50% of the answers were cut" in caplog.text

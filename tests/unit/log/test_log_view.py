@@ -1,0 +1,191 @@
+"""A driver's log shows the search: what happens is in the file first, then shown, then followed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from support.studies import study as new_study
+
+from loraxs_search.errors import HomeError
+from loraxs_search.log.events import (
+    DataRead,
+    DriverStarted,
+    SearchStarted,
+    ShownEvent,
+    Steered,
+    TrialEnded,
+    TrialEvent,
+    TrialReported,
+    TrialStarted,
+    Warned,
+)
+from loraxs_search.log.study_log import SilentView, StudyLog
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.trial.snapshot import Snapshot
+
+STARTED = SearchStarted(
+    **{"study": "s", "at": 9.0, "task": "t", "metric": "accuracy", "direction": "maximize", "num_trials": 3},
+    **{"max_steps": 8, "report_every": 4, "num_refits": 0, "device": "cpu", "dtype": "float32", "num_slots": 1},
+)
+
+
+class Watching(SilentView):
+    def __init__(self) -> None:
+        self.new, self.old = list[ShownEvent](), list[str]()
+
+    def happened(self, event: ShownEvent) -> None:
+        self.new.append(event)
+
+    def known(self, event: ShownEvent) -> None:
+        self.old.append(event.event)
+
+    @property
+    def shown(self) -> list[str]:
+        return [event.event for event in self.new]
+
+
+def report(trial_id: str, step: int, score: float) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+
+
+@pytest.fixture
+def folder(store_uri: str) -> StudyFolder:
+    return new_study("s", store_uri)
+
+
+@pytest.fixture
+def view() -> Watching:
+    return Watching()
+
+
+def driver_of(folder: StudyFolder, view: SilentView) -> StudyLog:
+    """Return the log as a driver opens it."""
+    log = StudyLog(folder.journal_path, "s", view)
+    log.append(DriverStarted(since=0.0))
+    return log
+
+
+def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder: StudyFolder, view: Watching) -> None:
+    log, followed = driver_of(folder, view), list[TrialEvent]()
+    log.follow = followed.append
+    log.say(STARTED)
+    log.append(TrialStarted(trial_id="00000", params={}))
+    for _ in range(2):  # what is said twice counts once
+        log.append(TrialReported(report=report("00000", 4, 0.5)))
+        log.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
+    assert view.shown == ["search_started", "started", "reported", "ended"]
+    assert list(folder.journal().history())[1:] == view.new
+    assert followed == view.new[1:]
+
+
+def test_what_the_file_cannot_take_has_not_happened(
+    folder: StudyFolder, view: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, followed = driver_of(folder, view), list[TrialEvent]()
+    log.follow = followed.append
+    log.say(STARTED)
+
+    def full(*_: object, **__: object) -> None:
+        raise HomeError("No space left to write it.")
+
+    monkeypatch.setattr("loraxs_search.log.study_log.append_lines", full)
+    with pytest.raises(HomeError):
+        log.append(TrialStarted(trial_id="00000", params={}))
+    assert (log.records, followed, view.shown) == ({}, [], ["search_started"])
+    log.say(Warned(text="look"))  # what is only shown does not end the search
+    assert view.shown == ["search_started", "warning"]
+
+
+def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder, view: Watching) -> None:
+    log = driver_of(folder, SilentView())
+    log.append(TrialStarted(trial_id="00000", params={}))
+    log.append(TrialReported(report=report("00000", 4, 0.6)))
+    reports = (report("00000", 4, 0.6), report("00000", 8, 0.7))
+    folder.snapshots.write("00000", Snapshot("00000", 8, {}, {}, reports, 1.0, 10).to_bytes())
+    again, followed = driver_of(folder, view), list[TrialEvent]()
+    again.follow = followed.append
+    folder.snapshots.recover(again)
+    assert folder.journal().records["00000"].reports == reports
+    assert [event.report for event in followed if isinstance(event, TrialReported)] == [reports[1]]
+    for _ in range(2):
+        again.say(STARTED)
+        assert view.old == ["started", "reported", "reported"], "once"
+    assert view.shown == ["search_started"] * 2
+
+
+def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = driver_of(folder, SilentView())
+    for trial in ("00000", "00001"):
+        log.append(TrialStarted(trial_id=trial, params={}))
+        folder.snapshots.write(trial, Snapshot(trial, 4, {}, {}, (report(trial, 4, 0.6),), 1.0, 10).to_bytes())
+    (folder.path / "snapshots" / "00000.safetensors").write_bytes(b"damaged")
+    folder.snapshots.recover(log)
+    assert folder.snapshots.read("00000") is None
+    assert [len(record.reports) for record in folder.journal().records.values()] == [0, 1]
+    assert "trial 00000 begins again" in caplog.text
+
+
+def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(
+    folder: StudyFolder, view: Watching
+) -> None:
+    log = StudyLog(folder.journal_path, "s", view)
+    log.phase("loading")
+    log.append(DriverStarted(since=0.0))
+    log.counted(1, 2, "steps")
+    log.close()
+    log.phase("writing")
+    assert [event.event for event in folder.journal().history()] == ["driver_started", "phase"]
+    assert view.shown == ["phase"] * 3
+
+
+# ---- what fails in front of people stops no search -------------------------------------------------------------------
+class ClosedView(SilentView):
+    """A view whose reader went away."""
+
+    shown = 0
+
+    def happened(self, event: ShownEvent) -> None:
+        self.shown += 1
+        raise BrokenPipeError("gone")
+
+
+def test_a_view_that_fails_is_left_out_from_then_on(folder: StudyFolder, caplog: pytest.LogCaptureFixture) -> None:
+    view = ClosedView()
+    log = StudyLog(folder.journal_path, "s", view)
+    with log.saying_warnings():
+        log.phase("loading")
+        log.say(Steered(text="stop 00001: it stops", finishing=""))
+    assert view.shown == 1
+    assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
+
+
+def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = folder.journal()
+
+    def failing(_: Warned) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(log, "say", failing)
+    with log.saying_warnings():
+        logging.getLogger("loraxs_search.tracking").warning("MLflow is away")
+    assert "ValueError: no" in capsys.readouterr().err
+
+
+def test_what_rows_are_like_is_kept_for_who_watches(folder: StudyFolder, view: Watching) -> None:
+    log = driver_of(folder, view)
+    data = DataReport(
+        {"train": 8, "validation": 2, "test": 2},
+        tokens={"train": TokenCounts(3, 9)},
+        answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
+        constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
+        standard_errors={"test": {"accuracy": StandardError(0.1, 0.5)}},
+    )
+    log.say(DataRead(metric="accuracy", num_rows=data.num_rows, report=data))
+    assert list(folder.journal().history())[1:] == view.new
