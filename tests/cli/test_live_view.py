@@ -186,7 +186,7 @@ def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver
         terminals.append(Terminal(watching(), dict(os.environ), columns=120, no_color=True))
         (terminal,) = terminals
         terminal.wait_to_see("00000 +RUNNING")
-        driver.say.say(Warned(text="many answers were cut"))
+        driver.journal.say(Warned(text="many answers were cut"))
         driver.end("00000", TrialState.COMPLETE)
         driver.finish()
     assert terminal.wait() == 0
@@ -204,7 +204,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
         process = subprocess.Popen(watching(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
-        driver.say.say(Warned(text="many answers were cut"))
+        driver.journal.say(Warned(text="many answers were cut"))
         driver.end("00000", TrialState.COMPLETE)
         driver.finish()
     out, err = process.communicate(timeout=60)

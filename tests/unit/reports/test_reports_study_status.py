@@ -50,13 +50,13 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Ca
     driver.begin()
     driver.train("00000", 20)
     driver.train("00001", 40)
-    driver.say.advanced(driver.folder, {"00000": 33, "00001": 47})
+    driver.folder.write_steps(TrialsAdvanced(study="s", steps={"00000": 33, "00001": 47}))
     with driver.folder.lock():
         rows = {row.trial_id: (row.state, row.step) for row in loraxs_search.status("s").trials}
         assert rows == {"00000": ("RUNNING", 33), "00001": ("RUNNING", 47)}
         driver.end("00000", TrialState.PRUNED)
-        driver.say.phase("training the best trial again")
-        driver.say.counted(20, 40, "steps")
+        driver.journal.phase("training the best trial again")
+        driver.journal.counted(20, 40, "steps")
         assert "now: training the best trial again: 20 of 40 steps" in say("status", "s").err
 
 
