@@ -47,13 +47,6 @@ _ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those
 
 
 @dataclass(frozen=True)
-class _TestAnswers:
-    answers: Mapping[str, tuple[float | str, ...]]
-    task: str
-    rows: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class _CandidateFile:
     at: float
     candidates: list[Candidate]
@@ -99,10 +92,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock_path = path, path / "study.lock"
-        self.space_path, self.resolved_space_path = (
-            path / "space.yaml",
-            path / _RESOLVED_SPACE,
-        )  # this with its defaults
+        self.space_path, self.resolved_space_path = path / "space.yaml", path / _RESOLVED_SPACE  # with its defaults
         self.journal_path, self.adapters_path = path / "journal.jsonl", path / "adapters"
         self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
         self.name = self.info.name
@@ -373,19 +363,16 @@ class StudyFolder:
         """
         if not any(is_untouched(one.name) for one in baselines):
             baselines = [*baselines, *(one for one in self.baselines() or () if is_untouched(one.name))]
-        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
-            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
-            kept = _TestAnswers(answers, self.info.task.registered_name, rows)
+        task, answered = self.info.task.registered_name, [one for one in baselines if one.test_answers]
+        if answered:
+            kept = {one.name: KeptAnswers(one.test_answers, task, one.test_rows) for one in answered}
             write_atomic(self.path / _ANSWERS, to_json(kept))
         scores = [replace(one, test_answers=(), test_rows="") for one in baselines]
         write_atomic(self.path / _SCORES, to_json(scores, indent=2))
 
     def baseline_answers(self) -> Mapping[str, KeptAnswers]:
         """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
-        kept = stored(_TestAnswers, self.path / _ANSWERS)
-        return (
-            {name: KeptAnswers(said, kept.task, kept.rows[name]) for name, said in kept.answers.items()} if kept else {}
-        )
+        return stored(dict[str, KeptAnswers], self.path / _ANSWERS) or {}
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""

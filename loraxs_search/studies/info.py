@@ -104,11 +104,6 @@ class StudyInfo:
     format: int = STUDY_FORMAT
 
 
-@dataclass(frozen=True)
-class _Format:
-    format: int | None = None
-
-
 def parse_info(text: str | bytes, place: str) -> StudyInfo:
     """Read the text of a `study.json`.
 
@@ -117,7 +112,7 @@ def parse_info(text: str | bytes, place: str) -> StudyInfo:
     Raises:
         StudyError: it is damaged, or of another format.
     """
-    found = parse_record(_Format, text, place).format
+    found = parse_record(dict[str, object], text, place).get("format")
     if found != STUDY_FORMAT:
         raise StudyError(
             f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",

@@ -62,7 +62,9 @@ class Lease:
 
     def __init__(self, storage: Storage, study: str, clock: Clock | None = None) -> None:
         self._storage, self._study, self._clock = storage, study, clock or Clock()
-        self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        started = boot.read_text().strip() if boot.exists() else str(uuid.getnode())
+        self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), started, str(home()))
         self._generation = 0
         self._version: str | None = None
         self._renewed_at = self._seen_at = float("-inf")
@@ -242,8 +244,3 @@ def _holder(content: bytes | None) -> LeaseInfo | None:
         return from_json(LeaseInfo, content) if content else None
     except ValueError:
         return None
-
-
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else str(uuid.getnode())

@@ -20,7 +20,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import check_name, parse_info
 from loraxs_search.studies.lease import LEASE_S, Lease
-from loraxs_search.studies.snapshots import is_kept, kept_paths
+from loraxs_search.studies.snapshots import KEPT
 from loraxs_search.studies.storage import Storage
 
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. What belongs to one machine is
@@ -106,10 +106,13 @@ def is_behind(path: Path, storage: Storage, name: str) -> bool:
 
 
 PATIENCE_S = 60.0
+MIRROR_EVERY_S = 5.0
+_TRIES = 3
+_logger = logging.getLogger(__name__)
 
 
 class Standstill:
-    """Watches a copy: `moved` when something of it came through, `stuck` with a reason when not.
+    """Watches a copy, and warns: `moved` when something of it came through, `stuck` with a reason when not.
 
     Args:
         place: What is copied and where to, as shown to users.
@@ -121,33 +124,28 @@ class Standstill:
         self._next_s = PATIENCE_S
         self._reason = ""
 
-    def moved(self) -> str | None:
-        """Something came through; return what to say if it was said that nothing did."""
-        was_reported = self._reason != "" or self._next_s > PATIENCE_S
+    def moved(self) -> None:
+        """Something came through; say so if it was said that nothing did."""
+        if self._reason or self._next_s > PATIENCE_S:
+            _logger.warning("the copy of %s continues", self._place)
         self._moved_at, self._next_s, self._reason = self._clock.now(), PATIENCE_S, ""
-        return f"the copy of {self._place} continues" if was_reported else None
 
-    def stuck(self, reason: str) -> str | None:
-        """Nothing came through; return what to say the first time."""
-        is_news = self._reason == ""
+    def stuck(self, reason: str) -> None:
+        """Nothing came through; say so the first time."""
+        if not self._reason:
+            _logger.warning("the copy of %s waits, the search continues: %s", self._place, reason)
         self._reason = reason
-        return f"the copy of {self._place} waits, the search continues: {reason}" if is_news else None
 
-    def overdue(self) -> str | None:
-        """Return what to say where nothing has come through for a minute, and then for twice as long each time."""
+    def overdue(self) -> None:
+        """Warn where nothing has come through for a minute, and then for twice as long each time."""
         still_s = self._clock.now() - self._moved_at
-        if still_s < self._next_s:
-            return None
-        self._next_s = 2 * still_s
-        return (
-            f"the copy of {self._place} has stood still for {still_s:.0f} s, the search continues: "
-            f"{self._reason or 'the storage is slow'}; if this machine is lost, another continues from that copy"
-        )
-
-
-MIRROR_EVERY_S = 5.0
-_TRIES = 3
-_logger = logging.getLogger(__name__)
+        if still_s >= self._next_s:
+            self._next_s = 2 * still_s
+            _logger.warning(
+                "the copy of %s has stood still for %.0f s, the search continues: %s; if this machine is lost, another"
+                " continues from that copy",
+                *(self._place, still_s, self._reason or "the storage is slow"),
+            )
 
 
 class Mirror:
@@ -225,22 +223,21 @@ class Mirror:
         keys = files(self._folder.path)
         first = {key: self._changed(key) for key in READ_FIRST}
         for key in keys:
-            if is_kept(key):
+            if KEPT in key:
                 continue  # read after the last state of its trial, and written before it
             stamp, content = first[key] if key in first else self._changed(key)
             beside = list[str]()  # the snapshots that are kept beside a trial's last one
             is_best = self._folder.checkpoint_selection.checkpoint == "best"
             if content is not None and is_best and key.startswith("snapshots/"):
-                paths = kept_paths(self._folder.path / "snapshots", Path(key).stem)
-                beside = [f"snapshots/{path.name}" for path in paths]
+                beside = [f"snapshots/{path.name}" for path in self._folder.snapshots.kept_paths(Path(key).stem)]
             changed = {**{name: self._changed(name) for name in beside}, key: (stamp, content)}
             for name, (its_stamp, its_content) in changed.items():
                 if its_content is not None:
                     for part, its_bytes in parts(name, its_content, self._copied_bytes.get(name, 0)):
                         self._write(f"{self._folder.name}/{part}", its_bytes)
                     self._copied_bytes[name], self._seen[name] = its_content.rfind(b"\n") + 1, its_stamp
-                    self._say(self._standstill.moved())
-        self._say(self._standstill.moved())
+                    self._standstill.moved()
+        self._standstill.moved()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _write(self, key: str, content: bytes) -> None:
@@ -290,14 +287,14 @@ class Mirror:
             self._lose(error)
             return False
         except Exception as error:  # noqa: BLE001  # a disk, a storage: whatever it is, the next copy may come through
-            self._say(self._standstill.stuck(_reason(error)))
+            self._standstill.stuck(_reason(error))
             return False
         return True
 
     def _beat(self) -> None:
         if self.lost_to is not None:
             return
-        self._say(self._standstill.overdue())
+        self._standstill.overdue()
         try:
             self._lease.renew()
         except StudyError as error:
@@ -309,10 +306,6 @@ class Mirror:
         if self.lost_to is None:
             self.lost_to = error
             self._lost()
-
-    def _say(self, text: str | None) -> None:
-        if text is not None:
-            _logger.warning("%s", text)
 
 
 def _reason(error: Exception) -> str:

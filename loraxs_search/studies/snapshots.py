@@ -53,24 +53,7 @@ def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
     return snapshot
 
 
-def kept_path(folder: Path, trial_id: str, step: int) -> Path:
-    """Return where the snapshot of a step is kept beside the last one."""
-    return folder / f"{check_trial_id(trial_id)}.step-{step}.safetensors"
-
-
-def kept_paths(folder: Path, trial_id: str) -> list[Path]:
-    """Return all snapshots that are kept beside a trial's last one."""
-    return sorted(folder.glob(f"{check_trial_id(trial_id)}.step-*.safetensors"))
-
-
-def is_kept(name: str) -> bool:
-    """Whether a file of this name is a snapshot that is kept beside a last one."""
-    return ".step-" in name
-
-
-def snapshot_path(folder: Path, trial_id: str) -> Path:
-    """Return where the snapshot of `trial_id` is kept in `folder`."""
-    return folder / f"{check_trial_id(trial_id)}.safetensors"
+KEPT = ".step-"  # in the names of snapshots that are kept beside a trial's last one
 
 
 class Snapshots:
@@ -78,6 +61,14 @@ class Snapshots:
 
     def __init__(self, folder: Path, study: str, selection: CheckpointSelection) -> None:
         self._folder, self._study, self._selection = folder, study, selection
+
+    def path(self, trial_id: str, step: int | None = None) -> Path:
+        """Return where a trial's last snapshot is, or the one that is kept of a step."""
+        return self._folder / f"{check_trial_id(trial_id)}{'' if step is None else f'{KEPT}{step}'}.safetensors"
+
+    def kept_paths(self, trial_id: str) -> list[Path]:
+        """Return all snapshots that are kept beside a trial's last one."""
+        return sorted(self._folder.glob(f"{check_trial_id(trial_id)}{KEPT}*.safetensors"))
 
     def write(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
@@ -90,7 +81,7 @@ class Snapshots:
         before it stays too, for a copy of the folder that is being made.
         """
         check_owner(snapshot, self._study, trial_id)
-        reports, path = tuple[TrialReport, ...](), snapshot_path(self._folder, trial_id)
+        reports, path = tuple[TrialReport, ...](), self.path(trial_id)
         with contextlib.suppress(OSError, ValueError, LookupError):  # the one before is missing, or damaged
             steps = [[each["step"] for each in entry_of(it, "trial")["reports"]] for it in (snapshot, path)]
             if max(steps[0], default=0) < max(steps[1], default=0):
@@ -98,12 +89,13 @@ class Snapshots:
         if self._selection.checkpoint == "best":
             reports = read_reports(snapshot)
             if self._selection.select(reports).step == reports[-1].step:
-                write_atomic(kept_path(self._folder, trial_id, reports[-1].step), snapshot)
-        write_atomic(snapshot_path(self._folder, trial_id), snapshot)
-        wanted = {self._selection.select(some).step for some in (reports, reports[:-1]) if some}
-        for path in kept_paths(self._folder, trial_id) if reports else ():
-            if path not in {kept_path(self._folder, trial_id, step) for step in wanted}:
-                path.unlink(missing_ok=True)
+                write_atomic(self.path(trial_id, reports[-1].step), snapshot)
+        write_atomic(path, snapshot)
+        some = [self._selection.select(known).step for known in (reports, reports[:-1]) if known]
+        wanted = {self.path(trial_id, step) for step in some}
+        for kept in self.kept_paths(trial_id) if reports else ():
+            if kept not in wanted:
+                kept.unlink(missing_ok=True)
 
     def read(self, trial_id: str) -> bytes | None:
         """Return a trial's last state, or None when it has none yet.
@@ -111,7 +103,7 @@ class Snapshots:
         Raises:
             StudyError: it is that of another trial, or damaged.
         """
-        path = snapshot_path(self._folder, trial_id)
+        path = self.path(trial_id)
         return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
 
     def recover(self, log: StudyLog) -> None:
@@ -124,7 +116,7 @@ class Snapshots:
                 snapshot = self.read(record.trial_id)
                 reports = read_reports(snapshot) if snapshot else ()
             except StudyError as error:
-                path = snapshot_path(self._folder, record.trial_id)
+                path = self.path(record.trial_id)
                 path.replace(path.with_suffix(".damaged"))
                 _logger.warning("trial %s begins again: %s", record.trial_id, error.message)
                 continue
@@ -143,7 +135,7 @@ class Snapshots:
         reports = read_reports(last)
         if (step := self._selection.select(reports).step) == reports[-1].step:
             return last
-        path = kept_path(self._folder, trial_id, step)
+        path = self.path(trial_id, step)
         if not path.exists():
             raise StudyError(
                 f"Of a trial the best step must be kept, but {path} is missing.",

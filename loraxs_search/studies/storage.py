@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError, first_line, shortened
 from loraxs_search.home import create_atomic, home, paths_under, write_atomic
@@ -41,7 +41,7 @@ _ENDPOINTS = {
 _AT_ONCE = 16  # requests for the generations of objects
 
 
-class Bucket:
+class _Bucket:
     """Objects below `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`.
 
     A version is an ETag without its quotes, which Azure leaves out where it lists. Google compares generations instead,
@@ -52,85 +52,63 @@ class Bucket:
     """
 
     def __init__(self, uri: str) -> None:
-        from obstore.exceptions import BaseError
+        import obstore
 
-        self.uri = uri
+        self.uri, self._client = uri, obstore
         self._store, self.hint = _store(uri)
         self._by_generation = uri.startswith("gs:")
-        self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
+        self.faults: tuple[type[Exception], ...] = (OSError, obstore.exceptions.BaseError)
 
     def create(self, key: str, content: bytes) -> str | None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
         try:
-            return self._version(obstore.put(self._store, key, content, mode="create", use_multipart=False))
-        except AlreadyExistsError:
+            return self._version(self._client.put(self._store, key, content, mode="create", use_multipart=False))
+        except self._client.exceptions.AlreadyExistsError:
             return None
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
+        mode: Literal["create"] | UpdateVersion = "create"
+        if version is not None:
+            mode = {"version": version} if self._by_generation else {"e_tag": f'"{version}"'}
         try:
-            seen = obstore.put(
-                self._store,
-                key,
-                content,
-                mode="create" if version is None else self._condition(version),
-                use_multipart=False,
-            )
-        except (AlreadyExistsError, PreconditionError) as error:
+            return self._version(self._client.put(self._store, key, content, mode=mode, use_multipart=False))
+        except (self._client.exceptions.AlreadyExistsError, self._client.exceptions.PreconditionError) as error:
             raise StorageConflictError(
                 f"{key} must be as this driver left it, but another one has written it."
             ) from error
-        return self._version(seen)
 
     def get(self, key: str) -> bytes | None:
-        import obstore
-
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            return bytes(self._client.get(self._store, key).bytes())
         except FileNotFoundError:
             return None
 
     def delete(self, key: str) -> None:
-        import obstore
-
-        obstore.delete(self._store, key)
-
-    def versions(self, prefix: str) -> Mapping[str, str]:
-        listed = {str(item["path"]): item for item in self._listed(prefix)}
-        if self._by_generation:
-            with ThreadPoolExecutor(_AT_ONCE) as callers:
-                listed = dict(zip(listed, callers.map(self._head, listed), strict=True))
-        return {key: self._version(item) for key, item in listed.items() if item}
+        self._client.delete(self._store, key)
 
     def keys(self, prefix: str) -> Iterable[str]:
-        return [str(item["path"]) for item in self._listed(prefix)]
+        return self._listed(prefix)
 
-    def _listed(self, prefix: str) -> Iterator[Mapping[str, Any]]:
-        import obstore
+    def versions(self, prefix: str) -> Mapping[str, str]:
+        listed = self._listed(prefix)
+        if self._by_generation:
 
-        pages: Iterable[Iterable[Mapping[str, Any]]] = obstore.list(self._store, prefix or None)
-        for page in pages:
-            yield from page
+            def head(key: str) -> Mapping[str, Any]:
+                try:
+                    known: Mapping[str, Any] = self._client.head(self._store, key)
+                except FileNotFoundError:  # deleted meanwhile
+                    return {}
+                return known
 
-    def _head(self, key: str) -> Mapping[str, Any]:
-        """Return what is known of an object; nothing if it was deleted meanwhile."""
-        import obstore
+            with ThreadPoolExecutor(_AT_ONCE) as callers:
+                listed = dict(zip(listed, callers.map(head, listed), strict=True))
+        return {key: self._version(item) for key, item in listed.items() if item}
 
-        try:
-            return obstore.head(self._store, key)
-        except FileNotFoundError:
-            return {}
+    def _listed(self, prefix: str) -> dict[str, Mapping[str, Any]]:
+        pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
+        return {str(item["path"]): item for page in pages for item in page}
 
     def _version(self, seen: Mapping[str, Any]) -> str:
-        version: str | None = seen["version" if self._by_generation else "e_tag"]
-        return (version or "").removeprefix('"').removesuffix('"')
-
-    def _condition(self, version: str) -> UpdateVersion:
-        return {"version": version} if self._by_generation else {"e_tag": f'"{version}"'}
+        return str(seen["version" if self._by_generation else "e_tag"] or "").removeprefix('"').removesuffix('"')
 
 
 def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
@@ -211,9 +189,6 @@ def _s3_config(endpoint: str) -> S3Config:
     return config
 
 
-_FOLDER_HINT = "check that its share is mounted here, has room and may be used"
-
-
 class _SharedFolder:
     """Objects as files. It is not made: where a share is not mounted, its copy would be on this machine only.
 
@@ -223,7 +198,7 @@ class _SharedFolder:
         StorageError: no folder can have that name, or it is that of the studies themselves.
     """
 
-    hint = _FOLDER_HINT
+    hint = "check that its share is mounted here, has room and may be used"
     faults: tuple[type[Exception], ...] = (OSError, HomeError)
 
     def __init__(self, uri: str) -> None:
@@ -312,7 +287,7 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         is_folder = uri.strip() and "://" not in uri
-        self._objects = _SharedFolder(uri) if is_folder else Bucket(uri)
+        self._objects = _SharedFolder(uri) if is_folder else _Bucket(uri)
         self.uri = self._objects.uri
 
     def check(self) -> None:

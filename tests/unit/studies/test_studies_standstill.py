@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,36 +98,31 @@ def test_a_copy_that_is_not_whole_at_the_end_says_so(
     assert "`loraxs-search resume s` copies what it lacks" in caplog.text
 
 
-@contextlib.contextmanager
-def watched(clock: Any) -> Iterator[tuple[Standstill, Callable[[float], str | None]]]:
+def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(
+    make_clock: MakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = make_clock()
     standstill = Standstill("study 's' in /shared", clock)
 
-    def after(seconds: float) -> str | None:
-        clock.time += seconds
-        return standstill.overdue()
+    def said(happened: Callable[[], None], after_s: float = 0.0) -> str:
+        caplog.clear()
+        clock.time += after_s
+        happened()
+        return caplog.text
 
-    yield standstill, after
-
-
-def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock: MakeClock) -> None:
-    with watched(make_clock()) as (standstill, after):
-        assert standstill.moved() is None
-        assert "waits, the search continues: it is away" in (standstill.stuck("it is away") or "")
-        assert standstill.stuck("it is away") is None
-        assert after(PATIENCE_S - 1) is None
-        assert "has stood still for 60 s, the search continues: it is away" in (after(1) or "")
-        assert after(PATIENCE_S - 1) is None
-        assert "has stood still for 120 s" in (after(1) or "")
-        assert after(2 * PATIENCE_S - 1) is None
-        assert standstill.moved() == "the copy of study 's' in /shared continues"
-        assert standstill.moved() is None
-        assert after(PATIENCE_S - 1) is None
-
-
-def test_a_copy_that_neither_comes_through_nor_fails_is_told_too(make_clock: MakeClock) -> None:
-    with watched(make_clock()) as (standstill, after):
-        assert "has stood still for 60 s, the search continues: the storage is slow" in (after(PATIENCE_S) or "")
-        assert "continues" in (standstill.moved() or "")
+    overdue, moved = standstill.overdue, standstill.moved
+    assert "stood still for 60 s, the search continues: the storage is slow" in said(overdue, PATIENCE_S)
+    assert "continues" in said(moved)
+    assert not said(moved)
+    assert "waits, the search continues: it is away" in said(lambda: standstill.stuck("it is away"))
+    assert not said(lambda: standstill.stuck("it is away"))
+    assert not said(overdue, PATIENCE_S - 1)
+    assert "stood still for 60 s, the search continues: it is away" in said(overdue, 1)
+    assert not said(overdue, PATIENCE_S - 1)
+    assert "stood still for 120 s" in said(overdue, 1)
+    assert not said(overdue, 2 * PATIENCE_S - 1)
+    assert "the copy of study 's' in /shared continues" in said(moved)
+    assert not said(overdue, PATIENCE_S - 1)
 
 
 def test_the_heartbeat_tells_of_a_copy_that_stands_still(
