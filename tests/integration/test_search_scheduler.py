@@ -70,7 +70,7 @@ def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
 
 def test_its_keys_are_held_to_its_own_laws(shell: InProcess, tiny_space: Path) -> None:
     for plan, message in (
-        ("search.patience=0", "search.patience: must be at least 1, but got 0."),
+        ("search.patience=0", "search.patience: must be an integer of at least 1, but got 0."),
         (
             "search.scheduler=every",
             "search.scheduler: must be one of: every-second, asha, none, gone, but",

@@ -99,7 +99,8 @@ class Server:
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it with what it started; at once, unless another signal is given."""
         if self.process is not None:
-            os.killpg(self.process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself, and so did what it started
+                os.killpg(self.process.pid, number)
             self.process.wait()
             self.process = None
 
