@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records.codec import from_json, to_json
@@ -201,12 +200,9 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
     """
     guesses = repeated(constant, len(labels))
     reach = float(abs(metric.score(labels, labels) - metric.score(guesses, labels)))
-    if metric.of_rows is not None or metric.is_share:  # the mean of what rows score
-
-        def rows(answers: Values) -> npt.NDArray[np.float64]:
-            return (answers == labels).astype(np.float64) if metric.of_rows is None else metric.of_rows(answers, labels)
-
-        return StandardError(float(np.concatenate([rows(labels), rows(guesses)]).std() / np.sqrt(len(labels))), reach)
+    if metric.of_rows is not None:  # the mean of what rows score
+        of_rows = np.concatenate([metric.of_rows(answers, labels) for answers in (labels, guesses)])
+        return StandardError(float(of_rows.std() / np.sqrt(len(labels))), reach)
     draw = np.random.default_rng(0)
     answers = np.where(draw.random(len(labels)) < 0.5, labels, guesses)
     size = min(len(labels), _MOST_ROWS)

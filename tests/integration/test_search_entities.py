@@ -20,7 +20,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import loraxs_search
 from loraxs_search.registry.manifest import verify
-from loraxs_search.tasks.kinds.token_classification import TAG_METRICS
+from loraxs_search.tasks.metrics import TAG_METRICS
 
 pytestmark = [
     *(pytest.mark.slow, pytest.mark.long(part="search")),

@@ -51,10 +51,6 @@ def _words_right(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt
     return np.array([float(bool(set(said.split()) & set(label.split()))) for said, label in pairs])
 
 
-def _one_word(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    return float(_words_right(predictions, labels).mean())
-
-
 class WordPairsSection(Section):
     """`ask` and `answer`: columns of the data."""
 
@@ -69,7 +65,7 @@ class WordPairs(TaskKind):
     section = WordPairsSection
     metrics = {  # noqa: RUF012
         "exact_match": TEXT_METRICS["exact_match"],  # as the package's own kind has it
-        "one_word": Metric("one_word", "maximize", _one_word, of_rows=_words_right),
+        "one_word": Metric("one_word", "maximize", of_rows=_words_right),
         **TOKEN_METRICS,
     }
     report_metric = "loss"

@@ -13,8 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
 from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, cut_tokens, missing_warnings
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.metrics import by_name, from_counts, ratio_or_zero
+from loraxs_search.tasks.metrics import OUTSIDE, TAG_METRICS, find_entities
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -48,65 +47,9 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import Batch, RowSource
 
-_OUTSIDE = "O"
 _TAG = re.compile(r"O|[BI]-\S+")
 _WORDS = "words"  # in `Rows.extras`
 _NOT_FINITE = -1  # in place of a tag's id
-
-Span = tuple[str, int, int]  # type, first word, the word behind the last one
-
-
-# ---- scores: entities that are found, among those that are said and those that are true ------------------------------
-def find_entities(tags: Sequence[str]) -> list[Span]:
-    """Return the entities that tags mean, in their order, as seqeval's default mode finds them."""
-    found, open_type, start = list[Span](), "", 0
-    for place, tag in enumerate([*tags, _OUTSIDE]):
-        prefix, _, own_type = tag.partition("-")
-        if open_type and (tag == _OUTSIDE or prefix == "B" or own_type != open_type):
-            found.append((open_type, start, place))
-            open_type = ""
-        if tag != _OUTSIDE and not open_type:
-            open_type, start = own_type, place
-    return found
-
-
-@lru_cache(maxsize=2**14)
-def _entities(tags: str) -> frozenset[Span]:
-    return frozenset(find_entities(tags.split()))
-
-
-def _entity_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
-    """Return of each row how many entities are found, said and true, (N, 3)."""
-    pairs = ((_entities(said), _entities(true)) for said, true in zip(predictions, labels, strict=True))
-    return np.array([(len(said & true), len(said), len(true)) for said, true in pairs], np.float64).reshape(-1, 3)
-
-
-def _tag_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
-    """Return of each row how many words have the right tag, and how many there are, (N, 2)."""
-    counts = []
-    for said, true in zip(predictions, labels, strict=True):
-        tags = true.split()
-        pairs = zip_longest(said.split()[: len(tags)], tags, fillvalue=_OUTSIDE)
-        counts.append((sum(one == other for one, other in pairs), len(tags)))
-    return np.array(counts, np.float64).reshape(-1, 2)
-
-
-def _entity_f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return ratio_or_zero(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
-
-
-# Each is 0 where nothing is said or nothing is true.
-TAG_METRICS = by_name(
-    from_counts(
-        "f1",
-        "maximize",
-        _entity_counts,
-        _entity_f1,
-    ),
-    from_counts("precision", "maximize", _entity_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 1])),
-    from_counts("recall", "maximize", _entity_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 2])),
-    from_counts("accuracy", "maximize", _tag_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 1])),
-)
 
 
 # ---- the kind --------------------------------------------------------------------------------------------------------
@@ -155,10 +98,10 @@ class TokenClassification(TaskKind):
         labels = keys.get("labels")
         if labels is None:
             return
-        if _OUTSIDE not in labels or len(labels) < 2:
-            yield ("labels",), f"must name {_OUTSIDE} and the tags of entities, in id order, but got {_listed(labels)}."
+        if OUTSIDE not in labels or len(labels) < 2:
+            yield ("labels",), f"must name {OUTSIDE} and the tags of entities, in id order, but got {_listed(labels)}."
         if wrong := [label for label in labels if not _TAG.fullmatch(label)]:
-            yield ("labels",), f"must be {_OUTSIDE}, B-TYPE or I-TYPE without white space, but got {_listed(wrong)}."
+            yield ("labels",), f"must be {OUTSIDE}, B-TYPE or I-TYPE without white space, but got {_listed(wrong)}."
 
     @property
     def model(self) -> TaskModel:
@@ -290,7 +233,7 @@ class TokenClassification(TaskKind):
         answers = []
         for row, own in enumerate(ids.tolist()):
             lengths, places = _words_and_reads(encoded, row)
-            tags = [_OUTSIDE] * len(lengths)
+            tags = [OUTSIDE] * len(lengths)
             for place, tag in zip(places, own, strict=False):
                 tags[place] = self.task.labels[tag]
             answers.append(tags)
@@ -298,7 +241,7 @@ class TokenClassification(TaskKind):
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
-        return [_OUTSIDE]
+        return [OUTSIDE]
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         counts = {split: _types(own.labels) for split, own in rows.items()}
@@ -313,7 +256,7 @@ class TokenClassification(TaskKind):
             yield from missing_warnings(split, "an entity of the type", missing)
 
     def _known_types(self) -> list[str]:
-        return list(dict.fromkeys(label[2:] for label in self.task.labels if label != _OUTSIDE))
+        return list(dict.fromkeys(label[2:] for label in self.task.labels if label != OUTSIDE))
 
 
 def _listed_words(value: Any) -> list[str] | None:
@@ -324,7 +267,7 @@ def _listed_words(value: Any) -> list[str] | None:
 
 def _rows(words: list[list[str]], tags: Sequence[str] | None) -> Rows:
     """Return rows of words; without tags, as questions."""
-    labels = [" ".join([_OUTSIDE] * len(own)) for own in words] if tags is None else tags
+    labels = [" ".join([OUTSIDE] * len(own)) for own in words] if tags is None else tags
     return Rows([" ".join(own) for own in words], None, np.array(labels, object), {_WORDS: words})
 
 

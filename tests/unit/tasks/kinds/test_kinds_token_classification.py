@@ -24,7 +24,8 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TaskKind, checked, kind_of
-from loraxs_search.tasks.kinds.token_classification import TAG_METRICS, TokenClassification, find_entities
+from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
 from loraxs_search.tasks.prepared import PreparedTask, encode, load_data, prepare
 
 # What seqeval 1.2.2 says, in its default mode.
