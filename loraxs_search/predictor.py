@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from loraxs_search.tasks.batch import RowSource
+    from loraxs_search.tasks.encoded import RowSource
     from loraxs_search.tasks.kinds import EncodedRows, SourceLocation
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Predictor:
     @cached_property
     def _source(self) -> RowSource:
         from loraxs_search.base_model.tokenizer import load_tokenizer
-        from loraxs_search.tasks.batch import RowSource
+        from loraxs_search.tasks.encoded import RowSource
 
         return RowSource(load_tokenizer(self._base))
 

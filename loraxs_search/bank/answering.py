@@ -23,8 +23,7 @@ from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, kind_of, token_ids
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.rows import SourceLocation, check_question, is_text

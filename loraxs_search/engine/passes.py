@@ -21,7 +21,7 @@ from loraxs_search.engine.layers import PassContext, RowMap
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
 from loraxs_search.records.literals import Split
-from loraxs_search.tasks.batch import Batch, RowSource
+from loraxs_search.tasks.encoded import Batch, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Reduce
 
 Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows

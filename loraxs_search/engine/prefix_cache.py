@@ -22,8 +22,7 @@ from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_sid
 from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.engine.planning import Indices
 from loraxs_search.records.literals import Split
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.encoded import EncodedRows, RowSource
 
 
 class LayerSkipping:

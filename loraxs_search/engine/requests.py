@@ -29,8 +29,7 @@ from loraxs_search.engine.planning import Demand, Indices, Pass, PassExecutor, S
 from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, prompt_groups, read_shared
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records.literals import Split
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.encoded import EncodedRows, RowSource
 from loraxs_search.tasks.kinds import (
     ForwardRequest,
     Generated,

@@ -33,7 +33,7 @@ from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Split
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.tasks.batch import Batch
+from loraxs_search.tasks.encoded import Batch
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import split_metrics

@@ -24,7 +24,7 @@ from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError,
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TokenLogprobs, render_chat
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.rows import SourceLocation

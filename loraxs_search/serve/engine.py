@@ -26,7 +26,7 @@ from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.serve.served_models import ServedAdapter
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, RequestGenerator
 
 log = logging.getLogger(__name__)

@@ -110,7 +110,10 @@ class BaselineModel(ABC):
                 if split == "test" and self.constant is None:
                     test_answers = tuple(values.tolist())
         except Exception as error:  # noqa: BLE001  # a baseline stops no search
-            failed, applies = _failure(error), not isinstance(error, TooManyRowsError)
+            line = next(iter(str(error).strip().splitlines()), "")
+            is_clear = line and isinstance(error, LoraxsError | TooManyRowsError)
+            failed = (line if is_clear else f"{type(error).__name__}: {line}")[:200]
+            applies = not isinstance(error, TooManyRowsError)
         return Baseline(
             self.name,
             metrics.get("validation", {}),
@@ -140,13 +143,6 @@ class LinearBaseline(BaselineModel):
         assert form is not None, "measured for a kind that it does not fit"
         for split, values in self.outputs(form):
             yield split, form.answers(values)
-
-
-def _failure(error: BaseException) -> str:
-    """Return an error as one line that fits a table of records."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    kind = "" if line and isinstance(error, LoraxsError | TooManyRowsError) else f"{type(error).__name__}: "
-    return f"{kind}{line}"[:200]
 
 
 class Constant(BaselineModel):
@@ -183,76 +179,52 @@ class TFIDF(LinearBaseline):
     title: ClassVar = "TF-IDF of the texts, linear model"
 
     def outputs(self, form: LinearForm) -> SplitValues:
+        from scipy import sparse
+        from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
 
-        rows = _rows(self.data)
-        chosen = _train_rows(rows["train"], form.num_outputs)
-        terms = _Terms(rows["train"].take(chosen))
-        model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
-        model.fit(terms.train, form.targets(self.data.labels("train")[chosen]))
-        for split in SPLITS:
-            yield split, model.predict(terms.of(rows[split])).reshape(len(rows[split]), -1)
+        from loraxs_search.tasks.prepared import load_data
+        from loraxs_search.tasks.read import fixed_subset
 
-
-class _Terms:
-    """Rows as sparse vectors; of two texts both, the terms that they share, and how much that is."""
-
-    def __init__(self, train: Rows) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        self._vectorizer = TfidfVectorizer(
+        # A prepared task does not keep its texts: they are read again.
+        data, loaded = self.data, load_data(self.data.task)
+        if loaded.fingerprint != data.data_fingerprint:
+            raise TaskDataError(
+                f"The rows must stay as the search began with them, but their fingerprint {data.data_fingerprint[:16]}"
+                f" is {loaded.fingerprint[:16]} now."
+            )
+        length = _CHARACTERS_A_TOKEN * data.task.max_length
+        rows: dict[Split, Rows] = {}
+        for split, part in loaded.rows.items():
+            own = part.take(fixed_subset(len(part), data.num_rows(split)))
+            pairs = None if own.pairs is None else [text[:length] for text in own.pairs]
+            rows[split] = replace(own, texts=[text[:length] for text in own.texts], pairs=pairs)
+        train = rows["train"]
+        characters = sum(map(len, train.texts)) + sum(map(len, train.pairs or ()))
+        most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / form.num_outputs)
+        chosen = fixed_subset(len(train), max(1, int(len(train) * most / max(most, characters))))
+        train = train.take(chosen)
+        vectorizer = TfidfVectorizer(
             token_pattern=_TERM, ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_TERMS, dtype=np.float32
         )
+
+        def vectors(rows: Rows) -> Any:  # (N, features), sparse; of two texts both, what they share, and how much
+            texts = vectorizer.transform(rows.texts)
+            if rows.pairs is None:
+                return texts
+            pairs = vectorizer.transform(rows.pairs)
+            shared = texts.multiply(pairs).tocsr()
+            return sparse.hstack([texts, pairs, shared, sparse.csr_matrix(shared.sum(axis=1))], format="csr")
+
         if train.pairs is None:
-            self.train = self._vectorizer.fit_transform(train.texts)
+            features = vectorizer.fit_transform(train.texts)
         else:
-            self._vectorizer.fit([*train.texts, *train.pairs])
-            self.train = self.of(train)
-
-    def of(self, rows: Rows) -> Any:
-        """Return the vectors of rows, shape (N, features), sparse."""
-        texts = self._vectorizer.transform(rows.texts)
-        if rows.pairs is None:
-            return texts
-        from scipy import sparse
-
-        pairs = self._vectorizer.transform(rows.pairs)
-        shared = texts.multiply(pairs).tocsr()
-        return sparse.hstack([texts, pairs, shared, sparse.csr_matrix(shared.sum(axis=1))], format="csr")
-
-
-def _rows(data: PreparedTask) -> dict[Split, Rows]:
-    """Read the rows that a task was prepared from, whose texts it does not keep; long texts are cut.
-
-    Raises:
-        TaskDataError: the rows are others by now.
-    """
-    from loraxs_search.tasks.prepared import load_data
-    from loraxs_search.tasks.read import fixed_subset
-
-    task = data.task
-    loaded = load_data(task)
-    if loaded.fingerprint != data.data_fingerprint:
-        raise TaskDataError(
-            f"The rows must stay as the search began with them, but their fingerprint {data.data_fingerprint[:16]}"
-            f" is {loaded.fingerprint[:16]} now."
-        )
-    rows = dict(loaded.rows)
-    rows["validation"] = rows["validation"].take(fixed_subset(len(rows["validation"]), data.num_rows("validation")))
-    return {split: _cut(part, _CHARACTERS_A_TOKEN * task.max_length) for split, part in rows.items()}
-
-
-def _cut(rows: Rows, length: int) -> Rows:
-    pairs = None if rows.pairs is None else [text[:length] for text in rows.pairs]
-    return replace(rows, texts=[text[:length] for text in rows.texts], pairs=pairs)
-
-
-def _train_rows(rows: Rows, num_outputs: int) -> npt.NDArray[np.int64]:
-    from loraxs_search.tasks.read import fixed_subset
-
-    characters = sum(map(len, rows.texts)) + sum(map(len, rows.pairs or ()))
-    most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / num_outputs)
-    return fixed_subset(len(rows), max(1, int(len(rows) * most / max(most, characters))))
+            vectorizer.fit([*train.texts, *train.pairs])
+            features = vectors(train)
+        model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
+        model.fit(features, form.targets(data.labels("train")[chosen]))
+        for split in SPLITS:
+            yield split, model.predict(vectors(rows[split])).reshape(len(rows[split]), -1)
 
 
 _TRAIN_ROWS = 500

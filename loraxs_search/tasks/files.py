@@ -15,7 +15,6 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ _LISTED = 5
 _QUOTES = 'a field that begins with a double quote ends with one, and has "" for each one in it'
 _ON_PURPOSE = 0.1  # share of the rows of several lines that look like several rows; fewer are chance
 _LONGEST_NAME = 10  # characters of a column's name in a script that writes no spaces: longer ones are sentences
+_Row = tuple[int, int, list[str]]  # the lines in which a row begins and ends, and its fields
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
@@ -50,8 +50,23 @@ def read_csv(
     """
     shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
-    rows = _rows(_reader(text, separator, strict=True))
-    names = list(names) or [name.strip() for name in next(rows, _Row(1, 1, [])).fields]
+    rows, line, reader = list[_Row](), 1, _reader(text, separator, strict=True)
+    names = list(names)
+    try:
+        for fields in reader:
+            begin, line = line, reader.line_num + 1
+            if not any(field.strip() for field in fields):
+                continue
+            if names:
+                rows.append((begin, line - 1, fields))
+                continue
+            names = [name.strip() for name in fields]
+            if not set(wanted) <= set(names):
+                break
+    except csv.Error as error:
+        raise MalformedFileError(
+            f"must be separated values, but the row in line {line} cannot be read: {error}", hint=_QUOTES
+        ) from error
     if not set(wanted) <= set(names):
         return Columns(names, {}, [])
     if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:
@@ -59,9 +74,25 @@ def read_csv(
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
-    kept = list(rows)
-    _check_swallowed(kept, len(names), separator)
-    return _columns(kept, names, wanted, optional)
+    _check_swallowed(rows, len(names), separator)
+    columns = [*wanted, *optional]
+    places = [names.index(name) for name in columns]
+    least = max(places[: len(wanted)])
+    lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
+    for line, _, fields in rows:
+        if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
+            wrong.append(f"line {line} has {len(fields)}")
+            continue
+        lines.append(line)
+        for column, place in zip(values, places, strict=True):
+            column.append(fields[place] if place < len(fields) else "")
+    if wrong:
+        more = f" and {len(wrong) - _LISTED} more lines have others" if len(wrong) > _LISTED else ""
+        raise MalformedFileError(
+            f"must have a field for each of the {len(names)} columns, but {', '.join(wrong[:_LISTED])}{more}",
+            hint="a text with the separator or a line break in it must stand in double quotes",
+        )
+    return Columns(names, dict(zip(columns, values, strict=True)), lines)
 
 
 def shows(text: str, wanted: Sequence[str]) -> bool:
@@ -73,18 +104,15 @@ def is_table(text: str) -> bool:
     """Whether a text begins with names, and all rows have as many fields, which are several, as few lines of prose."""
     separator = likely_separator(text, ",")
     names = header(text, separator)
-    if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_name, names)):
+    # A name is one word. A sentence of Chinese has no spaces either.
+    are_names = all(name.isidentifier() and (name.isascii() or len(name) <= _LONGEST_NAME) for name in names)
+    if len(names) < 2 or len(set(names)) < len(names) or not are_names:
         return False
     try:
         widths = [len(row) for row in _reader(text, separator) if row]
     except csv.Error:
         return False
     return len(widths) > 1 and set(widths) == {len(names)}
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text may be the name of a column: one word. A sentence of Chinese has no spaces either."""
-    return text.isidentifier() and (text.isascii() or len(text) <= _LONGEST_NAME)
 
 
 def header(text: str, separator: str) -> list[str]:
@@ -95,7 +123,7 @@ def header(text: str, separator: str) -> list[str]:
         return []
 
 
-def _reader(text: str, separator: str, strict: bool = False) -> Iterator[list[str]]:
+def _reader(text: str, separator: str, strict: bool = False) -> Any:
     csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
@@ -117,50 +145,6 @@ def likely_separator(text: str, usual: str) -> str:
     return best if fitting(best)[0] > 0.5 else usual
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row and the lines that it stands in, from `line` to `last`."""
-
-    line: int
-    last: int
-    fields: list[str]
-
-
-def _columns(rows: Sequence[_Row], names: list[str], wanted: Sequence[str], optional: Sequence[str]) -> Columns:
-    columns = [*wanted, *optional]
-    places = [names.index(name) for name in columns]
-    least = max(places[: len(wanted)])
-    lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
-    for row in rows:
-        fields = row.fields
-        if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
-            wrong.append(f"line {row.line} has {len(fields)}")
-            continue
-        lines.append(row.line)
-        for column, place in zip(values, places, strict=True):
-            column.append(fields[place] if place < len(fields) else "")
-    if wrong:
-        more = f" and {len(wrong) - _LISTED} more lines have others" if len(wrong) > _LISTED else ""
-        raise MalformedFileError(
-            f"must have a field for each of the {len(names)} columns, but {', '.join(wrong[:_LISTED])}{more}",
-            hint="a text with the separator or a line break in it must stand in double quotes",
-        )
-    return Columns(names, dict(zip(columns, values, strict=True)), lines)
-
-
-def _rows(reader: Iterator[list[str]]) -> Iterator[_Row]:
-    line = 1
-    try:
-        for fields in reader:
-            begin, line = line, reader.line_num + 1  # type: ignore[attr-defined]
-            if any(field.strip() for field in fields):
-                yield _Row(begin, line - 1, fields)
-    except csv.Error as error:
-        raise MalformedFileError(
-            f"must be separated values, but the row in line {line} cannot be read: {error}", hint=_QUOTES
-        ) from error
-
-
 # ---- quotes that stand for themselves --------------------------------------------------------------------------------
 def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
     """Refuse quotes that stand for themselves: each joins rows up to the next one.
@@ -170,29 +154,27 @@ def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
     Raises:
         MalformedFileError: the lines of a row are rows by themselves.
     """
-    joined = [row for row in rows if row.last > row.line] if width > 1 else []
+    joined = [row for row in rows if row[1] > row[0]] if width > 1 else []
     if not joined:
         return
-    plain = [row.fields for row in rows if row.last == row.line and len(row.fields) >= width]
-    repeated = [_repeated([fields[place] for fields in plain]) for place in range(width)]
+    plain = [fields for begin, end, fields in rows if begin == end and len(fields) >= width]
+    # The values of each column that has few, such as labels; None of another one.
+    repeated: list[frozenset[str] | None] = []
+    for place in range(width):
+        known = frozenset(fields[place].strip() for fields in plain)
+        repeated.append(known if 2 * len(known) <= len(plain) else None)
     swallowing = [
         row
         for row in joined
-        if any(_swallows(row.fields, at, separator, repeated) for at in range(min(width, len(row.fields))))
+        if any(_swallows(row[2], at, separator, repeated) for at in range(min(width, len(row[2]))))
     ]
     if swallowing and len(swallowing) >= _ON_PURPOSE * len(joined):
-        row = swallowing[0]
+        begin, end, _ = swallowing[0]
         raise MalformedFileError(
-            f"must close a quote in its row, but the one in line {row.line} continues to line {row.last}, over lines"
-            " that are rows by themselves",
+            f"must close a quote in its row, but the one in line {begin} continues to line {end}, over lines that are"
+            " rows by themselves",
             hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
         )
-
-
-def _repeated(values: Sequence[str]) -> frozenset[str] | None:
-    """Return the values of a column that has few, such as labels; None of another one."""
-    known = frozenset(value.strip() for value in values)
-    return known if 2 * len(known) <= len(values) else None
 
 
 def _swallows(fields: list[str], at: int, separator: str, repeated: Sequence[frozenset[str] | None]) -> bool:
@@ -221,7 +203,6 @@ def _swallows(fields: list[str], at: int, separator: str, repeated: Sequence[fro
 
 log = logging.getLogger(__name__)
 
-_SPACE = re.compile(r"\s*")
 _BLANKS = re.compile(r"[ \t]+")  # a word may hold a space of another kind
 _CONLL_COMMENT = re.compile(r"#[ \t]*(\w+ = |new(doc|par)\b)")  # `# text = ...` above a sentence
 _HINT = "write one object a line, or all of them as one list"
@@ -234,7 +215,7 @@ def _read_json(text: str, wanted: Sequence[str]) -> Columns:
         MalformedFileError: something is no JSON, no object, or names a key twice.
     """
     lines, rows = list[int](), list[dict[str, Any]]()
-    for line, item in _items(text) if text.lstrip().startswith("[") else _lines(text):
+    for line, item in _json_values(text):
         if not isinstance(item, dict):
             raise MalformedFileError(f"must hold objects, but line {line} has {shortened(item)}", hint=_HINT)
         lines.append(line)
@@ -244,41 +225,38 @@ def _read_json(text: str, wanted: Sequence[str]) -> Columns:
     return Columns(list(available), values, lines)
 
 
-def _lines(text: str) -> Iterator[tuple[int, Any]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            try:
-                yield line, json.loads(content, object_pairs_hook=_object)
-            except (ValueError, RecursionError) as error:
-                raise _no_json(line, error) from error
-
-
-def _items(text: str) -> Iterator[tuple[int, Any]]:
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
-    position, line = 0, 1
-
-    def skip(to: int) -> None:
-        nonlocal position, line
-        end = _SPACE.match(text, to).end()  # type: ignore[union-attr]
-        line += text.count("\n", position, end)
-        position = end
-
-    skip(text.index("[") + 1)
+def _json_values(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the line of each value and the value: one on each line, or those of one list."""
+    decoder, line = json.JSONDecoder(object_pairs_hook=_object), 1
     try:
-        while text[position : position + 1] != "]":
-            begin = line
+        if not text.lstrip().startswith("["):
+            for line, content in enumerate(text.split("\n"), start=1):
+                if content.strip():
+                    yield line, json.loads(content, object_pairs_hook=_object)
+            return
+        spaces = re.compile(r"\s*")
+        position, counted = text.index("[") + 1, 0  # what is read, and up to where its lines are counted
+        while True:
+            position = spaces.match(text, position).end()  # type: ignore[union-attr]
+            line, counted = line + text.count("\n", counted, position), position
+            if text[position : position + 1] == "]":
+                break
             item, end = decoder.raw_decode(text, position)
-            skip(end)
-            yield begin, item
+            yield line, item
+            position = spaces.match(text, end).end()  # type: ignore[union-attr]
+            line, counted = line + text.count("\n", counted, position), position
             if text[position : position + 1] == ",":
-                skip(position + 1)
+                position += 1
             elif text[position : position + 1] != "]":
                 raise ValueError("a list must continue with a comma, or end with ]")
-        skip(position + 1)
+        position = spaces.match(text, position + 1).end()  # type: ignore[union-attr]
+        line += text.count("\n", counted, position)
         if position < len(text):
             raise ValueError("nothing may follow the list")
     except (ValueError, RecursionError) as error:
-        raise _no_json(line, error) from error
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
+        raise MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_HINT) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -286,13 +264,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         raise ValueError("an object names a key twice")
     return row
-
-
-def _no_json(line: int, error: Exception) -> MalformedFileError:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-    if isinstance(error, RecursionError):
-        reason = "it is nested too deep"
-    return MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_HINT)
 
 
 def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
@@ -326,10 +297,6 @@ def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
     return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
 
 
-def _zstd(content: bytes) -> bytes:
-    return bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read())
-
-
 def _every_stream(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
     """Return what decompresses a file of several streams; Python's own leaves out those behind a damaged one."""
 
@@ -350,7 +317,7 @@ _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".bz2": _every_stream(bz2.BZ2Decompressor),
     ".xz": _every_stream(lzma.LZMADecompressor),
-    ".zst": _zstd,
+    ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 

@@ -24,8 +24,7 @@ from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport, Serving, Task
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import TaskKind, checked
 from loraxs_search.tasks.read import (
     SPLITS,

@@ -6,13 +6,12 @@ cache is a file that is whole or not there.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -210,14 +209,31 @@ def load_splits(
     """
     import datasets
 
-    hidden = datasets.are_progress_bars_disabled()
-    with _faults(who, _place(hub, config), cache_dir):
-        cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
-        datasets.disable_progress_bars()
+    place, hidden = _place(hub, config), datasets.are_progress_bars_disabled()
+    with disk_faults(cache_dir):
         try:
+            datasets.disable_progress_bars()
+            cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
             loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
             if cache != cache_dir:  # a folder of this machine
                 files = datasets.load_dataset_builder(hub, config, cache_dir=str(cache)).config.data_files or {}
+        except Exception as error:
+            # Parsers, decompressors, file systems and the hub's client each have their own family of errors.
+            cause = error.__cause__ or error  # a full disk hides there
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise cause from error
+            if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+                raise _no_rows(who, place) from error
+            if configs := _CONFIGS.search(str(cause)):
+                names = configs["names"].replace("'", "")
+                raise TaskDataError(
+                    f"{who}{place} must be read in one of its configurations: {names}.",
+                    hint="name it: `data.config` in a space, --config for `init`",
+                ) from error
+            raise TaskDataError(
+                f"{who}{place} must be a readable data set, but: {first_line(cause)}",
+                hint="check the id and the network, or name local files under `data_files`",
+            ) from error
         finally:
             if not hidden:
                 datasets.enable_progress_bars()
@@ -261,31 +277,6 @@ def _cache_for(hub: str, cache_dir: Path) -> Path:
     for path in files:
         digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode("utf-8", "surrogatepass"))
     return cache_dir / "folders" / digest.hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _faults(who: str, place: str, cache_dir: Path) -> Iterator[None]:
-    """Turn what `datasets` raises into our errors; a full disk hides in the cause of their error."""
-    with disk_faults(cache_dir):
-        try:
-            yield
-        except Exception as error:
-            # Parsers, decompressors, file systems and the hub's client each have their own family of errors.
-            cause = error.__cause__ or error
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise cause from error
-            if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
-                raise _no_rows(who, place) from error
-            if configs := _CONFIGS.search(str(cause)):
-                raise TaskDataError(
-                    f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",
-                    hint="name it: `data.config` in a space, --config for `init`",
-                ) from error
-            reason = first_line(cause)
-            raise TaskDataError(
-                f"{who}{place} must be a readable data set, but: {reason}",
-                hint="check the id and the network, or name local files under `data_files`",
-            ) from error
 
 
 def load_table(path: Path) -> pa.Table | None:
@@ -400,29 +391,25 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
 def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> str:
     """Return the sha256 of these splits' texts and labels: the same on every machine, whatever the files are called."""
     digest = hashlib.sha256()
+
+    def add(column: Sequence[str]) -> None:
+        encoded = [text.encode() for text in column]
+        lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
+        digest.update(hashlib.sha256(lengths.tobytes() + b"".join(encoded)).digest())
+
     for name in splits:
         split = rows[name]
         digest.update(f"{name} {len(split)}\n".encode())
-        for column in (split.texts, split.pairs or []):
-            digest.update(_column_digest(column))
+        add(split.texts)
+        add(split.pairs or [])
         kind = split.labels.dtype.kind
         if kind in "UO":
-            digest.update(_column_digest(split.labels.tolist()))
+            add(split.labels.tolist())
         else:
             digest.update(split.labels.astype("<i8" if kind == "i" else "<f4").tobytes())
-        for extra in sorted(split.extras):
-            digest.update(_column_digest([extra, *map(_text, split.extras[extra])]))
+        for extra, values in sorted(split.extras.items()):
+            add([extra, *(value if isinstance(value, str) else json.dumps(value) for value in values)])
     return digest.hexdigest()
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _column_digest(column: list[str]) -> bytes:
-    encoded = [text.encode() for text in column]
-    lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
-    return hashlib.sha256(lengths.tobytes() + b"".join(encoded)).digest()
 
 
 def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
@@ -468,9 +455,18 @@ def _read(
             hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
             refuse(task, f"`{column}` of test rows must have answers", values, range(len(values)), place, hint)
         return None
-    if most is not None:
-        columns = _short_rows(task, columns, most)
-        place = SourceLocation(split.name, columns.lines)
+    if most is not None:  # rows of more characters, in all columns that the task reads, are left out
+        read = [columns.values[name] for name in _wanted_columns(task)]
+        kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(_characters, row)) <= most]
+        if not kept:
+            raise TaskDataError(
+                f"Task {task.name}: some training row must have at most max_characters={most} characters, but none"
+                " has.",
+                hint="raise `max_characters`",
+            )
+        short = {name: [column[i] for i in kept] for name, column in columns.values.items()}
+        lines = None if columns.lines is None else [columns.lines[i] for i in kept]
+        columns, place = replace(columns, lines=lines, values=short), SourceLocation(split.name, lines)
     groups = {name: list(map(_group, columns.values[name])) for name in slices}
     for column, own in groups.items():
         law = f"`{column}` must be valid Unicode"
@@ -484,22 +480,8 @@ def _read(
     return rows
 
 
-def _short_rows(task: Task, columns: Columns, limit: int) -> Columns:
-    """Leave out rows of more characters than the task allows, in all columns that it reads."""
-
-    def size(value: object) -> int:
-        return sum(map(size, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
-
-    read = [columns.values[name] for name in _wanted_columns(task)]
-    kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(size, row)) <= limit]
-    if not kept:
-        raise TaskDataError(
-            f"Task {task.name}: some training row must have at most max_characters={limit} characters, but none has.",
-            hint="raise `max_characters`",
-        )
-    lines = None if columns.lines is None else [columns.lines[i] for i in kept]
-    values = {name: [column[i] for i in kept] for name, column in columns.values.items()}
-    return replace(columns, lines=lines, values=values)
+def _characters(value: object) -> int:
+    return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
 
 def _group(value: object) -> str:

@@ -99,7 +99,7 @@ def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
         train: Their labels, (N,).
     """
     sign, metric = 1.0 if kind.task.direction == "maximize" else -1.0, kind.metrics[kind.task.metric]
-    answers = kind.constants(train)[:_MAX_CONSTANTS]
+    answers: list[int | float | str] = kind.constants(train)[:_MAX_CONSTANTS]
     if metric.column != "predictions":  # the likeliest: no answer has such a score
         return answers[0]
     gains = [sign * metric.score(repeated(answer, len(train)), train) for answer in answers]

@@ -23,7 +23,7 @@ from loraxs_search.records.adapter import NUM_WRONG_ROWS, Sample
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 

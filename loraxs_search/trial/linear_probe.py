@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.head import head_names, output_head
 from loraxs_search.records.host import LinearProbe
-from loraxs_search.tasks.batch import Batch
-from loraxs_search.tasks.encoded import eval_batches
+from loraxs_search.tasks.encoded import Batch, eval_batches
 from loraxs_search.tasks.kinds import PassOutputs, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.tasks.read import fixed_subset

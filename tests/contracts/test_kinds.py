@@ -30,7 +30,7 @@ from loraxs_search.records.host import Answers
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import (
     KINDS,
     PassOutputs,

@@ -36,8 +36,7 @@ from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, Task, TaskModel
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_of
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial.evaluate import ask

@@ -25,8 +25,7 @@ from loraxs_search.engine.passes import AdaptedBase
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.tasks.batch import Batch, RowSource
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import (
     ForwardRequest,
     Generated,

@@ -17,7 +17,7 @@ from loraxs_search.errors import BaseModelError, TargetModulesError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.snapshot import Snapshot

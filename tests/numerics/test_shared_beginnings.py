@@ -21,8 +21,7 @@ from torch import Tensor
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.prefix_sharing import beginning_of, common_beginning
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.tasks.batch import Batch, RowSource
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
 from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask

@@ -17,8 +17,7 @@ from torch import Tensor
 from loraxs_search.engine import requests
 from loraxs_search.engine.prefix_sharing import is_worth_sharing, read_shared
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.tasks.batch import Batch
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask

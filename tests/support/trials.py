@@ -22,7 +22,7 @@ from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot

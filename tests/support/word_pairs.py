@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import Batch, RowSource
+    from loraxs_search.tasks.encoded import Batch, RowSource
 
 NUM_WORDS = 2
 

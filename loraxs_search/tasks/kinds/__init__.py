@@ -10,7 +10,6 @@ from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._answers import only_number
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Names, Section, TaskKind
-from loraxs_search.tasks.kinds._labelled import finite_number
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import (
     ForwardRequest,
@@ -26,9 +25,8 @@ from loraxs_search.tasks.kinds._requests import (
     run_requests,
 )
 from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, render_chat, token_ids
+from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number, regressor
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
-from loraxs_search.tasks.kinds.regression import Regression, regressor
-from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric

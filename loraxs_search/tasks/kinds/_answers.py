@@ -65,23 +65,13 @@ _LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
 _IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
 
 
-def first_number(text: str) -> str:
-    """Return the first number of a text in canonical form; the empty text where there is none."""
-    return next(_numbers(text), "")
-
-
-def last_number(text: str) -> str:
-    """Return the last number of a text in canonical form; the empty text where there is none."""
-    return next(iter([*_numbers(text)][-1:]), "")
-
-
 def only_number(text: str) -> str:
     """Return the number of a text that holds one, such as `12 apples`; the empty text otherwise."""
-    numbers = [*_numbers(text)]
-    return numbers[0] if len(numbers) == 1 else ""
+    found = [*numbers(text)]
+    return found[0] if len(found) == 1 else ""
 
 
-def _numbers(text: str) -> Iterator[str]:
+def numbers(text: str) -> Iterator[str]:
     """Yield the numbers of a text, in canonical form; an empty text for a number that cannot be read.
 
     Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
@@ -89,26 +79,28 @@ def _numbers(text: str) -> Iterator[str]:
     What has digits in another order, such as a date, a time, a range, a ratio or a power, is no number, nor is a part
     of a fraction or root in LaTeX: `math` reads those.
     """
-    text = _VULGAR.sub(_spelled, _LATEX_COMMA.sub(",", text))
-    for match in _NUMBER.finditer(text):
-        before = text[max(0, match.start() - 5) : match.start()]
-        is_odd = len(match[0]) > _MOST_DIGITS or match["more"] or _IN_LATEX.search(before)
-        value = None if is_odd else _value(match)
+
+    def spelled(vulgar: re.Match[str]) -> str:  # a character that is a fraction, as two numbers
+        value = Fraction(unicodedata.numeric(vulgar[0])).limit_denominator(10)
+        before = " " if vulgar.string[vulgar.start() - 1 : vulgar.start()].isdigit() else ""
+        return f"{before}{value.numerator}/{value.denominator}"
+
+    for match in _NUMBER.finditer(_VULGAR.sub(spelled, _LATEX_COMMA.sub(",", text))):
+        value = _value(match)
         yield "" if value is None else canonical(value)
 
 
-def _spelled(vulgar: re.Match[str]) -> str:
-    """Return a character that is a fraction, such as a half, as two numbers, behind a space after a digit."""
-    value = Fraction(unicodedata.numeric(vulgar[0])).limit_denominator(10)
-    start = vulgar.start()
-    before = " " if vulgar.string[max(0, start - 1) : start].isdigit() else ""
-    return f"{before}{value.numerator}/{value.denominator}"
-
-
 def _value(match: re.Match[str]) -> Fraction | None:
-    value = _decimal(match["top"])
-    if value is None:
+    before = match.string[max(0, match.start() - 5) : match.start()]
+    if len(match[0]) > _MOST_DIGITS or match["more"] or _IN_LATEX.search(before):
         return None
+    digits = _GROUPED.fullmatch(match["top"])
+    if digits is None:  # no way to write numbers has marks between digits so
+        return None
+    found = digits.groupdict()
+    whole = next(found[name] for name in ("whole", "english", "dotted", "dots", "plain") if found[name] is not None)
+    part = next((value for name, value in found.items() if name.endswith("part") and value is not None), "")
+    value = Fraction(f"{re.sub('[^0-9]', '', whole) or '0'}.{part or '0'}")
     if match["bottom"] is not None:
         bottom = int(match["bottom"])
         if not bottom or (match["whole"] and value >= bottom):
@@ -119,17 +111,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
     value += int(re.sub("[^0-9]", "", match["whole"] or "0"))
     value *= Fraction(10) ** int(match["exponent"] or 0)
     return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
-
-
-def _decimal(digits: str) -> Fraction | None:
-    """Return what digits with marks between them mean; None if no way to write numbers has them so."""
-    match = _GROUPED.fullmatch(digits)
-    if match is None:
-        return None
-    found = match.groupdict()
-    whole = next(found[name] for name in ("whole", "english", "dotted", "dots", "plain") if found[name] is not None)
-    part = next((value for name, value in found.items() if name.endswith("part") and value is not None), "")
-    return Fraction(f"{re.sub('[^0-9]', '', whole) or '0'}.{part or '0'}")
 
 
 _EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a fraction of the longest numbers
@@ -168,12 +149,27 @@ class _Workers:
     """One process at a time, started when it is needed, and anew after it has ended."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, reference: str, prediction: str) -> bool:
         with self._lock:
-            process = self._process = self._process or _started()
+            if self._process is None:
+                pipe = subprocess.PIPE
+                # The file by its path and without its folder in front: it needs nothing of this package, starts fast.
+                command = [sys.executable, "-P", str(_WORKER)]
+                environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+                new = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+                assert new.stdout is not None
+                if new.stdout.readline() != "ready\n":
+                    new.kill()
+                    reason = new.communicate()[1].strip().splitlines()[-1:]
+                    raise LoraxsError(
+                        f"Formulas must be compared by math-verify, but it does not start: {''.join(reason)}.",
+                        hint="install math-verify where trials are trained",
+                    )
+                self._process = new
+            process = self._process
             assert process.stdin is not None
             assert process.stdout is not None
             try:
@@ -183,36 +179,16 @@ class _Workers:
             except BrokenPipeError:
                 answer = ""
             if not answer:  # out of time or memory
-                self._end()
+                self.close()
             return answer == "true\n"
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        if (process := self._process) is not None:
-            self._process = None
-            process.kill()
-            process.communicate()
-
-
-def _started() -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    # The file by its path and without its folder in front: it needs nothing of this package, and starts fast.
-    command = [sys.executable, "-P", str(_WORKER)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-        process.kill()
-        reason = process.communicate()[1].strip().splitlines()[-1:]
-        raise LoraxsError(
-            f"Formulas must be compared by math-verify, but it does not start: {''.join(reason)}.",
-            hint="install math-verify where trials are trained",
-        )
-    return process
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.communicate()
 
 
 _WORKERS = _Workers()
@@ -321,25 +297,36 @@ class Extraction:
         Raises:
             SlowPatternError: `regex` takes too long, and this is not patient.
         """
-        try:
-            part = self._part(text)
-        except SlowPatternError:
-            if not patient:
-                raise
-            part = None
-        if part is None:
-            return ""
-        if self.one_of:
-            return self._first_choice(part)
-        if self.form == "number":
-            return first_number(part) if self.after or self.regex else last_number(part)
-        return self._trimmed(part)
+        part = text
+        if self.regex is not None:
+            try:
+                match = regex.search(self.regex, text, timeout=MATCH_SECONDS)
+            except TimeoutError:
+                if not patient:
+                    raise SlowPatternError(text) from None
+                match = None
+            part = (match and match[1]) or ""
+        elif self.after is not None:
+            _, marker, behind = text.rpartition(self.after)
+            behind = behind.lstrip(" \t\r\n:") if marker else ""
+            part = behind if self.form == "math" else behind.partition("\n")[0]
+        if self.form != "number" or self.one_of:
+            return self.bare(part)
+        return next(numbers(part), "") if self.after or self.regex else ["", *numbers(part)][-1]
 
     def bare(self, text: str) -> str:
         """Return a whole answer in the same form; the empty text if it has none."""
         if self.one_of:
-            return self._first_choice(text)
-        return only_number(text) if self.form == "number" else self._trimmed(text)
+            by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
+            found = first_of(by_length, text)
+            return "" if found is None else by_length[found]
+        if self.form == "number":
+            return only_number(text)
+        if self.form == "math":  # what is in its last whole box, or its first formula
+            return next(filter(_is_whole, _formulas(text)), "")
+        if self.after is None:
+            return text.strip(" \t\r\n\0")
+        return text.strip().partition("\n")[0].rstrip(_SENTENCE_END)
 
     def references(self, texts: Sequence[str], *, whole: bool) -> list[str]:
         """Return what answers are compared with: the answers in these texts; an empty one where a text has none.
@@ -366,47 +353,29 @@ class Extraction:
         pairs = zip(answers, references, strict=True)
         return np.array([ref if own and equal(ref, own) else own for own, ref in pairs], object)
 
-    def _part(self, text: str) -> str | None:
-        """Return the part of a text where its answer is; the text itself where nothing says."""
-        if self.regex is not None:
-            try:
-                match = regex.search(self.regex, text, timeout=MATCH_SECONDS)
-            except TimeoutError:
-                raise SlowPatternError(text) from None
-            return None if match is None else match[1]
-        if self.after is None:
-            return text
-        _, marker, behind = text.rpartition(self.after)
-        behind = behind.lstrip(" \t\r\n:")
-        if self.form != "math":
-            behind = behind.partition("\n")[0]
-        return behind if marker else None
 
-    def _first_choice(self, text: str) -> str:
-        by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
-        found = first_of(by_length, text)
-        return "" if found is None else by_length[found]
+def _formulas(text: str) -> Iterator[str]:
+    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line; of a
+    text without one, its first formula, which may go over several lines, up to a full stop or an empty line.
 
-    def _trimmed(self, text: str) -> str:
-        if self.form == "math":  # what is in its last box, or its first formula
-            formulas = _boxed(text) if _BOX.search(text) else iter([_first_formula(text)])
-            return next(filter(_is_whole, formulas), "")
-        if self.after is None:
-            return text.strip(" \t\r\n\0")
-        return text.strip().partition("\n")[0].rstrip(_SENTENCE_END)
-
-
-def _boxed(text: str) -> Iterator[str]:
-    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line.
-
-    One whose brace is never closed was cut, and is passed over.
+    A box whose brace is never closed was cut, and is passed over.
     """
-    for match in reversed([*_BOX.finditer(text)]):
+    boxes = [*_BOX.finditer(text)]
+    for match in reversed(boxes):
         behind = text[match.end() :]
         if not behind.startswith("{"):
             yield re.split(r"[$\n]", behind)[0].strip(" .")
         elif end := next((at for at, depth in _depths(behind) if not depth), 0):
             yield behind[1:end]
+    if not boxes:
+        lines: list[str] = []
+        for line in text.strip(" \t\r\n\0").split("\n"):
+            if not line.strip():
+                break
+            lines.append(line.strip())
+            if lines[-1].endswith("."):
+                break
+        yield "\n".join(lines).removesuffix(".").rstrip()
 
 
 def _depths(text: str) -> Iterator[tuple[int, int]]:
@@ -422,18 +391,6 @@ def _is_whole(formula: str) -> bool:
     """Whether the braces of a formula are closed; else it was cut, and does not count."""
     depths = [depth for _, depth in _depths(formula)]
     return not depths or (min(depths) >= 0 and depths[-1] == 0)
-
-
-def _first_formula(text: str) -> str:
-    """Return the first formula, which may go over several lines, up to a full stop or an empty line."""
-    lines: list[str] = []
-    for line in text.strip(" \t\r\n\0").split("\n"):
-        if not line.strip():
-            break
-        lines.append(line.strip())
-        if lines[-1].endswith("."):
-            break
-    return "\n".join(lines).removesuffix(".").rstrip()
 
 
 def as_written(answers: Sequence[str], stop: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records.adapter import Prediction, Sample
 from loraxs_search.records.literals import SECTION, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
-from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.encoded import Batch, EncodedRows, RowSource
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.metrics import Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined
@@ -57,8 +57,6 @@ from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-    from loraxs_search.tasks.batch import Batch, RowSource
 
 
 class Section(BaseModel):
@@ -105,6 +103,7 @@ class TaskKind(ABC):
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
     unanswered: ClassVar[Prediction] = Prediction("", None, None)  # what `predict --skip-empty` says of an empty row
     has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
+    most_constants: ClassVar[int] = 32  # answers that are scored as the constant one
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts that the untouched base is scored with
 
     def __init__(self, task: Task) -> None:
@@ -366,9 +365,8 @@ class TaskKind(ABC):
         if len(predictions) != len(labels) or not len(labels):
             raise ValueError(f"One prediction per label is needed, but got {len(predictions)} for {len(labels)}.")
         both = np.asarray(predictions), np.asarray(labels)
-        names = dict.fromkeys((*self.task.metrics, self.task.search_metric))
-        named = {name: self.metrics[name] for name in names}
-        return {name: metric.score(*both) for name, metric in named.items() if metric.column == "predictions"}
+        metrics = [self.metrics[name] for name in dict.fromkeys((*self.task.metrics, self.task.search_metric))]
+        return {metric.name: metric.score(*both) for metric in metrics if metric.column == "predictions"}
 
     def measure_scores(self, scores: RowScores, labels: Values) -> dict[str, float]:
         """Return all metrics that scores give, the mean loss among them; without answers, those that need none.
@@ -392,11 +390,10 @@ class TaskKind(ABC):
         yield from ()
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
-    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+    def constants(self, labels: Values) -> list[Any]:
         """Return the answers that are worth giving to every row, the likeliest first; by default the most frequent."""
         values, counts = np.unique(labels, return_counts=True)
-        answers: list[int] | list[float] | list[str] = values[np.argsort(-counts, kind="stable")].tolist()
-        return answers
+        return list(values[np.argsort(-counts, kind="stable")].tolist()[: self.most_constants])
 
     def linear(self) -> LinearForm | None:
         """Return how a linear model answers such a task; None if none can; the baselines then leave it out."""

@@ -8,9 +8,10 @@ adapter is asked.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,19 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Sample
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import TaskModel
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._base import TaskKind
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.kinds._templates import Prompt, Template, continued_ids, cut_prompt, num_begin, written
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
+from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
+from loraxs_search.tasks.kinds._templates import (
+    Prompt,
+    Template,
+    continued_ids,
+    cut_prompt,
+    num_begin,
+    render_chat,
+    token_ids,
+    written,
+)
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -40,44 +50,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import Batch, RowSource
 
 _MOST_DRAWN = 10_000  # rows that examples are chosen from
 _BETWEEN = "\n\n"  # after an example, where the prompt is a text
-
-Ids = Sequence[int]
-
-
-@dataclass(frozen=True)
-class _Turns:
-    """How prompts follow each other.
-
-    Args:
-        head: Tokens that only the first prompt begins with.
-        between: Tokens between an answer, without its end token, and the next prompt, without its head.
-        end: The token that ends an answer; None if there is none.
-    """
-
-    head: list[int]
-    between: list[int]
-    end: int | None
-
-    @classmethod
-    def of(cls, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> _Turns:
-        end = prompt.end_id(tokenizer)
-        if prompt.roles:
-            return cls(*prompt.turns(tokenizer), end)
-        begin = tokenizer.bos_token_id
-        return cls([] if begin is None else [begin], continued_ids([_BETWEEN], tokenizer)[0], end)
-
-    def later(self, ids: list[int]) -> list[int]:
-        """Return a prompt as it is when it is not the first."""
-        return ids[len(self.head) :] if self.head and ids[: len(self.head)] == self.head else ids
-
-    def answered(self, ids: list[int], answer: list[int]) -> list[int]:
-        """Return a prompt, its answer, and what comes before the next prompt."""
-        without_end = answer[:-1] if answer[-1] == self.end else answer
-        return [*ids, *without_end, *self.between]
 
 
 def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: int, room: int) -> EncodedRows:
@@ -86,43 +61,63 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
     They are joined in the tokens of training: of a text, with an empty line between them; of messages, as turns of one
     chat. What is longer than the base's context loses tokens from its left, but for the begin token.
 
+    Examples are drawn at random; where answers repeat, each of them as often as may be. A file may be sorted by its
+    answers: its first rows would have the base say the same each time.
+
     Args:
         rows: Of a split: prompts with answers that are learnt.
         room: Tokens that each prompt leaves free at least.
     """
-    turns, limit = _Turns.of(prompt, data.tokenizer), data.tokenizer.model_max_length
-    before = _before(turns, data, shots)
+    tokenizer, train, answers = data.tokenizer, data.encoded("train"), data.labels("train")
+    assert train.targets is not None  # they are learnt
+    # Tokens that only the first prompt begins with; between an answer and the next prompt; the one that ends an answer.
+    head, between = _turns(prompt, tokenizer)
+    end = prompt.end_id(tokenizer)
+    whole = np.arange(len(train)) if train.cut is None else np.flatnonzero(~train.cut)
+    seen, drawn = Counter[Any](), list[tuple[int, int]]()
+    for number in np.random.default_rng(0).permutation(whole)[:_MOST_DRAWN].tolist():
+        drawn.append((seen[answers[number]], number))
+        seen[answers[number]] += 1
+
+    def later(ids: list[int]) -> list[int]:
+        return ids[len(head) :] if head and ids[: len(head)] == head else ids
+
+    before: list[int] = []
+    for _, number in sorted(drawn, key=itemgetter(0))[:shots]:
+        asked, _ = _parts(train, number)
+        answer = train.targets.row(number).tolist()
+        before += [*(later(asked) if before else asked), *(answer[:-1] if answer[-1] == end else answer), *between]
     ids, places = list[list[int]](), list[list[int]]()
     for number in range(len(rows)):
         asked, rest = _parts(rows, number)
-        whole = [*before, *(turns.later(asked) if before else asked)]
-        kept = cut_prompt(whole, limit - max(room, len(rest)), data.tokenizer)
+        context = tokenizer.model_max_length - max(room, len(rest))
+        kept = cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
         ids.append(kept + rest)
         places.append(list(range(len(kept) - 1, len(kept) + len(rest))))
     return EncodedRows(Ragged.of(ids, np.int32), positions=Ragged.of(places, np.int32), targets=rows.targets)
 
 
-def _before(turns: _Turns, data: RowSource, shots: int) -> list[int]:
-    train = data.encoded("train")
-    assert train.targets is not None  # they are learnt
-    whole = np.arange(len(train)) if train.cut is None else np.flatnonzero(~train.cut)
-    before: list[int] = []
-    for number in _drawn(whole, data.labels("train"), shots):
-        asked, _ = _parts(train, number)
-        before += turns.answered(turns.later(asked) if before else asked, train.targets.row(number).tolist())
-    return before
+def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens with which a prompt begins when it is the first one alone, and those between an answer, without
+    its end token, and the rest of the next prompt.
 
-
-def _drawn(rows: npt.NDArray[np.int64], answers: Values, count: int) -> list[int]:
-    """Return some of these rows, at random but always the same; where answers repeat, each of them as often as may be.
-
-    A file may be sorted by its answers: its first rows would have the base say the same each time.
+    In a chat, the first are what a template writes once, such as a system message. Where it differs from row to row, no
+    prompt begins with them.
     """
-    seen, turns = Counter[Any](), list[tuple[int, int]]()
-    for row in np.random.default_rng(0).permutation(rows)[:_MOST_DRAWN].tolist():
-        turns.append((seen[answers[row]], row))
-        seen[answers[row]] += 1
-    return [row for _, row in sorted(turns, key=itemgetter(0))[:count]]
+    if not prompt.roles:
+        begin = tokenizer.bos_token_id
+        return [] if begin is None else [begin], continued_ids([_BETWEEN], tokenizer)[0]
+    said, answer = "\N{INVISIBLE SEPARATOR}", "\N{INVISIBLE PLUS}"
+    contents = [said if content.columns else content.fill({}) for content in prompt.contents]
+    first = [{"role": role, "content": text} for role, text in zip(prompt.roles, contents, strict=True)]
+    later = [{"role": "assistant", "content": answer}, *(it for it in first if it["role"] != "system")]
+    texts = [render_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
+    # A template may write a space before an answer, or thoughts only before the last one.
+    single, behind = token_ids([texts[0], texts[1].rpartition(answer)[2]], tokenizer)
+    same = 0
+    while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
+        same += 1
+    return single[: len(single) - same], behind[: len(behind) - same]
 
 
 def _parts(rows: EncodedRows, number: int) -> tuple[list[int], list[int]]:
@@ -143,13 +138,34 @@ class LanguageModelKind(TaskKind):
 
     hub_pipeline = "text-generation"
     cut_part = "beginnings"
+    shots = (0, 4)
+    model = TaskModel("AutoModelForCausalLM")
+
+    # ---- declaration -------------------------------------------------------------------------------------------------
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        own = section.model_dump(include=set(cls.section.model_fields), exclude_none=True)
+        settings = {key: own[key] for key in cls.section.model_fields if key in own}
+        return {"text": "", "label": "", "settings": settings}
 
     def keys(self) -> dict[str, Any]:
         return {"prompt": None, "messages": None, **self.task.settings}
 
-    @property
-    def model(self) -> TaskModel:
-        return TaskModel("AutoModelForCausalLM")
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
+        if len(given) != 1 and {"prompt", "messages"} <= keys.keys():  # else one is faulty, and that is said
+            yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
+        for key in given:
+            try:
+                prompt = Prompt.of({key: keys[key]})
+            except ValueError as error:
+                yield (key,), f"{error}."
+                continue
+            if not prompt.columns:
+                yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
+            if prompt.roles and prompt.roles[-1] != "user":
+                yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."
 
     @property
     def prompt(self) -> Prompt:
@@ -167,103 +183,99 @@ class LanguageModelKind(TaskKind):
         return {f"{key}.{{{name}}}": name for key, names in templates.items() for name in names}
 
     # ---- rows --------------------------------------------------------------------------------------------------------
-    def read_prompts(
-        self, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
-    ) -> tuple[list[str], dict[str, list[Any]]]:
-        """Return the `texts` and the `extras` of rows that hold their prompts; faults go to `errors`."""
-        prompt = self.prompt
-        rows = self.written_rows(prompt.columns, columns, place, errors)
-        return self.held([prompt.fill(row) for row in rows])
-
     def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:
         return blank_rows([columns.values[name] for name in self.prompt.columns])
-
-    def read_texts(
-        self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
-    ) -> list[str]:
-        """Return a template filled with each row; faults go to `errors`, and then some texts are wrong."""
-        return [template.fill(row) for row in self.written_rows(template.columns, columns, place, errors)]
 
     def written_rows(
         self, names: Sequence[str], columns: Columns, place: SourceLocation, errors: list[TaskDataError]
     ) -> list[dict[str, str]]:
         """Return these columns of each row as text, empty where a value is faulty; faults go to `errors`."""
-        texts = {name: self._written(name, columns.values[name], place, errors) for name in names}
-        num_rows = len(next(iter(columns.values.values())))
-        return [{name: texts[name][i] for name in names} for i in range(num_rows)]
+        filled: list[dict[str, str]] = [{} for _ in next(iter(columns.values.values()))]
+        for name in names:
+            faults = dict[str, list[int]]()
+            for row, value in enumerate(columns.values[name]):
+                filled[row][name] = ""
+                try:
+                    filled[row][name] = written(value)
+                except ValueError as error:
+                    faults.setdefault(str(error), []).append(row)
+            for law, rows in faults.items():
+                with collected(errors):
+                    refuse(self.task, f"`{name}` must {law} in each row", columns.values[name], rows, place)
+        return filled
 
-    def _written(
-        self, name: str, values: Sequence[Any], place: SourceLocation, errors: list[TaskDataError]
-    ) -> list[str]:
-        texts, faults = [""] * len(values), dict[str, list[int]]()
-        for row, value in enumerate(values):
-            try:
-                texts[row] = written(value)
-            except ValueError as error:
-                faults.setdefault(str(error), []).append(row)
-        for law, rows in faults.items():
-            with collected(errors):
-                refuse(self.task, f"`{name}` must {law} in each row", values, rows, place)
-        return texts
-
-    def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
-        """Return the `texts` and the `extras` of rows with these prompts, as `Prompt.fill` made them."""
-        extras: dict[str, list[Any]] = {_CONTENTS: filled} if self.prompt.roles else {}
-        return ["\n\n".join(contents) for contents in filled], extras
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[Any]]]:
+        """Return the `texts` and the `extras` of rows that hold their prompts, made of the values of columns."""
+        filled = [self.prompt.fill(row) for row in rows]
+        return ["\n\n".join(contents) for contents in filled], {_CONTENTS: filled} if self.prompt.roles else {}
 
     @property
     def question_texts(self) -> tuple[str, ...]:
         return self.prompt.columns
 
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(map(_as_text, row))
+        texts = list(row)
+        for place, value in enumerate(row):
+            if isinstance(value, int | float):
+                with contextlib.suppress(ValueError):
+                    texts[place] = written(value)
+        return tuple(texts)
 
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         check_question(self.task, [self.as_texts(row) for row in rows], self.question_texts)
-        named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
-        texts, extras = self.held([self.prompt.fill(row) for row in named])
+        texts, extras = self.prompts([dict(zip(self.question_texts, row, strict=True)) for row in rows])
         return Rows(texts, None, np.full(len(rows), "", object), extras)
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
-        texts = [] if self.prompt.roles else [text for split in rows.values() for text in split.texts]
+        if self.prompt.roles:
+            return
+        texts = [text for split in rows.values() for text in split.texts]
         if spaced := sum(text[-1:].isspace() for text in texts):
             yield (
                 f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
                 " part of that word, so begin the answers with it instead"
             )
-        if joint := [pair for split in rows.values() for pair in self._joints(split)]:
-            prompt, answer = joint[0]
+        # Answers that begin with a letter or digit of a script that has spaces, right behind a word or its mark.
+        joint = list[str]()
+        for split in rows.values():
+            for prompt, answers in zip(split.texts, self.learnt_texts(split), strict=True):
+                last = prompt[-1:]
+                if not last.isalnum() and last not in _SENTENCE_MARKS:
+                    continue
+                first = (it for it in answers if it[:1].isdigit() or it[:1].lower() != it[:1].upper())
+                joint += [prompt[-_JOINT:] + answer[:_JOINT] for answer in islice(first, 1)]
+        if joint:
             yield (
-                f"{len(joint):,} of {len(texts):,} answers follow their prompt without a space, as in"
-                f" {prompt[-_JOINT:] + answer[:_JOINT]!r}: most models know a word with the space before it as another"
-                " token, so begin the answers with a space"
+                f"{len(joint):,} of {len(texts):,} answers follow their prompt without a space, as in {joint[0]!r}:"
+                " most models know a word with the space before it as another token, so begin the answers with a space"
             )
 
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
         """Return what may stand behind each row's prompt."""
         return [()] * len(rows)
 
-    def _joints(self, rows: Rows) -> Iterator[tuple[str, str]]:
-        """Yield prompts with the first answer that runs on from each; nothing of messages."""
-        for prompt, answers in zip(rows.texts, self.learnt_texts(rows), strict=True):
-            answer = next((answer for answer in answers if _runs_on(prompt, answer)), None)
-            if answer is not None and not self.prompt.roles:
-                yield prompt, answer
-
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+        from jinja2 import TemplateError
+
         yield from super().tokenizer_faults(tokenizer)
-        if self.prompt.roles and not tokenizer.chat_template:
+        prompt = self.prompt
+        if prompt.roles and not tokenizer.chat_template:
             yield (
                 "`messages` must have a tokenizer with a chat template, but this base model's has none.",
                 "write the prompt as a text, under `prompt`, or choose a base model that was made for chats",
             )
-        elif self.prompt.roles and (fault := self.prompt.template_fault(tokenizer)):
-            yield (
-                f"`messages` must fit the chat template of the base's tokenizer, which says: {fault.rstrip('.')}.",
-                "change `messages`, or write the prompt as a text, under `prompt`; many templates take no system"
-                " message, and want user and assistant in turn",
-            )
+        elif prompt.roles:
+            try:
+                for answer in (None, {"role": "assistant", "content": "a"}):
+                    prompt.rendered(["a"] * len(prompt.roles), tokenizer, answer)
+            except (TemplateError, TypeError, ValueError, KeyError) as error:
+                fault = " ".join(str(error).split()) or type(error).__name__
+                yield (
+                    f"`messages` must fit the chat template of the base's tokenizer, which says: {fault.rstrip('.')}.",
+                    "change `messages`, or write the prompt as a text, under `prompt`; many templates take no system"
+                    " message, and want user and assistant in turn",
+                )
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         end = self.prompt.end_id(tokenizer)
@@ -289,14 +301,27 @@ class LanguageModelKind(TaskKind):
             TaskDataError: a prompt or an answer has no tokens, or too little of a prompt is left.
         """
         filled = rows.extras[_CONTENTS] if self.prompt.roles else [(text,) for text in rows.texts]
-        prompts = self.prompt.ids(filled, tokenizer)
-        free = space or [len(answer) for answer in answers or [[0]] * len(rows)]
-        limits = [self.task.max_length - size for size in free]
-        self._check_lengths(rows, prompts, answers, limits, tokenizer)
-        kept = [cut_prompt(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
-        asked = [cut_prompt(ids, self.task.max_length - 1, tokenizer) for ids in prompts]
-        longer = [ids if len(ids) > len(own) else [] for ids, own in zip(asked, kept, strict=True)]
+        prompts, most = self.prompt.ids(filled, tokenizer), self.task.max_length
         learnt = answers or [[0]] * len(rows)  # of a question, one place is read, and nothing learnt
+        limits = [most - size for size in space or map(len, learnt)]
+        place, errors = rows.place or SourceLocation("the request"), list[TaskDataError]()
+        empty = [row for row, (ids, answer) in enumerate(zip(prompts, learnt, strict=True)) if not ids or not answer]
+        with collected(errors):
+            refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
+        if short := [row for row, limit in enumerate(limits) if limit < 1 + num_begin(prompts[row], tokenizer)]:
+            longest = most - min(limits)
+            errors.append(
+                TaskDataError(
+                    f"Task {self.task.name}: an answer must fit `max_length` with a token of its prompt at least, but"
+                    f" in {place.name} those of {place.values(rows.texts, short)} do not: the longest has {longest}"
+                    f" tokens, and max_length={most}.",
+                    hint=f"raise `max_length` above {longest}, or shorten or remove the rows",
+                )
+            )
+        raise_joined(self.task, errors)
+        kept = [cut_prompt(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
+        asked = [cut_prompt(ids, most - 1, tokenizer) for ids in prompts]
+        longer = [ids if len(ids) > len(own) else [] for ids, own in zip(asked, kept, strict=True)]
         places = [range(len(p) - 1, len(p) + len(a) - 1) for p, a in zip(kept, learnt, strict=True)]
         return EncodedRows(
             ids=Ragged.of([p + list(a[:-1]) for p, a in zip(kept, learnt, strict=True)], np.int32),
@@ -305,32 +330,6 @@ class LanguageModelKind(TaskKind):
             lost=np.array([len(all_) - len(ids) for ids, all_ in zip(kept, prompts, strict=True)], np.int32),
             extras=None if answers is None else Ragged.of(longer, np.int32),
         )
-
-    def _check_lengths(
-        self,
-        rows: Rows,
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]] | None,
-        limits: Sequence[int],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        name, place = self.task.name, rows.place or SourceLocation("the request")
-        errors: list[TaskDataError] = []
-        empty = [row for row, ids in enumerate(prompts) if not ids or (answers is not None and not answers[row])]
-        with collected(errors):
-            refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
-        short = [row for row, limit in enumerate(limits) if limit < 1 + num_begin(prompts[row], tokenizer)]
-        if short:
-            longest = self.task.max_length - min(limits)
-            errors.append(
-                TaskDataError(
-                    f"Task {name}: an answer must fit `max_length` with a token of its prompt at least, but in"
-                    f" {place.name} those of {place.values(rows.texts, short)} do not: the longest has {longest}"
-                    f" tokens, and max_length={self.task.max_length}.",
-                    hint=f"raise `max_length` above {longest}, or shorten or remove the rows",
-                )
-            )
-        raise_joined(self.task, errors)
 
     # ---- samples -----------------------------------------------------------------------------------------------------
     def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
@@ -384,12 +383,6 @@ class LanguageModelKind(TaskKind):
         return row_sums(losses, batch), row_sums(is_likeliest, batch)
 
 
-def _runs_on(prompt: str, answer: str) -> bool:
-    """Whether an answer begins with a letter or digit of a script that has spaces, right behind a word or its mark."""
-    first, last = answer[:1], prompt[-1:]
-    return (first.isdigit() or first.lower() != first.upper()) and (last.isalnum() or last in _SENTENCE_MARKS)
-
-
 def prompts_of(rows: EncodedRows) -> Ragged:
     """Return the prompt of each row of a split: what stands before the first token that is learnt."""
     assert rows.positions is not None  # there is no head
@@ -407,10 +400,3 @@ def finite(losses: Tensor) -> npt.NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise TrialDivergedError("Losses must be finite, but some are NaN or infinite.")
     return values
-
-
-def _as_text(value: Any) -> Any:
-    try:
-        return written(value) if isinstance(value, int | float) else value
-    except ValueError:
-        return value

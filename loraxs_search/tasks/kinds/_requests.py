@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TrialDivergedError, UsageError
 from loraxs_search.records.literals import Split
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraxs_search.tasks.batch import Batch
 
 Values = npt.NDArray[Any]
 ResultT = TypeVar("ResultT")

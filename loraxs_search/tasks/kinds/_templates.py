@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from pydantic import Field
 
 from loraxs_search.records.literals import Text
-from loraxs_search.tasks.kinds._base import Fault, Keys, Section
+from loraxs_search.tasks.kinds._base import Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,25 +89,18 @@ def written(value: Any) -> str:
     """
     if value is None:
         raise ValueError("have a value")
-    text = value if isinstance(value, str) else _number(value) if isinstance(value, float) else _json(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("be finite")
+        return str(int(value)) if value.is_integer() and abs(value) < _WHOLE else repr(float(value))
     try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
     except UnicodeEncodeError:  # neither a tokenizer nor a file takes it
         raise ValueError("be Unicode, without half of a surrogate pair") from None
-    return text
-
-
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         raise ValueError("be a text, or a value that JSON knows") from None
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        raise ValueError("be finite")
-    return str(int(value)) if value.is_integer() and abs(value) < _WHOLE else repr(float(value))
+    return text
 
 
 @dataclass(frozen=True)
@@ -158,22 +151,10 @@ class Prompt:
 
         Nothing of what it may put at the end: an answer follows.
         """
-        if not self.roles:
-            begin = begin_ids(tokenizer)
-            return [begin + ids for ids in token_ids([texts[0] for texts in filled], tokenizer)]
-        texts = [self._rendered(contents, tokenizer) for contents in filled]
-        return token_ids(texts, tokenizer)
-
-    def template_fault(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return why the tokenizer's chat template does not take these messages; empty where it does."""
-        from jinja2 import TemplateError
-
-        try:
-            self._rendered(["a"] * len(self.roles), tokenizer)
-            self._rendered(["a"] * len(self.roles), tokenizer, {"role": "assistant", "content": "a"})
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
-        return ""
+        if self.roles:
+            return token_ids([self.rendered(contents, tokenizer) for contents in filled], tokenizer)
+        begin = begin_ids(tokenizer)
+        return [begin + ids for ids in token_ids([texts[0] for texts in filled], tokenizer)]
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """Return the token that ends an answer; None if the tokenizer has none.
@@ -183,32 +164,13 @@ class Prompt:
         end: int | None = tokenizer.eos_token_id
         if self.roles:
             said, filled = "\N{INVISIBLE SEPARATOR}", [""] * len(self.roles)
-            text = self._rendered(filled, tokenizer, {"role": "assistant", "content": said})
+            text = self.rendered(filled, tokenizer, {"role": "assistant", "content": said})
             after = token_ids([text.rpartition(said)[2]], tokenizer)[0]
             if after and after[0] in tokenizer.all_special_ids:
                 end = after[0]
         return end
 
-    def turns(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Return how messages of two rows become one chat: the tokens with which a prompt begins when it is the first
-        one alone, and those between an answer, without its end token, and the rest of the next prompt.
-
-        The first are what a template writes once, such as a system message. Where it differs from row to row, no prompt
-        begins with them.
-        """
-        said, answer = "\N{INVISIBLE SEPARATOR}", "\N{INVISIBLE PLUS}"
-        contents = [said if content.columns else content.fill({}) for content in self.contents]
-        first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
-        later = [{"role": "assistant", "content": answer}, *(it for it in first if it["role"] != "system")]
-        texts = [render_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
-        # A template may write a space before an answer, or thoughts only before the last one.
-        single, behind = token_ids([texts[0], texts[1].rpartition(answer)[2]], tokenizer)
-        same = 0
-        while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
-            same += 1
-        return single[: len(single) - same], behind[: len(behind) - same]
-
-    def _rendered(
+    def rendered(
         self, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, answer: dict[str, str] | None = None
     ) -> str:
         """Return messages as the chat template writes them, up to where the answer begins, or with an answer."""
@@ -247,10 +209,11 @@ def continued_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
     Some tokenizers put a space before each text. Here it would be one too many: such texts are read behind a line
     break, which is taken off again.
     """
-    if not _adds_space(tokenizer):
-        return token_ids(texts, tokenizer)
-    before = token_ids(["\n"], tokenizer)[0]
-    behind, plain = token_ids([f"\n{text}" for text in texts], tokenizer), token_ids(texts, tokenizer)
+    plain = token_ids(texts, tokenizer)
+    first = "".join(tokenizer.convert_ids_to_tokens(token_ids(["a"], tokenizer)[0][:1]))
+    if not first.startswith(("▁", "Ġ")):
+        return plain
+    before, behind = token_ids(["\n"], tokenizer)[0], token_ids([f"\n{text}" for text in texts], tokenizer)
     return [
         whole[len(before) :] if whole[: len(before)] == before else ids
         for whole, ids in zip(behind, plain, strict=True)
@@ -278,11 +241,6 @@ def cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -
     return ids[:begin] + ids[len(ids) - (limit - begin) :]
 
 
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    tokens: Iterable[str] = tokenizer.convert_ids_to_tokens(token_ids(["a"], tokenizer)[0])
-    return next(iter(tokens), "").startswith(("▁", "Ġ"))
-
-
 class MessageSection(Section):
     """A message of the prompt, written as the tokenizer's chat template has it."""
 
@@ -299,25 +257,3 @@ class PromptSection(Section):
     """What the model reads: a text with columns in braces; `{{` and `}}` are single braces."""
     messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
     """Messages instead of `prompt`. The answer ends with what ends a turn in the chat template."""
-
-
-def prompt_fields(section: PromptSection) -> dict[str, Any]:
-    """Return the keys of a prompt as `Task.settings` has them."""
-    return section.model_dump(include={"prompt", "messages"}, exclude_none=True)
-
-
-def prompt_laws(keys: Keys) -> Iterator[Fault]:
-    """Yield what is wrong with the keys of a prompt."""
-    given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
-    if len(given) != 1 and {"prompt", "messages"} <= keys.keys():  # else one is faulty, and that is said
-        yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
-    for key in given:
-        try:
-            prompt = Prompt.of({key: keys[key]})
-        except ValueError as error:
-            yield (key,), f"{error}."
-        else:
-            if not prompt.columns:
-                yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
-            if prompt.roles and prompt.roles[-1] != "user":
-                yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."

@@ -7,15 +7,13 @@ C reads of a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from loraxs_search.tasks.encoded import Batch
 from loraxs_search.tasks.kinds._requests import PassOutputs, SplitProjection
-
-if TYPE_CHECKING:
-    from loraxs_search.tasks.batch import Batch
 
 # Memory of one chunk's logits, were they all float32; on a CPU they are in blocks of a core's cache.
 CHUNK_BYTES = 64 << 20
@@ -37,8 +35,7 @@ def token_losses(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     assert outputs.project is not None  # with a head there is nothing to project
     with_gradients = torch.is_grad_enabled() and outputs.read.requires_grad
-    losses, is_likeliest = _losses(outputs.read, batch.targets, outputs.project, with_gradients)
-    return losses, is_likeliest
+    return _losses(outputs.read, batch.targets, outputs.project, with_gradients)
 
 
 def row_sums(values: Tensor, batch: Batch) -> Tensor:
@@ -88,37 +85,27 @@ def _chunk(
     states: Tensor, targets: Tensor, project: Callable[[Tensor], Tensor], gradients: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return losses and whether they are of the likeliest token, (C,); write d loss / d state, (C, width)."""
-    embed, finish = (project.embed, project.finish) if isinstance(project, SplitProjection) else (project, _as_is)
-    with torch.set_grad_enabled(gradients is not None):
-        embedded = embed(states.requires_grad_(gradients is not None))  # (C, V)
+    learns = gradients is not None
+    with torch.set_grad_enabled(learns):
+        states = states.requires_grad_(learns)
+        embedded = project.embed(states) if isinstance(project, SplitProjection) else project(states)  # (C, V)
     raw = embedded.detach()
     size = _power_of_two(_CPU_BLOCK_BYTES // (4 * raw.shape[1])) if raw.device.type == "cpu" else len(raw)
-    parts = [_block(raw[part], targets[part], finish, gradients is not None) for part in _chunks(len(raw), size)]
+    losses, is_likeliest = list[Tensor](), list[Tensor]()
+    for part in _chunks(len(raw), size):
+        with torch.set_grad_enabled(learns):
+            leaf = raw[part].detach().requires_grad_(learns)
+            # Not the same tensor, which is written over.
+            logits = project.finish(leaf) if isinstance(project, SplitProjection) else leaf * 1
+        is_likeliest.append(logits.detach().argmax(-1) == targets[part])
+        log_p, target = torch.log_softmax(logits.detach(), 1), targets[part][:, None]
+        losses.append(-log_p.gather(1, target)[:, 0])
+        if learns:  # for memory, gradients take the place of the embedding: softmax, less 1 at the target
+            of_logits = log_p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=log_p.dtype))
+            raw[part].copy_(torch.autograd.grad(logits, leaf, of_logits)[0])
     if gradients is not None:
         gradients.copy_(torch.autograd.grad(embedded, states, raw)[0])
-    losses, is_likeliest = zip(*parts, strict=True)
     return torch.cat(losses), torch.cat(is_likeliest)
-
-
-def _block(
-    raw: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor], with_gradients: bool
-) -> tuple[Tensor, Tensor]:
-    """Return losses and whether they are of the likeliest token; replace `raw` by its gradients, for memory."""
-    with torch.set_grad_enabled(with_gradients):
-        leaf = raw.detach().requires_grad_(with_gradients)
-        logits = finish(leaf)
-    is_likeliest = logits.detach().argmax(-1) == targets
-    log_p, target = torch.log_softmax(logits.detach(), 1), targets[:, None]
-    losses = -log_p.gather(1, target)[:, 0]
-    if with_gradients:
-        # In place: softmax, less 1 at the target.
-        of_logits = log_p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=log_p.dtype))
-        raw.copy_(torch.autograd.grad(logits, leaf, of_logits)[0])
-    return losses, is_likeliest
-
-
-def _as_is(logits: Tensor) -> Tensor:
-    return logits * 1  # not the same tensor, which is written over
 
 
 def _power_of_two(number: int) -> int:
@@ -130,5 +117,4 @@ _losses = cast("Callable[..., tuple[Tensor, Tensor]]", _Losses.apply)
 
 
 def _chunks(num_reads: int, size: int) -> Iterator[slice]:
-    for start in range(0, num_reads, size):
-        yield slice(start, start + size)
+    return (slice(start, start + size) for start in range(0, num_reads, size))

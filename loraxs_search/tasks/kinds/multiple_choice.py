@@ -21,9 +21,8 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import AnswerFact
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._labelled import are_hidden
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of, with_examples
 from loraxs_search.tasks.kinds._options import (
     SEPARATOR,
@@ -35,8 +34,9 @@ from loraxs_search.tasks.kinds._options import (
     read_options,
     shown_options,
 )
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
-from loraxs_search.tasks.kinds._templates import PromptSection, continued_ids, prompt_fields, prompt_laws
+from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
+from loraxs_search.tasks.kinds._templates import PromptSection, continued_ids
+from loraxs_search.tasks.kinds.labelled import are_hidden
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, raise_joined, refuse
 
@@ -44,38 +44,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import Batch, RowSource
 
 # Letters: n rows, K options of all of them, one row's after the other's.
 
 _Place = tuple[int, list[int]]  # a row, and which of its reads
-
-
-@dataclass(frozen=True)
-class _OptionRows:
-    """All K options, in as few rows as give each one's likelihood.
-
-    A row begins with its prompt's last token, at which the first token of an option is read. Options that agree but for
-    their last tokens are one row, which is read for each of them: with single tokens for options, a prompt is computed
-    once for all.
-
-    Args:
-        rows: One or more for each prompt; a read and its target are there once.
-        places: The row of each option, and which of its reads are the option's.
-    """
-
-    rows: EncodedRows
-    places: list[_Place]
-
-    @property
-    def width(self) -> int:
-        """The most reads of a row."""
-        assert self.rows.positions is not None
-        return int(self.rows.positions.lengths.max())
-
-    def sums(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the sum of each option's values, (K,), of those of each row's reads, (rows, width)."""
-        return np.array([values[row, reads].sum() for row, reads in self.places], values.dtype)
 
 
 @dataclass(frozen=True)
@@ -154,34 +126,37 @@ class Choices:
         starts: npt.NDArray[np.int64] = np.cumsum(counts) - counts
         return starts
 
-    @property
-    def right(self) -> npt.NDArray[np.int64]:
-        """Where each row's right option is among all, (n,)."""
-        return self.starts + np.array(self.labels, np.int64)
+    def behind(self, prompts: Ragged) -> tuple[EncodedRows, list[_Place]]:
+        """Return all K options behind their prompts, in as few rows as give each one's likelihood, and the row of each
+        option, with which of its reads are the option's.
 
-    def behind(self, prompts: Sequence[npt.NDArray[np.int32]]) -> _OptionRows:
-        """Return all options as rows behind their prompts; see `_OptionRows`."""
+        A row begins with its prompt's last token, at which the first token of an option is read. Options that agree but
+        for their last tokens, or begin with another one, are one row, in which a read and its target are there once:
+        with single tokens for options, a prompt is computed once for all.
+        """
         ids, reads, prompt_of, places = list[list[int]](), list[list[tuple[int, int]]](), list[int](), list[_Place]()
         for number, own in enumerate(self.tokens):
-            group_of, rows = _groups(own), dict[tuple[int, ...], int]()
-            for fed in dict.fromkeys(group_of):
-                rows[fed] = len(ids)
-                options = [option for option, group in zip(own, group_of, strict=True) if group == fed]
-                ids.append([int(prompts[number][-1]), *fed])
+            fed = [tuple(option[:-1]) for option in own]
+            longest = sorted(set(fed), key=len, reverse=True)
+            group_of = [next(it for it in longest if it[: len(one)] == one) for one in fed]
+            row_of = dict[tuple[int, ...], int]()
+            for group in dict.fromkeys(group_of):
+                row_of[group] = len(ids)
+                options = [option for option, other in zip(own, group_of, strict=True) if other == group]
+                ids.append([int(prompts.row(number)[-1]), *group])
                 reads.append(sorted({read for option in options for read in enumerate(option)}))
                 prompt_of.append(number)
-            places += [
-                (rows[fed], [reads[rows[fed]].index(read) for read in enumerate(option)])
-                for option, fed in zip(own, group_of, strict=True)
-            ]
-        rows_of_options = EncodedRows(
+            for option, group in zip(own, group_of, strict=True):
+                row = row_of[group]
+                places.append((row, [reads[row].index(read) for read in enumerate(option)]))
+        rows = EncodedRows(
             ids=Ragged.of(ids, np.int32),
             positions=Ragged.of([[position for position, _ in own] for own in reads], np.int32),
             targets=Ragged.of([[token for _, token in own] for own in reads], np.int64),
-            prompts=Ragged.of([prompt[:-1] for prompt in prompts], np.int32),
+            prompts=Ragged.of([prompts.row(row)[:-1] for row in range(len(prompts))], np.int32),
             prompt_of=np.array(prompt_of, np.int64),
         )
-        return _OptionRows(rows_of_options, places)
+        return rows, places
 
     def scores(self, losses: npt.NDArray[np.float32], normalize: str) -> list[npt.NDArray[np.float64]]:
         """Return each row's options' log-likelihoods, normalised.
@@ -190,28 +165,18 @@ class Choices:
             losses: Of all options, (K,): each the sum over its tokens.
             normalize: `none`, or what a sum is divided by: `tokens` or `bytes`.
         """
-        likelihoods, sizes = -losses.astype(np.float64), np.ones(len(losses))
-        if normalize != "none":
-            sizes = np.array([*self._sizes(normalize)], np.float64)
-        return np.split(likelihoods / sizes, self.starts[1:])
-
-    def _sizes(self, normalize: str) -> Iterator[int]:
-        for tokens, texts in zip(self.tokens, self.texts, strict=True):
-            yield from map(len, tokens) if normalize == "tokens" else (len(text.encode()) for text in texts)
+        sizes = {
+            "none": lambda: [1] * len(losses),
+            "tokens": lambda: [len(option) for own in self.tokens for option in own],
+            "bytes": lambda: [len(text.encode()) for own in self.texts for text in own],
+        }[normalize]()
+        return np.split(-losses.astype(np.float64) / np.array(sizes, np.float64), self.starts[1:])
 
 
 def _parts(values: Any, sizes: Sequence[int]) -> list[Any]:
     """Return the parts of a sequence that have these sizes, one behind the other."""
     ends = np.cumsum(sizes).tolist()
     return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def _groups(options: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return for each option the tokens that are computed for it: its own but the last, or those of a longer one that
-    begins with them."""
-    fed = [tuple(option[:-1]) for option in options]
-    longest = sorted(set(fed), key=len, reverse=True)
-    return [next(it for it in longest if it[: len(own)] == own) for own in fed]
 
 
 _OPTIONS = "options"  # their name in `Rows.extras`, where rows have their own options
@@ -257,17 +222,11 @@ class MultipleChoice(LanguageModelKind):
     name = "multiple-choice"
     section = MultipleChoiceSection
     metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
-    shots = (0, 4)
     asking = frozenset({"prompt", "messages", "options", "normalize"})
 
     @classmethod
-    def fields(cls, section: Any) -> dict[str, Any]:
-        own = section.model_dump(include={"options", "label", "option_names", "normalize"}, exclude_none=True)
-        return {"text": "", "label": "", "settings": prompt_fields(section) | own}
-
-    @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
-        yield from prompt_laws(keys)
+        yield from super().laws(keys)
         if keys.get("options") is not None:
             yield from option_laws(keys["options"])
         names, options = keys.get("option_names"), keys.get("options")
@@ -309,7 +268,7 @@ class MultipleChoice(LanguageModelKind):
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
-        texts, extras = self.read_prompts(columns, place, errors)
+        texts, extras = self.prompts(self.written_rows(self.prompt.columns, columns, place, errors))
         form, known, task = self.options, len(errors), self.task
         options: list[list[str]] = [form.fixed or []] * len(texts)
         if form.column is not None:
@@ -382,7 +341,7 @@ class MultipleChoice(LanguageModelKind):
                 row[form.column] = [it.strip() for it in own.split(SEPARATOR)] if isinstance(own, str) else list(own)
         options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
         raise_joined(self.task, faults)
-        contents, extras = self.held([self.prompt.fill(row) for row in asked])
+        contents, extras = self.prompts(asked)
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
 
     def num_sequences(self, rows: Rows) -> list[int]:
@@ -447,34 +406,32 @@ class MultipleChoice(LanguageModelKind):
     def predict(
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
     ) -> RequestGenerator[list[Prediction]]:
-        choices = _choices(questions)
-        losses, _ = yield from self._option_losses(questions, choices)
-        predictions = []
-        scores = choices.scores(losses, self.task.settings["normalize"])
-        for text, options, own in zip(shown, choices.texts, scores, strict=True):
-            best = int(own.argmax())
-            share = float(1 / np.exp(own - own[best]).sum())
-            predictions.append(Prediction(text, options[best], share))
-        return predictions
+        choices, scores, _, _ = yield from self._option_scores(questions)
+        best = [int(own.argmax()) for own in scores]
+        shares = [float(1 / np.exp(own - own[one]).sum()) for own, one in zip(scores, best, strict=True)]
+        answers = [own[one] for own, one in zip(choices.texts, best, strict=True)]
+        return [Prediction(*it) for it in zip(shown, answers, shares, strict=True)]
 
     def _scored(self, asked: EncodedRows) -> RequestGenerator[RowScores]:
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
-        choices = _choices(asked)
-        losses, correct = yield from self._option_losses(asked, choices)
-        scores = choices.scores(losses, self.task.settings["normalize"])
+        choices, scores, losses, correct = yield from self._option_scores(asked)
         answers = np.array([own.argmax() for own in scores], np.int64)
-        right, counts = choices.right, asked.counts(np.arange(len(asked)))
+        right, counts = choices.starts + np.array(choices.labels, np.int64), asked.counts(np.arange(len(asked)))
         return RowScores(answers, losses[right], counts, correct[right])
 
-    def _option_losses(
-        self, asked: EncodedRows, choices: Choices
-    ) -> RequestGenerator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Yield a pass over all options, and return each one's loss and how many of its tokens were the likeliest."""
-        prompts = prompts_of(asked)
-        options = choices.behind([prompts.row(row) for row in range(len(asked))])
-        every = np.arange(len(options.rows))
-        losses, correct = yield ForwardRequest(options.rows, every, _ReadLosses(options.width))
-        return options.sums(finite(losses)), options.sums(correct.numpy())
+    def _option_scores(self, asked: EncodedRows) -> RequestGenerator[tuple[Choices, list[Values], Values, Values]]:
+        """Yield a pass over all options of rows; return the options, each row's scores of them, (options,), and of all
+        K the loss and how many tokens were the likeliest."""
+        choices = _choices(asked)
+        rows, places = choices.behind(prompts_of(asked))
+        assert rows.positions is not None
+        width = int(rows.positions.lengths.max())
+        of_reads = yield ForwardRequest(rows, np.arange(len(rows)), _ReadLosses(width))
+        losses, correct = (
+            np.array([values[row, reads].sum() for row, reads in places], values.dtype)
+            for values in (finite(of_reads[0]), of_reads[1].numpy())
+        )
+        return choices, choices.scores(losses, self.task.settings["normalize"]), losses, correct
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
         return [own[label] for label, own in zip(labels.tolist(), _choices(rows).texts, strict=True)]

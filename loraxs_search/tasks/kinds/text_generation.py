@@ -19,18 +19,25 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Count, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, Serving, Task
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import _answers, _requests
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds import _answers
 from loraxs_search.tasks.kinds._base import Fault, Keys, Section
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of, with_examples
-from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
+from loraxs_search.tasks.kinds._requests import (
+    Generated,
+    GenerateRequest,
+    RequestGenerator,
+    RowScores,
+    Sampling,
+    Values,
+)
+from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids
 from loraxs_search.tasks.metrics import TEXT_METRICS
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import RowSource
 
 _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
 _MOST_CONSTANTS = 8
@@ -76,20 +83,15 @@ class TextGeneration(LanguageModelKind):
     section = TextGenerationSection
     metrics = TEXT_METRICS
     report_metric = "loss"
-    shots = (0, 4)
+    most_constants = 8
     asking = frozenset({"prompt", "messages", "answer", "generation"})
-
-    @classmethod
-    def fields(cls, section: Any) -> dict[str, Any]:
-        own = section.model_dump(include={"answer", "reference", "extract", "generation"}, exclude_none=True)
-        return {"text": "", "label": "", "settings": prompt_fields(section) | own}
 
     def keys(self) -> dict[str, Any]:
         return {"reference": None, "extract": None, "generation": {}, **super().keys()}
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
-        yield from prompt_laws(keys)
+        yield from super().laws(keys)
         for key in ("answer", "reference"):
             if isinstance(text := keys.get(key), str):
                 try:
@@ -133,53 +135,51 @@ class TextGeneration(LanguageModelKind):
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
-        texts, extras = self.read_prompts(columns, place, errors)
-        templates, known = self.templates, len(errors)
-        stored = [columns.values.get(name) for name in templates["answer"].columns]
-        answers = [] if None in stored else self.read_texts(templates["answer"], columns, place, errors)
-        said = _answers.as_written(answers, self.generation.stop)
-        references: Sequence[str] = said
-        if "reference" in templates:
-            references = self.read_texts(templates["reference"], columns, place, errors)
-        labels: npt.NDArray[Any] = np.empty(0)
+        who, settings, stop = f"Task {self.task.name}:", self.task.settings, self.generation.stop
+        texts, extras = self.prompts(self.written_rows(self.prompt.columns, columns, place, errors))
+        known = len(errors)
+        filled: dict[str, list[str]] = {}
+        for key, template in self.templates.items():
+            if all(name in columns.values for name in template.columns):  # answers may be missing from test rows
+                rows = self.written_rows(template.columns, columns, place, errors)
+                filled[key] = [template.fill(row) for row in rows]
+        answers = filled.get("answer", [])
+        said = _answers.as_written(answers, stop)
+        references: Sequence[str] = filled.get("reference", said)
+        labels: list[str] = []
         if len(errors) == known:
-            blank = blank_rows([values for values in stored if values is not None]) if answers else []
+            stored = [columns.values[name] for name in self.templates["answer"].columns] if answers else []
+            blank = blank_rows(stored)
             with collected(errors):
                 if blank:
                     raise TaskDataError(
-                        f"Task {self.task.name}: each row must have an answer, but {place.name} has rows without:"
-                        f" {place.first(blank)}.",
+                        f"{who} each row must have an answer, but {place.name} has rows without: {place.first(blank)}.",
                         hint="write their answers, or remove the rows",
                     )
-                if always := [text for text in self.generation.stop if said and all(text in own for own in said)]:
+                if always := [text for text in stop if said and all(text in own for own in said)]:
                     raise TaskDataError(
-                        f"Task {self.task.name}: a stop string must not be in the answers, but {always[0]!r} is in"
-                        f" every answer of {place.name}: no answer could be written whole.",
+                        f"{who} a stop string must not be in the answers, but {always[0]!r} is in every answer of"
+                        f" {place.name}: no answer could be written whole.",
                         hint="take it out of `generation.stop`, or out of the answers",
                     )
             with collected(errors):
-                labels = self._labels(references, place, frozenset(blank))
+                try:
+                    labels = self.extraction.references(references, whole="reference" not in settings)
+                except _answers.SlowPatternError as error:
+                    raise TaskDataError(
+                        f"{who} `extract.regex` must be found or missed in {_answers.MATCH_SECONDS:g} seconds, but"
+                        f" takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
+                        hint="write it without a repetition inside a repetition, such as (a+)+",
+                    ) from None
+                if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
+                    what = "reference" if "reference" in settings else "answer"
+                    raise TaskDataError(
+                        f"{who} `extract` must find something in each row's {what}, but in {place.name} it finds"
+                        f" nothing in {place.values(references, lost)}.",
+                        hint="correct `extract` or `reference`, or correct or remove the rows",
+                    )
         raise_joined(self.task, errors)
-        return Rows(texts, None, labels, {**extras, _ANSWERS: answers} if answers else extras)
-
-    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> _requests.Values:
-        """Return the answers in the references; rows of `blank` have none, which is said of them already."""
-        try:
-            labels = self.extraction.references(references, whole="reference" not in self.task.settings)
-        except _answers.SlowPatternError as error:
-            raise TaskDataError(
-                f"Task {self.task.name}: `extract.regex` must be found or missed in {_answers.MATCH_SECONDS:g} seconds,"
-                f" but takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
-                hint="write it without a repetition inside a repetition, such as (a+)+",
-            ) from None
-        if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
-            what = "reference" if "reference" in self.task.settings else "answer"
-            raise TaskDataError(
-                f"Task {self.task.name}: `extract` must find something in each row's {what}, but in {place.name} it"
-                f" finds nothing in {place.values(references, lost)}.",
-                hint="correct `extract` or `reference`, or correct or remove the rows",
-            )
-        return np.array(labels, object)
+        return Rows(texts, None, np.array(labels, object), {**extras, _ANSWERS: answers} if answers else extras)
 
     def hides_answers(self, columns: Columns) -> bool:
         templates = self.templates
@@ -245,9 +245,7 @@ class TextGeneration(LanguageModelKind):
         yield AnswerFact("longest", {split: int(own.max()) for split, own in tokens.items()})
 
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
-        return (
-            [(answer,) for answer in rows.extras[_ANSWERS]] if _ANSWERS in rows.extras else super().learnt_texts(rows)
-        )
+        return [(answer,) for answer in rows.extras.get(_ANSWERS, ())] or super().learnt_texts(rows)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
@@ -283,9 +281,7 @@ class TextGeneration(LanguageModelKind):
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(
-        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]
-    ) -> _requests.RequestGenerator[_requests.RowScores]:
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         scores = yield from self.score_tokens(data, split, rows)
         if not self.reports_answers:
             return scores
@@ -309,7 +305,7 @@ class TextGeneration(LanguageModelKind):
 
     def base_alone(
         self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
-    ) -> _requests.RequestGenerator[_requests.RowScores]:
+    ) -> RequestGenerator[RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
@@ -320,17 +316,17 @@ class TextGeneration(LanguageModelKind):
 
     def predict(
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> _requests.RequestGenerator[list[Prediction]]:
+    ) -> RequestGenerator[list[Prediction]]:
         written = yield from self._write(data, questions)
         return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
 
     def _with_answers(
-        self, scores: _requests.RowScores, data: RowSource, rows: EncodedRows, references: _requests.Values
-    ) -> _requests.RequestGenerator[_requests.RowScores]:
+        self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
+    ) -> RequestGenerator[RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
         written = yield from self._write(data, self.asked_again(rows))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
-        return _requests.RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
+        return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
 
     def asked_again(self, rows: EncodedRows) -> EncodedRows:
         prompts = prompts_of(rows)
@@ -339,12 +335,12 @@ class TextGeneration(LanguageModelKind):
         pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
         return EncodedRows(Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32))
 
-    def _write(self, data: RowSource, prompts: EncodedRows) -> _requests.RequestGenerator[_requests.Generated]:
+    def _write(self, data: RowSource, prompts: EncodedRows) -> RequestGenerator[Generated]:
         settings, sampling = self.generation, None
         if settings.temperature:
-            sampling = _requests.Sampling(settings.seed or 0, settings.temperature, settings.top_p or 1.0)
+            sampling = Sampling(settings.seed or 0, settings.temperature, settings.top_p or 1.0)
         stop, ends = tuple(settings.stop), self.end_ids(data.tokenizer)
-        written: _requests.Generated = yield _requests.GenerateRequest(
+        written: Generated = yield GenerateRequest(
             prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends
         )
         if np.isnan(written.margins).any():
@@ -369,9 +365,6 @@ class TextGeneration(LanguageModelKind):
             )
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
-    def constants(self, labels: _requests.Values) -> list[int] | list[float] | list[str]:
-        return super().constants(labels)[:_MOST_CONSTANTS]
-
     @property
     def serving(self) -> Serving:
         keys, generation = self.task.settings, self.generation

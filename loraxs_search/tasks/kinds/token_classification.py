@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.literals import Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, TaskModel
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
-from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, cut_tokens, missing_warnings
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
+from loraxs_search.tasks.kinds.labelled import are_hidden, class_ids, cut_tokens, missing_warnings
 from loraxs_search.tasks.metrics import OUTSIDE, TAG_METRICS, find_entities
 from loraxs_search.tasks.rows import (
     Columns,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import Batch, RowSource
 
 _TAG = re.compile(r"O|[BI]-\S+")
 _WORDS = "words"  # in `Rows.extras`
@@ -98,10 +97,12 @@ class TokenClassification(TaskKind):
         labels = keys.get("labels")
         if labels is None:
             return
+        shown = json.dumps(labels, ensure_ascii=False)
         if OUTSIDE not in labels or len(labels) < 2:
-            yield ("labels",), f"must name {OUTSIDE} and the tags of entities, in id order, but got {_listed(labels)}."
+            yield ("labels",), f"must name {OUTSIDE} and the tags of entities, in id order, but got {shown}."
         if wrong := [label for label in labels if not _TAG.fullmatch(label)]:
-            yield ("labels",), f"must be {OUTSIDE}, B-TYPE or I-TYPE without white space, but got {_listed(wrong)}."
+            shown = json.dumps(wrong, ensure_ascii=False)
+            yield ("labels",), f"must be {OUTSIDE}, B-TYPE or I-TYPE without white space, but got {shown}."
 
     @property
     def model(self) -> TaskModel:
@@ -114,38 +115,26 @@ class TokenClassification(TaskKind):
 
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
-        task, errors = self.task, list[TaskDataError]()
-        with collected(errors):
-            words = self._words(columns.values[task.text], place)
-        with collected(errors):
-            tags = self._tags(columns, place)
+        task, errors, lists = self.task, list[TaskDataError](), dict[str, list[list[Any]]]()
+        for name in (task.text, task.label):
+            with collected(errors):  # lists as they are stored: in a .csv as JSON, or as a text with spaces between
+                own = [it.split() if isinstance(it, str) else it for it in map(items_of, columns.values[name])]
+                faults = [row for row, value in enumerate(own) if not isinstance(value, list)]
+                refuse(task, f"`{name}` must be a list with an item for each word", columns.values[name], faults, place)
+                where = place.take(np.repeat(np.arange(len(own)), [len(items) for items in own]))
+                flat = [item for items in own for item in items]
+                if name == task.text:
+                    check_texts(flat, task, name, where)
+                else:
+                    tags = (task.labels[i] for i in class_ids(flat, task, where, columns.stored_names).tolist())
+                    own = [list(islice(tags, len(items))) for items in own]
+                lists[name] = own
         raise_joined(task, errors)
-        sizes = [f"{len(own)} {task.text}, {len(other)} {task.label}" for own, other in zip(words, tags, strict=True)]
-        unequal = [row for row in range(len(words)) if len(words[row]) != len(tags[row])]
+        words, of_words = lists[task.text], lists[task.label]
+        sizes = [f"{len(a)} {task.text}, {len(b)} {task.label}" for a, b in zip(words, of_words, strict=True)]
+        unequal = [row for row, (a, b) in enumerate(zip(words, of_words, strict=True)) if len(a) != len(b)]
         refuse(task, f"a row must have as many `{task.label}` as `{task.text}`", sizes, unequal, place)
-        return _rows(words, [" ".join(own) for own in tags])
-
-    def _words(self, values: Sequence[Any], place: SourceLocation) -> list[list[str]]:
-        lists = self._lists(values, self.task.text, place)
-        of_row = np.repeat(np.arange(len(lists)), [len(own) for own in lists])
-        check_texts([word for own in lists for word in own], self.task, self.task.text, place.take(of_row))
-        return lists
-
-    def _tags(self, columns: Columns, place: SourceLocation) -> list[list[str]]:
-        lists = self._lists(columns.values[self.task.label], self.task.label, place)
-        lengths = [len(own) for own in lists]
-        where = place.take(np.repeat(np.arange(len(lists)), lengths))
-        ids = class_ids([tag for own in lists for tag in own], self.task, where, columns.stored_names)
-        names, ends = [self.task.labels[i] for i in ids.tolist()], np.cumsum(lengths, dtype=np.int64).tolist()
-        return [names[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-
-    def _lists(self, values: Sequence[Any], column: str, place: SourceLocation) -> list[list[Any]]:
-        """Return lists as they are stored: in a .csv as JSON, or as a text with spaces between the items."""
-        items = [items_of(value) for value in values]
-        lists = [value.split() if isinstance(value, str) else value for value in items]
-        faults = [row for row, value in enumerate(lists) if not isinstance(value, list)]
-        refuse(self.task, f"`{column}` must be a list with an item for each word", values, faults, place)
-        return lists
+        return _rows(words, [" ".join(own) for own in of_words])
 
     def hides_answers(self, columns: Columns) -> bool:
         values = map(items_of, columns.values[self.task.label])
@@ -240,7 +229,7 @@ class TokenClassification(TaskKind):
         return answers
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
-    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+    def constants(self, labels: Values) -> list[Any]:
         return [OUTSIDE]
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
@@ -296,16 +285,12 @@ def _words_and_reads(encoded: EncodedRows, row: int) -> tuple[list[int], list[in
     return numbers[:num_words], numbers[num_words:]
 
 
-def _spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return where words stand in a text: those of a list, which may have white space inside, with a space between."""
-    if sum(lengths) + len(lengths) - 1 < len(text):  # it is no list, and has more white space than that
-        return [match.span() for match in re.finditer(r"\S+", text)]
-    ends = [end + number for number, end in enumerate(accumulate(lengths))]
-    return [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-
-
 def _prediction(text: str, lengths: Sequence[int], tags: Sequence[str]) -> Prediction:
-    spans = _spans(text, lengths)
+    if sum(lengths) + len(lengths) - 1 < len(text):  # it is no list of words, and has more white space than that
+        spans = [match.span() for match in re.finditer(r"\S+", text)]
+    else:  # words of a list, which may have white space inside, with a space between
+        ends = [end + number for number, end in enumerate(accumulate(lengths))]
+        spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
     entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
     return Prediction(text, " ".join(tags), None, entities=entities)
@@ -313,7 +298,3 @@ def _prediction(text: str, lengths: Sequence[int], tags: Sequence[str]) -> Predi
 
 def _types(labels: Values) -> Counter[str]:
     return Counter(name for tags in labels for name, _, _ in find_entities(tags.split()))
-
-
-def _listed(labels: Sequence[str]) -> str:
-    return json.dumps(list(labels), ensure_ascii=False)

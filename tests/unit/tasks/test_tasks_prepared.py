@@ -12,9 +12,9 @@ from support.bases import byte_tokenizer
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import checked
-from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification
+from loraxs_search.tasks.kinds.labelled import SequenceClassification
 from loraxs_search.tasks.prepared import encode, prepare
 
 

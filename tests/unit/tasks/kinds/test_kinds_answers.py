@@ -14,10 +14,17 @@ from loraxs_search.tasks.kinds._answers import (
     ExtractSection,
     canonical,
     extract_laws,
-    first_number,
-    last_number,
+    numbers,
     only_number,
 )
+
+
+def first_number(text):
+    return next(numbers(text), "")
+
+
+def last_number(text):
+    return Extraction.of({"as": "number"}).find(text)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

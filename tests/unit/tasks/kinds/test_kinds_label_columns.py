@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.tasks.kinds._labelled import class_ids, numbers
+from loraxs_search.tasks.kinds.labelled import Regression, class_ids
 from loraxs_search.tasks.prepared import prepare
-from loraxs_search.tasks.rows import SourceLocation
+from loraxs_search.tasks.rows import Columns, SourceLocation
 
 PLACE = SourceLocation("rows.csv", lines=range(2, 1000))
+
+
+def numbers(values, task):
+    return Regression(task).read_labels(Columns(["label"], {"label": values}), PLACE)
 
 
 @pytest.fixture
@@ -108,10 +112,10 @@ def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
 
 def test_numbers_that_float32_cannot_tell_apart_are_refused(make_task):
     task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
-    assert len(set(numbers([1_700_000_000 + 3_600 * i for i in range(1000)], task, PLACE).tolist())) == 1000
-    assert len(set(numbers([0.1, 0.1, 0.1], task, PLACE).tolist())) == 1
+    assert len(set(numbers([1_700_000_000 + 3_600 * i for i in range(1000)], task).tolist())) == 1000
+    assert len(set(numbers([0.1, 0.1, 0.1], task).tolist())) == 1
     with pytest.raises(TaskDataError) as caught:
-        numbers([1_700_000_000 + i for i in range(10)], task, PLACE)
+        numbers([1_700_000_000 + i for i in range(10)], task)
     assert "subtract" in (caught.value.hint or "")
 
 
@@ -150,9 +154,9 @@ def test_a_label_that_is_nearly_one_is_said_first(read):
 @pytest.mark.parametrize("value", [None, float("nan"), "many", True, "True", float("inf"), 1e300, 10**400])
 def test_regression_labels_must_be_finite_numbers(make_task, value):
     task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
-    assert numbers([1, "2.5", "1e-1"], task, PLACE).tolist() == [1.0, 2.5, np.float32(0.1)]
+    assert numbers([1, "2.5", "1e-1"], task).tolist() == [1.0, 2.5, np.float32(0.1)]
     with pytest.raises(TaskDataError, match=r"rows.csv .* \(line 4\)"):
-        numbers([1, 2, value], task, PLACE)
+        numbers([1, 2, value], task)
 
 
 def test_rows_without_lines_are_counted_from_one(make_task, tokenizer, rows, tmp_path):

@@ -12,7 +12,7 @@ from support.text_tasks import choosing_task, labelled
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import Ragged, RowSource
 from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import encode, load_data, prepare
@@ -138,7 +138,7 @@ def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
     assert [shown(data.tokenizer, rows.targets.row(i)) for i in range(len(rows))] == ["▁1233", "▁blue", "▁red"]
     assert rows.positions.row(0).tolist() == [3, 4, 4, 4, 5]
     choices = Choices.unpacked(data.encoded("test").extras)
-    parts = choices.behind([np.array([7, 8, 9], np.int32)] * 2).rows
+    parts, _ = choices.behind(Ragged.of([[7, 8, 9]] * 2, np.int32))
     assert (parts.prompt_of.tolist(), parts.prompts.row(1).tolist()) == ([0, 0, 1], [7, 8])
     assert parts.ids.row(2)[0] == 9
     whole = parts.with_prompts()

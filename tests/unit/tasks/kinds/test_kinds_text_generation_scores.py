@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, checked
 from loraxs_search.tasks.prepared import encode, load_data, prepare, served
 

@@ -22,7 +22,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.evidence import ScoredRows, p_value
-from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TaskKind, checked, kind_of
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities

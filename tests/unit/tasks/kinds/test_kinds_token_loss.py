@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraxs_search.tasks.batch import Batch
+from loraxs_search.tasks.encoded import Batch
 from loraxs_search.tasks.kinds import PassOutputs, _token_loss
 from loraxs_search.tasks.kinds._token_loss import chunk_rows, row_sums, token_losses
 

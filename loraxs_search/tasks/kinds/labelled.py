@@ -1,11 +1,13 @@
-"""The common part of kinds that read one or two texts through a head, and give them one label."""
+"""Kinds that read one or two texts through a head and give them one label: one of a list, or a number."""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +18,11 @@ from pydantic import AfterValidator
 from loraxs_search.errors import TaskDataError, TrialDivergedError, meant, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Pooling, Split, Text, distinct
-from loraxs_search.records.task import Task
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._base import LinearForm, Section, TaskKind
+from loraxs_search.records.task import AnswerFact, OutputScale, Task, TaskModel
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Section, TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
+from loraxs_search.tasks.metrics import CLASS_METRICS, NUMBER_METRICS
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loraxs_search.tasks.batch import Batch, RowSource
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
@@ -45,6 +47,8 @@ _HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they 
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
 _ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
+_FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
+_OUTLYING = 200.0  # times the range of the middle half of the numbers
 
 
 def are_hidden(values: Sequence[Any], names: Sequence[str] = ()) -> bool:
@@ -113,31 +117,6 @@ def class_ids(
         return None if number is None else numeric.get(number)
 
     return _read(values, read, np.int64, task, place, allowed, names=task.labels)
-
-
-def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:
-    """Return regression targets, shape (N,).
-
-    Raises:
-        TaskDataError: a label is missing, not a number, or not finite in float32; every different one is named. Or
-            float32 cannot tell labels apart, which are large and close together.
-    """
-
-    def read(value: Any) -> float | None:
-        number = finite_number(value)
-        return number if number is not None and abs(number) <= _MOST else None
-
-    exact = _read(values, read, np.float64, task, place, "a finite number")
-    labels = exact.astype(np.float32)
-    if np.abs(exact - labels).max(initial=0) > _ROUNDED * exact.std() and len(np.unique(labels)) < len(
-        np.unique(exact)
-    ):
-        raise TaskDataError(
-            f"Task {task.name}: `{task.label}` must have numbers that differ by more than float32 rounds them, but"
-            f" {place.name} has numbers from {exact.min():.12g} to {exact.max():.12g}.",
-            hint=f"subtract a number such as {exact.min():.12g} from all of them",
-        )
-    return labels
 
 
 def finite_number(value: Any) -> float | None:
@@ -248,13 +227,9 @@ class LabelledKind(TaskKind):
         return {"columns": columns, "labels": list(task.labels), "pooling": task.pooling}
 
     @abstractmethod
-    def read_labels(
-        self, values: Sequence[Any], place: SourceLocation, stored_names: Sequence[str] | None
-    ) -> npt.NDArray[Any]:
-        """Return the labels of a stored column, (N,).
+    def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
+        """Return the labels of the stored column, (N,).
 
-        Args:
-            stored_names: Label names that the data themselves give to their ids, if any.
         Raises:
             TaskDataError: a value is no label of the task; every different one is named.
         """
@@ -296,9 +271,9 @@ class LabelledKind(TaskKind):
             with collected(errors):
                 texts[column] = check_texts(columns.values[column], task, column, place)
         with collected(errors):
-            labels = self.read_labels(columns.values[task.label], place, columns.stored_names)
+            labels = self.read_labels(columns, place)
         raise_joined(task, errors)
-        return Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
+        return Rows(texts[task.text], texts.get(task.text_pair or ""), labels)
 
     def hides_answers(self, columns: Columns) -> bool:
         return are_hidden(columns.values[self.task.label], self.task.labels)
@@ -312,16 +287,11 @@ class LabelledKind(TaskKind):
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
 
-    def _pairs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Sequence[str] | None:
-        """Return second texts as the tokenizer is given them: where it puts nothing between two, behind a separator."""
-        add = tokenizer.num_special_tokens_to_add
-        separator = self.task.settings.get(_SEPARATOR, "")
-        if rows.pairs is None or add(pair=True) > add(pair=False):
-            return rows.pairs
-        return [separator + pair for pair in rows.pairs]
-
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        _, encoded = cut_tokens(rows.texts, self._pairs(rows, tokenizer), tokenizer, self.task.max_length)
+        pairs, add = rows.pairs, tokenizer.num_special_tokens_to_add
+        if pairs is not None and add(pair=True) <= add(pair=False):  # the tokenizer puts nothing between two texts
+            pairs = [self.task.settings.get(_SEPARATOR, "") + pair for pair in pairs]
+        _, encoded = cut_tokens(rows.texts, pairs, tokenizer, self.task.max_length)
         return replace(encoded, targets=Ragged.single(rows.labels))
 
     # ---- training and scoring ----------------------------------------------------------------------------------------
@@ -385,3 +355,190 @@ def cut_tokens(
         whole = tokenizer(*again, truncation=False, verbose=False, **plain)["input_ids"]
         lost[full] = np.array([*map(len, whole)], np.int32) - ids.lengths[full]
     return encoding, EncodedRows(ids, None if types is None else Ragged.of(types, np.int8).values, lost=lost)
+
+
+def classifier(num_labels: int, pooling: Pooling = "class") -> TaskModel:
+    """Return a classifier of this many labels."""
+    config = (("num_labels", num_labels), ("problem_type", "single_label_classification"))
+    return TaskModel("AutoModelForSequenceClassification", num_labels, config, pooling)
+
+
+class SequenceClassification(LabelledKind):
+    """One of a list of labels for each text or pair of texts. A head on any base answers.
+
+    Outputs (n, labels); labels and answers are ids.
+    """
+
+    name = "sequence-classification"
+    section = LabelledSection
+    metrics = CLASS_METRICS
+    hub_pipeline = "text-classification"
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        labels = keys.get("labels") or []
+        if len(labels) < 2:
+            yield ("labels",), f"must name at least two labels, in id order, but got {json.dumps(labels)}."
+        if len(set(labels)) < len(labels):
+            yield ("labels",), f"must differ from each other, but got {list(labels)}."
+
+    @classmethod
+    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:
+        labels = keys.get("labels")  # f1 is of the second of two
+        return [name for name in cls.metrics if name != "f1" or labels is None or len(labels) == 2]
+
+    @classmethod
+    def describe(cls, keys: Keys) -> str:
+        labels = keys.get("labels")
+        return cls.name if labels is None else f"{cls.name} with {len(labels)} labels"
+
+    @property
+    def model(self) -> TaskModel:
+        return classifier(len(self.task.labels), self.task.pooling)
+
+    def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
+        return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        counts = {split: self._counts(own.labels) for split, own in rows.items()}
+        for label in np.argsort(-counts["train"], kind="stable"):
+            yield AnswerFact(self.task.labels[label], {split: int(own[label]) for split, own in counts.items()})
+
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        labels = self.task.labels
+        for split, own in rows.items():
+            missing = [name for name, count in zip(labels, self._counts(own.labels), strict=True) if not count]
+            yield from missing_warnings(split, "the label", missing)
+
+    def _counts(self, labels: Values) -> npt.NDArray[np.int64]:
+        """Return how many rows have each label of the task, (labels,)."""
+        return np.bincount(labels.astype(np.int64), minlength=len(self.task.labels))
+
+    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(outputs.float(), labels, reduction="none")
+
+    def answers(self, outputs: Tensor) -> Values:
+        return outputs.argmax(-1).cpu().numpy()
+
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        targets = np.zeros((len(labels), len(self.task.labels)), np.float32)
+        targets[np.arange(len(labels)), labels.astype(np.int64)] = 1
+        return targets
+
+    def prediction(self, text: str, outputs: Tensor) -> Prediction:
+        probabilities = dict(zip(self.task.labels, outputs.softmax(-1).tolist(), strict=True))
+        best = max(probabilities, key=probabilities.__getitem__)
+        return Prediction(text, best, probabilities[best], probabilities)
+
+    def constants(self, labels: Values) -> list[Any]:
+        return [int(label) for label in np.argsort(-self._counts(labels), kind="stable")]
+
+    def show(self, answer: float | str) -> str:
+        return self.task.labels[int(answer)] if self.task.labels else str(answer)
+
+
+def regressor(pooling: Pooling = "class") -> TaskModel:
+    """Return a model with one output."""
+    config = (("num_labels", 1), ("problem_type", "regression"))
+    return TaskModel("AutoModelForSequenceClassification", 1, config, pooling)
+
+
+class Regression(LabelledKind):
+    """A number for each text, learnt standardised by the training rows. A head on any base answers.
+
+    Outputs (n, 1); labels are float32, and answers float64: near 150,000 float32 has steps of 1/64.
+    AdamW moves an output by about its learning rate, so a head learns prices of 150,000 only once they are
+    standardised.
+    """
+
+    name = "regression"
+    has_right_answers = False
+    section = LabelledSection
+    metrics = NUMBER_METRICS
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        return super().fields(section) | {"standardized": True}
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        if labels := keys.get("labels"):
+            yield ("labels",), f"must be left out for kind: {cls.name}, but got {json.dumps(labels)}."
+
+    @property
+    def model(self) -> TaskModel:
+        return regressor(self.task.pooling)
+
+    def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
+        def read(value: Any) -> float | None:
+            number = finite_number(value)
+            return number if number is not None and abs(number) <= _MOST else None
+
+        exact = _read(columns.values[self.task.label], read, np.float64, self.task, place, "a finite number")
+        labels = exact.astype(np.float32)
+        is_rounded = np.abs(exact - labels).max(initial=0) > _ROUNDED * exact.std()
+        if is_rounded and len(np.unique(labels)) < len(np.unique(exact)):
+            raise TaskDataError(
+                f"Task {self.task.name}: `{self.task.label}` must have numbers that differ by more than float32 rounds"
+                f" them, but {place.name} has numbers from {exact.min():.12g} to {exact.max():.12g}.",
+                hint=f"subtract a number such as {exact.min():.12g} from all of them",
+            )
+        return labels
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        numbers = {split: own.labels.astype(np.float64) for split, own in rows.items()}
+        for name, method in {"mean": "mean", "spread": "std", "least": "min", "most": "max"}.items():
+            yield AnswerFact(name, {split: float(getattr(own, method)()) for split, own in numbers.items()})
+
+    def fitted(self, labels: Values, *, has_bias: bool) -> Regression:
+        if not self.task.standardized:
+            return self
+        values = labels.astype(np.float64)
+        mean = float(values.mean()) if has_bias else 0.0
+        spread = float(np.sqrt(np.square(values - mean).mean()))
+        fitted = copy.copy(self)
+        fitted.outputs = OutputScale(mean, spread or 1.0)
+        return fitted
+
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        values = rows["train"].labels.astype(np.float64)
+        mean, spread = float(values.mean()), float(values.std())
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        place, odd = rows["train"].place, int(np.abs(values - middle).argmax())
+        if 0 < _OUTLYING * (high - low) < abs(values[odd] - middle):
+            where = f" ({place.row(odd)})" if place is not None else ""
+            yield (
+                f"the number {values[odd]:.4g}{where} is far from the others, half of which are {low:.4g} to"
+                f" {high:.4g}: it outweighs them, so correct it if it is a mistake"
+            )
+        if np.ptp(values) == 0:
+            yield f"every train row has the number {mean:.4g}, so nothing can be learnt"
+        elif self.outputs.mean == 0 and self.task.standardized and abs(mean) > _FAR * spread:
+            yield (
+                f"the numbers are {mean:.4g} with a spread of {spread:.4g}, and the head of this base has no bias:"
+                f" subtract {mean:.4g} from them, or use a base with one"
+            )
+
+    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        scale = self.outputs
+        return (outputs.float().squeeze(-1) - (labels.float() - scale.mean) / scale.spread).square()
+
+    def answers(self, outputs: Tensor) -> Values:
+        numbers: Values = (outputs.squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean).numpy()
+        return numbers
+
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        standard = (labels.astype(np.float64) - self.outputs.mean) / self.outputs.spread
+        return standard.astype(np.float32)[:, None]
+
+    def prediction(self, text: str, outputs: Tensor) -> Prediction:
+        return Prediction(text, None, float(self.answers(outputs[None])[0]))
+
+    def constants(self, labels: Values) -> list[Any]:
+        values = labels.astype(np.float64)
+        return [float(values.mean()), float(np.median(values))]
+
+    def show(self, answer: float | str) -> str:
+        return format(float(answer), ".4g")
