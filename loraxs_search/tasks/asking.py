@@ -14,7 +14,8 @@ from typing import Any
 
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Serving, Task
-from loraxs_search.tasks.kinds import DATE, TaskKind, Template
+from loraxs_search.tasks.kinds._base import TaskKind
+from loraxs_search.tasks.kinds._language_model import DATE, Template
 
 _DATED = r"""import datetime, re
 day = datetime.date.fromisoformat("{}")  # that of training, where the template writes one

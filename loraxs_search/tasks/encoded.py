@@ -190,10 +190,11 @@ class EncodedRows:
             columns_BT -= lengths_B.max() - lengths_B[:, None]
         mask_BT = (columns_BT >= 0) & (columns_BT < lengths_B[:, None])
         where = (self.ids.starts[indices][:, None] + columns_BT)[mask_BT]
-        ids = _scatter(self.ids.values[where], mask_BT, pad_id)
-        inputs = {"input_ids": ids, "attention_mask": mask_BT.astype(np.int64)}
+        inputs = {"input_ids": np.full(mask_BT.shape, pad_id, np.int64), "attention_mask": mask_BT.astype(np.int64)}
+        inputs["input_ids"][mask_BT] = self.ids.values[where]
         if self.types is not None:
-            inputs["token_type_ids"] = _scatter(self.types[where], mask_BT, 0)
+            inputs["token_type_ids"] = np.zeros(mask_BT.shape, np.int64)
+            inputs["token_type_ids"][mask_BT] = self.types[where]
         return inputs
 
     def reads(self, indices: Indices, side: str = "right") -> npt.NDArray[np.int64] | None:
@@ -205,12 +206,6 @@ class EncodedRows:
         if side == "left":
             columns += np.repeat(lengths.max() - lengths, counts)
         return np.stack([np.repeat(np.arange(len(counts)), counts), columns], axis=1)
-
-
-def _scatter(values: npt.NDArray[Any], mask_BT: npt.NDArray[np.bool_], fill: int) -> npt.NDArray[np.int64]:
-    out = np.full(mask_BT.shape, fill, dtype=np.int64)
-    out[mask_BT] = values
-    return out
 
 
 @dataclass(frozen=True)
@@ -285,7 +280,6 @@ class RowSource:
         )
 
 
-Lengths = npt.NDArray[np.integer]
 RowNumbers = npt.NDArray[np.int64]
 
 # Rows are shuffled, cut into windows of this many batches, and sorted by length within a window only: a whole-epoch
@@ -297,7 +291,7 @@ _WINDOWS = 8  # at least, where there are batches enough: few rows are mixed ane
 RUN_TOKENS = 128
 
 
-def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[RowNumbers]:
+def epoch_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[RowNumbers]:
     """Plan one epoch: every row exactly once, in batches of `batch_size`; one may be shorter.
 
     Stateless: the plan depends only on the arguments, on every machine.
@@ -322,7 +316,7 @@ class TrainingBatches:
         lengths: Tokens of each row, shape (N,); not changed while this lives.
     """
 
-    def __init__(self, lengths: Lengths, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Indices, batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         self._epoch = -1
         self._rows = np.empty(0, dtype=np.int32)  # of the epoch, batch after batch
@@ -339,7 +333,7 @@ class TrainingBatches:
         return self._rows[self._starts[index] : self._starts[index + 1]].astype(np.int64)
 
 
-def eval_batches(lengths: Lengths, max_tokens: int) -> list[RowNumbers]:
+def eval_batches(lengths: Indices, max_tokens: int) -> list[RowNumbers]:
     """Plan an evaluation: every row exactly once, longest first, each batch of at most `max_tokens` padded tokens.
 
     A row longer than `max_tokens` is a batch of one. Where lengths differ much, batches are smaller.
@@ -381,5 +375,5 @@ def _shuffled(n: int, seed: int, epoch: int, purpose: int) -> RowNumbers:
     return np.argsort(bits.random_raw(n), kind="stable").astype(np.int64)
 
 
-def _by_length(lengths: Lengths, rows: RowNumbers) -> RowNumbers:
+def _by_length(lengths: Indices, rows: RowNumbers) -> RowNumbers:
     return rows[np.argsort(lengths[rows], kind="stable")]

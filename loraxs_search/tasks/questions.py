@@ -32,8 +32,22 @@ def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ..
     Raises:
         UsageError: it is none of these, or lacks a column.
     """
-    if is_frame(texts):
-        return list(zip(*(_frame_column(texts, name) for name in columns), strict=True))
+    if is_frame(texts):  # as files have values: None for a missing one, lists instead of arrays
+        names, read = list(texts.columns), list[list[Any]]()
+        for name in columns:
+            if names.count(name) != 1:
+                has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
+                near = "" if name in names else meant(name, [str(other) for other in names])
+                raise UsageError(
+                    f"`texts` must have the column {name}, which the task reads, but {has}.",
+                    hint=f"rename the column {near} to {name}"
+                    if near
+                    else "give the columns that the task was trained on",
+                )
+            column = texts[name]
+            values: list[Any] = [None if missing else it for it, missing in zip(column, column.isna(), strict=True)]
+            read.append([value.tolist() if hasattr(value, "tolist") else value for value in values])
+        return list(zip(*read, strict=True))
     rows = list[tuple[Any, ...]]()
     for row in listed(texts, "texts"):
         if not isinstance(row, Mapping) or not columns:
@@ -64,21 +78,6 @@ def is_frame(texts: Any) -> bool:
     """Whether this is a DataFrame of pandas, which is not imported for that."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(texts, pandas.DataFrame)
-
-
-def _frame_column(frame: Any, name: str) -> list[Any]:
-    """Return a column's values as files have them: None for a missing one, lists instead of arrays."""
-    names = list(frame.columns)
-    if names.count(name) != 1:
-        has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
-        near = "" if name in names else meant(name, [str(other) for other in names])
-        raise UsageError(
-            f"`texts` must have the column {name}, which the task reads, but {has}.",
-            hint=f"rename the column {near} to {name}" if near else "give the columns that the task was trained on",
-        )
-    column = frame[name]
-    values: list[Any] = [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
-    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
 def listed(texts: Any, name: str) -> list[Any]:
@@ -173,15 +172,24 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, whole: bool =
     """
     try:
         text, _ = decoded(content)
-        if (ending := _shown_form(text, columns)) == _TEXT:
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        title = first.strip().strip('"')  # the name of the one column, above lines of text
+        is_named = len(columns) == 1 and (title.lower() in TEXT_NAMES or title == columns[0])
+        ending = _TEXT
+        if is_named or shows(text.lstrip(), columns) or is_table(text.lstrip()):
+            ending = ".csv"
+        if first.startswith(("{", "[")):
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(first if first[0] == "{" else text)
+                ending = ".jsonl"
+        if ending == _TEXT:
             return _lines(text, _STDIN, columns)
         try:
             return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, whole)
         except MalformedFileError:
-            name = _name_above(text, columns)
-            if not name:
+            if not is_named:
                 raise
-            log.warning(_NAMED, _STDIN, name)  # as `cut` writes a column: its texts stand in no quotes
+            log.warning(_NAMED, _STDIN, title)  # as `cut` writes a column: its texts stand in no quotes
             return _lines(text, _STDIN, columns, skip=True)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
@@ -252,25 +260,3 @@ def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
     if not rows:
         raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
     return QuestionRows(rows, place)
-
-
-def _shown_form(text: str, columns: Sequence[str]) -> str:
-    """Return the ending that a file with this text would have: lines of text, unless it begins as another form does."""
-    first = _first_line(text)
-    if first.startswith(("{", "[")):
-        with contextlib.suppress(ValueError, RecursionError):
-            json.loads(first if first[0] == "{" else text)
-            return ".jsonl"
-    if _name_above(text, columns) or shows(text.lstrip(), columns) or is_table(text.lstrip()):
-        return ".csv"
-    return _TEXT
-
-
-def _name_above(text: str, columns: Sequence[str]) -> str:
-    """Return the name of the one column that stands above lines of text; empty where there is none."""
-    name = _first_line(text).strip().strip('"')
-    return name if len(columns) == 1 and (name.lower() in TEXT_NAMES or name == columns[0]) else ""
-
-
-def _first_line(text: str) -> str:
-    return next((line for line in text.split("\n") if line.strip()), "")

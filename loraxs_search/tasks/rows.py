@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,27 +103,25 @@ def with_parts(columns: Columns, wanted: Sequence[str]) -> Columns:
 
     A column whose own name has the dot stays as it is. A part that no row has is not added.
     """
-    values = dict(columns.values)
+
+    def part(value: Any, path: Sequence[str]) -> Any:  # of a list of objects, a list of what stands there in each
+        for key in path:
+            if isinstance(value, Mapping):
+                value = value.get(key)
+            elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+                value = [item.get(key) for item in value]
+            else:
+                return None
+        return value
+
+    added = dict[str, list[Any]]()
     for name in wanted:
         parent, *path = name.split(".")
-        if name not in values and path and parent in values:
-            parts = [_part(value, path) for value in values[parent]]
-            if any(part is not None for part in parts):
-                values[name] = parts
-    added = [name for name in values if name not in columns.values]
-    return replace(columns, available=[*columns.available, *added], values=values)
-
-
-def _part(value: Any, path: Sequence[str]) -> Any:
-    """Return what stands at `path` in a value; of a list of objects, a list of what stands there in each."""
-    for key in path:
-        if isinstance(value, Mapping):
-            value = value.get(key)
-        elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
-            value = [item.get(key) for item in value]
-        else:
-            return None
-    return value
+        if name not in columns.values and path and parent in columns.values:
+            parts = [part(value, path) for value in columns.values[parent]]
+            if any(it is not None for it in parts):
+                added[name] = parts
+    return replace(columns, available=[*columns.available, *added], values={**columns.values, **added})
 
 
 class _JoinedDataError(TaskDataError):
@@ -286,3 +285,13 @@ def is_text(value: Any) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:  # half of a surrogate pair: neither a tokenizer nor a file takes it
         return False
+
+
+def items_of(value: Any) -> Any:
+    """Return the list that a text holds, as JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):  # the latter at a text of many `[`
+            return value
+    return value

@@ -1,8 +1,9 @@
-"""Task kinds by name: those of this folder, and those of other distributions. See `_base` for the contract."""
+"""Task kinds by name: those of this folder, and those of other distributions. See `_base` for the contract.
+
+What a kind is written with is imported from here.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.plugins import EntryPoints
@@ -10,7 +11,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._answers import only_number
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Names, Section, TaskKind
-from loraxs_search.tasks.kinds._options import items_of
+from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, render_chat, token_ids
 from loraxs_search.tasks.kinds._requests import (
     ForwardRequest,
     Generated,
@@ -24,56 +25,12 @@ from loraxs_search.tasks.kinds._requests import (
     TokenLogprobs,
     run_requests,
 )
-from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, render_chat, token_ids
 from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number, regressor
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
-
-__all__ = [
-    "DATE",
-    "KINDS",
-    "TEXT_METRICS",
-    "Columns",
-    "EncodedRows",
-    "Fault",
-    "ForwardRequest",
-    "GenerateRequest",
-    "Generated",
-    "Keys",
-    "LinearForm",
-    "Metric",
-    "Names",
-    "PassOutputs",
-    "Prompt",
-    "Ragged",
-    "Reduce",
-    "Request",
-    "RequestGenerator",
-    "RowScores",
-    "Rows",
-    "Sampling",
-    "Section",
-    "SourceLocation",
-    "TaskKind",
-    "Template",
-    "TokenLogprobs",
-    "begin_ids",
-    "checked",
-    "classifier",
-    "find_metric",
-    "finite_number",
-    "items_of",
-    "kind_of",
-    "metric_fault",
-    "only_number",
-    "regressor",
-    "render_chat",
-    "run_requests",
-    "token_ids",
-]
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, items_of
 
 KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
     "task.kind",
@@ -115,12 +72,13 @@ def checked(task: Task) -> TaskKind:
 
 def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str | None:
     """Return why a metric cannot score a task with these keys, as a whole sentence; None when it can."""
-    fitting = kind.fitting_metrics(keys)
+    fitting = list(kind.fitting_metrics(keys))
     if name in fitting:
         return None
     if find_metric(name) is None:
         return unknown_name("metric", name, fitting)
-    return f"`{name}` does not fit {kind.describe(keys)}; use {_any_of(fitting)}."
+    any_of = " or ".join([", ".join(fitting[:-1]), fitting[-1]] if len(fitting) > 1 else fitting)
+    return f"`{name}` does not fit {kind.describe(keys)}; use {any_of}."
 
 
 def find_metric(name: str, task: Task | None = None) -> Metric | None:
@@ -133,7 +91,3 @@ def find_metric(name: str, task: Task | None = None) -> Metric | None:
     if (known := (METRICS | TOKEN_METRICS).get(name)) is not None:
         return known
     return next((kind.metrics[name] for kind in KINDS.importable().values() if name in kind.metrics), None)
-
-
-def _any_of(names: Sequence[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -22,7 +22,14 @@ from loraxs_search.records.task import AnswerFact, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import _answers
 from loraxs_search.tasks.kinds._base import Fault, Keys, Section
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of, with_examples
+from loraxs_search.tasks.kinds._language_model import (
+    LanguageModelKind,
+    PromptSection,
+    Template,
+    continued_ids,
+    prompts_of,
+    with_examples,
+)
 from loraxs_search.tasks.kinds._requests import (
     Generated,
     GenerateRequest,
@@ -31,7 +38,6 @@ from loraxs_search.tasks.kinds._requests import (
     Sampling,
     Values,
 )
-from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids
 from loraxs_search.tasks.metrics import TEXT_METRICS
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined
 

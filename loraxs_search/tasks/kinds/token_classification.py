@@ -26,7 +26,6 @@ from loraxs_search.records.literals import Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
-from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds.labelled import are_hidden, class_ids, cut_tokens, missing_warnings
 from loraxs_search.tasks.metrics import OUTSIDE, TAG_METRICS, find_entities
@@ -37,6 +36,7 @@ from loraxs_search.tasks.rows import (
     check_question,
     check_texts,
     collected,
+    items_of,
     raise_joined,
     refuse,
 )

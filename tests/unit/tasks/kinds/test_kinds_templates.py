@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import asking_code
-from loraxs_search.tasks.kinds._templates import Prompt, Template, begin_ids, continued_ids, token_ids, written
+from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, continued_ids, token_ids, written
 
 
 def said(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
