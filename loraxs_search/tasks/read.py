@@ -6,6 +6,7 @@ cache is a file that is whole or not there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -78,12 +79,9 @@ class _FileSplit:
             ) from error
         self.name = str(self.path)
         self.digest = f"{ending} {self.path.suffix.lower()} {hashlib.sha256(self.content).hexdigest()}"
-
-    def label_names(self, task: Task) -> list[str] | None:
-        try:
-            return label_names(self.path, _wanted_columns(task)[-1], self.content)
-        except MalformedFileError:  # said when it is read
-            return None
+        self.label_names: list[str] | None = None
+        with contextlib.suppress(MalformedFileError):  # said when it is read
+            self.label_names = label_names(self.path, _wanted_columns(task)[-1], self.content)
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
         wanted = _wanted_columns(task, slices)
@@ -108,26 +106,29 @@ class _HubSplit:
     digest = None
 
     def __init__(
-        self, rows: datasets.Dataset, place: str, written: str, rename: Mapping[str, str] = MappingProxyType({})
+        self,
+        task: Task,
+        rows: datasets.Dataset,
+        place: str,
+        written: str,
+        rename: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        import datasets
+
         match = _SLICE.fullmatch(written)
         self.name = f"{place}, split {match['split'] if match else written}"
         if match and match["first"] is not None:
             first, end = int(match["first"] or 0), int(match["end"] or len(rows))
             rows = rows.select(range(min(first, len(rows)), min(end, len(rows))))
         self.rows = rows.rename_columns({a: b for a, b in rename.items() if a in rows.column_names})
-
-    def label_names(self, task: Task) -> list[str] | None:
-        import datasets
-
         feature = self.rows.features.get(_wanted_columns(task)[-1])
         feature = getattr(feature, "feature", feature)  # of a list, that of its items
-        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        self.label_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
         wanted, available = _wanted_columns(task, slices), list(self.rows.column_names)
         values = self.rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
-        return replace(with_parts(Columns(available, values), wanted), stored_names=self.label_names(task))
+        return replace(with_parts(Columns(available, values), wanted), stored_names=self.label_names)
 
 
 def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _FileSplit | _HubSplit]:
@@ -159,7 +160,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _FileSplit | _HubSp
             if source.data_files:
                 splits[split] = _FileSplit(task, split, source.data_files[cast("Split", name)])
             else:
-                splits[split] = _HubSplit(loaded[name], place, written)
+                splits[split] = _HubSplit(task, loaded[name], place, written)
     raise_joined(task, errors)
     for split, other in source.elsewhere.items():
         place, name = _place(other.hub, other.config), _split_name(other.split)
@@ -169,10 +170,10 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _FileSplit | _HubSp
                 f"{who}{unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
                 hint="name a split that the data set has",
             )
-        splits[split] = _HubSplit(loaded[name], place, other.split, other.rename)
+        splits[split] = _HubSplit(task, loaded[name], place, other.split, other.rename)
     # No id may have different names in two splits, unless all names are the task's, which then decide.
     known = {composed(name).casefold() for name in task.labels}
-    named = [(it, names) for it in splits.values() if task.labels and (names := it.label_names(task)) is not None]
+    named = [(it, names) for it in splits.values() if task.labels and (names := it.label_names) is not None]
     for it, names in named[1:]:
         first, others = named[0]
         differing = next((id_ for id_, pair in enumerate(zip(others, names, strict=False)) if pair[0] != pair[1]), None)

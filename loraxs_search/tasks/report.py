@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from loraxs_search.home import write_atomic
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import Split
-from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
+from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
@@ -153,7 +153,26 @@ def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: s
         longest = max((tokens.longest for tokens in report.tokens.values()), default=0)
         size = f" (the longest has {longest:,} tokens)" if longest else ""
         warnings.append(f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost")
-    return [*warnings, *report.warnings, *_few(report, num_scored, metric)]
+    warnings += report.warnings
+    own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
+    errors = {split: known[metric] for split, known in own.items() if metric in known}
+    for split, known in errors.items():
+        if not known.reach:
+            rows = f"{num_scored[split]:,} {split} row{'s' * (num_scored[split] > 1)}"
+            warnings.append(
+                f"{metric} of the {rows} is the same for right answers and for the constant one: it says nothing"
+            )
+    large = {split: known for split, known in errors.items() if known.error > _LARGE * known.reach > 0}
+    if large:
+        sizes = [f"{it.error:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
+        enough = max(num_scored[split] * (it.error / (_LARGE * it.reach)) ** 2 for split, it in large.items())
+        unit = 10 ** (len(str(math.ceil(enough))) - 1)
+        apart = 2 * max(it.error for it in large.values())
+        warnings.append(
+            f"{metric} has a standard error of about {' and '.join(sizes)}: scores less than {apart:.2g} apart say"
+            f" little; some {math.ceil(math.ceil(enough) / unit) * unit:,} rows would do"
+        )
+    return warnings
 
 
 def overlap_counts(report: DataReport) -> dict[str, int]:
@@ -164,25 +183,6 @@ def overlap_counts(report: DataReport) -> dict[str, int]:
     names = ((f"{it.split}_rows_in_{it.other}", it) for it in report.overlaps)
     shared = {key: n for name, it in names for key, n in ((name, it.exact), (f"{name}_folded", it.folded))}
     return shared | {f"{split}_rows_cut": cut for split, cut in report.cut.items()}
-
-
-def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
-    own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
-    errors = {split: known[metric] for split, known in own.items() if metric in known}
-    for split, known in errors.items():
-        if not known.reach:
-            rows = f"{num_scored[split]:,} {split} row{'s' * (num_scored[split] > 1)}"
-            yield f"{metric} of the {rows} is the same for right answers and for the constant one: it says nothing"
-    large = {split: known for split, known in errors.items() if known.error > _LARGE * known.reach > 0}
-    if large:
-        sizes = [f"{it.error:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
-        enough = max(num_scored[split] * (it.error / (_LARGE * it.reach)) ** 2 for split, it in large.items())
-        unit = 10 ** (len(str(math.ceil(enough))) - 1)
-        apart = 2 * max(it.error for it in large.values())
-        yield (
-            f"{metric} has a standard error of about {' and '.join(sizes)}: scores less than {apart:.2g} apart say"
-            f" little; some {math.ceil(math.ceil(enough) / unit) * unit:,} rows would do"
-        )
 
 
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
@@ -219,17 +219,6 @@ _ANSWER_VERSION = "3"  # raise when the same rows are counted in another way, or
 _SCORED: tuple[Split, ...] = ("validation", "test")
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """The fields of a `DataReport` of these names."""
-
-    cut: Mapping[Split, int] = field(default_factory=dict)
-    tokens: Mapping[Split, TokenCounts] = field(default_factory=dict)
-    answers: tuple[AnswerFact, ...] = ()
-    constant: ConstantAnswer | None = None
-    standard_errors: Mapping[Split, Mapping[str, StandardError]] = field(default_factory=dict)
-
-
 def with_answers(
     report: DataReport,
     kind: TaskKind,
@@ -250,23 +239,30 @@ def with_answers(
     key = hashlib.sha256("\n".join([_ANSWER_VERSION, identity, to_json(kind.task)]).encode()).hexdigest()[:40]
     path = cache_dir / "reports" / f"answers-{key}.json"
     try:
-        counted = from_json(_Counted, path.read_bytes())
+        counted = from_json(DataReport, path.read_bytes())
     except (OSError, ValueError):  # none, or damaged
         counted = _count(kind, rows, encoded)
         write_atomic(path, to_json(counted))
-    return replace(report, **vars(counted), cut_part=kind.cut_part)
+    own = {name: getattr(counted, name) for name in ("cut", "tokens", "answers", "constant", "standard_errors")}
+    return replace(report, **own, cut_part=kind.cut_part)
 
 
-def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> _Counted:
+def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> DataReport:
     names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
     best = constant_answer(kind, rows["train"].labels)
-    constant = None
+    tokens, constant = dict[Split, TokenCounts](), None
+    for split, own in encoded.items():
+        lengths = own.lengths
+        if own.positions is not None:
+            lengths = np.array([len(own.whole_row(row)[0]) for row in range(len(own))], np.int32)
+        lengths = lengths if own.lost is None else lengths + own.lost
+        tokens[split] = TokenCounts(int(np.median(lengths)), int(lengths.max()))
     if names:
         scores = {split: kind.measure(repeated(best, len(rows[split])), rows[split].labels) for split in _SCORED}
         constant = ConstantAnswer(kind.show(best), scores)
-    return _Counted(
+    return DataReport(
         cut={split: own.num_cut for split, own in encoded.items() if own.cut is not None},
-        tokens={split: _tokens(own) for split, own in encoded.items()},
+        tokens=tokens,
         answers=tuple(kind.answer_facts(rows, encoded)),
         constant=constant,
         standard_errors={
@@ -274,11 +270,3 @@ def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, E
             for split in _SCORED
         },
     )
-
-
-def _tokens(encoded: EncodedRows) -> TokenCounts:
-    lengths = encoded.lengths
-    if encoded.positions is not None:
-        lengths = np.array([len(encoded.whole_row(row)[0]) for row in range(len(encoded))], np.int32)
-    lengths = lengths if encoded.lost is None else lengths + encoded.lost
-    return TokenCounts(int(np.median(lengths)), int(lengths.max()))

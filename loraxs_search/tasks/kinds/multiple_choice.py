@@ -7,7 +7,7 @@ the prompt, which they share. Labels and answers are indices of options, int64.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from string import ascii_uppercase
@@ -117,19 +117,12 @@ def shown_options(options: Sequence[str]) -> str:
     return f" {SEPARATOR} ".join(option.strip() for option in options)
 
 
-def option_laws(options: object) -> Iterator[Fault]:
-    """Yield what is wrong with the key `options`."""
-    try:
-        form = OptionTexts.of(options, adds_space=False)  # type: ignore[arg-type]  # a space file may hold anything
-    except ValueError as error:
-        yield ("options",), f"{error}."
-        return
-    if form.column is None:
-        texts = [str(text).strip() for text in options]  # type: ignore[attr-defined]  # it is a list
-        for law, is_broken in _LAWS.items():
-            if is_broken(texts):
-                yield ("options",), f"must {law}, but got {json.dumps(options, ensure_ascii=False)}."
-                return
+def _broken_law(texts: Sequence[str]) -> str:
+    """Return the law that a row's options, without white space around them, break; empty where they break none.
+
+    They may be equal: a few rows of OpenBookQA and Social IQa are so, and others score them as they are.
+    """
+    return "be two or more" if len(texts) < 2 else "" if all(texts) else "each have text"
 
 
 def read_options(
@@ -144,8 +137,7 @@ def read_options(
     for number, row in enumerate(rows):
         try:
             own = form.fill(row)
-            stripped = [text.strip() for text in own]
-            law = next((law for law, is_broken in _ROW_LAWS.items() if is_broken(stripped)), "")
+            law = _broken_law([text.strip() for text in own])
         except ValueError:
             law = "be a list of texts or numbers"
         options.append([] if law else own)
@@ -156,17 +148,6 @@ def read_options(
         with collected(errors):
             refuse(task, f"the options of a row must {law}", stored, numbers, place)
     return options, errors
-
-
-# Options of a row may be equal: a few rows of OpenBookQA and Social IQa are so, and others score them as they are.
-_ROW_LAWS: dict[str, Callable[[list[str]], bool]] = {
-    "be two or more": lambda texts: len(texts) < 2,
-    "each have text": lambda texts: not all(texts),
-}
-_LAWS: dict[str, Callable[[list[str]], bool]] = {
-    **_ROW_LAWS,
-    "differ from each other": lambda texts: len(set(texts)) < len(texts),
-}
 
 
 def _read(way: str, value: Any, options: Sequence[str]) -> int | None:
@@ -463,9 +444,17 @@ class MultipleChoice(LanguageModelKind):
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         yield from super().laws(keys)
-        if keys.get("options") is not None:
-            yield from option_laws(keys["options"])
         names, options = keys.get("option_names"), keys.get("options")
+        if options is not None:
+            try:
+                form = OptionTexts.of(options, adds_space=False)
+            except ValueError as error:
+                yield ("options",), f"{error}."
+            else:
+                texts = [str(text).strip() for text in options] if form.column is None else ["a", "b"]
+                law = _broken_law(texts) or "differ from each other" * (len(set(texts)) < len(texts))
+                if law:
+                    yield ("options",), f"must {law}, but got {json.dumps(options, ensure_ascii=False)}."
         if isinstance(names, list) and isinstance(options, list) and len(names) != len(options):
             yield ("option_names",), f"must name each of the {len(options)} options, but got {json.dumps(names)}."
         elif isinstance(names, list) and len(set(names)) < len(names):
@@ -507,16 +496,16 @@ class MultipleChoice(LanguageModelKind):
         texts, extras = self.prompts(self.written_rows(self.prompt.columns, columns, place, errors))
         form, known, task = self.options, len(errors), self.task
         options: list[list[str]] = [form.fixed or []] * len(texts)
-        if form.column is not None:
-            stored: Sequence[Any] = columns.values[form.column]
-            asked: Sequence[Mapping[str, Any]] = [{form.column: items_of(value)} for value in stored]
-        elif form.fixed is None:
-            asked = self.written_rows(form.columns, columns, place, errors)
-            stored = [shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
-        # Missing values are no options without text too, which would count them again.
-        if form.fixed is None and len(errors) == known:
-            options, faults = read_options(form, asked, stored, task, place)
-            errors += faults
+        if form.fixed is None:
+            if form.column is not None:
+                stored: Sequence[Any] = columns.values[form.column]
+                asked: Sequence[Mapping[str, Any]] = [{form.column: items_of(value)} for value in stored]
+            else:
+                asked = self.written_rows(form.columns, columns, place, errors)
+                stored = [shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
+            if len(errors) == known:  # missing values are no options without text too, which would count them again
+                options, faults = read_options(form, asked, stored, task, place)
+                errors += faults
         labels: npt.NDArray[Any] = np.empty(0)
         values, names = columns.values[task.settings["label"]], task.settings.get("option_names")
         with collected(errors):
