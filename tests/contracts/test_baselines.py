@@ -6,10 +6,9 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,12 +28,11 @@ from loraxs_search.tasks.baselines import (
     SPLITS,
     BaselineInputs,
     BaselineModel,
-    SplitValues,
     baseline_title,
     fitting_baselines,
     measure_baselines,
 )
-from loraxs_search.tasks.prepared import PreparedTask, prepare
+from loraxs_search.tasks.prepared import prepare
 
 SIZES = {"train": 60, "validation": 21, "test": 17}
 KINDS = ["sequence-classification", "regression", "text-generation"]
@@ -49,15 +47,15 @@ wherever_it_fits = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
+def known(monkeypatch):
     monkeypatch.setitem(BASELINES._entries, SameAnswerAs.name, SameAnswerAs)
 
 
 @pytest.fixture(scope="module")
-def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def write(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
 
-    def make(name: str, rows: list[dict[str, Any]]) -> str:
+    def make(name, rows):
         path = folder / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
@@ -65,7 +63,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return make
 
 
-def labelled_task(kind: str, write: Callable[..., str]) -> Task:
+def labelled_task(kind, write):
     """Texts that say `bad` or `good` among words that say nothing."""
     files = {}
     for split, size in SIZES.items():
@@ -79,15 +77,13 @@ def labelled_task(kind: str, write: Callable[..., str]) -> Task:
 
 
 @pytest.fixture(scope="module")
-def data(
-    request: pytest.FixtureRequest, write: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
-) -> PreparedTask:
+def data(request, write, tmp_path_factory):
     task = writing_task(write) if request.param == "text-generation" else labelled_task(request.param, write)
     return prepare(task, byte_tokenizer(), cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def body() -> Iterator[torch.nn.Module]:
+def body():
     """The body of a base, which nothing may change."""
     body = bare_body(language_model(SMOLLM))
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
@@ -97,17 +93,17 @@ def body() -> Iterator[torch.nn.Module]:
 
 
 @pytest.fixture
-def inputs(data: PreparedTask, body: torch.nn.Module) -> BaselineInputs:
+def inputs(data, body):
     return BaselineInputs(data, body, torch.device("cpu"))
 
 
-def made(name: str, inputs: BaselineInputs) -> BaselineModel:
+def made(name, inputs):
     assert name in fitting_baselines(inputs.data.kind)
     return BASELINES.get(name)(inputs)
 
 
 @every_baseline
-def test_it_says_what_it_is(name: str) -> None:
+def test_it_says_what_it_is(name):
     entry = BASELINES.get(name)
     assert entry.name == name
     assert not is_untouched(name)  # which would be read as the untouched base
@@ -116,7 +112,7 @@ def test_it_says_what_it_is(name: str) -> None:
 
 
 @wherever_it_fits
-def test_it_answers_validation_and_then_test_rows(name: str, inputs: BaselineInputs) -> None:
+def test_it_answers_validation_and_then_test_rows(name, inputs):
     data = inputs.data
     found = dict(made(name, inputs).answers())
     assert tuple(found) == SPLITS
@@ -126,7 +122,7 @@ def test_it_answers_validation_and_then_test_rows(name: str, inputs: BaselineInp
 
 
 @wherever_it_fits
-def test_its_scores_are_those_of_its_answers_and_can_be_stored(name: str, inputs: BaselineInputs) -> None:
+def test_its_scores_are_those_of_its_answers_and_can_be_stored(name, inputs):
     data, baseline = inputs.data, made(name, inputs)
     found = baseline.measure()
     assert (found.name, found.failed, found.applies) == (name, "", True)
@@ -141,7 +137,7 @@ def test_its_scores_are_those_of_its_answers_and_can_be_stored(name: str, inputs
 
 
 @wherever_it_fits
-def test_the_same_rows_give_the_same_numbers(name: str, inputs: BaselineInputs) -> None:
+def test_the_same_rows_give_the_same_numbers(name, inputs):
     first, second = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
     assert first == second
 
@@ -151,15 +147,13 @@ class Broken(BaselineModel):
     name: ClassVar[str] = "broken"
     title: ClassVar[str] = "a model with a fault"
 
-    def answers(self) -> SplitValues:
+    def answers(self):
         raise ValueError("no\nmore")
         yield
 
 
 @pytest.mark.parametrize("data", KINDS, indirect=True)
-def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_other(
-    inputs: BaselineInputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_other(inputs, monkeypatch):
     monkeypatch.setitem(BASELINES._entries, "broken", Broken)
     found = measure_baselines(inputs)
     is_linear = inputs.data.kind.linear() is not None
@@ -170,7 +164,7 @@ def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_oth
     assert is_unmeasured(found[-1])
 
 
-def test_another_distribution_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_distribution_brings_one(tmp_path, monkeypatch):
     entries = {"loraxs_search.baselines": {SameAnswerAs.name: "SameAnswerAs", "gone": "Missing"}}
     write_distribution(tmp_path / "site", "same_answer_as", Path(same_answer_as.__file__).read_text(), entries)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from support.bases import LLAMA
 from support.trials import TrialBase, make_spec, train
 from support.word_pairs import WordPairs
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
@@ -28,7 +26,6 @@ from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.host import Answers
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import (
@@ -36,12 +33,11 @@ from loraxs_search.tasks.kinds import (
     PassOutputs,
     RequestGenerator,
     Section,
-    TaskKind,
     checked,
     find_metric,
     kind_of,
 )
-from loraxs_search.tasks.prepared import PreparedTask, encode, prepare
+from loraxs_search.tasks.prepared import encode, prepare
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import ask, score_rows, split_metrics
 
@@ -70,13 +66,13 @@ every_kind = pytest.mark.parametrize("name", NAMES, scope="module")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def known() -> Iterator[None]:
+def known():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(KINDS._entries, WordPairs.name, WordPairs)
         yield
 
 
-def row(number: int, name: str) -> dict[str, Any]:
+def row(number, name):
     words = [f"w{(7 * number + 3 * i) % 30}" for i in range(2 + number % 5)]
     label: Any = number / 7 if name == "regression" else number % 3
     if name == "token-classification":
@@ -85,7 +81,7 @@ def row(number: int, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def task(name: str, known: None, tmp_path_factory: pytest.TempPathFactory) -> Task:
+def task(name, known, tmp_path_factory):
     kind = KINDS.get(name)
     folder, files = tmp_path_factory.mktemp("rows"), {}
     for number, (split, size) in enumerate(SIZES.items()):
@@ -107,7 +103,7 @@ def task(name: str, known: None, tmp_path_factory: pytest.TempPathFactory) -> Ta
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer():
     words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
     raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -118,17 +114,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def kind(task: Task) -> TaskKind:
+def kind(task):
     return checked(task)
 
 
 @pytest.fixture(scope="module")
-def data(task: Task, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> PreparedTask:
+def data(task, tokenizer, tmp_path_factory):
     return prepare(task, tokenizer, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+def base(tmp_path_factory, tokenizer):
     """A language model of random weights: kinds with a head put theirs on its body."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LLAMA)
@@ -142,17 +138,17 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 
 
 @pytest.fixture
-def model(base: BaseModel, kind: TaskKind) -> Any:
+def model(base, kind):
     return load_model(base, kind.model)
 
 
-def answer_metrics(kind: TaskKind) -> list[str]:
+def answer_metrics(kind):
     return [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
 
 
 # ---- declaration -----------------------------------------------------------------------------------------------------
 @every_kind
-def test_its_keys_make_a_task_and_come_back(name: str, task: Task, kind: TaskKind) -> None:
+def test_its_keys_make_a_task_and_come_back(name, task, kind):
     assert issubclass(kind.section, Section)
     assert not list(kind.laws(kind.keys()))
     assert kind.describe(kind.keys()).startswith(name)
@@ -162,14 +158,14 @@ def test_its_keys_make_a_task_and_come_back(name: str, task: Task, kind: TaskKin
 
 
 @every_kind
-def test_its_metrics_mean_the_same_everywhere(name: str, kind: TaskKind) -> None:
+def test_its_metrics_mean_the_same_everywhere(name, kind):
     assert kind.fitting_metrics({})
     assert all(find_metric(metric, kind.task) is own and own.name == metric for metric, own in kind.metrics.items())
     assert all((known := find_metric(name)) and known.direction == own.direction for name, own in kind.metrics.items())
     assert set(kind.fitting_metrics(kind.keys())) <= set(kind.metrics)
 
 
-def test_no_module_of_a_kind_loads_torch_or_transformers() -> None:
+def test_no_module_of_a_kind_loads_torch_or_transformers():
     modules = ", ".join(KINDS.get(name).__module__ for name in NAMES)
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": ":".join(sys.path)})
@@ -178,9 +174,7 @@ def test_no_module_of_a_kind_loads_torch_or_transformers() -> None:
 
 # ---- rows to tokens --------------------------------------------------------------------------------------------------
 @every_kind
-def test_rows_fit_the_base_and_each_read_has_a_target(
-    name: str, task: Task, kind: TaskKind, data: PreparedTask
-) -> None:
+def test_rows_fit_the_base_and_each_read_has_a_target(name, task, kind, data):
     for split, size in SIZES.items():
         encoded, every = data.encoded(split), np.arange(size)  # type: ignore[arg-type]
         assert len(encoded) == size == len(data.labels(split))  # type: ignore[arg-type]
@@ -196,7 +190,7 @@ def test_rows_fit_the_base_and_each_read_has_a_target(
 
 
 @every_kind
-def test_cached_tokens_are_those_of_every_row_alone(name: str, kind: TaskKind, data: PreparedTask, task: Task) -> None:
+def test_cached_tokens_are_those_of_every_row_alone(name, kind, data, task):
     from loraxs_search.tasks.prepared import load_data
 
     again, rows = prepare(task, data.tokenizer), load_data(task).rows["train"]
@@ -210,7 +204,7 @@ def test_cached_tokens_are_those_of_every_row_alone(name: str, kind: TaskKind, d
 
 
 @every_kind
-def test_it_says_of_its_answers_what_fits_a_few_columns(name: str, data: PreparedTask) -> None:
+def test_it_says_of_its_answers_what_fits_a_few_columns(name, data):
     report = data.report
     assert set(report.tokens) == set(SIZES)
     assert report.answers
@@ -225,13 +219,13 @@ def test_it_says_of_its_answers_what_fits_a_few_columns(name: str, data: Prepare
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
-def losses(kind: TaskKind, model: Any, data: PreparedTask, rows: list[int]) -> torch.Tensor:
+def losses(kind, model, data, rows):
     batch = data.collate("train", rows)
     return kind.loss(forward(model, batch.inputs, batch.reads), batch)
 
 
 @every_kind
-def test_a_rows_loss_is_its_own(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_a_rows_loss_is_its_own(name, kind, model, data):
     rows = [3, 0, 21, 7, 8]
     together = losses(kind, model, data, rows)
     assert (together.shape, together.dtype) == ((len(rows),), torch.float32)
@@ -240,7 +234,7 @@ def test_a_rows_loss_is_its_own(name: str, kind: TaskKind, model: Any, data: Pre
 
 
 @every_kind
-def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data: PreparedTask, base: BaseModel) -> None:
+def test_its_loss_trains_an_adapter(name, kind, model, data, base):
     attached = attach(model, spec(base, kind, "1"))
     losses(kind, attached, data, [0, 1, 2]).sum().backward()
     trained = {n: p for n, p in attached.named_parameters() if p.requires_grad}
@@ -250,7 +244,7 @@ def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data:
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 @every_kind
-def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_scores_come_in_the_order_asked_for(name, kind, model, data):
     every = score_rows(model, data, "test", np.arange(SIZES["test"]))
     some = score_rows(model, data, "test", np.array([9, 2, 4]))
     assert every.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
@@ -260,9 +254,7 @@ def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: An
 
 
 @every_kind
-def test_answers_survive_the_study_folder_and_the_registry(
-    name: str, kind: TaskKind, model: Any, data: PreparedTask
-) -> None:
+def test_answers_survive_the_study_folder_and_the_registry(name, kind, model, data):
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     labels = data.labels("test")
     answers = Answers(tuple(scores.predictions.tolist()), tuple(labels.tolist()), 1.5, 3)
@@ -277,7 +269,7 @@ def test_answers_survive_the_study_folder_and_the_registry(
 
 
 @every_kind
-def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_every_metric_is_measured_in_the_tasks_order(name, kind, model, data):
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     measured = split_metrics(data, "test", scores)
     written = {"unparsed", "unended"} if scores.ended is not None else set()
@@ -288,7 +280,7 @@ def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, 
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics], scope="module")
-def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, model: Any, data: PreparedTask) -> None:
+def test_a_cheap_report_has_the_losses_of_a_whole_one(name, task, model, data):
     """Where trials are compared by the loss, answers that cost more are left out, and nothing else changes."""
     whole = score_rows(model, data, "test", np.arange(SIZES["test"]))
     cheap_task = replace(task, report_metric="loss", report_direction="minimize")
@@ -301,7 +293,7 @@ def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, mod
 
 
 @every_kind
-def test_asking_may_be_ended_early(name: str, kind: TaskKind, data: PreparedTask) -> None:
+def test_asking_may_be_ended_early(name, kind, data):
     asking: RequestGenerator[Any] = kind.score(data, "test", np.arange(3))
     request = next(asking)
     assert len(request.rows)
@@ -311,12 +303,12 @@ def test_asking_may_be_ended_early(name: str, kind: TaskKind, data: PreparedTask
 
 
 @every_kind
-def test_a_batch_of_outputs_is_reduced_row_by_row(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_a_batch_of_outputs_is_reduced_row_by_row(name, kind, model, data):
     """What `reduce` makes of a part of the rows is that part of what it makes of all."""
     request = next(kind.score(data, "test", np.arange(6)))
 
     @torch.inference_mode()
-    def reduced(rows: list[int]) -> tuple[torch.Tensor, ...]:
+    def reduced(rows):
         batch = data.collate(request.source, request.rows[rows])
         outputs = forward(model, batch.inputs, batch.reads)
         assert isinstance(outputs, PassOutputs)
@@ -328,7 +320,7 @@ def test_a_batch_of_outputs_is_reduced_row_by_row(name: str, kind: TaskKind, mod
 
 
 @every_kind
-def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_a_question_is_answered_as_its_row_is(name, kind, model, data):
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
@@ -341,7 +333,7 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
 
 
 @every_kind
-def test_numbers_that_are_not_finite_are_no_answer(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+def test_numbers_that_are_not_finite_are_no_answer(name, kind, model, data):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -351,13 +343,13 @@ def test_numbers_that_are_not_finite_are_no_answer(name: str, kind: TaskKind, mo
 
 
 @every_kind
-def test_its_example_is_a_question(name: str, kind: TaskKind) -> None:
+def test_its_example_is_a_question(name, kind):
     assert len(kind.example) == len(kind.question_columns)
     assert len(kind.questions([kind.example])) == 1
 
 
 @every_kind
-def test_what_nobody_can_answer_is_refused(name: str, kind: TaskKind) -> None:
+def test_what_nobody_can_answer_is_refused(name, kind):
     for rows in ([], [()], [("a", "b", "c", "d")], [("",)]):
         with pytest.raises(TaskDataError, match="must be given"):
             kind.questions(rows)
@@ -365,7 +357,7 @@ def test_what_nobody_can_answer_is_refused(name: str, kind: TaskKind) -> None:
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
 @every_kind
-def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) -> None:
+def test_constants_are_answers(name, kind, data):
     labels = data.labels("train")
     constants = kind.constants(labels)
     for answer in constants:
@@ -379,15 +371,13 @@ def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) ->
 
 
 # ---- alone and packed ------------------------------------------------------------------------------------------------
-def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> TrialSpec:
+def spec(base, kind, trial_id, **changes):
     names = tuple(module.name for module in linear_modules(base, kind.model))
     return make_spec(trial_id, names, **changes)
 
 
 @every_kind
-def test_packed_trials_are_lone_trials(
-    name: str, kind: TaskKind, model: Any, base: BaseModel, data: PreparedTask
-) -> None:
+def test_packed_trials_are_lone_trials(name, kind, model, base, data):
     world = TrialBase()
     world.base = base
     world.load(kind.model)
@@ -404,7 +394,7 @@ def test_packed_trials_are_lone_trials(
         world.check_as_alone(pack, slots)
 
 
-def test_an_unknown_kind_lists_those_that_there_are(tmp_path: Path) -> None:
+def test_an_unknown_kind_lists_those_that_there_are(tmp_path):
     task = Task("t", "word-pair", DataSource(), "", "", "exact_match", "maximize", ("exact_match",))
     with pytest.raises(TaskDataError, match=r"word-pairs\? `task.kind`"):
         kind_of(task)

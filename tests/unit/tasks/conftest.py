@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.records.task import DataSource, Task
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "fine", "dull", *(f"w{i}" for i in range(200))]
 
 
-def small_tokenizer(**options: Any) -> PreTrainedTokenizerBase:
+def small_tokenizer(**options):
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -33,20 +31,20 @@ def small_tokenizer(**options: Any) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
+def make_tokenizer():
     return small_tokenizer
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer():
     return small_tokenizer()
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, Sequence[Mapping[str, Any]]], str]:
+def write(tmp_path):
     """Write rows as JSON lines (gzipped when the name says so) and return the path."""
 
-    def make(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    def make(name, rows):
         path = tmp_path / name
         text = "".join(json.dumps(row) + "\n" for row in rows)
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
@@ -55,20 +53,20 @@ def write(tmp_path: Path) -> Callable[[str, Sequence[Mapping[str, Any]]], str]:
     return make
 
 
-def rows_of(n: int, word: str = "w") -> list[dict[str, Any]]:
+def rows_of(n, word="w"):
     return [{"text": f"{word}{i} " + "film " * (i % 7), "label": i % 2} for i in range(n)]
 
 
 @pytest.fixture
-def rows() -> Callable[..., list[dict[str, Any]]]:
+def rows():
     return rows_of
 
 
 @pytest.fixture
-def make_task(write: Callable[..., str]) -> Callable[..., Task]:
+def make_task(write):
     """A task on made-up rows; `files` are rows by split, other arguments replace the declaration's."""
 
-    def make(files: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, **changes: Any) -> Task:
+    def make(files=None, **changes):
         if files is None:
             files = {"train": rows_of(40), "validation": rows_of(10, "good w"), "test": rows_of(12, "bad w")}
         paths = {name: write(f"{name}.jsonl", content) for name, content in files.items()}

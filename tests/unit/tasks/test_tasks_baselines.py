@@ -32,17 +32,17 @@ def prepared(make_task, tokenizer):
     return make
 
 
-def measured(name, data) -> Baseline:
+def measured(name, data):
     """Measure a baseline of the rows alone."""
     inputs = BaselineInputs(data, torch.nn.Identity(), torch.device("cpu"))
     return BASELINES.get(name)(inputs).measure()
 
 
-def of_tfidf(data) -> Baseline:
+def of_tfidf(data):
     return measured("tfidf", data)
 
 
-def labelled(*counts: int) -> list[tuple[str, int]]:
+def labelled(*counts):
     """As many rows of each label as `counts` says, all of other words."""
     words = itertools.count()
     return [(f"w{next(words)}", label) for label, count in enumerate(counts) for _ in range(count)]
@@ -82,7 +82,7 @@ def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared
 
 
 # ---- TF-IDF ----------------------------------------------------------------------------------------------------------
-def numbered(texts: dict[str, float], num_rows: int) -> list[tuple[str, float]]:
+def numbered(texts, num_rows):
     """Rows that say one of `texts` among words that say nothing."""
     return [(f"w{i % 50} {text} w{(7 * i) % 50}", label) for i in range(num_rows) for text, label in texts.items()]
 

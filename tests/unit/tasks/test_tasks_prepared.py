@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import pytest
@@ -122,7 +121,7 @@ def test_what_is_shared_is_read_only(make_task, tokenizer):
                 array[0] = 1
 
 
-def cached_tokens(home: Path) -> dict[str, int]:
+def cached_tokens(home):
     return {path.name: path.stat().st_ino for path in (home / "datasets" / "tokens").glob("*.arrow")}
 
 

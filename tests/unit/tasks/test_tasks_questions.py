@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -77,12 +75,12 @@ def test_a_dict_gives_the_columns_of_the_task():
 NAMED = "is read as the name of its column"
 
 
-def piped(content: str | bytes) -> list[str]:
+def piped(content):
     raw = content if isinstance(content, bytes) else content.encode()
     return [text for (text,) in read_standard_input(raw, ("text",)).rows]
 
 
-def test_only_line_ends_end_a_line(tmp_path: Path):
+def test_only_line_ends_end_a_line(tmp_path):
     """Others, that Python's `splitlines` knows, are in texts that people copy from the web."""
     texts = ["a\x0cb \x85 c\u2028d", "so so"]
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -138,7 +136,7 @@ def test_standard_input_that_cannot_be_read(content):
         piped(content)
 
 
-def test_the_header_of_a_file_of_one_column_may_be_a_text(tmp_path: Path, caplog):
+def test_the_header_of_a_file_of_one_column_may_be_a_text(tmp_path, caplog):
     (tmp_path / "rows.csv").write_text("so so\nfine\n")
     assert read_questions(str(tmp_path / "rows.csv"), ("text",)).rows == [("fine",)]
     assert NAMED in caplog.text
@@ -170,7 +168,7 @@ def test_the_header_of_a_file_of_one_column_may_be_a_text(tmp_path: Path, caplog
         ("a.txt", "\n \n", "`--file` must have a row at least"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_with_its_place(tmp_path: Path, name, content, message):
+def test_a_file_that_cannot_be_read_is_told_with_its_place(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError) as caught:
         read_questions(str(tmp_path / name), ("text",))

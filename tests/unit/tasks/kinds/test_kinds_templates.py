@@ -6,14 +6,13 @@ import datetime
 
 import pytest
 from support.characters import CHAT, characters
-from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import asking_code
 from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, continued_ids, token_ids, written
 
 
-def said(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def said(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(ids))
 
 

@@ -1,0 +1,322 @@
+"""Labels as files have them: names, ids, numbers that are names, and every one that does not fit."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.tasks.kinds import KINDS, checked, metric_fault
+from loraxs_search.tasks.kinds.labelled import Regression, class_ids
+from loraxs_search.tasks.prepared import prepare
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
+
+PLACE = SourceLocation("rows.csv", lines=range(2, 1000))
+
+
+def read_numbers(values, task):
+    return Regression(task).read_labels(Columns(["label"], {"label": values}), PLACE)
+
+
+@pytest.fixture
+def read(make_task):
+    """Read labels of a task that has these names; the first row stands in line 2."""
+
+    def ids(values, names, stored=None):
+        return class_ids(values, make_task(labels=names), PLACE, stored).tolist()
+
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("stored", "names", "ids"),
+    [
+        (["negative", "positive"], ("negative", "positive"), [0, 1]),
+        ([" negative", "positive "], ("negative", "positive"), [0, 1]),
+        ([0, 1], ("negative", "positive"), [0, 1]),
+        ([0.0, 1.0], ("negative", "positive"), [0, 1]),
+        (["0", "1"], ("negative", "positive"), [0, 1]),
+        (["0.0", "1.0", "1."], ("negative", "positive"), [0, 1, 1]),  # what pandas writes once a label was missing
+        ([False, True], ("negative", "positive"), [0, 1]),
+        (["False", "TRUE"], ("negative", "positive"), [0, 1]),
+        ([False, True], ("true", "false"), [1, 0]),
+        ([0, 1], ("0", "1"), [0, 1]),
+        ([1, 5], ("1", "2", "3", "4", "5"), [0, 4]),
+        (["1", "5.0", 2.0], ("1", "2", "3", "4", "5"), [0, 4, 1]),
+        ([-1, 1], ("-1", "1"), [0, 1]),
+        (["-1.0", 1.0], ("-1", "1"), [0, 1]),
+        ([0.5, 1], ("0.5", "1.0"), [0, 1]),
+        (["1", "1.0"], ("1", "1.0"), [0, 1]),
+        ([1, "none"], ("1", "2", "none"), [0, 2]),
+        (["cafe\u0301", "caf\u00e9"], ("tea", "caf\u00e9"), [1, 1]),
+        (["caf\u00e9"], ("tea", "cafe\u0301"), [1]),
+        (["007", 8, "8.0"], ("007", "8"), [0, 1, 1]),
+    ],
+)
+def test_labels_by_name_or_id(read, stored, names, ids):
+    assert read(stored, names) == ids
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (0, ("1", "2", "3", "4", "5")),
+        ("0", ("1", "2", "3", "4", "5")),
+        (0.0, ("1", "2", "3", "4", "5")),
+        (False, ("1", "2", "3", "4", "5")),
+        (0, ("-1", "1")),
+        (2, ("1", "3", "none")),
+        (1, ("1", "1.0")),
+        (1.5, ("1", "2")),
+        (7, ("007", "8")),
+        ("007", ("7", "8")),
+        (1, ("00501", "02139")),
+    ],
+)
+def test_where_a_name_is_a_number_numbers_are_names_and_never_ids(read, value, names):
+    with pytest.raises(TaskDataError) as caught:
+        read([value], names)
+    assert f"must be one of {', '.join(names)}, but rows.csv has {value!r} (line 2)." in str(caught.value)
+
+
+def test_ids_that_the_data_themselves_name_are_ids(read):
+    assert read([0, 1], ("bad", "good"), ["0", "1"]) == [0, 1]
+    assert read([0, 1], ("1", "2"), ["2", "1"]) == [1, 0]
+    with pytest.raises(TaskDataError, match=r"has 2 \(line 3\)"):
+        read([0, 2], ("bad", "good"), ["bad", "good"])
+
+
+def test_names_of_the_data_of_which_the_task_has_none_are_refused(read):
+    with pytest.raises(TaskDataError, match=r"neg, pos.*good, bad"):
+        read([0, 1], ("good", "bad"), ["neg", "pos"])
+
+
+@pytest.mark.parametrize(
+    ("names", "stored", "values", "ids"),
+    [
+        (("negative", "positive"), ["Positive", "Negative"], [0, 1], [1, 0]),
+        (("a", "b"), ["c", "a", "b"], [1, 2], [0, 1]),
+        (("a", "b", "c"), ["b", "a"], [0, 1], [1, 0]),
+        (("negative", "neutral", "positive"), ["neg", "neutral", "pos"], [0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_names_of_the_data_that_are_some_of_the_tasks_decide(read, names, stored, values, ids):
+    assert read(values, names, stored) == ids
+
+
+def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
+    with pytest.raises(TaskDataError, match=r"has 0 \(line 2\)"):
+        read([0, 1], ("a", "b"), ["c", "a", "b"])
+    with pytest.raises(TaskDataError, match=r"a, b \(.* c, a, b\)"):
+        read([0, 1], ("a", "b"), ["c", "a", "b"])
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused(make_task):
+    task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
+    assert len(set(read_numbers([1_700_000_000 + 3_600 * i for i in range(1000)], task).tolist())) == 1000
+    assert len(set(read_numbers([0.1, 0.1, 0.1], task).tolist())) == 1
+    with pytest.raises(TaskDataError) as caught:
+        read_numbers([1_700_000_000 + i for i in range(10)], task)
+    assert "subtract" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", [2, -1, "neutral", 0.5, None, float("nan"), "", [1], 10**400, "1e0", "\u0661", "1_0"])
+def test_what_is_no_label_is_told_with_its_line_and_what_is_allowed(read, value):
+    with pytest.raises(TaskDataError) as caught:
+        read([0, 1, 0, value, 1], ("negative", "positive"))
+    message = str(caught.value)
+    assert "must be one of negative, positive or an id in 0..1, but rows.csv has" in message
+    assert message.endswith(" (line 5).")
+    assert len(message) < 300
+
+
+def test_every_different_bad_label_is_told_with_its_first_line(read):
+    stored = [0, "positiv", 1, "", "positiv", "Positive", "positiv"]
+    with pytest.raises(TaskDataError, match=r"has 'positiv' \(line 3 and 2 more rows\), '' \(line 5\), 'Positive' "):
+        read(stored, ("negative", "positive"))
+    with pytest.raises(TaskDataError, match=r"2 \(line 2\).*, 6 \(line 6\) and 4 other values\.$"):
+        read(list(range(2, 11)), ("negative", "positive"))
+
+
+def test_a_label_that_is_nearly_one_is_said_first(read):
+    names = ("negative", "positive")
+    for value in ("postive", "POSITIVE", " Positive "):
+        with pytest.raises(TaskDataError, match=r"positive\? `label` .*negative, pos"):
+            read([0, value], names)
+    with pytest.raises(TaskDataError, match=r"positive by 'positiv', negative by 'NEGATIVE'\? `label`"):
+        read(["positiv", "NEGATIVE", "other", "positiv"], names)
+    with pytest.raises(TaskDataError) as caught:  # two are as near, and of 500 labels some are named
+        read(["label-5"], [f"label-{number:03d}" for number in range(500)])
+    message = str(caught.value)
+    assert "Did you mean" not in message
+    assert "label-019 and 480 more or an id in 0..499, but rows.csv has 'label-5' (line 2)" in message
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "many", True, "True", float("inf"), 1e300, 10**400])
+def test_regression_labels_must_be_finite_numbers(make_task, value):
+    task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
+    assert read_numbers([1, "2.5", "1e-1"], task).tolist() == [1.0, 2.5, np.float32(0.1)]
+    with pytest.raises(TaskDataError, match=r"rows.csv .* \(line 4\)"):
+        read_numbers([1, 2, value], task)
+
+
+def test_rows_without_lines_are_counted_from_one(make_task, tokenizer, rows, tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list([{**row, "label": 7} for row in rows(8)]).to_parquet(tmp_path / "d.parquet")
+    with pytest.raises(TaskDataError, match=r"d\.parquet has 7 \(row 1 and 7 more rows\)"):
+        task = make_task()
+        prepare(make_task(source=type(task.source)(data_files={"train": str(tmp_path / "d.parquet")})), tokenizer)
+
+
+@pytest.fixture
+def classes(make_task):
+    return make_task(metrics=("accuracy", "f1"))
+
+
+@pytest.fixture
+def numbers(make_task):
+    return make_task(kind="regression", labels=(), metric="pearson", metrics=("pearson", "mse"))
+
+
+def test_classification_loss_is_cross_entropy_per_row(classes):
+    kind = checked(classes)
+    outputs, labels = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]]), torch.tensor([1, 1, 0])
+    loss = kind.row_losses(outputs, labels)
+    assert loss.shape == (3,)
+    torch.testing.assert_close(loss.mean(), functional.cross_entropy(outputs, labels))
+    assert kind.model.num_outputs == 2
+    assert kind.predictions(outputs).tolist()[:2] == [1, 0]
+
+
+def test_regression_loss_is_squared_error_per_row(numbers):
+    kind = checked(numbers)
+    outputs, labels = torch.tensor([[1.0], [-2.0]]), torch.tensor([0.5, 0.0])
+    assert kind.row_losses(outputs, labels).tolist() == [0.25, 4.0]
+    assert kind.model.num_outputs == 1
+    assert kind.predictions(outputs).tolist() == [1.0, -2.0]
+
+
+def test_low_precision_outputs_are_judged_in_float32(classes, numbers):
+    outputs = torch.tensor([[0.3, 0.7]], dtype=torch.bfloat16, requires_grad=True)
+    assert checked(classes).row_losses(outputs, torch.tensor([1])).dtype == torch.float32
+    assert checked(numbers).predictions(outputs[:, :1]).dtype == np.float64
+
+
+def test_one_row_keeps_its_shape(numbers):
+    assert checked(numbers).predictions(torch.tensor([[1.5]])).shape == (1,)
+    assert checked(numbers).row_losses(torch.tensor([[1.5]]), torch.tensor([1.0])).shape == (1,)
+
+
+def test_metrics_come_in_the_tasks_order(classes, numbers):
+    metrics = checked(classes).measure(np.array([1, 0]), np.array([1, 1]))
+    assert list(metrics.items()) == [("accuracy", 0.5), ("f1", pytest.approx(2 / 3))]
+    assert list(checked(numbers).measure(np.array([1.0, 2.0]), np.array([2.0, 4.0]))) == ["pearson", "mse"]
+
+
+def test_targets_of_many_labels_take_the_memory_of_their_rows(classes):
+    kind = checked(replace(classes, labels=tuple(map(str, range(20_000))), metrics=("accuracy",)))
+    tracemalloc.start()
+    targets = kind.linear().targets(np.array([3, 19_999]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert targets.shape == (2, 20_000) and targets.argmax(1).tolist() == [3, 19_999] and targets.sum() == 2
+    assert peak < 2_000_000  # 1.6 GB for a square of the labels
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused(classes, numbers, bad):
+    with pytest.raises(TrialDivergedError, match="finite"):
+        checked(classes).predictions(torch.tensor([[0.0, bad]]))
+    with pytest.raises(TrialDivergedError, match="finite"):
+        checked(numbers).predictions(torch.tensor([[bad]]))
+
+
+def test_predictions_and_labels_must_be_of_one_length(classes):
+    with pytest.raises(ValueError, match="2 for 1"):
+        checked(classes).measure(np.array([1, 0]), np.array([1]))
+    with pytest.raises(ValueError, match="0 for 0"):
+        checked(classes).measure(np.array([]), np.array([]))
+
+
+def test_the_likeliest_constant_comes_first_and_reads_as_people_write_it(classes, numbers):
+    assert checked(classes).constants(np.array([1, 1, 0])) == [1, 0]
+    assert checked(classes).show(1) == "positive"
+    assert checked(numbers).constants(np.array([1.0, 2.0, 6.0])) == [3.0, 2.0]
+    assert checked(numbers).show(1 / 3) == "0.3333"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": ("only",)}, "at least two labels"),
+        ({"labels": ("a", "a")}, "must differ"),
+        ({"labels": ("a", "b", "c")}, "`f1` does not fit sequence-classification with 3 labels"),
+        ({"metrics": ("accuracy", "mse")}, "`mse` does not fit sequence-classification"),
+        ({"kind": "regression", "metrics": ("mse",)}, "`labels` must be left out for kind: regression"),
+        ({"kind": "ranking"}, "`task.kind` must be one of: "),
+    ],
+)
+def test_declarations_that_contradict_themselves(classes, change, words):
+    with pytest.raises(TaskDataError, match=words):
+        checked(replace(classes, **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "num_labels", "words"),
+    [
+        ("acuracy", "sequence-classification", 2, "must be one of: accuracy"),
+        ("mse", "sequence-classification", 2, "use accuracy, f1, macro_f1 or matthews"),
+        ("f1", "sequence-classification", 3, "does not fit sequence-classification with 3 labels; use accuracy, macro"),
+        ("accuracy", "regression", 0, "use pearson, spearman, mse, mae, rmse or r2"),
+        ("f1", "sequence-classification", 2, None),
+        ("macro_f1", "sequence-classification", 5, None),
+        ("mse", "regression", 0, None),
+    ],
+)
+def test_a_metric_that_does_not_fit_says_what_does(name, kind, num_labels, words):
+    keys = {"labels": [f"label {i}" for i in range(num_labels)]}
+    fault = metric_fault(KINDS.get(kind), keys, name)
+    assert (fault is None) if words is None else words in str(fault)
+
+
+def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
+    """It is served so; cut where another task cuts, it would be scored on less than it answers by."""
+    assert checked(classes).asked_as(replace(classes, max_length=999)).max_length == 999
+    assert checked(classes).asked_as(classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "has_bias", "said"),
+    [
+        ([3.5, 3.5, 3.5], True, "3.5"),
+        ([1990.0, 2000.0, 2010.0], False, "no bias"),
+        ([1990.0, 2000.0, 2010.0], True, None),
+        ([1.0, 2.0, 3.0], False, None),
+        ([1.0, 2.0, 3.0, 4.0, 1e9], True, "1e+09 (line 6)"),
+    ],
+)
+def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers, labels, has_bias, said):
+    values = np.array(labels, np.float32)
+    kind = checked(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
+    place = SourceLocation("rows.csv", range(2, 2 + len(values)))
+    warnings = list(kind.warnings({"train": Rows([""] * len(values), None, values, place=place)}, {}))
+    assert [said in warning for warning in warnings] == [True] * (said is not None)
+
+
+def test_outputs_that_agree_to_a_millionth_have_one_correlation_far_from_zero_too(numbers):
+    """In the labels' units float32 has steps of 1/64 near 150,000: the answers are taken before they are rounded."""
+    draw = np.random.default_rng(0)
+    true = (150_000 + draw.standard_normal(200)).astype(np.float32)
+    kind = checked(replace(numbers, standardized=True)).fitted(true, has_bias=True)
+    outputs = torch.tensor(1e-3 * draw.standard_normal((200, 1)), dtype=torch.float32)
+    other = outputs * (1 + 1e-6)
+    scores = [kind.metrics["pearson"].score(kind.answers(own), true) for own in (outputs, other)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    standard = np.corrcoef(outputs[:, 0].double().numpy(), true.astype(np.float64))[0, 1]
+    assert scores[0] == pytest.approx(standard, abs=1e-6)
