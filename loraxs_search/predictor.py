@@ -17,7 +17,6 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.questions import question_rows
-from loraxs_search.tasks.rows import check_question
 
 if TYPE_CHECKING:
     import torch
@@ -118,8 +117,7 @@ class Predictor:
         kept = self._filled(rows) if skip_empty else [*range(len(rows))]
         full = [rows[number] for number in kept]
         if full or not skip_empty:
-            check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
-            self._kind.questions(full)
+            self._kind.questions(full, place.take(kept))
         starts = range(0, len(rows), size)
         parts = [kept[bisect_left(kept, start) : bisect_left(kept, start + size)] for start in starts]
         encoded = [

@@ -26,7 +26,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, kind_of, token_ids
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.rows import SourceLocation, check_question, is_text
+from loraxs_search.tasks.rows import SourceLocation, is_text
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,6 @@ class Questions:
         for numbers in of_task.values():  # each task's questions become tokens at once
             kind = kind_of(tasks[numbers[0]])
             own, place = [rows[row] for row in numbers], SourceLocation("the request").take(numbers)
-            check_question(kind.task, [kind.as_texts(row) for row in own], kind.question_texts, place)
             encoded = encode(kind, self._source.tokenizer, own, place)
             if encoded.num_cut:
                 cut[kind.task.max_length, kind.cut_part] += encoded.num_cut

@@ -287,7 +287,7 @@ def encode(
         TaskDataError: there is no row, one has nothing to read or gives no token, or the task takes another number of
             texts per row.
     """
-    rows = replace(kind.questions(questions), place=place)
+    rows = kind.questions(questions, place)
     return _check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 

@@ -214,9 +214,6 @@ class Rows:
         return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place, slices)
 
 
-_NUMBERS = {1: "one", 2: "two", 3: "three"}
-
-
 def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLocation) -> list[str]:
     """Return a text column.
 
@@ -230,48 +227,6 @@ def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLoc
 def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
     """Return the rows in which each of these columns is empty or white space."""
     return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]
-
-
-def check_question(
-    task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[str], place: SourceLocation | None = None
-) -> None:
-    """Refuse what nobody can judge.
-
-    Args:
-        names: Of the texts of a row.
-        place: The file that rows are from; None if the caller gave them directly.
-    Raises:
-        TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
-    """
-    takes = f"{_NUMBERS.get(len(names), len(names))} text{'s' * (len(names) > 1)}"
-    if not rows:
-        raise TaskDataError(f"Task {task.name} must be given at least one row.")
-    if wrong := [row for row in rows if len(row) != len(names)]:
-        got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
-        raise TaskDataError(
-            f"Task {task.name} must be given {takes} per row, but got {shortened(got)}.",
-            hint=f"a row is {' then '.join(names)}",
-        )
-    got, of_file = ("got", "") if place is None else (f"{place.name} has", f" of {place.name}")
-    place = place or SourceLocation("the request")
-    columns = [[row[i] for row in rows] for i in range(len(names))]
-    for values in columns:
-        if faults := [row for row, value in enumerate(values) if not isinstance(value, str)]:
-            raise TaskDataError(
-                f"Task {task.name} must be given {takes} per row, but {got} {place.values(values, faults)}.",
-                hint="give each text as text: in quotes in JSON, as a str in Python",
-            )
-        if faults := [row for row, value in enumerate(values) if not is_text(value)]:
-            raise TaskDataError(
-                f"Task {task.name} must be given valid Unicode, but {got} {place.values(values, faults)}.",
-                hint="it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
-            )
-    if blank := [number for number, row in enumerate(rows) if not "".join(row).strip()]:
-        raise TaskDataError(
-            f"Task {task.name} must be given text to read, but {place.row(blank[0])}{of_file} has none"
-            f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",
-            hint="leave out rows that are empty; `predict --file` does with --skip-empty",
-        )
 
 
 def composed(text: str) -> str:

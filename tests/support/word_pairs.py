@@ -107,9 +107,7 @@ class WordPairs(TaskKind):
     def question_texts(self) -> tuple[str, ...]:
         return ("question",)
 
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        if not rows or any(len(row) != 1 or not str(row[0]).strip() for row in rows):
-            raise TaskDataError(f"Task {self.task.name} must be given one text per row, with something to read.")
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         return Rows([row[0] for row in rows], None, np.array([""] * len(rows), object))
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:

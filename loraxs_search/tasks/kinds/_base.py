@@ -45,14 +45,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records.adapter import Prediction, Sample
 from loraxs_search.records.literals import SECTION, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, RowSource
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, is_text, raise_joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,13 +235,46 @@ class TaskKind(ABC):
         """Return a question as people read it."""
         return " | ".join(TaskKind.shown(self, value) if isinstance(value, list) else str(value) for value in row)
 
-    @abstractmethod
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+    def questions(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation | None = None) -> Rows:
         """Return rows that are not in the data: questions to an adapter. Their labels are never read.
 
+        Args:
+            place: The file that they are from; None if the caller gave them directly.
         Raises:
             TaskDataError: there is no row, one has another number of texts than `question_texts`, or nothing to read.
         """
+        texts, names, who = [self.as_texts(row) for row in rows], self.question_texts, f"Task {self.task.name} must be"
+        takes = f"{({1: 'one', 2: 'two', 3: 'three'}).get(len(names), len(names))} text{'s' * (len(names) > 1)} per row"
+        if not rows:
+            raise TaskDataError(f"{who} given at least one row.")
+        if wrong := [row for row in texts if len(row) != len(names)]:
+            got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
+            hint = f"a row is {' then '.join(names)}"
+            raise TaskDataError(f"{who} given {takes}, but got {shortened(got)}.", hint=hint)
+        got, of_file = ("got", "") if place is None else (f"{place.name} has", f" of {place.name}")
+        where = place or SourceLocation("the request")
+        for values in ([row[i] for row in texts] for i in range(len(names))):
+            if faults := [row for row, value in enumerate(values) if not isinstance(value, str)]:
+                raise TaskDataError(
+                    f"{who} given {takes}, but {got} {where.values(values, faults)}.",
+                    hint="give each text as text: in quotes in JSON, as a str in Python",
+                )
+            if faults := [row for row, value in enumerate(values) if not is_text(value)]:
+                raise TaskDataError(
+                    f"{who} given valid Unicode, but {got} {where.values(values, faults)}.",
+                    hint="it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
+                )
+        if blank := [number for number, row in enumerate(texts) if not "".join(row).strip()]:
+            more = f" ({len(blank)} such rows)" if len(blank) > 1 else ""
+            raise TaskDataError(
+                f"{who} given text to read, but {where.row(blank[0])}{of_file} has none{more}.",
+                hint="leave out rows that are empty; `predict --file` does with --skip-empty",
+            )
+        return replace(self.asked(rows, where), place=place)
+
+    @abstractmethod
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
+        """Return the rows of `questions`, which each have as many texts as `question_texts`, and something to read."""
 
     def num_sequences(self, rows: Rows) -> list[int]:
         """Return how many sequences each question is computed as."""

@@ -36,7 +36,6 @@ from loraxs_search.tasks.rows import (
     Rows,
     SourceLocation,
     blank_rows,
-    check_question,
     collected,
     raise_joined,
     refuse,
@@ -453,8 +452,7 @@ class LanguageModelKind(TaskKind):
                     texts[place] = written(value)
         return tuple(texts)
 
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, [self.as_texts(row) for row in rows], self.question_texts)
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         texts, extras = self.prompts([dict(zip(self.question_texts, row, strict=True)) for row in rows])
         return Rows(texts, None, np.full(len(rows), "", object), extras)
 

@@ -27,7 +27,6 @@ from loraxs_search.tasks.rows import (
     Columns,
     Rows,
     SourceLocation,
-    check_question,
     check_texts,
     collected,
     composed,
@@ -282,8 +281,7 @@ class LabelledKind(TaskKind):
     def question_texts(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.task.text, self.task.text_pair)))
 
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, rows, self.question_texts)
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
 

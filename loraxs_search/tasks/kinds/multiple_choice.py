@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import chain, permutations
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +40,6 @@ from loraxs_search.tasks.rows import (
     Columns,
     Rows,
     SourceLocation,
-    check_question,
     collected,
     composed,
     items_of,
@@ -382,11 +381,8 @@ class Choices:
             losses: Of all options, (K,): each the sum over its tokens.
             normalize: `none`, or what a sum is divided by: `tokens` or `bytes`.
         """
-        sizes = {
-            "none": lambda: [1] * len(losses),
-            "tokens": lambda: [len(option) for own in self.tokens for option in own],
-            "bytes": lambda: [len(text.encode()) for own in self.texts for text in own],
-        }[normalize]()
+        every = zip(chain.from_iterable(self.tokens), chain.from_iterable(self.texts), strict=True)
+        sizes = [{"none": 1, "tokens": len(tokens), "bytes": len(text.encode())}[normalize] for tokens, text in every]
         return np.split(-losses.astype(np.float64) / np.array(sizes, np.float64), self.starts[1:])
 
 
@@ -555,16 +551,14 @@ class MultipleChoice(LanguageModelKind):
             values[place] = str(row[place]) if isinstance(row[place], list) else row[place]
         return tuple(values)
 
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         form = self.options
-        texts = [self.as_texts(row) for row in rows]
-        check_question(self.task, texts, self.question_texts)
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
         if form.column is not None:
             for row in asked:
                 own = items_of(row[form.column])
                 row[form.column] = [it.strip() for it in own.split(SEPARATOR)] if isinstance(own, str) else list(own)
-        options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
+        options, faults = read_options(form, asked, [self.as_texts(row) for row in rows], self.task, place)
         raise_joined(self.task, faults)
         contents, extras = self.prompts(asked)
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)

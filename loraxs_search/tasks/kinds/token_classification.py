@@ -33,7 +33,6 @@ from loraxs_search.tasks.rows import (
     Columns,
     Rows,
     SourceLocation,
-    check_question,
     check_texts,
     collected,
     items_of,
@@ -151,10 +150,8 @@ class TokenClassification(TaskKind):
     def shown(self, row: Sequence[Any]) -> str:
         return str(self.as_texts(row)[0])
 
-    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        texts = [self.as_texts(row) for row in rows]
-        check_question(self.task, texts, self.question_texts)
-        return _rows([_listed_words(row[0]) or text.split() for row, (text,) in zip(rows, texts, strict=True)], None)
+    def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
+        return _rows([_listed_words(row[0]) or self.as_texts(row)[0].split() for row in rows], None)
 
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
         yield from super().tokenizer_faults(tokenizer)
