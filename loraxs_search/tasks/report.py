@@ -25,11 +25,7 @@ from loraxs_search.tasks.read import SPLITS
 from loraxs_search.tasks.rows import Rows
 
 # The first is scored after training or selection on the second.
-_COMPARED: tuple[tuple[Split, Split], ...] = (
-    ("validation", "train"),
-    ("test", "train"),
-    ("test", "validation"),
-)
+_COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
 _OVERLAP_VERSION = "2"  # raise when the same rows are counted in another way
 _COUNTS = ("num_rows", "repeated", "blank")  # of each split, which files name in another order
 _EXAMPLES = 2  # shared rows that are named

@@ -31,15 +31,7 @@ from loraxs_search.records.task import TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
-from loraxs_search.tasks.rows import (
-    Columns,
-    Rows,
-    SourceLocation,
-    blank_rows,
-    collected,
-    raise_joined,
-    refuse,
-)
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,16 +36,7 @@ from loraxs_search.tasks.kinds._language_model import (
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds.labelled import are_hidden
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
-from loraxs_search.tasks.rows import (
-    Columns,
-    Rows,
-    SourceLocation,
-    collected,
-    composed,
-    items_of,
-    raise_joined,
-    refuse,
-)
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
