@@ -27,8 +27,10 @@ def texts_of(prepared, tokenizer, split):
     return tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
 
 
-def one_file(path, **changes):
-    return DataSource(data_files={"train": str(path)}, **changes)
+def hub_folder(folder, **splits):
+    for name, rows in splits.items():
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
+    return str(folder)
 
 
 # ---- columns of slices -----------------------------------------------------------------------------------------------
@@ -121,28 +123,96 @@ def test_hub_data_set_out_of_reach_names_it(make_task, tokenizer, monkeypatch):
         prepare(task, tokenizer)
 
 
+# ---- faults ----------------------------------------------------------------------------------------------------------
+def changed(rows, number, **values):
+    return [{**row, **values} if i == number else row for i, row in enumerate(rows)]
+
+
+NO_TEXT = r"`text` must be text.*train\.jsonl .*\(line 2\)"
+HIDDEN = r"`label` of test rows .*test\.jsonl has .*\(line 1 and 8 more rows\)"
+UNKNOWN = r"`columns\.{}` must be one of: {}, .*train\.jsonl"
+
+
+@pytest.mark.parametrize("value", [None, 5, float("nan"), "half \ud800 of it", "", " \t\n"])
+def test_text_must_be_text(make_task, rows, value):
+    blank = isinstance(value, str) and not value.strip()
+    with pytest.raises(TaskDataError, match=r"text, .*\(line 2\)" if blank else NO_TEXT):
+        load_data(make_task({"train": changed(rows(12), 1, text=value)}))
+
+
 @pytest.mark.parametrize("stored", [-1, -1.0, "", None, float("nan")])
 def test_a_test_file_without_any_label_is_refused(make_task, rows, stored):
     hidden = [{**row, "label": stored} for row in rows(9, "bad w")]
-    with pytest.raises(TaskDataError, match=r"`label` of test rows .*test\.jsonl has .*\(line 1 and 8 more rows\)"):
-        load_data(make_task({"train": rows(60), "validation": rows(10, "good w"), "test": hidden}))
+    with pytest.raises(TaskDataError, match=HIDDEN):
+        load_data(make_task({"train": rows(60), "test": hidden}))
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value", [None, 5, float("nan"), "half \ud800 of it"])
-def test_text_must_be_text(make_task, tokenizer, rows, value):
-    content = rows(8)
-    content[1]["text"] = value
-    with pytest.raises(TaskDataError, match=r"`text`.*train\.jsonl .*\(line 2\)"):
-        prepare(make_task({"train": content}), tokenizer)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text": "texts"}, UNKNOWN.format("text", "text")),
+        ({"label": "labels"}, UNKNOWN.format("label", "label")),
+        ({"text_pair": "texts"}, UNKNOWN.format("text_pair", "text")),
+        ({"text": "doc.txt"}, r"`columns.text`.*: text, label, doc, .*'doc.txt'"),
+    ],
+)
+def test_a_column_that_is_missing_lists_the_nearest_first(make_task, rows, changes, said):
+    train = [{**row, "doc": {"body": "w"}} for row in rows(30)] if "doc" in said else rows(30)
+    with pytest.raises(TaskDataError, match=said):
+        load_data(make_task({"train": train}, **changes))
 
 
-@pytest.mark.parametrize("text", ["", "  ", "\t\n"])
-def test_a_row_of_a_file_without_text_is_refused(make_task, tokenizer, rows, text):
-    content = rows(12)
-    content[3]["text"] = content[7]["text"] = text
-    with pytest.raises(TaskDataError, match=r"text, .*\(line 4 and 1 more row\)"):
-        prepare(make_task({"train": content}), tokenizer)
+@pytest.mark.parametrize(("count", "said"), [(9, "10 rows .* 9"), (1, "split .*carved")])
+def test_too_few_rows_or_texts_to_carve(make_task, rows, count, said):
+    with pytest.raises(TaskDataError, match=said):
+        load_data(make_task({"train": rows(count) * (20 if count == 1 else 1)}))
+
+
+def test_ten_rows_are_enough_to_carve_and_one_where_all_splits_are_given(make_task, rows):
+    assert len(load_data(make_task({"train": rows(10)})).rows["train"]) == 8
+    assert len(load_data(make_task({name: rows(1) for name in ("train", "validation", "test")})).rows["train"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"splits": {"validation": "valid"}}, r"`splits\.validation`.*: validation, test, train"),
+        ({"data_files": {"test": "test.jsonl"}}, r"`splits\.train`.*: test"),
+        ({"data_files": {"train": "none.json"}}, r"a split must have rows, but .*none\.json gives none"),
+        ({"data_files": {"train": "none.csv"}}, r"a split must have rows, but .*none\.csv gives none"),
+        ({"data_files": {"train": "header.csv"}}, r"a split must have rows, but .*header\.csv gives none"),
+        ({"data_files": {"train": "train.jsonl", "test": "none.csv"}}, r"none\.csv gives none"),
+        ({"data_files": {}, "hub": "set", "splits": {"train": "trian[:20]"}}, r"`splits.train`.*: train, .*'trian'"),
+    ],
+)
+def test_splits_that_are_not_there_are_named(make_task, rows, tmp_path, source, said):
+    task = make_task()
+    for name, content in {"none.json": "[]", "none.csv": "", "header.csv": "text,label\n"}.items():
+        (tmp_path / name).write_text(content)
+    if "hub" in source:
+        source = {**source, "hub": hub_folder(tmp_path / "set", train=rows(40))}
+    if files := source.get("data_files"):
+        source = {**source, "data_files": {split: str(tmp_path / name) for split, name in files.items()}}
+    with pytest.raises(TaskDataError, match=said):
+        load_data(replace(task, source=replace(task.source, **source)))
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted", "read"),
+    [
+        ({"a": [{"x": [1, 2]}, {"x": [3]}]}, "a.x", [[1, 2], [3]]),
+        ({"a": [[{"x": 1}, {"x": 2}], []]}, "a.x", [[1, 2], []]),
+        ({"a": [{"x": 1}, "text", None]}, "a.x", [1, None, None]),
+        ({"a": [{"x": 1}, "text", None]}, "a.z", None),  # a part that no row has is no column
+        ({"a": [{"x": 1}, "text", None]}, "a.x.y", None),
+        ({"a": [{"x": 1}], "a.x": [2]}, "a.x", [2]),  # a column with a dot in its name is itself
+    ],
+)
+def test_parts_of_objects_and_of_lists_of_objects(values, wanted, read):
+    columns = with_parts(Columns(list(values), values), [wanted])
+    assert columns.values.get(wanted) == read
+    assert columns.available == list(dict.fromkeys([*values, *([] if read is None else [wanted])]))
+    assert with_parents(["a.x", "a", "c.y", "label"]) == ["c", "a.x", "a", "c.y", "label"]
 
 
 def test_of_a_pair_one_text_may_be_empty(make_task, tokenizer, rows):
@@ -171,47 +241,6 @@ def test_all_missing_files_are_told_at_once(make_task, tokenizer):
     with pytest.raises(TaskDataError, match=r"has 3 faults(.|\n)* nowhere\.csv is not") as caught:
         prepare(replace(make_task(), source=DataSource(data_files=files)), tokenizer)
     assert len(str(caught.value)) < 1500
-
-
-@pytest.mark.parametrize("role", ["text", "label", "text_pair"])
-def test_missing_column_lists_the_nearest_first(make_task, tokenizer, role):
-    wrong = {"text": "texts", "label": "labels", "text_pair": "texts"}[role]
-    with pytest.raises(TaskDataError, match=rf"`columns\.{role}` must be one of: {wrong[:-1]}, .*train\.jsonl"):
-        prepare(replace(make_task(), **{role: wrong}), tokenizer)
-
-
-def test_unknown_split_lists_the_known(make_task, tokenizer):
-    task = make_task()
-    with pytest.raises(TaskDataError, match=r"`splits\.validation`.*: validation, test, train"):
-        prepare(replace(task, source=replace(task.source, splits={"validation": "valid"})), tokenizer)
-    source = DataSource(data_files={"test": task.source.data_files["test"]})
-    with pytest.raises(TaskDataError, match=r"`splits\.train`.*: test"):
-        prepare(replace(task, source=source), tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("split", "name", "data"),
-    [("train", "none.json", b"[]"), ("validation", "none.csv", b""), ("test", "none.csv", b"text,label\n")],
-)
-def test_empty_split(make_task, tokenizer, tmp_path, split, name, data):
-    task = make_task()
-    (tmp_path / name).write_bytes(data)
-    files = {**task.source.data_files, split: str(tmp_path / name)}
-    with pytest.raises(TaskDataError, match=rf"a split must have rows, but .*{name} gives none"):
-        prepare(replace(task, source=DataSource(data_files=files)), tokenizer)
-
-
-def test_too_few_rows_to_carve(make_task, tokenizer, rows):
-    with pytest.raises(TaskDataError, match=r"10 rows .* 9"):
-        prepare(make_task({"train": rows(9)}), tokenizer)
-    assert prepare(make_task({"train": rows(10)}), tokenizer).num_rows("train") == 8
-    few = prepare(make_task({name: rows(1) for name in ("train", "validation", "test")}), tokenizer)
-    assert few.num_rows("train") == 1
-
-
-def test_too_few_different_texts_to_carve(make_task, tokenizer, rows):
-    with pytest.raises(TaskDataError, match=r"split .*carved"):
-        prepare(make_task({"train": rows(1) * 20}), tokenizer)
 
 
 def test_a_file_that_is_replaced_with_its_time_kept_gives_the_new_rows(make_task, tokenizer, rows):
@@ -340,32 +369,7 @@ def test_fixed_subset_is_fixed_ascending_and_mixed():
     assert np.array_equal(fixed_subset(5, 9), np.arange(5))
 
 
-def hub_folder(folder, **splits):
-    for name, rows in splits.items():
-        datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
-    return str(folder)
-
-
 # ---- parts of columns ------------------------------------------------------------------------------------------------
-def test_a_part_of_an_object_and_of_a_list_of_objects():
-    columns = Columns(["a", "b"], {"a": [{"x": [1, 2]}, {"x": [3]}], "b": [[{"y": 1}, {"y": 2}], []]})
-    read = with_parts(columns, ["a.x", "b.y"])
-    assert (read.values["a.x"], read.values["b.y"]) == ([[1, 2], [3]], [[1, 2], []])
-    assert read.available == ["a", "b", "a.x", "b.y"]
-
-
-def test_a_part_that_no_row_has_is_no_column():
-    columns = Columns(["a"], {"a": [{"x": 1}, "text", None]})
-    assert with_parts(columns, ["a.z", "a.x.y"]).available == ["a"]
-    assert with_parts(columns, ["a.x"]).values["a.x"] == [1, None, None]
-
-
-def test_a_column_with_a_dot_in_its_name_is_itself():
-    columns = Columns(["a", "a.x"], {"a": [{"x": 1}], "a.x": [2]})
-    assert with_parts(columns, ["a.x"]) == columns
-    assert with_parents(["a.x", "a", "c.y", "label"]) == ["c", "a.x", "a", "c.y", "label"]
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
 def test_nested_columns_are_read_from_every_source_that_nests(kind, tmp_path, make_task):
     rows = [{"doc": {"body": f"w{i}"}, "answer": {"label": i % 2}} for i in range(20)]
@@ -383,13 +387,6 @@ def test_nested_columns_are_read_from_every_source_that_nests(kind, tmp_path, ma
     )
 
 
-def test_a_missing_part_is_named_as_it_is_written(tmp_path, make_task):
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"doc": {"body": "w1"}, "label": 0}) + "\n")
-    task = replace(make_task(), source=DataSource(data_files={"train": str(tmp_path / "rows.jsonl")}), text="doc.txt")
-    with pytest.raises(TaskDataError, match=r"`columns.text`.*: doc, label, .*'doc.txt'"):
-        load_data(task)
-
-
 # ---- slices, and splits of other data sets ---------------------------------------------------------------------------
 def test_a_slice_takes_some_rows(tmp_path, make_task, rows):
     hub = hub_folder(tmp_path / "set", train=rows(40), test=rows(9, "bad w"))
@@ -397,12 +394,6 @@ def test_a_slice_takes_some_rows(tmp_path, make_task, rows):
     data = load_data(replace(make_task(), source=source))
     assert {split: len(it) for split, it in data.rows.items()} == {"train": 20, "validation": 10, "test": 3}
     assert data.rows["validation"].texts[0].startswith("w30")
-
-
-def test_a_slice_of_a_split_that_is_missing_names_the_split(tmp_path, make_task, rows):
-    source = DataSource(hub=hub_folder(tmp_path / "set", train=rows(40)), splits={"train": "trian[:20]"})
-    with pytest.raises(TaskDataError, match=r"`splits.train`.*: train, .*'trian'"):
-        load_data(replace(make_task(), source=source))
 
 
 def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task, rows):
@@ -427,13 +418,6 @@ def test_test_rows_of_the_hub_whose_labels_are_hidden_are_carved(tmp_path, make_
     data = load_data(replace(make_task(), source=source, slices=("language",)))
     assert {split: len(own) for split, own in data.rows.items()} == {"train": 48, "validation": 6, "test": 6}
     assert data.rows["test"].slices == {"language": ["en"] * 6}
-
-
-def test_local_files_may_stand_beside_a_split_of_the_hub(tmp_path, make_task, rows):
-    apart = SplitSource(hub=hub_folder(tmp_path / "set", test=rows(11, "bad w")), split="test")
-    task = make_task({"train": rows(40)})
-    data = load_data(replace(task, source=replace(task.source, test=apart)))
-    assert len(data.rows["test"]) == 11
 
 
 def numbered(folder, **splits):

@@ -13,7 +13,7 @@ from support.text_tasks import choosing_task, labelled, refused
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import Ragged, RowSource
-from loraxs_search.tasks.kinds import checked, items_of
+from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import encode, load_data, prepare
 
@@ -219,88 +219,75 @@ def test_options_from_templates_are_fixed_or_filled(make):
     assert filled.labels.tolist() == [1, 1]
 
 
-def test_a_text_may_hold_the_list_as_json(make):
-    rows = [{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}]
-    assert load_data(make(rows)).rows["train"].extras["options"] == [[" x | y", " z"]]
-
-
-def test_a_text_of_many_brackets_is_no_list(make):
-    assert items_of("[" * 100_000) == "[" * 100_000
-    assert "be a list of texts or numbers" in refused(make([{"q": "q", "choices": "[" * 100_000, "answer": 0}]))
-
-
-@pytest.mark.parametrize(
-    ("answers", "labels"),
-    [
-        ([0, 2, 1], [0, 2, 1]),
-        (["0", "2"], [0, 2]),
-        ([1.0, 2.0], [1, 2]),
-        (["A", "C"], [0, 2]),
-        (["a", "b"], [0, 1]),
-        (["c", "a "], [2, 0]),
-    ],
-)
-def test_labels_are_indices_letters_or_texts(make, answers, labels):
-    assert load_data(make(labelled(answers))).rows["train"].labels.tolist() == labels
-
-
-def test_numbers_that_are_texts_of_options_are_read_as_such_where_no_index_fits(make):
-    assert load_data(make(labelled([4, 5], [3, 4, 5]))).rows["train"].labels.tolist() == [1, 2]
-    assert load_data(make(labelled([True, False], ["false", "true"]))).rows["train"].labels.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("answers", "names", "labels"),
-    [
-        (["1", "3"], ["1", "2", "3"], [0, 2]),
-        ([1, 3.0], ["1", "2", "3"], [0, 2]),
-        ([True, False], ["false", "maybe", "true"], [2, 0]),
-    ],
-)
-def test_labels_by_names_of_the_options(make, answers, names, labels):
-    assert load_data(make(labelled(answers), option_names=names)).rows["train"].labels.tolist() == labels
-
-
-def test_labels_by_names_in_a_part_of_a_column(make):
-    """As in ARC, where most rows have letters and some numbers."""
-    choices = [{"text": ["x", "y"], "label": ["A", "B"]}, {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}]
-    rows = [{"q": f"q{i}", "choices": it, "answer": own} for i, (it, own) in enumerate(zip(choices, "B3", strict=True))]
-    task = make(rows, options="choices.text", option_names="choices.label")
-    assert load_data(task).rows["train"].labels.tolist() == [1, 2]
-    assert load_data(task).rows["train"].extras["options"][0] == [" x", " y"]
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
-def test_labels_that_can_be_read_in_two_ways_are_refused(make):
-    message = refused(make(labelled([1, 2], ["1", "2", "3"])))
-    assert "can be read as index and as text, and 1 (line 1), 2 (line 2) would mean ' 2' or ' 1'" in message
-    message = refused(make(labelled(["B", "A"], ["B", "A"])))
-    assert "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean ' A' or ' B'" in message
-    assert load_data(make(labelled(["A", "B"], ["A", "B"]))).rows["train"].labels.tolist() == [0, 1], (
-        "both say the same"
-    )
+ARC = [  # most rows have letters and some numbers
+    {"q": "q0", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answer": "B"},
+    {"q": "q1", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answer": "3"},
+]
 
 
-def test_a_label_outside_the_options_is_named_by_the_reading_of_the_others(make):
-    assert (
-        "`answer` must be the index, counted from 0, of one of its row's options, as it is in 2 other rows, but"
-        in refused(make(labelled([0, 3, 1, 3])))
-    )
-    assert "has 3 (line 2 and 1 more row)." in refused(make(labelled([0, 3, 1, 3])))
-    assert "letter, from A, of one of its row's options, as it is in 2" in refused(make(labelled(["A", "D", "B"])))
-    assert "text of one of its row's options, as it is in 2" in refused(make(labelled(["aa", "d", "b"], ["aa", "b"])))
-    assert "must be the index, letter or text of an option, but" in refused(make(labelled([None, "z"])))
-    assert "-1 (line 1)" in refused(make(labelled([-1, 1])))
+def equal(answer, **more):
+    """Their likelihoods are equal, and the first of the likeliest is the answer."""
+    return [{"q": "q", "choices": ["x", "x", "y"], "answer": answer, **more}]
 
 
-def test_a_label_that_is_no_name_and_names_that_do_not_fit_are_refused(make):
-    message = refused(make(labelled(["1", "0"]), option_names=["1", "2", "3"]))
-    assert "`answer` must be one of the names of its row's options, but" in message
-    assert "'0' (line 2)" in message
-    rows = [row | {"names": names} for row, names in zip(labelled(["a", "a"]), (["a", "b"], None), strict=True)]
-    assert "`option_names` must hold a name for each option of its row, but" in refused(
-        make(rows, option_names="names")
-    )
+@pytest.mark.parametrize(
+    ("rows", "keys", "labels"),
+    [
+        (labelled([0, 2, 1]), {}, [0, 2, 1]),
+        (labelled(["0", "2"]), {}, [0, 2]),
+        (labelled([1.0, 2.0]), {}, [1, 2]),
+        (labelled(["A", "C"]), {}, [0, 2]),
+        (labelled(["a", "b"]), {}, [0, 1]),
+        (labelled(["c", "a "]), {}, [2, 0]),
+        (labelled([4, 5], [3, 4, 5]), {}, [1, 2]),
+        (labelled([True, False], ["false", "true"]), {}, [1, 0]),
+        (labelled(["A", "B"], ["A", "B"]), {}, [0, 1]),  # letters and texts say the same
+        (labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"]), {}, [1, 0]),
+        (labelled(["1", "3"]), {"option_names": ["1", "2", "3"]}, [0, 2]),
+        (labelled([1, 3.0]), {"option_names": ["1", "2", "3"]}, [0, 2]),
+        (labelled([True, False]), {"option_names": ["false", "maybe", "true"]}, [2, 0]),
+        (ARC, {"options": "choices.text", "option_names": "choices.label"}, [1, 2]),
+        ([{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}], {}, [1]),
+        (equal(1), {}, [0]),
+        (equal("B"), {}, [0]),
+        (equal("x"), {}, [0]),
+        (equal("2", names=["1", "2", "3"]), {"option_names": "names"}, [0]),
+    ],
+)
+def test_labels_are_indices_letters_texts_or_names(make, rows, keys, labels):
+    assert load_data(make(rows, **keys)).rows["train"].labels.tolist() == labels
+
+
+NAMES = {"option_names": "names"}
+OTHERS = "of one of its row's options, as it is in 2 other row"
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        (labelled([1, 2], ["1", "2", "3"]), {}, "as index and as text, and 1 (line 1), 2 (line 2) would mean ' 2' or"),
+        (labelled(["B", "A"], ["B", "A"]), {}, "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean"),
+        (labelled([0, 3, 1, 3]), {}, f"`answer` must be the index, counted from 0, {OTHERS}"),
+        (labelled([0, 3, 1, 3]), {}, "has 3 (line 2 and 1 more row)."),
+        (labelled(["A", "D", "B"]), {}, f"letter, from A, {OTHERS}"),
+        (labelled(["aa", "d", "b"], ["aa", "b"]), {}, f"text {OTHERS}"),
+        (labelled([None, "z"]), {}, "must be the index, letter or text of an option, but"),
+        (labelled([-1, 1]), {}, "-1 (line 1)"),
+        (labelled(["1", "0"]), {"option_names": ["1", "2", "3"]}, "must be one of the names of its row's options"),
+        ([row | {"names": None} for row in labelled(["a"])], NAMES, "`option_names` must hold a name for each option"),
+        (equal("A", names=["A", "A", "B"]), NAMES, "`option_names` must hold names that differ from each other, but"),
+        ([{"q": "q", "choices": ["a", ["b"]], "answer": 0}], {}, "options of a row must be a list of texts or"),
+        ([{"q": "q", "choices": ["a", {"b": 1}], "answer": 0}], {}, "must be a list of texts or numbers"),
+        ([{"q": "q", "choices": "[" * 100_000, "answer": 0}], {}, "be a list of texts or numbers"),
+        (None, {"prompt": "{qq}?"}, "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'."),
+        (None, {"options": "choice"}, "`options` must be one of: choices, answer, q, but got 'choice'."),
+        (None, {"label": "answr"}, "`label` must be one of: answer, choices, q, but got 'answr'."),
+        (None, {"options": ["{q}", "{y}"]}, "`options.{y}` must be one of"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_refused(make, rows, keys, said):
+    assert said in refused(make(rows, **keys) if rows else make(**keys))
 
 
 def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
@@ -328,15 +315,6 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
     )
 
 
-def test_columns_that_are_missing_are_named_with_their_nearest(make):
-    message = refused(make(prompt="{qq} {x}?", options="choice", label="answr"))
-    assert "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'." in message
-    assert "`prompt.{x}` must be one of" in message
-    assert "`options` must be one of: choices, answer, q, but got 'choice'." in message
-    assert "`label` must be one of: answer, choices, q, but got 'answr'." in message
-    assert "`options.{y}` must be one of" in refused(make(options=["{q}", "{y}"]))
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -348,6 +326,10 @@ def test_columns_that_are_missing_are_named_with_their_nearest(make):
         (
             {"options": [" yes", " no"], "option_names": ["1"]},
             "`option_names` must name each of the 2 options, but got",
+        ),
+        (
+            {"options": [" x", " y"], "option_names": ["A", "A"]},
+            '`option_names` must differ from each other, but got ["A", "A"]',
         ),
         ({"options": "{a} {b}"}, "`options` must name the one column that holds lists, but got '{a} {b}'."),
         ({"prompt": "{q} {answer}"}, "`label` must be no column of the prompt"),
@@ -385,11 +367,6 @@ def test_a_label_that_names_an_option_is_not_hidden(make, write, label, keys):
 
 
 # ---- options that are equal, and where they begin --------------------------------------------------------------------
-def test_a_label_is_an_option_that_looks_like_it(make):
-    rows = labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"])
-    assert load_data(make(rows)).rows["train"].labels.tolist() == [1, 0]
-
-
 @pytest.mark.parametrize(
     ("options", "normalize", "warned"),
     [
@@ -403,33 +380,6 @@ def test_an_option_that_goes_on_where_another_ends_is_warned_of(make, options, n
     """A model that writes `12` writes `1` first: the longer one is never the likelier one."""
     data = prepare(make(labelled([0, 1], options), normalize=normalize), characters())
     assert any("is always likelier" in warning for warning in data.report.warnings) == warned
-
-
-@pytest.mark.parametrize("label", [1, "B", "x"])
-def test_of_equal_options_the_first_is_right(make, label):
-    """Their likelihoods are equal, and the first of the likeliest is the answer."""
-    rows = [{"q": "q", "choices": ["x", "x", "y"], "answer": label}, {"q": "p", "choices": ["a", "x"], "answer": label}]
-    assert load_data(make(rows)).rows["train"].labels.tolist() == [0, 1]
-
-
-def test_of_equal_options_the_first_is_right_by_name_too(make):
-    rows = [{"q": "q", "choices": ["x", "x", "y"], "answer": "2", "names": ["1", "2", "3"]}]
-    assert load_data(make(rows, option_names="names")).rows["train"].labels.tolist() == [0]
-
-
-def test_names_of_options_must_differ(make):
-    rows = [{"q": "q", "choices": ["x", "y"], "answer": "A", "names": ["A", "A"]}]
-    assert "`option_names` must hold names that differ from each other, but" in refused(
-        make(rows, option_names="names")
-    )
-    with pytest.raises(TaskDataError, match=r'`option_names`.*\["A", "A"\]'):
-        checked(make(options=[" x", " y"], option_names=["A", "A"]))
-
-
-@pytest.mark.parametrize("item", [["b"], {"text": "b"}])
-def test_a_list_or_a_map_among_options_is_refused(make, item):
-    rows = [{"q": "q", "choices": ["a", item], "answer": 0}]
-    assert "the options of a row must be a list of texts or numbers, but" in refused(make(rows))
 
 
 @pytest.mark.parametrize(

@@ -103,30 +103,6 @@ def test_test_rows_need_no_answer_where_a_reference_is_compared(make):
     assert prepared.report.warnings == ()
 
 
-def test_a_file_without_answers_is_for_testing_alone_whatever_was_read_before(make):
-    rows = without_answers(SUMS)
-    assert len(load_data(make(test=rows, **NUMBER)).rows["test"]) == 3  # and cached
-    assert "`answer.{a}` must be one of: " in refused(make(rows, **NUMBER))
-
-
-@pytest.mark.parametrize("metric", ["loss", "token_accuracy"])
-def test_a_metric_of_the_answers_tokens_needs_them_in_the_test_rows(make, metric):
-    task = make(test=without_answers(SUMS), metrics=("exact_match", metric), **NUMBER)
-    assert "`answer.{a}` must be one of: " in refused(task)
-
-
-def test_a_column_that_prompt_or_reference_needs_too_is_needed(make):
-    rows = [{"q": row["q"], "a": row["a"]} for row in SUMS]
-    assert "`reference.{n}` must be one of: " in refused(make(test=rows, **NUMBER))
-    both = {**NUMBER, "answer": " {q}: {n}"}
-    assert checked(make(**both)).spare_in_test == frozenset()
-
-
-def test_a_test_split_with_references_is_no_hidden_one(make):
-    blank = [{**row, "a": ""} for row in SUMS]
-    assert "each row must have an answer" in refused(make(test=blank, **NUMBER))
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -147,34 +123,74 @@ def test_keys_that_make_no_sense_are_refused(make, keys, message):
         make(**keys)
 
 
-@pytest.mark.parametrize("answer", ["", " \n"])
-def test_a_row_without_an_answer_is_refused(make, answer):
-    message = refused(make([*SUMS, {"q": "x", "a": answer, "n": "1"}, {"q": "y", "a": answer, "n": "1"}]))
-    assert "each row must have an answer, but" in message
-    assert "rows.jsonl has rows without: line 4 and 1 more row." in message
-    assert "write their answers, or remove the rows" in message
-    assert message.count("each row must") == 3, "once for each split"
-    assert "extract" not in message
+def row(**changes):
+    return {"q": "x", "a": "x", "n": "1"} | changes
 
 
-def test_an_extraction_that_finds_nothing_in_references_is_refused(make):
-    message = refused(make([*SUMS, {"q": "x", "a": "The answer is (C)", "n": "C"}], **NUMBER))
-    assert "`extract` must find something in each row's reference, but in" in message
-    assert "rows.jsonl it finds nothing in 'C' (line 4)" in message
-    lost = refused(make([*SUMS, {"q": "x", "a": "Nobody knows", "n": "5"}], extract=NUMBER["extract"]))
-    assert "in each row's answer, but in" in lost
-    assert "' Nobody knows' (line 4)" in lost
+STOPS = {"generation": {"max_new_tokens": 20, "stop": ["answer is"]}}
+EXTRACT = {"extract": NUMBER["extract"]}
+CHAT_OF = {"prompt": None, "messages": [{"role": "user", "content": "So {q}"}]}
+NO_ANSWER = "each row must have an answer, but"
 
 
-def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
-    stops = {"generation": {"max_new_tokens": 20, "stop": ["answer is"]}}
-    message = refused(make(**stops))
-    assert "'answer is' is in every answer" in message
-    assert "take it out of `generation.stop`" in message
-    task = make([*SUMS, {"q": "x", "a": "no", "n": "1"}], **stops)
-    warnings = warned(task)
-    assert len(warnings) == 3
-    assert warnings[0].startswith("3 of 4 train answers have the stop string 'answer is' in them")
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        ([row(a="")], {}, "rows.jsonl has rows without: line 4."),
+        ([row(a=" \n"), row(a=" \n")], {}, "rows.jsonl has rows without: line 4 and 1 more row."),
+        ([row(a="The answer is (C)", n="C")], NUMBER, "in each row's reference, but in"),
+        ([row(a="The answer is (C)", n="C")], NUMBER, "rows.jsonl it finds nothing in 'C' (line 4)"),
+        ([row(a="Nobody knows")], EXTRACT, "in each row's answer, but in"),
+        ([row(a="Nobody knows")], EXTRACT, "' Nobody knows' (line 4)"),
+        ([], STOPS, "'answer is' is in every answer"),
+        ([row(q=" ", n="")], {}, "each row must have text, but"),
+        ([row(q=" ", n="\n")], {"prompt": "{q} and {n}?"}, "(line 4)"),
+        ([row(q=" ", n="")], CHAT_OF, "(line 4)"),
+        ([row(q=None)], {}, "`q` must have a value in each row, but"),
+        ([row(q=float("nan"))], {}, "`q` must be finite in each row, but"),
+        ([row(q="o\udfff")], {}, "`q` must be Unicode, without half of a surrogate pair in each row, but"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(make, rows, keys, said):
+    message = refused(make([*SUMS, *rows], **keys))
+    assert said in message
+    assert message.count(NO_ANSWER) in (0, 3), "once for each split"
+    assert not (NO_ANSWER in message and "extract" in message), "each fault once"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "keys", "said"),
+    [
+        (without_answers(SUMS), None, NUMBER, "`answer.{a}` must be one of: "),
+        (SUMS, without_answers(SUMS), NUMBER | {"metrics": ("exact_match", "loss")}, "`answer.{a}` must be one of: "),
+        (SUMS, without_answers(SUMS), NUMBER | {"metrics": ("token_accuracy",)}, "`answer.{a}` must be one of: "),
+        (SUMS, [{"q": row["q"], "a": row["a"]} for row in SUMS], NUMBER, "`reference.{n}` must be one of: "),
+        (SUMS, [{**row, "a": ""} for row in SUMS], NUMBER, NO_ANSWER),  # with references it is no hidden one
+    ],
+)
+def test_what_test_rows_may_lack_depends_on_what_is_compared(make, train, test, keys, said):
+    load_data(make(test=without_answers(SUMS), **NUMBER))  # whatever was read and cached before
+    assert said in refused(make(train, test=test, **keys))
+    assert checked(make(**{**NUMBER, "answer": " {q}: {n}"})).spare_in_test == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        ([row(a="no")], STOPS, "3 of 4 train answers have the stop string 'answer is' in them"),
+        ([], {"prompt": "{q} {a}:"}, "gives the answer away"),
+        (
+            [],
+            {"generation": {"max_new_tokens": 17}},
+            "1 of 3 train answers have more than max_new_tokens=17 tokens, the",
+        ),
+        ([], {"prompt": "{q}: ", "answer": "{a}"}, "prompts end in white space"),
+        ([], {"answer": " {q} {a}"}, None),
+    ],
+)
+def test_what_people_should_know_of_their_rows_is_said(make, rows, keys, said):
+    warnings = warned(make([*SUMS, *rows], **keys))
+    assert any((said or "gives the answer away") in it for it in warnings) == bool(said)
 
 
 def test_a_stop_string_may_end_the_answers(make):
@@ -186,11 +202,6 @@ def test_a_stop_string_may_end_the_answers(make):
     assert not warned(task)
 
 
-def test_an_answer_that_the_prompt_gives_away_is_warned_of(make):
-    assert any("gives the answer away" in it for it in warned(make(prompt="{q} {a}:")))
-    assert not any("gives the answer away" in it for it in warned(make(answer=" {q} {a}")))
-
-
 def test_answers_that_are_no_right_answer_are_counted(make):
     rows = [*SUMS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
     task = make(rows, **NUMBER)
@@ -199,17 +210,6 @@ def test_answers_that_are_no_right_answer_are_counted(make):
     assert "1 of 5 train answers say something else than their `reference`" in warnings[1]
     prepared = prepare(task, characters())
     assert set(warnings) <= set(data_warnings(prepared.report, prepared.report.num_rows, "exact_match"))
-
-
-def test_answers_that_are_longer_than_what_may_be_written_are_counted(make):
-    warnings = warned(make(generation={"max_new_tokens": 17}))
-    assert len(warnings) == 3
-    assert warnings[0].startswith("1 of 3 train answers have more than max_new_tokens=17 tokens, the longest 18")
-
-
-def test_a_prompt_that_ends_in_a_space_is_warned_of(make):
-    task = make(prompt="{q}: ", answer="{a}")
-    assert any("prompts end in white space" in it for it in warned(task))
 
 
 def test_the_base_must_have_space_for_what_is_written(make):
@@ -227,28 +227,6 @@ def test_without_an_end_token_a_stop_string_is_needed(make):
 
 
 # ---- each fault once, with what it breaks ----------------------------------------------------------------------------
-def test_a_row_with_nothing_in_its_prompt_but_the_templates_words_is_refused(make):
-    blank = {"q": " ", "a": "x", "n": ""}
-    assert "each row must have text, but" in refused(make([*SUMS, blank]))
-    assert "(line 4)" in refused(make([*SUMS, {**blank, "n": "\n"}], prompt="{q} and {n}?"))
-    assert "(line 4)" in refused(make([*SUMS, blank], prompt=None, messages=[{"role": "user", "content": "So {q}"}]))
-    assert len(load_data(make([*SUMS, {**blank, "n": "4"}], prompt="{q} and {n}?")).rows["train"]) == 4
-
-
-@pytest.mark.parametrize(
-    ("value", "law"),
-    [
-        (None, "have a value"),
-        (float("nan"), "be finite"),
-        ("o\udfff", "be Unicode, without half of a surrogate pair"),
-    ],
-)
-def test_a_value_that_no_template_takes_is_refused_with_the_reason(make, value, law):
-    said = refused(make([*SUMS, {"q": value, "a": "x", "n": "1"}]))
-    assert f"`q` must {law} in each row, but" in said
-    assert "(line 4)" in said
-
-
 def test_an_end_token_in_an_answer_is_refused(make):
     task = make([*SUMS, {"q": "x", "a": "so</s>", "n": "1"}])
     with pytest.raises(TaskDataError, match=r"</s> .* 'x\?' \(line 4\)"):
@@ -497,12 +475,6 @@ def test_what_ends_an_answer_is_of_base_tokenizer_and_chat(make):
 # ---- a champion that was trained to be asked in another way ----------------------------------------------------------
 def asked(task, trained):
     return checked(task).asked_as(trained)
-
-
-def test_an_adapter_that_is_asked_alike_is_asked_as_the_task_says(make):
-    task = make(**NUMBER)
-    assert asked(task, task) == task
-    assert asked(task, replace(task, name="older", metrics=("contains",))) == task
 
 
 def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_references(make):
