@@ -153,7 +153,7 @@ def test_a_test_file_without_any_label_is_refused(make_task, rows, stored):
         ({"text": "texts"}, UNKNOWN.format("text", "text")),
         ({"label": "labels"}, UNKNOWN.format("label", "label")),
         ({"text_pair": "texts"}, UNKNOWN.format("text_pair", "text")),
-        ({"text": "doc.txt"}, r"`columns.text`.*: text, label, doc, .*'doc.txt'"),
+        ({"text": "doc.txt"}, r"`columns.text`.*: doc, text, label, .*'doc.txt'"),
     ],
 )
 def test_a_column_that_is_missing_lists_the_nearest_first(make_task, rows, changes, said):
