@@ -30,9 +30,8 @@ from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
-    from loraxs_search.search_space.describe import SpaceDescription
     from loraxs_search.search_space.load import SpaceSource
-    from loraxs_search.search_space.space import Space
+    from loraxs_search.search_space.space import Space, SpaceDescription
 
 
 def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:

@@ -68,7 +68,7 @@ class _Trial:
         given = self.params.get(by)
         if by not in self.params:
             from loraxs_search.methods import METHODS
-            from loraxs_search.search_space.parameter_specs import COMMON, parameter_specs
+            from loraxs_search.search_space.parameters import COMMON, parameter_specs
 
             entry = METHODS.importable().get(self.method)  # None of what a space names, or another distribution has
             spec = (parameter_specs(entry) if entry else COMMON).get(by)

@@ -217,49 +217,6 @@ def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str,
     return {name: known[name] for name in parameters if name in known}
 
 
-_LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
-
-
-def reachable_shapes(
-    parameters: Mapping[str, Parameter], defaults: Mapping[str, Scalar | None], *, ends: bool = True
-) -> list[dict[str, Scalar]]:
-    """Return the values that these parameters may have together in a trial.
-
-    Args:
-        parameters: Of the trials of one method.
-        defaults: Each parameter that is asked for, with its value where a trial has none.
-        ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
-    """
-    needed, waiting = dict[str, Parameter](), [name for name in defaults if name in parameters]
-    while waiting:  # with those that conditions hang on
-        name = waiting.pop()
-        needed[name] = parameters[name]
-        waiting += [other for other in parameters[name].parents() if other not in needed]
-    distinct = mentioned_values(needed)
-    for name in needed.keys() & defaults.keys():
-        named = distinct.setdefault(name, set())
-        mentioned = set(named)
-        for alternative in needed[name].alternatives:
-            values = alternative.distribution.values or ()
-            others = [value for value in values if value not in mentioned]
-            numbers = [value for value in others if isinstance(value, int | float)]
-            takes_ends = numbers and (ends or len(others) > _LISTED)
-            named.update((min(numbers), max(numbers)) if takes_ends else others)
-    shapes: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
-    for params, _ in branches_of(needed, distinct):
-        # What is missing although its condition holds is between the ends.
-        if any(
-            name not in params and parameter.chosen(params) is not None
-            for name, parameter in needed.items()
-            if name in defaults
-        ):
-            continue
-        shape = {name: params.get(name, default) for name, default in defaults.items()}
-        known = {name: value for name, value in shape.items() if value is not None}
-        shapes.setdefault(tuple(known.items()), known)
-    return list(shapes.values())
-
-
 def branches_of(
     parameters: Mapping[str, Parameter], distinct: Mapping[str, set[Scalar]]
 ) -> Iterator[tuple[dict[str, Scalar], int]]:

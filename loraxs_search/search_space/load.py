@@ -26,12 +26,6 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._parameters import (
-    PEFT_METHODS,
-    read_method,
-    read_parameters,
-    read_peft_methods,
-)
 from loraxs_search.search_space.distributions import METHOD, PARAMETERS
 from loraxs_search.search_space.document import (
     BEHIND_FILES,
@@ -45,7 +39,16 @@ from loraxs_search.search_space.document import (
     read_section,
     shown,
 )
-from loraxs_search.search_space.parameter_specs import SpaceSpecs, both, check_entry, parameter_specs
+from loraxs_search.search_space.parameters import (
+    PEFT_METHODS,
+    both,
+    check_entry,
+    laws_of,
+    parameter_specs,
+    read_method,
+    read_parameters,
+    read_peft_methods,
+)
 from loraxs_search.search_space.space import Space, searched_parameters
 from loraxs_search.search_space.task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
@@ -368,14 +371,16 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
         promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
     section = as_mapping(data.get(PARAMETERS))
-    before = SpaceSpecs([known[name] for name in earlier if name in known])
-    kept = SpaceSpecs([known[name] for name in wanted])
-    gone = {name for name in section if before.takers(name) and not kept.takers(name)}
+    before, kept = (
+        laws_of([known[name] for name in earlier if name in known]),
+        laws_of([known[name] for name in wanted]),
+    )
+    gone = {name for name in section if name in before and name not in kept}
     for name, given in list(section.items()):
         path, is_list = (PARAMETERS, name), isinstance(given, list) and any(isinstance(item, dict) for item in given)
         if name in gone and document.place(path)[0] != BEHIND_FILES:  # one of an override is reported as a fault later
             del section[name]
-        if not (takers := list(kept.takers(name))):
+        if not (takers := list(kept.get(name, ()))):
             continue
         forms = {}  # those for methods that are left, without any behind a form that now always holds
         for index, item in enumerate(given if is_list else [given]):

@@ -24,14 +24,13 @@ from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import keys_of
 from loraxs_search.search_space.load import entry_keys
-from loraxs_search.search_space.parameter_specs import COMMON, method_spec, parameter_specs
+from loraxs_search.search_space.parameters import COMMON, method_spec, parameter_specs
 from loraxs_search.search_space.task import TaskSection, task_section
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string", "minLength": 1}
-_WHEN = "when"
 _METHOD = (
     "What is trained on the frozen base: one method, or `{choice: [lora-xs, lora]}`. Each of several methods has one"
     " of the first trials; later trials draw their method first, then its parameters. The default is `lora-xs`."
@@ -48,30 +47,20 @@ _START_FROM = (
     " the same."
 )
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
-_PEFT_SECTION: Schema = {
-    "type": "object",
-    "additionalProperties": {
-        "type": "object",
-        "required": ["peft_type"],
-        "properties": {"peft_type": {"type": "string"}},
-    },
-}
 
 
 def space_schema() -> Schema:
     """Return the schema, with the kinds, methods, schedulers and samplers that are known by now."""
-    kinds = {name: task_section(kind) for name, kind in KINDS.importable().items()}
-    models: dict[str, Any] = {**kinds, "base_model": BaseModelRef, "search": SearchPlan, "promotion": PromotionRule}
-    adapters = [(name, "validation", TypeAdapter(model)) for name, model in models.items()]
-    made, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/definitions/{model}")  # type: ignore[arg-type]
-    own = {name: schema for (name, _), schema in made.items()}
-    known: dict[str, Schema] = definitions["$defs"]
-    by_kind = {name: _definition(known, own[name]) for name in kinds}
+    sections = {name: task_section(kind) for name, kind in KINDS.importable().items()}
+    models: list[Any] = [*sections.values(), BaseModelRef, SearchPlan, PromotionRule]
+    adapters = [(model.__name__, "validation", TypeAdapter(model)) for model in models]
+    _, made = TypeAdapter.json_schemas(adapters, ref_template="#/definitions/{model}")  # type: ignore[arg-type]
+    known: dict[str, Schema] = made["$defs"]
     specs: dict[str, list[ParameterSpec]] = {}  # a parameter may have other laws in another method
     for method in METHODS.importable().values():
         for name, spec in parameter_specs(method).items():
             specs.setdefault(name, []).append(spec)
-    plan = _definition(known, own["search"])["properties"]
+    plan = known["SearchPlan"]["properties"]
     for name in plan.keys() - set(keys_of(SearchPlan)):
         del plan[name]
     for name, key in entry_keys().items():
@@ -79,6 +68,7 @@ def space_schema() -> Schema:
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
     registered = _of_spec(method_spec())
     named = {"anyOf": [registered, _TEXT]}
+    config = {"type": "object", "required": ["peft_type"], "properties": {"peft_type": {"type": "string"}}}
     installed = {
         "method": {"anyOf": [registered, _forms(registered, with_conditions=False)]},
         "parameters": {"propertyNames": {"enum": list(specs)}},
@@ -90,10 +80,13 @@ def space_schema() -> Schema:
         "additionalProperties": False,
         "required": ["task", "base_model", "parameters"],
         "properties": {
-            "task": _task(by_kind),
-            "base_model": {"anyOf": [_TEXT, own["base_model"]]},
+            "task": _task({name: known[section.__name__] for name, section in sections.items()}),
+            "base_model": {"anyOf": [_TEXT, _to("BaseModelRef")]},
             "method": {"description": _METHOD, "anyOf": [named, _forms(named, with_conditions=False)]},
-            "peft_methods": {"description": _PEFT_METHODS, **_or_nothing(_PEFT_SECTION)},
+            "peft_methods": {
+                "description": _PEFT_METHODS,
+                **_or_nothing({"type": "object", "additionalProperties": config}),
+            },
             "parameters": {
                 "type": "object",
                 "additionalProperties": _declared(_SCALAR, {"type": "object"}),
@@ -102,8 +95,8 @@ def space_schema() -> Schema:
                     for name, (first, *_) in specs.items()
                 },
             },
-            "search": _or_nothing(own["search"]),
-            "promotion": _or_nothing(own["promotion"]),
+            "search": _or_nothing(_to("SearchPlan")),
+            "promotion": _or_nothing(_to("PromotionRule")),
             "start_from": {"description": _START_FROM, **_or_nothing(_TEXT)},
         },
         "if": {"not": {"required": ["peft_methods"]}},
@@ -112,7 +105,7 @@ def space_schema() -> Schema:
             **known,
             **{f"{name}.value": _any(map(_of_spec, laws)) for name, laws in specs.items()},
             **{f"{name}.forms": _forms(_to(f"{name}.value")) for name in specs},
-            _WHEN: {"type": "object", "minProperties": 1, "additionalProperties": _any([_SCALAR, _list_of(_SCALAR)])},
+            "when": {"type": "object", "minProperties": 1, "additionalProperties": _any([_SCALAR, _list_of(_SCALAR)])},
         },
     }
 
@@ -129,13 +122,9 @@ def schema_text() -> str:
     return f'{json.dumps(schema, indent=1)[:-2]},\n "definitions": {{\n{lines}\n }}\n}}\n'
 
 
-def _definition(known: Mapping[str, Schema], reference: Schema) -> Schema:
-    return known[reference["$ref"].rpartition("/")[2]]
-
-
-def _or_nothing(*schemas: Schema) -> Schema:
+def _or_nothing(schema: Schema) -> Schema:
     """Return the schema of a section whose lines may all be commented out."""
-    return {"anyOf": [*schemas, {"type": "null"}]}
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 # ---- task ------------------------------------------------------------------------------------------------------------
@@ -181,18 +170,13 @@ def _declared(value: Schema, forms: Schema) -> Schema:
 def _forms(value: Schema, *, with_conditions: bool = True) -> Schema:
     """Return the schema of a mapping with one of the forms, and what may stand beside it."""
     pair = {"type": "array", "items": value, "minItems": 2, "maxItems": 2}
-    forms: dict[str, Schema] = {
-        "value": value,
-        "choice": _list_of(value),
-        "uniform": pair,
-        "log_uniform": pair,
-        "int": pair,
-    }
+    forms: dict[str, Schema] = {"value": value, "choice": _list_of(value)}
+    forms |= dict.fromkeys(("uniform", "log_uniform", "int"), pair)
     options: dict[str, Schema] = {"step": {"type": "number", "exclusiveMinimum": 0}, "log": {"type": "boolean"}}
-    conditions: dict[str, Schema] = {"when": _to(_WHEN)}
+    options |= {"when": _to("when")} if with_conditions else {}
     return {
         "type": "object",
-        "properties": {**forms, **options, **(conditions if with_conditions else {})},
+        "properties": {**forms, **options},
         "oneOf": [{"required": [name]} for name in forms],
         "additionalProperties": False,
     }
@@ -243,24 +227,19 @@ def reference_text() -> str:
         """Yield the keys of a section, then the sections in it that have no place yet."""
         inner, rows = {}, []
         for name, key in own["properties"].items():
-            for definition in _references(key):
+            for definition in re.findall(r'"#/definitions/([^"]+)"', json.dumps(key)):
                 place = f"{path}.{name}"
                 if definition not in places:
                     places[definition] = f"{place} of {kind}" if place in places.values() else place
                     inner[definition] = places[definition]
         for name, key in own["properties"].items():
             default = "required" if name in own.get("required", ()) else _written(key.get("default"))
-            rows.append((f"`{name}`", _law(key, places), default, _sentence(key.get("description", ""))))
+            rows.append((f"`{name}`", _law(key, places), default, key.get("description", "")))
         yield f"{'###' if '.' in path or kind else '##'} {f'{path} with kind: {kind}' if kind else path}\n"
-        yield f"{_sentence(own['description'])}\n"
+        yield f"{' '.join(own['description'].split())}\n"
         yield _table(rows)
         for definition, place in inner.items():
             yield from section(place, known[definition])
-
-    def words(*names: str) -> Iterator[str]:
-        for name in names:
-            yield f"## {name}\n"
-            yield f"{schema['properties'][name]['description']}\n"
 
     of_kinds = {name: known[f"{kind.__name__}TaskSection"] for name, kind in kinds.items()}
     shared = next(iter(of_kinds.values()))
@@ -273,13 +252,14 @@ def reference_text() -> str:
         metrics = f"Metrics: {', '.join(f'`{metric}`' for metric in kind.metrics)}."
         blocks += section("task", {**of_kinds[name], "description": metrics, "properties": keys}, kind=name)
     blocks += section("base_model", known["BaseModelRef"])
-    blocks += [*words("method"), *_entries("method", "Methods", METHODS.importable()), *words("peft_methods")]
+    words = {name: f"## {name}\n\n{key.get('description')}\n" for name, key in schema["properties"].items()}
+    blocks += [words["method"], *_entries("method", "Methods", METHODS.importable()), words["peft_methods"]]
     blocks += ["## parameters\n", _PARAMETERS, _table(map(_spec_row, COMMON, COMMON.values()))]
     for name, method in METHODS.importable().items():
         if method.parameters:
             blocks.append(f"### parameters with method: {name}\n")
             blocks.append(_table(map(_spec_row, method.parameters, method.parameters.values())))
-    blocks += [*words("start_from"), *section("search", known["SearchPlan"])]
+    blocks += [words["start_from"], *section("search", known["SearchPlan"])]
     blocks += _entries("scheduler", "Schedulers", SCHEDULERS.importable())
     blocks += _entries("sampler", "Samplers", SAMPLERS.importable())
     blocks += section("promotion", known["PromotionRule"])
@@ -289,24 +269,18 @@ def reference_text() -> str:
 def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the entries of a seam are, from the first paragraphs of their docstrings."""
     yield f"### {title}\n"
-    rows = [
-        (f"`{name}`", _sentence((inspect.getdoc(entry) or "").partition("\n\n")[0])) for name, entry in entries.items()
-    ]
+    rows = [(f"`{name}`", (inspect.getdoc(entry) or "").partition("\n\n")[0]) for name, entry in entries.items()]
     yield _table(rows, heads=(f"`{key}`", "meaning"))
 
 
 def _spec_row(name: str, spec: ParameterSpec) -> tuple[str, ...]:
     default = "required" if spec.default is None and not spec.optional else _written(spec.default)
-    return f"`{name}`", _law(_of_spec(spec), {}), default, _sentence(spec.about)
+    return f"`{name}`", _law(_of_spec(spec), {}), default, spec.about
 
 
 def _table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...] = ("key", "type", "default", "meaning")) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
-
-
-def _sentence(text: str) -> str:
-    return " ".join(text.split())
+    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in cells] for cells in (heads, *rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (lines[0], ["---"] * len(heads), *lines[1:]))
 
 
 def _written(default: Any) -> str:
@@ -316,18 +290,6 @@ def _written(default: Any) -> str:
     text = str(default).lower() if isinstance(default, bool) else str(default)
     text = re.sub(r"^(\d+)e", r"\1.0e", text)  # YAML 1.1 reads 1e-05 as text
     return f"`{text}`"
-
-
-def _references(schema: Any) -> Iterator[str]:
-    """Yield the definitions that a key leads to."""
-    if isinstance(schema, dict):
-        if "$ref" in schema:
-            yield schema["$ref"].rpartition("/")[2]
-        for inner in schema.values():
-            yield from _references(inner)
-    elif isinstance(schema, list):
-        for inner in schema:
-            yield from _references(inner)
 
 
 def _law(schema: Schema, places: Mapping[str, str]) -> str:

@@ -1,23 +1,28 @@
-"""A search space: what a file says, checked, and what a trial draws from it."""
+"""A search space: what a file says, checked; what a trial draws from it, and what it amounts to on a base model."""
 
 from __future__ import annotations
 
+import functools
 import graphlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import eq
-from typing import TYPE_CHECKING, Any, cast
+from operator import attrgetter, eq
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import did_you_mean, one_of
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import FactorSet, Method, Possible
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.names import Shapes
 from loraxs_search.records.base import BaseModelRef, LinearModule
 from loraxs_search.records.host import LargestTrial
-from loraxs_search.records.literals import Head, Scalar
+from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import Hyperparameters, PeftSettings
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
+from loraxs_search.samplers import make_sampler
 from loraxs_search.samplers._base import SearchedParameter
 from loraxs_search.search_space.distributions import (
     METHOD,
@@ -26,11 +31,10 @@ from loraxs_search.search_space.distributions import (
     drawing_order,
     mentioned_values,
     parameters_of,
-    reachable_shapes,
 )
-from loraxs_search.search_space.document import shown
-from loraxs_search.search_space.parameter_specs import (
-    DEFAULT_TARGET_MODULES,
+from loraxs_search.search_space.document import fail_with, shown
+from loraxs_search.search_space.parameters import (
+    both,
     method_spec,
     parameter_specs,
     resolve_modules,
@@ -115,13 +119,13 @@ class Space:
         method = self.method_of(params)
         given: dict[str, Any] = {**self.defaults.get(method.name, {}), **params}
         given.pop(METHOD, None)
-        names = resolve_modules(str(given.pop("target_modules", DEFAULT_TARGET_MODULES)), modules)
+        names = resolve_modules(str(given.pop("target_modules")), modules)
         own = {name: given.pop(name) for name in method.parameters if name in given}
         method.check(method.with_defaults(own), [module for module in modules if module.name in set(names)])
         given.setdefault("head_learning_rate", given["learning_rate"])
         return Hyperparameters(
             **given,
-            **method.fields(own, self._possible(method)),
+            **method.fields(own, self.possible(method)),
             method=method.name,
             peft=self.peft_methods.get(method.name),
             target_modules=names,
@@ -132,7 +136,7 @@ class Space:
     def factor_sets(self) -> tuple[FactorSet, ...]:
         """Return the factors that trials share, to be computed before the first of them."""
         methods = map(self.method, self.methods)
-        return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
+        return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self.possible(m))))
 
     @property
     def is_packable(self) -> bool:
@@ -151,15 +155,10 @@ class Space:
 
     def largest(self) -> LargestTrial:
         """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""
-        packed = [
-            self.method(name) for name in self.methods if not self.is_packable or name not in self.unpackable_methods
-        ]
-        batches = [
-            int(value)
-            for method in packed
-            for value in self.possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
-        ]
-        adapters = [(m.name, shape) for m in packed if m.packed for shape in self._reachable(m, m.sized_by)]
+        alone = self.unpackable_methods if self.is_packable else ()
+        packed = [self.method(name) for name in self.methods if name not in alone]
+        batches = [int(value) for m in packed for value in self.possible_values(m.name, "batch_size") or ()]
+        adapters = [(m.name, shape) for m in packed if m.packed for shape in self.reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def parameters_of(self, method: str) -> dict[str, Parameter]:
@@ -205,6 +204,10 @@ class Space:
         branches = (branches_of(parameters, mentioned_values(parameters)) for parameters in of_methods)
         return sum(weight for found in branches for _, weight in found)
 
+    def head_inits(self) -> set[Scalar]:
+        """Return where the heads of trials may start."""
+        return {value for name in self.methods for value in self.possible_values(name, "head_init") or ()}
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recipe(self, method: str, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
         """Return a method's recipe; recipes are of tasks with a head."""
@@ -234,42 +237,55 @@ class Space:
     def can_pack(self, method: Method) -> list[bool]:
         """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
         named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
-        return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]
+        return [method.can_pack(method.with_defaults(own)) for own in self.reachable(method, named)]
 
-    def heads(self, method: Method) -> Sequence[Head]:
-        """Return how the head of a method's trials may be trained."""
-        values = self.possible_values(method.name, "head", Hyperparameters.head)
-        return [cast("Head", value) for value in values or ()]
-
-    def head_inits(self) -> set[Scalar]:
-        """Return where the heads of trials may start."""
-        default = Hyperparameters.head_init
-        return {value for name in self.methods for value in self.possible_values(name, "head_init", default) or ()}
-
-    def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
-        """Return what these parameters of a method may be together in a trial."""
-        own = self.defaults.get(method.name, {})
-        defaults = {name: own.get(name, method.parameters[name].default) for name in names}
-        return reachable_shapes(self.parameters_of(method.name), defaults)
-
-    def _possible(self, method: Method) -> Possible:
-        """Return every value of a method's own parameters that a trial may have, its default included."""
-        return {name: self.possible_values(method.name, name, spec.default) for name, spec in method.parameters.items()}
-
-    def possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
-        """Return every value of a parameter that trials of a method may have; None for a range.
+    def reachable(self, method: Method, names: Sequence[str], *, ends: bool = True) -> list[dict[str, Scalar]]:
+        """Return the values that these parameters may have together in a trial of a method.
 
         Args:
-            default: Of a trial that leaves it out, if the space itself has recorded none.
+            ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
         """
-        default = self.defaults.get(method, {}).get(name, default)
-        parameter = self.parameters_of(method).get(name)
+        parameters, defaults = self.parameters_of(method.name), self.defaults.get(method.name, {})
+        needed, waiting = dict[str, Parameter](), [name for name in names if name in parameters]
+        while waiting:  # with those that conditions hang on
+            name = waiting.pop()
+            needed[name] = parameters[name]
+            waiting += [other for other in parameters[name].parents() if other not in needed]
+        distinct = mentioned_values(needed)
+        for name in needed.keys() & set(names):
+            named = distinct.setdefault(name, set())
+            mentioned = set(named)
+            for alternative in needed[name].alternatives:
+                others = [value for value in alternative.distribution.values or () if value not in mentioned]
+                numbers = [value for value in others if isinstance(value, int | float)]
+                takes_ends = numbers and (ends or len(others) > _LISTED)
+                named.update((min(numbers), max(numbers)) if takes_ends else others)
+        shapes = dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]]()
+        for params, _ in branches_of(needed, distinct):
+            # What is missing although its condition holds is between the ends.
+            if any(name in needed and name not in params and needed[name].chosen(params) is not None for name in names):
+                continue
+            known = {**{name: defaults[name] for name in names if name in defaults}, **params}
+            shape = {name: known[name] for name in names if name in known}
+            shapes.setdefault(tuple(shape.items()), shape)
+        return list(shapes.values())
+
+    def possible(self, method: Method) -> Possible:
+        """Return every value of a method's own parameters that a trial may have, its default included."""
+        return {name: self.possible_values(method.name, name) for name in method.parameters}
+
+    def possible_values(self, method: str, name: str) -> Sequence[Scalar] | None:
+        """Return every value of a parameter that a method's trials may have, its default included; None for a range."""
+        default, parameter = self.defaults.get(method, {}).get(name), self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
         # Conditions that complete each other are not seen to.
         is_always_there = parameter is not None and not all(each.when for each in parameter.alternatives)
         if values is None or default is None or is_always_there:
             return values
         return tuple(dict.fromkeys((*values, default)))
+
+
+_LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
 
 
 def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedParameter, ...]:
@@ -311,14 +327,33 @@ def place_given(
                 (known[name],) = drawn.choices
             elif index is not None:
                 undecided.add(name)
-        elif needed:
+            continue
+        if needed:
             missing = " ".join(f"--set {other}=..." for other in dict.fromkeys(needed))
             faults[name] = f"`{name}` must come with what decides whether a trial has it: add {missing}."
+            continue
+        spec = method_spec(space.methods)
+        if name != METHOD:  # where methods differ in the law, the trial's method decides
+            takers = parameter.methods or space.methods
+            method = str(known.get(METHOD, takers[0]))
+            spec = parameter_specs(space.method(method if method in takers else takers[0]))[name]
+        is_digits = isinstance(value, str) and value.strip("+-").isdecimal()
+        law, own = "", None
+        try:
+            checked = spec.check(int(value) if is_digits and spec.kind == "int" else value)
+        except ValueError as error:
+            law = str(error)
         else:
-            try:
-                known[name] = placed[name] = _own_value(space, parameter, known, value)
-            except ValueError as error:
-                faults[name] = f"`{name}` {error}, but got {shown(value)}."
+            if index is None:
+                others = {other: known.get(other, "left out") for other in parameter.parents()}
+                law = f"must be left out of a trial with {', '.join(f'{key} {it}' for key, it in others.items())}"
+            else:
+                distribution = parameter.alternatives[index].distribution
+                own, law = distribution.find(checked, spec.same), f"must be as the space has it, {distribution}"
+        if own is None:
+            faults[name] = f"`{name}` {law}, but got {shown(value)}."
+        else:
+            known[name] = placed[name] = own
     for name in given:
         if name not in space.parameters:
             first, listed = did_you_mean(name, space.parameters), one_of(space.parameters, name)
@@ -326,27 +361,153 @@ def place_given(
     return placed, list(faults.values())
 
 
-def _own_value(space: Space, parameter: Parameter, known: Mapping[str, Scalar], given: Scalar) -> Scalar:
-    """Return a given value as the space has it, in the parameter's own type.
+# ---- what a space amounts to on a base model, for `check`, before any training ----
+def notes(space: Space) -> tuple[str, ...]:
+    """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
+    found = [f"method {name} {text}" for name in space.methods if (text := space.method(name).advice)]
+    anew = [name for name in space.methods if not space.method(name).can_start]
+    if space.start_from is not None and anew:
+        found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
+    parts = {
+        "trials": space.unpackable_methods,
+        "some trials": [name for name in space.methods if len(set(space.can_pack(space.method(name)))) == 2],
+    }
+    for which, methods in parts.items() if space.is_packable and space.search.pack_size != 1 else ():
+        if methods:
+            named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
+            found.append(f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others")
+    return (*found, *make_sampler(space.search, space.searched()).advice())
+
+
+@dataclass(frozen=True)
+class GroupDescription:
+    """A module group expression and the full names it resolves to, in model order."""
+
+    expression: str
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShapeDescription:
+    """An adapter of the space, and what would be stored.
 
     Args:
-        known: The trial's params that come before it.
-    Raises:
-        ValueError: a trial cannot have it; the message states the law.
+        params: The method's own parameters that decide what is stored, of those that the space names: the rank of
+            LoRA-XS.
+        head: `full` or `output`.
+        method: That is trained.
     """
-    name, spec = parameter.name, method_spec(space.methods)
-    if name != METHOD:  # where methods differ in the law, the trial's method decides
-        takers = parameter.methods or space.methods
-        method = str(known.get(METHOD, takers[0]))
-        spec = parameter_specs(space.method(method if method in takers else takers[0]))[name]
-    value = given
-    if isinstance(given, str) and spec.kind == "int" and given.strip("+-").isdecimal():
-        value = int(given)
-    value = spec.check(value)
-    if (index := parameter.chosen(known)) is None:
-        others = ", ".join(f"{other} {known.get(other, 'left out')}" for other in dict.fromkeys(parameter.parents()))
-        raise ValueError(f"must be left out of a trial with {others}")
-    distribution = parameter.alternatives[index].distribution
-    if (own := distribution.find(value, spec.same)) is None:
-        raise ValueError(f"must be as the space has it, {distribution}")
-    return own
+
+    params: Mapping[str, Scalar]
+    target_modules: str
+    head: str
+    size: AdapterSize
+    method: str = LoraXS.name
+
+
+_STORED: Callable[[ShapeDescription], int] = attrgetter("size.stored_bytes")
+
+
+@dataclass(frozen=True)
+class _Extremes:
+    """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
+
+    smallest: ShapeDescription
+    largest: ShapeDescription
+
+
+@dataclass(frozen=True)
+class SpaceDescription:
+    """A space's size.
+
+    Args:
+        combinations: How many different params there are; None when a parameter is continuous.
+        groups: Every module group that a trial may have.
+        smallest: The adapter with the fewest bytes that a trial may have.
+        largest: The one with the most.
+        methods: The same for the trials of each method, by its name.
+        notes: Remarks for users.
+    """
+
+    combinations: int | None
+    groups: tuple[GroupDescription, ...]
+    smallest: ShapeDescription
+    largest: ShapeDescription
+    methods: Mapping[str, _Extremes]
+    notes: tuple[str, ...] = ()
+
+
+def describe(
+    space: Space,
+    modules: Sequence[LinearModule],
+    *,
+    heads: Mapping[str, Shapes] = MappingProxyType({}),
+    body: Shapes = MappingProxyType({}),
+) -> SpaceDescription:
+    """Return what a space amounts to on a base model with these linear layers.
+
+    Stored bytes are those of the adapter's file, names and shapes included.
+
+    Args:
+        heads: `full` and `output` to full name and shape of the head's parameters that are trained.
+        body: Full name and shape of the base's parameters below its head.
+    Raises:
+        TargetModulesError: a module group matches nothing.
+        RankError: a rank that a trial may have is above the smaller side of one of its modules.
+        SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
+    """
+    found = (space.possible_values(name, "target_modules") for name in space.methods)
+    expressions = dict.fromkeys(str(value) for values in found for value in values or ())
+    groups = {expression: resolve_modules(expression, modules) for expression in expressions}
+    by_name, methods = {module.name: module for module in modules}, dict[str, _Extremes]()
+    for method in map(space.method, space.methods):  # each way to adapt layers that a trial may draw must fit them
+        for own, names in trial_shapes(space, method, modules):
+            method.check(own, [by_name[name] for name in names])
+    for method in map(space.method, space.methods):
+        shapes = list[ShapeDescription]()
+        for params in space.reachable(method, (*method.sized_by, "target_modules", "head")):
+            own = {name: params[name] for name in method.sized_by if name in params}
+            expression, head = str(params["target_modules"]), str(params["head"])
+            adapted, stored = [by_name[name] for name in groups[expression]], heads.get(head, {})
+            identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
+            size = method.size(method.with_defaults(own), adapted, stored, identity, body)
+            named = {name: value for name, value in own.items() if name in space.parameters}
+            shapes.append(ShapeDescription(named, expression, head, size, method.name))
+        methods[method.name] = _Extremes(min(shapes, key=_STORED), max(shapes, key=_STORED))
+    remarks, limit = notes(space), space.promotion.max_bytes
+    candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
+    if limit is not None and candidates:
+        smallest = min(each.smallest.size.stored_bytes for each in candidates)
+        largest = max(each.largest.size.stored_bytes for each in candidates)
+        if smallest > limit:
+            law = f"must leave room for an adapter of this space, of which the smallest takes {smallest:,} bytes"
+            fail_with(
+                space.source,
+                [f"{space.source}: promotion.max_bytes: {law}, but got {limit:,}."],
+                hint="raise promotion.max_bytes, or search smaller ranks or fewer modules",
+            )
+        if largest > limit:
+            law = f"trials whose adapters take more than max_bytes={limit:,} are never promoted"
+            remarks = (*remarks, f"{law}; the largest: {largest:,}")
+    return SpaceDescription(
+        combinations=space.grid_size(),
+        groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
+        smallest=min((each.smallest for each in methods.values()), key=_STORED),
+        largest=max((each.largest for each in methods.values()), key=_STORED),
+        methods=methods,
+        notes=remarks,
+    )
+
+
+def trial_shapes(
+    space: Space, method: Method, modules: Sequence[LinearModule]
+) -> Iterator[tuple[Mapping[str, Scalar], tuple[str, ...]]]:
+    """Yield a method's own words, flags and integers that a trial may have together, and the layers that it adapts.
+
+    Of more than 64 integers only the ends. The others of its parameters have their defaults.
+    """
+    decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
+    resolved = functools.cache(lambda expression: resolve_modules(expression, modules))
+    for params in space.reachable(method, (*decisive, "target_modules"), ends=False):
+        own = method.with_defaults({name: params[name] for name in decisive if name in params})
+        yield own, resolved(str(params["target_modules"]))

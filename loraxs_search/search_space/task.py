@@ -17,7 +17,7 @@ from loraxs_search.paths import user_path
 from loraxs_search.records.literals import Count, Direction, Split, Text
 from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
-from loraxs_search.search_space.parameter_specs import check_entry
+from loraxs_search.search_space.parameters import check_entry
 from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Names, Section, TaskKind, find_metric
 

@@ -39,7 +39,7 @@ from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.records.literals import Scalar, Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.parameter_specs import COMMON, parameter_specs
+from loraxs_search.search_space.parameters import COMMON, parameter_specs
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
 from loraxs_search.tasks.prepared import PreparedTask

@@ -31,10 +31,9 @@ from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records.base import BaseModelRef, LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.search_space.describe import describe
 from loraxs_search.search_space.load import load_space
-from loraxs_search.search_space.parameter_specs import COMMON
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.parameters import COMMON
+from loraxs_search.search_space.space import Space, describe
 from loraxs_search.trial.attach import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from support.shell import Shell
 
 from loraxs_search.errors import SpaceError
-from loraxs_search.search_space.describe import notes
 from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.space import notes
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("toy_method")]
 

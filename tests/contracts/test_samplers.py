@@ -17,9 +17,8 @@ from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.samplers._base import Sampler
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search_space.describe import notes
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.space import Space, notes
 
 NAMES = SAMPLERS.names()
 every_sampler = pytest.mark.parametrize("name", NAMES)

@@ -32,9 +32,8 @@ from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
 from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
-from loraxs_search.search_space.describe import SpaceDescription, describe
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import ShownRow, first_rows, joining_row_faults, load_data, prepare
 from loraxs_search.tasks.report import data_warnings

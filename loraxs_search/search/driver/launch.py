@@ -36,9 +36,8 @@ from loraxs_search.search.driver.result import (
     open_tracker,
     summary_of,
 )
-from loraxs_search.search_space.describe import trial_shapes
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.space import Space, trial_shapes
 from loraxs_search.steering import asks_for_more, foreseen
 from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo
@@ -115,7 +114,7 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
             hint="name an adapter of the same base at the same revision",
         )
     method, by_name = method_of(start.hyperparameters), {module.name: module for module in info.modules}
-    heads = space.heads(method)
+    heads = [str(head) for head in space.possible_values(method.name, "head") or ()]
     if start.with_head and set(heads) != {start.hyperparameters.head}:
         raise UsageError(
             f"`head` must be the adapter's own ({start.hyperparameters.head}) where trials start from its head, but a "

@@ -55,8 +55,7 @@ from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import HostProxy, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.loop import StudySearcher
-from loraxs_search.search_space.describe import notes
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.space import Space, notes
 from loraxs_search.steering import steered, take_commands
 from loraxs_search.steering.state import Deadline, SteeredStudy, planned
 from loraxs_search.studies.folder import StudyFolder

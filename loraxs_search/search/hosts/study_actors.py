@@ -24,8 +24,7 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, Steps, Usage, repeated
-from loraxs_search.search_space.describe import describe
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.tasks.report import data_warnings, overlap_counts

@@ -5,8 +5,8 @@ import pytest
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError, UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
-from loraxs_search.search_space.describe import ShapeDescription, describe
 from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.space import ShapeDescription, describe
 
 OWN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 

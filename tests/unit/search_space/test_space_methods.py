@@ -22,9 +22,8 @@ from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import LinearModule
-from loraxs_search.search_space.describe import describe, notes
-from loraxs_search.search_space.parameter_specs import COMMON
-from loraxs_search.search_space.space import Space
+from loraxs_search.search_space.parameters import COMMON
+from loraxs_search.search_space.space import Space, describe, notes
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
 TEXT = """\

@@ -27,7 +27,7 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.errors import TargetModulesError
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModel, LinearModule
-from loraxs_search.search_space.parameter_specs import parameter_specs, resolve_modules
+from loraxs_search.search_space.parameters import parameter_specs, resolve_modules
 from loraxs_search.tasks.kinds import classifier
 
 SPECS = parameter_specs(LoraXS)

@@ -10,9 +10,8 @@ from loraxs_search.errors import SpaceError, UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import PeftSettings
-from loraxs_search.search_space.describe import describe, notes
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.space import Space, place_given
+from loraxs_search.search_space.space import Space, describe, notes, place_given
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
 TEXT = """\

@@ -11,7 +11,7 @@ from support.studies import study
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.search_space import parameter_specs
+from loraxs_search.search_space import parameters
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.shipped_spaces import shipped_spaces
@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     assert folder.space() == space
     specs = dict(LoraXS.parameters)
     monkeypatch.setattr(LoraXS, "parameters", specs | {"sigma": replace(specs["sigma"], default="none")})
-    common = parameter_specs.COMMON
+    common = parameters.COMMON
     monkeypatch.setitem(common, "batch_size", replace(common["batch_size"], default=1024))
     after = folder.space()
     assert after.hyperparameters(params, MODULES, 0) == before
