@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from loraxs_search.records.literals import SECTION, Law, Text
+from loraxs_search.records.literals import SECTION, Text, matching
 
 _SHOWN = 16  # hexadecimal digits of a digest
 
@@ -27,7 +27,7 @@ class BaseModelRef:
     """Installed Python package that carries the model, as safetensors or GGUF. `sentence-transformers/all-MiniLM-L6-v2`
     is found in its package without this key.
     """
-    sha256: Annotated[str, Law(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[Text, matching("[0-9a-f]{64}", "must be 64 hexadecimal digits in lower case")] | None = None
     """Digest of the weights, 64 hexadecimal digits. Other weights are refused."""
 
 

@@ -36,7 +36,7 @@ class Law:
     Args:
         read: Makes the value of what is written, before its type is checked; raises ValueError with the law.
         json_schema: For editors, where what is written differs from the value.
-        bounds: As pydantic's core schemas name them: `ge`, `gt`, `le`, `lt`, `min_length`, `pattern`.
+        bounds: As pydantic's core schemas name them: `ge`, `gt`, `le`, `lt`, `min_length`.
     """
 
     def __init__(
@@ -64,13 +64,25 @@ Text = Annotated[str, Law(min_length=1)]
 NotNegative = Annotated[float, Law(as_number, ge=0)]
 
 
+def matching(pattern: str, law: str) -> Law:
+    """Return the law of a text that matches a pattern; `law` is the pattern in words."""
+
+    def read(value: object) -> object:
+        if isinstance(value, str) and value and not re.fullmatch(pattern, value):
+            raise ValueError(law)
+        return value
+
+    return Law(read, {"type": "string", "pattern": f"^{pattern}$"})
+
+
 def distinct(names: Any) -> Any:
     """Return names that all look different: an accent may be its own character.
 
     Raises:
         ValueError: one stands twice.
     """
-    shown = [unicodedata.normalize("NFC", name) for name in names if isinstance(name, str)]
+    texts = [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
+    shown = [unicodedata.normalize("NFC", name) for name in texts]
     for index, name in enumerate(shown):
         if name in shown[:index]:
             raise ValueError(f"must name each once, without a second {name!r}")

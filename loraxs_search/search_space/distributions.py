@@ -13,7 +13,7 @@ from decimal import Decimal
 from graphlib import TopologicalSorter
 from itertools import chain
 from math import isclose
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.records.literals import Scalar
 
@@ -169,22 +169,41 @@ class Parameter:
         implied = [METHOD] if self.methods else []
         return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
 
-    def of_method(self, method: str, known: Container[str]) -> Parameter | None:
-        """Return what it is to trials of one method, conditions on the method resolved; None if they lack it.
+    def of_methods(self, methods: Sequence[str], known: Container[str]) -> Parameter | None:
+        """Return what it is to trials of some methods, conditions on the method resolved; None if they lack it.
 
         Args:
             known: Other parameters that such trials have; where a condition needs another, it never holds.
         """
-        if self.methods and method not in self.methods:
-            return None
-        resolved: list[Alternative] = []
+        takers = tuple(method for method in methods if not self.methods or method in self.methods)
+        resolved, left = list[Alternative](), takers
         for each in self.alternatives:
-            if all(method in values if other == METHOD else other in known for other, values in each.when):
-                when = tuple(condition for condition in each.when if condition[0] != METHOD)
+            asked = dict(each.when).get(METHOD, takers)
+            fitting = tuple(method for method in left if method in asked)
+            others = tuple(condition for condition in each.when if condition[0] != METHOD)
+            if fitting and all(other in known for other, _ in others):
+                when = others if fitting == left else (*others, (METHOD, fitting))
                 resolved.append(replace(each, when=when))
-                if not when:  # none after it is ever drawn
-                    return Parameter(self.name, tuple(resolved))
-        return Parameter(self.name, tuple(resolved)) if resolved else None
+                left = left if others else tuple(method for method in left if method not in fitting)
+        return Parameter(self.name, tuple(resolved), () if takers == tuple(methods) else takers) if resolved else None
+
+    def written(self) -> Any:
+        """Return it as a space file has it."""
+        forms = list[Any]()
+        for each in self.alternatives:
+            own = each.distribution
+            if own.form in ("constant", "choice"):
+                form: dict[str, Any] = (
+                    {"choice": list(own.choices)} if own.form == "choice" else {"value": own.choices[0]}
+                )
+            elif own.form == "int":
+                form = {"int": [own.low, own.high], "step": own.step, "log": own.log}
+            else:
+                form = {"log_uniform" if own.log else "uniform": [own.low, own.high]}
+                form |= {"step": own.step} if own.step else {}
+            when = {other: list(values) for other, values in each.when}
+            forms.append({**form, "when": when} if when else form.get("value", form))
+        return forms if len(forms) > 1 else forms[0]
 
 
 def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -203,15 +222,15 @@ def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | No
     return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
 
 
-def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str, Parameter]:
-    """Return the parameters of the trials of one method, without the choice of the method, in the file's order.
+def parameters_of(parameters: Mapping[str, Parameter], methods: Sequence[str]) -> dict[str, Parameter]:
+    """Return the parameters of the trials of some methods, without the choice of the method, in the file's order.
 
     Raises:
         graphlib.CycleError: the conditions go in a circle.
     """
     known: dict[str, Parameter] = {}
     for name in drawing_order(parameters.values()):
-        parameter = parameters[name].of_method(method, known)
+        parameter = parameters[name].of_methods(methods, known)
         if parameter is not None and name != METHOD:
             known[name] = parameter
     return {name: known[name] for name in parameters if name in known}

@@ -299,68 +299,48 @@ _MAX_BYTES = 1_000_000
 _ROWS = {".csv", ".tsv", ".jsonl", ".parquet", ".conll"}  # JSON is YAML
 
 
-def find_file(path_or_name: str) -> tuple[Path, str]:
-    """Return the file, and what to call it: a path as given, or the whole path of a shipped space.
+def read_file(path_or_name: str) -> tuple[Path, str, str]:
+    """Return a space file, what to call it (a path as given, or the whole path of a shipped space), and its text.
 
     Raises:
-        SpaceError: there is no such file and no such shipped space.
+        SpaceError: there is no such file and no such shipped space; or it cannot be read, is too large to be a space,
+            or is not text.
     """
+    hint = f"shipped spaces: {one_of(shipped_spaces(), Path(path_or_name).stem)}"
     try:
-        path = user_path(path_or_name)
+        is_file, is_folder = (path := user_path(path_or_name)).is_file(), path.is_dir()
     except ValueError as error:
-        raise SpaceError(
-            f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}.",
-            hint=_hint(""),
-        ) from None
-    if path.is_file():
-        if _ROWS & {ending.lower() for ending in path.suffixes}:
-            raise SpaceError(
-                f"`space` must be a YAML file, but {path_or_name} holds rows.",
-                hint=f"`loraxs-search init {path_or_name}` writes a space for them",
-            )
-        return Path(path_or_name).expanduser(), path_or_name
-    if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
+        law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
+        raise SpaceError(law, hint=hint) from None
+    file, source = Path(path_or_name).expanduser(), path_or_name
+    if is_file and _ROWS & {ending.lower() for ending in path.suffixes}:
+        hint = f"`loraxs-search init {path_or_name}` writes a space for them"
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
+    if not is_file and file.name == path_or_name:  # no folder in it: may be a shipped space's name
         with contextlib.suppress(UsageError):
-            shipped = shipped_space_path(path_or_name)
-            return shipped, str(shipped)
-    if path.is_dir():
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
-    wanted = Path(path_or_name if Path(path_or_name).suffix else f"{path_or_name}.yaml")
-    first = meant_file(wanted) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
-    raise SpaceError(
-        f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
-        hint=_hint(path_or_name),
-    )
-
-
-def _hint(wanted: str) -> str:
-    return f"shipped spaces: {one_of(shipped_spaces(), Path(wanted).stem)}"
-
-
-def read_file(path: Path, source: str) -> str:
-    """Return the file's text.
-
-    Raises:
-        SpaceError: it cannot be read, is too large to be a space, or is not text.
-    """
+            file, is_file = shipped_space_path(path_or_name), True
+            source = str(file)
+    if not is_file and is_folder:
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=hint)
+    if not is_file:
+        wanted = Path(path_or_name if Path(path_or_name).suffix else f"{path_or_name}.yaml")
+        first = meant_file(wanted) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
+        law = "`space` must be a YAML file or the name of a shipped space, but there is no"
+        raise SpaceError(f"{first}{law} {path_or_name}.", hint=hint)
     try:
-        content = path.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
-        raise SpaceError(
-            f"{source} must be readable, but the system says: {error.strerror}.", hint=_hint(source)
-        ) from error
+        law = f"{source} must be readable, but the system says: {error.strerror}."
+        raise SpaceError(law, hint=hint) from error
     if len(content) > _MAX_BYTES:
-        raise SpaceError(
-            f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?",
-            hint=_hint(source),
-        )
+        law = f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?"
+        raise SpaceError(law, hint=hint)
     try:
-        return content.decode("utf-8-sig")
+        return file, source, content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise SpaceError(
-            f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not.", hint="save the file as UTF-8"
-        ) from error
+        law = f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not."
+        raise SpaceError(law, hint="save the file as UTF-8") from error
 
 
 # ---- sections with fixed keys, read into records by pydantic; its faults in our words ----
@@ -376,7 +356,6 @@ _LAWS = {
     "float_": "must be a number",
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
-    "string_pattern": "must be 64 hexadecimal digits in lower case",
     "string_": "must be text",
     "list_type": "must be a list",
     "tuple_type": "must be a list",

@@ -7,7 +7,7 @@ Overrides change a document before it is read: `--set search.trials=24` is a dot
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,22 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
+from loraxs_search.records.trial import PeftSettings
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space.distributions import METHOD, PARAMETERS
+from loraxs_search.search_space.distributions import (
+    METHOD,
+    PARAMETERS,
+    Alternative,
+    Distribution,
+    Parameter,
+    parameters_of,
+)
 from loraxs_search.search_space.document import (
     BEHIND_FILES,
     Document,
     KeyPath,
     as_mapping,
-    find_file,
     keys_of,
     parse_document,
     read_file,
@@ -43,7 +50,6 @@ from loraxs_search.search_space.parameters import (
     PEFT_METHODS,
     both,
     check_entry,
-    laws_of,
     parameter_specs,
     read_method,
     read_parameters,
@@ -71,8 +77,8 @@ def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
     Raises:
         SpaceError: there is no such file, or it has faults; the message lists all of them with their lines.
     """
-    path, source = find_file(path_or_name)
-    return parse_space(read_file(path, source), source=source, folder=path.parent, name=path.stem, overrides=overrides)
+    path, source, text = read_file(path_or_name)
+    return parse_space(text, source=source, folder=path.parent, name=path.stem, overrides=overrides)
 
 
 def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
@@ -109,20 +115,25 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         SpaceError: the text has faults; the message lists all of them with their lines.
     """
     document, changes = parse_document(text, source), as_texts(overrides)
-    _apply_overrides(document, changes)
+    earlier = _names(as_mapping(document.data).get(METHOD))
+    for index, override in enumerate(changes):
+        document.put(override, index)
+    sections, named = _sections(document), read_peft_methods(document)
+    is_readable = _narrow(document, earlier, named)
     if changes:  # new YAML below a line for each override: the original's comments may no longer be true
         header = "".join(f"# {source} with --set {json.dumps(override)}\n" for override in changes)
         text = header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
-    folder, sections = folder.resolve(), _sections(document)
+    folder = folder.resolve()
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _read_base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    named = read_peft_methods(document)
     is_known = not document.is_faulty(PEFT_METHODS)  # else names would be said to be unknown
     method = read_method(document, sections.get(METHOD, LoraXS.name), named) if is_known else None
     methods = tuple(str(name) for name in method.possible or ()) if method else ()
-    parameters = (
-        read_parameters(document, sections[PARAMETERS], method, named) if PARAMETERS in sections and method else {}
-    )
+    parameters: Mapping[str, Parameter] = {}
+    if PARAMETERS in sections and method and is_readable:
+        parameters = read_parameters(document, sections[PARAMETERS], method, named)
+        if len(methods) == 1:  # nothing hangs on the method
+            parameters = {} if document.faults else parameters_of(parameters, methods)
     for key, it in list(named.items()):
         searched = {field: kind for field, kind in it.searched.items() if field in parameters}
         named[key] = replace(it, searched=searched)
@@ -251,10 +262,7 @@ def entry_keys() -> dict[str, ParameterSpec]:
     """
     taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
     taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
-    keys: dict[str, ParameterSpec] = {}
-    for name, key in (each for own in taken for each in own.items()):
-        keys.setdefault(name, key)
-    return keys
+    return {name: next(own[name] for own in taken if name in own) for own in taken for name in own}
 
 
 def _read_search(document: Document, sections: Mapping[str, Any]) -> SearchPlan:
@@ -349,89 +357,37 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
-def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Put each override into the document's data; later ones win. Faults go to the document.
+def _narrow(document: Document, earlier: Sequence[str], named: Mapping[str, PeftSettings]) -> bool:
+    """Leave out what the file says of methods that overrides have taken from it, and nothing else.
 
-    Fewer methods than the file has leave out what it says of the others, and nothing else. A space that was given other
-    methods than it had, or ones that are not installed, is left as it is: what does not fit is a fault.
+    A space that was given other methods than it had, or ones that are not installed, is left as it is: what does not
+    fit is a fault.
+
+    Args:
+        earlier: The methods that the file has.
+    Returns:
+        Whether the file's parameters could be read; else the document has their faults.
     """
-    earlier = _names(as_mapping(document.data).get(METHOD))
-    for index, override in enumerate(overrides):
-        document.put(override, index)
     data = as_mapping(document.data)
-    wanted, promotion = _names(data.get(METHOD)), as_mapping(data.get("promotion"))
-    if not wanted or not set(wanted) < set(earlier):
-        return
-    known: dict[str, Method] = {name: entry() for name, entry in METHODS.importable().items()}
-    for name, settings in read_peft_methods(replace(document, faults=[])).items():
-        known[name] = get_method(name, settings)
-    if not set(wanted) <= known.keys():
-        return
+    wanted, promotion, section = _names(data.get(METHOD)), as_mapping(data.get("promotion")), data.get(PARAMETERS)
+    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= {*METHODS.importable(), *named}:
+        return True
     if isinstance(promotion.get("methods"), list):
         left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
         promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
-    section = as_mapping(data.get(PARAMETERS))
-    before, kept = (
-        laws_of([known[name] for name in earlier if name in known]),
-        laws_of([known[name] for name in wanted]),
-    )
-    gone = {name for name in section if name in before and name not in kept}
-    for name, given in list(section.items()):
-        path, is_list = (PARAMETERS, name), isinstance(given, list) and any(isinstance(item, dict) for item in given)
-        if name in gone and document.place(path)[0] != BEHIND_FILES:  # one of an override is reported as a fault later
+    if not isinstance(section, dict) or document.place((PARAMETERS,))[0] == BEHIND_FILES:
+        return True
+    every = Parameter(METHOD, (Alternative(Distribution("choice", tuple(earlier))),))
+    whole = read_parameters(document, section, every, named)
+    if document.is_faulty(PARAMETERS):
+        return False
+    kept = parameters_of(whole, wanted)
+    for name in list(section):
+        if name in kept:
+            section[name] = kept[name].written()
+        elif document.place((PARAMETERS, name))[0] != BEHIND_FILES:  # one of an override is a fault
             del section[name]
-        if not (takers := list(kept.get(name, ()))):
-            continue
-        forms = {}  # those for methods that are left, without any behind a form that now always holds
-        for index, item in enumerate(given if is_list else [given]):
-            if takers and (form := _narrowed(item, earlier, takers, gone)):
-                (forms[index],) = form
-                when = as_mapping(forms[index]).get("when", {})
-                if isinstance(when, dict) and when.keys() <= {METHOD}:  # every trial of its methods has it
-                    takers = [method for method in takers if method not in when.get(METHOD, takers)]
-        if not forms:
-            del section[name]
-            continue
-        if is_list:
-            _move_lines(document, path, list(forms))
-        left = list(forms.values())
-        # A list of one value alone would be no declaration.
-        section[name] = left if is_list and (len(left) > 1 or isinstance(left[0], dict)) else left[0]
-
-
-def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Set[str]) -> list[Any]:
-    """Return a form without what its condition says of other methods; nothing where it is for those alone.
-
-    Args:
-        gone: Parameters that the other methods alone take: a condition on one never holds.
-    """
-    when = as_mapping(form).get("when")
-    if not isinstance(when, dict) or not when.keys() & {METHOD, *gone}:
-        return [form]
-    named = when.get(METHOD, list(takers))
-    asked = named if isinstance(named, list) else [named]
-    if not asked or not set(asked) <= set(earlier):
-        return [form]  # reported as a fault later
-    fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
-    if not fitting:
-        return []
-    others = {name: wanted for name, wanted in when.items() if name != METHOD}
-    if set(fitting) < set(takers):
-        return [{**form, "when": {**others, METHOD: fitting}}]
-    if others:
-        return [{**form, "when": others}]
-    return [{key: value for key, value in form.items() if key != "when"}]
-
-
-def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
-    """Keep the lines of some items of a list at their new places."""
-    new_index: dict[str | int, int] = {old: new for new, old in enumerate(kept)}
-    tables: tuple[dict[KeyPath, Any], ...] = (document.places, document.written)
-    for table in tables:
-        below = {key: table.pop(key) for key in list(table) if key[: len(path)] == path and len(key) > len(path)}
-        for key, value in below.items():
-            if (new := new_index.get(key[len(path)])) is not None:
-                table[(*path, new, *key[len(path) + 1 :])] = value
+    return True
 
 
 def _names(given: object) -> list[str]:

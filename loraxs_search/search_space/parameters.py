@@ -28,7 +28,6 @@ from loraxs_search.search_space.distributions import (
     Distribution,
     Parameter,
     drawing_order,
-    parameters_of,
 )
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, shown
 
@@ -413,20 +412,22 @@ def read_parameters(
     Conditions are read last, since they may name parameters that come later.
 
     Args:
-        method: The methods whose own parameters the section may have beside those of all. Where there are several it
-            comes first in what is returned.
+        method: The methods whose own parameters the section may have beside those of all. It comes first in what is
+            returned. What the section says of those that are not installed is passed over.
         named: The methods of `peft_methods`.
     """
     if not isinstance(section, dict):
         document.fault((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
         return {}
-    methods = [get_method(str(name), named.get(str(name))) for name in method.possible or ()]
-    reader = _SectionReader(document, tuple(each.name for each in methods), laws_of(methods))
+    asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
+    methods = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
+    absent = frozenset(asked) - {each.name for each in methods}
+    reader = _SectionReader(document, tuple(each.name for each in methods), absent, laws_of(methods))
     parameters, forms, laws = {METHOD: method}, dict[str, list[_Item]](), reader.laws
     for name, given in section.items():
         if name not in laws:
             law = next((each.not_offered[name] for each in methods if name in each.not_offered), "")
-            owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]
+            owners = [other for other, entry in known.items() if name in entry.parameters]
             if name == METHOD:
                 law = "must stand at the top of the file, beside `parameters`: `method: {choice: [...]}`."
             elif not law and owners:
@@ -456,9 +457,7 @@ def read_parameters(
         circle: list[str] = error.args[1]
         law = f"must not lead back to itself, but got {' -> '.join(reversed(circle))}."
         document.fault((PARAMETERS, circle[-1], "when"), law)
-    if len(methods) > 1:
-        return parameters
-    return {} if document.faults else parameters_of(parameters, reader.methods[0])
+    return parameters
 
 
 def _needing(by_method: Mapping[str, ParameterSpec]) -> list[str]:
@@ -468,10 +467,15 @@ def _needing(by_method: Mapping[str, ParameterSpec]) -> list[str]:
 
 @dataclass(frozen=True)
 class _SectionReader:
-    """Reads what stands at each parameter."""
+    """Reads what stands at each parameter.
+
+    Args:
+        absent: Methods of the space that are not installed.
+    """
 
     document: Document
     methods: tuple[str, ...]
+    absent: frozenset[str]
     laws: Laws
 
     def items(self, name: str, given: object) -> list[_Item]:
@@ -494,6 +498,8 @@ class _SectionReader:
                         law = f"must name a method that takes {name}: {one_of(takers)}"
                         inside = (*here, "when", METHOD, *([number] if is_list else []))
                         document.fault(inside, f"{law}, but got {shown(method)}.")
+                if wanted and all(method in self.absent for method in wanted):
+                    continue
                 asked = tuple(method for method in takers if method in wanted)
                 methods = tuple(method for method in asked if method in left) or asked
             items.append(_Item(here, form, methods, self._distribution(name, here, form, methods)))
@@ -505,7 +511,7 @@ class _SectionReader:
         if uncovered := [method for method in _needing(self.laws[name]) if method in left]:
             of_methods = f" of {both(uncovered)}" if len(self.methods) > 1 else ""
             why = f"since every trial{of_methods} needs a {name}."
-            if items[0].path == path:
+            if given_items[0][0] == path:
                 document.fault((*path, "when"), f"must stand in a list of forms whose last has no `when`, {why}")
             else:
                 document.fault(path, f"must end with an item without `when`, {why}")
@@ -567,7 +573,7 @@ class _SectionReader:
         if wanted == []:
             self.document.fault(path, "must be a value or a list of values, but got an empty list.")
         values = list[Scalar]()
-        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec(self.methods)}).values())
+        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec((*self.methods, *self.absent))}).values())
         for index, item in enumerate(wanted if isinstance(wanted, list) else [wanted]):
             here, law = (*path, index) if isinstance(wanted, list) else path, ""
             for spec in laws:  # the first that fits is the one that the value is meant by

@@ -163,7 +163,7 @@ class Space:
 
     def parameters_of(self, method: str) -> dict[str, Parameter]:
         """Return the parameters of the trials of one method, without the choice of the method."""
-        return parameters_of(self.parameters, method)
+        return parameters_of(self.parameters, [method])
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""

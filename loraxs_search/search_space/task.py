@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, create_model
+from pydantic import create_model
 
 from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened
 from loraxs_search.paths import user_path
-from loraxs_search.records.literals import Count, Direction, Split, Text
+from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
 from loraxs_search.search_space.parameters import check_entry
 from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Names, Section, TaskKind, find_metric
 
-
-def _variant(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ValueError("must start with a lower-case letter or digit, and hold only those and _ -")
-    return name
-
-
-def _registry_safe(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "latest":
-        law = "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`"
-        raise ValueError(f"{law}, since the registry knows the task by it")
-    return name
+_NAME = "(?!latest$)[a-z0-9][a-z0-9._-]*"
+_NAME_LAW = (
+    "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`, since the registry"
+    " knows the task by it"
+)
+_VARIANT_LAW = "must start with a lower-case letter or digit, and hold only those and _ -"
 
 
 class TaskSection(Section):
     """What is learnt. `task: NAME` takes a well-known task, and `{use: NAME, ...}` one with changes."""
 
-    name: Annotated[Text, AfterValidator(_registry_safe)]
+    name: Annotated[Text, matching(_NAME, _NAME_LAW)]
     """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
-    variant: Annotated[Text, AfterValidator(_variant)] | None = None
+    variant: Annotated[Text, matching("[a-z0-9][a-z0-9_-]*", _VARIANT_LAW)] | None = None
     """A language, a customer: the registry keeps its own champion for it, as `NAME.VARIANT`."""
-    kind: Annotated[Text, AfterValidator(partial(check_entry, KINDS, "a task kind"))]
+    kind: Annotated[Text, Law(partial(check_entry, KINDS, "a task kind"))]
     """What is learnt from a row."""
     data: DataSource
     """Where the rows come from."""

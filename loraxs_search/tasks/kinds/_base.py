@@ -43,11 +43,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records.adapter import Prediction, Sample
-from loraxs_search.records.literals import SECTION, Split, Text, distinct
+from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, RowSource
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
@@ -68,7 +68,7 @@ class Section(BaseModel):
     model_config = ConfigDict(**SECTION)  # type: ignore[typeddict-item]
 
 
-Names = Annotated[list[Text], Field(min_length=1), AfterValidator(distinct)]
+Names = Annotated[list[Text], Law(distinct, min_length=1)]
 
 
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30

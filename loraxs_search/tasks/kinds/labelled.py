@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, meant, shortened
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Pooling, Split, Text, distinct
+from loraxs_search.records.literals import Law, Pooling, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Section, TaskKind
@@ -200,7 +199,7 @@ class LabelledSection(Section):
 
     columns: ColumnsSection
     """Which columns hold what."""
-    labels: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
+    labels: Annotated[list[Text], Law(distinct)] = []  # noqa: RUF012  # pydantic copies it
     """Names of the labels in the order of their ids, at least two. A regression has none."""
     pooling: Pooling = "auto"
     """Which last hidden states the head reads: the first token's (`cls`), the last token's (`last`), their `mean`, or

@@ -100,7 +100,7 @@ def test_what_is_wrong_stays_wrong_at_its_line() -> None:
     faulty = SPACE.replace("rank: 4", "rank: 5").replace("method: [lora, ia3]", "method: [lora, ia4]")
     with pytest.raises(SpaceError) as caught:
         narrowed(faulty, "lora")
-    assert "space.yaml:10: parameters.learning_rate[0].when.rank: must be a value that rank may have" in str(
+    assert "space.yaml:10: parameters.learning_rate[1].when.rank: must be a value that rank may have" in str(
         caught.value
     )
     assert "space.yaml:13: parameters.weight_decay[0].when.method" in str(caught.value)
