@@ -7,7 +7,7 @@ returns: 1 for a run that failed, 2 for a request that could not be understood.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
 
 _MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
@@ -209,6 +209,11 @@ def one_of(names: Iterable[str], wanted: object = None) -> str:
     known = list(names)
     near = get_close_matches(str(wanted), known, n=3, cutoff=0.5) if wanted is not None else []
     return ", ".join([*near, *(name for name in known if name not in near)])
+
+
+def both(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: `a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def shortened(value: object) -> str:

@@ -216,8 +216,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
 
 def print_summary(study: str) -> None:
     """Print to stderr what a study has found, and whether it beats the baselines; where one wins, that comes first."""
-    from loraxs_search.reports.html.facts import read_facts
-    from loraxs_search.reports.html.summary import summary
+    from loraxs_search.reports.html.summary import read_facts, summary
     from loraxs_search.studies.folder import StudyFolder
 
     print("\n".join(summary(read_facts(StudyFolder.open(study))).opening), file=sys.stderr)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from loraxs_search.cli._output import JsonOption, ShippedSpaceArgument, emit, print_table
 from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
-
-if TYPE_CHECKING:
-    from loraxs_search.search_space.task import CatalogueEntry
 
 spaces = typer.Typer(help="The search spaces that come with the package.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -104,7 +101,7 @@ def _tasks_ls(as_json: JsonOption = False) -> None:
     from loraxs_search.search_space.task import catalogue_entry
     from loraxs_search.shipped_spaces import shipped_tasks
 
-    facts = [_facts(catalogue_entry(name)) for name in shipped_tasks()]
+    facts = [_facts(*catalogue_entry(name)) for name in shipped_tasks()]
 
     def show() -> None:
         rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
@@ -124,11 +121,12 @@ def _tasks_show(
     """
     from loraxs_search.search_space.task import catalogue_entry
 
-    entry = catalogue_entry(name)
-    emit(as_json, _facts(entry) | {"task": entry.section}, lambda: print(entry.text, end=""))
+    text, section = catalogue_entry(name)
+    emit(as_json, _facts(text, section) | {"task": section}, lambda: print(text, end=""))
 
 
-def _facts(entry: CatalogueEntry) -> dict[str, Any]:
-    section, (about, *notes) = entry.section, entry.comments
+def _facts(text: str, section: dict[str, Any]) -> dict[str, Any]:
+    """Return what the comments of a well-known task say (what it is in a line, then its pages, rows and notes)."""
+    about, *notes = [line[2:] for line in text.splitlines() if line.startswith("# ")]
     place = "/".join(filter(None, (section["data"]["hub"], section["data"].get("config"))))
     return {key: section[key] for key in ("name", "kind", "metrics")} | {"data": place, "about": about, "notes": notes}

@@ -1,20 +1,16 @@
-"""What studies say of each method, or of each value of a parameter: the best that equal budgets found.
-
-Beside it, which parameters decide whether a trial is among a study's best: PED-ANOVA, by Optuna.
-"""
+"""What studies say of each method, or of each value of a parameter: the best that equal budgets found."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from loraxs_search.errors import LoraxsError, StudyError, UsageError, counted, shortened, unknown_name
+from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
 from loraxs_search.records.base import Identity
 from loraxs_search.records.literals import Direction, Scalar
 from loraxs_search.records.promotion import Candidate
@@ -22,7 +18,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, TrialState
 from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
 from loraxs_search.reports.leaderboard import pareto_front
-from loraxs_search.reports.optuna_study import study_trials
+from loraxs_search.reports.optuna_study import Importances, importances
 from loraxs_search.reports.study_status import study_state
 from loraxs_search.studies.folder import StudyFolder
 
@@ -91,10 +87,6 @@ class _Study:
     identity: Identity | None
     trials: Sequence[_Trial]
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
 
 def _read(name: str) -> _Study:
     folder = StudyFolder.open(name)
@@ -134,7 +126,9 @@ def _check_alike(one: _Study, other: _Study) -> None:
     first, second = one.identity, other.identity
     if first is None or second is None:
         known = ((one, first), (other, second))  # read once: a driver may write one meanwhile
-        differences = [f"{study.name} has not loaded its rows yet" for study, identity in known if identity is None]
+        differences = [
+            f"{study.folder.name} has not loaded its rows yet" for study, identity in known if identity is None
+        ]
     else:
         tasks, pairs = (one.folder.info.task, other.folder.info.task), list[tuple[str, object, object]]()
         for each in dataclasses.fields(Task):
@@ -149,8 +143,8 @@ def _check_alike(one: _Study, other: _Study) -> None:
         ]
     if differences:
         raise StudyError(
-            f"Studies that are compared must have one task, the same rows and one base, but {one.name} and "
-            f"{other.name} differ: {'; '.join(differences)}.",
+            f"Studies that are compared must have one task, the same rows and one base, but {one.folder.name} and "
+            f"{other.folder.name} differ: {'; '.join(differences)}.",
             hint="compare studies of one task; each task has its own comparison",
         )
 
@@ -271,62 +265,6 @@ def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, to
     own, other = (next(it for it in points if sign * it.score >= least) for points in (front, reference))
     parameters = own.r_parameters / other.r_parameters if other.r_parameters else None
     return SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
-
-
-# ---- importances -----------------------------------------------------------------------------------------------------
-MIN_TRIALS = 10  # complete ones; with fewer, the best of them are too few to have a distribution
-_BEST = 5  # Optuna advises at least so many trials above the quantile
-
-
-@dataclass(frozen=True)
-class Importances:
-    """How far the best trials of a study lie apart from all, parameter by parameter.
-
-    Args:
-        values: Shares that sum to 1, largest first. A parameter with other ranges under other conditions, or without
-            one, is weighed by each of these.
-        num_trials: Complete trials that they are of.
-        quantile: The share of trials that counts as the best.
-        why: Why there are none; empty if there are some.
-    """
-
-    study: str
-    values: Mapping[str, float] = field(default_factory=dict)
-    num_trials: int = 0
-    quantile: float | None = None
-    why: str = ""
-
-
-def importances(folder: StudyFolder) -> Importances:
-    """Return a study's importances, from its log; nothing is written."""
-    import optuna
-    from optuna.trial import TrialState as OptunaState
-    from optuna.trial import create_trial
-
-    from loraxs_search.search_space.distributions import plain_name
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
-        try:
-            recorded = study_trials(folder)
-            study = optuna.create_study(direction=recorded.direction)
-            for trial in recorded.trials:
-                if trial.state is OptunaState.COMPLETE:  # each parameter under its own name
-                    params = {plain_name(name): value for name, value in trial.params.items()}
-                    drawn_from = {plain_name(name): value for name, value in trial.distributions.items()}
-                    study.add_trial(create_trial(values=trial.values, params=params, distributions=drawn_from))
-        except (LoraxsError, ValueError) as error:  # the log is damaged
-            reason = str(error).partition("\n")[0].rstrip(":")  # of all faults of a space, how many there are
-            return Importances(folder.name, why=f"what its params were drawn from is not known: {reason}")
-        count = len(study.trials)
-        if count < MIN_TRIALS:
-            return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
-        quantile = max(0.1, _BEST / count)
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
-        values = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return Importances(folder.name, values, count, quantile)
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -455,7 +393,7 @@ def compare(
         metric=task.search_metric,
         direction=task.search_direction,
         task_metric=task.metric,
-        studies={study.name: study.state for study in opened},
+        studies={study.folder.name: study.state for study in opened},
         budget=budget,
         max_bytes=max_bytes,
         tolerance=tolerance,
@@ -475,7 +413,7 @@ def _grouped(studies: Sequence[_Study], by: str, against: str | None) -> dict[Sc
     if not trials:
         raise StudyError(
             "A study must have trials that have ended to be compared, but there are none of "
-            f"{', '.join(study.name for study in studies)}.",
+            f"{', '.join(study.folder.name for study in studies)}.",
             hint=f"watch it with `loraxs-search status {studies[0].name}`",
         )
     grouped: dict[Scalar | None, list[_Trial]] = {}
@@ -557,7 +495,7 @@ def _group(
     )
     rows = None
     if finalist is not None:
-        folder = next(study.folder for study in studies if study.name == finalist.study)
+        folder = next(study.folder for study in studies if study.folder.name == finalist.study)
         path = folder.confirmations().rows_path(finalist.trial_id)
         rows = path if path.is_file() else None
     group = ComparedGroup(
@@ -580,8 +518,10 @@ def _group(
 
 def _notes(studies: Sequence[_Study], groups: Sequence[ComparedGroup], budget: int, by: str) -> list[str]:
     """Return what limits the comparison."""
-    notes = [f"{study.name} is {study.state}: its trials so far" for study in studies if study.state != "finished"]
-    notes += [f"{study.name} has no trial that ended" for study in studies if not study.trials]
+    notes = [
+        f"{study.folder.name} is {study.state}: its trials so far" for study in studies if study.state != "finished"
+    ]
+    notes += [f"{study.folder.name} has no trial that ended" for study in studies if not study.trials]
     counts = [group.num_trials for group in groups]
     if max(counts) > budget:
         notes.append(f"equal budgets: the first {budget} of up to {counted(max(counts), 'trial')} of each group")

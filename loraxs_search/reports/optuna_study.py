@@ -1,11 +1,14 @@
-"""A study's trials for Optuna's own tools: in memory, or in a file that Optuna Dashboard opens."""
+"""A study's trials for Optuna's own tools: in memory, in a file that Optuna Dashboard opens, and as importances."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.home import disk_faults
 from loraxs_search.studies.folder import StudyFolder
 
@@ -49,3 +52,58 @@ def export_optuna(study: str, path: Path) -> int:
         written = optuna.create_study(storage=storage, study_name=study, direction=exported.direction)
         written.add_trials(exported.trials)
     return len(exported.trials)
+
+
+MIN_TRIALS = 10  # complete ones; with fewer, the best of them are too few to have a distribution
+_BEST = 5  # Optuna advises at least so many trials above the quantile
+
+
+@dataclass(frozen=True)
+class Importances:
+    """How far the best trials of a study lie apart from all, parameter by parameter.
+
+    Args:
+        values: Shares that sum to 1, largest first. A parameter with other ranges under other conditions, or without
+            one, is weighed by each of these.
+        num_trials: Complete trials that they are of.
+        quantile: The share of trials that counts as the best.
+        why: Why there are none; empty if there are some.
+    """
+
+    study: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    num_trials: int = 0
+    quantile: float | None = None
+    why: str = ""
+
+
+def importances(folder: StudyFolder) -> Importances:
+    """Return a study's importances, from its log; nothing is written."""
+    import optuna
+    from optuna.trial import TrialState as OptunaState
+    from optuna.trial import create_trial
+
+    from loraxs_search.search_space.distributions import plain_name
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
+        try:
+            recorded = study_trials(folder)
+            study = optuna.create_study(direction=recorded.direction)
+            for trial in recorded.trials:
+                if trial.state is OptunaState.COMPLETE:  # each parameter under its own name
+                    params = {plain_name(name): value for name, value in trial.params.items()}
+                    drawn_from = {plain_name(name): value for name, value in trial.distributions.items()}
+                    study.add_trial(create_trial(values=trial.values, params=params, distributions=drawn_from))
+        except (LoraxsError, ValueError) as error:  # the log is damaged
+            reason = str(error).partition("\n")[0].rstrip(":")  # of all faults of a space, how many there are
+            return Importances(folder.name, why=f"what its params were drawn from is not known: {reason}")
+        count = len(study.trials)
+        if count < MIN_TRIALS:
+            return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
+        quantile = max(0.1, _BEST / count)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
+        values = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return Importances(folder.name, values, count, quantile)

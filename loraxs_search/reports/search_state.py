@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,27 +14,22 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Hyperparameters, TrialState
 
 
-@dataclass(frozen=True)
-class TrainedSteps:
-    """How far a trial has come, and whether it continues."""
-
-    steps: int
-    state: TrialState
-
-
-def expected_steps(trials: Sequence[TrainedSteps], num_trials: int, max_steps: int, report_every: int) -> float:
+def expected_steps(
+    trials: Sequence[tuple[int, TrialState]], num_trials: int, max_steps: int, report_every: int
+) -> float:
     """Return how many steps all trials of a search will have trained in the end.
 
     A trial is expected to continue from a report as often as those before it did; where none has got so far, always. So
     it is the most that there can be, until the first trials are stopped early.
 
     Args:
+        trials: How far each has come, and its state.
         num_trials: Those that are still to come included.
     """
     rungs, share = [*range(report_every, max_steps, report_every), max_steps], dict[int, float]()
     for rung in rungs[:-1]:  # the share that was not stopped, of those that got there and whose fate is known
-        passed = sum(rung < trial.steps for trial in trials)  # failed trials say nothing of it
-        stopped = sum(trial.steps == rung and trial.state is TrialState.PRUNED for trial in trials)
+        passed = sum(rung < steps for steps, _ in trials)  # failed trials say nothing of it
+        stopped = sum(steps == rung and state is TrialState.PRUNED for steps, state in trials)
         share[rung] = passed / (passed + stopped) if passed + stopped else 1.0
 
     def to_come(steps: int) -> float:
@@ -46,8 +41,8 @@ def expected_steps(trials: Sequence[TrainedSteps], num_trials: int, max_steps: i
                 last, chance = rung, chance * share.get(rung, 1.0)
         return expected
 
-    running = sum(to_come(trial.steps) for trial in trials if trial.state is TrialState.RUNNING)
-    return sum(trial.steps for trial in trials) + running + max(0, num_trials - len(trials)) * to_come(0)
+    running = sum(to_come(steps) for steps, state in trials if state is TrialState.RUNNING)
+    return sum(steps for steps, _ in trials) + running + max(0, num_trials - len(trials)) * to_come(0)
 
 
 class Pace:
@@ -150,7 +145,6 @@ class SearchState:
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
-        self._low, self._high = math.inf, -math.inf
         self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
 
     def happened(self, event: events.ShownEvent) -> None:
@@ -171,7 +165,6 @@ class SearchState:
                 self._pace, self._hosts, self.finishing = Pace(event.at), {}, event.finishing
                 for trial in self.trials.values():
                     trial.metric, trial.current_step = event.metric, 0
-                    self._widen(trial.scores)
             case events.TrialStarted():
                 metric = self.facts.metric if self.facts else ""
                 self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
@@ -238,7 +231,8 @@ class SearchState:
 
     def score_range(self) -> tuple[float, float]:
         """Return the lowest and the highest score of all reports."""
-        return (self._low, self._high) if self._low <= self._high else (0.0, 0.0)
+        scores = [score for trial in self.trials.values() for score in trial.scores if math.isfinite(score)]
+        return self._once("range", lambda: (min(scores, default=0.0), max(scores, default=0.0)))
 
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""
@@ -255,18 +249,18 @@ class SearchState:
     def steps_done(self) -> int:
         """Steps trained so far, those of refits included."""
         since_reports = sum(max(0, line.current_step - line.step) for line in self.trials.values())
-        return sum(trial.steps for trial in self._trained()) + since_reports + self._refit_steps
+        return sum(trial.step for trial in self.trials.values()) + since_reports + self._refit_steps
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
         if (facts := self.facts) is None:
             return 0.0
-        trained = self._trained()
+        trials = self.trials.values()
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(trial.steps for trial in trained))
-        return self._once(
-            "trial_steps", lambda: expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
-        )
+            return float(sum(trial.step for trial in trials))
+        trained = [(trial.step, trial.state) for trial in trials]
+        plan = (self.num_trials, facts.max_steps, facts.report_every)
+        return self._once("trial_steps", lambda: expected_steps(trained, *plan))
 
     @property
     def refit_steps(self) -> int:
@@ -290,7 +284,7 @@ class SearchState:
         if (phase := self.phase) is not None:
             measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
             return self._left(measured, (phase.total or 0) - (phase.done or 0), now)
-        steps = self.trial_steps() - sum(trial.steps for trial in self._trained())
+        steps = self.trial_steps() - sum(trial.step for trial in self.trials.values())
         left = self._left(self._pace, steps + self.refit_steps, now)
         budget_s = self.facts.time_left_s
         if left is None or budget_s is None:
@@ -305,9 +299,6 @@ class SearchState:
             return None
         left = amount / per_s - (now - pace.last_at)
         return left if left > 0 else amount / (pace.per_s(now) or per_s)
-
-    def _trained(self) -> Sequence[TrainedSteps]:
-        return self._once("trained", lambda: [TrainedSteps(line.step, line.state) for line in self.trials.values()])
 
     def _once(self, name: str, compute: Callable[[], _T]) -> _T:
         """Return what has that name, computed at most once between two events."""
@@ -336,7 +327,6 @@ class SearchState:
         steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
         trial.stored_bytes = report.size.stored_bytes
         trial.reports.append(report.metrics)
-        self._widen(trial.scores[-1:])
         if self.facts is not None and event.at >= self.facts.at:
             self._pace.add(event.at, steps)
             if trial.host:
@@ -345,7 +335,3 @@ class SearchState:
                 steps_pace.add(event.at, steps)
                 rows = int(trial.params.get("batch_size", Hyperparameters.batch_size))
                 rows_pace.add(event.at, steps * rows)
-
-    def _widen(self, scores: Iterable[float]) -> None:
-        for score in filter(math.isfinite, scores):
-            self._low, self._high = min(self._low, score), max(self._high, score)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError, must_be, one_of
+from loraxs_search.errors import UsageError, both, must_be, one_of
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.lora_xs import LoraXS
@@ -48,7 +48,6 @@ from loraxs_search.search_space.document import (
 )
 from loraxs_search.search_space.parameters import (
     PEFT_METHODS,
-    both,
     check_entry,
     parameter_specs,
     read_method,

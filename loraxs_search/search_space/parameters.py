@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from graphlib import CycleError
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, meant, must_be, one_of
+from loraxs_search.errors import TargetModulesError, UsageError, asking, both, did_you_mean, meant, must_be, one_of
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
@@ -59,23 +59,6 @@ def _parse_groups(text: str) -> tuple[tuple[str, ...], int | None]:
     return tuple(groups), int(match["last"]) if match["last"] else None
 
 
-class _Site(NamedTuple):
-    """A module's place: the stack of layers it is in, which layer, and its name within the layer."""
-
-    module: str
-    stack: str
-    layer: int
-    name: str
-
-    def is_in(self, group: str, own_names: Collection[str]) -> bool:
-        """Whether it is in a group; `own_names` are those of all modules within their layers."""
-        if group in ("attention", "ffn"):
-            in_attention = any("attn" in part or "attention" in part for part in self.name.lower().split("."))
-            return in_attention == (group == "attention")
-        is_named = self.name == group if group in own_names else self.name.endswith(f".{group}")
-        return is_named or group == "all-linear"
-
-
 def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[str, ...]:
     """Return the full names that an expression means, in the order of `modules`, each once.
 
@@ -90,26 +73,39 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
         groups, last = _parse_groups(expression)
     except ValueError as error:
         raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
-    matches = [(module.name, _SITE.fullmatch(module.name)) for module in modules]
-    sites = [_Site(name, match["stack"], int(match["layer"]), match["name"]) for name, match in matches if match]
-    own_names = dict.fromkeys(site.name for site in sites)
+    # Of each module: the stack of layers it is in, which layer, and its name within the layer.
+    matches = {module.name: _SITE.fullmatch(module.name) for module in modules}
+    sites = {module: (match["stack"], int(match["layer"]), match["name"]) for module, match in matches.items() if match}
+    own_names = dict.fromkeys(name for _, _, name in sites.values())
+
+    def is_in(name: str, group: str) -> bool:
+        if group in ("attention", "ffn"):
+            in_attention = any("attn" in part or "attention" in part for part in name.lower().split("."))
+            return in_attention == (group == "attention")
+        is_named = name == group if group in own_names else name.endswith(f".{group}")
+        return is_named or group == "all-linear"
+
     if not sites:
         law = "`target_modules` must name linear layers, but the base model has none in its layers."
         raise TargetModulesError(law, hint=_HINT)
     for group in groups:
-        if not any(site.is_in(group, own_names) for site in sites):
+        if not any(is_in(name, group) for name in own_names):
             first, listed = did_you_mean(group, [*own_names, *GROUPS]), one_of([*own_names, *GROUPS], group)
             law = f"{first}`target_modules` must be made of: {listed}, but got {group!r}."
             raise TargetModulesError(law, hint=_HINT)
     layers: dict[str, set[int]] = {}  # of each stack
-    for site in sites:
-        layers.setdefault(site.stack, set()).add(site.layer)
+    for stack, layer, _ in sites.values():
+        layers.setdefault(stack, set()).add(layer)
     if last is not None and last > (most := max(map(len, layers.values()))):
         law = f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}."
         raise TargetModulesError(law, hint=_HINT)
     kept = {stack: sorted(numbers)[-(last or len(numbers)) :] for stack, numbers in layers.items()}
-    chosen = [site for site in sites if any(site.is_in(group, own_names) for group in groups)]
-    if not (names := tuple(site.module for site in chosen if site.layer in kept[site.stack])):
+    names = tuple(
+        module
+        for module, (stack, layer, name) in sites.items()
+        if layer in kept[stack] and any(is_in(name, group) for group in groups)
+    )
+    if not names:
         law = f"`{expression}` must name at least one linear layer, but the last layers hold none."
         raise TargetModulesError(law, hint=_HINT)
     return names
@@ -248,11 +244,6 @@ def laws_of(methods: Sequence[Method]) -> Laws:
         for name, spec in parameter_specs(method).items():
             laws.setdefault(name, {})[method.name] = spec
     return laws
-
-
-def both(names: Sequence[str]) -> str:
-    """Return names as a sentence has them: `a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 PEFT_METHODS = "peft_methods"
@@ -595,46 +586,42 @@ class _SectionReader:
 # ---- peft_methods ----
 def read_peft_methods(document: Document) -> dict[str, PeftSettings]:
     """Return what the section says, by name, with all that `parameters` may search; faults go to the document."""
-    section = as_mapping(document.data).get(PEFT_METHODS)
+    section, read = as_mapping(document.data).get(PEFT_METHODS), dict[str, PeftSettings]()
     if not isinstance(section, dict | None):
         message = f"must map names to configs of PEFT, as in {{vera: {{peft_type: VERA}}}}, but got {shown(section)}."
         document.fault((PEFT_METHODS,), message)
-    read = {name: _settings(document, name, given) for name, given in as_mapping(section).items()}
-    return {name: settings for name, settings in read.items() if settings is not None}
-
-
-def _settings(document: Document, name: str, given: object) -> PeftSettings | None:
+    if not as_mapping(section):
+        return read
     from loraxs_search.methods.peft_methods import REFUSED_FIELDS, config_fields, peft_types, refused_type
 
-    path, before = (PEFT_METHODS, name), len(document.faults)
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
-        law = "must be a name of its own, in lower case, of letters, digits and hyphens"
-        document.fault(path, f"{law}, but got {shown(name)}.")
-    config = as_mapping(given)
-    peft_type = config.get("peft_type")
-    if peft_type not in (known := list(peft_types())):
-        reason = refused_type(str(peft_type))
-        law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
-        document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
-        return None
-    fields, fixed = config_fields(peft_type), dict[str, object]()
-    for field, value in config.items():
-        here, spec = (*path, field), fields.get(field)
-        if field in REFUSED_FIELDS:
-            document.fault(here, f"{REFUSED_FIELDS[field]}.")
-        elif field.endswith("dropout") and value:
-            document.fault(here, "must be left out: trials train without dropout.")
-        elif field not in fields and field != "peft_type":
-            document.fault(here, f"{must_be(field, fields)}, but got {field!r}.")
-        if field in fields:  # lists, mappings and null are PEFT's to judge
-            try:
-                fixed[field] = value if spec is None or value is None else spec.check(value)
-            except ValueError as error:
-                form = "; search it in `parameters`" if isinstance(value, dict) else ""
-                document.fault(here, f"{error}, but got {document.got(here, value)}{form}.")
-    searched = {
-        field: spec.kind
-        for field, spec in fields.items()
-        if spec and field not in fixed and not field.endswith("dropout")
-    }
-    return PeftSettings(peft_type, fixed, searched) if len(document.faults) == before else None
+    for name, given in as_mapping(section).items():
+        path, before, config = (PEFT_METHODS, name), len(document.faults), as_mapping(given)
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
+            law = "must be a name of its own, in lower case, of letters, digits and hyphens"
+            document.fault(path, f"{law}, but got {shown(name)}.")
+        peft_type = config.get("peft_type")
+        if peft_type not in (known := list(peft_types())):
+            reason = refused_type(str(peft_type))
+            law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
+            document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
+            continue
+        fields, fixed = config_fields(peft_type), dict[str, object]()
+        for field, value in config.items():
+            here, spec = (*path, field), fields.get(field)
+            if field in REFUSED_FIELDS:
+                document.fault(here, f"{REFUSED_FIELDS[field]}.")
+            elif field.endswith("dropout") and value:
+                document.fault(here, "must be left out: trials train without dropout.")
+            elif field not in fields and field != "peft_type":
+                document.fault(here, f"{must_be(field, fields)}, but got {field!r}.")
+            if field in fields:  # lists, mappings and null are PEFT's to judge
+                try:
+                    fixed[field] = value if spec is None or value is None else spec.check(value)
+                except ValueError as error:
+                    form = "; search it in `parameters`" if isinstance(value, dict) else ""
+                    document.fault(here, f"{error}, but got {document.got(here, value)}{form}.")
+        others = {key: spec for key, spec in fields.items() if spec and key not in config}
+        searched = {key: spec.kind for key, spec in others.items() if not key.endswith("dropout")}
+        if len(document.faults) == before:
+            read[name] = PeftSettings(peft_type, fixed, searched)
+    return read

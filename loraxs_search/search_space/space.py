@@ -10,7 +10,7 @@ from operator import attrgetter, eq
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import did_you_mean, one_of
+from loraxs_search.errors import both, did_you_mean, one_of
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import FactorSet, Method, Possible
 from loraxs_search.methods.lora_xs import LoraXS
@@ -34,7 +34,6 @@ from loraxs_search.search_space.distributions import (
 )
 from loraxs_search.search_space.document import fail_with, shown
 from loraxs_search.search_space.parameters import (
-    both,
     method_spec,
     parameter_specs,
     resolve_modules,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import create_model
 
-from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened
+from loraxs_search.errors import asking, meant, must_be, one_of, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
@@ -156,33 +155,15 @@ def _check_data(document: Document, data: dict[str, Any], folder: Path) -> None:
             document.fault(here, f"must be a file, relative to this one, but got {got}.")
 
 
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """A well-known task.
-
-    Args:
-        text: Its file: the task's section, below comments that say what it is and what is known of it.
-        section: The task's section, as a space file has it.
-    """
-
-    text: str
-    section: dict[str, Any]
-
-    @property
-    def comments(self) -> list[str]:
-        """What the file says of the task: what it is in a line, then its pages, rows and notes."""
-        return [line[2:] for line in self.text.splitlines() if line.startswith("# ")]
-
-
-def catalogue_entry(name: str) -> CatalogueEntry:
-    """Return a task of the catalogue.
+def catalogue_entry(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the file of a task of the catalogue, which begins with comments, and the task's section in it.
 
     Raises:
         UsageError: there is no such task; the message lists the known ones, nearest first.
     """
     path = shipped_task_path(name)
     text = path.read_text(encoding="utf-8")
-    return CatalogueEntry(text, parse_document(text, str(path)).data["task"])
+    return text, parse_document(text, str(path)).data["task"]
 
 
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
@@ -200,10 +181,11 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
         if name not in (known := shipped_tasks()):
             document.fault(path, f"{must_be(name, known)}, but got {shortened(name)}.")
             return None
-        given = _merged(catalogue_entry(name).section, {key: it for key, it in given.items() if key != "use"})
-    kind, kinds = _kind(given), KINDS.importable().values()
+        given = _merged(catalogue_entry(name)[1], {key: it for key, it in given.items() if key != "use"})
+    keys, kinds = as_mapping(given), KINDS.importable()
+    kind = kinds.get(str(keys.get("kind")))
     # What `kind` does not say, the keys do: most of them are of one.
-    likeliest = kind or max(kinds, key=lambda each: len(as_mapping(given).keys() & each.section.model_fields.keys()))
+    likeliest = kind or max(kinds.values(), key=lambda each: len(keys.keys() & each.section.model_fields.keys()))
     section = read_section(document, ("task",), task_section(likeliest), given)
     if isinstance(given, dict):
         _check_laws(document, given, folder, kind)
@@ -226,12 +208,6 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
         variant=section.variant,
         slices=tuple(section.slices or ()),
     )
-
-
-def _kind(given: object) -> type[TaskKind] | None:
-    with contextlib.suppress(UsageError):
-        return KINDS.get(str(as_mapping(given).get("kind")))
-    return None
 
 
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +248,8 @@ def meant_metrics(given: object) -> tuple[str, ...]:
 
     None of them where one cannot be known.
     """
-    section, kind = as_mapping(given), _kind(given)
+    section = as_mapping(given)
+    kind = KINDS.importable().get(str(section.get("kind")))
     metrics, metric = section.get("metrics"), section.get("metric")
     names = [*(metrics if isinstance(metrics, list) else ()), *([metric] if metric else ())]
     if kind is None or not all(isinstance(name, str) for name in names):

@@ -11,8 +11,8 @@ from support.studies import TASK
 
 from loraxs_search.records.adapter import ClassReport, ClassScores
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.page import report_page
+from loraxs_search.reports.html.summary import read_facts
 
 
 def test_its_words_are_those_of_a_report_of_today(fresh_home: Path) -> None:

@@ -46,6 +46,6 @@ promotion: {promotion}
 def catalogue_task(name: str) -> Task:
     """Return a task of the catalogue."""
     document = Document(name)
-    task = read_task(document, catalogue_entry(name).section, Path())
+    task = read_task(document, catalogue_entry(name)[1], Path())
     assert task is not None, document.faults
     return task

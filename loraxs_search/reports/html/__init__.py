@@ -1,5 +1,5 @@
 """The report of a study: one HTML file with all that its journal says, which opens anywhere without a network.
 
-`facts.py` reads a study once. Each class of `figures/` draws one question about it with Optuna and plotly. `summary.py`
-and `tables.py` say the rest in words and numbers, and `page.py` puts all into the template.
+`summary.py` reads a study once, and says what it found. Each function of `figures.py` draws one question about it with
+Optuna and plotly. `page.py` has the tables, and puts all into the template.
 """

@@ -18,8 +18,9 @@ from loraxs_search.errors import counted
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
-from loraxs_search.reports.comparison import importances
-from loraxs_search.reports.html.facts import ReportFacts
+from loraxs_search.reports.html.summary import ReportFacts
+from loraxs_search.reports.leaderboard import front as front_of
+from loraxs_search.reports.optuna_study import importances
 
 if TYPE_CHECKING:
     import optuna
@@ -181,7 +182,8 @@ def _quality_and_bytes(facts: ReportFacts) -> FigureSection:
     if not facts.complete:
         return FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
     points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
-    figure, front = Figure(), facts.front_ids
+    figure, best = Figure(), front_of(facts.records, facts.folder.checkpoint_selection)
+    front = [record.trial_id for record in best]
 
     def draw(trials: Sequence[str], label: str, **look: object) -> None:
         x, y = ([points[trial][axis] for trial in trials] for axis in (0, 1))
@@ -212,8 +214,9 @@ def _quality_and_bytes(facts: ReportFacts) -> FigureSection:
         f" bytes. It reaches from {small[1]:.4f} in {small[0]:,} bytes to {large[1]:.4f} in {large[0]:,}."
     )
     if front[0] == front[-1]:
-        best = f"Trial {front[0]} has the best score, {small[1]:.4f}"
-        says = f"{best}, and none stores fewer bytes than its {small[0]:,}."
+        says = (
+            f"Trial {front[0]} has the best score, {small[1]:.4f}, and none stores fewer bytes than its {small[0]:,}."
+        )
     return FigureSection(name, title, says, {name: figure})
 
 

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration, read_facts
 from loraxs_search.reports.html.figures import FIGURES
-from loraxs_search.reports.html.summary import Summary, summary
-from loraxs_search.reports.leaderboard import leaderboard_table
+from loraxs_search.reports.html.summary import ReportFacts, Summary, device_seconds, duration, read_facts, summary
+from loraxs_search.reports.leaderboard import leaderboard_table, value_cell
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.versions import installed
 
@@ -137,7 +135,7 @@ def settings_table(facts: ReportFacts) -> _ReportTable:
         ("scheduler", info.search.scheduler),
         ("steps of a trial", f"{info.search.max_steps:,}, a report every {info.search.report_every:,}"),
         ("seed", str(info.search.seed)),
-        *((f"{name} (constant)", _value(value)) for name, value in constants.items()),
+        *((f"{name} (constant)", value_cell(value, is_page=True)) for name, value in constants.items()),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
         ("study id", info.study_id),
     ]
@@ -146,17 +144,7 @@ def settings_table(facts: ReportFacts) -> _ReportTable:
 
 
 def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _value(value: Scalar | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return value_cell(value, 4, is_page=True)
 
 
 def repeat_command(facts: ReportFacts) -> str:

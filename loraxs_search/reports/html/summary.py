@@ -1,42 +1,144 @@
-"""What a search found, in sentences and key numbers, and whether it beats the baselines."""
+"""What a report is of: a study, read once; what its search found, in sentences and key numbers; what it cost."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from loraxs_search.errors import counted
+from loraxs_search.errors import IntegrityError, both, counted
+from loraxs_search.log.study_log import StudyLog
+from loraxs_search.records.adapter import ClassReport
 from loraxs_search.records.promotion import Baseline, Candidate
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, ComparisonSetup, PromotionTest, Scored
-from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
-from loraxs_search.reports.leaderboard import score_warnings
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
+from loraxs_search.reports.study_status import Progress, progress, study_state
+from loraxs_search.steering import whole_plan
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import StudyInfo
 
-# The end of `launch`, the report and `status` show it, and a decision on a first champion has the same sentence.
+_WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.RUNNING: "running",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+}
 
 
-def judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
-    """Say whether a finalist beats its study's baselines by the rule, and in which words.
+@dataclass(frozen=True)
+class ReportFacts:
+    """A study as it stood at one moment.
 
-    It is held to what earlier finalists leave that have answered the same test rows on this machine.
+    Args:
+        state: `running`, `finished` or `interrupted`.
+        read_at: That moment, seconds since 1970.
+        journal: As it was then.
+        candidates: Best first; none before the search has ended.
+        baselines: Without test metrics before the search has ended.
+        records: Every trial, in the order they were started; `complete` are those that trained all their steps.
+        rows: The leaderboard.
+        metric: What trials are compared by; `sign` turns a score so that more is better.
+        varied: The params that are not the same in all trials, in the order of the space.
+        best: The best trial that trained all its steps, or else the best of the others; None before the first score.
+        finalist: The candidate that was scored on the test rows.
+        by_class: The finalist's scores by class; None if its task has no labels, or its files are gone.
     """
-    from loraxs_search.registry.evidence import ScoredRows  # numpy
 
-    def rows(path: Path) -> ScoredRows | None:
-        return ScoredRows.from_bytes(path.read_bytes()) if path.is_file() else None
+    folder: StudyFolder
+    info: StudyInfo
+    task: Task
+    state: str
+    read_at: float
+    journal: StudyLog
+    candidates: tuple[Candidate, ...]
+    baselines: tuple[Baseline, ...]
+    records: tuple[TrialRecord, ...]
+    complete: list[TrialRecord]
+    rows: list[LeaderboardRow]
+    counts: Progress
+    metric: str
+    sign: float
+    varied: list[str]
+    best: LeaderboardRow | None
+    finalist: Candidate | None
+    by_class: ClassReport | None
 
-    info, kept = folder.info, folder.confirmations()
-    own, base = rows(kept.rows_path(finalist.trial_id)), rows(kept.base_rows_path)
-    test = PromotionTest(info.promotion, info.task, Scored(finalist, own, base, folder.baseline_answers()))
-    used = uses(info.task.registered_name, finalist.test_fingerprint)
-    number = 1 + (used.index(finalist.key) if finalist.key in used else len(used))
-    return test.judge(ComparisonSetup(number))
+    def word(self, state: TrialState) -> str:
+        """Return how a trial's state is shown."""
+        return "not ended" if state is TrialState.RUNNING and self.state != "running" else _WORDS[state]
+
+    def score(self, record: TrialRecord) -> float:
+        """Return the score of a trial that trained all its steps."""
+        return self.folder.checkpoint_selection.select(record.reports).metrics[self.metric]
 
 
+def read_facts(folder: StudyFolder) -> ReportFacts:
+    """Read a study as it stands now, also while it runs.
+
+    Raises:
+        StudyError: a file of it is damaged.
+    """
+    from loraxs_search.registry import manifest
+
+    candidates = folder.candidates()  # first: what they are of is in the journal
+    journal, finished, info = folder.journal(), candidates is not None, folder.info
+    records, task = tuple(journal.records.values()), info.task
+    rows = leaderboard(records, task, candidates or (), info.search.checkpoint)
+    names = dict.fromkeys(name for record in records for name in record.params)
+    finalist, by_class = next((each for each in candidates or () if each.test_metrics), None), None
+    if finalist is not None:
+        with contextlib.suppress(IntegrityError):
+            by_class = manifest.read(folder.adapter_path(finalist.trial_id)).by_class
+    return ReportFacts(
+        folder=folder,
+        info=info,
+        task=task,
+        # The driver at work on a study with candidates has only records to bring to MLflow.
+        state="finished" if finished else study_state(folder),
+        read_at=time.time(),
+        journal=journal,
+        candidates=tuple(candidates or ()),
+        baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
+        records=records,
+        complete=[record for record in records if record.state is TrialState.COMPLETE],
+        rows=rows,
+        counts=progress(records, whole_plan(folder, journal)),
+        metric=task.search_metric,
+        sign=1.0 if task.search_direction == "maximize" else -1.0,
+        varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],
+        best=next((row for row in rows if row.score is not None), None),
+        finalist=finalist,
+        by_class=by_class,
+    )
+
+
+def saved_seconds(facts: ReportFacts) -> float:
+    """Return the device time that stopped trials had needed for the steps they were spared, each at its own pace."""
+    lasts = [it.reports[-1] for it in facts.records if it.state is TrialState.PRUNED and it.reports]
+    most = facts.info.search.max_steps
+    return sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)
+
+
+def device_seconds(records: Iterable[TrialRecord]) -> float:
+    """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
+    return sum(record.reports[-1].device_s for record in records if record.reports)
+
+
+def duration(seconds: float) -> str:
+    """Return a time shown to users: hours from two hours on, minutes from two minutes on, else seconds."""
+    for least, unit_s, name in ((7200.0, 3600.0, "h"), (120.0, 60.0, "min")):
+        if seconds >= least:
+            return f"{seconds / unit_s:,.1f} {name}"
+    return f"{seconds:.1f} s"
+
+
+# ---- in sentences and key numbers, as the end of `launch`, the report and `status` show it ----
 _VISIBLE = 5e-5  # a smaller gain does not show in four digits
 _STATES = {"running": "The search is running", "interrupted": "The search was interrupted"}
 
@@ -73,13 +175,6 @@ class _AgainstBaseline:
 
 
 @dataclass(frozen=True)
-class _KeyNumber:
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Summary:
     """The head of a report.
 
@@ -87,6 +182,7 @@ class Summary:
         found: What the search found.
         verdict: Whether that beats the baselines, and what to try if not; empty where nothing can be compared.
         is_beaten: Whether a baseline scores higher.
+        numbers: Each with its label, and a note that may be empty.
         never: Which classes the finalist never answers; empty where it answers each.
         notes: What a reader should know of the study.
     """
@@ -96,7 +192,7 @@ class Summary:
     is_beaten: bool
     result: _Result | None
     against: tuple[_AgainstBaseline, ...]
-    numbers: tuple[_KeyNumber, ...]
+    numbers: tuple[tuple[str, str, str], ...]
     never: str
     notes: tuple[str, ...]
 
@@ -109,8 +205,7 @@ class Summary:
 
 def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
-    result = _result(facts)
-    against = []
+    result, against = _result(facts), []
     for baseline in facts.baselines:
         score = gain = None
         if result is not None:
@@ -121,7 +216,7 @@ def summary(facts: ReportFacts) -> Summary:
         against.append(_AgainstBaseline(baseline, score, gain))
     is_beaten, verdict = any(each.gain is not None and each.gain < 0 for each in against), _verdict(result, against)
     if facts.finalist is not None:
-        beats, sentence = judge(facts.folder, facts.finalist)
+        beats, sentence = _judge(facts.folder, facts.finalist)
         is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
     unanswered = facts.by_class.never_answered if facts.by_class else []
     return Summary(
@@ -131,9 +226,27 @@ def summary(facts: ReportFacts) -> Summary:
         result=result,
         against=tuple(against),
         numbers=tuple(_numbers(facts, result)),
-        never=f"It never answers {_listed(unanswered)}." if unanswered else "",
+        never=f"It never answers {both(unanswered)}." if unanswered else "",
         notes=tuple(_notes(facts)),
     )
+
+
+def _judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
+    """Say whether a finalist beats its study's baselines by the rule, and in which words.
+
+    It is held to what earlier finalists leave that have answered the same test rows on this machine.
+    """
+    from loraxs_search.registry.evidence import ScoredRows  # numpy
+
+    info, kept = folder.info, folder.confirmations()
+    own, base = (
+        ScoredRows.from_bytes(path.read_bytes()) if path.is_file() else None
+        for path in (kept.rows_path(finalist.trial_id), kept.base_rows_path)
+    )
+    test = PromotionTest(info.promotion, info.task, Scored(finalist, own, base, folder.baseline_answers()))
+    used = uses(info.task.registered_name, finalist.test_fingerprint)
+    number = 1 + (used.index(finalist.key) if finalist.key in used else len(used))
+    return test.judge(ComparisonSetup(number))
 
 
 # ---- what was found --------------------------------------------------------------------------------------------------
@@ -177,31 +290,31 @@ def _verdict(result: _Result | None, against: Sequence[_AgainstBaseline]) -> str
     parts = [f"{-gain:.4f} worse than {name}" for name, gain in better]
     parts += [f"as good as {name}" for name in as_good]
     if worse:
-        parts.append(f"better than {_listed([name for name, _ in worse])}")
+        parts.append(f"better than {both([name for name, _ in worse])}")
     head, advice = ("A baseline wins", f" {TRY_NEXT}.") if better else ("No gain over every baseline", "")
     return f"{head}: {where} is {'; '.join(parts)}.{advice}"
 
 
 # ---- numbers and notes -----------------------------------------------------------------------------------------------
-def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]:
+def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[tuple[str, str, str]]:
     if result is not None:
-        yield _KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
+        yield (f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
         of_candidate = next((c for c in facts.candidates if c.trial_id == result.name), None)
         over = seed_statistics(of_candidate).get(facts.task.metric) if of_candidate is not None else None
         if over is not None and over.deviation is not None:
             spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
-            yield _KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
+            yield ("mean over seeds", f"{over.mean:.4f}", spread)
         if result.stored_bytes is not None:
-            yield _KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
-    counts, device_s, saved_s = facts.counts, device_seconds(facts.records), facts.saved_s
+            yield ("stored", f"{result.stored_bytes:,} B", "adapter and head")
+    counts, device_s, saved_s = facts.counts, device_seconds(facts.records), saved_seconds(facts)
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
-    yield _KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
+    yield ("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
     hours = f"{device_s / 3600:,.3g} device hours for trials, without refits and final scores"
-    yield _KeyNumber("device time", duration(device_s), hours)
-    yield _KeyNumber("wall time", duration(facts.journal.spent_s), "while a driver was at work")
-    if facts.stopped:
+    yield ("device time", duration(device_s), hours)
+    yield ("wall time", duration(facts.journal.spent_s), "while a driver was at work")
+    if counts.pruned:
         share = saved_s / (device_s + saved_s) if saved_s else 0.0
-        yield _KeyNumber("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
+        yield ("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
 
 
 def _notes(facts: ReportFacts) -> Iterator[str]:
@@ -213,7 +326,3 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
     if facts.journal.notice:
         yield f"It ended before its budget: {facts.journal.notice}"
     yield from score_warnings(facts.rows, facts.task)
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

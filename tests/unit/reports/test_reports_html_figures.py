@@ -12,8 +12,8 @@ from support.studies import TASK
 from loraxs_search import figures
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures import optuna_study
+from loraxs_search.reports.html.summary import read_facts
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from support.studies import TASK, study
 from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import Lineage, TrialState
-from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.page import report_page, write_report
+from loraxs_search.reports.html.summary import read_facts
 from loraxs_search.studies.folder import StudyFolder
 
 PLOTLY_BYTES = 4_900_000

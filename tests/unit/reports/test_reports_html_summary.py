@@ -14,7 +14,6 @@ import loraxs_search
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.facts import duration, read_facts
 from loraxs_search.reports.html.page import (
     class_tables,
     cost_table,
@@ -22,7 +21,7 @@ from loraxs_search.reports.html.page import (
     repeat_command,
     report_page,
 )
-from loraxs_search.reports.html.summary import summary
+from loraxs_search.reports.html.summary import duration, read_facts, saved_seconds, summary
 from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space
 
@@ -54,8 +53,8 @@ def test_the_rule_judges_the_finalist_and_a_decision_says_the_same(fresh_home, s
     sentence = said.verdict.removeprefix("By the rule of promotion: ").removesuffix(".")
     assert ("significant (" in sentence) is beats
     assert said.opening == ((said.found, said.verdict) if beats else (said.verdict, said.found))
-    numbers = {number.label: number for number in said.numbers}
-    assert numbers["mean over seeds"].note == "± 0.0141, 2 seeds, validation rows"
+    notes = {label: note for label, _, note in said.numbers}
+    assert notes["mean over seeds"] == "± 0.0141, 2 seeds, validation rows"
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert decision.promoted is beats
     assert decision.reasons[-1] == f"there was no champion; {sentence}"
@@ -94,8 +93,8 @@ def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
 def test_a_class_that_is_never_answered_is_named(folder):
     confirm(folder, "00000", [0.79], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
     scores = (ClassScores("Law", 4, None, 0.0, 0.0), ClassScores("News", 3, 0.4, 1.0, 0.6))
-    facts = read_facts(folder)
-    vars(facts)["by_class"] = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
+    report = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
+    facts = replace(read_facts(folder), by_class=report)
     assert summary(facts).opening[-1] == "It never answers Law."
     scored, confused, wrong = class_tables(facts)
     assert scored.rows == (("Law", "4", "", "0.0000", "0.0000"), ("News", "3", "0.4000", "1.0000", "0.6000"))
@@ -108,11 +107,10 @@ def test_a_class_that_is_never_answered_is_named(folder):
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     """It reports every 10 of 20 steps, each step a tenth of a second of a device."""
     facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)]))
-    assert facts.saved_s == pytest.approx(1.0)
+    assert saved_seconds(facts) == pytest.approx(1.0)
     times = {row[0]: row[1:3] for row in cost_table(facts).rows}
     assert times == {"complete": ("1", "2.0 s"), "stopped early": ("1", "1.0 s"), "all": ("2", "3.0 s")}
-    (saved,) = [number for number in summary(facts).numbers if number.label == "saved by stopping"]
-    assert (saved.value, saved.note) == ("25%", "1.0 s of a device")
+    assert ("saved by stopping", "25%", "1.0 s of a device") in summary(facts).numbers
 
 
 def test_times_are_in_units_for_people():

@@ -14,8 +14,7 @@ from support.studies import study
 from loraxs_search.errors import UsageError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
-from loraxs_search.reports.comparison import MIN_TRIALS, importances
-from loraxs_search.reports.optuna_study import export_optuna
+from loraxs_search.reports.optuna_study import MIN_TRIALS, export_optuna, importances
 
 METHODS = CategoricalDistribution(["lora-xs", "lora"])
 SCALE, RATE, OTHER_RATE = (

@@ -8,14 +8,9 @@ from hypothesis import strategies as st
 
 from loraxs_search.cli._live import sparkline
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.search_state import Pace, TrainedSteps, expected_steps
+from loraxs_search.reports.search_state import Pace, expected_steps
 
-RUNNING, COMPLETE, PRUNED, FAIL = (
-    TrialState.RUNNING,
-    TrialState.COMPLETE,
-    TrialState.PRUNED,
-    TrialState.FAIL,
-)
+RUNNING, COMPLETE, PRUNED, FAIL = TrialState
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ RUNNING, COMPLETE, PRUNED, FAIL = (
 def test_the_share_that_went_on_is_expected_to_go_on(
     trials: list[tuple[int, TrialState]], plan: tuple[int, int, int], steps: float
 ) -> None:
-    assert expected_steps([TrainedSteps(*trial) for trial in trials], *plan) == pytest.approx(steps)
+    assert expected_steps(trials, *plan) == pytest.approx(steps)
 
 
 @given(
@@ -41,9 +36,9 @@ def test_the_share_that_went_on_is_expected_to_go_on(
 def test_the_estimate_lies_between_what_is_done_and_what_is_possible(
     given_trials: list[tuple[int, TrialState]], more: int
 ) -> None:
-    trials = [TrainedSteps(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
-    running = sum(trial.state is RUNNING for trial in trials)
-    done = sum(trial.steps for trial in trials)
+    trials = [(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
+    running = sum(state is RUNNING for _, state in trials)
+    done = sum(steps for steps, _ in trials)
     expected = expected_steps(trials, len(trials) + more, 80, 20)
     assert done + 20 * more <= expected <= done + 80 * (running + more) + 1e-9
 

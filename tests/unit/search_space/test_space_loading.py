@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import fields
 from pathlib import Path
@@ -218,15 +217,6 @@ def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypa
         load_space("./movie_reviews")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_told(tmp_path, text):
-    file = tmp_path / "f.yaml"
-    file.write_text(text)
-    file.chmod(0)
-    with pytest.raises(SpaceError, match="Permission denied"):
-        load_space(str(file))
-
-
 def test_a_byte_order_mark_is_no_fault(tmp_path, text, folder):
     file = folder / "bom.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -277,12 +267,6 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text).task.report_metric == "f1"
     assert parse(text, "search.metric=accuracy").task.report_metric is None
     assert parse(text, "task.metric=f1").task.report_metric is None
-
-
-def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
-    assert parse(text).promotion.choose == "best"
-    rule = parse(text, "promotion.choose=smallest", "promotion.tolerance=0.01").promotion
-    assert (rule.choose, rule.tolerance) == ("smallest", 0.01)
 
 
 def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:

@@ -27,11 +27,20 @@ def space(**changes):
     return {**BASE, **changes}
 
 
-def test_the_shipped_schema_is_the_one_that_is_generated():
-    Draft7Validator.check_schema(space_schema())
-    shipped = shipped_space_path("movie_reviews").with_name("space.schema.json").read_text()
-    assert shipped == schema_text(), "loraxs-search spaces schema > search_spaces/space.schema.json"
-    assert json.loads(shipped) == space_schema()
+@pytest.mark.parametrize(
+    ("verb", "name", "text"),
+    [("schema", "space.schema.json", schema_text), ("reference", "REFERENCE.md", reference_text)],
+)
+def test_what_is_shipped_is_what_is_generated_and_printed(verb, name, text, capsys):
+    from loraxs_search.cli._main import run
+
+    shipped = shipped_space_path("movie_reviews").with_name(name).read_text()
+    assert shipped == text(), f"loraxs-search spaces {verb} > search_spaces/{name}"
+    assert run(["spaces", verb]) == 0
+    assert capsys.readouterr().out == shipped
+    if verb == "schema":
+        Draft7Validator.check_schema(space_schema())
+        assert json.loads(shipped) == space_schema()
 
 
 @pytest.mark.parametrize("name", shipped_spaces())
@@ -90,20 +99,7 @@ def test_what_check_refuses_does_not(changes, place):
     assert place in faults(space(**changes))
 
 
-@pytest.mark.parametrize(("verb", "text"), [("schema", schema_text), ("reference", reference_text)])
-def test_the_command_prints_it(verb, text, capsys):
-    from loraxs_search.cli._main import run
-
-    assert run(["spaces", verb]) == 0
-    assert capsys.readouterr().out == text()
-
-
 # ---- the reference ---------------------------------------------------------------------------------------------------
-def test_the_shipped_reference_is_the_one_that_is_generated():
-    shipped = shipped_space_path("movie_reviews").with_name("REFERENCE.md").read_text()
-    assert shipped == reference_text(), "loraxs-search spaces reference > search_spaces/REFERENCE.md"
-
-
 def rows() -> list[list[str]]:
     """Return the cells of each key in the reference."""
     tables = re.findall(r"^\| key .*\n\| --- .*\n((?:\|.*\n)+)", reference_text(), re.MULTILINE)

@@ -74,8 +74,7 @@ def test_each_entry_is_a_whole_task(name):
     assert (task.name, task.metric) == (name, task.metrics[0])
     assert task.direction == KINDS.get(task.kind).metrics[task.metric].direction
     assert kind.model.num_outputs == (max(1, len(task.labels)) if name in GLUE else None)
-    about, *notes = catalogue_entry(name).comments
-    assert about
+    notes = [line[2:] for line in catalogue_entry(name)[0].splitlines() if line.startswith("# ")]
     hubs = {task.source.hub, *(split.hub for split in task.source.elsewhere.values())}
     assert {f"Data: https://huggingface.co/datasets/{hub}" for hub in hubs} <= set(notes)
     assert any(note.startswith("Rows, by the card: train ") for note in notes)
@@ -163,7 +162,7 @@ def test_catalogue_names_metrics_and_batches_need_no_torch():
         "from loraxs_search.tasks.metrics import METRICS;"
         "from pathlib import Path; from loraxs_search.search_space.document import Document;"
         "from loraxs_search.search_space.task import catalogue_entry, read_task;"
-        "assert read_task(Document('cola'), catalogue_entry('cola').section, Path());"
+        "assert read_task(Document('cola'), catalogue_entry('cola')[1], Path());"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
