@@ -414,7 +414,7 @@ def _grouped(studies: Sequence[_Study], by: str, against: str | None) -> dict[Sc
         raise StudyError(
             "A study must have trials that have ended to be compared, but there are none of "
             f"{', '.join(study.folder.name for study in studies)}.",
-            hint=f"watch it with `loraxs-search status {studies[0].name}`",
+            hint=f"watch it with `loraxs-search status {studies[0].folder.name}`",
         )
     grouped: dict[Scalar | None, list[_Trial]] = {}
     for trial in trials:
