@@ -54,6 +54,11 @@ class Law:
         return handler(schema) if self.json_schema is None else dict(self.json_schema)
 
 
+def sign_of(direction: Direction) -> float:
+    """Return what turns a score so that more is better."""
+    return 1.0 if direction == "maximize" else -1.0
+
+
 def as_number(value: object) -> object:
     """Return `1e-3`, which YAML 1.1 reads as text since it has no dot, as the number that is meant."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value

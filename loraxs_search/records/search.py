@@ -21,6 +21,7 @@ from loraxs_search.records.literals import (
     SearchDevice,
     Split,
     Text,
+    sign_of,
 )
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport
@@ -181,7 +182,7 @@ class CheckpointSelection:
         """Return the report of the step that is kept, of at least one."""
         if self.checkpoint == "last":
             return reports[-1]
-        sign = 1.0 if self.direction == "maximize" else -1.0
+        sign = sign_of(self.direction)
         return max(reports, key=lambda report: (sign * report.metrics[self.metric], -report.step))
 
 

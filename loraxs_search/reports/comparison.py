@@ -12,7 +12,7 @@ from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
 from loraxs_search.records.base import Identity
-from loraxs_search.records.literals import Direction, Scalar
+from loraxs_search.records.literals import Direction, Scalar, sign_of
 from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, TrialState
@@ -43,7 +43,6 @@ class _Trial:
         steps: How far it came.
         score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
         size: What it stores; None if it has no report.
-        has_probe: Whether its study had a linear probe for heads to start at.
     """
 
     name: str
@@ -55,21 +54,19 @@ class _Trial:
     device_s: float
     score: float | None
     size: AdapterSize | None
-    has_probe: bool
 
     def value(self, by: str) -> Scalar | None:
         """Return what it had of a parameter, its default where the space leaves it out; None if it takes none."""
         if by in (STUDY, METHOD):
             return self.study if by == STUDY else self.method
-        given = self.params.get(by)
-        if by not in self.params:
-            from loraxs_search.methods import METHODS
-            from loraxs_search.search_space.parameters import COMMON, parameter_specs
+        if by in self.params:
+            return self.params[by]
+        from loraxs_search.methods import METHODS
+        from loraxs_search.search_space.parameters import COMMON, parameter_specs
 
-            entry = METHODS.importable().get(self.method)  # None of what a space names, or another distribution has
-            spec = (parameter_specs(entry) if entry else COMMON).get(by)
-            given = spec.default if spec else None
-        return "random" if by == "head_init" and given == "probe" and not self.has_probe else given
+        entry = METHODS.importable().get(self.method)  # None of what a space names, or another distribution has
+        spec = (parameter_specs(entry) if entry else COMMON).get(by)
+        return spec.default if spec else None
 
 
 @dataclass(frozen=True)
@@ -104,18 +101,18 @@ def _read(name: str) -> _Study:
             from loraxs_search.search_space.load import single_method
 
             method = single_method(folder.space_text())
+        is_random = not has_probe and record.params.get("head_init", "probe") == "probe"  # there was none to start at
         trials.append(
             _Trial(
                 name=f"{name}/{record.trial_id}",
                 study=name,
                 method=str(record.params.get(METHOD, method)),
-                params=record.params,
+                params={**record.params, **({"head_init": "random"} if is_random else {})},
                 seed=folder.info.search.trial_seed(int(record.trial_id)),
                 steps=last.step if last else 0,
                 device_s=last.device_s if last else 0.0,
                 score=score if math.isfinite(score) else None,
                 size=last.size if last else None,
-                has_probe=has_probe,
             )
         )
     return _Study(folder, state, candidates, identity, trials)
@@ -130,11 +127,10 @@ def _check_alike(one: _Study, other: _Study) -> None:
             f"{study.folder.name} has not loaded its rows yet" for study, identity in known if identity is None
         ]
     else:
-        tasks, pairs = (one.folder.info.task, other.folder.info.task), list[tuple[str, object, object]]()
-        for each in dataclasses.fields(Task):
-            if each.name not in _NOT_COMPARED:
-                pairs.append((f"task.{each.name}", *(getattr(task, each.name) for task in tasks)))
-        pairs += [
+        tasks = one.folder.info.task, other.folder.info.task
+        names = [each.name for each in dataclasses.fields(Task) if each.name not in _NOT_COMPARED]
+        pairs: list[tuple[str, object, object]] = [
+            *((f"task.{name}", *(getattr(task, name) for task in tasks)) for name in names),
             ("data fingerprint", first.data_fingerprint[:16], second.data_fingerprint[:16]),
             ("base digest", first.base_digest[:16], second.base_digest[:16]),
         ]
@@ -173,7 +169,7 @@ def _difference(first: _Group, second: _Group, task: Task) -> Difference | None:
     from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, p_value
     from loraxs_search.tasks.kinds import kind_of
 
-    sign, one, other = _sign(task.direction), first.finalist, second.finalist
+    sign, one, other = sign_of(task.direction), first.finalist, second.finalist
     if one is None or first.test_rows is None:
         why = "no finalist is of the first group"
     elif other is None or second.test_rows is None:
@@ -201,10 +197,6 @@ def _difference(first: _Group, second: _Group, task: Task) -> Difference | None:
         p = float(ttest_ind_from_stats(*both[0], *both[1], equal_var=False).pvalue)
     gain = sign * (statistics.fmean(scores[0]) - statistics.fmean(scores[1]))
     return Difference(gain, p, "seeds", f"no paired rows: {why}")
-
-
-def _sign(direction: Direction) -> float:
-    return 1.0 if direction == "maximize" else -1.0
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -366,7 +358,7 @@ def compare(
     for other in opened[1:]:
         _check_alike(opened[0], other)
     info = opened[0].folder.info
-    task, sign = info.task, _sign(info.task.search_direction)
+    task, sign = info.task, sign_of(info.task.search_direction)
     by_value = _grouped(opened, by, against)
     budget = min(map(len, by_value.values()))
     groups = [_group(value, trials, opened, budget, max_bytes) for value, trials in by_value.items()]
@@ -468,7 +460,7 @@ def _group(
         for trial in used
         if trial.score is not None and trial.size and trial.size.stored_bytes <= most
     )
-    sign, task_sign = _sign(task.search_direction), _sign(task.direction)
+    sign, task_sign = sign_of(task.search_direction), sign_of(task.direction)
     best = max(points, key=lambda point: sign * point.score, default=None)
 
     # The task's metric of the best one's recipe from several seeds, its own first.

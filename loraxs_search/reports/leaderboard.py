@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.literals import Scalar, sign_of
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.task import Task
@@ -36,14 +36,11 @@ def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> lis
 
     Of trials that were stopped nothing is kept that could be used, and their scores are of fewer steps.
     """
-    sign = 1.0 if selection.direction == "maximize" else -1.0
-
-    def point(record: TrialRecord) -> tuple[float, int]:
-        kept = selection.select(record.reports)
-        return sign * kept.metrics[selection.metric], kept.size.stored_bytes
-
-    complete = (record for record in records if record.state is TrialState.COMPLETE)
-    return pareto_front(sorted(complete, key=lambda record: record.trial_id), point)
+    sign = sign_of(selection.direction)
+    complete = sorted((each for each in records if each.state is TrialState.COMPLETE), key=lambda each: each.trial_id)
+    kept = {record.trial_id: selection.select(record.reports) for record in complete}
+    points = {name: (sign * it.metrics[selection.metric], it.size.stored_bytes) for name, it in kept.items()}
+    return pareto_front(complete, lambda record: points[record.trial_id])
 
 
 def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> list[Baseline]:
@@ -157,7 +154,21 @@ def leaderboard_table(
     Args:
         is_page: Whether there is room for all columns; thousands are set apart, and what has no value is empty.
     """
-    shown = [*rows, *(_baseline_row(baseline, task) for baseline in baselines)]
+    shown = [*rows]
+    for baseline in baselines:
+        own = baseline.validation_metrics
+        shown.append(
+            LeaderboardRow(
+                trial_id=baseline.name,
+                state="BASELINE",
+                score=own.get(task.search_metric),
+                candidate_score=own.get(task.metric),
+                test_score=baseline.test_metrics.get(task.metric),
+                unparsed=own.get("unparsed"),
+                unended=own.get("unended"),
+                device_s=baseline.seconds,
+            )
+        )
     params = dict.fromkeys(name for row in rows for name in row.params)
     varying = [name for name in params if len({row.params.get(name) for row in rows}) > 1]
     columns, right = dict[str, list[str]](), set[str]()
@@ -196,20 +207,6 @@ def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) 
     if isinstance(value, int) and digits is not None and is_page:
         return f"{value:,}"
     return value.trial_id if isinstance(value, Lineage) else str(value)
-
-
-def _baseline_row(baseline: Baseline, task: Task) -> LeaderboardRow:
-    own = baseline.validation_metrics
-    return LeaderboardRow(
-        trial_id=baseline.name,
-        state="BASELINE",
-        score=own.get(task.search_metric),
-        candidate_score=own.get(task.metric),
-        test_score=baseline.test_metrics.get(task.metric),
-        unparsed=own.get("unparsed"),
-        unended=own.get("unended"),
-        device_s=baseline.seconds,
-    )
 
 
 def leaderboard(
@@ -259,12 +256,9 @@ def leaderboard(
                 params=record.params,
             )
         )
-    sign = -1.0 if task.search_direction == "maximize" else 1.0
-
-    def key(row: LeaderboardRow) -> tuple[int, float, str]:
-        return _ORDER.index(TrialState(row.state)), math.inf if row.score is None else sign * row.score, row.trial_id
-
-    return sorted(rows, key=key)
+    sign = sign_of(task.search_direction)
+    scores = {row.trial_id: math.inf if row.score is None else -sign * row.score for row in rows}
+    return sorted(rows, key=lambda row: (_ORDER.index(TrialState(row.state)), scores[row.trial_id], row.trial_id))
 
 
 def interrupted(rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
@@ -280,7 +274,7 @@ def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:
     """
     from loraxs_search.tasks.kinds import kind_of  # numpy, which a list of studies does without
 
-    sign = 1.0 if task.direction == "maximize" else -1.0
+    sign = sign_of(task.direction)
     candidates = [row for row in rows if row.candidate_score is not None]
     best = next((row for row in rows if row.score is not None), None)
     best = max(candidates, key=lambda row: sign * (row.candidate_score or 0.0), default=best)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from loraxs_search.log import events
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.literals import Scalar, sign_of
 from loraxs_search.records.trial import Hyperparameters, TrialState
 
 
@@ -308,7 +308,7 @@ class SearchState:
         return value
 
     def _sign(self) -> float:
-        return -1.0 if self.facts is not None and self.facts.direction == "maximize" else 1.0
+        return -sign_of(self.facts.direction) if self.facts is not None else 1.0
 
     def _best(self, scores: Mapping[str, float]) -> Score | None:
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
@@ -95,7 +95,10 @@ class StudyEvents:
         if state == "running" or (state == "interrupted" and (events or not self._quiet)):
             self._quiet = state != "running"
             return events
-        return [*events, ended(self._folder)]
+        journal, is_finished = self._folder.journal(), self._folder.candidates() is not None
+        notice = (journal.notice or "") if is_finished else ""
+        how: Literal["finished", "interrupted"] = "finished" if is_finished else "interrupted"
+        return [*events, SearchEnded(study=self._folder.name, at=journal.last_at, state=how, notice=notice)]
 
 
 def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[ShownEvent]:
@@ -117,14 +120,6 @@ def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None]
             if isinstance(event, SearchEnded):
                 return
         sleep(poll_s)
-
-
-def ended(folder: StudyFolder) -> SearchEnded:
-    """Return the last event of a study that nobody works on."""
-    journal = folder.journal()
-    if folder.candidates() is None:
-        return SearchEnded(study=folder.name, at=journal.last_at, state="interrupted")
-    return SearchEnded(study=folder.name, at=journal.last_at, state="finished", notice=journal.notice or "")
 
 
 @dataclass(frozen=True)

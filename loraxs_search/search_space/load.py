@@ -134,8 +134,7 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         if len(methods) == 1:  # nothing hangs on the method
             parameters = {} if document.faults else parameters_of(parameters, methods)
     for key, it in list(named.items()):
-        searched = {field: kind for field, kind in it.searched.items() if field in parameters}
-        named[key] = replace(it, searched=searched)
+        named[key] = replace(it, searched={name: kind for name, kind in it.searched.items() if name in parameters})
     named = {key: it for key, it in named.items() if key in methods}
     trained = {key: get_method(key, named.get(key)) for key in methods}
     if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
@@ -154,10 +153,18 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     if start_from is not None and not (isinstance(start_from, str) and start_from):
         law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
         document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
+    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
+    idle = [name for name in methods if not trained[name].adapts_layers]
+    if idle and not document.is_faulty(PARAMETERS):
+        searched = [(name, parameters_of(parameters, [name]).get("target_modules")) for name in idle]
+        if chosen := [name for name, modules in searched if modules is not None and modules.size != 1]:
+            others = [name for name in methods if name not in idle]
+            remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
+            law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
+            document.fault((PARAMETERS, "target_modules"), law)
     if document.faults or task is None or base_model is None or method is None:
         document.fail()
-    specs = {key: parameter_specs(each) for key, each in trained.items()}
-    space = Space(
+    return Space(
         name=name or Path(source).stem,
         text=text,
         source=source,
@@ -171,19 +178,10 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         start_from=start_from,
         peft_methods=named,
         defaults={
-            key: {name: spec.default for name, spec in own.items() if spec.default is not None}
-            for key, own in specs.items()
+            key: {name: spec.default for name, spec in parameter_specs(own).items() if spec.default is not None}
+            for key, own in trained.items()
         },
     )
-    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
-    idle = [name for name in methods if not trained[name].adapts_layers]
-    if chosen := [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]:
-        others = [name for name in methods if name not in idle]
-        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
-        law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
-        document.fault((PARAMETERS, "target_modules"), law)
-        document.fail()
-    return space
 
 
 def single_method(text: str) -> str:

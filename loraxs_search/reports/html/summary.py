@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loraxs_search.errors import IntegrityError, both, counted
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.adapter import ClassReport
+from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialState
@@ -110,7 +111,7 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         rows=rows,
         counts=progress(records, whole_plan(folder, journal)),
         metric=task.search_metric,
-        sign=1.0 if task.search_direction == "maximize" else -1.0,
+        sign=sign_of(task.search_direction),
         varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],
         best=next((row for row in rows if row.score is not None), None),
         finalist=finalist,
@@ -210,8 +211,7 @@ def summary(facts: ReportFacts) -> Summary:
         score = gain = None
         if result is not None:
             score = (baseline.test_metrics if result.test else baseline.validation_metrics).get(result.metric)
-            sign = 1.0 if facts.task.direction == "maximize" else -1.0
-            sign = facts.sign if result.metric == facts.metric else sign
+            sign = facts.sign if result.metric == facts.metric else sign_of(facts.task.direction)
             gain = None if score is None else sign * (result.score - score)
         against.append(_AgainstBaseline(baseline, score, gain))
     is_beaten, verdict = any(each.gain is not None and each.gain < 0 for each in against), _verdict(result, against)

@@ -65,41 +65,22 @@ def parsed(folder: StudyFolder) -> Parsed:
 
 
 # ---- studies of all kinds --------------------------------------------------------------------------------------------
-def nothing_tried() -> StudyFolder:
-    return study("s")
-
-
-def one_trial() -> StudyFolder:
-    return searched("s", [Tried({"rank": 4, "scale": 0.5}, 0.8)])
-
-
-def none_complete() -> StudyFolder:
-    states = (PRUNED, FAIL, RUNNING, RUNNING)
-    return searched("s", [Tried({"rank": i}, 0.5, state=state) for i, state in enumerate(states)], finished=False)
-
-
-def only_failed() -> StudyFolder:
-    return searched("s", [Tried({"rank": i}, 0.5, state=FAIL) for i in range(3)])
-
-
-def all_alike() -> StudyFolder:
-    return searched("s", [Tried({"rank": 4, "scale": 1.0}, 0.8) for _ in range(12)])
+def tried(*params, score=0.5, states=(), **options) -> StudyFolder:
+    """A study of trials with these params; each scores a little more than the one before."""
+    states = states or (TrialState.COMPLETE,) * len(params)
+    pairs = enumerate(zip(params, states, strict=True))
+    trials = [Tried(own, score + i / 50, 1000 * i + 500, state=state) for i, (own, state) in pairs]
+    return searched("s", trials, finished=RUNNING not in states, **options)
 
 
 def several_methods() -> StudyFolder:
-    params = [
-        {"method": "lora-xs", "rank": 4, "scale": 0.1 * number, "sigma": True}
-        if number % 2
-        else {"method": "lora", "rank": "auto", "init": None}
-        for number in range(12)
-    ]
-    own = [{name: value for name, value in each.items() if value is not None} for each in params]
-    return searched("s", [Tried(each, 0.5 + number / 50, 1000 * number + 500) for number, each in enumerate(own)])
+    xs = [{"method": "lora-xs", "rank": 4, "scale": 0.1 * number, "sigma": True} for number in range(6)]
+    return tried(*xs, *[{"method": "lora", "rank": "auto"}] * 6)
 
 
 def less_is_better() -> StudyFolder:
     task = replace(TASK, report_metric="loss", report_direction="minimize")
-    return searched("s", [Tried({"learning_rate": 10.0**-i}, 0.1 * i + 0.1, 100 * i + 9) for i in range(5)], task=task)
+    return tried(*({"learning_rate": 10.0**-i} for i in range(5)), task=task)
 
 
 def cloned() -> StudyFolder:
@@ -110,11 +91,20 @@ def cloned() -> StudyFolder:
     return folder
 
 
-STUDIES = (nothing_tried, one_trial, none_complete, only_failed, all_alike, several_methods, less_is_better)
-STUDIES += (cloned,)
+RANKS = [{"rank": i} for i in range(4)]
+STUDIES = {
+    "nothing tried": lambda: study("s"),
+    "one trial": lambda: tried({"rank": 4, "scale": 0.5}),
+    "none complete": lambda: tried(*RANKS, states=(PRUNED, FAIL, RUNNING, RUNNING)),
+    "only failed": lambda: tried(*RANKS, states=(FAIL,) * 4),
+    "all alike": lambda: searched("s", [Tried({"rank": 4, "scale": 1.0}, 0.8)] * 12),
+    "several methods": several_methods,
+    "less is better": less_is_better,
+    "cloned": cloned,
+}
 
 
-@pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make, fresh_home):
     folder = make()
     drawn = [draw(read_facts(folder)) for draw in FIGURES]
@@ -131,7 +121,7 @@ def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make,
 
 
 def test_what_cannot_be_drawn_says_why(fresh_home):
-    facts = read_facts(all_alike())
+    facts = read_facts(STUDIES["all alike"]())
     says = {section.name: section.says for section in (draw(facts) for draw in FIGURES)}
     assert says["slices"] == "No parameter varies, so that there is nothing to see a slice of."
 
@@ -156,7 +146,7 @@ def test_a_page_fetches_nothing_and_has_the_script_once(fresh_home):
 
 
 def test_a_study_without_figures_needs_no_script_of_plotlys(fresh_home):
-    assert write_report(nothing_tried()).stat().st_size < 30_000
+    assert write_report(study("s")).stat().st_size < 30_000
 
 
 def test_a_study_of_a_thousand_trials_stays_small(fresh_home):

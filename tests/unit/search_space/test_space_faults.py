@@ -189,63 +189,36 @@ def test_all_faults_are_told_at_once_in_file_order(text, faults, chosen):
     assert told_at == sorted(told_at)
 
 
-END = "  metric: f1\n"  # the last line of the text
 NO_FILES = ["a\\0b.jsonl", "x" * 100_000, "a/" * 3_000, "~nobody-of-that-name/rows.jsonl"]  # errors of Python's own
-DATA = "data:\n    data_files: {train: train.jsonl}"
-CIRCLE = "  basis: {choice: [top, gaussian], when: {head: full}}\n  head: {choice: [full], when: {basis: top}}\n"
-SPOILT = [  # what is written in the place of what; then each fault
-    (
-        "  metrics: [accuracy, f1]\n",
-        "",
-        ":1: task.metrics: is required: one or more of accuracy, f1, macro_f1, matthews;",
-    ),
-    (
-        "  learning_rate: {log_uniform: [1e-4, 1e-2]}\n",
-        "",
-        ":10: parameters.learning_rate: is required: a number above 0,",
-    ),
-    (END, END * 2, ":22: promotion.metric: must be given once, but stands at space.yaml:21 already."),
-    (END, f"{END}  tolerance: !!python/name:os.system ''\n", ":22: promotion.tolerance: must be plain YAML"),
-    (END, f"{END}  tolerance: !mine 3\n", "has the tag !mine"),
-    (END, f"{END}  <<: {{tolerance: 0}}\n", ":22: promotion: merge keys"),
-    (END, f"{END}  yes: 3\n", ":22: promotion: a key must be text, but got yes: quote it"),
-    (END, f"{END}  [a]: 3\n", ":22: promotion: a key must be text"),
-    (END, f"{END}  tolerance: !!int abc\n", "must be what its tag says (int)"),
-    ("sequence-classification", "regression", ": task.labels: ", ": task.metrics[0]: ", ": task.metrics[1]: "),
-    (DATA, "data: {hub: a, data_files: {train: train.jsonl}}", "must have one of: hub, data_files, but got both"),
-    (DATA, "data: {config: a}", "but got neither"),
-    (DATA, "data: {data_files: {train: train.jsonl}, config: a}", "must stand beside hub"),
-    (
-        DATA,
-        "data: {data_files: {train: train.jsonl, test: train.jsonl}, test: {hub: a, split: b}}",
-        "since data_files.test",
-    ),
-    (
-        DATA,
-        "data: {hub: a, splits: {dev: b}}",
-        "task.data.splits.train: is required",
-        "task.data.splits.dev: must be one of: train, validation, test",
-    ),
-    ("  weight_decay: 0\n", CIRCLE, "must not lead back to itself, but got"),
-    (
-        "rank: {int: [4, 16], step: 4}",
-        "rank: {value: 4, when: {scale: 1}}",
-        "parameters.rank.when: must stand in a list of",
-        "parameters.rank.when.scale: ",
-        "sigma.when.rank[1]: ",
-    ),
-    (
-        END,
-        "  choose: smallest\n  candidates: 1\n",
-        "smallest must stand beside a tolerance",
-        "candidates: must be at least 2",
-    ),
-    ("accuracy, f1]", "acuracy]", "task.metrics[0]: ", "promotion.metric: must be one of the task's metrics: accuracy"),
-    *((word, '"\\ud800"', "must be valid Unicode") for word in ("org/name", "train.jsonl", "sentence")),
-    *(("train.jsonl", f'"{name}"', ": task.data.data_files.train: must be ") for name in NO_FILES),
-    *(("org/name", f'"./{name}"', ": base_model.id: must be ") for name in NO_FILES[:3]),
-    ("org/name", NO_FILES[3], ": base_model.id: must be "),
-]
+# What is written in the place of what, with \n for a new line | each fault.
+SPOILT = r"""
+metrics: [accuracy, f1] | max_length: 8 | :1: task.metrics: is required: one or more of accuracy, f1, macro_f1, matth
+learning_rate: {log_uniform: [1e-4, 1e-2]} | batch_size: 8 | :10: parameters.learning_rate: is required: a number above
+metric: f1 | metric: f1\n  metric: f1 | :22: promotion.metric: must be given once, but stands at space.yaml:21 already.
+metric: f1 | metric: f1\n  tolerance: !!python/name:os.system '' | :22: promotion.tolerance: must be plain YAML
+metric: f1 | metric: f1\n  tolerance: !mine 3 | has the tag !mine
+metric: f1 | metric: f1\n  <<: {tolerance: 0} | :22: promotion: merge keys
+metric: f1 | metric: f1\n  yes: 3 | :22: promotion: a key must be text, but got yes: quote it
+metric: f1 | metric: f1\n  [a]: 3 | :22: promotion: a key must be text
+metric: f1 | metric: f1\n  tolerance: !!int abc | must be what its tag says (int)
+sequence-classification | regression | : task.labels: | : task.metrics[0]: | : task.metrics[1]:
+data_files: {train: train.jsonl} | hub: a\n    data_files: {train: train.jsonl} | one of: hub, data_files, but got both
+data_files: {train: train.jsonl} | config: a | but got neither
+data_files: {train: train.jsonl} | data_files: {train: train.jsonl}\n    config: a | must stand beside hub
+{train: train.jsonl} | {train: train.jsonl, test: train.jsonl}\n    test: {hub: a, split: b} | since data_files.test
+data_files: {train: train.jsonl} | hub: a\n    splits: {dev: b} | splits.train: is required | splits.dev: must be
+weight_decay: 0 | basis: {choice: [top], when: {head: full}}\n  head: {choice: [full], when: {basis: top}} | lead back
+{int: [4, 16], step: 4} | {value: 4, when: {scale: 1}} | must stand in a list | when.scale: | sigma.when.rank[1]:
+metric: f1 | choose: smallest\n  candidates: 1 | smallest must stand beside a tolerance | candidates: must be at least 2
+accuracy, f1] | acuracy] | task.metrics[0]: | promotion.metric: must be one of the task's metrics: accuracy
+org/name | "\ud800" | must be valid Unicode
+train.jsonl | "\ud800" | must be valid Unicode
+sentence | "\ud800" | must be valid Unicode
+"""
+SPOILT = [[part.strip().replace("\\n", "\n") for part in row.split(" | ")] for row in SPOILT.strip().splitlines()]
+SPOILT += [["train.jsonl", f'"{name}"', ": task.data.data_files.train: must be "] for name in NO_FILES]
+SPOILT += [["org/name", f'"./{name}"', ": base_model.id: must be "] for name in NO_FILES[:3]]
+SPOILT += [["org/name", NO_FILES[3], ": base_model.id: must be "]]
 
 
 @pytest.mark.parametrize(
