@@ -166,10 +166,9 @@ def size_table(manifest: Manifest) -> str:
 def _loading(manifest: Manifest) -> str:
     from loraxs_search.tasks.asking import (
         asking_code,
-        base_argument,
+        base_arguments,
         between_texts,
         loading_code,
-        revision_argument,
         where_base_is,
     )
 
@@ -199,7 +198,7 @@ With transformers and PEFT, from this folder, {where_base_is(base)}:
 ```python
 import loraxs_search, peft, transformers
 {loading_code(kind, base, dtype=dtype)}
-tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
+tokenizer = transformers.AutoTokenizer.from_pretrained({base_arguments(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(task)}{asking}{_plain_lora(manifest) if has_vllm else ""}"""
 

@@ -54,8 +54,21 @@ def asking_code(serving: Serving) -> str:
     options = ", ".join(f"{name}={value!r}" for name, value in generation_options(serving).items())
     ends = f"tokenizer.convert_tokens_to_ids({list(serving.ends)!r})" if serving.ends else "tokenizer.eos_token_id"
     stop = f", stop_strings={list(serving.stop)!r}, tokenizer=tokenizer" if serving.stop else ""
+
+    def filled(text: str) -> str:  # with the columns' names for their values
+        template = Template.of(text)
+        return template.fill({name: f"<{name}>" for name in template.columns})
+
+    if serving.prompt is None:
+        messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
+        template = 'chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        given = f"""{_DATED.format(DATE)}
+messages = {messages!r}
+inputs = tokenizer.apply_chat_template(messages, {template})"""
+    else:
+        given = f'prompt = {filled(serving.prompt)!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
     cut = f"\nfor stop in {list(serving.stop)!r}:\n    answer = answer.partition(stop)[0]" if serving.stop else ""
-    return f"""{_given(serving)}
+    return f"""{given}
 model.generation_config = transformers.GenerationConfig({options}, eos_token_id={ends})
 written = model.generate(**inputs{stop})
 new = written[0, inputs["input_ids"].shape[1]:]
@@ -85,23 +98,6 @@ def between_texts(task: Task) -> str:
     return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
 
 
-def _given(serving: Serving) -> str:
-    """Return code that makes `inputs` of a prompt, with the columns' names for their values."""
-
-    def filled(text: str) -> str:
-        template = Template.of(text)
-        return template.fill({name: f"<{name}>" for name in template.columns})
-
-    if serving.prompt is None:
-        messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
-        options = 'chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-        return f"""{_DATED.format(DATE)}
-messages = {messages!r}
-inputs = tokenizer.apply_chat_template(messages, {options})"""
-    prompt = filled(serving.prompt)
-    return f'prompt = {prompt!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
-
-
 def fenced(text: str) -> str:
     """Return text as a block, whatever is in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
@@ -125,12 +121,12 @@ def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "flo
             options = f", id2label=dict(enumerate(labels)), {ids}"
         options += ", ignore_mismatched_sizes=True"  # a checkpoint's head may be for other labels
         options += f', dtype="{dtype}"' if dtype else ""
-    arguments = f"{base_argument(base)}{options}{revision_argument(base)}"
+    arguments = base_arguments(base, options)
     return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"
 
 
 def finding_code(base: BaseModelRef) -> str:
-    """Return the lines that must run before `base_argument` means something; empty where the base's id says it."""
+    """Return the lines that must run before `base_arguments` means something; empty where the base's id says it."""
     if base.package is None:
         return ""
     sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
@@ -140,14 +136,11 @@ folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).pat
 """
 
 
-def base_argument(base: BaseModelRef) -> str:
-    """Return what `from_pretrained` is given first."""
-    return f'"{base.id}"' if base.package is None else "folder"
-
-
-def revision_argument(base: BaseModelRef) -> str:
-    """Return what `from_pretrained` is given last; empty where there is no commit."""
-    return f', revision="{base.revision}"' if base.revision and base.package is None else ""
+def base_arguments(base: BaseModelRef, options: str = "") -> str:
+    """Return what `from_pretrained` is given."""
+    if base.package is not None:
+        return f"folder{options}"
+    return f'"{base.id}"{options}' + (f', revision="{base.revision}"' if base.revision else "")
 
 
 def where_base_is(base: BaseModelRef) -> str:

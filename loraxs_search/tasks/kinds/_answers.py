@@ -257,14 +257,6 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
 
-class SlowPatternError(Exception):
-    """A regular expression takes too long on a text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-
 @dataclass(frozen=True)
 class Extraction:
     """Which part of a text is its answer, and in which form.
@@ -295,7 +287,7 @@ class Extraction:
         Args:
             patient: Whether a text on which `regex` takes too long has no answer, and others continue.
         Raises:
-            SlowPatternError: `regex` takes too long, and this is not patient.
+            TimeoutError: `regex` takes too long on this text, and this is not patient.
         """
         part = text
         if self.regex is not None:
@@ -303,7 +295,7 @@ class Extraction:
                 match = regex.search(self.regex, text, timeout=MATCH_SECONDS)
             except TimeoutError:
                 if not patient:
-                    raise SlowPatternError(text) from None
+                    raise TimeoutError(text) from None
                 match = None
             part = (match and match[1]) or ""
         elif self.after is not None:
@@ -335,7 +327,7 @@ class Extraction:
             texts: Of one source. Either all have the answer where `after` or `regex` says, or all are nothing else.
             whole: These are whole answers, as the model learns to write them.
         Raises:
-            SlowPatternError: `regex` takes too long on one of them.
+            TimeoutError: `regex` takes too long on this one of them.
         """
         found = [self.find(text, patient=False) for text in texts]
         if whole or any(found):

@@ -171,10 +171,11 @@ class TextGeneration(LanguageModelKind):
             with collected(errors):
                 try:
                     labels = self.extraction.references(references, whole="reference" not in settings)
-                except _answers.SlowPatternError as error:
+                except TimeoutError as error:
+                    slow = place.values(references, [references.index(error.args[0])])
                     raise TaskDataError(
                         f"{who} `extract.regex` must be found or missed in {_answers.MATCH_SECONDS:g} seconds, but"
-                        f" takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
+                        f" takes longer in {place.name} on {slow}.",
                         hint="write it without a repetition inside a repetition, such as (a+)+",
                     ) from None
                 if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
@@ -222,10 +223,10 @@ class TextGeneration(LanguageModelKind):
             answers, references = answers[:_MOST_FORMULAS], references[:_MOST_FORMULAS]
         try:
             found = [self.extraction.find(answer, patient=False) for answer in answers]
-        except _answers.SlowPatternError as error:
+        except TimeoutError as error:
             yield (
                 f"`extract.regex` takes longer than {_answers.MATCH_SECONDS:g} seconds on the {split} answer"
-                f" {shortened(error.text)}: whoever writes it is counted as wrong;"
+                f" {shortened(error.args[0])}: whoever writes it is counted as wrong;"
                 " write it without a repetition inside a repetition, such as (a+)+"
             )
             return
