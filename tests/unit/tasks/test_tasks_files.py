@@ -116,6 +116,8 @@ def test_one_of_many_texts_of_several_lines_may_look_like_rows(load):
 
 
 def test_values_stay_as_they_are_written(load):
+    read = read_columns(Path("d.csv"), b"text,note\na\nb,x\n", ["text"], ["note"])
+    assert read.values == {"text": ["a", "b"], "note": ["", "x"]}, "a row may end before what nobody needs"
     assert {("NA", 0), ("None", 1), ("123", 0)} <= set(load("d.csv", CSV + "NA,0\nNone,1\n123,0\n"))
     many = "".join(f"w{i},{i % 2}\n" for i in range(20_000))
     assert ("late", 1) in load("d.csv", f"text,label\n{many}late,positive\n")
