@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.api import (
-        compare,
         history,
         load,
         load_adapter,
@@ -35,20 +34,16 @@ if TYPE_CHECKING:
     )
     from loraxs_search.bank.bank import AdapterBank
     from loraxs_search.interactive import launch, resume
+    from loraxs_search.paths import ShippedSpace, spaces
     from loraxs_search.predictor import Predictor
     from loraxs_search.records.adapter import Prediction
+    from loraxs_search.reports.comparison import compare
     from loraxs_search.reports.html.page import figures
     from loraxs_search.reports.study_status import StudyStatus, status, watch
     from loraxs_search.scaffold.draft import init
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.search.driver.result import SearchResult
-    from loraxs_search.shipped_spaces import ShippedSpace, spaces
-    from loraxs_search.steering.send import (
-        add_trial,
-        extend_study,
-        finish_study,
-        stop_trials,
-    )
+    from loraxs_search.steering.send import add_trial, extend_study, finish_study, stop_trials
     from loraxs_search.tasks.kinds import Sampling
 
 from wrapt import register_post_import_hook
@@ -99,15 +94,14 @@ _HOMES = {
         "interactive": ["launch", "resume"],
         "predictor": ["Predictor"],
         "records.adapter": ["Prediction"],
+        "reports.comparison": ["compare"],
         "reports.html.page": ["figures"],
         "reports.study_status": ["StudyStatus", "status", "watch"],
         "scaffold.draft": ["init"],
         "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
-        "shipped_spaces": ["ShippedSpace", "spaces"],
-        "steering.send": [
-            *("add_trial", "extend_study", "finish_study", "stop_trials"),
-        ],
+        "paths": ["ShippedSpace", "spaces"],
+        "steering.send": ["add_trial", "extend_study", "finish_study", "stop_trials"],
         "tasks.kinds": ["Sampling"],
     }.items()
     for name in names

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from loraxs_search.methods.export._base import MergedDtype, OnnxPrecision
     from loraxs_search.predictor import Predictor
-    from loraxs_search.reports.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -116,25 +115,6 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     if decision.winner is None or decision.study not in list_studies():
         return ()
     return verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
-
-
-def compare(
-    *studies: str, by: str = "method", against: str | None = None, max_bytes: int | None = None, tolerance: float = 0.0
-) -> Comparison:
-    """Compare methods, or values of a parameter, of studies of one task, within equal trial budgets.
-
-    Args:
-        by: `method`, `study`, or a parameter.
-        against: The value that the others are compared with; the first one by default.
-        max_bytes: Larger adapters are left out.
-        tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
-    Raises:
-        StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
-        UsageError: no trial has the parameter or the value, or there are too many values.
-    """
-    from loraxs_search.reports import comparison
-
-    return comparison.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
 
 
 def report(study: str, *, output: str | Path | None = None) -> Path:
@@ -237,13 +217,14 @@ def pull(
         options = ExportOptions(rank, dtype, precision)
         check_options(form, options)
     target = None if out is None else new_folder(Path(out))
-    folder = _found(pull_native, name, tracking_uri)
+    uri = resolve_uri(tracking_uri)
+    with _advising(name, uri):
+        folder = pull_native(name, uri=uri)
     if is_export:
         folder = converted(folder, form, options)
-    if target is None:
-        return folder
-    copy_folder(folder, target)
-    return target
+    if target is not None:
+        copy_folder(folder, target)
+    return target or folder
 
 
 def load(
@@ -264,20 +245,9 @@ def load(
     Raises:
         BaseModelError, FactorMismatchError, UsageError: as `load_adapter`.
     """
-    return predictor(name, tracking_uri=tracking_uri, dtype=dtype, device=device).load()
-
-
-def predictor(
-    name: str | Path,
-    *,
-    tracking_uri: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-) -> Predictor:
-    """Return what `load` returns, before the base is loaded: which columns it takes is known by then."""
     from loraxs_search.predictor import Predictor
 
-    return Predictor(_adapter_folder(name, tracking_uri), dtype=dtype, device=device)
+    return Predictor(folder_of(name, tracking_uri), dtype=dtype, device=device).load()
 
 
 def load_adapter(
@@ -301,8 +271,7 @@ def load_adapter(
     """
     from loraxs_search.methods.loading import load_adapter_folder
 
-    folder = _adapter_folder(name, tracking_uri)
-    return load_adapter_folder(folder, dtype=dtype, device=device)
+    return load_adapter_folder(folder_of(name, tracking_uri), dtype=dtype, device=device)
 
 
 def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreTrainedTokenizerBase:
@@ -316,7 +285,7 @@ def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreT
     from loraxs_search.base_model.locate import locate
     from loraxs_search.base_model.tokenizer import load_tokenizer
 
-    manifest = verify(_adapter_folder(name, tracking_uri))
+    manifest = verify(folder_of(name, tracking_uri))
     return load_tokenizer(locate(manifest.base_model))
 
 
@@ -342,24 +311,21 @@ def predict(
         UsageError: `texts` are no texts, too many or few for the task's columns, or a DataFrame that lacks one.
         TaskDataError: a row has nothing to read, or something else than text.
     """
+    from loraxs_search.predictor import Predictor
     from loraxs_search.tasks.questions import is_frame, listed
 
     rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
-    return predictor(name, tracking_uri=tracking_uri)(rows, on_text=on_text, skip_empty=skip_empty)
+    return Predictor(folder_of(name, tracking_uri))(rows, on_text=on_text, skip_empty=skip_empty)
 
 
-def _found(find: Callable[..., Path], name: str | Path, tracking_uri: str | None) -> Path:
-    uri = resolve_uri(tracking_uri)
-    with _advising(str(name), uri):
-        return find(name, uri=uri)
-
-
-def _adapter_folder(name: str | Path, tracking_uri: str | None) -> Path:
+def folder_of(name: str | Path, tracking_uri: str | None = None) -> Path:
     """Return the folder of an adapter that is promoted, that a study has kept, or that is a folder."""
     if isinstance(name, str) and (kept := kept_adapter(name)):
         return kept
+    uri = resolve_uri(tracking_uri)
     try:
-        return _found(adapter_folder, name, tracking_uri)
+        with _advising(str(name), uri):
+            return adapter_folder(name, uri=uri)
     except UnknownTaskError as error:
         if name in list_studies():
             error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"

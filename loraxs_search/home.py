@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -25,10 +26,7 @@ REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
 _ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_NOT_WRITABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
-    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def home() -> Path:
@@ -111,7 +109,12 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            return _create_in_place(path, temporary.read_bytes())
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                file.write(temporary.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+                return os.fstat(file.fileno())
+            return None
         _sync_folder(path.parent)
         return temporary.stat()
 
@@ -144,18 +147,6 @@ def _written_beside(path: Path, content: bytes | str, *, parents: bool = True) -
         temporary.unlink(missing_ok=True)
 
 
-def _create_in_place(path: Path, data: bytes) -> os.stat_result | None:
-    try:
-        file = path.open("xb")
-    except FileExistsError:
-        return None
-    with file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno())
-
-
 @contextlib.contextmanager
 def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
     """Turn the operating system's disk errors into `HomeError` with a remedy.
@@ -169,22 +160,16 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
     except OSError as error:
         setting = setting or (ENV_HOME if path.absolute().is_relative_to(home().absolute()) else None)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HomeError(
-                f"No space left to write {path}.",
-                hint=f"free some space, or {_larger_disk(setting)}",
-            ) from error
-        if error.errno in _NOT_WRITABLE:
+            larger = f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"
+            if setting == ENV_HOME:  # studies name the database in it by its path
+                larger = f"move {home()} to a larger disk and leave a link to it: `ln -s NEW {home()}`"
+            raise HomeError(f"No space left to write {path}.", hint=f"free some space, or {larger}") from error
+        if error.errno in (*_NOT_WRITABLE, errno.ELOOP):
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
                 hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",
             ) from error
         raise
-
-
-def _larger_disk(setting: str | None) -> str:
-    if setting == ENV_HOME:  # studies name the database in it by its path
-        return f"move {home()} to a larger disk and leave a link to it: `ln -s NEW {home()}`"
-    return f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"
 
 
 def file_lock(path: Path) -> BaseFileLock:
@@ -316,10 +301,8 @@ def remove_whole(path: Path) -> None:
 
 def _umask() -> int:
     status = Path("/proc/self/status")  # os.umask can only be read by setting it, a race between threads
-    line = (
-        next((x for x in status.read_text().splitlines() if x.startswith("Umask:")), None) if status.exists() else None
-    )
-    return int(line.split()[1], 8) if line else 0o077
+    found = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.exists() else None
+    return int(found[1], 8) if found else 0o077
 
 
 def _sync_folder(path: Path) -> None:

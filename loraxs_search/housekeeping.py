@@ -1,7 +1,7 @@
 """What lies in the state folder, whether anybody needs it, and removing what nobody does; removing studies.
 
-Each kind of thing that the product writes there and may remove is a row of `KINDS`. What no kind names stays for good:
-MLflow's store with its artifacts, the sequence numbers seen, and the spaces and rows of `init`. Unfinished studies,
+`_look` yields each thing that the product writes there and may remove. What it does not name stays for good: MLflow's
+store with its artifacts, the sequence numbers seen, and the spaces and rows of `init`. Unfinished studies,
 sealed and pulled adapters and registered versions need things.
 """
 
@@ -11,8 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from loraxs_search.tracking.store import has_waiting, remove_runs
 
 
 @dataclass
-class Needs:
+class _Needs:
     """What is needed, and by whom, in words that follow "needed by".
 
     Args:
@@ -53,25 +52,30 @@ class Needs:
     complete: dict[str, frozenset[str]] = field(default_factory=dict)
     unknown: str = ""
 
-    def add(self, manifest: Manifest, who: str) -> None:
-        """Note what an adapter stands on."""
+    def add(self, adapter: Manifest | Path, who: str) -> None:
+        """Note what an adapter stands on; of a folder that is not there, nothing.
+
+        Raises:
+            StudyError: the folder has no manifest.
+        """
+        if isinstance(adapter, Path) and not adapter.is_dir():
+            return
+        try:
+            manifest = manifests.read(adapter) if isinstance(adapter, Path) else adapter
+        except LoraxsError as error:
+            raise StudyError(f"{adapter} has no manifest: {error.message}") from error
         self.bases.setdefault(manifest.base_digest, who)
         for key in manifest.factors:
             self.factors.setdefault(key, who)
 
-    @property
-    def by_unfinished(self) -> str:
-        """Who may need anything that a search uses; empty where nobody does."""
-        return f"study {self.unfinished[0]}, which is not finished" if self.unfinished else ""
 
-
-def _gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
+def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
     """Return what is needed of this machine's state folder.
 
     Every store of MLflow is asked that a study names, and the one in use, each with its own account. Where one does not
     answer, that is noted.
     """
-    needs, uris = Needs(), [resolve_uri(tracking_uri)]
+    needs, uris = _Needs(), [resolve_uri(tracking_uri)]
     for name in list_studies():
         try:
             folder = StudyFolder.open(name)
@@ -92,12 +96,17 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
         registered += [(name, manifest) for name, _, manifest in found]
         if (path := sqlite_path(uri)) is None or path.exists():
             digests[redact(uri)] = {digest for _, digest, _ in found}
-    # What was pulled, but for adapters whose versions were removed since; another store is not known.
-    for digest, name, store in _pulled(home / "adapters"):
-        if digest in digests.get(store, {digest}):
+    # What names last meant on this machine, but for versions that were removed since; another store is not known.
+    pulled = dict[str, object]()
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pulled |= json.loads((home / "adapters" / "names.json").read_text())
+    for whole, entry in pulled.items():
+        digest = entry.get("digest") if isinstance(entry, dict) else None
+        store, _, name = whole.rpartition(" ")
+        if isinstance(digest, str) and digest in digests.get(store, {digest}):
             needs.adapters.setdefault(digest, f"`pull {name}`")
             try:
-                _add_folder(needs, home / "adapters" / digest, f"`pull {name}`")
+                needs.add(home / "adapters" / digest, f"`pull {name}`")
             except LoraxsError as error:
                 needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
     for name, manifest in registered:
@@ -105,7 +114,7 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
     return needs
 
 
-def _add_study(needs: Needs, folder: StudyFolder) -> None:
+def _add_study(needs: _Needs, folder: StudyFolder) -> None:
     """Note what a study needs; of a finished one also the trials that may become candidates.
 
     Those trained all their steps, would continue, or are of candidates.
@@ -117,7 +126,7 @@ def _add_study(needs: Needs, folder: StudyFolder) -> None:
     if (identity := folder.identity()) is not None:
         needs.bases.setdefault(identity.base_digest, who)
     for adapter in sorted((folder.path / "adapters").glob("[!.]*")):
-        _add_folder(needs, adapter, who)
+        needs.add(adapter, who)
     if candidates is None or folder.is_running():
         needs.unfinished.append(folder.name)
         return
@@ -128,81 +137,26 @@ def _add_study(needs: Needs, folder: StudyFolder) -> None:
     needs.complete[folder.name] = frozenset(complete | {trial_of(candidate.trial_id) for candidate in candidates})
 
 
-def _add_folder(needs: Needs, folder: Path, who: str) -> None:
-    if not folder.is_dir():
-        return
-    try:
-        needs.add(manifests.read(folder), who)
-    except LoraxsError as error:
-        raise StudyError(f"{folder} has no manifest: {error.message}") from error
-
-
-def _pulled(cache: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield the digests that names last meant on this machine, with a name and its store."""
-    try:
-        names = json.loads((cache / "names.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return
-    for name, entry in names.items() if isinstance(names, dict) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("digest"), str):
-            store, _, known = name.rpartition(" ")
-            yield entry["digest"], known, store
-
-
-@dataclass(frozen=True)
-class StoredItem:
-    """Something that is there or not: removed whole, or kept whole.
-
-    Args:
-        paths: Its files and folders, which go together, in this order.
-        num_bytes: What removing them frees.
-        used_at: When it was last used, as far as that shows; seconds since 1970, and 0 of what goes at once.
-        needed_by: Who needs it, as the end of "needed by"; empty where nobody is known to.
-    """
-
-    paths: tuple[Path, ...]
-    num_bytes: int
-    used_at: float
-    needed_by: str = ""
-
-    @classmethod
-    def of(cls, *paths: Path, needed_by: str = "") -> StoredItem:
-        """Return the item that these paths are."""
-        sizes, times = [0], [0.0]
-        for path in paths:
-            for file in (path, *(() if path.is_symlink() else paths_under(path))):
-                with contextlib.suppress(FileNotFoundError):  # replaced, or removed, at this moment
-                    status = file.lstat()
-                    times.append(status.st_mtime)
-                    sizes.append(status.st_blocks * 512 if file.is_file() else 0)
-        return cls(paths, sum(sizes), max(times), needed_by)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of thing in the state folder. Looking writes nothing, and may be repeated.
-
-    Whoever removes an item asks for it anew inside `guarded`, and leaves it where it is needed by then.
-
-    Args:
-        name: As people read it.
-        loss: What it takes to have an item back.
-        folders: The folders of the home that hold items of this kind, for `*` see `Path.glob`.
-        items: What is there, needed or not, of a home.
-        used_by_searches: Whether searches of this machine read items that nothing on disk says they need.
-        needs_registry: Whether what registered versions need decides.
-        guarded: Keeps others from an item while it goes; raises LoraxsError on entering it, if it is in use.
-    """
-
-    name: str
-    loss: str
-    folders: tuple[str, ...]
-    items: Callable[[Path, Needs], Iterator[StoredItem]]
-    used_by_searches: bool = False
-    needs_registry: bool = False
-    guarded: Callable[[StoredItem], AbstractContextManager[object]] = lambda _: contextlib.nullcontext()
-
-
+# ---- what is there ---------------------------------------------------------------------------------------------------
+LOSSES = {  # kinds of things, and what it takes to have one back
+    "snapshots": "nothing that a finished study needs",
+    "factors": "the next search or load of their base decomposes its weights again",
+    "base models": "unpacked or converted again from their package, if it is installed",
+    "rows and tokens": "the next search of their task reads and tokenises its data again",
+    "pulled adapters": "pulled again by their version's number",
+    "large states": "a trial that continues from one trains from the start again",
+    "copies of assets": "the next trial of their study brings them again",
+    "leftovers": "nothing",
+}
+FOLDERS = (
+    "studies",
+    "factors",
+    "base_models",
+    "datasets",
+    "adapters",
+    "states",
+    "assets",
+)  # of the home, that have them
 _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is a user's own, and stays.
 _BY_CONTENT = r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors"
@@ -214,136 +168,83 @@ _HALF_MADE = re.compile(
 )
 
 
-def _snapshots(home: Path, needs: Needs) -> Iterator[StoredItem]:
-    """Yield states of trials that ended early, of finished studies: none of these continues.
+@dataclass(frozen=True)
+class _Found:
+    """Something that is removed whole, or kept whole.
 
-    Complete ones keep theirs: when the study is extended, another of them may become a candidate.
+    Args:
+        kept: Why it stays; empty where nobody is known to need it.
+        study: The study whose lock keeps others from it while it goes; empty if it needs none.
     """
-    for study in (home / "studies" / name for name in sorted(list_studies())):
-        unfinished = f"study {study.name}, which is not finished" if study.name not in needs.complete else ""
-        kept = needs.complete.get(study.name, frozenset())
-        for path in filter(lambda path: _SNAPSHOT.fullmatch(path.name), sorted((study / "snapshots").glob("*"))):
-            may_be_chosen = path.name.partition(".")[0] in kept
-            candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
-            yield StoredItem.of(path, needed_by=unfinished or candidate)
+
+    kind: str
+    path: Path
+    kept: str = ""
+    study: str = ""
+
+
+def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[_Found]:
+    """Yield what is there of all kinds; looking writes nothing.
+
+    Args:
+        idle: Whether no search is at work on this machine: searches read things that nothing on disk says they need.
+    """
+    searching = "" if idle else "may be needed by a search that is at work on this machine"
+    unfinished = f"needed by study {needs.unfinished[0]}, which is not finished" if needs.unfinished else ""
+
+    def named(folder: str, pattern: str, glob: str = "*") -> Iterator[Path]:
+        return (path for path in sorted((home / folder).glob(glob)) if re.fullmatch(pattern, path.name))
+
+    def needed(by: Mapping[str, str], key: str) -> str:
+        return f"needed by {by[key]}" if key in by else ""
+
+    # States of trials that ended early, of finished studies: none of these continues. Complete ones keep theirs: when
+    # the study is extended, another of them may become a candidate.
+    for name in sorted(list_studies()):
+        study, complete = home / "studies" / name, needs.complete.get(name, frozenset())
+        kept = "" if name in needs.complete else f"needed by study {name}, which is not finished"
+        for path in sorted((study / "snapshots").glob("*")):
+            if _SNAPSHOT.fullmatch(path.name):
+                may_be_chosen = path.name.partition(".")[0] in complete
+                candidate = f"needed by study {name}, which may be extended" if may_be_chosen else ""
+                yield _Found("snapshots", path, kept or candidate, name)
         if (study / "tune").is_dir():
-            yield StoredItem.of(study / "tune", needed_by=unfinished)
+            yield _Found("snapshots", study / "tune", kept, name)
+    for path in named("factors", _BY_CONTENT, "**/*"):  # this machine's own and others'
+        by = needed(needs.factors, path.name.partition(".")[0])
+        yield _Found("factors", path, by or unfinished or searching or needs.unknown)
+    for path in named("base_models", r"[0-9a-f]{16}(-bf16-\d+)?", "*/"):
+        by = unfinished or needed(needs.bases, weight_digest(path))
+        yield _Found("base models", path, by or searching or needs.unknown)
+    of_hub = {info.parents[3] for info in (home / "datasets").glob("*/*/*/*/dataset_info.json")}  # NAME/CONFIG/...
+    for folder in sorted(of_hub | {home / "datasets" / name for name in _ROWS}):
+        yield from (
+            _Found("rows and tokens", path, searching) for path in sorted(folder.rglob("[!.]*")) if path.is_file()
+        )
+    for path in named("adapters", r"[0-9a-f]{64}(\..*)?"):  # and what they were converted to
+        yield _Found("pulled adapters", path, needed(needs.adapters, path.name.partition(".")[0]))
+    for path in named("states", r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors"):  # of trials, left on their node
+        yield _Found("large states", path, unfinished or searching)
+    for path in named("assets", _BY_CONTENT, "**/*"):  # what trials start from; each study keeps its own
+        yield _Found("copies of assets", path, searching)
+    # What killed processes have left half made or half removed. An adapter that was put aside while it was replaced
+    # does not count: opening its study restores it.
+    for path in (path for folder in FOLDERS for path in sorted(paths_under(home / folder))):
+        is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
+        if not is_inside and (path.name.startswith(REMOVED) or _HALF_MADE.fullmatch(path.name)):
+            is_fresh = _size_and_use(path)[1] > time.time() - _GOING_ON_S
+            kept = "needed by a process that may still be making it" if is_fresh else searching
+            yield _Found("leftovers", path, kept)
 
 
-@contextlib.contextmanager
-def _of_finished(item: StoredItem) -> Iterator[None]:
-    study = StudyFolder.open(item.paths[0].relative_to(studies_root()).parts[0])
-    with study.lock():
-        if study.candidates() is None:
-            raise StudyError(f"study {study.name} continues")
-        yield
-
-
-def _rows(home: Path, _: Needs) -> Iterator[StoredItem]:
-    root = home / "datasets"
-    of_hub = {info.parents[3] for info in root.glob("*/*/*/*/dataset_info.json")}  # NAME/CONFIG/VERSION/COMMIT
-    for folder in sorted(of_hub | {root / name for name in _ROWS}):
-        for path in sorted(folder.rglob("[!.]*")):
-            if path.is_file():
-                yield StoredItem.of(path)
-
-
-def _leftovers(home: Path, _: Needs) -> Iterator[StoredItem]:
-    """Yield what killed processes have left half made or half removed, anywhere in the folders of the other kinds.
-
-    What is half removed goes at once, what is half made counts as in use for a day. An adapter that was put aside while
-    it was replaced does not count: opening its study restores it.
-    """
-    for folder in dict.fromkeys(pattern.partition("/")[0] for kind in KINDS for pattern in kind.folders):
-        for path in sorted(paths_under(home / folder)):
-            is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
-            if is_inside or not (path.name.startswith(REMOVED) or _HALF_MADE.fullmatch(path.name)):
-                continue
-            item = StoredItem.of(path)
-            if path.name.startswith(REMOVED):
-                yield replace(item, used_at=0.0)
-            else:
-                is_fresh = item.used_at > time.time() - _GOING_ON_S
-                yield replace(item, needed_by="a process that may still be making it" if is_fresh else "")
-
-
-def _named(
-    folder: str, pattern: str, needed_by: Callable[[Path, Needs], str] = lambda _, __: "", glob: str = "*"
-) -> Callable[[Path, Needs], Iterator[StoredItem]]:
-    """Return what yields the items of one folder that have names as the product gives them."""
-
-    def items(home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / folder).glob(glob)):
-            if re.fullmatch(pattern, path.name):
-                yield StoredItem.of(path, needed_by=needed_by(path, needs))
-
-    return items
-
-
-def _key(path: Path) -> str:
-    return path.name.partition(".")[0]
-
-
-KINDS: tuple[Kind, ...] = (
-    Kind(
-        "snapshots",
-        "nothing that a finished study needs",
-        ("studies/*/snapshots", "studies/*/tune"),
-        _snapshots,
-        guarded=_of_finished,
-    ),
-    Kind(  # SVD factors of bases' weights, this machine's own and others'
-        "factors",
-        "the next search or load of their base decomposes its weights again",
-        ("factors",),
-        _named(
-            "factors", _BY_CONTENT, lambda path, needs: needs.factors.get(_key(path), "") or needs.by_unfinished, "**/*"
-        ),
-        used_by_searches=True,
-        needs_registry=True,
-    ),
-    Kind(
-        "base models",
-        "unpacked or converted again from their package, if it is installed",
-        ("base_models",),
-        _named(
-            "base_models",
-            r"[0-9a-f]{16}(-bf16-\d+)?",
-            lambda path, needs: needs.by_unfinished or needs.bases.get(weight_digest(path), ""),
-            "*/",
-        ),
-        used_by_searches=True,
-        needs_registry=True,
-    ),
-    Kind(
-        "rows and tokens",
-        "the next search of their task reads and tokenises its data again",
-        ("datasets",),
-        _rows,
-        used_by_searches=True,
-    ),
-    Kind(  # and what they were converted to, by digest
-        "pulled adapters",
-        "pulled again by their version's number",
-        ("adapters",),
-        _named("adapters", r"[0-9a-f]{64}(\..*)?", lambda path, needs: needs.adapters.get(_key(path), "")),
-    ),
-    Kind(  # of trials, which stayed on their node
-        "large states",
-        "a trial that continues from one trains from the start again",
-        ("states",),
-        _named("states", r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors", lambda _, needs: needs.by_unfinished),
-        used_by_searches=True,
-    ),
-    Kind(  # what the trials of studies start from; each study keeps its own
-        "copies of assets",
-        "the next trial of their study brings them again",
-        ("assets",),
-        _named("assets", _BY_CONTENT, glob="**/*"),
-        used_by_searches=True,
-    ),
-    Kind("leftovers", "nothing", (), _leftovers, used_by_searches=True),
-)
+def _size_and_use(path: Path) -> tuple[int, float]:
+    """Return the bytes that removing something frees, and when it was last used, 0 if it is being removed already."""
+    size, used_at = 0, 0.0
+    for file in (path, *(() if path.is_symlink() else paths_under(path))):
+        with contextlib.suppress(FileNotFoundError):  # replaced, or removed, at this moment
+            status = file.lstat()
+            size, used_at = size + status.st_blocks * 512 * file.is_file(), max(used_at, status.st_mtime)
+    return size, 0.0 if path.name.startswith(REMOVED) else used_at
 
 
 # ---- removing --------------------------------------------------------------------------------------------------------
@@ -379,34 +280,36 @@ def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | N
     done, now = list[_Collected](), time.time()
     with file_lock(root / ".gc.lock"), unused() as idle:
         needs = _gather_needs(root, tracking_uri)
-        judged = list[tuple[Kind, StoredItem, str]]()
-        for kind in KINDS:
-            for item in kind.items(root, needs):
-                kept = "" if item.used_at <= now - older_than_s else "used not long ago"
-                if any(not it.parent.resolve().is_relative_to(root.resolve()) or it.is_symlink() for it in item.paths):
-                    kept = "a link leads out of the state folder"
-                elif item.needed_by:
-                    kept = f"needed by {item.needed_by}"
-                elif kind.used_by_searches and not idle:
-                    kept = "may be needed by a search that is at work on this machine"
-                elif kind.needs_registry and needs.unknown:
-                    kept = needs.unknown
-                judged.append((kind, item, kept))
-        for kind, item, kept in judged:
-            planned = _Collected(kind.name, item.paths[0], item.num_bytes, item.used_at, kept)
+        judged = list[tuple[_Collected, str]]()
+        for found in _look(root, needs, idle):
+            (size, used_at), path = _size_and_use(found.path), found.path
+            kept = found.kept or ("" if used_at <= now - older_than_s else "used not long ago")
+            if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink():
+                kept = "a link leads out of the state folder"
+            judged.append((_Collected(found.kind, path, size, used_at, kept), found.study))
+        for item, study in judged:
+            kept = item.kept
             if not (dry_run or kept):
                 try:
-                    with kind.guarded(item):
-                        # Since it was looked at; 0 goes at once.
-                        if 0.0 < item.used_at < StoredItem.of(*item.paths).used_at:
-                            planned = replace(planned, kept="used just now")
+                    with _finished(study) if study else contextlib.nullcontext():
+                        if item.used_at < _size_and_use(item.path)[1]:
+                            kept = "used just now"
                         else:
-                            for path in item.paths:
-                                remove_whole(path)
+                            remove_whole(item.path)
                 except LoraxsError as error:
-                    planned = replace(planned, kept=error.message)
-            done.append(planned)
+                    kept = error.message
+            done.append(replace(item, kept=kept))
     return done
+
+
+@contextlib.contextmanager
+def _finished(name: str) -> Iterator[None]:
+    """Keep others from a study, which must still be finished."""
+    study = StudyFolder.open(name)
+    with study.lock():
+        if study.candidates() is None:
+            raise StudyError(f"study {name} continues")
+        yield
 
 
 @dataclass(frozen=True)
@@ -459,7 +362,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
     except StudyError as error:
         if not force or name not in (*list_studies(), *broken_studies()):
             raise
-        removed = _RemovedStudy(name, path, StoredItem.of(path).num_bytes, unread=error.message)
+        removed = _RemovedStudy(name, path, _size_and_use(path)[0], unread=error.message)
         lock = path / "study.lock"
         if is_locked(lock):
             raise StudyError(
@@ -470,7 +373,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             with file_lock(lock):
                 remove_whole(path)
         return removed
-    info, item, unasked = folder.info, StoredItem.of(folder.path), ""
+    info, (num_bytes, _), unasked = folder.info, _size_and_use(folder.path), ""
     with folder.lock(), contextlib.ExitStack() as held:
         try:  # keep drivers on other machines from it
             held.enter_context(idle_elsewhere(info.storage, name))
@@ -489,7 +392,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
                 f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
                 hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",
             )
-        removed = _RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
+        removed = _RemovedStudy(name, folder.path, num_bytes, storage=info.storage, unasked=unasked)
         if runs:
             count, kept = remove_runs(store_of(folder), folder.path, info.task.registered_name, dry_run=dry_run)
             removed = replace(removed, num_runs=count, kept_runs=kept)

@@ -1,4 +1,4 @@
-"""Where the MLflow store is, how its account is kept out of whatever is stored, and plain requests to a server.
+"""Where the MLflow store is, how its account is kept out of whatever is stored, requests to a server and its client.
 
 Both rooms that speak MLflow need this before they pay for importing it, or instead. Requests go through `requests`, as
 MLflow's own client does: proxies, certificates (REQUESTS_CA_BUNDLE), ~/.netrc and the account are then those of that
@@ -11,15 +11,16 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import home
 
 if TYPE_CHECKING:
     import requests
+    from mlflow import MlflowClient
 
 
 ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -226,3 +227,37 @@ def _innermost(error: Exception) -> BaseException:
     if not isinstance(inner, Exception):
         return error
     return inner.__cause__ or next((part for part in reversed(inner.args) if isinstance(part, Exception)), inner)
+
+
+# ---- its client ------------------------------------------------------------------------------------------------------
+def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str = "") -> str:
+    """Return the id of the experiment of this name, created with a description unless it exists.
+
+    Raises:
+        TrackingError: it was deleted, but MLflow still has it: it takes no runs.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (known := client.get_experiment_by_name(name)) is not None:
+        if known.lifecycle_stage != "active":
+            raise TrackingError(
+                f"The experiment {name!r} at {redact(uri)} must be active, but it was deleted.",
+                hint="restore it in MLflow's UI, or delete it for good with `mlflow gc`",
+            )
+        return str(known.experiment_id)
+    root, tags = artifact_root(uri), {"mlflow.note.content": note} if note else None
+    try:
+        return str(client.create_experiment(name, artifact_location=str(root) if root else None, tags=tags))
+    except MlflowException:
+        if (known := client.get_experiment_by_name(name)) is None:  # else another process was quicker
+            raise
+        return str(known.experiment_id)
+
+
+def all_pages(search: Callable[..., Any], *arguments: Any, max_results: int = 1000, **options: Any) -> Iterator[Any]:
+    """Yield all that a search of MLflow's client finds, page after page."""
+    token: str | None = ""
+    while token is not None:
+        page = search(*arguments, max_results=max_results, page_token=token or None, **options)
+        yield from page
+        token = page.token or None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel
-from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.questions import question_rows
@@ -35,6 +34,12 @@ class Predictor:
 
     The base is loaded at the first call, or by `load`. Not for several threads at once.
 
+    Attributes:
+        task: What the adapter was trained for.
+        columns: The texts that a row must have, in their order: columns of a file.
+        prompts: What a user is asked for who types a row: its columns, in words.
+        labels: What it chooses from; empty where it answers with a number, a text, or one of the row's own options.
+
     Args:
         folder: The adapter's.
         dtype: Precision of the base; by default the checkpoint's.
@@ -49,26 +54,9 @@ class Predictor:
         self.folder, self._dtype, self._device = folder, dtype, device
         self._manifest = verify(folder, in_registry=in_registry)
         self._kind = kind_of(self._manifest.task)
-
-    @property
-    def task(self) -> Task:
-        """The task that the adapter was trained for."""
-        return self._manifest.task
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The texts that a row must have, in their order: columns of a file."""
-        return self._kind.question_columns
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What a user is asked for who types a row: its columns, in words."""
-        return self._kind.question_texts
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What it chooses from; empty where it answers with a number, a text, or one of the row's own options."""
-        return self.task.labels
+        self.task = self._manifest.task
+        self.labels = self.task.labels
+        self.columns, self.prompts = self._kind.question_columns, self._kind.question_texts
 
     def load(self) -> Predictor:
         """Load the base and the adapter, and return itself.
@@ -161,8 +149,7 @@ class Predictor:
         predictions = []
         for number, text in enumerate(shown):
             asking = self._kind.predict(source, questions.take(np.array([number])), [text])
-            heard = partial(_heard, on_text, number)
-            predictions += ask(model, source, asking, on_text=heard)
+            predictions += ask(model, source, asking, on_text=partial(_of_row, on_text, number))
         return predictions
 
     def _warn_of_cut(self, cut: int, num_rows: int) -> None:
@@ -206,13 +193,13 @@ class Predictor:
         return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]
 
 
+def _of_row(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
+    on_text(row, piece)
+
+
 def _is_empty(row: Sequence[Any]) -> bool:
     """Whether no value has a text; pandas writes NaN for a missing one."""
     return all(
         it is None or (isinstance(it, float) and math.isnan(it)) or (isinstance(it, str) and not it.strip())
         for it in row
     )
-
-
-def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
-    on_text(row, piece)

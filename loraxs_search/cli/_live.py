@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from loraxs_search.cli import live_text
-from loraxs_search.cli._output import drawing_stream, plain
+from loraxs_search.cli._out import PlainText, plain
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.search_state import SearchState, TrialLine
+from loraxs_search.reports.search_state import SearchState
 
 _STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
 _MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
@@ -41,30 +41,15 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
         server: Address of MLflow, as shown to users; empty for the embedded store.
     """
     passed = _text(f"{live_text.clock(now - began)}  ", style="dim")
-    if state.facts is None:
+    if (facts := state.facts) is None:
         return passed + _text(notice or (state.phase.text if state.phase else "waiting for the search"))
-    above = [*_head(state, console, now, passed), *_lines(state, now, notice)]
-    below = [
-        *(_text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
-        _text(live_text.browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
-    ]
-    rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
-    return Group(*above, Text(""), _table(state, console, max(1, min(_MAX_ROWS, rows))), *below)
-
-
-def _head(state: SearchState, console: Console, now: float, passed: Text) -> list[RenderableType]:
-    assert state.facts is not None
-    facts = state.facts
-    title = _text(f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})", no_wrap=True, overflow="ellipsis")
-    title.stylize("bold")
-    left = live_text.time_left_in_words(state.seconds_left(now))
-    line = Table.grid(padding=(0, 2, 0, 0))
+    cut: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
+    title = f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})"
+    progress = Table.grid(padding=(0, 2, 0, 0))
     bar = ProgressBar(total=1.0, completed=state.share_done(), width=max(10, min(_MAX_BAR, console.width - 30)))
-    line.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
-    return [title, line]
+    left = live_text.time_left_in_words(state.seconds_left(now))
+    progress.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
 
-
-def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
     lines = [(label, _text(text)) for label, text in live_text.progress_in_words(state)]
     hosts = state.hosts(now) if state.is_training else []
     for host in hosts[:_MAX_HOSTS]:
@@ -76,38 +61,38 @@ def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
         lines.append(("", _text(f"and {counted(len(hosts) - _MAX_HOSTS, 'more host')}")))
     if notice:
         lines.append(("notice", _text(notice, style="yellow")))
-    dim: dict[str, Any] = {"style": "dim", "no_wrap": True, "overflow": "ellipsis"}
-    return [_text(f"{label:<9}", **dim).append_text(text) for label, text in lines]
+    above: list[RenderableType] = [_text(title, style="bold", **cut), progress]
+    above += [_text(f"{label:<9}", style="dim", **cut).append_text(text) for label, text in lines]
+    below = [_text(f"note: {note}", style="yellow", **cut) for note in facts.notes]
+    below.append(_text(live_text.browse(state.study, server), style="dim", **cut))
 
-
-def _table(state: SearchState, console: Console, num_rows: int) -> Table:
-    assert state.facts is not None
-    with_bytes = console.width >= _WITH_BYTES
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
-    table.add_column("trial", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    for name in ("trial", "state"):
+        table.add_column(name, no_wrap=True)
     table.add_column("step", no_wrap=True, justify="right")
-    table.add_column(state.facts.metric, no_wrap=True, justify="right", max_width=10, overflow="ellipsis")
+    table.add_column(facts.metric, justify="right", max_width=10, **cut)
     table.add_column("curve", no_wrap=True, min_width=_CURVE)
-    if with_bytes:
+    if with_bytes := console.width >= _WITH_BYTES:
         table.add_column("bytes", no_wrap=True, justify="right")
-    table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("params", ratio=1, **cut)
     low, high = state.score_range()
-    ascii_only = console.options.ascii_only
-    for trial in state.lines(num_rows):
-        curve = sparkline(trial.scores, low, high, width=_CURVE, ascii_only=ascii_only)
-        cells = _cells(trial, state.facts.max_steps, curve, with_bytes)
+    left_rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
+    for trial in state.lines(max(1, min(_MAX_ROWS, left_rows))):
+        params = {name: f"{own:.3g}" if isinstance(own, float) else str(own) for name, own in trial.params.items()}
+        cells = [
+            trial.trial,
+            trial.state.value,
+            f"{max(trial.step, trial.current_step)}/{facts.max_steps}",
+            "-" if trial.score is None else f"{trial.score:.4f}",
+            sparkline(trial.scores, low, high, width=_CURVE, ascii_only=console.options.ascii_only),
+            *([f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []),
+            " ".join(f"{_SHORT_NAMES.get(name, name)}={value}" for name, value in params.items()),
+        ]
         table.add_row(*map(_text, cells), style=_STYLES[trial.state])
-    return table
+    return Group(*above, Text(""), table, *below)
 
 
-def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
-    score = "-" if trial.score is None else f"{trial.score:.4f}"
-    stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
-    step = f"{max(trial.step, trial.current_step)}/{max_steps}"
-    return trial.trial, trial.state.value, step, score, curve, *stored, live_text.params_in_short(trial.params)
-
-
+_SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 
 
@@ -142,9 +127,12 @@ class LiveView:
     """
 
     def __init__(self, server: str, began: float | None = None) -> None:
-        self._server, self._state, self._lock = server, SearchState(), threading.RLock()
+        self._server, self.state, self._lock = server, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
-        self._console = Console(file=drawing_stream(sys.stderr))
+        below = sys.stderr  # what draws has to steer the terminal
+        while isinstance(below, PlainText):
+            below = below.stream
+        self._console = Console(file=below)
         self._live = _ResizedLive(
             console=self._console,
             get_renderable=self.__rich__,
@@ -163,7 +151,7 @@ class LiveView:
     def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
         with self._lock:
-            self._state.happened(event)
+            self.state.happened(event)
         if isinstance(event, DataRead):  # not in the lock: a drawing waits for it while it holds the console
             lines = map(plain, live_text.data_lines(event.report, event.num_rows, event.metric, short=True))
             self._console.print(*lines, sep="\n", end="\n\n", markup=False, highlight=False, soft_wrap=True)
@@ -176,7 +164,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return draw(self._state, self._console, time.time(), self._began, self._notice, self._server)
+            return draw(self.state, self._console, time.time(), self._began, self._notice, self._server)
 
 
 class _ResizedLive(Live):

@@ -11,26 +11,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from gc import set_threshold
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
-from loraxs_search.cli import (
-    check,
-    init,
-    launch,
-    predict,
-    registry,
-    report,
-    serve,
-    shipped,
-    status,
-    studies,
-)
-from loraxs_search.cli._output import keep_output_plain, plain
+from loraxs_search.cli import check, init, launch, predict, registry, report, serve, shipped, studies
+from loraxs_search.cli._out import PlainText, plain
 from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
 from loraxs_search.mlflow_uri import redact, resolve_uri
 from loraxs_search.records.codec import to_json
@@ -109,7 +99,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS: tuple[Callable[..., None], ...] = (
-    *(init.init, check.check, check.doctor, launch.launch, status.status),
+    *(init.init, check.check, check.doctor, launch.launch, studies.status),
     *(report.compare, report.report, launch.resume, launch.sync),
     *(studies.stop, studies.finish, studies.add, studies.extend),
     *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
@@ -130,12 +120,10 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(help=_HELP)
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-    traceback: Annotated[
-        bool, typer.Option(_TRACEBACK, help="Show where an error came from; anywhere on the line.")
-    ] = False,
+    version: bool = Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
+    traceback: bool = Option(False, _TRACEBACK, help="Show where an error came from; anywhere on the line."),
 ) -> None:
     """Options of every verb; `run` takes `--traceback` out of the line before this is called."""
 
@@ -144,7 +132,10 @@ def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     _hide_account(sys.argv[1:])
     configure_stdout()
-    keep_output_plain()
+    # Nothing that is said steers a terminal. Data on stdout goes as it is, but to a terminal.
+    sys.stderr = cast("TextIO", PlainText(sys.stderr))
+    if sys.stdout.isatty():
+        sys.stdout = cast("TextIO", PlainText(sys.stdout))
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     sys.exit(run(sys.argv[1:]))

@@ -5,61 +5,28 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument
 from typer.exceptions import Exit
 
-from loraxs_search.cli._output import (
-    AddressOption,
-    JsonOption,
-    RuntimeEnvOption,
-    SetOption,
-    SpaceArgument,
-    StorageOption,
-    TrackingOption,
-    emit,
-    print_table,
-    print_warnings,
-    saying,
-)
+from loraxs_search.cli import _out
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
-    from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
+    from loraxs_search.search.driver.check import CheckedSpace
     from loraxs_search.search_space.load import SpaceSource
-    from loraxs_search.search_space.space import Space, SpaceDescription
-
-
-def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
-    """Return the lines that tell an estimate."""
-    low, high = estimate.step_share
-    of = estimate.measured
-    shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
-    parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
-    hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g}"
-    return {
-        "estimate": f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine, "
-        f"{hours} device hours",
-        "of these": parts,
-        "early stops": f"leave {shares} of all steps, by the scheduler on random scores",
-        "measured": f"{of.num_steps} steps and a scoring of {of.at_once} drawn trials at once on {of.device}: "
-        f"{of.step_s:.3g} s a step, {of.scoring_s:.3g} s a scoring of each",
-    }
+    from loraxs_search.search_space.space import Space
 
 
 def _time(seconds: float) -> str:
     """Return a time with two digits: `50 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{_two(seconds)} s"
-    return f"{_two(seconds / 60)} min" if seconds < 5400 else f"{_two(seconds / 3600)} h"
-
-
-def _two(value: float) -> str:
-    return f"{float(f'{value:.2g}'):g}"
+    in_s, unit = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
+    return f"{float(f'{seconds / in_s:.2g}'):g} {unit}"
 
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
@@ -69,11 +36,11 @@ EstimateOption = Annotated[
 
 
 def check(
-    space: SpaceArgument,
+    space: _out.SpaceArgument,
     data: DataOption = False,
     estimate: EstimateOption = False,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
+    overrides: _out.SetOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Check a space against its base model; nothing is trained.
 
@@ -101,127 +68,115 @@ def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, est
     loaded = open_space(space, tuple(overrides))  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
-    with saying("measuring a few steps of drawn trials on this machine") if estimate else contextlib.nullcontext():
+    with _out.saying("measuring a few steps of drawn trials on this machine") if estimate else contextlib.nullcontext():
         seen = checked(loaded, data=data, estimate=estimate)
-    emit(as_json, seen, lambda: _show(loaded, seen))
+    if as_json:
+        _out.print_json(seen)
+    else:
+        _show(loaded, seen)
     sys.stdout.flush()
-    print_warnings(seen.warnings)
+    _out.print_warnings(seen.warnings)
 
 
 def _show(space: Space, seen: CheckedSpace) -> None:
-    description, time = seen.description, seen.estimate
-    summary = _summary(space, seen)
-    if time is not None:
-        summary |= _describe_estimate(time)
-    elif seen.no_estimate:
-        summary["estimate"] = f"none: {seen.no_estimate}"
-    for key, value in summary.items():
-        print(f"{key:<11} {value}")
+    description = seen.description
+    for key, value in (*_summary(space, seen), *_estimate(seen)):
+        _out.say(f"{key:<11} {value}")
     for note in description.notes:
-        print(f"{'note':<11} {note}")
+        _out.say(f"{'note':<11} {note}")
     if seen.data is not None:
-        print()
-        print("\n".join(data_lines(seen.data, seen.rows or {}, space.task.metric)))
+        _out.say("\n".join(["", *data_lines(seen.data, seen.rows or {}, space.task.metric)]))
     for number, row in enumerate(seen.first_rows, start=1):
         trained = ", trained tokens in [[ ]]" if "[[" in row.text else ""
-        print(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
-    print()
-    _show_extremes(space, description)
-    for group in description.groups:
-        print(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
-        print("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
+        _out.say(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
 
-
-def _show_extremes(space: Space, description: SpaceDescription) -> None:
-    """Print the smallest and the largest adapter, of each method where there are several."""
+    # The smallest and the largest adapter, of each method where there are several.
+    _out.say("")
     methods, several = description.methods, len(description.methods) > 1
     shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
     params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
-    numbers: tuple[str, ...] = ("parameters" if several else space.method(shapes[0][1].method).symbol, "head", "bytes")
-    if any(shape.size.without_projection is not None for _, shape in shapes):
-        numbers = (*numbers, "learnt bytes")
-
-    def sizes_of(shape: Any) -> tuple[int | None, ...]:
+    numbers = ["parameters" if several else space.method(shapes[0][1].method).symbol, "head", "bytes"]
+    numbers += ["learnt bytes"] if any(shape.size.without_projection is not None for _, shape in shapes) else []
+    rows = []
+    for name, shape in shapes:
         size = shape.size
-        return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
-
-    columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
-    body = [
-        (
-            name,
-            *([shape.method] if several else []),
-            *(str(shape.params.get(param, "-")) for param in params),
-            shape.target_modules,
-            *("-" if number is None else f"{number:,}" for number in sizes_of(shape)[: len(numbers)]),
-        )
-        for name, shape in shapes
-    ]
-    print_table(columns, body, right=frozenset({*params, *numbers}))
+        sizes = (size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection)[: len(numbers)]
+        cells = [name, *([shape.method] if several else []), *(str(shape.params.get(param, "-")) for param in params)]
+        rows.append([*cells, shape.target_modules, *("-" if size is None else f"{size:,}" for size in sizes)])
+    columns = ["adapter", *(["method"] if several else []), *params, "modules", *numbers]
+    _out.print_table(columns, rows, right=frozenset({*params, *numbers}))
+    for group in description.groups:
+        _out.say(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
+        _out.say("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
 
 
-def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
+def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
+    """Yield what is searched, how and for how long: names and values."""
     from loraxs_search.search_space.distributions import plain_name
+    from loraxs_search.tasks.kinds import kind_of
 
-    task, plan, description = space.task, space.search, seen.description
+    task, plan, rule, description = space.task, space.search, space.promotion, seen.description
+    yield "space", f"{space.name} ({space.source})"
+    what = f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
+    yield "task", what + (f", trials by {task.report_metric}" if task.report_metric else "")
+    yield "method", ", ".join(space.method(name).title for name in space.methods)
+    heads = "" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"
+    yield "base model", f"{space.base_model.id}, weights {seen.base_digest[:12]}{heads}"
+
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
+    continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
     if description.combinations is not None:
         combinations = f"{description.combinations:,} combination{'s' * (description.combinations != 1)}"
     else:
-        continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
         names = " and ".join(filter(None, (", ".join(continuous[:-1]), continuous[-1])))
         combinations = f"any number of combinations, as {names} {'is' if len(continuous) == 1 else 'are'} continuous"
-    firsts = [
-        ", ".join(f"{plain_name(name)} {value}" for name, value in params.items()) for params in space.first_params()
-    ]
-    recipe = {"first trials" if len(firsts) > 1 else "first trial": f"by recipe: {'; '.join(firsts)}"} if firsts else {}
+    yield "searched", f"{', '.join(searched) or 'nothing'}: {combinations}"
+    firsts = [", ".join(f"{plain_name(name)} {value}" for name, value in it.items()) for it in space.first_params()]
+    if firsts:
+        yield "first trials" if len(firsts) > 1 else "first trial", f"by recipe: {'; '.join(firsts)}"
+    trials, steps = counted(plan.trials, "trial"), counted(plan.max_steps, "step")
     passes = ""
     if seen.data is not None:
         often = plan.max_steps * space.largest().batch_size / seen.data.num_rows["train"]
         passes = f" ({often:.1f} passes over the training rows)"
-    facts = {
-        "space": f"{space.name} ({space.source})",
-        "task": f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
-        + (f", trials by {task.report_metric}" if task.report_metric else ""),
-        "method": ", ".join(space.method(name).title for name in space.methods),
-        "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
-        + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),
-        "searched": f"{', '.join(searched) or 'nothing'}: {combinations}",
-        **recipe,
-        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{passes},"
-        f" scored every {plan.report_every}",
-        "pack size": _pack_size(plan.pack_size, seen),
-    }
+    yield "budget", f"{trials} of at most {steps}{passes}, scored every {plan.report_every}"
+
+    # How many trials would share this machine's device, and why.
+    packed = str(plan.pack_size)
+    if seen.data is None:
+        packed += ": as many trials at once as fill the device; --data says how many here" * (packed == "auto")
+    elif seen.pack_size is None:
+        packed += ": decided when the base is on the accelerator"
+    elif packed == "auto" or seen.pack_size.reason:
+        packed += f": {seen.pack_size.size} at once on this machine ({seen.pack_size.reason})"
+    yield "pack size", packed
     if space.start_from is not None:
-        facts["start from"] = f"{space.start_from}, as the registry has it at launch"
-    facts["at the end"] = _end(space, seen)
-    return facts
+        yield "start from", f"{space.start_from}, as the registry has it at launch"
 
-
-def _end(space: Space, seen: CheckedSpace) -> str:
-    """Say what follows the trials: it is part of the budget."""
-    from loraxs_search.tasks.kinds import kind_of
-
-    rule, plan = space.promotion, space.search
-    best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
-    refits = rule.num_refits(plan.trials)
+    # What follows the trials is part of the budget.
+    best, ways, refits = min(rule.candidates, plan.trials), len(kind_of(task).shots), rule.num_refits(plan.trials)
     every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
-    parts = [f"{counted(refits, 'refit')} of {counted(plan.max_steps, 'step')}"] if refits else []
+    parts = [f"{counted(refits, 'refit')} of {steps}"] if refits else []
     parts.append(f"up to {counted(best + refits, 'candidate')} answer {every} validation rows")
     if ways:
         base = f"the untouched base answers up to {BASE_MODEL_ROWS} of them in {ways} ways"
         parts.append(f"{base}, the test rows in the better one")
-    return "; ".join(parts)
+    yield "at the end", "; ".join(parts)
 
 
-def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:
-    """Say how many trials would share this machine's device, and why."""
-    if seen.data is None:
-        later = ": as many trials at once as fill the device; --data says how many here"
-        return f"{asked}{later if asked == 'auto' else ''}"
-    if seen.pack_size is None:
-        return f"{asked}: decided when the base is on the accelerator"
-    size, why = seen.pack_size.size, seen.pack_size.reason
-    return f"{asked}: {size} at once on this machine ({why})" if asked == "auto" or why else str(asked)
+def _estimate(seen: CheckedSpace) -> Iterator[tuple[str, str]]:
+    if (estimate := seen.estimate) is None:
+        if seen.no_estimate:
+            yield "estimate", f"none: {seen.no_estimate}"
+        return
+    (low, high), of = estimate.step_share, estimate.measured
+    hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g} device hours"
+    yield "estimate", f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine, {hours}"
+    yield "of these", ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
+    shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
+    yield "early stops", f"leave {shares} of all steps, by the scheduler on random scores"
+    drawn = f"{of.num_steps} steps and a scoring of {of.at_once} drawn trials at once on {of.device}"
+    yield "measured", f"{drawn}: {of.step_s:.3g} s a step, {of.scoring_s:.3g} s a scoring of each"
 
 
 def _fold_layers(names: Sequence[str]) -> list[str]:
@@ -242,15 +197,12 @@ def _fold_layers(names: Sequence[str]) -> list[str]:
 
 
 def doctor(
-    space: Annotated[
-        str | None,
-        typer.Argument(help="A space whose base and files every node needs; default: none."),
-    ] = None,
-    address: AddressOption = None,
-    tracking_uri: TrackingOption = None,
-    runtime_env: RuntimeEnvOption = None,
-    storage: StorageOption = None,
-    as_json: JsonOption = False,
+    space: str | None = Argument(None, help="A space whose base and files every node needs; default: none."),
+    address: _out.AddressOption = None,
+    tracking_uri: _out.TrackingOption = None,
+    runtime_env: _out.RuntimeEnvOption = None,
+    storage: _out.StorageOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Check a cluster, or this machine, before a search.
 
@@ -265,12 +217,12 @@ def doctor(
 
     results = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
 
-    def show() -> None:
+    if as_json:
+        _out.print_json(results)
+    else:
         columns = ("node", "check", "verdict", "value")
-        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in results])
-        for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in results if f.hint):
-            print(f"\nhint: {hint}", file=sys.stderr)
-
-    emit(as_json, results, show)
+        _out.print_table(columns, [(it.node, it.check, it.verdict, it.value) for it in results])
+        for hint in dict.fromkeys(f"{it.check}: {it.hint}" for it in results if it.hint):
+            _out.tell(f"\nhint: {hint}")
     if any(result.verdict == "fail" for result in results):
         raise Exit(1)

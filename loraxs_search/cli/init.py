@@ -6,61 +6,45 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import print_warnings
+from loraxs_search.cli._out import print_warnings, tell
 from loraxs_search.errors import UsageError
-
-if TYPE_CHECKING:
-    from loraxs_search.scaffold.draft import Draft
-    from loraxs_search.scaffold.roles import Choices, UndecidedError
-
-_LISTS = ("text", "labels")
 
 
 def init(  # noqa: PLR0913, PLR0917  # each an option
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Your rows: a .csv, .tsv, .jsonl, .json, .parquet or .conll file, or a hub dataset: OWNER/NAME."
-        ),
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; default NAME.yaml here.")] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the task; default: that of the file, or of the folder of a train.csv."),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            help="sequence-classification, regression, token-classification, text-generation or multiple-choice;"
-            " default: guessed.",
-        ),
-    ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="Column with texts; several with commas.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column with answers.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="All classes, with commas, in id order.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="What the search goes by.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Base model: a hub id or a folder.")] = None,
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a row.", min=4)] = None,
-    config: Annotated[str | None, typer.Option("--config", help="Configuration of a hub dataset.")] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Split of a hub dataset to train on; default: train.")
-    ] = None,
-    drop_empty: Annotated[
-        bool, typer.Option("--drop-empty", help="Leave out rows without a text or an answer; the file stays.")
-    ] = False,
-    renamed: Annotated[
-        list[str] | None, typer.Option("--map", help="Read a label as another one; may be repeated.", metavar="OLD=NEW")
-    ] = None,
-    test: Annotated[str | None, typer.Option("--test", help="A file of test rows; default: a tenth of yours.")] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", help="Names of all columns, with commas, of a .csv without a header.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
+    data: str = Argument(
+        help="Your rows: a .csv, .tsv, .jsonl, .json, .parquet or .conll file, or a hub dataset: OWNER/NAME."
+    ),
+    out: Path | None = Option(None, help="File to write; default NAME.yaml here."),
+    name: str | None = Option(
+        None, help="Name of the task; default: that of the file, or of the folder of a train.csv."
+    ),
+    kind: str | None = Option(
+        None,
+        help="sequence-classification, regression, token-classification, text-generation or multiple-choice;"
+        " default: guessed.",
+    ),
+    text: str | None = Option(None, help="Column with texts; several with commas."),
+    label: str | None = Option(None, help="Column with answers."),
+    labels: str | None = Option(None, help="All classes, with commas, in id order."),
+    metric: str | None = Option(None, help="What the search goes by."),
+    base: str | None = Option(None, help="Base model: a hub id or a folder."),
+    max_length: int | None = Option(None, help="Tokens of a row.", min=4),
+    config: str | None = Option(None, help="Configuration of a hub dataset."),
+    split: str | None = Option(None, help="Split of a hub dataset to train on; default: train."),
+    drop_empty: bool = Option(
+        False, "--drop-empty", help="Leave out rows without a text or an answer; the file stays."
+    ),
+    renamed: list[str] | None = Option(
+        None, "--map", help="Read a label as another one; may be repeated.", metavar="OLD=NEW"
+    ),
+    test: str | None = Option(None, help="A file of test rows; default: a tenth of yours."),
+    columns: str | None = Option(None, help="Names of all columns, with commas, of a .csv without a header."),
+    force: bool = Option(False, "--force", help="Overwrite the file of --out."),
 ) -> None:
     """Write a first space for your rows.
 
@@ -78,9 +62,13 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.scaffold.draft import task_name
-    from loraxs_search.scaffold.roles import Choices
+    from loraxs_search.scaffold.draft import draft_space, task_name
+    from loraxs_search.scaffold.roles import Choices, UndecidedError
 
+    pairs = [(old.strip(), new.strip()) for old, _, new in (each.partition("=") for each in renamed or ())]
+    if not all(map(all, pairs)):
+        wrong = next(each for each, pair in zip(renamed or (), pairs, strict=True) if not all(pair))
+        raise UsageError(f"`--map` must be OLD=NEW, but got {wrong!r}.", hint='as in --map "billing=Billing"')
     choices = Choices(
         name,
         kind,
@@ -93,7 +81,7 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         config,
         split,
         drop_empty,
-        _pairs(renamed),
+        tuple(pairs),
         test,
         _split(columns),
     )
@@ -102,61 +90,37 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         raise UsageError(
             f"`--out` must not exist, but {path} does.", hint="--force overwrites it; --out names another file"
         )
-    draft = _drafted(data, path, choices)
-    draft.save(path, force=force)
-    _show(draft, path)
-
-
-def _drafted(data: str, path: Path, choices: Choices) -> Draft:
-    """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
-    from loraxs_search.scaffold.draft import draft_space
-    from loraxs_search.scaffold.roles import UndecidedError
-
     known, question = choices, None
-    while True:
+    while True:  # on a terminal, what is not known is asked for, again where an answer does not fit
         try:
-            return draft_space(data, path, choices)
+            draft = draft_space(data, path, choices)
+            break
         except UndecidedError as undecided:
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise
             known, question = choices, undecided
-            print(question.message, file=sys.stderr)
+            tell(question.message)
         except UsageError as error:
             if question is None:
                 raise
-            print(f"error: {error.message}", file=sys.stderr)
-        choices = _asked(question, known)
-
-
-def _asked(question: UndecidedError, choices: Choices) -> Choices:
-    """Return the choices with the answer to a question; an empty one is its default, if it has one."""
-    known = f" ({', '.join(question.possible)})" if question.possible else ""
-    known += f" [{question.default}]" if question.default else ""
-    print(f"{question.option}{known}: ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()  # typer's own prompt writes to stdout too, which is only the file's name
-    if not answer:
-        raise typer.Abort
-    said = answer.strip() or question.default
-    value: Any = (_split(said) if question.option in _LISTS else said) or None
-    return replace(choices, **{question.option: value})
-
-
-def _pairs(given: list[str] | None) -> tuple[tuple[str, str], ...]:
-    pairs = [tuple(part.strip() for part in each.partition("=")[::2]) for each in given or ()]
-    if wrong := [each for each, (old, new) in zip(given or (), pairs, strict=True) if not (old and new)]:
-        raise UsageError(f"`--map` must be OLD=NEW, but got {wrong[0]!r}.", hint='as in --map "billing=Billing"')
-    return tuple((old, new) for old, new in pairs)
+            tell(f"error: {error.message}")
+        possible = f" ({', '.join(question.possible)})" if question.possible else ""
+        default = f" [{question.default}]" if question.default else ""  # what Enter stands for
+        print(f"{question.option}{possible}{default}: ", end="", file=sys.stderr, flush=True)
+        if not (answer := sys.stdin.readline()):  # typer's own prompt writes to stdout, which is only the file's name
+            raise typer.Abort
+        said = answer.strip() or question.default
+        value: Any = (_split(said) if question.option in ("text", "labels") else said) or None
+        choices = replace(known, **dict[str, Any]({question.option: value}))
+    draft.save(path, force=force)
+    width = max(map(len, draft.guesses))
+    for key, guess in draft.guesses.items():
+        tell(f"{key:<{width}}  {guess}")
+    print_warnings(draft.warnings)
+    print(path)
+    written = shlex.quote(str(path))
+    tell(f"next: loraxs-search check {written} --data\nthen: loraxs-search launch {written}")
 
 
 def _split(given: str | None) -> tuple[str, ...] | None:
     return None if given is None else tuple(part.strip() for part in given.split(",") if part.strip())
-
-
-def _show(draft: Draft, path: Path) -> None:
-    width = max(map(len, draft.guesses))
-    for name, value in draft.guesses.items():
-        print(f"{name:<{width}}  {value}", file=sys.stderr)
-    print_warnings(draft.warnings)
-    print(path)
-    print(f"next: loraxs-search check {shlex.quote(str(path))} --data", file=sys.stderr)
-    print(f"then: loraxs-search launch {shlex.quote(str(path))}", file=sys.stderr)

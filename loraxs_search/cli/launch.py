@@ -8,45 +8,43 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Argument, Option
 from typer.exceptions import Exit
 
-from loraxs_search.cli import _output
-from loraxs_search.cli._output import StudyArgument, emit, print_leaderboard, print_summary, print_warnings
+from loraxs_search.cli import _out
 from loraxs_search.cli.check import check_space
 from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
-from loraxs_search.log.events import Phase, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.reports.study_status import StudyStatus, study_status
+from loraxs_search.reports.study_status import study_status
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
+    from loraxs_search.cli._live import LiveView
     from loraxs_search.search.driver.result import SearchResult
 
 _CURSOR_ON = b"\x1b[?25h"
 
 
 @contextlib.contextmanager
-def _interrupts(say: Callable[[str], None], is_training: Callable[[], bool], stop: threading.Event) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM while a search runs.
+def _interrupts(
+    say: Callable[[str], None], is_training: Callable[[], bool], studies: Callable[[], Iterable[str]]
+) -> Iterator[threading.Event]:
+    """Handle SIGINT and SIGTERM while a search runs; yields an event that is set by the first one.
 
-    The first one sets `stop` while trials train, and is a `KeyboardInterrupt` before and after. The second one leaves
-    the process as it is: Ray's processes end with it, and the study folder is whole at any moment.
+    It is a `KeyboardInterrupt` too, unless trials train. The second one leaves the process as it is: Ray's processes
+    end with it, and the study folder is whole at any moment.
 
     Args:
         say: Called from the signal handler; must not write to a buffered stream.
-        is_training: Whether `stop` is being looked at now.
+        is_training: Whether the event is being looked at now.
+        studies: What the hint tells to resume.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    count = 0
+    count, stop = 0, threading.Event()
 
     def handle(_: int, __: FrameType | None) -> None:
         nonlocal count
@@ -59,54 +57,19 @@ def _interrupts(say: Callable[[str], None], is_training: Callable[[], bool], sto
         if not is_training():
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()  # others may not handle signals
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     try:
-        yield
+        yield stop
+    except KeyboardInterrupt as error:
+        raise SearchInterruptedError.of(filter(None, studies())) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class _View(Protocol):
-    """What shows the events of a search."""
-
-    def happened(self, event: ShownEvent) -> None:
-        """Take the next event."""
-
-    def known(self, event: ShownEvent) -> None:
-        """Take an event of an earlier driver."""
-
-    def say(self, text: str) -> None:
-        """Show a notice, from a signal handler too."""
-
-
-class _WatchedSearch:
-    """A `SearchView` that knows its study, and whether the search trains.
-
-    Args:
-        study: Its name, where that is known before the search begins.
-    """
-
-    def __init__(self, view: _View, study: str | None = None) -> None:
-        self._view = view
-        self.study, self.is_training = study, False
-
-    def happened(self, event: ShownEvent) -> None:
-        if isinstance(event, SearchStarted):
-            self.study, self.is_training = event.study, True
-        elif isinstance(event, Phase):
-            self.is_training = False
-        self._view.happened(event)
-
-    def known(self, event: ShownEvent) -> None:
-        self._view.known(event)
-
-    def say(self, text: str) -> None:
-        self._view.say(text)
-
-
 @contextlib.contextmanager
-def watched(tracking_uri: str, *, study: str | None = None) -> Iterator[tuple[_WatchedSearch, threading.Event]]:
+def watched(tracking_uri: str, *, study: str = "") -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
     """Yield a view of a search, and an event that Ctrl-C sets: a live table on a terminal, plain lines in a pipe.
 
     Args:
@@ -116,57 +79,25 @@ def watched(tracking_uri: str, *, study: str | None = None) -> Iterator[tuple[_W
     Raises:
         SearchInterruptedError: Ctrl-C was pressed; says how to continue.
     """
-    stop = threading.Event()
-    with _view(server_of(tracking_uri)) as shown:
-        view = _WatchedSearch(shown, study)
-        with _interrupts(view.say, lambda: view.is_training, stop):
-            try:
-                yield view, stop
-            except KeyboardInterrupt as error:
-                raise SearchInterruptedError.of(filter(None, [view.study])) from error
-
-
-@contextlib.contextmanager
-def _watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
-    """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
-    stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
-
-    def view(study: str) -> _WatchedSearch:
-        lines = stack.enter_context(LinesView(sys.stderr, server, label=study))
-        views.append(_WatchedSearch(lines, study))
-        return views[-1]
-
-    # The main thread only waits, so it may be interrupted at any time.
-    with contextlib.ExitStack() as stack, _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
-        try:
+    with shown(tracking_uri) as view:
+        state = view.state
+        with _interrupts(
+            view.say, lambda: state.is_training, lambda: [study or (state.study if state.facts else "")]
+        ) as stop:
             yield view, stop
-        except KeyboardInterrupt as error:
-            raise SearchInterruptedError.of(view.study for view in views if view.study) from error
 
 
-@contextlib.contextmanager
-def shown(tracking_uri: str) -> Iterator[_WatchedSearch]:
-    """Yield a view of a search that a Python program has begun; signals stay the program's own.
-
-    It is drawn on a terminal; elsewhere, as in a notebook, stderr gets plain lines.
+def shown(tracking_uri: str) -> LiveView | LinesView:
+    """Return a context with a view of a search: drawn on a terminal; elsewhere, as in a notebook, lines on stderr.
 
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
     """
-    with _view(server_of(tracking_uri)) as seen:
-        yield _WatchedSearch(seen)
-
-
-@contextlib.contextmanager
-def _view(server: str) -> Iterator[_View]:
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from loraxs_search.cli._live import LiveView
 
-        with LiveView(server) as live:
-            yield live
-    else:
-        with LinesView(sys.stderr, server) as lines:
-            yield lines
+        return LiveView(server_of(tracking_uri))
+    return LinesView(sys.stderr, server_of(tracking_uri))
 
 
 def server_of(uri: str) -> str:
@@ -183,53 +114,42 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
     folders = [StudyFolder.open(result.study) for result in results]
     documents = [study_status(folder) for folder in folders]
     if as_json:
-        emit(True, documents if in_list else documents[0], lambda: None)
+        _out.print_json(documents if in_list else documents[0])
     for folder, document in zip(folders, documents, strict=True):
         if not as_json:
-            emit(False, document, partial(print_leaderboard, document.trials, folder.info.task, document.baselines))
+            _out.print_leaderboard(document.trials, folder.info.task, document.baselines)
         if document.notice:
-            print(f"\nnotice: {document.notice}", file=sys.stderr)
-        trials = counted(len(document.trials), "trial")
-        print(f"\nstudy {document.study}: {trials} in {document.wall_s:.0f} s", file=sys.stderr)
-        print_summary(document.study)
-        print_warnings(document.warnings)
-        print(browse(document.study, server_of(folder.info.tracking_uri)), file=sys.stderr)
-        print(_next_step(document, folder.info.search.max_steps), file=sys.stderr)
-
-
-def _next_step(document: StudyStatus, max_steps: int) -> str:
-    """Return what to do with a study that has ended; without a candidate, what time one trial needs."""
-    name, rows = document.study, document.trials
-    if any(row.candidate_score is not None for row in rows):
-        return f"next: loraxs-search promote {name}"
-    paces = [row.wall_s / row.step for row in rows if row.step and row.wall_s]
-    takes = f" One takes about {math.ceil(max(paces) * max_steps / 60)} min here." if paces else ""
-    return (
-        f"no candidate: no trial trained all its {counted(max_steps, 'step')}.{takes}"
-        f"\nnext: loraxs-search extend {name} --time TIME, then loraxs-search resume {name}"
-    )
+            _out.tell(f"\nnotice: {document.notice}")
+        _out.tell(f"\nstudy {document.study}: {counted(len(document.trials), 'trial')} in {document.wall_s:.0f} s")
+        _out.print_summary(document.study)
+        _out.print_warnings(document.warnings)
+        _out.tell(browse(document.study, server_of(folder.info.tracking_uri)))
+        if any(row.candidate_score is not None for row in document.trials):
+            _out.tell(f"next: loraxs-search promote {document.study}")
+            continue
+        steps = folder.info.search.max_steps
+        pace = max((row.wall_s / row.step for row in document.trials if row.step and row.wall_s), default=0.0)
+        takes = f" One takes about {math.ceil(pace * steps / 60)} min here." if pace else ""
+        _out.tell(f"no candidate: no trial trained all its {counted(steps, 'step')}.{takes}")
+        then = f"then loraxs-search resume {document.study}"
+        _out.tell(f"next: loraxs-search extend {document.study} --time TIME, {then}")
 
 
 def launch(  # noqa: PLR0913, PLR0917  # each is an option
-    spaces: Annotated[
-        list[str],
-        typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces."),
-    ],
-    name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
-    address: _output.AddressOption = None,
-    runtime_env: _output.RuntimeEnvOption = None,
-    tracking_uri: _output.TrackingOption = None,
-    storage: _output.StorageOption = None,
-    overrides: _output.SetOption = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check space, base, data, name, storage and MLflow server, but not Ray; estimate the time and device "
-            "hours on this machine; stop there.",
-        ),
-    ] = False,
-    as_json: _output.JsonOption = False,
+    spaces: list[str] = Argument(metavar="SPACE", help="Space files, or names of shipped spaces."),
+    name: str | None = Option(None, help="New name of the study; default: space and time."),
+    address: _out.AddressOption = None,
+    runtime_env: _out.RuntimeEnvOption = None,
+    tracking_uri: _out.TrackingOption = None,
+    storage: _out.StorageOption = None,
+    overrides: _out.SetOption = None,
+    dry_run: bool = Option(
+        False,
+        "--dry-run",
+        help="Check space, base, data, name, storage and MLflow server, but not Ray; estimate the time and device "
+        "hours on this machine; stop there.",
+    ),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Search a space and score the best adapter.
 
@@ -296,17 +216,25 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    with _watched_together(resolve_uri(tracking_uri)) as (views, stop):
-        results = launch_together(spaces, views=views, stop=stop, **options)
+    server, views = server_of(resolve_uri(tracking_uri)), dict[str, LinesView]()
+
+    def view_of(study: str) -> LinesView:
+        views[study] = stack.enter_context(LinesView(sys.stderr, server, label=study))
+        return views[study]
+
+    with contextlib.ExitStack() as stack:
+        # The main thread only waits, so it may be interrupted at any time.
+        stop = stack.enter_context(_interrupts(LinesView(sys.stderr, server).say, lambda: False, lambda: views))
+        results = launch_together(spaces, views=view_of, stop=stop, **options)
     show_results(results, as_json, in_list=True)
 
 
 def resume(
-    study: StudyArgument,
-    address: _output.AddressOption = None,
-    runtime_env: _output.RuntimeEnvOption = None,
-    storage: _output.StorageOption = None,
-    as_json: _output.JsonOption = False,
+    study: _out.StudyArgument,
+    address: _out.AddressOption = None,
+    runtime_env: _out.RuntimeEnvOption = None,
+    storage: _out.StorageOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Continue a search that was interrupted or killed.
 
@@ -331,8 +259,8 @@ def resume(
 
 
 def sync(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: all studies.")] = None,
-    as_json: _output.JsonOption = False,
+    study: str | None = Argument(None, help="Name of the study; default: all studies."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Write to MLflow what studies could not while it was unreachable.
 
@@ -344,7 +272,9 @@ def sync(
     from loraxs_search.search.driver.result import sync
 
     done = list(sync(study))
-    columns = ("study", "records", "problem")
-    _output.emit(as_json, done, lambda: _output.print_table(columns, [(it.study, it.state, it.problem) for it in done]))
+    if as_json:
+        _out.print_json(done)
+    else:
+        _out.print_table(("study", "records", "problem"), [(it.study, it.state, it.problem) for it in done])
     if any(it.state in ("waiting", "unreadable") for it in done):
         raise Exit(1)

@@ -11,16 +11,14 @@ from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from loraxs_search.cli._output import plain
+from loraxs_search.cli._out import plain
 from loraxs_search.errors import counted
 from loraxs_search.log import events
 from loraxs_search.log.events import Phase
-from loraxs_search.records.literals import Scalar, Split
+from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
-
-_SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}
 
 
 def time_left_in_words(seconds: float | None) -> str:
@@ -81,12 +79,6 @@ def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     if state.steered:
         lines.append(("asked", state.steered))
     return lines
-
-
-def params_in_short(params: Mapping[str, Scalar]) -> str:
-    """Return params in a line, with names and numbers in short."""
-    short = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
-    return " ".join(f"{_SHORT_NAMES.get(name, name)}={value}" for name, value in short.items())
 
 
 _WIDTHS: Mapping[Split, int] = {"train": 8, "validation": 10, "test": 8}  # columns of a terminal
@@ -175,7 +167,7 @@ class LinesView:
         self._out, self._server, self._warns = out, server, warns
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
-        self._state, self._lock = SearchState(), threading.Lock()
+        self.state, self._lock = SearchState(), threading.Lock()
         self._counted_at, self._is_estimated, self._written_at = 0.0, False, self._began
         self._closing = threading.Event()
 
@@ -194,21 +186,21 @@ class LinesView:
     def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
         with self._lock:
-            self._state.happened(event)
+            self.state.happened(event)
             for text in self._texts(event):
                 self._write(text, event.at)
 
     def known(self, event: events.ShownEvent) -> None:
         """Take an event of an earlier driver: it counts, and has no line."""
         with self._lock:
-            self._state.happened(event)
+            self.state.happened(event)
 
     def beat(self, now: float) -> None:
         """Write how far the search is, where nothing was written for half a minute."""
         with self._lock:
             if now - self._written_at < _SILENT_S:
                 return
-            state = self._state
+            state = self.state
             if state.facts is None or state.phase is not None:
                 parts = [f"still {phase_in_words(state.phase)}" if state.phase else "still starting"]
             else:
@@ -249,8 +241,8 @@ class LinesView:
                 texts = ["  ".join([f"trial {event.trial_id}", *self._last_report(event.trial_id)])]
                 texts += self._estimate(event)
             case events.TrialEnded():
-                left = time_left_in_words(self._state.seconds_left(event.at))
-                ended = f"[{self._state.num_ended}/{self._state.num_trials}]"
+                left = time_left_in_words(self.state.seconds_left(event.at))
+                ended = f"[{self.state.num_ended}/{self.state.num_trials}]"
                 parts = [event.state.value, *self._last_report(event.trial_id), ended, event.reason]
                 texts = ["  ".join([f"trial {event.trial_id}", *parts, *([left] if left else [])])]
             case events.BaselineScored():
@@ -265,18 +257,18 @@ class LinesView:
 
     def _estimate(self, event: events.TrialReported) -> list[str]:
         """Say once how long the whole search takes, as soon as all trials that run side by side have a pace."""
-        facts, trials = self._state.facts, self._state.trials.values()
-        left = "" if self._is_estimated else time_left_in_words(self._state.seconds_left(event.at))
+        facts, trials = self.state.facts, self.state.trials.values()
+        left = "" if self._is_estimated else time_left_in_words(self.state.seconds_left(event.at))
         if not left or facts is None or len(trials) < min(facts.num_slots, facts.num_trials):
             return []
         if any(trial.state is TrialState.RUNNING and not trial.reports for trial in trials):
             return []
         self._is_estimated = True
-        refits = ", refits included" if self._state.refit_steps else ""
+        refits = ", refits included" if self.state.refit_steps else ""
         return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
 
     def _last_report(self, name: str) -> list[str]:
-        trial, facts = self._state.trials[name], self._state.facts
+        trial, facts = self.state.trials[name], self.state.facts
         score = [f"{facts.metric} {trial.score:.4f}"] if facts is not None and trial.score is not None else []
         return [f"step {trial.step}", *score]
 

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, strict_json, write_csv
+from loraxs_search.cli import _out
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
@@ -25,100 +25,20 @@ STDIN = "-"
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # to some readers of lines
 
 
-def _type_row(prompts: Sequence[str]) -> tuple[str, ...] | None:
-    """Return a row that a user types, column by column; None at its end. Empty lines are passed over."""
-    row: list[str] = []
-    while len(row) < len(prompts):
-        if sys.stdin.isatty():
-            print(f"{prompts[len(row)]}> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return None
-        if line.strip():
-            row.append(line.rstrip("\n"))
-    return tuple(row)
-
-
-def _write_rows(
-    rows: Sequence[Mapping[str, Any]],
-    predictions: Sequence[Prediction],
-    form: Form,
-    *,
-    header: bool,
-    lines: Sequence[int] = (),
-) -> None:
-    """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
-
-    Args:
-        lines: Where the rows stand in their file; none if that is not shown.
-    """
-    answers = [_answer(prediction, form) for prediction in predictions]
-    for answer, line in zip(answers, lines, strict=False):
-        answer["line"] = line
-    names = {name: name for name in answers[0]}
-    while taken := [name for name, shown in names.items() if shown in rows[0]]:  # a column of the file keeps its name
-        names |= {name: f"adapter_{names[name]}" for name in taken}
-    written = [
-        {**row, **{names[name]: value for name, value in answer.items()}}
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    if form == "jsonl":
-        is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
-        for row in written:
-            print(strict_json(json.dumps(row, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
-        return
-    if header:
-        write_csv(list(written[0]))
-    for row in written:
-        write_csv([_cell(value) for value in row.values()])
-
-
-def _answer(prediction: Prediction, form: Form) -> dict[str, Any]:
-    """Return what stands behind a row: the answer, which may be a number, and how likely it is."""
-    label, score = prediction.label, prediction.score
-    answer: dict[str, Any] = {"prediction": label, "score": score}
-    if label is None:
-        answer = {"prediction": score, "score": None}
-    if form == "csv":
-        digits = ".9g" if label is None else ".6g"
-        answer = {name: format(own, digits) if isinstance(own, float) else own for name, own in answer.items()}
-    if prediction.entities is not None:
-        answer["entities"] = [asdict(entity) for entity in prediction.entities]
-    if form == "jsonl":
-        answer["probabilities"] = prediction.probabilities
-    return answer
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
-
-
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
 def predict(  # each is an option
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
-        ),
-    ],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="The columns of each row in turn, one text each. - means --file -.")
-    ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin."),
-    ] = None,
-    form: Annotated[Form, typer.Option("--format", help="How answers are printed.")] = "text",
-    repl: Annotated[
-        bool, typer.Option("--repl", help="Ask for texts until Ctrl-D, with the base loaded once.")
-    ] = False,
-    skip_empty: Annotated[
-        bool, typer.Option("--skip-empty", help="Leave rows of --file that have no text without an answer.")
-    ] = False,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    name: str = Argument(
+        help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
+    ),
+    texts: list[str] | None = Argument(None, help="The columns of each row in turn, one text each. - means --file -."),
+    file: str | None = Option(None, help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin."),
+    form: Form = Option("text", "--format", help="How answers are printed."),
+    repl: bool = Option(False, "--repl", help="Ask for texts until Ctrl-D, with the base loaded once."),
+    skip_empty: bool = Option(False, "--skip-empty", help="Leave rows of --file that have no text without an answer."),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Apply an adapter to texts.
 
@@ -143,50 +63,44 @@ def predict(  # each is an option
 
     Example: loraxs-search predict movie-reviews --file reviews.csv --format csv > answers.csv
     """
-    from loraxs_search.api import predictor
+    from loraxs_search.api import folder_of
+    from loraxs_search.predictor import Predictor
 
     if texts == [STDIN] and file is None:
         texts, file = None, STDIN
-    _check_sources(texts, file, repl, as_json, form)
-    if file is not None and file != STDIN:
-        from loraxs_search.tasks.questions import question_path
-
-        question_path(file)  # a file that is not there is refused before anything is loaded
-    answer = predictor(name, tracking_uri=tracking_uri)
-    if repl:
-        _converse(answer, form)
-    elif file is not None:
-        _answer_file(answer, file, as_json, form, skip_empty)
-    else:
-        _answer_texts(answer, list(texts or ()), as_json, form)
-
-
-def _check_sources(texts: Sequence[str] | None, file: str | None, repl: bool, as_json: bool, form: Form) -> None:
     given = [name for name, value in (("TEXT", texts), ("--file", file is not None), ("--repl", repl)) if value]
     if len(given) != 1:
-        got = " and ".join(given) or "none of them"
         raise UsageError(
-            f"Rows must come from one of TEXT, --file and --repl, but got {got}.",
+            f"Rows must come from one of TEXT, --file and --repl, but got {' and '.join(given) or 'none of them'}.",
             hint="give a text in quotes, or --file FILE; --file - reads standard input",
         )
     if as_json and (repl or form != "text"):
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
+    if file is not None and file != STDIN:
+        from loraxs_search.tasks.questions import question_path
 
-
-def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form) -> None:
+        question_path(file)  # a file that is not there is refused before anything is loaded
+    answer = Predictor(folder_of(name, tracking_uri))
+    if repl:
+        _converse(answer, form)
+        return
+    if file is not None:
+        _answer_file(answer, file, as_json, form, skip_empty)
+        return
+    rows = list(texts or ())
     stream = _Stream() if sys.stdout.isatty() and not as_json and form == "text" else None
-    predictions = answer(texts, on_text=stream)
+    predictions = answer(rows, on_text=stream)
     if stream is not None and stream.used:
         stream.end()
         return
     if as_json:
-        emit(as_json, predictions, lambda: None)
+        _out.print_json(predictions)
     else:
-        _print(predictions, form, columns=answer.columns, values=texts)
-    if len(predictions) == len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
+        _print(predictions, form, columns=answer.columns, values=rows)
+    if len(predictions) == len(rows) > 1 and not any(len(text.split()) > 1 for text in rows):
         sys.stdout.flush()
-        print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
+        _out.tell(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes")
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
@@ -199,7 +113,7 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_e
         read = read_questions(file, answer.columns, whole=whole)
     parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
     if as_json:
-        emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
+        _out.print_json([prediction for part in parts for prediction in part])
         return
     done = 0
     for predictions in parts:
@@ -215,22 +129,30 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_e
 
 
 def _converse(answer: Predictor, form: Form) -> None:
-    """Answer row after row; what is wrong with one does not end it."""
+    """Answer row after row, each typed column by column; what is wrong with one does not end it."""
     answer.load()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused as a row is
-    header = True
-    while (row := _type_row(answer.prompts)) is not None:
+    header, row = True, list[str]()
+    while True:
+        if sys.stdin.isatty():
+            print(f"{answer.prompts[len(row)]}> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return
+        row += [line.rstrip("\n")] if line.strip() else []  # empty lines are passed over
+        if len(row) < len(answer.prompts):
+            continue
+        values, row = tuple(row), []
         stream = _Stream() if form == "text" else None
         try:
-            predictions = answer([row], on_text=stream)
+            predictions = answer([values], on_text=stream)
         except LoraxsError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            _out.tell(f"error: {error.message}")
             continue
         if stream is not None and stream.used:
             stream.end()
         else:
-            _print(predictions, form, columns=answer.columns, values=row, header=header)
+            _print(predictions, form, columns=answer.columns, values=values, header=header)
             header = False
         sys.stdout.flush()
 
@@ -270,15 +192,62 @@ def _print(
         rows = [dict(zip(columns, values[start:], strict=False)) for start in starts]
         _write_rows(rows, predictions, form, header=header)
         return
-    for prediction in predictions:
-        if prediction.entities is not None:
-            found = "; ".join(f"{one.start}-{one.end} {one.type} {one.text}" for one in prediction.entities)
-            print(" ".join((found or "-").splitlines()), " ".join(prediction.text.splitlines()), sep="\t")
+    for it in predictions:
+        if it.entities is not None:
+            found = "; ".join(f"{one.start}-{one.end} {one.type} {one.text}" for one in it.entities)
+            parts: list[str | None] = [found or "-", it.text]
+        elif it.score is None and it.label is not None:  # it was written
+            print(it.label)
             continue
-        if prediction.score is None and prediction.label is not None:  # it was written
-            print(prediction.label)
+        else:  # without a label, the number is the answer itself
+            score = None if it.score is None else format(it.score, ".9g" if it.label is None else ".3f")
+            parts = [it.label, score, it.text]
+        print(*(" ".join(part.splitlines()) for part in parts if part is not None), sep="\t")
+
+
+def _write_rows(
+    rows: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Prediction],
+    form: Form,
+    *,
+    header: bool,
+    lines: Sequence[int] = (),
+) -> None:
+    """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
+
+    An answer may be a number, and has how likely it is.
+
+    Args:
+        lines: Where the rows stand in their file; none if that is not shown.
+    """
+    names: dict[str, str] = {}  # of what stands behind a row
+    for number, (row, it) in enumerate(zip(rows, predictions, strict=True)):
+        is_number = it.label is None
+        answer: dict[str, Any] = {"prediction": it.score if is_number else it.label}
+        answer["score"] = None if is_number else it.score
+        if form == "csv":
+            digits = ".9g" if is_number else ".6g"
+            answer = {name: format(own, digits) if isinstance(own, float) else own for name, own in answer.items()}
+        if it.entities is not None:
+            answer["entities"] = [asdict(entity) for entity in it.entities]
+        if form == "jsonl":
+            answer["probabilities"] = it.probabilities
+        answer |= {"line": lines[number]} if lines else {}
+        if not names:
+            names = {name: name for name in answer}
+            while taken := [name for name, shown in names.items() if shown in row]:  # a column keeps its name
+                names |= {name: f"adapter_{names[name]}" for name in taken}
+        written = {**row, **{names[name]: value for name, value in answer.items()}}
+        if form == "jsonl":
+            is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
+            print(_out.strict_json(json.dumps(written, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
             continue
-        form_of_score = ".9g" if prediction.label is None else ".3f"  # a number is the answer itself
-        score = None if prediction.score is None else format(prediction.score, form_of_score)
-        parts = (part for part in (prediction.label, score, prediction.text) if part is not None)
-        print(*(" ".join(part.splitlines()) for part in parts), sep="\t")
+        if header and not number:
+            _out.write_csv(list(written))
+        nested = (list, tuple, dict)
+        _out.write_csv(
+            [
+                json.dumps(own, ensure_ascii=False, default=str) if isinstance(own, nested) else own
+                for own in written.values()
+            ]
+        )

@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import (
-    JsonOption,
-    TaskArgument,
-    TrackingOption,
-    describe_decision,
-    emit,
-    print_reasons,
-    print_table,
-    saying,
-    score_cell,
-)
+from loraxs_search.cli import _out
+from loraxs_search.errors import counted
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.versions import RegisteredAdapter
+    from loraxs_search.records.promotion import Decision
 
 
 _WIDTH = 100  # characters of a sample's texts
 
 
 def promote(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
-    ] = False,
-    require: Annotated[
-        Literal["constant", "all"] | None,
-        typer.Option("--require", help="Baselines to beat, for this decision; recorded. Default: the study's own."),
-    ] = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    study: str | None = Argument(None, help="Name of the study; default: the newest one."),
+    force: bool = Option(False, "--force", help="Promote the finalist whatever the rule says; recorded."),
+    require: Literal["constant", "all"] | None = Option(
+        None, help="Baselines to beat, for this decision; recorded. Default: the study's own."
+    ),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Decide whether a study's best adapter becomes champion.
 
@@ -59,38 +45,37 @@ def promote(
     from loraxs_search.api import promote, samples
 
     decision = promote(study, force=force, require=require, tracking_uri=tracking_uri)
-    verdict = "promoted" if decision.promoted else "not promoted"
-
-    def show() -> None:
-        print(f"{decision.task}: {verdict}, {describe_decision(decision)}")
-        print_reasons(decision, "  ")
+    if as_json:
+        _out.print_json(decision)
+    else:
+        verdict = "promoted" if decision.promoted else "not promoted"
+        _say_decision(f"{decision.task}: {verdict}, ", decision, "  ")
         for sample in samples(decision):
-            print(f"\n  {_last_line(sample.prompt)}")
-            print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
-
-    emit(as_json, decision, show)
+            prompt, reference, answer = (
+                " ".join(it.split()) for it in (sample.prompt, sample.reference, sample.answer)
+            )
+            _out.say(f"\n  {prompt if len(prompt) <= _WIDTH else f'...{prompt[-_WIDTH:]}'}")
+            for name, text in (("reference", reference), ("answer", answer)):
+                _out.say(f"    {name}: {text if len(text) <= _WIDTH else f'{text[:_WIDTH]}...'}")
     if decision.promoted:
-        print(f"\nnext: loraxs-search pull {decision.task}", file=sys.stderr)
+        _out.tell(f"\nnext: loraxs-search pull {decision.task}")
 
 
-def _last_line(prompt: str) -> str:
-    """Return a prompt in one line, its end where it is long."""
-    line = " ".join(prompt.split())
-    return line if len(line) <= _WIDTH else f"...{line[-_WIDTH:]}"
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..."
-
-
-_COLUMNS = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
+def _say_decision(verdict: str, decision: Decision, indent: str, end: str = "") -> None:
+    """Print what was decided on what, why, and the score of each slice."""
+    trial = "no trial" if decision.winner is None else f"trial {decision.winner}"
+    lines = [f"{verdict}{trial} of {decision.study or 'no study'}{end}", *(indent + it for it in decision.reasons)]
+    for each in decision.slices:
+        beside = "" if each.champion_score is None else f", champion {_out.score_cell(each.champion_score)}"
+        score = f"{decision.metric} {_out.score_cell(each.score)}{beside}"
+        lines.append(f"{indent}{each.name}: {score}, {counted(each.num_rows, 'row')}")
+    _out.say("\n".join(lines))
 
 
 def ls(
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N, by name.", metavar="N")] = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    limit: int | None = Option(None, min=1, help="Only the first N, by name.", metavar="N"),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """List all tasks with their champions.
 
@@ -103,29 +88,29 @@ def ls(
 
     tasks = ls(limit=limit, tracking_uri=tracking_uri)
 
-    def show() -> None:
-        rows = []
-        for task in tasks:
-            has_spread = task.mean is not None and task.spread is not None
-            cells = (
-                task.task,
-                "-" if task.version is None else str(task.version),
-                task.metric or "-",
-                score_cell(task.score),
-                f"{task.mean:.4f} ± {task.spread:.4f}" if has_spread else "-",
-                "-" if task.stored_bytes is None else f"{task.stored_bytes:,}",
-                task.base_model.rstrip("/").rpartition("/")[2] or "-",
-                task.promoted_at[:16].replace("T", " ") or "-",
-            )
-            rows.append(cells)
-        print_table(_COLUMNS, rows, right=frozenset({"version", "score", "bytes"}))
-        if not rows:
-            print("\nno tasks yet: `loraxs-search promote STUDY` makes one", file=sys.stderr)
+    if as_json:
+        _out.print_json(tasks)
+        return
+    rows = [
+        (
+            it.task,
+            str(it.version or "-"),
+            it.metric or "-",
+            _out.score_cell(it.score),
+            "-" if it.mean is None or it.spread is None else f"{it.mean:.4f} ± {it.spread:.4f}",
+            "-" if it.stored_bytes is None else f"{it.stored_bytes:,}",
+            it.base_model.rstrip("/").rpartition("/")[2] or "-",
+            it.promoted_at[:16].replace("T", " ") or "-",
+        )
+        for it in tasks
+    ]
+    columns = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
+    _out.print_table(columns, rows, right=frozenset({"version", "score", "bytes"}))
+    if not rows:
+        _out.tell("\nno tasks yet: `loraxs-search promote STUDY` makes one")
 
-    emit(as_json, tasks, show)
 
-
-def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
+def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_json: _out.JsonOption = False) -> None:
     """Show the adapters of a task, newest first.
 
     It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
@@ -139,62 +124,57 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
     """
     from loraxs_search.api import class_report
     from loraxs_search.api import show as versions
-
-    adapters = versions(task, tracking_uri=tracking_uri)
-    value = [vars(version) | {"spread": _spreads(version)} for version in adapters]
-    for version, each in zip(adapters, value, strict=True):
-        if as_json and version.aliases:
-            each["by_class"] = class_report(version, tracking_uri=tracking_uri)
-
-    def show() -> None:
-        metrics = list(dict.fromkeys(name for one in adapters for name in one.candidate.test_metrics if name != "loss"))
-        trained_again = [name for name in metrics if any(name in _spreads(version) for version in adapters)]
-        over = [f"validation {name} over seeds" for name in trained_again]
-        baselines = list(dict.fromkeys(y.name for version in adapters for y in version.candidate.baselines))
-        columns = ["version", *metrics, *over, *baselines, "bytes", "base", "trial", "made", "aliases"]
-        rows = adapters[0].candidate.test_fingerprint
-        cells = [_cells(version, metrics, trained_again, baselines, rows) for version in adapters]
-        print_table(columns, cells, right=frozenset({"version", "bytes"}))
-        champion = next((version for version in adapters if "champion" in version.aliases), None)
-        name = task if champion is not None else f"{task}:{adapters[0].version}"
-        if len({version.candidate.test_fingerprint for version in adapters}) > 1:
-            print(
-                "\ntest scores marked * are of other test rows than the first one's: do not compare them",
-                file=sys.stderr,
-            )
-        print(f"\nload it: loraxs-search pull {name}", file=sys.stderr)
-        print(f'in Python: loraxs_search.load_adapter("{name}")', file=sys.stderr)
-
-    none = f"{task} has no version: see `loraxs-search history {task}`"
-    emit(as_json, value, show if adapters else lambda: print(none, file=sys.stderr))
-
-
-def _cells(
-    version: RegisteredAdapter, metrics: list[str], trained_again: list[str], baselines: Sequence[str], rows: str
-) -> list[str]:
-    candidate, spreads = version.candidate, _spreads(version)
-    mark = "" if candidate.test_fingerprint == rows else " *"
-    beside = {y.name: y.test_metrics.get(version.decision.metric) for y in candidate.baselines}
-    return [
-        str(version.version),
-        *(score_cell(candidate.test_metrics.get(name)) + mark for name in metrics),
-        *(spreads.get(name, "-") for name in trained_again),
-        *(score_cell(beside.get(name)) + mark for name in baselines),
-        f"{candidate.stored_bytes:,}",
-        candidate.base_model.rstrip("/").rpartition("/")[2] or "-",
-        f"{candidate.study}/{candidate.trial_id}",
-        version.created_at[:16].replace("T", " "),
-        ",".join(version.aliases) or "-",
-    ]
-
-
-def _spreads(version: RegisteredAdapter) -> dict[str, str]:
     from loraxs_search.registry.finalist import seed_statistics
 
-    return {name: str(spread) for name, spread in seed_statistics(version.candidate).items() if spread.count > 1}
+    adapters = versions(task, tracking_uri=tracking_uri)
+    spreads = [
+        {name: str(spread) for name, spread in seed_statistics(it.candidate).items() if spread.count > 1}
+        for it in adapters
+    ]
+    if as_json:
+        value = [vars(it) | {"spread": spread} for it, spread in zip(adapters, spreads, strict=True)]
+        for version, each in zip(adapters, value, strict=True):
+            if version.aliases:
+                each["by_class"] = class_report(version, tracking_uri=tracking_uri)
+        _out.print_json(value)
+        return
+    if not adapters:
+        _out.tell(f"{task} has no version: see `loraxs-search history {task}`")
+        return
+    candidates = [version.candidate for version in adapters]
+    metrics = list(dict.fromkeys(name for it in candidates for name in it.test_metrics if name != "loss"))
+    trained_again = [name for name in metrics if any(name in spread for spread in spreads)]
+    baselines = list(dict.fromkeys(baseline.name for it in candidates for baseline in it.baselines))
+    over = [f"validation {name} over seeds" for name in trained_again]
+    rows = []
+    for version, it, spread in zip(adapters, candidates, spreads, strict=True):
+        mark = "" if it.test_fingerprint == candidates[0].test_fingerprint else " *"
+        beside = {baseline.name: baseline.test_metrics.get(version.decision.metric) for baseline in it.baselines}
+        rows.append(
+            [
+                str(version.version),
+                *(_out.score_cell(it.test_metrics.get(name)) + mark for name in metrics),
+                *(spread.get(name, "-") for name in trained_again),
+                *(_out.score_cell(beside.get(name)) + mark for name in baselines),
+                f"{it.stored_bytes:,}",
+                it.base_model.rstrip("/").rpartition("/")[2] or "-",
+                f"{it.study}/{it.trial_id}",
+                version.created_at[:16].replace("T", " "),
+                ",".join(version.aliases) or "-",
+            ]
+        )
+    columns = ["version", *metrics, *over, *baselines, "bytes", "base", "trial", "made", "aliases"]
+    _out.print_table(columns, rows, right=frozenset({"version", "bytes"}))
+    if any(it.test_fingerprint != candidates[0].test_fingerprint for it in candidates):
+        _out.tell("\ntest scores marked * are of other test rows than the first one's: do not compare them")
+    has_champion = any("champion" in version.aliases for version in adapters)
+    name = task if has_champion else f"{task}:{adapters[0].version}"
+    _out.tell(f'\nload it: loraxs-search pull {name}\nin Python: loraxs_search.load_adapter("{name}")')
 
 
-def history(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
+def history(
+    task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_json: _out.JsonOption = False
+) -> None:
     """Show every decision on a task's champion.
 
     The oldest comes first. Refusals, rollbacks and removals are there too, each with the rule's reasons and numbers.
@@ -205,26 +185,23 @@ def history(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: Js
 
     decisions = history(task, tracking_uri=tracking_uri)
 
-    def show() -> None:
-        if not decisions:
-            print(f"no decision on {task} so far: `loraxs-search promote STUDY` makes one", file=sys.stderr)
-        for decision in decisions:
-            verdict = {"rollback": "rolled back", "remove": "removed"}.get(
-                decision.action, "promoted" if decision.promoted else "refused"
-            )
-            by = ", by force" if decision.forced else ""
-            at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
-            print(f"{at}{verdict}  {describe_decision(decision)}{by}")
-            print_reasons(decision, "    ")
-
-    emit(as_json, decisions, show)
+    if as_json:
+        _out.print_json(decisions)
+        return
+    if not decisions:
+        _out.tell(f"no decision on {task} so far: `loraxs-search promote STUDY` makes one")
+    for decision in decisions:
+        verdict = "promoted" if decision.promoted else "refused"
+        verdict = {"rollback": "rolled back", "remove": "removed"}.get(decision.action, verdict)
+        at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
+        _say_decision(f"{at}{verdict}  ", decision, "    ", ", by force" if decision.forced else "")
 
 
 def rollback(
-    task: TaskArgument,
-    to: Annotated[int | None, typer.Option("--to", help="Version; default: the champion before this one.")] = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    task: _out.TaskArgument,
+    to: int | None = Option(None, help="Version; default: the champion before this one."),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Restore the previous champion of a task, or the version of --to.
 
@@ -235,14 +212,14 @@ def rollback(
     from loraxs_search.api import rollback
 
     decision = rollback(task, to=to, tracking_uri=tracking_uri)
-    emit(as_json, decision, lambda: print(f"{task}: {decision.reasons[-1]}, trial {decision.winner}"))
+    _out.emit(as_json, decision, f"{task}: {decision.reasons[-1]}, trial {decision.winner}")
 
 
 def rm(
-    name: Annotated[str, typer.Argument(help="TASK:version.")],
-    force: Annotated[bool, typer.Option("--force", help="Even a champion or the best version.")] = False,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    name: str = Argument(help="TASK:version."),
+    force: bool = Option(False, "--force", help="Even a champion or the best version."),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Remove one version of a task from the registry.
 
@@ -254,34 +231,25 @@ def rm(
     from loraxs_search.api import remove
 
     decision = remove(name, force=force, tracking_uri=tracking_uri)
-    emit(as_json, decision, lambda: print(f"{name}: removed"))
+    _out.emit(as_json, decision, f"{name}: removed")
 
 
 def pull(  # each is an option
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="native (the adapter as trained), lora, merged (a whole model), gguf (for llama.cpp), or onnx.",
-            metavar="FORMAT",
-        ),
-    ] = "native",
-    rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Pad --format lora to this rank with zeros.", metavar="N")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32"] | None, typer.Option("--dtype", help="Type of --format merged; else the base's own.")
-    ] = None,
-    precision: Annotated[
-        Literal["fp16", "int8"] | None,
-        typer.Option("--precision", help="How matrices of --format onnx are stored; else as float32."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Copy it to this folder, new or empty.", metavar="FOLDER")
-    ] = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    name: str = Argument(help="TASK (its champion), TASK@alias or TASK:version."),
+    form: str = Option(
+        "native",
+        "--format",
+        help="native (the adapter as trained), lora, merged (a whole model), gguf (for llama.cpp), or onnx.",
+        metavar="FORMAT",
+    ),
+    rank: int | None = Option(None, min=1, help="Pad --format lora to this rank with zeros.", metavar="N"),
+    dtype: Literal["float32"] | None = Option(None, help="Type of --format merged; else the base's own."),
+    precision: Literal["fp16", "int8"] | None = Option(
+        None, help="How matrices of --format onnx are stored; else as float32."
+    ),
+    out: Path | None = Option(None, help="Copy it to this folder, new or empty.", metavar="FOLDER"),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Fetch a promoted adapter and print its folder.
 
@@ -317,6 +285,6 @@ def pull(  # each is an option
     """
     from loraxs_search.api import pull
 
-    with saying(f"pulling {name} as {form}") if form != "native" else contextlib.nullcontext():
+    with _out.saying(f"pulling {name} as {form}") if form != "native" else contextlib.nullcontext():
         path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
-    emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))
+    _out.emit(as_json, {"name": name, "path": str(path), "format": form}, str(path))

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import JsonOption, emit, print_table, score_cell
+from loraxs_search.cli import _out
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
-    from loraxs_search.reports.comparison import ComparedGroup, Comparison
+    from loraxs_search.reports.comparison import Comparison
 
 
 def report(
-    study: Annotated[str, typer.Argument(help="Name of a study, running or not.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", help="The file; default: report.html in the study's folder.", dir_okay=False),
-    ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    study: str = Argument(help="Name of a study, running or not."),
+    output: Path | None = Option(None, help="The file; default: report.html in the study's folder.", dir_okay=False),
+    show: bool = Option(False, "--open", help="Open it in the browser."),
 ) -> None:
     """Write the report of a study: one HTML file, for any browser.
 
@@ -53,24 +49,14 @@ def report(
 
 
 def compare(
-    studies: Annotated[
-        list[str],
-        typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY"),
-    ],
-    by: Annotated[
-        str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
-    ] = "method",
-    against: Annotated[
-        str | None,
-        typer.Option("--against", help="The value that others are compared with; default: the first.", metavar="VALUE"),
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", min=1, help="Leave larger adapters out.", metavar="N")
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="How much worse still counts as equal, for the ratios.")
-    ] = 0.0,
-    as_json: JsonOption = False,
+    studies: list[str] = Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY"),
+    by: str = Option("method", help="What is compared: method, study, or a parameter.", metavar="PARAM"),
+    against: str | None = Option(
+        None, help="The value that others are compared with; default: the first.", metavar="VALUE"
+    ),
+    max_bytes: int | None = Option(None, min=1, help="Leave larger adapters out.", metavar="N"),
+    tolerance: float = Option(0.0, min=0.0, help="How much worse still counts as equal, for the ratios."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Compare methods, or values of a parameter, of studies.
 
@@ -107,74 +93,64 @@ def compare(
     """
     from loraxs_search.reports.comparison import compare
 
-    comparison = compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
-    emit(as_json, comparison, lambda: _show(comparison))
+    comparison = compare(*studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    if as_json:
+        _out.print_json(comparison)
+    else:
+        _show(comparison)
     for note in comparison.notes:
-        print(f"note: {note}", file=sys.stderr)
+        _out.tell(f"note: {note}")
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def _show(comparison: Comparison) -> None:
-    groups, task_metric = comparison.groups, comparison.task_metric
-    one_study = len(comparison.studies) == 1
-    names = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds", f"test {task_metric}"]
-    names += ["gain", "p", "by", "R", "bytes", "learnt bytes", "R/lora", "bytes/lora", "reached"]
-    body = [_cells(group, comparison.budget, one_study) for group in groups]
-    kept = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] != "-" for row in body)]
-    text = frozenset({names[0], "best", "over seeds", "by"})
-    columns = [names[i] for i in kept]
-    print_table(columns, [[row[i] for i in kept] for row in body], right=frozenset(columns) - text)
-    for line in ("", *text_plot(comparison)):
-        print(line)
+    groups = comparison.groups
+    columns = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds"]
+    columns += [f"test {comparison.task_metric}", "gain", "p", "by", "R", "bytes", "learnt bytes", *_RATIOS, "reached"]
+    rows = []
+    for group in groups:
+        best, difference, ratio = group.best, group.difference, group.to_lora
+        trial = best.trial if best else "-"
+        without = best.without_projection if best else None
+        rows.append(
+            [
+                group.label,
+                f"{comparison.budget} of {group.num_trials}",
+                str(group.steps),
+                trial.rpartition("/")[2] if len(comparison.studies) == 1 else trial,
+                _out.score_cell(best.score if best else None),
+                str(group.over_seeds or "-"),
+                _out.score_cell(group.test_score),
+                *([f"{difference.gain:+.4f}", f"{difference.p_value:.3g}", difference.by] if difference else "---"),
+                f"{best.r_parameters:,}" if best else "-",
+                f"{best.stored_bytes:,}" if best else "-",
+                "-" if without is None else f"{without:,}",
+                *([f"{ratio.r_parameters:.3g}", f"{ratio.stored_bytes:.3g}"] if ratio else "--"),
+                str(group.reached_after or "-"),
+            ]
+        )
+    optional = ("learnt bytes", "over seeds", "gain", "p", "by", *_RATIOS, "reached")
+    kept = [i for i, name in enumerate(columns) if name not in optional or any(row[i] != "-" for row in rows)]
+    text, columns = {columns[0], "best", "over seeds", "by"}, [columns[i] for i in kept]
+    _out.print_table(columns, [[row[i] for i in kept] for row in rows], right=frozenset(columns) - text)
+    _out.say("\n".join(["", *text_plot(comparison)]))
     if "reached" in columns:
-        meant = f"which of its trials was the first as good as the best of {groups[0].label}"
-        print(f"note: reached: {meant}", file=sys.stderr)
-    _show_importances(comparison)
-
-
-_OPTIONAL = ("learnt bytes", "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
-
-
-def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
-    best, difference, ratio = group.best, group.difference, group.to_lora
-    trial = best.trial if best else "-"
-    return [
-        group.label,
-        f"{budget} of {group.num_trials}",
-        str(group.steps),
-        trial.rpartition("/")[2] if one_study else trial,
-        score_cell(best.score if best else None),
-        str(group.over_seeds or "-"),
-        score_cell(group.test_score),
-        f"{difference.gain:+.4f}" if difference else "-",
-        _significant(difference.p_value if difference else None),
-        difference.by if difference else "-",
-        f"{best.r_parameters:,}" if best else "-",
-        f"{best.stored_bytes:,}" if best else "-",
-        f"{best.without_projection:,}" if best and best.without_projection is not None else "-",
-        _significant(ratio.r_parameters if ratio else None),
-        _significant(ratio.stored_bytes if ratio else None),
-        str(group.reached_after or "-"),
-    ]
-
-
-def _show_importances(comparison: Comparison) -> None:
+        _out.tell(f"note: reached: which of its trials was the first as good as the best of {groups[0].label}")
     rows = [
         [one.study, name, f"{share:.3f}", str(one.num_trials), f"{one.quantile:.2g}"]
         for one in comparison.importances
         for name, share in one.values.items()
     ]
     if rows:
-        print()
-        columns = ("study", "parameter", "importance", "trials", "best share")
-        print_table(columns, rows, right=frozenset(columns[2:]))
+        _out.say("")
+        columns = ["study", "parameter", "importance", "trials", "best share"]
+        _out.print_table(columns, rows, right=frozenset(columns[2:]))
     for one in comparison.importances:
         if one.why:
-            print(f"no importances of {one.study}: {one.why}", file=sys.stderr)
+            _out.tell(f"no importances of {one.study}: {one.why}")
 
 
-def _significant(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+_RATIOS = ("R/lora", "bytes/lora")
 
 
 # ---- the plot --------------------------------------------------------------------------------------------------------

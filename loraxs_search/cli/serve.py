@@ -12,11 +12,12 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import TrackingOption, shown_bytes
+from loraxs_search.cli._out import TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 
@@ -24,32 +25,22 @@ _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
-    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Serve every task on the base of the first.")] = False,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for others.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="File with an API key in each line; any of them is accepted.")
-    ] = None,
-    max_bytes: Annotated[
-        str | None,
-        typer.Option("--max-bytes", help="Memory for adapters, such as 1GiB; the least recently used are evicted."),
-    ] = None,
-    max_rows: Annotated[int, typer.Option("--max-rows", help="Rows that one request may have.", min=1)] = 1024,
-    queue: Annotated[int, typer.Option("--queue", help="Rows that may wait; beyond it, 429.", min=1)] = 2048,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", help="Where to compute: cpu, cuda or cuda:1. Default: cpu; on a cluster, GPUs if any."
-        ),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster to serve on, by Ray Serve; default: this process.")
-    ] = None,
-    replicas: Annotated[
-        str, typer.Option("--replicas", help="Servers on the cluster, each on a device.", metavar="N|MIN:MAX")
-    ] = "1",
-    down: Annotated[bool, typer.Option("--down", help="Take down what is served on the cluster, and end.")] = False,
+    tasks: list[str] | None = Argument(None, help="Tasks of the registry, all on one base."),
+    every: bool = Option(False, "--all", help="Serve every task on the base of the first."),
+    host: str = Option("127.0.0.1", help="Address to listen at; 0.0.0.0 for others."),
+    port: int = Option(8000, help="Port; 0 takes a free one.", min=0, max=65535),
+    api_key_file: Path | None = Option(None, help="File with an API key in each line; any of them is accepted."),
+    max_bytes: str | None = Option(
+        None, help="Memory for adapters, such as 1GiB; the least recently used are evicted."
+    ),
+    max_rows: int = Option(1024, help="Rows that one request may have.", min=1),
+    queue: int = Option(2048, help="Rows that may wait; beyond it, 429.", min=1),
+    device: str | None = Option(
+        None, help="Where to compute: cpu, cuda or cuda:1. Default: cpu; on a cluster, GPUs if any."
+    ),
+    address: str | None = Option(None, help="Ray cluster to serve on, by Ray Serve; default: this process."),
+    replicas: str = Option("1", help="Servers on the cluster, each on a device.", metavar="N|MIN:MAX"),
+    down: bool = Option(False, "--down", help="Take down what is served on the cluster, and end."),
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Answer requests over HTTP with the champions of tasks.
@@ -104,8 +95,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {max_bytes!r}.") from None
     uri = resolve_uri(tracking_uri)
     if address is not None:
-        asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows}
-        asked |= {"queue": queue}
+        asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows, "queue": queue}
         _serve_on(address, asked, replicas, host=host, port=port, device=device, keys=keys)
         return
     with listen(host, port) as listening:
@@ -202,13 +192,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 # ---- ui --------------------------------------------------------------------------------------------------------------
 def ui(
-    study: Annotated[str | None, typer.Argument(help="Study whose trials to show; default: all tasks.")] = None,
-    port: Annotated[
-        int | None,
-        typer.Option("--port", help="Port to serve on; default: the first free one from 5000 on.", min=1, max=65535),
-    ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
-    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link only; open no browser.")] = False,
+    study: str | None = Argument(None, help="Study whose trials to show; default: all tasks."),
+    port: int | None = Option(
+        None, help="Port to serve on; default: the first free one from 5000 on.", min=1, max=65535
+    ),
+    host: str = Option("127.0.0.1", help="Address to serve on."),
+    no_open: bool = Option(False, "--no-open", help="Print the link only; open no browser."),
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Serve the MLflow UI, and open it where it shows a study.

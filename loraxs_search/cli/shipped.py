@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from typer import Argument
 
-from loraxs_search.cli._output import JsonOption, ShippedSpaceArgument, emit, print_table
+from loraxs_search.cli import _out
 from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
 
@@ -15,32 +16,35 @@ spaces = typer.Typer(help="The search spaces that come with the package.", no_ar
 
 
 @spaces.command("ls")
-def _spaces_ls(as_json: JsonOption = False) -> None:
+def _spaces_ls(as_json: _out.JsonOption = False) -> None:
     """List the shipped spaces.
 
     Example: loraxs-search spaces ls
     """
-    from loraxs_search.shipped_spaces import spaces as shipped
+    from loraxs_search.paths import spaces as shipped
 
     known = shipped()
-    emit(as_json, known, lambda: print_table(("space", "about"), [(it.space, it.about) for it in known]))
+    if as_json:
+        _out.print_json(known)
+    else:
+        _out.print_table(("space", "about"), [(it.space, it.about) for it in known])
 
 
 @spaces.command("show")
-def _spaces_show(name: ShippedSpaceArgument) -> None:
+def _spaces_show(name: _out.ShippedSpaceArgument) -> None:
     """Print a shipped space.
 
     Example: loraxs-search spaces show movie_reviews
     """
-    from loraxs_search.shipped_spaces import shipped_space_path
+    from loraxs_search.paths import shipped_space_path
 
     print(shipped_space_path(name).read_text(), end="")
 
 
 @spaces.command("copy")
 def _copy(
-    name: ShippedSpaceArgument,
-    target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
+    name: _out.ShippedSpaceArgument,
+    target: Path | None = Argument(None, help="File to write; default NAME.yaml here."),
 ) -> None:
     """Copy a shipped space to a file of yours.
 
@@ -48,8 +52,8 @@ def _copy(
 
     Example: loraxs-search spaces copy movie_reviews mine.yaml
     """
+    from loraxs_search.paths import shipped_space_path
     from loraxs_search.search_space.document import portable_text
-    from loraxs_search.shipped_spaces import shipped_space_path
 
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
     if path.exists():
@@ -87,33 +91,32 @@ def _reference() -> None:
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 tasks = typer.Typer(help="Well-known tasks.", no_args_is_help=True, rich_markup_mode=None)
-_COLUMNS = ("task", "kind", "metric", "data", "about")
 
 
 @tasks.command("ls")
-def _tasks_ls(as_json: JsonOption = False) -> None:
+def _tasks_ls(as_json: _out.JsonOption = False) -> None:
     """List the well-known tasks, which a space names by `task: NAME`.
 
     Their rows come from the Hugging Face hub. This project has read the pages of these datasets, but never loaded them.
 
     Example: loraxs-search tasks ls
     """
+    from loraxs_search.paths import shipped_tasks
     from loraxs_search.search_space.task import catalogue_entry
-    from loraxs_search.shipped_spaces import shipped_tasks
 
     facts = [_facts(*catalogue_entry(name)) for name in shipped_tasks()]
 
-    def show() -> None:
+    if as_json:
+        _out.print_json(facts)
+    else:
         rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
-        print_table(_COLUMNS, rows)
-
-    emit(as_json, facts, show)
+        _out.print_table(("task", "kind", "metric", "data", "about"), rows)
 
 
 @tasks.command("show")
 def _tasks_show(
-    name: Annotated[str, typer.Argument(help="Name of a well-known task.")],
-    as_json: JsonOption = False,
+    name: str = Argument(help="Name of a well-known task."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Print a well-known task as a space file would have it, with all that is known of it.
 
@@ -122,7 +125,7 @@ def _tasks_show(
     from loraxs_search.search_space.task import catalogue_entry
 
     text, section = catalogue_entry(name)
-    emit(as_json, _facts(text, section) | {"task": section}, lambda: print(text, end=""))
+    _out.emit(as_json, _facts(text, section) | {"task": section}, text.rstrip("\n"))
 
 
 def _facts(text: str, section: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""loraxs-search studies ls|show|export|rm, gc; and what steers a search: stop, finish, add, extend"""
+"""loraxs-search status [STUDY], studies ls|show|export|rm, gc; and what steers a search: stop, finish, add, extend"""
 
 from __future__ import annotations
 
@@ -6,26 +6,114 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from loraxs_search.cli._output import (
-    JsonOption,
-    StudiesArgument,
-    StudyArgument,
-    TrackingOption,
-    emit,
-    print_table,
-    print_warnings,
-    shown_bytes,
-)
-from loraxs_search.errors import UsageError
+from loraxs_search.cli import _out
+from loraxs_search.cli.launch import server_of
+from loraxs_search.cli.live_text import LinesView, phase_in_words
+from loraxs_search.errors import UsageError, counted
+from loraxs_search.log.events import Warned
 from loraxs_search.paths import seconds_of
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import AnswerState
+from loraxs_search.reports.leaderboard import LeaderboardRow
+from loraxs_search.reports.study_status import study_state, study_status, study_summaries
+from loraxs_search.reports.study_status import watch as follow
+from loraxs_search.steering import describe
+from loraxs_search.studies.folder import StudyFolder
+
+
+def _follow(folder: StudyFolder) -> None:
+    """Show a study's search until nobody works on it: drawn on a terminal, as lines in a pipe; wiped at the end."""
+    server, began = server_of(folder.info.tracking_uri), folder.info.created_at
+    if is_terminal := sys.stdout.isatty() and sys.stderr.isatty():
+        from loraxs_search.cli._live import LiveView
+
+        view: LiveView | LinesView = LiveView(server, began)
+    else:
+        view = LinesView(sys.stdout, server, began=began, warns=True)
+    try:
+        with view:
+            for event in follow(folder.name):
+                view.happened(event)
+                if is_terminal and isinstance(event, Warned):
+                    _out.tell(f"warning: {_out.plain(event.text)}")  # above what is drawn
+    except KeyboardInterrupt:
+        _out.tell(f"\nleft the view; `loraxs-search status {folder.name} --watch` comes back to it")
+
+
+def status(
+    study: str | None = Argument(None, help="Name of the study; default: list all studies."),
+    watch: bool = Option(
+        False, "--watch", help="Show the search while it runs, until it ends; Ctrl-C leaves the view."
+    ),
+    as_csv: bool = Option(False, "--csv", help="Print CSV, each param in its own column."),
+    as_json: _out.JsonOption = False,
+) -> None:
+    """List all studies, or the trials of one.
+
+    Works from any terminal, also while the search runs: it reads only the study's folder and stops nothing. --watch
+    draws what `launch` draws; in a pipe it writes a line an event.
+
+    Trials come best first, and the baselines below them, scored on the same rows. Warnings, and commands
+    that no search has answered yet follow on stderr. `interrupted` means that nobody works on a study: `resume`
+    continues it. All columns, states and events: search_spaces/README.md, "What status shows".
+
+    Example: loraxs-search status reviews --watch
+    """
+    if as_csv and as_json:
+        raise UsageError("`--csv` must be the only form of output, but got --json too.", hint="leave one of them out")
+    if study is None and watch:
+        raise UsageError("`--watch` must be given with a study.", hint="`loraxs-search status` lists them")
+    if study is None:
+        summaries = list(study_summaries())
+        columns, rows = ("study", "task", "state", "trials", "created"), [summary.cells for summary in summaries]
+        _out.print_warnings([summary.problem for summary in summaries if summary.problem])
+        if as_json:
+            _out.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        elif as_csv:
+            _out.print_csv(columns, rows)
+        else:
+            _out.print_table(columns, rows)
+            if not summaries:
+                _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
+        return
+    folder = StudyFolder.open(study)
+    if watch and study_state(folder) == "running":
+        _follow(folder)
+    seen = study_status(folder)
+    if as_csv:
+        names = list(dict.fromkeys(name for row in seen.trials for name in row.params))
+        keys = [field.name for field in fields(LeaderboardRow) if field.name != "params"]
+        cells = [[*(getattr(row, key) for key in keys), *map(row.params.get, names)] for row in seen.trials]
+        _out.print_csv([*keys, *(f"params.{name}" for name in names)], cells)
+        return
+    if as_json:
+        _out.print_json(seen)
+        return
+    _out.print_leaderboard(seen.trials, folder.info.task, seen.baselines)
+    counts = seen.progress
+    ended = f"{counts.ended}/{counted(counts.num_trials, 'trial')} ended"
+    each = f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed"
+    _out.tell(f"\n{seen.study}: {seen.state}, {ended} ({each})")
+    if heads := [f"{key} {value}" for key in ("pooling", "head_init") if (value := getattr(seen, key)) is not None]:
+        _out.tell(f"heads: {', '.join(heads)}")
+    if seen.phase is not None:
+        _out.tell(f"now: {phase_in_words(seen.phase)}")
+    if seen.finishing:
+        _out.tell(f"finishing: {seen.finishing}; no new trials, {counts.running} still running")
+    for command in seen.commands:
+        _out.tell(f"not answered yet: {describe(command)}")
+    if seen.state == "finished":
+        _out.print_summary(seen.study)
+    _out.print_warnings(seen.warnings)
+    if seen.place:
+        _out.tell(f"{seen.study} runs on {seen.place}, or was killed there; `resume` finds out")
+
 
 app = typer.Typer(
     help="The studies of this machine: list, look, export, remove.", no_args_is_help=True, rich_markup_mode=None
@@ -33,28 +121,26 @@ app = typer.Typer(
 
 
 @app.command("ls")
-def _ls(as_json: JsonOption = False) -> None:
+def _ls(as_json: _out.JsonOption = False) -> None:
     """List all studies, newest first.
 
     It is the list of `status`, with the size of each and whether records wait for MLflow. --json has the folders.
 
     Example: loraxs-search studies ls
     """
-    from loraxs_search.reports.study_status import study_summaries
-
     summaries = list(study_summaries(sizes=True))
     columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
 
-    def show() -> None:
-        rows = [(*it.cells, shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
-        print_table(columns, rows, right=frozenset({"bytes"}))
-        print_warnings([summary.problem for summary in summaries if summary.problem])
-
-    emit(as_json, [asdict(summary) | {"path": str(summary.path)} for summary in summaries], show)
+    if as_json:
+        _out.print_json([asdict(summary) | {"path": str(summary.path)} for summary in summaries])
+        return
+    rows = [(*it.cells, _out.shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
+    _out.print_table(columns, rows, right=frozenset({"bytes"}))
+    _out.print_warnings([summary.problem for summary in summaries if summary.problem])
 
 
 @app.command("show")
-def _show(study: StudyArgument, as_json: JsonOption = False) -> None:
+def _show(study: _out.StudyArgument, as_json: _out.JsonOption = False) -> None:
     """Show where a study lies, what it takes, and how to open it with other programs.
 
     Example: loraxs-search studies show reviews
@@ -63,24 +149,24 @@ def _show(study: StudyArgument, as_json: JsonOption = False) -> None:
 
     facts = study_facts(study)
 
-    def show_facts() -> None:
-        for name, value in facts.items():
-            shown = "-" if value is None else str(value)
-            if name == "bytes":
-                shown = ", ".join(f"{part} {shown_bytes(size)}" for part, size in value.items())
-            elif name == "created":
-                shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
-            print(f"{name.replace('_', ' '):<13} {shown}")
-        print(f"\ntrials: loraxs-search status {study}", file=sys.stderr)
-        print(f"for Optuna Dashboard: loraxs-search studies export {study} --optuna FILE", file=sys.stderr)
-
-    emit(as_json, facts, show_facts)
+    if as_json:
+        _out.print_json(facts)
+        return
+    for name, value in facts.items():
+        shown = "-" if value is None else str(value)
+        if name == "bytes":
+            shown = ", ".join(f"{part} {_out.shown_bytes(size)}" for part, size in value.items())
+        elif name == "created":
+            shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+        _out.say(f"{name.replace('_', ' '):<13} {shown}")
+    _out.tell(f"\ntrials: loraxs-search status {study}")
+    _out.tell(f"for Optuna Dashboard: loraxs-search studies export {study} --optuna FILE")
 
 
 @app.command("export")
 def _export(
-    study: StudyArgument,
-    optuna: Annotated[Path, typer.Option("--optuna", help="The new file, an Optuna journal.", show_default=False)],
+    study: _out.StudyArgument,
+    optuna: Path = Option(..., help="The new file, an Optuna journal.", show_default=False),
 ) -> None:
     """Write a study's trials into a file for Optuna's tools.
 
@@ -88,30 +174,26 @@ def _export(
 
     Example: loraxs-search studies export reviews --optuna reviews.optuna.jsonl
     """
-    from loraxs_search.errors import counted
     from loraxs_search.reports.optuna_study import export_optuna
 
     number = export_optuna(study, optuna)
-    print(f"wrote {counted(number, 'trial')} to {optuna}", file=sys.stderr)
-    print(f"next: optuna-dashboard {optuna}", file=sys.stderr)
+    _out.tell(f"wrote {counted(number, 'trial')} to {optuna}\nnext: optuna-dashboard {optuna}")
 
 
 @app.command("rm")
 def _rm(
-    studies: StudiesArgument,
-    runs: Annotated[
-        bool, typer.Option("--runs", help="Delete the study's runs in MLflow too; by default MLflow keeps the record.")
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Even where records still wait for MLflow, which are lost then, where the study's storage does not "
-            "answer, or where the study cannot be read.",
-        ),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
-    as_json: JsonOption = False,
+    studies: _out.StudiesArgument,
+    runs: bool = Option(
+        False, "--runs", help="Delete the study's runs in MLflow too; by default MLflow keeps the record."
+    ),
+    force: bool = Option(
+        False,
+        "--force",
+        help="Even where records still wait for MLflow, which are lost then, where the study's storage does not "
+        "answer, or where the study cannot be read.",
+    ),
+    dry_run: bool = Option(False, "--dry-run", help="Say what would go, and remove nothing."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Remove studies from this machine.
 
@@ -133,33 +215,29 @@ def _rm(
         remove_study(name, runs=runs, force=force, dry_run=True)
     removed = [remove_study(name, runs=runs, force=force, dry_run=dry_run) for name in names]
 
-    def show() -> None:
-        for study in removed:
-            of_mlflow = "" if study.num_runs is None else f" and {study.num_runs} runs in MLflow"
+    if as_json:
+        _out.print_json([asdict(study) | {"path": str(study.path)} for study in removed])
+    for it in removed:
+        if not as_json:
+            of_mlflow = "" if it.num_runs is None else f" and {it.num_runs} runs in MLflow"
             verdict = "would be removed" if dry_run else "removed"
-            print(f"{study.study}: {verdict}, {shown_bytes(study.num_bytes)}{of_mlflow}")
-
-    emit(as_json, [asdict(study) | {"path": str(study.path)} for study in removed], show)
-    for study in removed:
-        if study.kept_runs:
-            print(f"note: the runs of {', '.join(study.kept_runs)} stay in MLflow", file=sys.stderr)
-        if study.storage is not None:
-            print(f"note: the copy of {study.study} in {study.storage} stays", file=sys.stderr)
-        if study.unasked:
-            driver = f"a driver on another machine may still work on {study.study}"
-            print(f"warning: {driver}: {study.unasked}", file=sys.stderr)
-        if study.unread:
+            _out.say(f"{it.study}: {verdict}, {_out.shown_bytes(it.num_bytes)}{of_mlflow}")
+        if it.kept_runs:
+            _out.tell(f"note: the runs of {', '.join(it.kept_runs)} stay in MLflow")
+        if it.storage is not None:
+            _out.tell(f"note: the copy of {it.study} in {it.storage} stays")
+        if it.unasked:
+            _out.tell(f"warning: a driver on another machine may still work on {it.study}: {it.unasked}")
+        if it.unread:
             stays = "its runs in MLflow and a copy in a storage stay, if there are any"
-            print(f"warning: {study.study} could not be read; {stays}: {study.unread}", file=sys.stderr)
+            _out.tell(f"warning: {it.study} could not be read; {stays}: {it.unread}")
 
 
 def gc(
-    older_than: Annotated[
-        str, typer.Option("--older-than", help="Only what nobody has used for so long: 12h, 30d.", metavar="TIME")
-    ] = "30d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
+    older_than: str = Option("30d", help="Only what nobody has used for so long: 12h, 30d.", metavar="TIME"),
+    dry_run: bool = Option(False, "--dry-run", help="Say what would go, and remove nothing."),
+    tracking_uri: _out.TrackingOption = None,
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Remove from LORAXS_HOME what nobody needs any more.
 
@@ -174,7 +252,7 @@ def gc(
 
     Example: loraxs-search gc --dry-run --older-than 7d
     """
-    from loraxs_search.housekeeping import KINDS, collect
+    from loraxs_search.housekeeping import LOSSES, collect
 
     if (seconds := seconds_of(older_than)) is None:
         raise UsageError(
@@ -182,23 +260,22 @@ def gc(
         )
     done = collect(seconds, dry_run=dry_run, tracking_uri=tracking_uri)
 
-    def show() -> None:
-        columns = ("what", "items", "bytes", "kept", "bytes kept", "lost")
+    if as_json:
+        _out.print_json([vars(it) | {"path": str(it.path)} for it in done])
+    else:
         rows = []
-        for kind in KINDS:
-            going, kept = (
-                [it.num_bytes for it in done if it.kind == kind.name and bool(it.kept) is stays]
-                for stays in (False, True)
-            )
-            freed, held = shown_bytes(sum(going)), shown_bytes(sum(kept))
-            rows.append((kind.name, str(len(going)), freed, str(len(kept)), held, kind.loss))
-        print_table(columns, rows, right=frozenset(columns[1:-1]))
-
-    emit(as_json, [vars(it) | {"path": str(it.path)} for it in done], show)
-    freed = sum(it.num_bytes for it in done if not it.kept)
-    print(f"\n{'would free' if dry_run else 'freed'} {shown_bytes(freed)}", file=sys.stderr)
-    for (kind, why), count in Counter((it.kind, it.kept) for it in done if it.kept).items():
-        print(f"kept: {count} of {kind}, {why}", file=sys.stderr)
+        for kind, loss in LOSSES.items():
+            of_kind = [it for it in done if it.kind == kind]
+            going, kept = ([it.num_bytes for it in of_kind if bool(it.kept) is stays] for stays in (False, True))
+            sizes = (str(len(going)), _out.shown_bytes(sum(going)), str(len(kept)), _out.shown_bytes(sum(kept)))
+            rows.append((kind, *sizes, loss))
+        columns = ("what", "items", "bytes", "kept", "bytes kept", "lost")
+        _out.print_table(columns, rows, right=frozenset(columns[1:-1]))
+    _out.tell(
+        f"\n{'would free' if dry_run else 'freed'} {_out.shown_bytes(sum(it.num_bytes for it in done if not it.kept))}"
+    )
+    for (name, why), count in Counter((it.kind, it.kept) for it in done if it.kept).items():
+        _out.tell(f"kept: {count} of {name}, {why}")
 
 
 # ---- steering --------------------------------------------------------------------------------------------------------
@@ -219,16 +296,19 @@ def _send_command(
     from loraxs_search.steering.send import new_command, send
 
     answer = send(study, new_command(verb, trial_ids, arguments, params))
-    is_queued = answer.state is AnswerState.QUEUED
-    text, out = f"{study}: {'queued: ' if is_queued else ''}{answer.text}", sys.stderr if is_queued else sys.stdout
-    emit(as_json, answer, lambda: print(text, file=out))
+    if as_json:
+        _out.print_json(answer)
+    elif answer.state is AnswerState.QUEUED:
+        _out.tell(f"{study}: queued: {answer.text}")
+    else:
+        _out.say(f"{study}: {answer.text}")
 
 
 def stop(
-    study: StudyArgument,
-    trials: Annotated[list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...")],
-    now: Annotated[bool, typer.Option("--now", help="At the next step, without another report.")] = False,
-    as_json: JsonOption = False,
+    study: _out.StudyArgument,
+    trials: list[str] = Argument(help="Trials, such as 00003.", metavar="TRIAL..."),
+    now: bool = Option(False, "--now", help="At the next step, without another report."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Stop trials of a running search.
 
@@ -243,7 +323,7 @@ def stop(
     _send_command(study, "stop", trials, {"now": now}, as_json=as_json)
 
 
-def finish(study: StudyArgument, as_json: JsonOption = False) -> None:
+def finish(study: _out.StudyArgument, as_json: _out.JsonOption = False) -> None:
     """Finish a running search: it proposes no more trials.
 
     Running trials, and those from `add`, train to their ends. Then the candidates are scored, as always. Stop the
@@ -255,15 +335,12 @@ def finish(study: StudyArgument, as_json: JsonOption = False) -> None:
 
 
 def add(
-    study: StudyArgument,
-    params: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A param of the trial, e.g. --set rank=16; repeatable.", metavar="NAME=VALUE"),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option("--from", help="Take the other params from this trial.", metavar="TRIAL")
-    ] = None,
-    as_json: JsonOption = False,
+    study: _out.StudyArgument,
+    params: list[str] | None = Option(
+        None, "--set", help="A param of the trial, e.g. --set rank=16; repeatable.", metavar="NAME=VALUE"
+    ),
+    source: str | None = Option(None, "--from", help="Take the other params from this trial.", metavar="TRIAL"),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Add a trial of your own to a search.
 
@@ -284,12 +361,10 @@ def add(
 
 
 def extend(
-    study: StudyArgument,
-    trials: Annotated[int | None, typer.Option("--trials", help="Trials to propose beyond those planned.")] = None,
-    time: Annotated[
-        str | None, typer.Option("--time", help="Time beyond the time budget, such as 1h, 90m or 1h30m.")
-    ] = None,
-    as_json: JsonOption = False,
+    study: _out.StudyArgument,
+    trials: int | None = Option(None, help="Trials to propose beyond those planned."),
+    time: str | None = Option(None, help="Time beyond the time budget, such as 1h, 90m or 1h30m."),
+    as_json: _out.JsonOption = False,
 ) -> None:
     """Give a search more trials or more time, a finished one too.
 

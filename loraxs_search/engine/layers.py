@@ -284,13 +284,13 @@ class AdaptedHead(nn.Module):
         segments, worker = self._context.row_map.segments, self._context.worker
         parts = torch.split(x.float(), [segment.num_rows for segment in segments])
         outputs = [
-            self._output(self._state(segment, worker), part, args, kwargs)
+            self._out(self._state(segment, worker), part, args, kwargs)
             for segment, part in zip(segments, parts, strict=True)
         ]
         width = max(out.shape[-1] for out in outputs)
         return torch.cat([out if out.shape[-1] == width else pad(out, (0, width - out.shape[-1])) for out in outputs])
 
-    def _output(self, state: HeadState, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _out(self, state: HeadState, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         module, parameters = state.module, dict(state.parameters)
         out: Tensor
         if not parameters:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
+from loraxs_search.machine import single_thread
 from loraxs_search.records.literals import SVD_BASES, Basis, Sigma
-from loraxs_search.torch_threads import single_thread
 
 
 def check_rank(rank: int, limit: int) -> None:

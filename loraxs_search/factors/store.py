@@ -30,9 +30,8 @@ from loraxs_search.home import (
     unchecked_factor_path,
     write_atomic,
 )
-from loraxs_search.memory import available_bytes
+from loraxs_search.machine import available_bytes, side_by_side
 from loraxs_search.records.literals import Basis
-from loraxs_search.torch_threads import side_by_side
 
 ALGORITHM_VERSION: Final = 1  # raise when any change moves the numbers: old files then have other keys
 _NAMES: Final = ("left", "singular_values", "right")

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors.compute import Factors, component_order
+from loraxs_search.machine import single_thread
 from loraxs_search.records.literals import Basis
-from loraxs_search.torch_threads import single_thread
 
 _SPECTRUM_TOLERANCE = 1e-5  # of the largest singular value; float32 rounding moves honest factors by less than 1e-7
 SLACK = 1.15  # what the randomised driver leaves out may exceed what it keeps by this; 1.04 was seen, flat spectra

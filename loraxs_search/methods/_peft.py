@@ -211,7 +211,7 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
     import torch
     from torch import nn
 
-    from loraxs_search.torch_threads import single_thread
+    from loraxs_search.machine import single_thread
 
     held = [(layer, weight) for layer in layers if isinstance(weight := layer.weight, nn.Parameter)]
     try:

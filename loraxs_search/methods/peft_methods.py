@@ -324,7 +324,7 @@ class Full(Method):
 
 
 def _check_memory(model: PreTrainedModel) -> None:
-    from loraxs_search.memory import free_bytes
+    from loraxs_search.machine import free_bytes
 
     needed = _BYTES_PER_NUMBER * sum(parameter.numel() for parameter in model.parameters())
     free = free_bytes(model.device)

@@ -181,7 +181,7 @@ class PackedModel(TrainedBase):
         self.unpackable = sharing.unpackable
         self._checkpointing = GradientCheckpointing(layers, context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
-        self._output, self._idle = output_head(model) if self._head_modules else ("", ())
+        self._out, self._idle = output_head(model) if self._head_modules else ("", ())
         self._last_layer = LastLayerPruning(model, layers if self._head_modules else None)
         self._reads = ReadPruning(model, None if self._head_modules else layers)
         self._originals: list[tuple[str, nn.Module]] = []
@@ -203,7 +203,7 @@ class PackedModel(TrainedBase):
         sizes = {module.name: (module.out_features, module.in_features) for module in wanted}
         adapter = method.packed.adapter(hyper, sizes, self.device)
         trained, fixed, owners = self._draw_head(spec, data.kind.model.num_outputs)
-        started = started_head(hyper, trained, self._output, data.kind.outputs)
+        started = started_head(hyper, trained, self._out, data.kind.outputs)
         return SlotTensors(
             adapter,
             {name: value.to(self.device).requires_grad_() for name, value in started.items()},
@@ -301,7 +301,7 @@ class PackedModel(TrainedBase):
         """
         if num_outputs is None:
             return {}, {}, ()
-        output, drawn = self._output, fresh_head(with_labels(self.model, num_outputs), spec.hyperparameters.seed)
+        output, drawn = self._out, fresh_head(with_labels(self.model, num_outputs), spec.hyperparameters.seed)
         if spec.hyperparameters.head == "full" or not self._idle:
             return drawn, {}, tuple(self._head_modules)
         check_distinct(output, self._idle)  # as where the adapter is written at the end

@@ -24,6 +24,7 @@ from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.machine import side_by_side
 from loraxs_search.methods import method_of
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.records.base import BaseModelRef
@@ -33,7 +34,6 @@ from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
-from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
 from loraxs_search.trial.evaluate import ask
 from loraxs_search.trial.snapshot import Snapshot

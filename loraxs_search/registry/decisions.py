@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.home import disk_faults, file_lock
-from loraxs_search.mlflow_client import all_pages, ensure_experiment
-from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.mlflow_uri import all_pages, ensure_experiment, sqlite_path
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Decision
 from loraxs_search.registry.versions import fitted

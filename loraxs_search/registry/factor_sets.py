@@ -18,7 +18,7 @@ from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
-from loraxs_search.mlflow_client import ensure_experiment
+from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.versions import is_sha256
 from loraxs_search.safetensors_header import entry_of

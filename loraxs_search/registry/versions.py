@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import ForeignVersionError, IntegrityError, LoraxsError, RegistryError
-from loraxs_search.mlflow_client import ensure_experiment
-from loraxs_search.mlflow_uri import artifact_root
+from loraxs_search.mlflow_uri import artifact_root, ensure_experiment
 from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest, check_format
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers

@@ -330,8 +330,7 @@ class Comparison:
 
 
 def compare(
-    studies: Sequence[str],
-    *,
+    *studies: str,
     by: str = METHOD,
     against: str | None = None,
     max_bytes: int | None = None,

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults, home, write_atomic
+from loraxs_search.paths import schema_path
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
+    MISSING,
     NUMBERS,
     TAGS,
     WRITING,
@@ -29,13 +29,11 @@ from loraxs_search.scaffold.roles import (
     Roles,
     UndecidedError,
     alike_names,
-    doubtful_classes,
     guess_roles,
 )
 from loraxs_search.scaffold.table import Table, frame_lines, read_hub_table, read_table
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
-from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
 
@@ -155,56 +153,106 @@ def draft_space(
             raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
         metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
     measured = _measure(table, roles, base, choices)
-    copy = None
-    if table.is_file and table.is_changed:
-        copy = folder / f"{Path(table.path).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
-    source: Mapping[str, Any] = table.source
+    copy, source = None, table.source
     set_aside = "if it lacks them, rows are set aside for validation and the test"
     if table.is_file:
+        if table.is_changed:
+            ending = "csv" if table.is_separated else "jsonl"
+            copy = folder / f"{Path(table.path).name.partition('.')[0]}.plain.{ending}"
         files = {"train": copy or Path(table.path)} | {split: Path(own.path) for split, own in held_out.items()}
         source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
         each = f"a tenth{' each' * (len(missing) > 1)}"
         set_aside = f"{each} is set aside for {' and the '.join(missing)}" if missing else ""
-    decodes = roles.kind in (WRITING, CHOOSING)
-    batch = _DECODER_BATCH if decodes else _BATCH
-    rows = round(table.num_rows * (1 - len(missing) / 10))
-    plan = _plan(rows, batch, decodes, base, measured)
-    passes = plan.steps * batch / rows
-    seen = f"about {round(passes)} pass{'es' * (round(passes) > 1)} over the training rows"
-    if passes < 0.95:
-        seen = f"{passes:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
-    columns = dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
-    lines = _TEMPLATE.render(
-        scalar=_in_yaml,
-        source=_in_one_line(Path(table.path).name if table.is_file else table.name),
-        copy=_in_one_line(copy.name if copy else ""),
-        path=_in_one_line(shlex.quote(str(path))),
-        schema=schema_path(),
-        name=task_name(data, choices),
-        roles=roles,
-        columns={"tokens": roles.texts[0], "tags": roles.label} if roles.kind == TAGS else columns,
-        data=source,
-        set_aside=set_aside,
-        base=base,
-        metrics=metrics,
-        measured=measured,
-        batch=batch,
-        plan=plan,
-        passes=seen,
-        every=plan.steps // (8 if plan.steps >= _MANY_STEPS else 4),
-        scored=_SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
-        prompt=_prompt(roles),
-        options=roles.options if isinstance(roles.options, str) else [f" {{{name}}}" for name in roles.option_columns],
-        answer=f" {{{roles.label}}}",
-        writes=roles.kind == WRITING,
-        chooses=roles.kind == CHOOSING,
-    ).split("\n")
-    for number, line in enumerate(lines):  # comments stand below one another; lines without one end without space
-        value, mark, comment = line.partition(_MARK)
-        lines[number] = f"{value.rstrip():<{_COMMENTS_AT}}  # {comment}" if mark and value.strip() else line.rstrip()
+    sections = _sections(task_name(data, choices), table, roles, base, metrics, measured, len(missing))
+    sections["task"].insert(2, ("data", source, set_aside))
+    name, place = Path(table.path).name if table.is_file else table.name, shlex.quote(str(path))
+    copied = f"Rows are read from {copy.name}, a copy of {name}: change them there. For a new {name}," if copy else ""
+    head = [
+        f"{name}: written by `loraxs-search init`. Change what was guessed wrong.",
+        *([copied, "run `init --force` again."] if copied else []),
+        "",
+        f"Check:  loraxs-search check {place} --data",
+        f"Run:    loraxs-search launch {place}",
+        f"yaml-language-server: $schema={schema_path()}",
+    ]
+    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
+    for section, keys in sections.items():
+        lines += ["", f"{section}:"]
+        for key, value, comment in keys:
+            line = f"  {key}: {_in_yaml(value)}"
+            if value is not None:
+                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
     warnings += _warnings(table, roles, measured, choices, is_carved=bool(missing))
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
-    return Draft("".join(f"{line}\n" for line in lines), guesses, tuple(warnings), (table, copy) if copy else None)
+    text = "".join(f"{line}\n" for line in lines)
+    return Draft(text, guesses, tuple(warnings), (table, copy) if copy else None)
+
+
+def _sections(
+    name: str, table: Table, roles: Roles, base: BaseModelRef, metrics: list[str], measured: _Measured, num_carved: int
+) -> dict[str, list[tuple[str, Any, str]]]:
+    """Return the sections of a space: keys, values (None is left out) and comments.
+
+    Args:
+        num_carved: Splits for each of which a tenth of the rows is set aside.
+    """
+    kind, writes, decodes = roles.kind, roles.kind == WRITING, roles.kind in (WRITING, CHOOSING)
+    rows, batch = round(table.num_rows * (1 - num_carved / 10)), _DECODER_BATCH if decodes else _BATCH
+    steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, base, measured)
+    seen = f"about {(passes := round(steps * batch / rows))} pass{'es' * (passes > 1)} over the training rows"
+    if steps * batch / rows < 0.95:
+        seen = f"{steps * batch / rows:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
+    columns = dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
+    if kind == TAGS:
+        columns = {"tokens": roles.texts[0], "tags": roles.label}
+    options = roles.options if isinstance(roles.options, str) else [f" {{{name}}}" for name in roles.option_columns]
+    longest = measured.answer_tokens
+    first = (
+        "candidates go by the first one, running trials by the loss" if writes else "the search goes by the first one"
+    )
+    cut = "tokens of a row; longer ones lose their ends"
+    if decodes:
+        cut = "tokens of both: a long prompt loses its beginning, an answer must fit"
+    rate = {"log_uniform": [5.0e-4, 1.0e-2] if decodes else [2.0e-3, 1.6e-2]}
+    return {
+        "task": [
+            ("name", name, "the registry keeps a champion for each task name"),
+            ("kind", kind, ""),
+            ("prompt", _prompt(roles) if decodes else None, "columns in braces"),
+            ("answer", f" {{{roles.label}}}" if writes else None, "learnt: these tokens and the end"),
+            ("generation", {"max_new_tokens": longest} if longest else None, f"the longest answer has {longest - 2}"),
+            ("options", options if kind == CHOOSING else None, ""),
+            ("option_names", roles.option_names or None, ""),
+            ("label", roles.label if kind == CHOOSING else None, ""),
+            ("columns", None if decodes else columns, ""),
+            ("labels", None if decodes else roles.labels or None, ""),
+            ("metrics", metrics, first),
+            ("max_length", measured.max_length, cut),
+            (
+                "validation_rows",
+                _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else None,
+                "scored at each report; candidates are scored on all of them",
+            ),
+        ],
+        "base_model": [("id", base.id, ""), ("package", base.package, "")],
+        "parameters": [
+            ("rank", {"choice": [8, 16, 32]}, ""),
+            ("target_modules", {"choice": ["attention", "all-linear"]}, ""),
+            ("learning_rate", rate, ""),
+            ("head_learning_rate", None if decodes else {"log_uniform": [2.0e-3, 2.0e-2]}, ""),
+            ("batch_size", batch, ""),
+        ],
+        "search": [
+            ("trials", trials, ""),
+            ("max_steps", steps, f"batches: {seen}"),
+            ("report_every", steps // (8 if steps >= _MANY_STEPS else 4), "weak trials stop early"),
+            ("time_budget", budget, "for all of it; this machine has no GPU"),
+        ],
+        "promotion": [
+            ("candidates", candidates, ""),
+            ("seeds", seeds, "the best trials are trained again from so many seeds"),
+        ],
+    }
 
 
 def task_name(data: str | Path, choices: Choices) -> str:
@@ -310,7 +358,7 @@ class _Measured:
     answer_tokens: int = 0
     cut: int = 0
     mean_tokens: float = 0.0
-    warnings: tuple[str, ...] = ()
+    warning: str = ""
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
@@ -334,16 +382,13 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         names = roles.options or ((roles.label,) if roles.kind == WRITING else ())
         return [f" {table.columns[name].values[row]}" for name in names]
 
-    def text_of(value: Any) -> str:
-        words = items_of(value)
-        return " ".join(map(str, words)) if isinstance(words, list) else str(value or "")
-
     decodes = roles.kind in (WRITING, CHOOSING)
     sample = range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))
     rows = [*sample]
     if decodes:
         rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, said(row))))[:_LONG_ONES]
-    texts = [" ".join(text_of(table.columns[name].values[row]) for name in roles.texts) for row in rows]
+    read = [[items_of(table.columns[name].values[row]) for name in roles.texts] for row in rows]
+    texts = [" ".join(" ".join(map(str, it)) if isinstance(it, list) else str(it or "") for it in own) for own in read]
     extra = 4 + (len(_prompt(roles)) // 3 if decodes else len(roles.texts))
     own = [max(tokens_of(said(row)), default=0) for row in rows]
     whole = [length + extra + answer for length, answer in zip(tokens_of(texts), own, strict=True)]
@@ -358,7 +403,7 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         answer_tokens=max(own, default=0) + 2 if roles.kind == WRITING else 0,
         cut=-(-sum(each > length for each in sampled) * table.num_rows // len(sampled)),
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
-        warnings=_language_warnings(tokenizer, texts),
+        warning=_language_warning(tokenizer, texts),
     )
 
 
@@ -367,39 +412,30 @@ _FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be dete
 _KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
 
 
-def _language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[str, ...]:
-    """Return a warning where words fall to pieces: the base has hardly learnt from such texts.
+def _language_warning(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> str:
+    """Return a warning, empty unless words fall to pieces: the base has hardly learnt from such texts.
 
     Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
     knows, 2 to 3 in another one.
     """
     words = [word for text in texts for word in _WORD.findall(text)][:_MANY_WORDS]
     if len(words) < _FEW_WORDS:
-        return ()
+        return ""
     pieces = [piece for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"] for piece in ids]
     size = sum(len(word.encode()) for word in words) / max(1, len(pieces))
     unknown = pieces.count(tokenizer.unk_token_id) / max(1, len(pieces))
     if size >= _KNOWN_BYTES and unknown <= _UNKNOWN_SHARE:
-        return ()
+        return ""
     seen = f"cuts these texts into pieces of {size:.1f} bytes, where 4 to 5 are usual"
     if unknown > _UNKNOWN_SHARE:
         seen = f"reads {unknown:.0%} of these texts as unknown"
-    return (f"the base's tokenizer {seen}: it may not know their language; --base names another base",)
+    return f"the base's tokenizer {seen}: it may not know their language; --base names another base"
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How long a search is; steps and trials fit a budget if there is no GPU."""
-
-    steps: int
-    trials: int
-    candidates: int
-    seeds: int
-    time_budget: str = ""
-
-
-def _plan(rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _Measured) -> _Plan:
-    """Return how long a search is: steps, a multiple of 8, by the rows; without a GPU, what 10 minutes allow.
+def _plan(
+    rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _Measured
+) -> tuple[int, int, int, int, str | None]:
+    """Return steps, a multiple of 8, trials, candidates, seeds and a time budget; without a GPU, what 10 minutes allow.
 
     Half of a trial's steps are counted, since weak ones stop early, and all of a refit's. A step takes 4 operations a
     weight. Decoders have logits, and weights of 16 bits, with which CPUs are slower.
@@ -412,7 +448,7 @@ def _plan(rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _M
     import torch
 
     if not measured.mean_tokens or torch.cuda.is_available():
-        return _Plan(steps, trials, candidates, seeds)
+        return steps, trials, candidates, seeds, None
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
@@ -425,7 +461,7 @@ def _plan(rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _M
         fitting = int(tokens / (measured.mean_tokens * batch) / (tried / 2 + candidates * refits))
         if fitting >= steps:
             break
-    return _Plan(max(16, min(steps, fitting // 8 * 8)), tried, candidates, refits, f"{_SECONDS // 60}m")
+    return max(16, min(steps, fitting // 8 * 8)), tried, candidates, refits, f"{_SECONDS // 60}m"
 
 
 def _prompt(roles: Roles) -> str:
@@ -491,7 +527,7 @@ def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices,
     def rows(number: int) -> str:
         return f"{number} row{'s' * (number != 1)}"
 
-    warnings, counts = list(measured.warnings), roles.label_counts
+    warnings, counts = [measured.warning] if measured.warning else [], roles.label_counts
     if is_carved and table.num_rows < _FEW_ROWS:
         scored = max(1, round(table.num_rows / 10))
         error = f", with a standard error of up to {(0.25 / scored) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
@@ -501,7 +537,8 @@ def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices,
         warnings.append(f"about {rows(measured.cut)} longer than max_length: their {lost}")
     warnings += [
         f"label {name!r} ({rows(counts[name])}) may say that the answer is missing: if so, remove the rows"
-        for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else counts)
+        for name in (() if choices.labels or roles.label in table.label_names else counts)
+        if name.lower() in MISSING
     ]
     if roles.kind != CLASSES:
         return warnings
@@ -529,6 +566,8 @@ def _in_yaml(value: Any) -> str:
         return f"{{{', '.join(f'{name}: {_in_yaml(each)}' for name, each in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_in_yaml, value))}]"
+    if isinstance(value, int | float):
+        return str(value)
     text = str(value)
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _YAML_WORDS:
         return text
@@ -541,88 +580,8 @@ def _in_one_line(text: str) -> str:
 
 
 _COMMENTS_AT = 36
-_MARK = "\0"  # before the comments of the template: no value has it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # refused by YAML, or ends of lines to it
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
-_TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
-    """\
-# {{ source }}: written by `loraxs-search init`. Change what was guessed wrong.
-{% if copy %}
-# Rows are read from {{ copy }}, a copy of {{ source }}: change them there. For a new {{ source }},
-# run `init --force` again.
-{% endif %}
-#
-# Check:  loraxs-search check {{ path }} --data
-# Run:    loraxs-search launch {{ path }}
-# yaml-language-server: $schema={{ schema }}
-
-task:
-  name: {{ scalar(name) }}  # the registry keeps a champion for each task name
-  kind: {{ roles.kind }}
-  data: {{ scalar(data) }}{{ "  # " + set_aside if set_aside else "" }}
-{% if writes %}
-  prompt: {{ scalar(prompt) }}  # columns in braces
-  answer: {{ scalar(answer) }}  # learnt: these tokens and the end
-{% if measured.answer_tokens %}
-  generation: {max_new_tokens: {{ measured.answer_tokens }}}  # the longest answer has {{ measured.answer_tokens - 2 }}
-{% endif %}
-{% elif chooses %}
-  prompt: {{ scalar(prompt) }}  # columns in braces
-  options: {{ scalar(options) }}
-{% if roles.option_names %}
-  option_names: {{ scalar(roles.option_names) }}
-{% endif %}
-  label: {{ scalar(roles.label) }}
-{% else %}
-  columns: {{ scalar(columns) }}
-{% if roles.labels %}
-  labels: {{ scalar(roles.labels) }}
-{% endif %}
-{% endif %}
-{% if writes %}
-  metrics: {{ scalar(metrics) }}  # candidates go by the first one, running trials by the loss
-{% else %}
-  metrics: {{ scalar(metrics) }}  # the search goes by the first one
-{% endif %}
-{% if writes or chooses %}
-  max_length: {{ measured.max_length }}  # tokens of both: a long prompt loses its beginning, an answer must fit
-{% else %}
-  max_length: {{ measured.max_length }}  # tokens of a row; longer ones lose their ends
-{% endif %}
-{% if scored %}
-  validation_rows: {{ scored }}  # scored at each report; candidates are scored on all of them
-{% endif %}
-
-base_model:
-  id: {{ scalar(base.id) }}
-{% if base.package %}
-  package: {{ base.package }}
-{% endif %}
-
-parameters:
-  rank: {choice: [8, 16, 32]}
-  target_modules: {choice: [attention, all-linear]}
-{% if writes or chooses %}
-  learning_rate: {log_uniform: [5.0e-4, 1.0e-2]}
-{% else %}
-  learning_rate: {log_uniform: [2.0e-3, 1.6e-2]}
-  head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
-{% endif %}
-  batch_size: {{ batch }}
-
-search:
-  trials: {{ plan.trials }}
-  max_steps: {{ plan.steps }}  # batches: {{ passes }}
-  report_every: {{ every }}  # weak trials stop early
-{% if plan.time_budget %}
-  time_budget: {{ plan.time_budget }}  # for all of it; this machine has no GPU
-{% endif %}
-
-promotion:
-  candidates: {{ plan.candidates }}
-  seeds: {{ plan.seeds }}  # the best trials are trained again from so many seeds
-""".replace("  # ", _MARK)
-)
 
 
 # ---- from Python -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 import shlex
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from difflib import get_close_matches
@@ -132,7 +132,7 @@ _PAIRS = (
     *(("text1", "text2"), ("query", "passage"), ("question", "sentence"), ("query", "document")),
 )
 _WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
-_MISSING = (*NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
+MISSING = (*NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MANY_CLASSES = 20  # no command lists more
 _FEW_REPEATS = 3  # so many, and they may rather be classes than answers in words
 _FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
@@ -276,7 +276,12 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
             f"{table.name} must have a column with answers beside its texts, but has none.", hint="add that column"
         )
     names = list(columns)
-    numbers = [name for name in names if columns[name].has_numbers]
+    numbers = []
+    for name, column in columns.items():  # whole numbers that all differ tell rows apart, and are no answers
+        is_whole = all(float(text).is_integer() for text in column.counts if is_number(text))
+        tells_apart = is_whole and len(column.counts) == len(column.values)
+        if column.has_amounts or (column.is_mostly_numbers and not tells_apart):
+            numbers.append(name)
     if choices.kind == NUMBERS:
         names = numbers or [name for name in names if not columns[name].is_text] or names
     if named := [name for wanted in _LABELS for name in names if _name(name) == wanted]:
@@ -325,9 +330,9 @@ def _text(table: Table, but: tuple[str, ...]) -> str:
         raise UndecidedError("text", message, others, default="")
     if named := [name for wanted in TEXT_NAMES for name in names if _name(name) == wanted]:
         return named[0]
-    longest = sorted(names, key=lambda name: -table.columns[name].mean_length)
-    lengths = [table.columns[name].mean_length for name in longest]
-    if len(names) == 1 or lengths[0] > 2 * lengths[1]:
+    lengths = {name: sum(len(value or "") for value in table.columns[name].values) for name in names}
+    longest = sorted(names, key=lambda name: -lengths[name])
+    if len(names) == 1 or lengths[longest[0]] > 2 * lengths[longest[1]]:
         return longest[0]
     message = f"The column with texts must be known, but may be any of {', '.join(longest)}."
     raise UndecidedError("text", message, longest)
@@ -406,12 +411,7 @@ def _guess_kind(table: Table, label: str) -> str:
 def _is_missing(text: str, column: Column) -> bool:
     """Whether an answer stands for a missing one. A word that may be a class counts as missing only if it is rare."""
     word, most = text.lower(), max(1, len(column.values) // 100)
-    return word in NEVER_MEANT or (word in _MISSING and column.counts[text] <= most)
-
-
-def doubtful_classes(labels: Iterable[str]) -> list[str]:
-    """Return classes whose names may say that an answer is missing."""
-    return [name for name in labels if name.lower() in _MISSING]
+    return word in NEVER_MEANT or (word in MISSING and column.counts[text] <= most)
 
 
 def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> None:
@@ -482,7 +482,8 @@ def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
     if labels is None and label in table.label_names:
         return {name: counts[name] for name in table.label_names[label]}
     if labels is None:
-        if by_number := all(map(_is_plain, counts)):
+        # Numbers that may be written in other ways too; `007`, `1e5` and `3.10` are names.
+        if by_number := all(is_number(text) and _PLAIN.fullmatch(text) for text in counts):
             written, counts = counts, Counter()
             for text, count in written.items():
                 counts[_plain(text)] += count
@@ -513,12 +514,7 @@ def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
     return chosen
 
 
-def _is_plain(text: str) -> bool:
-    """Whether a class is a number, that may be written in other ways too; `007`, `1e5` and `3.10` are names."""
-    return is_number(text) and bool(_PLAIN.fullmatch(text))
-
-
 def _plain(text: str) -> str:
     """Return a whole number as it is written plainly, so `1.0` as `1`; other texts as they are."""
     whole, _, fraction = text.partition(".")
-    return text if fraction.strip("0") or not _is_plain(text) else str(int(whole))
+    return text if fraction.strip("0") or not (is_number(text) and _PLAIN.fullmatch(text)) else str(int(whole))

@@ -85,10 +85,6 @@ class Column:
         return bool(self.lists) and all(len(own) > 1 for own in self.lists)
 
     @property
-    def mean_length(self) -> float:
-        return sum(len(value or "") for value in self.values) / max(1, len(self.values))
-
-    @property
     def has_few(self) -> bool:
         """Whether the values are few enough to be classes."""
         number, rows = len(self.counts), len(self.values)
@@ -108,14 +104,6 @@ class Column:
         return bool(odd) and all(
             only_number(text) and not any(map(str.isalpha, text)) and not _PADDED.match(text) for text in odd
         )
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether values are numbers that may be answers: whole ones that all differ tell rows apart."""
-        if self.has_amounts or not self.is_mostly_numbers:
-            return self.has_amounts
-        is_whole = all(float(text).is_integer() for text in self.counts if is_number(text))
-        return not (is_whole and len(self.counts) == len(self.values))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from pydantic_core import ErrorDetails
 from yaml.constructor import SafeConstructor
 
 from loraxs_search.errors import SpaceError, UsageError, did_you_mean, must_be, one_of
-from loraxs_search.paths import meant_file, user_path
-from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
+from loraxs_search.paths import meant_file, shipped_space_path, shipped_spaces, user_path
 
 KeyPath = tuple[str | int, ...]
 BEHIND_FILES = 1_000_000_000  # no file has so many lines

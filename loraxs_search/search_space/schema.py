@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from loraxs_search.methods import METHODS
+from loraxs_search.paths import shipped_tasks
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import PromotionRule
@@ -26,7 +27,6 @@ from loraxs_search.search_space.document import keys_of
 from loraxs_search.search_space.load import entry_keys
 from loraxs_search.search_space.parameters import COMMON, method_spec, parameter_specs
 from loraxs_search.search_space.task import TaskSection, task_section
-from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
 
 Schema = dict[str, Any]

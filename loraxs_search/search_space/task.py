@@ -11,12 +11,11 @@ from typing import Annotated, Any
 from pydantic import create_model
 
 from loraxs_search.errors import asking, meant, must_be, one_of, shortened
-from loraxs_search.paths import user_path
+from loraxs_search.paths import shipped_task_path, shipped_tasks, user_path
 from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
 from loraxs_search.search_space.parameters import check_entry
-from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Names, Section, TaskKind, find_metric
 
 _NAME = "(?!latest$)[a-z0-9][a-z0-9._-]*"

@@ -286,7 +286,7 @@ def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
 
     Only the calling thread computes.
     """
-    from loraxs_search.torch_threads import single_thread
+    from loraxs_search.machine import single_thread
 
     measured = list[Baseline]()
     with single_thread():

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, lock_beside, write_atomic
 from loraxs_search.log.study_log import lines_from
-from loraxs_search.mlflow_client import all_pages
-from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, check_server, prepare_environment, redact, sqlite_path
+from loraxs_search.mlflow_uri import (
+    ENV_PASSWORD,
+    ENV_USER,
+    all_pages,
+    check_server,
+    prepare_environment,
+    redact,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -33,8 +33,7 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.mlflow_client import ensure_experiment
-from loraxs_search.mlflow_uri import artifact_root, check_server, redact
+from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
 from loraxs_search.records.search import CheckpointSelection, SearchRun, StudyDescription
 from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.tracking.run_texts import (

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
-from loraxs_search.mlflow_client import all_pages
-from loraxs_search.mlflow_uri import artifact_root, check_server, redact
+from loraxs_search.mlflow_uri import all_pages, artifact_root, check_server, redact
 from loraxs_search.tasks.kinds import find_metric
 from loraxs_search.tracking.run_texts import (
     KIND,

@@ -1,4 +1,4 @@
-"""Where baselines are printed: below a study's trials, and beside a task's versions."""
+"""Where baselines and warnings are printed: below a study's trials, and beside a task's versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from support.reports import measured as report
 from support.studies import study
+from support.toy_language import writing
 from support.toys import TASK, adapter, candidate
 
 from loraxs_search.cli.launch import show_results
@@ -66,11 +68,6 @@ def test_a_search_ends_with_its_baselines(measured, capsys):
     assert names == ["constant", "tfidf", "features"]
 
 
-def test_a_study_without_baselines_has_its_trials_alone(say, measured):
-    (measured.path / "baselines.json").unlink()
-    assert len(say("status", "s").out.splitlines()) == 2
-
-
 def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     better = replace(candidate("00000", 0.9), baselines=BASELINES)
     rule = PromotionRule(confidence=0, require="constant")
@@ -93,3 +90,20 @@ def test_after_a_rollback_show_names_the_champion_and_marks_scores_of_other_test
     shown = say("show", "toy")
     assert "load it: loraxs-search pull toy\n" in shown.err
     assert [line.split()[:3:2] for line in shown.out.splitlines()[1:]] == [["2", "0.5000"], ["1", "*"]]
+
+
+# ---- answers that were cut -------------------------------------------------------------------------------------------
+def test_cut_answers_are_warned_of_in_status_and_at_the_end_of_a_search(say, store_uri, capsys):
+    warning = "trial 00000: 50% of the answers were cut at max_new_tokens=6: raise `generation.max_new_tokens`, or"
+    journal = study("s", store_uri, task=writing()).journal()
+    scores = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5, "loss": 1.0}
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    journal.append(TrialReported(report=report("00000", 8, scores)))
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="ran all steps"))
+    shown = say("status", "s")
+    assert f"warning: {warning}" in " ".join(shown.err.split())
+    assert "unended" in shown.out
+    assert json.loads(say("status", "s", "--json").out)["warnings"][0].startswith(warning)
+    for as_json in (False, True):
+        show_results([SearchResult("s", tuple(journal.records.values()), (), 1.0)], as_json=as_json)
+        assert f"warning: {warning}" in capsys.readouterr().err

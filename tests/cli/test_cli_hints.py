@@ -39,10 +39,6 @@ def test_a_study_that_runs_is_not_to_be_resumed(say, store_uri):
     assert say("promote", "busy").is_error(1, "loraxs-search resume busy")
 
 
-def test_the_history_of_an_unknown_task_is_an_error(say, store_uri):
-    assert say("history", "nope").is_error(1, "There is no task yet, but got 'nope'", "loraxs-search launch")
-
-
 def test_a_file_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):
     (tmp_path / "file").write_text("in the way")
     said = say("spaces", "copy", "movie_reviews", str(tmp_path / "file" / "mine.yaml"))

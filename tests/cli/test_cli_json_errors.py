@@ -81,10 +81,3 @@ def test_without_it_stdout_stays_empty(say: Say, verb: Verb) -> None:
     said = say(*verb, "--no-such-option")
     assert said.out == ""
     assert said.is_error(2, "`option` must be one of: ")
-
-
-def test_a_study_that_is_nearly_right(say: Say, store_uri: str) -> None:
-    study("reviews")
-    for verb in ("status", "stop", "finish", "extend"):
-        names = ["review", "00000"][: sum(p.required for p in ARGUMENTS[verb,])] or ["review"]
-        assert say(verb, *names).is_error(1, "Did you mean reviews? `study` must be one of"), verb

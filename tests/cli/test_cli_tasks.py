@@ -10,8 +10,8 @@ import pytest
 import yaml
 from support.spaces import catalogue_task
 
+from loraxs_search.paths import shipped_tasks
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.shipped_spaces import shipped_tasks
 
 REST = "base_model: some/base\nparameters: {rank: 4, learning_rate: 0.001}\n"
 
@@ -35,7 +35,3 @@ def test_a_shown_task_is_one_for_a_space_file(say, name, tmp_path):
     assert "# Loaded: never: written from the data set's card\n" in shown
     assert "# Data: https://huggingface.co/datasets/" in shown
     assert json.loads(say("tasks", "show", name, "--json").ok)["task"] == yaml.safe_load(shown)["task"]
-
-
-def test_an_unknown_task_names_the_nearest(say):
-    assert say("tasks", "show", "gsm-8k").is_error(2, "must be one of: gsm8k,")

@@ -12,7 +12,6 @@ from support.studies import TASK, study
 from support.toys import adapter
 
 import loraxs_search
-from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.manifest import verify
@@ -74,13 +73,6 @@ def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, sa
     assert [one.version for one in loraxs_search.show("t.de")] == [1]
 
 
-def test_a_name_with_a_dot_is_the_same_championship_as_a_variant_that_is_written_so(promoted, store_uri):
-    """So who wrote `name: t.de` before there were variants goes on with its champion."""
-    promoted("before", replace(TASK, name="t.de"), 79)
-    assert promoted("german", GERMAN, 70)["champion"] == "before/00000"
-    assert champions(store_uri) == {"t.de": "before"}
-
-
 def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_variant(store_uri, say):
     study("german", store_uri, task=GERMAN)
     assert next_step_of_task("t", store_uri) is None
@@ -89,10 +81,3 @@ def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_varian
     assert said.code == 1
     assert "loraxs-search resume german" in said.err
     assert [line.split()[1] for line in say("studies", "ls").out.splitlines()[1:]] == ["t.de"]
-
-
-def test_a_stored_task_says_its_variant_and_one_without_has_none():
-    assert from_json(Task, to_json(GERMAN)) == GERMAN
-    before = {name: value for name, value in json.loads(to_json(TASK)).items() if name != "variant"}
-    assert from_json(Task, json.dumps(before)) == TASK
-    assert (TASK.registered_name, GERMAN.registered_name) == ("t", "t.de")

@@ -7,8 +7,6 @@ import json
 import pytest
 from support.searched_studies import Tried, confirm, searched
 
-import loraxs_search
-
 
 @pytest.fixture
 def studies(fresh_home):
@@ -40,23 +38,6 @@ def test_a_line_a_group_and_the_plot_below(say, studies):
     assert "no importances of lora: " in said.err.partition(none)[2].splitlines()[1]
 
 
-def test_columns_without_a_value_are_left_out(say, fresh_home):
-    searched("s", [Tried({}, 0.7)])
-    heading = say("compare", "s").ok.splitlines()[0]
-    assert heading.split() == [
-        "method",
-        "trials",
-        "steps",
-        "best",
-        "accuracy",
-        "test",
-        "accuracy",
-        "R",
-        "bytes",
-        "reached",
-    ]
-
-
 def test_what_a_seed_gives_back_is_counted_apart(say, fresh_home):
     searched("s", [Tried({"method": "vera"}, 0.7, 5000, without_projection=900), Tried({}, 0.7)])
     heading, vera, own = say("compare", "s").ok.splitlines()[:3]
@@ -76,18 +57,10 @@ def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
     ("line", "code", "parts"),
     [
         (["compare"], 2, ("Missing argument",)),
-        (["compare", "x"], 1, ("`study` must be one of: xs, lora, but got 'x'.",)),
-        (["compare", "xs", "xs"], 2, ("named once", "xs")),
         (["compare", "xs", "--by", "rnk"], 2, ("`--by` must be one of: rank, method, study, but got 'rnk'.",)),
-        (["compare", "xs", "--by", "rank", "--against", "5"], 2, ("`--against` must be one of: 4, 8, but got '5'.",)),
         (["compare", "xs", "--max-bytes", "0"], 2, ("`--max-bytes` must be at least 1, but got '0'.",)),
         (["compare", "xs", "--tolerance", "-1"], 2, ("`--tolerance` must be at least 0",)),
     ],
 )
 def test_a_request_that_cannot_be_met(say, studies, line, code, parts):
     assert say(*line).is_error(code, *parts)
-
-
-def test_from_python(studies):
-    comparison = loraxs_search.compare("xs", "lora")
-    assert [group.label for group in comparison.groups] == ["lora-xs", "lora"]

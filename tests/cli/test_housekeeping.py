@@ -9,7 +9,7 @@ from support.aged import age
 from support.searched_studies import Tried, searched
 from support.studies import state
 
-from loraxs_search.cli._output import shown_bytes
+from loraxs_search.cli._out import shown_bytes
 from loraxs_search.home import write_atomic
 from loraxs_search.records.trial import TrialState
 
@@ -46,13 +46,6 @@ def test_a_study_is_shown_with_where_it_lies(say, reviews):
     assert say("studies", "show", "revews").is_error(1, "`study` must be one of: reviews")
 
 
-def test_studies_are_removed(say, reviews):
-    assert say("studies", "rm", "reviews", "--dry-run").ok.startswith("reviews: would be removed, ")
-    assert reviews.path.is_dir()
-    assert json.loads(say("studies", "rm", "reviews", "--json").ok)[0]["study"] == "reviews"
-    assert say("studies", "rm", "reviews").is_error(1, "There is no study yet")
-
-
 def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
     assert say("studies", "rm", "reviews", "revews").is_error(1, "but got 'revews'")
     assert reviews.path.is_dir()
@@ -64,6 +57,7 @@ def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
     assert listed.ok.splitlines()[1].split()[:3] == ["reviews", "-", "incomplete"]
     assert "`loraxs-search studies rm reviews --force`" in listed.err
     assert say("studies", "rm", "reviews").is_error(1, "has none.", "--force")
+    assert say("studies", "rm", "reviews", "--force", "--dry-run").ok.startswith("reviews: would be removed, ")
     removed = say("studies", "rm", "reviews", "--force")
     assert removed.ok.startswith("reviews: removed, ")
     assert "its runs in MLflow and a copy in a storage stay" in removed.err
@@ -89,9 +83,7 @@ def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
     assert say("gc", "--older-than", "soon").is_error(2, "must be a number with a unit, but got 'soon'")
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (31_008, "31 KB"), (1_234_567, "1.23 MB"), (999_600, "1 MB")]
-)
+@pytest.mark.parametrize(("num_bytes", "text"), [(999, "999 B"), (1_234_567, "1.23 MB"), (999_600, "1 MB")])
 def test_sizes_are_short(num_bytes, text):
     assert shown_bytes(num_bytes) == text
 
@@ -138,8 +130,6 @@ def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_spa
         (["--address", "bad:1"], 2, "loraxs-search doctor SPACE --address"),
         (["--runtime-env", "nowhere.yaml"], 2, "must go without --address and --runtime-env"),
         (["--tracking-uri", "http://127.0.0.1:9"], 1, "The MLflow server at http://127.0.0.1:9 must be reachable"),
-        (["--tracking-uri", "files/here"], 1, "sqlite:///FILE or http(s)://"),
-        (["--storage", "/nope"], 1, "The storage at /nope must be a folder that is there"),
         (["--set", "start_from=other"], 1, "There is no task yet, but got 'other'"),
     ],
 )

@@ -15,7 +15,7 @@ from support.recorded_search import FACTS, Teller, begun, closed, reported
 from support.said import Said
 
 from loraxs_search.cli._live import LiveView
-from loraxs_search.cli._output import saying
+from loraxs_search.cli._out import saying
 from loraxs_search.cli.live_text import LinesView, clock, time_left_in_words
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
@@ -189,7 +189,6 @@ def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
     ("seconds", "words"),
     [
         (None, ""),
-        (0.0, "a few seconds left"),
         (9.9, "a few seconds left"),
         (89.4, "about 89 s left"),
         (90.0, "about 2 min left"),

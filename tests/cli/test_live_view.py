@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -21,7 +20,7 @@ from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
 from loraxs_search.cli.live_text import LinesView
-from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
+from loraxs_search.log.events import Phase, ShownEvent, TrialsAdvanced, Warned
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -54,7 +53,7 @@ def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state: Se
     assert "rank=\\x1b[2J\\x9b31m\\u202e[/bold][red]" in text
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+@pytest.mark.parametrize("columns", [60, 80, 100])
 def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
     lines = drawn(state, columns).splitlines()
     assert all(len(line) <= columns for line in lines)
@@ -81,11 +80,6 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
 
 
-def test_a_search_that_is_to_finish_says_so(state: SearchState) -> None:
-    state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
-    assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
-
-
 def test_refits_are_counted(state: SearchState) -> None:
     for event in finishing():
         state.happened(event)
@@ -109,17 +103,6 @@ def test_a_small_window_has_the_first_trials_and_the_notice(state: SearchState) 
     assert len(lines) < 14
     assert "notice   stopping; Ctrl-C again ends at once" in [line.rstrip() for line in lines]
     assert [line.split()[0] for line in lines if line[:3] == "000"] == ["00002"]
-
-
-def test_many_hosts_are_summed_up(state: SearchState) -> None:
-    state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
-    assert "and 5 more hosts" in drawn(state, 80)
-
-
-def test_without_a_baseline_or_a_score_there_is_no_comparison() -> None:
-    state = SearchState()
-    Teller(state.happened).started(FACTS)
-    assert "best" not in drawn(state, 80)
 
 
 @pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])

@@ -23,9 +23,7 @@ def moved(fresh_home: Path, store_uri: str, tmp_path: Path, say: Say, monkeypatc
     return new
 
 
-@pytest.mark.parametrize(
-    "verb", [("resume", "done"), ("promote", "done"), ("studies", "rm", "done", "--runs"), ("ui", "done", "--no-open")]
-)
+@pytest.mark.parametrize("verb", [("resume", "done"), ("studies", "rm", "done", "--runs"), ("ui", "done", "--no-open")])
 def test_a_command_that_needs_the_store_says_how_to_lead_to_it(
     verb: tuple[str, ...], moved: Path, fresh_home: Path, say: Say
 ) -> None:

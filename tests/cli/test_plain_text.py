@@ -15,7 +15,7 @@ from support.searched_studies import Tried, searched
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._output import drawing_stream, emit, plain, plain_stream
+from loraxs_search.cli._out import PlainText, plain, print_json
 from loraxs_search.records.search import Command
 
 
@@ -25,15 +25,13 @@ def test_control_characters_are_written_out_and_text_stays() -> None:
 
 
 def test_a_plain_stream_writes_plain_text_and_is_else_the_one_below() -> None:
-    below = io.StringIO()
-    stream = plain_stream(plain_stream(below))
+    stream: Any = PlainText(io.StringIO())
     print("a\x1b[31mb", "c", file=stream)
-    assert (stream.getvalue(), stream.isatty()) == ("a\\x1b[31mb c\n", False)  # type: ignore[attr-defined]
-    assert drawing_stream(stream) is below
+    assert (stream.getvalue(), stream.isatty()) == ("a\\x1b[31mb c\n", False)
 
 
 def test_a_score_that_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    emit(True, {"accuracy": float("nan"), "loss": float("inf")}, lambda: None)
+    print_json({"accuracy": float("nan"), "loss": float("inf")})
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found == {"accuracy": None, "loss": None}
 

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.said import Said
-from support.toy_language import choosing
 
 import loraxs_search
-from loraxs_search.cli.predict import predict
+from loraxs_search.cli._main import run
 from loraxs_search.records.adapter import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
@@ -115,7 +114,7 @@ def test_jsonl_is_valid_whatever_stdout_can_encode(say: Say, adapter: Path, monk
     for encoding in ("utf-8", "latin-1"):
         written = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
         monkeypatch.setattr("sys.stdout", written)
-        predict(str(adapter), ["so fine \U0001f600"], form="jsonl")
+        assert run(["predict", str(adapter), "so fine \U0001f600", "--format", "jsonl"]) == 0
         assert json.loads(written.buffer.getvalue().decode(encoding))["text"] == "so fine \U0001f600"
 
 
@@ -159,16 +158,10 @@ def test_no_column_of_the_file_is_lost(say: Say, adapter: Path, tmp_path: Path) 
     assert say("predict", str(adapter), "--file", str(file)).ok
 
 
-def test_a_file_of_empty_rows_has_empty_answers(say: Say, adapter: Path, tmp_path: Path) -> None:
-    file = table(tmp_path / "rows.csv", [["text", "n"], [" ", "1"], ["", "2"]])
-    answers = json.loads(say("predict", str(adapter), "--file", str(file), "--skip-empty", "--json").ok)
-    assert [answer["label"] for answer in answers] == [None, None]
-
-
 def test_a_missing_file_is_refused_before_anything_is_loaded(
     say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraxs_search.api.predictor", None)
+    monkeypatch.setattr("loraxs_search.predictor.Predictor", None)
     assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
 
 
@@ -182,12 +175,6 @@ def test_lines_of_a_text_file_and_of_standard_input_are_rows(
     assert piped("a fine film\nso so", "--file", "-").ok == printed
     assert piped("a fine film\nso so").ok == printed
     assert say("predict", str(adapter), "--file", str(tmp_path / "texts.txt.gz")).ok == printed
-
-
-@pytest.mark.parametrize("content", [b"", b'{"text": "so"}\nso\n'])
-def test_what_cannot_be_read_is_refused_before_any_answer(piped: Say, content: bytes) -> None:
-    said = piped(content)
-    assert (said.out, said.is_error(2, "standard input")) == ("", True)
 
 
 def test_a_long_file_is_answered_in_parts_as_in_one(
@@ -209,12 +196,6 @@ def test_a_row_of_several_columns_keeps_each(say: Say, writer: Path, tmp_path: P
     assert (typed["first"], typed["second"], typed["prediction"]) == ("w1", "w2 w3", row["prediction"])
 
 
-def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path) -> None:
-    file = table(tmp_path / "rows.csv", [["second", "first"], ["w2 w3", "w1"], ["w5", "w4"]])
-    answers = json.loads(say("predict", str(writer), "--file", str(file), "--json").ok)
-    assert answers == json.loads(say("predict", str(writer), "w1", "w2 w3", "w4", "w5", "--json").ok)
-
-
 @pytest.mark.parametrize("number", [0.0000123, 1234567.89])
 def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
     class Regression:
@@ -223,18 +204,11 @@ def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pyte
         def __call__(self, *_: object, **__: object) -> list[Prediction]:
             return [Prediction("so", None, number)]
 
-    monkeypatch.setattr("loraxs_search.api.predictor", lambda *_, **__: Regression())
+    monkeypatch.setattr("loraxs_search.api.folder_of", lambda *_: Path())
+    monkeypatch.setattr("loraxs_search.predictor.Predictor", lambda _: Regression())
     assert float(say("predict", "scores", "so").ok.split("\t")[0]) == number
     (row,) = csv.DictReader(io.StringIO(say("predict", "scores", "so", "--format", "csv").ok))
     assert (float(row["prediction"]), row["score"]) == (number, "")
-
-
-def test_numbers_of_a_file_are_written_as_in_training(say: Say, writer: Path, tmp_path: Path) -> None:
-    numbers, texts = tmp_path / "numbers.jsonl", tmp_path / "texts.jsonl"
-    numbers.write_text('{"first": 1, "second": 2.0}\n')
-    texts.write_text('{"first": "1", "second": "2"}\n')
-    answers = [json.loads(say("predict", str(writer), "--file", str(file), "--json").ok) for file in (numbers, texts)]
-    assert answers[0][0]["label"] == answers[1][0]["label"]
 
 
 @pytest.mark.parametrize(
@@ -242,8 +216,6 @@ def test_numbers_of_a_file_are_written_as_in_training(say: Say, writer: Path, tm
     [
         ("a.csv", "n,text\n" + "1,so\n" * 5 + '6,""\n', "must be given text to read, but line 7 of "),
         ("a.jsonl", '{"text": "so"}\n' * 5 + '\n{"text": 3}\n', "a.jsonl has 3 (line 7)."),
-        ("a.jsonl", '{"text": "so"}\n' * 5 + '{"n": 3}\n', "a.jsonl has None (line 6)."),
-        ("a.jsonl", '{"text": "so"}\n' * 5 + '{"text": "\\ud800"}\n', "must be given valid Unicode, but "),
     ],
 )
 def test_a_row_that_cannot_be_answered_is_told_before_any_is(
@@ -254,17 +226,6 @@ def test_a_row_that_cannot_be_answered_is_told_before_any_is(
     said = say("predict", str(adapter), "--file", str(tmp_path / name))
     assert said.out == ""
     assert said.is_error(1, message)
-
-
-def test_a_row_that_does_not_fit_is_told_before_any_is_answered(
-    say: Say, make_headless: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    rows = [["words", "choices"], *([["w1", "w2 | w3"]] * 4), ["w1", "w2 | " + "w3 " * 40]]
-    file = table(tmp_path / "rows.csv", rows)
-    said = say("predict", str(make_headless(choosing(options="choices"))), "--file", str(file))
-    assert said.out == ""
-    assert said.is_error(1, "rows.csv", "(line 6)")
 
 
 def test_a_text_of_a_megabyte_and_rows_of_several_columns(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
-import pytest
 import torch
 from peft import PeftModelForCausalLM
 from support.toy_language import choosing
 
 import loraxs_search
 from loraxs_search.cli._main import run
-from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.methods.export.folder import converted
 
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
@@ -68,12 +66,6 @@ def test_it_loads_as_a_language_model_and_converts(say, writer):
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_one_with_a_head_is_no_file_for_llama_cpp(adapter, tmp_path):
-    with pytest.raises(UsageError, match="must be of an adapter without a head"):
-        converted(adapter, "gguf")
-    assert not list(tmp_path.glob("*gguf*"))
-
-
 def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make_headless):
     chooser = str(make_headless(choosing(options="choices")))
     said = say("predict", chooser, "w1")
@@ -88,17 +80,3 @@ def test_a_prompt_that_is_cut_is_said(say, writer, caplog):
     assert not caplog.records
     assert len(say("predict", str(writer), "w1 " * 40, "w2", "w1", "w2").ok.splitlines()) == 2
     assert "1 of 2 rows are longer than max_length=16: their beginnings are lost" in caplog.text
-
-
-def test_python_takes_rows_as_tuples(writer):
-    assert loraxs_search.predict(writer, [("w1", "w2"), ("w3", "w4")]) == loraxs_search.predict(
-        writer, ["w1", "w2", "w3", "w4"]
-    )
-    with pytest.raises(TaskDataError, match=r"must be given two texts per row, but got \('w1', 'w2', 'w3'\)"):
-        loraxs_search.predict(writer, [("w1", "w2", "w3")])
-    with pytest.raises(UsageError, match="`texts` must be a text or a list of texts, but got dict"):
-        loraxs_search.predict(writer, {"first": "w1", "second": "w2"})
-
-
-def test_pull_takes_no_folder(say, writer, fresh_home):
-    assert say("pull", str(writer), "--format", "lora").is_error(1, "`task name` must", "`pull` the name of a task")

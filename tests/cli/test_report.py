@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from support.recorded_searches import recorded_search
 
-import loraxs_search
-
 
 @pytest.fixture
 def folder(fresh_home):
@@ -47,9 +45,3 @@ def test_no_device_is_replaced_by_a_report(say, folder, tmp_path):
     os.mkfifo(device)
     assert say("report", "reviews", "--output", str(device)).is_error(2, "must be a file")
     assert device.is_fifo()
-
-
-def test_it_is_there_from_python(folder, tmp_path):
-    assert loraxs_search.report("reviews") == folder.path / "report.html"
-    path = loraxs_search.report("reviews", output=tmp_path / "r.html")
-    assert path == tmp_path / "r.html"

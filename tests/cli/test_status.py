@@ -75,12 +75,6 @@ def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, sa
     assert "finishing: finished by a person (ann); no new trials, 1 still running" in said
 
 
-def test_a_storage_that_is_away_changes_nothing(storage_folder: Path, say: Say) -> None:
-    ScriptedDriver(study("mine", storage=str(storage_folder))).train("00000", 20)
-    storage_folder.rmdir()
-    assert states(say) == ("interrupted", "INTERRUPTED")
-
-
 @pytest.fixture
 def storage_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "shared"
@@ -92,8 +86,6 @@ def storage_folder(tmp_path: Path) -> Path:
     ("kind", "pooling", "params", "probe", "heads"),
     [
         ("sequence-classification", "mean", ({}, {}), b"probe", {"pooling": "mean", "head_init": "probe"}),
-        ("sequence-classification", "class", ({}, {}), None, {"pooling": "class", "head_init": "random"}),
-        ("regression", "cls", ({"head_init": "probe"},), None, {"pooling": "cls", "head_init": "random"}),
         (
             "regression",
             "cls",
@@ -101,9 +93,7 @@ def storage_folder(tmp_path: Path) -> Path:
             b"",
             {"pooling": "cls", "head_init": None},
         ),
-        ("sequence-classification", "auto", (), None, {"pooling": "auto", "head_init": None}),
         ("token-classification", "class", ({},), None, {"pooling": None, "head_init": "random"}),
-        ("elsewhere's", "class", ({},), b"", {"pooling": None, "head_init": None}),
     ],
 )
 def test_it_says_what_heads_read_and_where_they_start(
@@ -150,13 +140,6 @@ def test_studies_are_listed_as_csv_too(say: Say) -> None:
     searched("mine", [Tried(PARAMS, 0.8)])
     (row,) = rows_of(say("status", "--csv").ok)
     assert (row["study"], row["task"], row["state"], row["trials"]) == ("mine", "t", "finished", "1/1")
-
-
-def test_no_study_is_a_table_without_rows(say: Say) -> None:
-    assert rows_of(say("status", "--csv").ok) == []
-
-
-# ---- events ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_study_is_told_and_ends(driver: ScriptedDriver, say: Say) -> None:

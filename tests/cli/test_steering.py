@@ -3,62 +3,76 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-from support.studies import study as new_study
+from support.searched_studies import Tried, searched
 
-from loraxs_search.cli._main import run
-from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder
 
+SPACE = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8, 16]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+"""
+PARAMS = {"rank": 4, "learning_rate": 0.01}
+
 
 @pytest.fixture
-def folder() -> StudyFolder:
+def folder(fresh_home: Path) -> StudyFolder:
     """A study that was interrupted, with a trial that has ended and one that has not."""
-    folder = new_study("s")
-    journal = folder.journal()
-    for trial_id in ("00000", "00001"):
-        journal.append(TrialStarted(trial_id=trial_id, params={}))
-    journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="ASHA stopped it"))
-    return folder
-
-
-@pytest.mark.parametrize("args", [("stop", "s", "1", "--now"), ("extend", "s", "--trials", "2"), ("finish", "s")])
-def test_a_command_is_queued_and_status_names_it(
-    args: tuple[str, ...], folder: StudyFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(args) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "s: queued: nobody runs study 's' on this machine" in said.err
-    assert run(("status", "s")) == 0
-    assert f"not answered yet: {args[0]} " in capsys.readouterr().err
-    assert run(("status", "s", "--json")) == 0
-    (command,) = json.loads(capsys.readouterr().out)["commands"]
-    assert command["verb"] == args[0]
+    tried = [Tried(PARAMS, 0.9, state=TrialState.PRUNED), Tried(PARAMS, 0.9, state=TrialState.RUNNING)]
+    return searched("s", tried, space=SPACE, finished=False)
 
 
 @pytest.mark.parametrize(
-    ("args", "why", "hint"),
+    ("line", "params"),
     [
-        (("stop", "s", "00000"), "Trial 00000 of study 's' has already ended, PRUNED: ASHA stopped it", "status s"),
-        (("stop", "s", "7"), "`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s"),
-        (("add", "s", "--from", "7"), "`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s"),
-        (("finish", "nothing"), "but there is no 'nothing'", "ssh MACHINE"),
+        (["stop", "s", "1", "--now"], {}),
+        (["finish", "s"], {}),
+        (["add", "s", "--set", "rank=16", "--set", "learning_rate=1e-3"], {"rank": 16, "learning_rate": 0.001}),
+        (["add", "s", "--from", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
+        (["extend", "s", "--trials", "12", "--time", "1h"], {}),
+    ],
+)
+def test_a_command_is_queued_and_status_names_it(say: Any, folder: StudyFolder, line: list[str], params: Any) -> None:
+    said = say(*line)
+    assert (said.ok, "s: queued: nobody runs study 's' on this machine" in said.err) == ("", True)
+    assert "`loraxs-search resume s` carries it out first" in said.err
+    (command,) = folder.inbox().waiting()
+    assert (command.verb, dict(command.params)) == (line[0], params)
+    assert f"not answered yet: {line[0]} " in say("status", "s").err
+    assert [it["verb"] for it in json.loads(say("status", "s", "--json").ok)["commands"]] == [line[0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "parts"),
+    [
+        (["stop", "s", "00000"], 1, ("Trial 00000 of study 's' has already ended, PRUNED", "hint: ", "status s")),
+        (["stop", "s", "7"], 1, ("`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s")),
+        (["add", "s", "--set", "rank=5"], 1, ("`rank` must be as the space has it, one of 4, 8, 16, but got 5",)),
+        (["extend", "s"], 1, ("`extend` needs --trials, --time or both",)),
+        (["extend", "s", "--trials", "x"], 2, ("`--trials` must be a whole number, but got 'x'.",)),
+        (["finish", "nothing"], 1, ("but there is no 'nothing'", "ssh MACHINE")),
     ],
 )
 def test_what_is_refused_says_why_and_what_to_do(
-    args: tuple[str, ...], why: str, hint: str, folder: StudyFolder, capsys: pytest.CaptureFixture[str]
+    say: Any, folder: StudyFolder, line: list[str], code: int, parts: tuple[str, ...]
 ) -> None:
-    assert run(args) == 1
-    said = capsys.readouterr()
-    assert why in said.err
-    assert "hint: " in said.err
-    assert hint in said.err
+    assert say(*line).is_error(code, *parts)
     assert not list(folder.inbox().waiting())
 
 
-def test_the_answer_as_json(folder: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(("stop", "s", "1", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "queued"
+def test_the_answer_as_json(say: Any, folder: StudyFolder) -> None:
+    assert json.loads(say("stop", "s", "1", "--json").ok)["state"] == "queued"
+
+
+def test_a_damaged_study_is_said_to_be(say: Any, folder: StudyFolder) -> None:
+    (folder.path / "space.yaml").write_text("task: [")
+    assert say("add", "s", "--set", "rank=4").is_error(1, "must be valid YAML")
+    (folder.path / "journal.jsonl").write_text("{\n")
+    assert say("extend", "s", "--trials", "1").is_error(1, "Every line of a journal must be an event")

@@ -404,7 +404,7 @@ def test_the_head_alone_needs_a_task_with_one() -> None:
 
 @each_base
 def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
+    monkeypatch.setattr("loraxs_search.machine.available_bytes", lambda: 1000)
     method = METHODS.get("full")()
     with pytest.raises(UsageError, match=r"`method: full`.* 0\.0 GiB"):
         attach(base, next(specs(method, base)))

@@ -34,7 +34,7 @@ from support.pages import ROOT
 
 from loraxs_search import __version__
 from loraxs_search.cli._main import app
-from loraxs_search.shipped_spaces import shipped_spaces
+from loraxs_search.paths import shipped_spaces
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*FILES, CLUSTER / "README.md"]}
 BIN = Path(sys.executable).parent
@@ -65,14 +65,10 @@ def test_the_index_names_every_file():
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_files_named_in_a_file_exist(name):
+def test_files_named_in_a_file_exist_and_no_secret_stands_in_it(name):
+    """What is named like a secret is taken from elsewhere, generated, or a gap for the reader to fill."""
     for path in re.findall(r"\bcluster/[\w./-]*\w", TEXTS[name]):
         assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_no_secret_stands_in_a_file(name):
-    """What is named like a secret is taken from elsewhere, generated, or a gap for the reader to fill."""
     values = re.findall(r"(?:PASSWORD|TOKEN|SECRET\w*|ACCESS_KEY\w*)(?:=|\", *\"|, value: )(\S*)", TEXTS[name])
     assert [value for value in values if not re.match(r"(\.\.\.|\$\(|\$\w|$)", value)] == []
 
@@ -261,14 +257,9 @@ def test_the_server_is_started_with_options_that_mlflow_knows_and_no_secret_amon
     assert accounts["mlflow"]["database_uri"] == params["backend_store_uri"]
 
 
-@pytest.mark.parametrize("missing", SERVER)
-def test_the_server_does_not_start_without_what_it_presumes(missing, tmp_path):
-    done = serve(tmp_path, {name: value for name, value in SERVER.items() if name != missing})
-    assert done.returncode != 0
-    assert missing in done.stderr
-    assert done.stdout == ""
-
-
-def test_the_deployment_gives_the_server_what_it_presumes():
+def test_the_server_does_not_start_without_what_it_presumes_and_the_deployment_gives_that(tmp_path):
+    for missing in SERVER:
+        done = serve(tmp_path, {name: value for name, value in SERVER.items() if name != missing})
+        assert (done.returncode != 0, missing in done.stderr, done.stdout) == (True, True, ""), missing
     [deployment] = [d for d in documents("kuberay/mlflow.yaml") if d["kind"] == "Deployment"]
     assert set(SERVER) <= set(environment(deployment))

@@ -23,7 +23,7 @@ from support.shell import Shell
 
 import loraxs_search
 from loraxs_search.cli._main import run
-from loraxs_search.shipped_spaces import shipped_space_path
+from loraxs_search.paths import shipped_space_path
 
 TRAIN = "data/movie_reviews/train.jsonl.gz"
 LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, sized down
@@ -175,12 +175,9 @@ def test_the_demo_runs_the_commands_of_the_first_screen():
     assert demo == ["launch", "promote", "predict"]
 
 
-def test_verbs_named_in_the_text_exist():
+def test_verbs_named_in_the_text_exist_and_the_base_package_is_the_one_of_the_tests():
     for words in set(re.findall(r"`loraxs-search ([a-z]+)", README.text)):
         assert run([words, "--help"]) == 0
-
-
-def test_the_base_package_is_the_one_that_is_installed_for_the_tests():
     assert [c.line for c in README.commands("pip")][1].split()[-1] in (ROOT / "Makefile").read_text()
 
 

@@ -28,7 +28,7 @@ import loraxs_search
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, UnknownTaskError
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.mlflow_client import ensure_experiment
+from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Decision, PromotionRule

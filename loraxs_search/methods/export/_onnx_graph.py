@@ -99,7 +99,7 @@ class RowGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self._rows, self._tokens, self._head = model, _Rows(), tuple(tokens), dict(head)
-        self._output, self._num_modules = output_head(model)[0], len(pairs)
+        self._out, self._num_modules = output_head(model)[0], len(pairs)
         self.rank = next(len(a) for a, _ in pairs.values())
         for place, (name, (a, b)) in enumerate(pairs.items()):
             model.set_submodule(name, _CoreLinear(model.get_submodule(name), a, b, place, self._rows))
@@ -122,7 +122,7 @@ class RowGraph(nn.Module):
         inputs = dummy_inputs(self.model, _ROWS)
         tokens = [inputs.get(name, torch.zeros_like(inputs["input_ids"])) for name in self._tokens]
         rank = min(_RANK, self.rank)
-        outputs = {name for name in self._head if name.rpartition(".")[0] == self._output}
+        outputs = {name for name in self._head if name.rpartition(".")[0] == self._out}
         wide = {name: (_LABELS, *shape[1:]) if name in outputs else shape for name, shape in self._head.items()}
         cores = torch.zeros(_ROWS, self._num_modules, rank, rank)
         given = tokens, cores, torch.full((_ROWS, 1), _LABELS), [torch.zeros(_ROWS, *each) for each in wide.values()]

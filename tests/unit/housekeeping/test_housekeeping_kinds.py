@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,8 @@ from support.pages import ROOT
 from support.searched_studies import Tried, confirm, searched
 from support.studies import state, study
 
-from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
-from loraxs_search.housekeeping import KINDS, Needs, collect
+from loraxs_search.home import REMOVED, in_use, mark_used, remove_whole, write_atomic
+from loraxs_search.housekeeping import FOLDERS, collect
 from loraxs_search.log.events import DriverStarted
 from loraxs_search.records.base import Identity
 from loraxs_search.records.trial import TrialState
@@ -265,20 +263,18 @@ def test_a_pulled_adapter_that_is_damaged_keeps_what_it_may_need_and_nothing_els
 
 
 def test_what_is_used_while_gc_runs_stays(fresh_home, sealed, monkeypatch):
-    digest = "a" * 64
-    sealed(fresh_home / "adapters" / digest, factors={})
+    first, second = ("a" * 64, "b" * 64)
+    for digest in (first, second):
+        sealed(fresh_home / "adapters" / digest, factors={})
     age(fresh_home)
 
-    @contextlib.contextmanager
-    def pulled_meanwhile(_):
-        mark_used(fresh_home / "adapters" / digest)
-        yield
+    def pulled_meanwhile(path):
+        mark_used(fresh_home / "adapters" / second)
+        remove_whole(path)
 
-    kinds = [replace(kind, guarded=pulled_meanwhile) for kind in KINDS]
-    monkeypatch.setattr("loraxs_search.housekeeping.KINDS", kinds)
-    (item,) = [each for each in collect(MONTH_S) if each.path.name == digest]
-    assert item.kept == "used just now"
-    assert (fresh_home / "adapters" / digest).exists()
+    monkeypatch.setattr("loraxs_search.housekeeping.remove_whole", pulled_meanwhile)
+    assert [(each.path.name, each.kept) for each in collect(MONTH_S)] == [(first, ""), (second, "used just now")]
+    assert [path.name for path in (fresh_home / "adapters").iterdir()] == [second]
 
 
 def test_while_a_search_runs_what_it_may_use_stays(fresh_home, base, factors):
@@ -408,13 +404,5 @@ def test_every_place_that_the_package_writes_to_is_of_a_kind_or_stays():
     source = "\n".join(path.read_text() for path in (ROOT / "loraxs_search").rglob("*.py"))
     written = set(re.findall(r"(?<!Path\.)\bhome\(\) / [\"\']([\w.-]+)", source))
     assert "factors" in written
-    known = {folder.split("/")[0] for kind in KINDS for folder in kind.folders}
-    assert written <= known | STAYS
-    assert not known & STAYS
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_looking_at_an_empty_home_writes_nothing(kind, fresh_home):
-    assert list(kind.items(fresh_home, Needs())) == []
-    assert not fresh_home.exists()
-    assert kind.loss
+    assert written <= {*FOLDERS} | STAYS
+    assert not {*FOLDERS} & STAYS

@@ -39,7 +39,7 @@ def groups(comparison):
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------
 def test_the_first_trials_of_each_group_are_compared_as_many_as_the_smallest_has(methods):
-    comparison = compare(["xs", "lora"])
+    comparison = compare("xs", "lora")
     xs, lora = comparison.groups
     assert (comparison.budget, xs.num_trials, lora.num_trials) == (3, 4, 3)
     assert (xs.best.trial, xs.best.score) == ("xs/00001", 0.80), "0.90 came after the budget"
@@ -51,12 +51,12 @@ def test_stopped_and_failed_trials_count_and_running_ones_do_not(fresh_home):
     stopped = Tried({}, 0.99, state=TrialState.PRUNED)
     running, failed = replace(stopped, state=TrialState.RUNNING), replace(stopped, state=TrialState.FAIL)
     searched("s", [running, stopped, failed, tried(0.5)])
-    (group,) = compare(["s"]).groups
+    (group,) = compare("s").groups
     assert (group.num_trials, group.steps, group.best.score, len(group.points)) == (3, 30, 0.5, 1)
 
 
 def test_larger_adapters_are_left_out_and_have_used_the_budget(methods):
-    comparison = compare(["xs", "lora"], max_bytes=1000)
+    comparison = compare("xs", "lora", max_bytes=1000)
     xs, lora = comparison.groups
     assert ([p.trial for p in xs.points], xs.best.score) == (["xs/00000", "xs/00001"], 0.80)
     assert (lora.points, lora.best, lora.front, lora.to_lora, comparison.budget) == ((), None, (), None, 3)
@@ -64,15 +64,15 @@ def test_larger_adapters_are_left_out_and_have_used_the_budget(methods):
 
 def test_less_is_better_where_the_metric_says_so(fresh_home):
     searched("s", [tried(0.3), tried(0.1), tried(0.2)], task=replace(TASK, metric="mse", direction="minimize"))
-    assert compare(["s"]).groups[0].best.score == 0.1
+    assert compare("s").groups[0].best.score == 0.1
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
 def test_a_method_is_a_parameter_or_that_of_the_space(fresh_home):
     searched("mixed", [tried(0.5, method="lora"), tried(0.6, method="lora-xs"), tried(0.7, method="lora")])
     searched("lone", [tried(0.5)], space="method: lora\n")
-    assert [group.label for group in compare(["mixed"]).groups] == ["lora", "lora-xs"]
-    found = groups(compare(["mixed", "lone"]))
+    assert [group.label for group in compare("mixed").groups] == ["lora", "lora-xs"]
+    found = groups(compare("mixed", "lone"))
     assert {name: (g.num_trials, g.studies) for name, g in found.items()} == {
         "lora": (3, ("mixed",)),
         "lora-xs": (1, ("mixed",)),
@@ -82,39 +82,39 @@ def test_a_method_is_a_parameter_or_that_of_the_space(fresh_home):
 @pytest.mark.parametrize("method", ["lora", "{value: lora}", "{choice: [lora]}"])
 def test_a_space_of_one_method_may_name_it_in_any_form(fresh_home, method):
     searched("s", [tried(0.5)], space=f"method: {method}\n")
-    assert [group.label for group in compare(["s"]).groups] == ["lora"]
+    assert [group.label for group in compare("s").groups] == ["lora"]
 
 
 def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     searched("plain", [tried(0.5, rank=4)])
     searched("middle", [tried(0.6, rank=4, basis="middle")])
-    assert [group.label for group in compare(["plain", "middle"], by="basis").groups] == ["top", "middle"]
+    assert [group.label for group in compare("plain", "middle", by="basis").groups] == ["top", "middle"]
 
 
 def test_heads_of_a_study_without_a_probe_began_at_random(fresh_home):
     searched("bare", [tried(0.5), tried(0.5, head_init="probe")])
     searched("probed", [tried(0.6)])
     StudyFolder.open("probed").write_asset(PROBE, b"an output layer")
-    found = groups(compare(["bare", "probed"], by="head_init"))
+    found = groups(compare("bare", "probed", by="head_init"))
     assert {label: group.num_trials for label, group in found.items()} == {"random": 2, "probe": 1}
 
 
 def test_a_method_that_takes_no_such_parameter_is_a_group_of_its_own(fresh_home):
     searched("s", [tried(0.5, rank=8), tried(0.5, rank=4), tried(0.6, method="elsewhere")])
-    assert [(g.label, g.value) for g in compare(["s"], by="rank").groups] == [("4", 4), ("8", 8), ("-", None)]
+    assert [(g.label, g.value) for g in compare("s", by="rank").groups] == [("4", 4), ("8", 8), ("-", None)]
 
 
 def test_numbers_come_in_order_and_another_group_can_be_the_first(fresh_home):
     searched("s", [tried(0.5, rank=16), tried(0.6, rank=4), tried(0.7, rank=8)])
-    assert [g.label for g in compare(["s"], by="rank").groups] == ["4", "8", "16"]
-    assert [g.label for g in compare(["s"], by="rank", against="8").groups] == ["8", "4", "16"]
+    assert [g.label for g in compare("s", by="rank").groups] == ["4", "8", "16"]
+    assert [g.label for g in compare("s", by="rank", against="8").groups] == ["8", "4", "16"]
 
 
 def test_by_study_says_when_each_was_as_good_as_the_first(fresh_home):
     searched("cold", [tried(0.5), tried(0.6), tried(0.7), tried(0.65)])
     searched("warm", [tried(0.6), tried(0.7), tried(0.9), tried(0.1)])
     searched("worse", [tried(0.6)] * 4)
-    assert [g.reached_after for g in compare(["cold", "warm", "worse"], by="study").groups] == [3, 2, None]
+    assert [g.reached_after for g in compare("cold", "warm", "worse", by="study").groups] == [3, 2, None]
 
 
 # ---- seeds and tests -------------------------------------------------------------------------------------------------
@@ -154,10 +154,10 @@ NO_ROWS = "no paired rows:"
     ],
 )
 def test_groups_are_compared_by_paired_rows_or_else_by_seeds(methods, first, second, found):
-    assert [(g.over_seeds, g.difference, g.tested) for g in compare(["xs", "lora"]).groups] == [(None, None, "")] * 2
+    assert [(g.over_seeds, g.difference, g.tested) for g in compare("xs", "lora").groups] == [(None, None, "")] * 2
     for folder, own in zip(methods, (first, second), strict=True):
         confirm(folder, "00001", *own)
-    one, other = compare(["xs", "lora"]).groups
+    one, other = compare("xs", "lora").groups
     assert (one.seed_scores, one.difference) == (tuple(first[0]), None)
     assert one.over_seeds.mean == pytest.approx(sum(first[0]) / len(first[0]))
     got = {name: getattr(other.difference, name) for name in found}
@@ -173,17 +173,17 @@ def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(
     seeds = [tried(0.88, rate=1), tried(0.7, rate=3), tried(0.86, rate=1)]
     searched("repeated", seeds, space="method: full\n", plan=SearchPlan(seed=1))
     searched("short", seeds, space="method: full\n", plan=SearchPlan(seed=2), max_steps=15)
-    full = compare(["full", "repeated", "short", "xs"]).groups[0]
+    full = compare("full", "repeated", "short", "xs").groups[0]
     assert (full.best.trial, full.seed_scores) == ("full/00000", (0.9, 0.88, 0.86))
     assert (full.num_trials, full.over_seeds.count) == (8, 3)
     confirm(methods[1], "00001", [0.85, 0.84])
-    assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+    assert compare("lora", "again").groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
 
 
 def test_a_search_launched_twice_has_no_other_seeds(fresh_home):
     for name in ("one", "two"):
         searched(name, [tried(0.9, rate=1)], space="method: full\n")
-    (full,) = compare(["one", "two"]).groups
+    (full,) = compare("one", "two").groups
     assert (full.num_trials, full.seed_scores, full.over_seeds) == (2, (), None)
 
 
@@ -192,37 +192,37 @@ def test_seeds_are_compared_on_the_same_validation_rows(fresh_home, validation_r
     task = replace(TASK, validation_rows=validation_rows)
     confirm(searched("xs", XS, task=task), "00003", [0.9, 0.8])
     searched("full", [tried(0.9, rate=1), tried(0.8, rate=1)], task=task, space="method: full\n")
-    first, second = compare(["xs", "full"], by="study").groups
+    first, second = compare("xs", "full", by="study").groups
     assert (first.best.trial, len(second.seed_scores)) == ("xs/00001", 2)
     assert first.seed_scores == (), "outside the budget"
     confirm(StudyFolder.open("xs"), "00001", [0.8, 0.7])
-    assert (compare(["xs", "full"], by="study").groups[1].difference is not None) == compared
+    assert (compare("xs", "full", by="study").groups[1].difference is not None) == compared
 
 
 def test_reports_of_another_metric_are_no_seeds(fresh_home):
     task = replace(TASK, metric="f1", report_metric="loss", report_direction="minimize")
     searched("s", [tried(0.5), tried(0.4)], task=task)
-    assert compare(["s"]).groups[0].seed_scores == ()
+    assert compare("s").groups[0].seed_scores == ()
 
 
 def test_a_finalist_outside_the_budget_is_not_of_the_group(methods):
     confirm(methods[0], "00003", [0.9], LABELS, LABELS)
-    assert compare(["xs", "lora"]).groups[0].tested == ""
+    assert compare("xs", "lora").groups[0].tested == ""
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 def test_sizes_are_compared_at_the_best_score_that_both_reach(methods):
-    xs, lora = (group.to_lora for group in compare(["xs", "lora"]).groups)
+    xs, lora = (group.to_lora for group in compare("xs", "lora").groups)
     assert (xs.score, xs.trial, xs.reference) == (0.80, "xs/00001", "lora/00000")
     assert (xs.r_parameters, xs.stored_bytes) == (0.1, 0.1)
     assert (lora.trial, lora.stored_bytes) == ("lora/00001", 1.0)
-    near = compare(["xs", "lora"], tolerance=0.1).groups[0].to_lora
+    near = compare("xs", "lora", tolerance=0.1).groups[0].to_lora
     assert (near.trial, near.reference, near.stored_bytes) == ("xs/00000", "lora/00000", 0.05)
 
 
 def test_without_lora_there_are_no_ratios(fresh_home):
     searched("s", [tried(0.5)])
-    assert compare(["s"]).groups[0].to_lora is None
+    assert compare("s").groups[0].to_lora is None
 
 
 POINTS = st.lists(
@@ -275,7 +275,7 @@ def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values(fresh_
     }
     for name, part in cases.items():
         with pytest.raises(StudyError) as refused:
-            compare(["one", name])
+            compare("one", name)
         assert f"one and {name} differ: {part}" in refused.value.message
 
 
@@ -283,15 +283,15 @@ def test_a_study_that_has_loaded_nothing_is_compared_with_none(fresh_home):
     searched("one", [tried(0.5)])
     searched("new", [], identity=None, finished=False)
     with pytest.raises(StudyError, match="new has not loaded its rows yet"):
-        compare(["one", "new"])
+        compare("one", "new")
     with pytest.raises(StudyError, match="none of new"):
-        compare(["new"])
+        compare("new")
 
 
 def test_an_old_study_is_known_by_its_candidates(fresh_home):
     confirm(searched("old", [tried(0.5)], identity=None), "00000", [0.5])
     searched("one", [tried(0.5)])
-    assert compare(["old", "one"], by="study").budget == 1
+    assert compare("old", "one", by="study").budget == 1
 
 
 @pytest.mark.parametrize(
@@ -305,16 +305,16 @@ def test_an_old_study_is_known_by_its_candidates(fresh_home):
 def test_what_cannot_be_compared_by_is_refused(fresh_home, options, message):
     searched("s", [tried(0.5, rank=4, learning_rate=number / 10) for number in range(13)])
     with pytest.raises(UsageError) as refused:
-        compare(["s"], **options)
+        compare("s", **options)
     assert message in refused.value.message
 
 
 def test_a_study_is_named_once_and_exists(fresh_home):
     searched("s", [tried(0.5)])
     with pytest.raises(UsageError, match="s twice"):
-        compare(["s", "s"])
+        compare("s", "s")
     with pytest.raises(StudyError, match=r"`study`.*: s, .*'x'"):
-        compare(["s", "x"])
+        compare("s", "x")
 
 
 def test_what_limits_a_comparison_is_said(fresh_home):
@@ -323,7 +323,7 @@ def test_what_limits_a_comparison_is_said(fresh_home):
     searched("c", [], plan=SearchPlan(checkpoint="best"))
     running = searched("d", [tried(0.5)])
     with running.lock():
-        comparison = compare(["a", "b", "c", "d"], by="study")
+        comparison = compare("a", "b", "c", "d", by="study")
     assert comparison.studies == {"a": "interrupted", "b": "finished", "c": "finished", "d": "running"}
     assert comparison.notes == (
         "a is interrupted: its trials so far",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loraxs_search.cli._output import print_leaderboard
+from loraxs_search.cli._out import print_leaderboard
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task

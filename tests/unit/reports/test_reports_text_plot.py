@@ -27,7 +27,7 @@ TRIALS = [
 @pytest.fixture
 def comparison(fresh_home):
     confirm(searched("s", TRIALS), "00002", [0.7, 0.6])
-    return compare(["s"])
+    return compare("s")
 
 
 def test_the_best_are_on_top_and_the_smallest_on_the_left(comparison):
@@ -41,15 +41,15 @@ def test_the_best_are_on_top_and_the_smallest_on_the_left(comparison):
 
 def test_where_less_is_better_less_is_on_top(fresh_home):
     searched("s", TRIALS, task=replace(TASK, metric="mse", direction="minimize"))
-    _, *field = text_plot(compare(["s"]))
+    _, *field = text_plot(compare("s"))
     assert field[0].startswith("  0.5000 │A")
     assert field[15].startswith("  0.9000 │")
 
 
 def test_groups_in_one_place_share_a_star(fresh_home):
     searched("s", [tried("lora-xs", 0.5, 100), tried("lora", 0.5, 100)])
-    assert "*" in "".join(text_plot(compare(["s"])))
+    assert "*" in "".join(text_plot(compare("s")))
 
 
 def test_where_nothing_is_complete_nothing_is_drawn_in_a_terminal(comparison):
-    assert text_plot(compare(["s"], max_bytes=1)) == []
+    assert text_plot(compare("s", max_bytes=1)) == []

@@ -13,7 +13,7 @@ from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
-from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.paths import schema_path
 from loraxs_search.tasks.prepared import load_data
 
 

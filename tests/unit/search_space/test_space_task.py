@@ -9,9 +9,9 @@ import datasets
 import pytest
 from support.spaces import catalogue_task
 
+from loraxs_search.paths import shipped_tasks
 from loraxs_search.records.task import SplitSource, Task
 from loraxs_search.search_space.task import catalogue_entry
-from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, checked
 from loraxs_search.tasks.prepared import load_data
 

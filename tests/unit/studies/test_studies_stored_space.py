@@ -9,12 +9,12 @@ import pytest
 from support.studies import study
 
 from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.paths import shipped_spaces
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.search_space import parameters
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.space import Space
-from loraxs_search.shipped_spaces import shipped_spaces
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.mirror import files
 

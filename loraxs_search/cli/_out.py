@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import json
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, TextIO, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from loraxs_search.errors import counted
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.promotion import Baseline, Decision
+from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard_table, value_cell
 
@@ -30,7 +28,7 @@ def plain(text: str) -> str:
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-class _PlainText:
+class PlainText:
     """A stream to which all text goes as `plain` returns it."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -43,23 +41,14 @@ class _PlainText:
         return getattr(self.stream, name)
 
 
-def plain_stream(stream: TextIO) -> TextIO:
-    """Return a stream for text that people read."""
-    return cast("TextIO", _PlainText(stream))
+def say(text: str) -> None:
+    """Print a line of text to stdout for people to read: it steers no terminal, also behind a pipe."""
+    print(plain(text))
 
 
-def keep_output_plain() -> None:
-    """Have nothing that is said steer a terminal; data on stdout goes as it is, but to a terminal."""
-    sys.stderr = plain_stream(sys.stderr)
-    if sys.stdout.isatty():
-        sys.stdout = plain_stream(sys.stdout)
-
-
-def drawing_stream(stream: TextIO) -> TextIO:
-    """Return what is below a plain stream, for what draws on a terminal and so has to steer it."""
-    while isinstance(stream, _PlainText):
-        stream = stream.stream
-    return stream
+def tell(text: str) -> None:
+    """Print a line to stderr."""
+    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -135,34 +124,23 @@ def strict_json(text: str, **options: Any) -> str:
     return json.dumps(json.loads(text, parse_constant=lambda _: None), **options)
 
 
-def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
-    """Print `value` as JSON, or call `show`, whose text steers no terminal, through a pipe or straight."""
+def print_json(value: Any) -> None:
+    """Print a value as JSON, dataclasses included."""
+    print(strict_json(to_json(value), indent=2))
+
+
+def emit(as_json: bool, value: Any, text: str) -> None:
+    """Print a value as JSON, or what is to be said of it."""
     if as_json:
-        print(strict_json(to_json(value), indent=2))
+        print_json(value)
     else:
-        with contextlib.redirect_stdout(plain_stream(sys.stdout)):
-            show()
-
-
-def describe_decision(decision: Decision) -> str:
-    """Return what a decision was on, as shown to users."""
-    return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
-
-
-def print_reasons(decision: Decision, indent: str) -> None:
-    """Print why a decision was made, and the score of each slice."""
-    lines = list(decision.reasons)
-    for each in decision.slices:
-        beside = "" if each.champion_score is None else f", champion {score_cell(each.champion_score)}"
-        score = f"{decision.metric} {score_cell(each.score)}{beside}"
-        lines.append(f"{each.name}: {score}, {counted(each.num_rows, 'row')}")
-    print("\n".join(f"{indent}{line}" for line in lines))
+        say(text)
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
     """Print to stderr what people should know."""
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell(f"warning: {warning}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
@@ -174,7 +152,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
             cell.rjust(width) if column in right else cell.ljust(width)
             for cell, width, column in zip(line, widths, columns, strict=True)
         ]
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -192,15 +170,6 @@ def write_csv(row: Sequence[object]) -> None:
     writer.writerow(cells)
 
 
-def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
-    """Print a study's trials as CSV: every field of a row, and every param as its own column."""
-    names = list(dict.fromkeys(name for row in rows for name in row.params))
-    fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name != "params"]
-    columns = [*fields, *(f"params.{name}" for name in names)]
-    cells = [[*(getattr(row, field) for field in fields), *(row.params.get(name) for name in names)] for row in rows]
-    print_csv(columns, cells)
-
-
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:
     """Print a study's trials, best first, and below them its baselines; what all trials have alike goes to stderr."""
     table = leaderboard_table(rows, task, baselines)
@@ -208,10 +177,10 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
     if rows and table.alike:
         sys.stdout.flush()
         common = ", ".join(f"{name} {value_cell(value)}" for name, value in table.alike.items())
-        print(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {common}", file=sys.stderr)
+        tell(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {common}")
     for baseline in baselines:
         if baseline.failed:
-            print(f"no score of {baseline.name}: {baseline.failed}", file=sys.stderr)
+            tell(f"no score of {baseline.name}: {baseline.failed}")
 
 
 def print_summary(study: str) -> None:
@@ -219,7 +188,7 @@ def print_summary(study: str) -> None:
     from loraxs_search.reports.html.summary import read_facts, summary
     from loraxs_search.studies.folder import StudyFolder
 
-    print("\n".join(summary(read_facts(StudyFolder.open(study))).opening), file=sys.stderr)
+    tell("\n".join(summary(read_facts(StudyFolder.open(study))).opening))
 
 
 def score_cell(value: float | None) -> str:

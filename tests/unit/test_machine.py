@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loraxs_search.memory import available_bytes
+from loraxs_search.machine import available_bytes
 
 MIB = 1 << 20
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -75,7 +75,7 @@ def real_group() -> Iterator[Path]:
 
 
 def test_a_real_group(real_group: Path) -> None:
-    ask = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); from loraxs_search.memory import *; "
+    ask = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); from loraxs_search.machine import *; "
     command = [sys.executable, "-c", f"{ask} print(available_bytes())", str(real_group / "cgroup.procs")]
     found = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 200 * MIB < found < 256 * MIB
