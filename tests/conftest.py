@@ -11,10 +11,9 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hypothesis
 import pytest
@@ -26,8 +25,6 @@ from support.shell import Shell
 from support.spaces import QUICKSTART, SMOLLM2, SPACE
 
 SHIPPED = Path(__file__).parents[1] / "search_spaces"
-if TYPE_CHECKING:
-    from loraxs_search.records.base import BaseModel
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
@@ -51,7 +48,7 @@ PARTS = {
     "cluster": "Ray on several nodes: processes, namespaces as hosts, Slurm, `ray up`, KubeRay, an autoscaler, jobs",
     "faults": "what is killed, cut off, full or late, one at a time and at random; its arena and its judge",
     "search": "more whole searches",
-    "software": "vLLM, llama.cpp, sentence-transformers, Optuna Dashboard, Ray Serve, PEFT's own test matrices",
+    "software": "vLLM, llama.cpp, sentence-transformers, SGLang, Ray Serve, PEFT's own test matrices",
     "storage": "object stores, NFS, PostgreSQL, accounts, and another machine that goes on from them",
 }
 
@@ -94,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def warm_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm_home(tmp_path_factory):
     """A home shared by the whole session, so that the base is unpacked, tokenised and decomposed once."""
     home = session_folder(tmp_path_factory) / "warm-home"
     home.mkdir(exist_ok=True)
@@ -102,7 +99,7 @@ def warm_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh_home(tmp_path, monkeypatch):
     """An empty home for this test alone."""
     home = tmp_path / "home"
     monkeypatch.setenv("LORAXS_HOME", str(home))
@@ -113,14 +110,14 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def in_warm_home(fresh_home: Path, warm_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_warm_home(fresh_home, warm_home, monkeypatch):
     """Let this test work in the shared home."""
     monkeypatch.setenv("LORAXS_HOME", str(warm_home))
     yield warm_home
 
 
 @pytest.fixture(scope="session")
-def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_template(tmp_path_factory):
     """An empty MLflow database, made once: its migrations take more than a second."""
     from loraxs_search.tracking.store import ensure_store
 
@@ -131,7 +128,7 @@ def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _unsynced_sqlite() -> Iterator[None]:
+def _unsynced_sqlite():
     """Let SQLite in this process not wait for the disk: no test pulls the plug of the machine."""
     from sqlalchemy import Engine, event
 
@@ -145,9 +142,7 @@ def _unsynced_sqlite() -> Iterator[None]:
 
 
 @pytest.fixture
-def store_uri(
-    _unsynced_sqlite: None, store_template: Path, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def store_uri(_unsynced_sqlite, store_template, fresh_home, tmp_path, monkeypatch):
     """The embedded store of this test's home, empty; the working directory is another folder."""
     fresh_home.mkdir()
     shutil.copy(store_template, fresh_home / "mlflow.db")
@@ -157,7 +152,7 @@ def store_uri(
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+def say(capsys, monkeypatch):
     """Run a command line in this process; one of its own (`shell`) takes seconds to start."""
     from loraxs_search.cli._main import run
 
@@ -172,7 +167,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def descendants() -> Callable[..., list[int]]:
+def descendants():
     """Return the processes under a process whose title holds a text; there must be some, unless `least` is 0."""
 
     def find(pid: int, title: str, least: int = 1) -> list[int]:
@@ -189,7 +184,7 @@ def descendants() -> Callable[..., list[int]]:
 
 
 @pytest.fixture
-def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callable[[], MlflowServer]]:
+def make_mlflow_server(store_template, tmp_path):
     """Make servers, not yet started; those still running are killed at the end."""
     made: list[MlflowServer] = []
 
@@ -206,7 +201,7 @@ def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callabl
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def mlflow_server(store_template, tmp_path_factory):
     """The one server of all tests that need no other, started: who kills it starts it again."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(store_template, folder / "server.db")
@@ -217,7 +212,7 @@ def mlflow_server(store_template: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def s3_server():
     """A real server of the S3 protocol on this machine."""
     from moto.server import ThreadedMotoServer
 
@@ -229,7 +224,7 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_bucket(s3_server, tmp_path, monkeypatch):
     """The address of an empty bucket there, and the environment that leads to it."""
     import boto3
 
@@ -241,7 +236,7 @@ def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def quickstart_base(warm_home: Path) -> BaseModel:
+def quickstart_base(warm_home):
     """The quickstart's base, unpacked once per session."""
     from loraxs_search.base_model.locate import locate
     from loraxs_search.records.base import BaseModelRef
@@ -252,7 +247,7 @@ def quickstart_base(warm_home: Path) -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def smollm2(warm_home: Path) -> BaseModel:
+def smollm2(warm_home):
     """SmolLM2-135M-Instruct, converted once per session: a decoder that has learnt something."""
     from loraxs_search.base_model.locate import locate
     from loraxs_search.records.base import BaseModelRef
@@ -263,7 +258,7 @@ def smollm2(warm_home: Path) -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory, quickstart_base: BaseModel) -> Path:
+def tiny_base(tmp_path_factory, quickstart_base):
     """A two-layer BERT of random weights with the quickstart's tokenizer: real code paths in milliseconds."""
     import torch
     from transformers import BertConfig, BertModel
@@ -282,7 +277,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, quickstart_base: BaseMod
 
 
 @pytest.fixture(scope="session")
-def tiny_space_text(tiny_base: Path) -> str:
+def tiny_space_text(tiny_base):
     """A space on the tiny base that searches in seconds; tests change it with overrides."""
     return SPACE.format(
         task="tiny-reviews", base=tiny_base, trials=6, steps=8, every=2, promotion="{candidates: 2, seeds: 1}"
@@ -290,7 +285,7 @@ def tiny_space_text(tiny_base: Path) -> str:
 
 
 @pytest.fixture
-def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
+def tiny_space(tmp_path, tiny_space_text):
     """The tiny space as a file."""
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_space_text)
@@ -299,7 +294,7 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 
 # ---- adapters --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
-def make_adapter() -> Callable[..., Path]:
+def make_adapter():
     """Make an adapter folder as the registry hands it out; `support.made_adapters` says from what."""
     from support.made_adapters import make_adapter
 
@@ -308,7 +303,7 @@ def make_adapter() -> Callable[..., Path]:
 
 # ---- the command line ------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
-def sized_down() -> list[str]:
+def sized_down():
     """Options that make a shipped search one of seconds."""
     search = ("search.trials=2", "search.max_steps=24", "search.report_every=12", "promotion.candidates=1")
     few = ("promotion.seeds=1", "task.validation_rows=32", "task.max_length=32")  # at the end all rows are scored
@@ -327,7 +322,7 @@ class Searched:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """The wheel of this checkout, built without the network."""
     out = tmp_path_factory.mktemp("wheel")
     root = Path(__file__).parents[1]
@@ -338,7 +333,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def few_reviews(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def few_reviews(tmp_path_factory):
     """Options that leave of the shipped reviews the first rows alone: a search scores all of its own at the end."""
     folder, few = tmp_path_factory.mktemp("reviews"), {"train": 600, "validation": 200, "test": 400}
     for split, count in few.items():
@@ -348,9 +343,7 @@ def few_reviews(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def searched(
-    warm_home: Path, sized_down: list[str], few_reviews: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Searched:
+def searched(warm_home, sized_down, few_reviews, tmp_path_factory):
     """The one search that the tests of the command line and of the documents share."""
     from support.in_process import InProcess
 

@@ -47,9 +47,8 @@ from loraxs_search.cli.serve import listen
 from loraxs_search.methods import get_method
 from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.store import Registry
 from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
@@ -64,6 +63,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the s
 
 from support.environments import clean_variables
 from support.ports import free_port
+from support.sealed import manifest_of
 
 RANK, PORT_WAIT_S = 8, 0.05
 BULK = 10_000  # adapters that are drawn at once
@@ -100,11 +100,7 @@ class RandomModels(ServedModels):
 
 def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
     hyper = Hyperparameters(rank=RANK, target_modules=(), learning_rate=1e-3, head_learning_rate=1e-3)
-    manifest = Manifest(
-        task=task, base_model=load_space("movie_reviews").base_model, base_digest="", data_fingerprint="", study="",
-        trial_id="", params={}, hyperparameters=hyper, validation_metrics={}, test_metrics={},
-        size=AdapterSize(0, 0, 0), probe=ReferenceLogits((), ()), versions={}, created_at="2026-11-29",
-    )  # fmt: skip
+    manifest = manifest_of(task, load_space("movie_reviews").base_model, hyper)
     return ServedAdapter(name, 1, name, Path(), manifest)
 
 

@@ -8,19 +8,18 @@ import pytest
 from support import toy_ia3
 from support.in_process import InProcess
 from support.plugins import write_distribution
-from support.shell import Shell
 
 from loraxs_search.methods import METHODS
 
 
 @pytest.fixture
-def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def toy_method(monkeypatch):
     """The toy method, in this process."""
     monkeypatch.setitem(METHODS._entries, toy_ia3.ToyIA3.name, toy_ia3.ToyIA3)
 
 
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def outside(tmp_path, monkeypatch):
     """A folder on the path of every process to come, where the toy method is installed."""
     folder, entries = tmp_path / "site", {"loraxs_search.methods": {"toy-ia3": "ToyIA3"}}
     write_distribution(folder, "toy_ia3", Path(toy_ia3.__file__).read_text(), entries)
@@ -29,6 +28,6 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def shell(outside: Path, warm_home: Path, tmp_path: Path) -> Shell:
+def shell(outside, warm_home, tmp_path):
     """The command line; a search has a process of its own, which sees what is installed there."""
     return InProcess(tmp_path / "home", tmp_path)

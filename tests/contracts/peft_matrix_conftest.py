@@ -134,7 +134,7 @@ encoders.ALL_CONFIGS[:] = [(MatrixConfig, {"task_type": "FEATURE_EXTRACTION", "r
 
 
 @pytest.fixture(autouse=True)
-def _the_same_base_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def _the_same_base_each_time(monkeypatch):
     """Some tests build their base anew to load into: R is refused on other weights, so it gets the same ones."""
 
     class DeepMLP(custom.DeepMLP):

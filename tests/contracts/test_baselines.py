@@ -6,9 +6,10 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from loraxs_search.tasks.baselines import (
     SPLITS,
     BaselineInputs,
     BaselineModel,
+    SplitValues,
     baseline_title,
     fitting_baselines,
     measure_baselines,
@@ -55,7 +57,7 @@ def known(monkeypatch):
 def write(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
 
-    def make(name, rows):
+    def make(name: str, rows: list[dict[str, Any]]) -> str:
         path = folder / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
@@ -63,7 +65,7 @@ def write(tmp_path_factory):
     return make
 
 
-def labelled_task(kind, write):
+def labelled_task(kind: str, write: Callable[..., str]) -> Task:
     """Texts that say `bad` or `good` among words that say nothing."""
     files = {}
     for split, size in SIZES.items():
@@ -97,7 +99,7 @@ def inputs(data, body):
     return BaselineInputs(data, body, torch.device("cpu"))
 
 
-def made(name, inputs):
+def made(name: str, inputs: BaselineInputs) -> BaselineModel:
     assert name in fitting_baselines(inputs.data.kind)
     return BASELINES.get(name)(inputs)
 
@@ -112,34 +114,22 @@ def test_it_says_what_it_is(name):
 
 
 @wherever_it_fits
-def test_it_answers_validation_and_then_test_rows(name, inputs):
+def test_its_answers_are_in_order_score_as_it_says_and_come_again(name, inputs):
     data = inputs.data
-    found = dict(made(name, inputs).answers())
-    assert tuple(found) == SPLITS
-    for split, said in found.items():
+    answers = dict(made(name, inputs).answers())
+    assert tuple(answers) == SPLITS
+    for split, said in answers.items():
         assert said.shape == (data.num_rows(split),)
         assert all(map(math.isfinite, data.kind.measure(said, data.labels(split)).values()))
-
-
-@wherever_it_fits
-def test_its_scores_are_those_of_its_answers_and_can_be_stored(name, inputs):
-    data, baseline = inputs.data, made(name, inputs)
-    found = baseline.measure()
+    found, again = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
+    assert found == again == from_json(Baseline, to_json(found))
     assert (found.name, found.failed, found.applies) == (name, "", True)
     assert not is_unmeasured(found)
     assert (found.answer is None) == bool(found.test_answers)
     constant = found.answer if found.answer is not None else 0
     said = found.test_answers or (constant,) * data.num_rows("test")
-    assert data.kind.measure(np.array(said, data.labels("test").dtype), data.labels("test")) == pytest.approx(
-        dict(found.test_metrics)
-    )
-    assert from_json(Baseline, to_json(found)) == found
-
-
-@wherever_it_fits
-def test_the_same_rows_give_the_same_numbers(name, inputs):
-    first, second = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
-    assert first == second
+    labels = data.labels("test")
+    assert data.kind.measure(np.array(said, labels.dtype), labels) == pytest.approx(dict(found.test_metrics))
 
 
 # ---- measuring them all ----------------------------------------------------------------------------------------------
@@ -147,7 +137,7 @@ class Broken(BaselineModel):
     name: ClassVar[str] = "broken"
     title: ClassVar[str] = "a model with a fault"
 
-    def answers(self):
+    def answers(self) -> SplitValues:
         raise ValueError("no\nmore")
         yield
 

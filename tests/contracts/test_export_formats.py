@@ -38,17 +38,17 @@ class ToyFormat(ExportFormat):
 
 
 @pytest.fixture(autouse=True)
-def toy_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def toy_format(monkeypatch):
     monkeypatch.setitem(FORMATS._entries, ToyFormat.name, ToyFormat)
 
 
 @pytest.fixture(params=["lora", "merged", "gguf", "onnx", "toy"])
-def form(request: pytest.FixtureRequest) -> str:
+def form(request):
     return request.param
 
 
 @pytest.fixture
-def adapter(tiny_base: Path, in_warm_home: Path, make_adapter: Any, tmp_path: Path) -> Path:
+def adapter(tiny_base, in_warm_home, make_adapter, tmp_path):
     """A LoRA-XS adapter with a head."""
     target = "bert.encoder.layer.1.attention.self.query"
     changes = {"rank": 2, "target_modules": (target,), "init_std": 0.5}
@@ -56,11 +56,11 @@ def adapter(tiny_base: Path, in_warm_home: Path, make_adapter: Any, tmp_path: Pa
     return folder
 
 
-def test_every_format_is_tested() -> None:
+def test_every_format_is_tested():
     assert {*FORMATS.names()} == {"lora", "merged", "gguf", "onnx", "toy"}
 
 
-def test_a_declaration_is_whole(form: str) -> None:
+def test_a_declaration_is_whole(form):
     entry = FORMATS.get(form)
     assert entry.name == form != NATIVE
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", form)
@@ -69,12 +69,12 @@ def test_a_declaration_is_whole(form: str) -> None:
     assert entry.layout >= 1
 
 
-def test_declarations_are_read_without_torch() -> None:
+def test_declarations_are_read_without_torch():
     read = "from loraxs_search.methods.export.folder import FORMATS; FORMATS.importable()"
     subprocess.run([sys.executable, "-c", f"import sys; {read}; assert 'torch' not in sys.modules"], check=True)
 
 
-def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_path: Path) -> None:
+def test_options_of_others_are_refused_before_anything_is_read(form, tmp_path):
     for name, options in {
         "rank": ExportOptions(rank=8),
         "dtype": ExportOptions(dtype="float32"),
@@ -89,25 +89,20 @@ def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_pa
         check_options("tflite", ExportOptions())
 
 
-@pytest.mark.parametrize(
-    ("form", "name", "value"),
-    [
-        ("merged", "dtype", "bfloat16"),
-        ("onnx", "precision", "int4"),
-        ("lora", "rank", "8"),
-        ("lora", "rank", 0),
-        ("toy", "rank", True),
-    ],
-)
-def test_values_that_an_option_does_not_have_are_refused(form: str, name: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"`--{name}` must be .*, but got {value!r}"):
-        converted(tmp_path / "none", form, ExportOptions(**{name: value}))
+def test_values_that_an_option_does_not_have_are_refused(tmp_path):
+    values: tuple[tuple[str, str, Any], ...] = (
+        *(("merged", "dtype", "bfloat16"), ("onnx", "precision", "int4"), ("toy", "rank", True)),
+        *(("lora", "rank", "8"), ("lora", "rank", 0)),
+    )
+    for form, name, value in values:
+        with pytest.raises(UsageError, match=f"`--{name}` must be .*, but got {value!r}"):
+            converted(tmp_path / "none", form, ExportOptions(**{name: value}))
 
 
 @pytest.mark.parametrize(
     "form", ["lora", "merged", "gguf", pytest.param("onnx", marks=pytest.mark.long(part="software")), "toy"]
 )
-def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_whole_and_written_once(form, adapter, monkeypatch):
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     entry = FORMATS.get(form)
     if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_export_gguf.py
@@ -131,7 +126,8 @@ def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypat
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
 
 
-def test_nothing_is_left_of_an_export_that_fails(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["merged"])
+def test_nothing_is_left_of_an_export_that_fails(form, adapter, monkeypatch):
     def fails(_: ExportFormat, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         (folder / "half").write_bytes(b"cut sho")
         raise UsageError("full")
@@ -142,13 +138,13 @@ def test_nothing_is_left_of_an_export_that_fails(form: str, adapter: Path, monke
     assert [path for path in adapter.parent.iterdir() if path.is_dir()] == [adapter]
 
 
-def test_a_format_fits_methods_not_adapters_alone() -> None:
+def test_a_format_fits_methods_not_adapters_alone():
     assert formats_of(METHODS.get("full")()) == []
     assert formats_of(METHODS.get("head-only")()) == ["merged"]
     assert formats_of(METHODS.get("lora-xs")()) == ["lora", "merged", "gguf", "onnx", "toy"]
 
 
-def test_a_distributions_format_has_the_adapter_and_the_options(adapter: Path) -> None:
+def test_a_distributions_format_has_the_adapter_and_the_options(adapter):
     name, largest, rank = (converted(adapter, "toy", ExportOptions(rank=4)) / "README.md").read_text().split(", ")
     assert (name, rank) == (read_manifest(adapter).task.name, "4")
     assert float(largest) > 0

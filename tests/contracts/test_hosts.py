@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,9 @@ from loraxs_search.errors import (
 from loraxs_search.packing._base import Host
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.host import LargestTrial
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.space import Space
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.snapshot import Snapshot
@@ -43,19 +40,19 @@ pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for t
 
 
 @pytest.fixture(scope="module")
-def space(tiny_base: Path) -> Space:
+def space(tiny_base):
     text = SPACE.format(task="contract", base=tiny_base, trials=1, steps=8, every=2, promotion="{}")
     text = text.replace("  max_length: 32", "  max_length: 32\n  slices: [sentiment]")
     return parse_space(text, source="contract.yaml", folder=Path("/"))
 
 
 @pytest.fixture(scope="module")
-def task(space: Space) -> Task:
+def task(space):
     return space.task
 
 
 @pytest.fixture(scope="module")
-def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
+def make(space, warm_home):
     def host(name: str) -> Host:
         config = HostConfig(space.base_model, "float32", HOSTS[name], LargestTrial(8, (("lora-xs", {"rank": 4}),)))
         with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +64,7 @@ def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
 
 
 @pytest.fixture(scope="module", params=["unpacked", "auto"])
-def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home: Path) -> Iterator[Host]:
+def host(request, make, warm_home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
         made = make(request.param)
@@ -77,7 +74,7 @@ def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home:
 
 
 @pytest.fixture
-def make_spec(space: Space, task: Task, in_warm_home: Path) -> Callable[..., TrialSpec]:
+def make_spec(space, task, in_warm_home):
     names = tuple(module.name for module in linear_modules(locate(space.base_model), kind_of(task).model))
 
     def spec(trial_id: str, **changes: Any) -> TrialSpec:
@@ -93,14 +90,28 @@ def numbers(snapshot: bytes) -> dict[str, Any]:
     return {name: value.tolist() for name, value in (read.parameters | read.moments).items()}
 
 
-@pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Host, inspect.isfunction) if name[0] != "_"])
-def test_every_call_of_the_contract_is_taken_as_it_is_written(name: str) -> None:
-    asked, taken = (inspect.signature(getattr(of, name)).parameters for of in (Host, TrialHost))
-    assert list(asked) == list(taken)
-    assert all(asked[key].kind == taken[key].kind for key in asked)
+def test_every_call_of_the_contract_is_taken_as_it_is_written():
+    for name in [name for name, _ in inspect.getmembers(Host, inspect.isfunction) if name[0] != "_"]:
+        asked, taken = (inspect.signature(getattr(of, name)).parameters for of in (Host, TrialHost))
+        assert list(asked) == list(taken), name
+        assert all(asked[key].kind == taken[key].kind for key in asked), name
 
 
-def test_a_report_and_a_state_that_holds_all_reports(host: Host, make_spec: Any, task: Task) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_fresh_host_goes_on_bit_for_bit(space, make_spec, precision):
+    whole, early, late = (TrialHost(space.base_model, space.task, precision=precision) for _ in range(3))
+    spec = make_spec("13", max_steps=12, weight_decay=0.01)
+    _, undisturbed = whole.advance(spec, 8, whole.advance(spec, 4, None)[1])
+    _, first = early.advance(spec, 4, None)
+    assert Snapshot.from_bytes(first).to_bytes() == first
+    _, state = late.advance(spec, 8, first)
+    (report, after), (again, resumed) = whole.advance(spec, 12, undisturbed), late.advance(spec, 12, state)
+    assert (again.metrics, again.train_loss) == (report.metrics, report.train_loss)
+    assert numbers(resumed) == numbers(after)
+    assert [each.step for each in read_reports(resumed)] == [4, 8, 12]
+
+
+def test_a_report_and_a_state_that_holds_all_reports(host, make_spec, task):
     spec = make_spec("1")
     first, state = host.advance(spec, 3, None, task)
     second, state = host.advance(spec, 5, state, task)
@@ -111,7 +122,7 @@ def test_a_report_and_a_state_that_holds_all_reports(host: Host, make_spec: Any,
     assert host.advance(spec, 100, state, task)[0].step == 8, "a trial has `max_steps` and no more"
 
 
-def test_a_call_that_is_repeated_gives_the_same_numbers(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_call_that_is_repeated_gives_the_same_numbers(host, make_spec, task):
     """As a caller does whose host, or whose node, was lost before it answered."""
     spec = make_spec("2")
     _, early = host.advance(spec, 2, None, task)
@@ -124,14 +135,14 @@ def test_a_call_that_is_repeated_gives_the_same_numbers(host: Host, make_spec: A
     assert numbers(restarted) == numbers(early)
 
 
-def test_another_trial_of_the_same_name_is_not_taken_for_this_one(host: Host, make_spec: Any, task: Task) -> None:
+def test_another_trial_of_the_same_name_is_not_taken_for_this_one(host, make_spec, task):
     spec = make_spec("3")
     _, state = host.advance(spec, 2, None, task)
     slower = replace(spec, hyperparameters=replace(spec.hyperparameters, learning_rate=1e-4))
     assert numbers(host.advance(slower, 4, state, task)[1]) != numbers(host.advance(spec, 4, state, task)[1])
 
 
-def test_a_trial_that_stands_there_already_is_scored_without_training(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_trial_that_stands_there_already_is_scored_without_training(host, make_spec, task):
     spec = make_spec("4")
     report, state = host.advance(spec, 4, None, task)
     again, same = host.advance(spec, 4, state, task)
@@ -139,7 +150,7 @@ def test_a_trial_that_stands_there_already_is_scored_without_training(host: Host
     assert numbers(same) == numbers(state)
 
 
-def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_trial_that_is_given_up_ends_before_its_next_step(host, make_spec, task):
     """And its last state is what it goes on from, if somebody asks for it again."""
     spec = make_spec("9", max_steps=1_000_000)
     _, state = host.advance(spec, 2, None, task)
@@ -154,9 +165,7 @@ def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spe
     assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 
 
-def test_a_second_caller_of_a_trial_can_be_given_up_too(
-    make: Callable[[str], Host], make_spec: Any, task: Task, in_warm_home: Path
-) -> None:
+def test_a_second_caller_of_a_trial_can_be_given_up_too(make, make_spec, task, in_warm_home):
     host, spec = make("packed"), make_spec("7", max_steps=5_000)
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(host.advance, spec, 40, None, task)
@@ -171,14 +180,14 @@ def test_a_second_caller_of_a_trial_can_be_given_up_too(
     host.close()
 
 
-def test_a_trial_that_nobody_waits_for_is_not_given_up_the_next_time(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_trial_that_nobody_waits_for_is_not_given_up_the_next_time(host, make_spec, task):
     spec = make_spec("8")
     _, state = host.advance(spec, 2, None, task)
     host.cancel([spec.name])
     assert host.advance(spec, 4, state, task)[0].step == 4
 
 
-def test_a_host_says_how_far_a_trial_is_while_it_trains(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_host_says_how_far_a_trial_is_while_it_trains(host, make_spec, task):
     spec = make_spec("9", max_steps=1_000_000)
     _, state = host.advance(spec, 2, None, task)
     assert not host.steps()
@@ -206,7 +215,7 @@ FAULTS: dict[str, tuple[dict[str, Any], bytes | None, type[LoraxsError]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_goes_wrong_with_a_trial_is_its_callers_alone(host: Host, make_spec: Any, task: Task, fault: str) -> None:
+def test_what_goes_wrong_with_a_trial_is_its_callers_alone(host, make_spec, task, fault):
     changes, snapshot, error = FAULTS[fault]
     good = make_spec("5")
     _, state = host.advance(good, 2, None, task)
@@ -216,7 +225,7 @@ def test_what_goes_wrong_with_a_trial_is_its_callers_alone(host: Host, make_spec
     assert report.step == 4
 
 
-def test_an_adapter_is_written_and_asked_between_rounds(host: Host, make_spec: Any, task: Task) -> None:
+def test_an_adapter_is_written_and_asked_between_rounds(host, make_spec, task):
     spec, other = make_spec("7"), make_spec("8")
     _, state = host.advance(spec, 4, None, task)
     _, others = host.advance(other, 2, None, task)
@@ -237,7 +246,7 @@ def test_an_adapter_is_written_and_asked_between_rounds(host: Host, make_spec: A
     assert undisturbed[0].step == 4
 
 
-def test_reports_and_candidates_may_be_scored_by_different_metrics(host: Host, make_spec: Any, task: Task) -> None:
+def test_reports_and_candidates_may_be_scored_by_different_metrics(host, make_spec, task):
     spec, by_f1 = make_spec("12"), replace(task, report_metric="f1", report_direction="maximize", validation_rows=20)
     first, state = host.advance(spec, 2, None, by_f1)
     assert set(first.metrics) == {*task.metrics, "f1", "loss"}
@@ -246,7 +255,7 @@ def test_reports_and_candidates_may_be_scored_by_different_metrics(host: Host, m
     assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
 
 
-def test_baselines_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:
+def test_baselines_are_measured_beside_a_trial(host, make_spec, task):
     with ThreadPoolExecutor(1) as beside:
         baselines = beside.submit(host.baselines, task)
         report, _ = host.advance(make_spec("9"), 8, None, task)
@@ -254,7 +263,7 @@ def test_baselines_are_measured_beside_a_trial(host: Host, make_spec: Any, task:
     assert [baseline.name for baseline in baselines.result()] == ["constant", "tfidf", "features"]
 
 
-def test_factors_that_are_there_beforehand_change_nothing(host: Host, make_spec: Any, task: Task) -> None:
+def test_factors_that_are_there_beforehand_change_nothing(host, make_spec, task):
     spec = make_spec("10")
     _, before = host.advance(spec, 3, None, task)
     host.decompose(spec.hyperparameters.target_modules, 4, "top")
@@ -262,7 +271,7 @@ def test_factors_that_are_there_beforehand_change_nothing(host: Host, make_spec:
     assert numbers(after) == numbers(before)
 
 
-def test_it_says_what_it_has_loaded(host: Host, task: Task) -> None:
+def test_it_says_what_it_has_loaded(host, task):
     info = host.info(task)
     assert host.info(task, anew=True) == info
     assert info.num_rows["train"] > 0
@@ -270,7 +279,7 @@ def test_it_says_what_it_has_loaded(host: Host, task: Task) -> None:
     assert not host.base_changed()
 
 
-def test_a_second_task_is_served_where_trials_share_passes(host: Host, make_spec: Any, task: Task) -> None:
+def test_a_second_task_is_served_where_trials_share_passes(host, make_spec, task):
     other, spec = replace(task, name="other", max_length=16), make_spec("11")
     if host.info(other).unpackable:
         with pytest.raises(TargetModulesError, match="what all rows share"):
@@ -281,9 +290,7 @@ def test_a_second_task_is_served_where_trials_share_passes(host: Host, make_spec
     assert host.advance(spec, 2, None, task)[0].step == 2
 
 
-def test_a_pack_serves_callers_at_once(
-    make: Callable[[str], Host], make_spec: Any, task: Task, in_warm_home: Path
-) -> None:
+def test_a_pack_serves_callers_at_once(make, make_spec, task, in_warm_home):
     host = make("packed")
     with ThreadPoolExecutor(6) as callers:  # two more than slots
         answers = list(callers.map(lambda n: host.advance(make_spec(str(n)), 8, None, task), range(20, 26)))

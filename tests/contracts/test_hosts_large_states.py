@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ pytestmark = pytest.mark.usefixtures("in_warm_home")
 
 
 @pytest.fixture(scope="module")
-def space(tiny_base: Path) -> Space:
+def space(tiny_base):
     text = SPACE.format(task="large", base=tiny_base, trials=1, steps=8, every=2, promotion="{}")
     return parse_space(text, source="large.yaml", folder=Path("/"))
 
 
 @pytest.fixture
-def make(space: Space, monkeypatch: Any, tmp_path: Path, in_warm_home: Path) -> Iterator[Callable[..., Host]]:
+def make(space, monkeypatch, tmp_path, in_warm_home):
     """Make hosts whose states travel up to so many bytes, each on a node that has states of its own."""
     made: list[Host] = []
 
@@ -71,9 +70,7 @@ def close(actual: TrialReport, expected: TrialReport) -> bool:
     return same and numbers == pytest.approx({**expected.metrics, "train loss": expected.train_loss}, rel=1e-4)
 
 
-def test_a_large_state_stays_and_its_trial_goes_on_from_it(
-    make: Callable[..., Host], space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_state_stays_and_its_trial_goes_on_from_it(make, space, monkeypatch):
     travels = make(1 << 30)
     spec = spec_of(travels, space)
     _, state = travels.advance(spec, 4, None, space.task)
@@ -94,7 +91,7 @@ def test_a_large_state_stays_and_its_trial_goes_on_from_it(
     assert len(list((home() / "states").glob("*"))) == 3, "two of the trial, one of the other"
 
 
-def test_a_state_of_a_time_to_come_makes_no_other_old(make: Callable[..., Host], space: Space) -> None:
+def test_a_state_of_a_time_to_come_makes_no_other_old(make, space):
     """A clock was ahead for a while, and is right again."""
     host = make(0)
     spec = spec_of(host, space)
@@ -109,7 +106,7 @@ def test_a_state_of_a_time_to_come_makes_no_other_old(make: Callable[..., Host],
     assert report.retrained_steps == 0
 
 
-def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make: Callable[..., Host], space: Space) -> None:
+def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make, space):
     lost = make(0)
     spec = spec_of(lost, space)
     _, reference = lost.advance(spec, 4, None, space.task)
@@ -127,7 +124,7 @@ def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make: Callable[..
     assert answers[0].loss == pytest.approx(answers[1].loss, rel=1e-4)
 
 
-def test_of_a_method_without_an_adapter_nothing_stays_in_the_end(make: Callable[..., Host], space: Space) -> None:
+def test_of_a_method_without_an_adapter_nothing_stays_in_the_end(make, space):
     host = make(1 << 16)
     spec = spec_of(host, space, method="full", rank=0, learning_rate=1e-4)
     first, state = host.advance(spec, 4, None, space.task)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from support.toy_language import save_base, save_rows
 
-from loraxs_search.packing._base import Host
 from loraxs_search.records.host import Answers, LargestTrial
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.space import Space
 
 SPACE = """
 task:
@@ -38,7 +35,7 @@ ROWS = range(12)
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
+def space(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writing")
     save_base(folder / "base")
     save_rows(folder)
@@ -46,7 +43,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "packed"])
-def host(request: pytest.FixtureRequest, space: Space, warm_home: Path) -> Iterator[Host]:
+def host(request, space, warm_home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
         config = HostConfig(
@@ -61,7 +58,7 @@ def host(request: pytest.FixtureRequest, space: Space, warm_home: Path) -> Itera
 
 
 @pytest.fixture
-def spec(host: Host, space: Space) -> TrialSpec:
+def spec(host, space):
     modules = tuple(module.name for module in host.info(space.task).modules)
     hyper = Hyperparameters(modules, 3e-2, 3e-2, rank=4, init_std=1e-1, batch_size=4, max_steps=8)
     return TrialSpec("00000", {}, hyper)
@@ -78,9 +75,7 @@ def joined(parts: list[Answers], column: Callable[[Answers], tuple[object, ...] 
 
 
 @pytest.mark.parametrize("shots", [0, 4])
-def test_the_base_alone_is_asked_between_rounds_and_no_adapter_is_on_it(
-    host: Host, space: Space, spec: TrialSpec, shots: int
-) -> None:
+def test_the_base_alone_is_asked_between_rounds_and_no_adapter_is_on_it(host, space, spec, shots):
     task = space.task
     before = host.answer_without_adapter("validation", ROWS, shots, task)  # all validation rows, whatever reports score
     assert len(before.predictions) == len(before.labels) == len(ROWS)
@@ -94,7 +89,7 @@ def test_the_base_alone_is_asked_between_rounds_and_no_adapter_is_on_it(
     assert host.advance(spec, 6, state, task)[0].step == 6
 
 
-def test_answers_carry_what_metrics_are_taken_of(host: Host, space: Space, spec: TrialSpec) -> None:
+def test_answers_carry_what_metrics_are_taken_of(host, space, spec):
     task = space.task
     report, state = host.advance(spec, 2, None, task)
     assert set(report.metrics) == {"loss"}, "reports write nothing"
@@ -108,19 +103,19 @@ def test_answers_carry_what_metrics_are_taken_of(host: Host, space: Space, spec:
     assert joined(parts, lambda part: part.losses) == pytest.approx(list(whole.losses or ()), rel=1e-4)
 
 
-def test_candidates_are_scored_by_what_they_write(host: Host, space: Space, spec: TrialSpec) -> None:
+def test_candidates_are_scored_by_what_they_write(host, space, spec):
     task: Task = space.task
     _, state = host.advance(spec, 2, None, task)
     report, _ = host.advance(spec, 2, state, task.for_candidates)
     assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
 
 
-def test_an_adapter_knows_what_ends_its_answers(host: Host, space: Space, spec: TrialSpec) -> None:
+def test_an_adapter_knows_what_ends_its_answers(host, space, spec):
     _, state = host.advance(spec, 2, None, space.task)
     assert host.confirm(spec, state, space.task).ends == ("[END]",)
 
 
-def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(host: Host, space: Space, spec: TrialSpec) -> None:
+def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(host, space, spec):
     task = replace(space.task, metric="loss", direction="minimize", metrics=("loss", "token_accuracy"))
     task = replace(task, report_metric=None, report_direction=None)
     answers = host.answer_without_adapter("test", ROWS, 0, task)

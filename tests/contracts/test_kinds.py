@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.bases import LLAMA
+from support.bases import LLAMA, word_tokenizer
 from support.trials import TrialBase, make_spec, train
 from support.word_pairs import WordPairs
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
@@ -26,6 +25,7 @@ from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.host import Answers
 from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import (
@@ -33,11 +33,12 @@ from loraxs_search.tasks.kinds import (
     PassOutputs,
     RequestGenerator,
     Section,
+    TaskKind,
     checked,
     find_metric,
     kind_of,
 )
-from loraxs_search.tasks.prepared import encode, prepare
+from loraxs_search.tasks.prepared import PreparedTask, encode, load_data, prepare
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import ask, score_rows, split_metrics
 
@@ -72,7 +73,7 @@ def known():
         yield
 
 
-def row(number, name):
+def row(number: int, name: str) -> dict[str, Any]:
     words = [f"w{(7 * number + 3 * i) % 30}" for i in range(2 + number % 5)]
     label: Any = number / 7 if name == "regression" else number % 3
     if name == "token-classification":
@@ -104,13 +105,7 @@ def task(name, known, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    inputs = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_input_names=inputs, model_max_length=32
-    )
+    return word_tokenizer(["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))])
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +137,7 @@ def model(base, kind):
     return load_model(base, kind.model)
 
 
-def answer_metrics(kind):
+def answer_metrics(kind: TaskKind) -> list[str]:
     return [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
 
 
@@ -155,14 +150,16 @@ def test_its_keys_make_a_task_and_come_back(name, task, kind):
     again = kind.fields(kind.section.model_validate(kind.keys()))
     assert {key: getattr(task, key) for key in again} == again
     assert kind_of(from_json(Task, to_json(task))).task == task
-
-
-@every_kind
-def test_its_metrics_mean_the_same_everywhere(name, kind):
+    # Its metrics mean the same everywhere, and its example is a question.
     assert kind.fitting_metrics({})
     assert all(find_metric(metric, kind.task) is own and own.name == metric for metric, own in kind.metrics.items())
     assert all((known := find_metric(name)) and known.direction == own.direction for name, own in kind.metrics.items())
     assert set(kind.fitting_metrics(kind.keys())) <= set(kind.metrics)
+    assert len(kind.example) == len(kind.question_columns)
+    assert len(kind.questions([kind.example])) == 1
+    for rows in ([], [()], [("a", "b", "c", "d")], [("",)]):
+        with pytest.raises(TaskDataError, match="must be given"):
+            kind.questions(rows)
 
 
 def test_no_module_of_a_kind_loads_torch_or_transformers():
@@ -174,7 +171,9 @@ def test_no_module_of_a_kind_loads_torch_or_transformers():
 
 # ---- rows to tokens --------------------------------------------------------------------------------------------------
 @every_kind
-def test_rows_fit_the_base_and_each_read_has_a_target(name, task, kind, data):
+def test_rows_fit_the_base_each_read_has_a_target_and_cached_tokens_are_those_of_every_row_alone(
+    name, task, kind, data
+):
     for split, size in SIZES.items():
         encoded, every = data.encoded(split), np.arange(size)  # type: ignore[arg-type]
         assert len(encoded) == size == len(data.labels(split))  # type: ignore[arg-type]
@@ -187,12 +186,6 @@ def test_rows_fit_the_base_and_each_read_has_a_target(name, task, kind, data):
             positions = encoded.positions.row(i)
             assert len(positions)
             assert 0 <= positions[0] <= positions[-1] < encoded.lengths[i]
-
-
-@every_kind
-def test_cached_tokens_are_those_of_every_row_alone(name, kind, data, task):
-    from loraxs_search.tasks.prepared import load_data
-
     again, rows = prepare(task, data.tokenizer), load_data(task).rows["train"]
     for i in range(len(rows)):
         alone = kind.encode(rows.take([i]), data.tokenizer)
@@ -219,22 +212,18 @@ def test_it_says_of_its_answers_what_fits_a_few_columns(name, data):
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
-def losses(kind, model, data, rows):
+def losses(kind: TaskKind, model: Any, data: PreparedTask, rows: list[int]) -> torch.Tensor:
     batch = data.collate("train", rows)
     return kind.loss(forward(model, batch.inputs, batch.reads), batch)
 
 
 @every_kind
-def test_a_rows_loss_is_its_own(name, kind, model, data):
+def test_a_rows_loss_is_its_own_and_trains_an_adapter(name, kind, model, data, base):
     rows = [3, 0, 21, 7, 8]
     together = losses(kind, model, data, rows)
     assert (together.shape, together.dtype) == ((len(rows),), torch.float32)
     torch.testing.assert_close(together, torch.cat([losses(kind, model, data, [row]) for row in rows]))
     torch.testing.assert_close(together[[4, 2]], losses(kind, model, data, [8, 21]))
-
-
-@every_kind
-def test_its_loss_trains_an_adapter(name, kind, model, data, base):
     attached = attach(model, spec(base, kind, "1"))
     losses(kind, attached, data, [0, 1, 2]).sum().backward()
     trained = {n: p for n, p in attached.named_parameters() if p.requires_grad}
@@ -244,39 +233,27 @@ def test_its_loss_trains_an_adapter(name, kind, model, data, base):
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 @every_kind
-def test_scores_come_in_the_order_asked_for(name, kind, model, data):
-    every = score_rows(model, data, "test", np.arange(SIZES["test"]))
+def test_scores_come_in_the_order_asked_for_are_measured_and_stored(name, kind, model, data):
+    scores, labels = score_rows(model, data, "test", np.arange(SIZES["test"])), data.labels("test")
     some = score_rows(model, data, "test", np.array([9, 2, 4]))
-    assert every.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
-    np.testing.assert_allclose(every.losses[[9, 2, 4]], some.losses, rtol=1e-5)
-    assert every.counts[[9, 2, 4]].tolist() == some.counts.tolist()
-    assert every.predictions.dtype.kind == data.labels("test").dtype.kind
+    assert scores.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
+    np.testing.assert_allclose(scores.losses[[9, 2, 4]], some.losses, rtol=1e-5)
+    assert scores.counts[[9, 2, 4]].tolist() == some.counts.tolist()
+    assert scores.predictions.dtype.kind == labels.dtype.kind
 
+    measured = split_metrics(data, "test", scores)
+    written = {"unparsed", "unended"} if scores.ended is not None else set()
+    assert set(measured) == {*kind.task.metrics, "loss"} | written
+    assert measured["loss"] == pytest.approx(scores.losses.sum() / scores.counts.sum())
+    assert scores.correct is None or (scores.correct <= scores.counts).all()
 
-@every_kind
-def test_answers_survive_the_study_folder_and_the_registry(name, kind, model, data):
-    scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
-    labels = data.labels("test")
     answers = Answers(tuple(scores.predictions.tolist()), tuple(labels.tolist()), 1.5, 3)
     read = from_json(Answers, to_json(answers))
     assert read == answers
     rows = ScoredRows.from_bytes(ScoredRows.of(read.predictions, read.labels).to_bytes())
     assert rows.same_rows(ScoredRows(labels, labels))
-    expected = split_metrics(data, "test", scores)
-    assert kind.measure(rows.predictions, rows.labels) == pytest.approx(
-        {name: expected[name] for name in answer_metrics(kind)}
-    )
-
-
-@every_kind
-def test_every_metric_is_measured_in_the_tasks_order(name, kind, model, data):
-    scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
-    measured = split_metrics(data, "test", scores)
-    written = {"unparsed", "unended"} if scores.ended is not None else set()
-    assert set(measured) == {*kind.task.metrics, "loss"} | written
-    assert measured["loss"] == pytest.approx(scores.losses.sum() / scores.counts.sum())
-    if scores.correct is not None:
-        assert (scores.correct <= scores.counts).all()
+    expected = {name: measured[name] for name in answer_metrics(kind)}
+    assert kind.measure(rows.predictions, rows.labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics], scope="module")
@@ -293,22 +270,16 @@ def test_a_cheap_report_has_the_losses_of_a_whole_one(name, task, model, data):
 
 
 @every_kind
-def test_asking_may_be_ended_early(name, kind, data):
-    asking: RequestGenerator[Any] = kind.score(data, "test", np.arange(3))
+def test_a_batch_of_outputs_is_reduced_row_by_row_and_asking_may_be_ended_early(name, kind, model, data):
+    """What `reduce` makes of a part of the rows is that part of what it makes of all."""
+    asking: RequestGenerator[Any] = kind.score(data, "test", np.arange(6))
     request = next(asking)
-    assert len(request.rows)
     asking.close()
     with pytest.raises(StopIteration):
         next(asking)
 
-
-@every_kind
-def test_a_batch_of_outputs_is_reduced_row_by_row(name, kind, model, data):
-    """What `reduce` makes of a part of the rows is that part of what it makes of all."""
-    request = next(kind.score(data, "test", np.arange(6)))
-
     @torch.inference_mode()
-    def reduced(rows):
+    def reduced(rows: list[int]) -> tuple[torch.Tensor, ...]:
         batch = data.collate(request.source, request.rows[rows])
         outputs = forward(model, batch.inputs, batch.reads)
         assert isinstance(outputs, PassOutputs)
@@ -320,7 +291,7 @@ def test_a_batch_of_outputs_is_reduced_row_by_row(name, kind, model, data):
 
 
 @every_kind
-def test_a_question_is_answered_as_its_row_is(name, kind, model, data):
+def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_are_no_answer(name, kind, model, data):
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
@@ -330,29 +301,11 @@ def test_a_question_is_answered_as_its_row_is(name, kind, model, data):
     for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)
-
-
-@every_kind
-def test_numbers_that_are_not_finite_are_no_answer(name, kind, model, data):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    question, source = (row(200, name)["text"],), RowSource(data.tokenizer)
     with pytest.raises(TrialDivergedError, match="finite"):
-        ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, [question]), question))
-
-
-@every_kind
-def test_its_example_is_a_question(name, kind):
-    assert len(kind.example) == len(kind.question_columns)
-    assert len(kind.questions([kind.example])) == 1
-
-
-@every_kind
-def test_what_nobody_can_answer_is_refused(name, kind):
-    for rows in ([], [()], [("a", "b", "c", "d")], [("",)]):
-        with pytest.raises(TaskDataError, match="must be given"):
-            kind.questions(rows)
+        ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions[:1]), shown[:1]))
 
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
@@ -371,7 +324,7 @@ def test_constants_are_answers(name, kind, data):
 
 
 # ---- alone and packed ------------------------------------------------------------------------------------------------
-def spec(base, kind, trial_id, **changes):
+def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> TrialSpec:
     names = tuple(module.name for module in linear_modules(base, kind.model))
     return make_spec(trial_id, names, **changes)
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +25,7 @@ PYTEST_INI = "[pytest]\naddopts = -p no:cacheprovider\nmarkers =\n    regression
 
 
 @pytest.fixture(scope="module")
-def sdist(request: pytest.FixtureRequest) -> Path:
+def sdist(request):
     """PEFT's source distribution, downloaded once and kept in pytest's cache."""
     if version("peft") != PEFT:
         pytest.skip(f"the matrix is that of peft {PEFT}, and {version('peft')} is installed")
@@ -44,7 +43,7 @@ def sdist(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def suite(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def suite(sdist, tmp_path_factory):
     """A folder with PEFT's tests as a package, and our conftest beside it."""
     folder = tmp_path_factory.mktemp("peft-matrix")
     (folder / "tests").mkdir()
@@ -63,7 +62,7 @@ def suite(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 @pytest.mark.long(part="software")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_loraxs_passes_what_peft_asks_of_its_methods(suite: Path, fresh_home: Path, matrix: str) -> None:
+def test_loraxs_passes_what_peft_asks_of_its_methods(suite, fresh_home, matrix):
     report = suite / f"{matrix}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", f"tests/{matrix}.py", f"--junitxml={report}"]
     root = str(Path(__file__).parents[2])

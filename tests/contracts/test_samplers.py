@@ -47,8 +47,7 @@ parameters:
   scale: {uniform: [0.5, 4.0], when: {method: lora}}
 search: {scheduler: none, trials: 24}
 """
-SPACES = {"conditional": CONDITIONAL, "several methods": RIVALS}
-every_space = pytest.mark.parametrize("text", SPACES.values(), ids=list(SPACES))
+SPACES = (CONDITIONAL, RIVALS)
 
 
 def space_of(text: str, name: str, *overrides: str) -> Space:
@@ -99,15 +98,14 @@ class Study:
 
 
 # ---- what it proposes ------------------------------------------------------------------------------------------------
-@every_space
 @every_sampler
-def test_every_proposal_is_one_of_the_space(name: str, text: str) -> None:
+def test_every_proposal_is_one_of_the_space(name):
     """With each parameter that its others say it has, and no other; a range is searched and not one end of it."""
-    space = space_of(text, name)
-    drawn = Study(space).run(9)
-    for params in drawn:
-        assert space.suggest(_Given(space.drawn_params(params))) == params
-    assert len({params["learning_rate"] for params in drawn}) == 9
+    for space in (space_of(text, name) for text in SPACES):
+        drawn = Study(space).run(9)
+        for params in drawn:
+            assert space.suggest(_Given(space.drawn_params(params))) == params
+        assert len({params["learning_rate"] for params in drawn}) == 9
 
 
 class _Given:
@@ -128,14 +126,14 @@ class _Given:
 
 
 @every_sampler
-def test_the_same_seed_proposes_the_same_and_another_one_does_not(name: str) -> None:
+def test_the_same_seed_proposes_the_same_and_another_one_does_not(name):
     first, again, other = (Study(space_of(CONDITIONAL, name, f"search.seed={seed}")).run(9) for seed in (3, 3, 4))
     assert first == again
     assert all(one != another for one, another in zip(first, other, strict=True))
 
 
 @every_sampler
-def test_a_trial_that_a_person_adds_is_not_proposed_again(name: str) -> None:
+def test_a_trial_that_a_person_adds_is_not_proposed_again(name):
     study = Study(space_of(CONDITIONAL, name))
     added = list[Scalar]()
     for number in range(3):
@@ -146,7 +144,7 @@ def test_a_trial_that_a_person_adds_is_not_proposed_again(name: str) -> None:
 
 
 @every_sampler
-def test_trials_that_run_together_differ(name: str) -> None:
+def test_trials_that_run_together_differ(name):
     """The first ones, of which nothing is known, and those that begin when it has learnt."""
     study = Study(space_of(CONDITIONAL, name))
     together = [params["learning_rate"] for _, params in (study.start() for _ in range(8))]
@@ -157,7 +155,7 @@ def test_trials_that_run_together_differ(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "num_trials"), [("tpe", 30), ("gp", 9)])
-def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
+def test_it_proposes_near_what_was_good(name, num_trials):
     """The best rate is 0.03; the middle of the range, where chance draws, is 0.01."""
     rate = "{learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
     text = f"task: sst2\nbase_model: org/base\nmethod: head-only\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
@@ -167,16 +165,16 @@ def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
     assert rates[1] == pytest.approx(0.03, rel=0.3)
 
 
-def test_random_proposes_the_same_whatever_was_good() -> None:
+def test_random_proposes_the_same_whatever_was_good():
     space = space_of(CONDITIONAL, "random")
     learning, other = Study(space), Study(space)
     assert learning.run(9) == [other.start()[1] for _ in range(9)]
 
 
 # ---- restarts --------------------------------------------------------------------------------------------------------
-@every_space
+@pytest.mark.parametrize("text", SPACES, ids=["conditional", "several methods"])
 @every_sampler
-def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_does(name: str, text: str) -> None:
+def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_does(name, text):
     """All that a new driver has is the log; with trials that run, that were stopped and that failed."""
     space = space_of(text, name)
     whole = Study(space)
@@ -192,7 +190,7 @@ def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_d
 
 
 @every_sampler
-def test_what_is_drawn_and_not_recorded_changes_nothing(name: str) -> None:
+def test_what_is_drawn_and_not_recorded_changes_nothing(name):
     study = Study(space_of(CONDITIONAL, name))
     study.run(9)
     first = study.proposer.propose(5)
@@ -201,7 +199,7 @@ def test_what_is_drawn_and_not_recorded_changes_nothing(name: str) -> None:
 
 
 @every_sampler
-def test_it_goes_on_after_trials_that_a_person_added(name: str) -> None:
+def test_it_goes_on_after_trials_that_a_person_added(name):
     study = Study(space_of(CONDITIONAL, name))
     study.run(8)
     for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
@@ -216,7 +214,7 @@ def test_it_goes_on_after_trials_that_a_person_added(name: str) -> None:
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 @every_sampler
-def test_a_score_that_is_no_number_ends_no_search(name: str) -> None:
+def test_a_score_that_is_no_number_ends_no_search(name):
     study = Study(space_of(CONDITIONAL, name))
     for number in range(12):
         trial_id, _ = study.start()
@@ -227,7 +225,7 @@ def test_a_score_that_is_no_number_ends_no_search(name: str) -> None:
 
 # ---- what it takes ---------------------------------------------------------------------------------------------------
 @every_sampler
-def test_what_it_declares_is_taken_stored_and_may_be_left_out(name: str) -> None:
+def test_what_it_declares_is_taken_stored_and_may_be_left_out(name):
     defaults = {key: law.default for key, law in SAMPLERS.get(name).parameters.items()}
     plain = parse_space(CONDITIONAL, source="s.yaml", folder=Path("/"), overrides=(f"search.sampler={name}",))
     assert defaults.items() <= plain.search.params.items()
@@ -235,25 +233,20 @@ def test_what_it_declares_is_taken_stored_and_may_be_left_out(name: str) -> None
 
 
 @every_sampler
-@pytest.mark.parametrize(
-    "parameters",
-    ["{rank: {choice: [2, 4]}, learning_rate: 0.01}", "{rank: 2, learning_rate: 0.01}"],
-    ids=["a choice", "nothing"],
-)
-def test_a_space_of_one_choice_or_nothing_is_searched(name: str, parameters: str) -> None:
-    text = f"task: sst2\nbase_model: org/base\nparameters: {parameters}\nsearch: {{scheduler: none}}\n"
-    study = Study(space_of(text, name))
-    ranks = {params["rank"] for params in study.run(16)}
-    assert len(ranks) == (2 if "choice" in parameters else 1)
+def test_a_space_of_one_choice_or_nothing_is_searched(name):
+    for rank, number in (("{choice: [2, 4]}", 2), ("2", 1)):
+        text = f"task: sst2\nbase_model: org/base\nparameters: {{rank: {rank}, learning_rate: 0.01}}\n"
+        study = Study(space_of(f"{text}search: {{scheduler: none}}\n", name))
+        assert len({params["rank"] for params in study.run(16)}) == number
 
 
-def test_what_is_drawn_at_random_is_said() -> None:
+def test_what_is_drawn_at_random_is_said():
     assert notes(space_of(CONDITIONAL, "tpe")) == ()
     (drawn,) = notes(space_of(CONDITIONAL, "gp"))
     assert "init_std (conditional) at random" in drawn
 
 
-def test_where_too_few_trials_are_complete_is_said() -> None:
+def test_where_too_few_trials_are_complete_is_said():
     plain = CONDITIONAL.replace("  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}\n", "")
     (few,) = notes(space_of(plain, "gp", "search.trials=8", "search.n_startup_trials=10"))
     assert "10 complete trials on, and the search has 8" in few
@@ -269,7 +262,7 @@ class Broken(Sampler):
         raise RuntimeError("no luck")
 
 
-def test_a_sampler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_fails_is_named(monkeypatch):
     monkeypatch.setitem(SAMPLERS._entries, "broken", Broken)
     study = Study(space_of(CONDITIONAL, "broken"))
     study.start()  # by the recipe
@@ -277,7 +270,7 @@ def test_a_sampler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         study.start()
 
 
-def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_sampler_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
         make_sampler(SearchPlan(sampler="tpee"), ())
     with pytest.raises(SpaceError, match=r"search\.sampler: .*: tpe"):

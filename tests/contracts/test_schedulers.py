@@ -45,7 +45,7 @@ def reported(scheduler: Scheduler, rounds: list[list[float | None]]) -> Iterator
 
 @every_scheduler
 @given(rounds=ROUNDS, restarts=st.sets(st.integers(0, 100)))
-def test_restarts_change_no_decision(name: str, rounds: list[list[float | None]], restarts: set[int]) -> None:
+def test_restarts_change_no_decision(name, rounds, restarts):
     """Whichever trials report what, and wherever the driver dies between two reports."""
     undisturbed, resumed, before = new(name), new(name), list[TrialReport]()
     for number, latest in enumerate(reported(undisturbed, rounds)):
@@ -59,7 +59,7 @@ def test_restarts_change_no_decision(name: str, rounds: list[list[float | None]]
 
 @every_scheduler
 @given(rounds=ROUNDS)
-def test_a_spared_trial_is_never_stopped(name: str, rounds: list[list[float | None]]) -> None:
+def test_a_spared_trial_is_never_stopped(name, rounds):
     scheduler = new(name)
     scheduler.spares = lambda trial_id: trial_id == "00000"
     for latest in reported(scheduler, rounds):
@@ -69,7 +69,7 @@ def test_a_spared_trial_is_never_stopped(name: str, rounds: list[list[float | No
 
 @every_scheduler
 @given(rounds=ROUNDS)
-def test_every_stop_has_a_reason_and_comes_before_the_last_step(name: str, rounds: list[list[float | None]]) -> None:
+def test_every_stop_has_a_reason_and_comes_before_the_last_step(name, rounds):
     scheduler = new(name)
     for latest in reported(scheduler, rounds):
         reason = scheduler.report(latest, METRIC)
@@ -79,7 +79,7 @@ def test_every_stop_has_a_reason_and_comes_before_the_last_step(name: str, round
 
 @every_scheduler
 @given(rounds=ROUNDS)
-def test_a_report_that_comes_twice_counts_once(name: str, rounds: list[list[float | None]]) -> None:
+def test_a_report_that_comes_twice_counts_once(name, rounds):
     """As one does whose trial's last report stopped it: Tune says so, and then that the trial has ended."""
     once, twice = new(name), new(name)
     for latest in reported(once, rounds):
@@ -88,14 +88,14 @@ def test_a_report_that_comes_twice_counts_once(name: str, rounds: list[list[floa
 
 
 @every_scheduler
-def test_a_score_that_is_not_a_number_ends_no_search(name: str) -> None:
+def test_a_score_that_is_not_a_number_ends_no_search(name):
     scheduler = new(name)
     for latest in together({"00000": math.nan, "00001": 0.5, "00002": math.nan}, EVERY):
         assert scheduler.report(latest, METRIC) in (None, scheduler.stopped.get(latest.trial_id))
 
 
 @every_scheduler
-def test_a_peer_that_is_never_heard_of_again_does_no_harm(name: str) -> None:
+def test_a_peer_that_is_never_heard_of_again_does_no_harm(name):
     scheduler = new(name)
     scheduler.report(report("00000", EVERY, 0.5, {"00001": (EVERY, 0.9)}), METRIC)
     scheduler.report(report("00000", 2 * EVERY, 0.5, {"00002": (STEPS, 0.9)}), METRIC)
@@ -104,7 +104,7 @@ def test_a_peer_that_is_never_heard_of_again_does_no_harm(name: str) -> None:
 
 
 @every_scheduler
-def test_it_can_be_pickled(name: str) -> None:
+def test_it_can_be_pickled(name):
     """Ray Tune pickles what it runs."""
     scheduler = new(name)
     scheduler.replay(together({"00000": 0.5, "00001": 0.8, "00002": 0.1}, EVERY), METRIC)
@@ -118,12 +118,12 @@ class Nobody(Scheduler):
     def decide(self, trial: ScoredTrial) -> None: ...
 
 
-def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_scheduler_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"`search\.scheduler`.*: asha, none, .*'ashaa'"):
         new("ashaa")
 
 
-def test_a_name_that_is_taken_cannot_be_registered() -> None:
+def test_a_name_that_is_taken_cannot_be_registered():
     with pytest.raises(ValueError, match="'asha' is taken"):
         SCHEDULERS.register("asha", Nobody)
     SCHEDULERS.register("asha", SCHEDULERS.get("asha"))  # the same one, as when a notebook's cell runs twice

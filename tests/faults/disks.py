@@ -1,10 +1,9 @@
-"""File systems that are small, full or read-only; the right to mount is needed, as root has it."""
+"""File systems that are small or full; the right to mount is needed, as root has it."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,6 @@ class Disk:
     def free(self) -> None:
         """Make room again."""
         (self.path / "ballast").unlink()
-
-    def writable(self, yes: bool) -> None:
-        """Let the disk be written or not, once nobody has a file open for writing."""
-        for _ in range(50):
-            with contextlib.suppress(subprocess.CalledProcessError):
-                return _mount("-o", f"remount,{'rw' if yes else 'ro'}", str(self.path))
-            time.sleep(0.2)
-        raise AssertionError(f"{self.path} stays in use")
 
 
 def no_mounts(folder: Path) -> str | None:

@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +32,6 @@ class World:
         base: `base_model` of the spaces, as YAML.
         steps: Of a trial; it reports four times.
         pack_size: Of the spaces, as YAML.
-        kills: Of a driver, one after the other.
-        outage_s: How long MLflow or a network is away.
         studies: Name and number of trials of each study that was begun.
     """
 
@@ -44,8 +41,6 @@ class World:
     steps: int = 24
     trials: int = 4
     pack_size: str = "auto"
-    kills: int = 3
-    outage_s: float = 5.0
     env: dict[str, str] = field(default_factory=dict)
     studies: dict[str, int] = field(default_factory=dict)
 
@@ -105,22 +100,6 @@ class World:
     def resume(self, study: str, *arguments: str) -> str:
         """Go on with a study to its end; return what was said."""
         return self.finish(self.start("resume", study, *arguments))
-
-    def wait_for(self, process: subprocess.Popen[str], reached: Callable[[], bool], timeout_s: float = 240.0) -> None:
-        """Wait until something is so, while the process lives."""
-        end = time.monotonic() + timeout_s
-        while not reached():
-            assert process.poll() is None, f"it ended early: {process.communicate()}"
-            assert time.monotonic() < end, "it did not come so far"
-            time.sleep(0.05)
-
-    def num_reports(self, study: str) -> int:
-        """Count the reports of a study so far."""
-        from loraxs_search.studies.folder import StudyFolder
-
-        if not StudyFolder.exists(study):
-            return 0
-        return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
 
     def losses(self) -> Losses:
         """Sum up what the studies of this world have lost."""

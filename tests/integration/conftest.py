@@ -7,7 +7,7 @@ import functools
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from faults.records import Losses, Records, losses, read_records
-from support.servers import MlflowServer
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.result import SearchResult
@@ -28,7 +27,7 @@ _RAY = contextlib.ExitStack()
 
 
 @pytest.fixture(scope="session")
-def search_home(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> Path:
+def search_home(tmp_path_factory, store_template):
     """A home for the searches of all modules: their studies have names of their own."""
     home = tmp_path_factory.mktemp("search-home")
     shutil.copy(store_template, home / "mlflow.db")
@@ -36,14 +35,14 @@ def search_home(tmp_path_factory: pytest.TempPathFactory, store_template: Path) 
 
 
 @pytest.fixture
-def in_search_home(fresh_home: Path, search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def in_search_home(fresh_home, search_home, monkeypatch):
     """Let this test work in that home."""
     monkeypatch.setenv("LORAXS_HOME", str(search_home))
     return search_home
 
 
 @pytest.fixture(scope="session")
-def ray_here(search_home: Path) -> None:
+def ray_here(search_home):
     """One Ray for all tests that search in this process: `launch` uses a connection that is there already.
 
     A new host takes longer than all else of a short search: searches with the same settings share hosts.
@@ -76,7 +75,7 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def full_ray(request: pytest.FixtureRequest) -> Path:
+def full_ray(request):
     """`ray[default]` in an environment that sees ours, made once: in ours, every node of every test would be slower."""
     wanted = f"ray[default]=={version('ray')}"
     folder = Path(request.config.cache.mkdir(f"ray-default-{version('ray')}")) / "env"
@@ -96,7 +95,7 @@ def full_ray(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
+def search(ray_here, in_search_home, tiny_space):
     """Search the tiny space with overrides, on hosts that stay for the next search with the same base and settings."""
 
     def launched(name: str, *overrides: str) -> SearchResult:
@@ -108,9 +107,7 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
 
 
 @pytest.fixture
-def simulated(
-    ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., SearchResult]:
+def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
     """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too.
 
     With `search.concurrent=1` one trial runs at a time, on the same hosts.
@@ -140,7 +137,7 @@ def simulated(
 
 
 @pytest.fixture
-def agree() -> Callable[[str, int], Records]:
+def agree():
     """Assert that journal and MLflow hold the same trials, all ended, none twice, no point missing."""
 
     def check(study: str, num_trials: int) -> Records:
@@ -154,9 +151,7 @@ def agree() -> Callable[[str, int], Records]:
 
 
 @pytest.fixture
-def server_with_accounts(
-    make_mlflow_server: Callable[[], MlflowServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> MlflowServer:
+def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
     """A server with accounts on which this process is a user who is no admin."""
     (tmp_path / "auth.ini").write_text(
         f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"

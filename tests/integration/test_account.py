@@ -8,11 +8,9 @@ import shutil
 import subprocess
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.servers import MlflowServer
 from support.shell import start
 
 from loraxs_search.studies.folder import StudyFolder
@@ -22,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
-def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def ray_folder(monkeypatch):
     """Where Ray keeps its sessions; its sockets want a short path."""
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
@@ -31,7 +29,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def say(fresh_home: Path) -> Callable[..., tuple[int, str]]:
+def say(fresh_home):
     """Run a command line; return its exit code and all it says."""
 
     def command(*arguments: str) -> tuple[int, str]:
@@ -44,14 +42,8 @@ def say(fresh_home: Path) -> Callable[..., tuple[int, str]]:
 
 @pytest.mark.long(part="storage")
 def test_a_password_in_the_tracking_uri_is_kept_nowhere(
-    server_with_accounts: MlflowServer,
-    say: Callable[..., tuple[int, str]],
-    ray_folder: Path,
-    tiny_space: Path,
-    fresh_home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    server_with_accounts, say, ray_folder, tiny_space, fresh_home, tmp_path, monkeypatch
+):
     password, uri = os.environ["MLFLOW_TRACKING_PASSWORD"], server_with_accounts.uri
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name)

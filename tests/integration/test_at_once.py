@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import pytest
 import torch
 
 from loraxs_search.factors.store import FactorStore
@@ -28,7 +26,7 @@ print(FactorStore(root).get(weight, rank=64).left.double().sum().item())
 """
 
 
-def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_path: Path) -> None:
+def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_path):
     root, gate = tmp_path / "factors", tmp_path / "gate"
     command = [sys.executable, "-c", SCRIPT, str(root), str(gate)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -46,7 +44,7 @@ def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_
     assert file.suffix == ".safetensors"
 
 
-def test_two_at_once_create_one_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_create_one_store_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}"
     threads = [threading.Thread(target=ensure_store, args=(uri,)) for _ in range(2)]

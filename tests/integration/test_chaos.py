@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +16,7 @@ from faults.arena import missing_means
 from faults.chaos import shrink
 from faults.history import History, Op, Promoted, broken_log, is_continued, violations
 from faults.kinds import KINDS, Fault, plan
-from faults.records import Losses, Point, Records, losses
+from faults.records import Losses, Records, losses
 from faults.world import no_more_memory, slowed
 from support.clocks import no_wrong_clock, wrong_clock
 
@@ -63,7 +62,7 @@ GOOD = [
 ]
 
 
-def test_what_may_be_is_not_blamed() -> None:
+def test_what_may_be_is_not_blamed():
     assert violations(History(GOOD), PROMOTED) == []
 
 
@@ -91,17 +90,17 @@ def test_what_may_be_is_not_blamed() -> None:
         (op("driver", 0, 9, code=-11, said=""), "ends with -11"),
     ],
 )
-def test_what_may_not_be_is_said(bad: Op, says: str) -> None:
+def test_what_may_not_be_is_said(bad, says):
     found = violations(History([*GOOD, bad]), PROMOTED)
     assert any(says in line for line in found), found
 
 
 @pytest.mark.parametrize("kind", ["champion", "pull", "lease", "answer"])
-def test_what_nobody_has_seen_is_not_judged_to_be_right(kind: str) -> None:
+def test_what_nobody_has_seen_is_not_judged_to_be_right(kind):
     assert violations(History([own for own in GOOD if own.kind != kind]), PROMOTED) == [f"no {kind} has an answer"]
 
 
-def test_adapters_that_answer_alike_are_not_told_apart() -> None:
+def test_adapters_that_answer_alike_are_not_told_apart():
     alike = Promoted(PROMOTED.digests, TRUTH | {"aaa": [[0.205, 0.795]]})
     assert violations(History(GOOD), alike) == ["aaa and bbb answer alike: a wrong answer would not be seen"]
 
@@ -115,18 +114,18 @@ def test_adapters_that_answer_alike_are_not_told_apart() -> None:
         (((6, 0.5), (6, 0.5), (12, 0.75)), 1),
     ],
 )
-def test_points_that_mlflow_lacks_doubles_or_changes_are_counted(told: tuple[Point, ...], missing: int) -> None:
+def test_points_that_mlflow_lacks_doubles_or_changes_are_counted(told, missing):
     log = {"0": ("COMPLETE", ((6, 0.5), (12, 0.75)))}
     records = Records(log, {"0": ("COMPLETE", told)}, Counter("0"), 1)
     assert losses(records, 1) == Losses(missing=missing)
 
 
-def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked() -> None:
+def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked():
     sighted = [own for own in GOOD if own.kind != "fault"]
     assert "version 1 is pulled where [2] may be" in violations(History(sighted), PROMOTED)
 
 
-def test_a_promotion_that_failed_may_have_moved_the_champion() -> None:
+def test_a_promotion_that_failed_may_have_moved_the_champion():
     failed = op("promote", 8, 9, code=1, said="error: the server does not answer", version=None)
     read = champion(10, 11, 1)
     assert violations(History([*GOOD, read]), PROMOTED)
@@ -155,22 +154,22 @@ LOG = [
         ([*LOG, LOG[0] | {"trial_id": "1"}], "2 trials instead of 1"),
     ],
 )
-def test_a_log_that_lost_or_doubled_something_is_told(lines: list[dict[str, Any]], says: str) -> None:
+def test_a_log_that_lost_or_doubled_something_is_told(lines, says):
     assert broken_log(LOG, 1, (5, 10)) == []
     assert any(says in line for line in broken_log(lines, 1, (5, 10)))
 
 
 @pytest.mark.parametrize(("state", "reason"), [("PRUNED", "asha"), ("FAIL", "its host was lost more than 3 times")])
-def test_trials_may_end_early_for_a_reason(state: str, reason: str) -> None:
+def test_trials_may_end_early_for_a_reason(state, reason):
     assert broken_log([*LOG[:2], LOG[3] | {"state": state, "reason": reason}], 1, (5, 10)) == []
 
 
-def test_a_log_may_lose_a_line_that_was_half_written_and_nothing_else() -> None:
+def test_a_log_may_lose_a_line_that_was_half_written_and_nothing_else():
     assert is_continued(b'{"a": 1}\n{"b', b'{"a": 1}\n{"c": 2}\n')
     assert not is_continued(b'{"a": 1}\n{"b": 2}\n', b'{"a": 1}\n')
 
 
-def test_faults_follow_from_the_seed_and_two_at_one_target_do_not_overlap() -> None:
+def test_faults_follow_from_the_seed_and_two_at_one_target_do_not_overlap():
     kinds = set()
     for seed in range(50):
         faults = plan(seed)
@@ -213,7 +212,7 @@ def answer_of(process: subprocess.Popen[str], line: str = "") -> str:
 
 
 @pytest.mark.parametrize(("offset", "seconds"), [("+9d", 9 * 86400), ("-5h", -5 * 3600)])
-def test_a_wrong_clock_is_one_that_people_set(offset: str, seconds: int) -> None:
+def test_a_wrong_clock_is_one_that_people_set(offset, seconds):
     if reason := no_wrong_clock():
         pytest.skip(reason)
     began = (time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -224,7 +223,7 @@ def test_a_wrong_clock_is_one_that_people_set(offset: str, seconds: int) -> None
         assert before - 1 <= value - off <= after + 1
 
 
-def test_memory_that_is_used_up_is_refused_until_it_is_not() -> None:
+def test_memory_that_is_used_up_is_refused_until_it_is_not():
     with program() as process:
         answer_of(process)
         with no_more_memory([process.pid]):
@@ -232,7 +231,7 @@ def test_memory_that_is_used_up_is_refused_until_it_is_not() -> None:
         assert answer_of(process, f"{10**8}").split()[0] == f"{10**8}"
 
 
-def test_what_was_slow_is_stopped_no_more_and_its_children_neither() -> None:
+def test_what_was_slow_is_stopped_no_more_and_its_children_neither():
     with program() as process:
         answer_of(process)
         with slowed(process.pid):
@@ -242,14 +241,14 @@ def test_what_was_slow_is_stopped_no_more_and_its_children_neither() -> None:
         assert psutil.STATUS_STOPPED not in states
 
 
-def test_what_is_broken_is_shrunk_to_what_it_takes() -> None:
+def test_what_is_broken_is_shrunk_to_what_it_takes():
     faults = [Fault("disk full", float(n), 1.0, n) for n in range(9)]
     needed = {faults[2], faults[7]}
     assert shrink(faults, lambda fewer: needed <= set(fewer)) == [faults[2], faults[7]]
 
 
 @pytest.mark.timeout(1200)
-def test_five_minutes_of_chaos_break_no_rule(tmp_path: Path) -> None:
+def test_five_minutes_of_chaos_break_no_rule(tmp_path):
     if reason := missing_means(tmp_path):
         pytest.skip(reason)
     done = subprocess.run(

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def config(port: int) -> dict[str, object]:
 
 
 @pytest.fixture
-def address(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(in_search_home, monkeypatch):
     """A head with an autoscaler and no worker; all processes of its folder are ended at the end."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for its clients too
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
@@ -105,9 +104,7 @@ def _processes_of(folder: str) -> list[int]:
     return found
 
 
-def test_workers_are_started_for_the_trials_that_wait(
-    address: str, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_workers_are_started_for_the_trials_that_wait(address, tiny_space, agree):
     command = [sys.executable, "-m", "loraxs_search", "launch", str(tiny_space), "--name", "scaled"]
     command += ["--address", address, "--set", "search.concurrent=2", "--set", "search.trials=3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

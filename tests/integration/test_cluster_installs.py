@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from faults.nodes import Cluster, Node, short_lived
+from faults.nodes import Node, short_lived
 from faults.world import World
 
 from loraxs_search.studies.folder import StudyFolder
@@ -24,7 +24,7 @@ SHORT = ("--set", "search.trials=2", "--set", "search.max_steps=4")
 
 
 @pytest.fixture(scope="module")
-def nodes_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nodes_ray(tmp_path_factory):
     """The `ray` of an environment that Ray copies in seconds: it holds virtualenv, and sees all that this one has."""
     folder = tmp_path_factory.mktemp("nodes") / "env"
     venv.create(folder, with_pip=True)
@@ -43,7 +43,7 @@ def nodes_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(nodes_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(nodes_ray, tmp_path_factory):
     """A head and a worker."""
     homes = {number: tmp_path_factory.mktemp("node-home") for number in range(3)}
     with short_lived([Node(), Node()], homes, ray=nodes_ray) as made:
@@ -51,7 +51,7 @@ def cluster(nodes_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path) -> Launch:
+def launch(cluster, in_search_home, tiny_space, tmp_path):
     """Launch a search with a runtime environment; return its exit code and what it said."""
 
     def run(study: str, environment: str, *options: str) -> tuple[int, str]:
@@ -65,13 +65,7 @@ def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_a_search_runs_where_its_packages_are_installed(
-    installer: str,
-    launch: Launch,
-    cluster: Cluster,
-    tmp_path: Path,
-    agree: Callable[..., object],
-) -> None:
+def test_a_search_runs_where_its_packages_are_installed(installer, launch, cluster, tmp_path, agree):
     assert importlib.util.find_spec(PACKAGE) is None
     code, talk = launch(f"by-{installer}", f"{installer}: [{PACKAGE}]\n")
     assert code == 0, talk
@@ -84,7 +78,7 @@ def test_a_search_runs_where_its_packages_are_installed(
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_a_package_that_does_not_exist_is_told_before_any_trial(installer: str, launch: Launch) -> None:
+def test_a_package_that_does_not_exist_is_told_before_any_trial(installer, launch):
     code, talk = launch("absent", f"{installer}: [loraxs-search-has-no-such-package==1.0]\n")
     assert code == 1, talk
     assert talk.count(": environment: ") == 2, "one for each node"
@@ -93,36 +87,11 @@ def test_a_package_that_does_not_exist_is_told_before_any_trial(installer: str, 
     assert not StudyFolder.exists("absent"), "nothing is written"
 
 
-def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch: Launch) -> None:
+def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch):
     code, talk = launch("unlike", "pip: {packages: [peft==0.21.1], pip_install_options: [--no-deps]}\n")
     assert code == 1, talk
     assert talk.count(f"versions: peft 0.21.1, the driver has {version('peft')}") == 2
     assert not StudyFolder.exists("unlike")
-
-
-@pytest.mark.timeout(600)
-def test_a_late_node_that_cannot_install_ends_the_search_and_resume_goes_on_without_it(
-    cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path, agree: Callable[..., object]
-) -> None:
-    (tmp_path / "env.yaml").write_text(f"pip: [{PACKAGE}]\n")
-    world = World(tmp_path, in_search_home, env=cluster.env)
-    where = ("--address", cluster.address, "--runtime-env", str(tmp_path / "env.yaml"))
-    plan = ("search.trials=5", "search.max_steps=800", "search.report_every=10", "search.scheduler=none")
-    plan += ("search.pack_size=1",)  # a node that no trial needs is not looked at
-    longer = [word for override in plan for word in ("--set", override)]
-    search = world.launch("late", *where, *longer, space=tiny_space)
-    world.wait_for(search, (in_search_home / "studies" / "late").exists)
-    lacking = tmp_path / "lacking"
-    lacking.mkdir()
-    (lacking / "virtualenv.py").write_text("raise ImportError('this node has none')\n")
-    late = cluster.join(PYTHONPATH=str(lacking))
-    code, talk = world.end(search)
-    late.kill()
-    assert code == 1, talk
-    assert "must be able to make the search's environment, but " in talk
-    assert "Please install virtualenv" in talk
-    world.resume("late", *where)
-    agree("late", 5)
 
 
 WHERE = """

@@ -8,7 +8,6 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ class Shell:
 
 
 @pytest.fixture
-def shell(in_search_home: Path, full_ray: Path) -> Iterator[Shell]:
+def shell(in_search_home, full_ray):
     """A head with one CPU and a dashboard, and who works on it."""
     port, agents = free_port(), free_port()
     options = ("--num-cpus=1", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agents}")
@@ -43,9 +42,7 @@ def shell(in_search_home: Path, full_ray: Path) -> Iterator[Shell]:
 
 
 @pytest.mark.long(part="cluster")
-def test_the_line_for_a_job_searches_on_the_cluster(
-    shell: Shell, tiny_space: Path, agree: Callable[[str, int], object]
-) -> None:
+def test_the_line_for_a_job_searches_on_the_cluster(shell, tiny_space, agree):
     (line,) = re.findall(r"`(ray job submit -- .*?)`", README.read_text())
     small = "--name job --set search.trials=2 --set search.max_steps=4"
     command = shlex.split(f"{line.replace('SPACE', str(tiny_space))} {small}")

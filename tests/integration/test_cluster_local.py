@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def script(name: str, *args: str, env: dict[str, str]) -> subprocess.CompletedPr
 
 
 @pytest.fixture(scope="module")
-def cluster(search_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def cluster(search_home, tmp_path_factory):
     """Two workers with one CPU each and a home of their own; stopped at the end if the last test has not."""
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp")) / "c"  # short, for Ray's sockets
@@ -84,8 +83,8 @@ def cluster(search_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
-    cluster: LocalCluster, in_search_home: Path, tiny_space: Path, tmp_path: Path
-) -> None:
+    cluster, in_search_home, tiny_space, tmp_path
+):
     # Sound: every node has a verdict on everything.
     done = subprocess.run(
         [*as_in_the_readme("doctor", cluster, tiny_space, ""), "--json"],
@@ -159,9 +158,7 @@ with connected(sys.argv[1]):
 """
 
 
-def test_a_search_on_two_workers_then_nothing_is_left(
-    cluster: LocalCluster, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_a_search_on_two_workers_then_nothing_is_left(cluster, in_search_home, tiny_space, agree):
     assert cluster.env["RAY_AUTH_MODE"] == "token"
     token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o077 == 0

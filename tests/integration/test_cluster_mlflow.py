@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import urllib.parse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +50,7 @@ class Team:
 
 
 @pytest.fixture
-def team(tmp_path: Path) -> Iterator[Team]:
+def team(tmp_path):
     """The three servers below MLflow's, that one, and Caddy."""
     if (caddy := shutil.which("caddy")) is None:
         pytest.skip("Caddy (Debian package caddy) is not installed")
@@ -102,9 +101,7 @@ def answers(uri: str) -> bool:
         return False
 
 
-def test_a_team_searches_promotes_and_pulls_over_https(
-    team: Team, tiny_space: Path, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_team_searches_promotes_and_pulls_over_https(team, tiny_space, fresh_home, tmp_path, monkeypatch):
     def account(user: str, password: str) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)

@@ -10,9 +10,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,7 +31,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def cluster(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(in_search_home, monkeypatch):
     """A head that offers trials nothing; the test adds and removes nodes."""
     for name, value in _RAY_ENVIRONMENT.items():
         monkeypatch.setenv(name, os.environ.get(name, value))
@@ -113,9 +112,7 @@ def hosts() -> Counter[str]:
     return Counter(actor["Address"]["NodeID"] for actor in alive)
 
 
-def test_a_node_that_joins_is_used_and_the_one_that_leaves_loses_nothing(
-    cluster: Any, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_a_node_that_joins_is_used_and_the_one_that_leaves_loses_nothing(cluster, tiny_space, agree):
     first = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     plan = ("search.trials=9", "search.scheduler=none", "search.max_steps=240", "search.report_every=10")
     plan += ("search.pack_size=1",)
@@ -135,9 +132,7 @@ def test_a_node_that_joins_is_used_and_the_one_that_leaves_loses_nothing(
     assert len([c for c in result.candidates if "." not in c.trial_id]) == 2
 
 
-def test_a_search_begins_without_workers_and_takes_one_host_for_each_gpu_that_comes(
-    cluster: Any, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_a_search_begins_without_workers_and_takes_one_host_for_each_gpu_that_comes(cluster, tiny_space, agree):
     plan = ("search.trials=4", "search.max_steps=4", "search.pack_size=2")
     search = Search(tiny_space, "from-zero", cluster.address, *plan, "search.device=gpu", "search.concurrent=4")
     search.await_that(lambda: len(search.view.running) == 4)
@@ -162,9 +157,7 @@ sys.stdin.read()
 HELD = "2 CPU, which other work"
 
 
-def test_a_search_says_what_it_waits_for_and_goes_on_with_what_there_is(
-    cluster: Any, tiny_space: Path, agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_says_what_it_waits_for_and_goes_on_with_what_there_is(cluster, tiny_space, agree, monkeypatch):
     """Other work holds the node at first. Later another one takes its place, which is smaller than its trials ask."""
     monkeypatch.setattr(loop, "WAIT_S", 2.0)
     first = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(full_ray: Path, wheel: Path) -> Iterator[Desk]:
+def desk(full_ray, wheel):
     """Three machines with sshd and one from which they are started."""
     if reason := no_boxes() or no_sshd():
         pytest.skip(reason)
@@ -129,9 +129,7 @@ def _set_desk(here: Box, made: Boxes, wheel: Path, machines: list[Box]) -> None:
     (checkout / FILE).write_text(text)
 
 
-def test_a_cluster_over_ssh_searches_loses_a_worker_gets_it_back_and_ends(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, sized_down: list[str]
-) -> None:
+def test_a_cluster_over_ssh_searches_loses_a_worker_gets_it_back_and_ends(desk, monkeypatch, sized_down):
     monkeypatch.setenv("LORAXS_HOME", str(desk.machines[0].disk / "home" / USER / ".loraxs-search"))
     everybody = {box.ip for box in desk.machines}
     (make_token,) = re.findall(r"^#     (ray get-auth-token .*)$", (ROOT / FILE).read_text(), re.MULTILINE)

@@ -31,7 +31,7 @@ def checkout() -> list[Path]:
 
 # ---- the wheel of the tests ------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def contents(wheel: Path) -> dict[str, bytes]:
+def contents(wheel):
     """The files of the wheel that all tests share."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -44,7 +44,7 @@ def in_a_wheel() -> dict[str, Path]:
     return {str(PurePosixPath(moved[path.parts[0]], *path.parts[1:])): path for path in files}
 
 
-def test_the_wheel_has_every_file_of_the_package_and_its_spaces(contents: dict[str, bytes]) -> None:
+def test_the_wheel_has_every_file_of_the_package_and_its_spaces(contents):
     places = in_a_wheel()
     assert {
         "loraxs_search/py.typed",
@@ -61,7 +61,7 @@ def test_the_wheel_has_every_file_of_the_package_and_its_spaces(contents: dict[s
     assert not any(name.startswith(("tests/", "cluster/")) or name.endswith(".pyc") for name in contents)
 
 
-def test_the_wheel_declares_its_command_and_its_extras(contents: dict[str, bytes]) -> None:
+def test_the_wheel_declares_its_command_and_its_extras(contents):
     (declared,) = [text.decode() for name, text in contents.items() if name.endswith(".dist-info/entry_points.txt")]
     assert "loraxs-search = loraxs_search.cli:main" in declared
     (metadata,) = [text.decode() for name, text in contents.items() if name.endswith(".dist-info/METADATA")]
@@ -70,7 +70,7 @@ def test_the_wheel_declares_its_command_and_its_extras(contents: dict[str, bytes
 
 # ---- make dist -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory):
     """What `make dist` leaves in a copy of the checkout that has nothing else, but the wheel of an older version."""
     folder = tmp_path_factory.mktemp("clean") / "checkout"
     for path in checkout():
@@ -89,7 +89,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def command(wheel, tmp_path_factory):
     """The command of the wheel in a fresh environment, which borrows the dependencies of this one."""
     folder = tmp_path_factory.mktemp("fresh") / "env"
     venv.create(folder)
@@ -101,7 +101,7 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long(part="software")
-def test_make_dist_builds_one_wheel_and_its_source(dist: Path) -> None:
+def test_make_dist_builds_one_wheel_and_its_source(dist):
     source = WHEEL.replace("-py3-none-any.whl", ".tar.gz")
     assert {path.name for path in dist.iterdir()} == {WHEEL, source}
     with tarfile.open(dist / source) as archive:
@@ -112,13 +112,13 @@ def test_make_dist_builds_one_wheel_and_its_source(dist: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command: Path, tmp_path: Path) -> None:
+def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command, tmp_path):
     assert loraxs_search.__version__ in say(command, tmp_path, "--version")
     assert "movie_reviews" in say(command, tmp_path, "spaces", "ls")
 
 
 @pytest.mark.long(part="search")
-def test_the_wheel_checks_a_search_without_a_checkout(command: Path, tmp_path: Path) -> None:
+def test_the_wheel_checks_a_search_without_a_checkout(command, tmp_path):
     checked = say(command, tmp_path, "launch", "movie_reviews", "--dry-run")
     assert re.search(rf"^space +movie_reviews \({command.parents[1]}/", checked)
 

@@ -1,48 +1,152 @@
-"""Faults one at a time, on a tiny base: nothing is lost or doubled."""
+"""Faults one at a time, each for real in a world of its own: nothing is lost or doubled, and no trial is blamed."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faults.cases import CASES, missing_means, trials_fail
+from faults import disks, faulty_host, nodes, stores
 from faults.records import Losses
-from faults.world import World
+from faults.world import World, reasons, unlike
+from support.shell import num_reports, wait_for
+
+from loraxs_search.log.study_log import SilentView
+from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.search.driver.launch import Driver, new_study
+from loraxs_search.search.hosts.host_config import host_config
+from loraxs_search.search.hosts.pool import HostPool
+from loraxs_search.search_space.load import load_space
+from loraxs_search.tracking.store import ensure_store
 
 pytestmark = [
     pytest.mark.long(part="faults"),
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-# What others of the suite do in a smaller way: kills of the driver, a node that leaves, a server that is killed.
-LONG = ("driver killed", "worker node killed", "MLflow away in between", "driver's disk full")
 
 
 @pytest.fixture
-def world(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tiny_base, monkeypatch):
     """A short path, since Ray's sockets below have long names, and a home that the environment names."""
     folder = Path(tempfile.mkdtemp(prefix="lx-"))
     home = folder / "home"
     home.mkdir()
     monkeypatch.setenv("LORAXS_HOME", str(home))
-    yield World(folder, home, base=str(tiny_base), kills=1, outage_s=3.0)
+    yield World(folder, home, base=str(tiny_base))
     shutil.rmtree(folder)
 
 
-def test_nothing_is_lost_or_doubled_where_trials_fail_by_themselves(
-    ray_here: None, in_search_home: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    world = World(tmp_path, in_search_home, base=str(tiny_base))
-    assert trials_fail(world, random.Random(0)) == Losses()
+def check(world: World) -> None:
+    """Assert that nothing is lost, and that no trial has failed."""
+    failed = [reason for study in world.studies for state, reason in reasons(study) if state == "FAIL"]
+    assert (failed, world.losses()) == ([], Losses())
 
 
-@pytest.mark.parametrize("name", LONG)
-def test_nothing_is_lost_or_doubled(name: str, world: World) -> None:
-    _, case = CASES[name]
-    if reason := missing_means(case, world):
+def killed(process: subprocess.Popen[str], after_s: float) -> bool:
+    """Kill a process after a time; return False when it had ended by then."""
+    try:
+        process.communicate(timeout=after_s)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return True
+
+
+def test_a_driver_that_is_killed_at_a_random_moment_is_resumed_as_if_undisturbed(world):
+    """A kill of a search that is over would show nothing: another search takes it then."""
+    world.trials, world.steps = 12, 8  # more than those that the sampler draws at random
+    world.pack_size = "1"  # of trials at once, who reports first decides
+    began = time.monotonic()
+    world.finish(world.launch("undisturbed"))
+    wall_s, number, draw = time.monotonic() - began, 0, random.Random(0)
+    while not killed(world.launch(f"killed-{number}"), draw.uniform(0.3, wall_s)):
+        number += 1
+    world.finish(world.launch_or_resume(f"killed-{number}"))
+    assert not unlike(f"killed-{number}", "undisturbed")
+    check(world)
+
+
+def test_trials_of_a_worker_that_ends_go_on_elsewhere(world):
+    with nodes.cluster(world.folder / "c") as cluster:
+        world.env |= cluster.env
+        process = world.launch("node", "--address", cluster.address)
+        wait_for(process, lambda: num_reports("node") >= 3)
+        cluster.places[1].kill()
+        world.finish(process)
+    check(world)
+
+
+def test_mlflow_goes_in_the_middle_and_comes_back_later(world):
+    if reason := stores.no_team_store():
         pytest.skip(reason)
-    assert case(world, random.Random(0)) == Losses()
+    with stores.team_store(world.folder / "store") as store:
+        process = world.launch("away", "--tracking-uri", store.uri)
+        wait_for(process, lambda: num_reports("away") >= 3)
+        store.mlflow.kill()
+        back = threading.Timer(3.0, store.mlflow.start)
+        back.start()
+        world.finish(process)
+        back.join()
+        world.resume("away")  # writes what a search that was quicker than the outage could not
+        assert store.num_artifacts() > 0
+        check(world)
+
+
+def test_each_trial_that_fails_by_itself_has_its_reason_and_the_others_go_on(
+    ray_here, in_search_home, tiny_base, tmp_path
+):
+    """One raises, one runs out of memory, one lacks its metric."""
+    from ray import cloudpickle
+
+    world = World(tmp_path, in_search_home, base=str(tiny_base))
+    space = load_space(str(world.space(trials=6)), overrides=("search.scheduler=none",))
+    uri = resolve_uri(None)
+    ensure_store(uri)
+    info = new_study(space, "spoilt", uri)
+    world.studies["spoilt"] = 6
+    cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
+    pool = HostPool(replace(host_config([space]), make=faulty_host.faulty_host), [space.search])
+    try:
+        Driver(info, space, SilentView(), threading.Event()).run(pool)
+    finally:
+        pool.close()
+    found = reasons("spoilt")
+    assert found[1] == ("FAIL", "ValueError: something nobody thought of")
+    assert found[2][0] == "FAIL"
+    assert "memory" in found[2][1]
+    assert found[3] == ("FAIL", "`accuracy` must be among a report's metrics, but got f1, loss.")
+    assert "FAIL" not in [found[number][0] for number in (0, 4, 5)]
+    assert world.losses() == Losses()
+
+
+@pytest.mark.parametrize("whose", ["driver", "worker"])
+def test_a_disk_that_is_full_ends_the_search_and_with_room_again_it_goes_on(world, whose):
+    if reason := disks.no_mounts(world.folder):
+        pytest.skip(reason)
+    with disks.disk(world.folder / "small", 400) as disk:
+        if whose == "driver":
+            world.move_home(disk.path / "home")
+            process = world.launch("full")
+            wait_for(process, lambda: num_reports("full") >= 2)
+            disk.fill()
+            code, talk = world.end(process)
+            disk.free()
+            world.resume("full")
+        else:
+            two = [nodes.Node(), nodes.Node()]
+            with nodes.cluster(world.folder / "c", two, {1: disk.path / "home"}) as cluster:
+                world.env |= cluster.env
+                disk.fill()
+                code, talk = world.end(world.launch("full", "--address", cluster.address))
+                disk.free()
+                world.finish(world.launch_or_resume("full", "--address", cluster.address))
+        assert (code, "No space left" in talk or "is full" in talk) == (1, True), talk
+        check(world)

@@ -6,24 +6,19 @@ skipped with the reason.
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from support.environments import Environment, environment, version
-from support.spaces import REVIEWS, SMOLLM2
-from support.toy_language import choosing, save_base, writing
+from support.spaces import SMOLLM2
+from support.toy_language import save_base, writing
 from support.trials import write
 
 from loraxs_search.base_model.layers import linear_modules
@@ -32,14 +27,11 @@ from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, Task, TaskModel
-from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_of
-from loraxs_search.tasks.prepared import encode
-from loraxs_search.trial.evaluate import ask
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(3600)]
 
@@ -91,25 +83,6 @@ if __name__ == "__main__":
     rows = model.generate(asked, settings, lora_request=LoRARequest("adapter", 1, adapter), use_tqdm=False)
     json.dump([list(row.outputs[0].token_ids) for row in rows], open(out, "w"))
 """
-LM_EVAL = """
-import json, sys
-import lm_eval
-from lm_eval.tasks import TaskManager
-base, adapter, tasks, out = json.loads(sys.argv[1])
-found = lm_eval.simple_evaluate(
-    model="hf",
-    model_args={"pretrained": base, "peft": adapter, "dtype": "float32"},
-    tasks=["reviews"],
-    task_manager=TaskManager(include_path=tasks, include_defaults=False),
-    batch_size=8,
-    device="cpu",
-    log_samples=True,
-    bootstrap_iters=0,
-)
-samples = sorted(found["samples"]["reviews"], key=lambda sample: sample["doc_id"])
-likelihoods = [[float(answer[0][0]) for answer in sample["resps"]] for sample in samples]
-json.dump({"accuracy": found["results"]["reviews"]["acc,none"], "likelihoods": likelihoods}, open(out, "w"))
-"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +103,7 @@ class Answers:
 
 
 @pytest.fixture
-def make(smollm2: BaseModel, make_adapter: Callable[..., Path], in_warm_home: Path, tmp_path: Path) -> Any:
+def make(smollm2, make_adapter, in_warm_home, tmp_path):
     """Make an adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
 
     def make(task: Task, name: str = "adapter", seed: int = 3) -> Path:
@@ -245,8 +218,6 @@ def test_sentence_transformers_computes_the_logits_of_texts(make_adapter, tiny_b
             logits = load_adapter_folder(made)(**rows).logits
         expected += [logits.tolist()] * 2
         folders += [str(converted(made, form)) for form in ("merged", "lora")]
-        config = Path(folders[-1], "adapter_config.json")  # names no folder of this machine: README says to put it in
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tiny_base)}))
     told = json.loads(env.run(SENTENCE_TRANSFORMERS, json.dumps([folders, texts])))
     for folder, found, wanted in zip(folders, told, expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=folder)
@@ -284,55 +255,3 @@ def test_sglang_reads_a_folder_of_one_rank(make_adapter, in_warm_home, tmp_path,
     tensors = load_file(folder / "adapter_model.safetensors")
     assert {name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in tensors} == set(modules)
     assert {value.shape[name.endswith("lora_B.weight")] for name, value in tensors.items()} == {rank}
-
-
-# ---- lm-eval ---------------------------------------------------------------------------------------------------------
-NUM_ROWS = 200
-REVIEWED = {
-    "task": "reviews",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "Review: {{sentence}}\nThis review is",
-    "doc_to_choice": [" negative", " positive"],
-    "doc_to_target": "label",
-    "target_delimiter": "",
-    "metric_list": [{"metric": "acc"}],
-}
-
-
-def lm_eval(made: Environment) -> None:
-    made.pip(version("torch"), version("transformers"), version("peft"), "lm-eval==0.4.13")
-
-
-def likelihoods_of(folder: Path, base: BaseModel, texts: list[str]) -> list[Prediction]:
-    """Return our answers in float32, whatever the checkpoint is in."""
-    kind, source = kind_of(read_manifest(folder).task), RowSource(load_tokenizer(base))
-    model = load_adapter_folder(folder, base=base, dtype=torch.float32)
-    questions = encode(kind, source.tokenizer, [(text,) for text in texts])
-    return ask(model, source, kind.predict(source, questions, texts))
-
-
-def test_lm_eval_finds_the_same_likelihoods(make, smollm2, tmp_path, tmp_path_factory):
-    env = environment(tmp_path_factory.mktemp("environments"), "lm-eval", lm_eval)
-    with gzip.open(REVIEWS / "test.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in islice(file, NUM_ROWS)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tasks").mkdir()
-    files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
-    (tmp_path / "tasks" / "reviews.yaml").write_text(yaml.safe_dump(REVIEWED | {"dataset_kwargs": files}))
-    task = choosing(prompt="Review: {sentence}\nThis review is", options=[" negative", " positive"])
-    folder = make(replace(task, max_length=256))
-    given = [smollm2.path, str(converted(folder, "lora")), str(tmp_path / "tasks"), str(tmp_path / "found.json")]
-    variables = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
-    env.run(LM_EVAL, json.dumps(given), variables=variables, timeout_s=1800)
-    found = json.loads((tmp_path / "found.json").read_text())
-    ours = likelihoods_of(folder, smollm2, [row["sentence"] for row in rows])
-    theirs = torch.tensor(found["likelihoods"]).softmax(-1)
-    for answer, shares in zip(ours, theirs, strict=True):
-        share, best = shares.max(-1)
-        assert answer.score == pytest.approx(float(share), abs=1e-4)
-        assert answer.label == ("negative", "positive")[int(best)] or abs(float(share) - 0.5) < 1e-4
-    right = [answer.label == row["sentiment"] for answer, row in zip(ours, rows, strict=True)]
-    assert np.mean(right) == pytest.approx(found["accuracy"], abs=1 / NUM_ROWS)
-    assert len({answer.score for answer in ours}) > NUM_ROWS / 2

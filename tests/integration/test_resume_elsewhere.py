@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.environments import kept_in
 from support.object_stores import BUCKET, azurite
-from support.shell import start
+from support.shell import finished, start
 
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies.folder import StudyFolder
@@ -22,7 +21,7 @@ SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 
 
 @pytest.fixture(params=["s3", "azure", "folder"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def place(request, tmp_path, monkeypatch):
     if request.param == "s3":
         yield f"{request.getfixturevalue('s3_bucket')}/studies"
     elif request.param == "azure":
@@ -44,14 +43,7 @@ def _await_copy(place: str, below: Path) -> None:
 
 
 @pytest.mark.parametrize("alike", [False, True], ids=["elsewhere", "same-path"])
-def test_another_machine_goes_on_where_the_lost_one_was(
-    place: str,
-    alike: bool,
-    tiny_space: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    agree: Callable[..., object],
-) -> None:
+def test_another_machine_goes_on_where_the_lost_one_was(place, alike, tiny_space, tmp_path, monkeypatch, agree):
     first, second = tmp_path / "first", tmp_path / "second"
     storage = ("--storage", place)
     monkeypatch.setenv("LORAXS_HOME", str(first))
@@ -73,9 +65,7 @@ def test_another_machine_goes_on_where_the_lost_one_was(
         ensure_store(resolve_uri())
 
     monkeypatch.setenv("LORAXS_HOME", str(second))
-    with start(second, "resume", "moved", *storage) as again:
-        out, talk = again.communicate(timeout=200)
-    assert again.returncode == 0, talk
+    out, talk = finished(second, "resume", "moved", *storage)
     assert "watching for 30 s whether it still does" in talk, "another state folder is another place"
     assert "COMPLETE" in out
     agree("moved", 10)

@@ -32,14 +32,12 @@ from loraxs_search.log.events import (
     TrialStarted,
 )
 from loraxs_search.log.study_log import SilentView
-from loraxs_search.records.promotion import Decision
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
 from loraxs_search.registry.manifest import verify
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, resume
-from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.tune import loop
 from loraxs_search.steering.send import extend_study
@@ -52,7 +50,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 
 @pytest.fixture(scope="module")
-def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResult:
+def whole(ray_here, search_home, tiny_space_text):
     """The one search that several tests look at."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
     overrides = {
@@ -68,16 +66,14 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResu
 
 
 @pytest.fixture(scope="module")
-def promoted(whole: SearchResult, search_home: Path) -> Decision:
+def promoted(whole, search_home):
     """What the first promotion of that search decided."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
         return loraxs_search.promote("whole", force=True)
 
 
-def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
-    whole: SearchResult, in_search_home: Path, agree: Callable[..., object]
-) -> None:
+def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(whole, in_search_home, agree):
     result = whole
     agree("whole", 6)
     states = [trial.state for trial in result.trials]
@@ -114,15 +110,13 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
         assert [each.score for each in slices] == (pytest.approx(shares) if trial_id == finalist.trial_id else [])
 
 
-def test_a_result_has_a_table_and_figures_for_a_notebook(whole: SearchResult, in_search_home: Path) -> None:
+def test_a_result_has_a_table_and_figures_for_a_notebook(whole, in_search_home):
     assert all(trial.trial_id in whole._repr_html_() for trial in whole.trials)
     assert all(figure.data for figure in whole.figures().values())
 
 
 @pytest.mark.long(part="search")
-def test_rows_that_splits_share_are_logged_and_recorded(
-    search: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_that_splits_share_are_logged_and_recorded(search, tmp_path, caplog):
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
     lines = [f"film {i},{i % 2}\n" for i in range(60)]
     train.write_text("sentence,label\n" + "".join(lines))
@@ -147,13 +141,13 @@ def search_runs(study: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], where))
 
 
-def test_a_finished_study_resumes_to_the_same_result(whole: SearchResult, in_search_home: Path) -> None:
+def test_a_finished_study_resumes_to_the_same_result(whole, in_search_home):
     second = resume("whole")
     assert second.trials == whole.trials
     assert second.candidates == whole.candidates
 
 
-def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResult]) -> None:
+def test_the_same_seed_gives_the_same_search(simulated):
     plan = ("search.trials=4", "search.concurrent=1")  # of trials at once, who reports first decides
     first, second = simulated("seed-a", *plan), simulated("seed-b", *plan)
     shown = [
@@ -163,9 +157,7 @@ def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResu
 
 
 @pytest.mark.long(part="search")
-def test_a_packed_search_trains_the_same_trials(
-    search: Callable[..., SearchResult], agree: Callable[..., object]
-) -> None:
+def test_a_packed_search_trains_the_same_trials_and_refits(search, agree):
     # The probe of a tiny base has weights in the thousands, and rounds as they do.
     plan = ("search.trials=4", "search.scheduler=none", "parameters.head_init=random")
     lone, packed = search("lone", *plan, "search.pack_size=1"), search("packed", *plan, "search.pack_size=3")
@@ -173,11 +165,15 @@ def test_a_packed_search_trains_the_same_trials(
     for a, b in zip(lone.trials, sorted(packed.trials, key=lambda t: t.trial_id), strict=True):
         assert (a.trial_id, a.params, a.state) == (b.trial_id, b.params, b.state)
         assert [r.metrics["loss"] for r in b.reports] == pytest.approx([r.metrics["loss"] for r in a.reports], rel=1e-4)
+    refits = [{c.trial_id: c.refits for c in result.candidates} for result in (lone, packed)]
+    assert refits[0].keys() == refits[1].keys()
+    for trial_id, own in refits[0].items():
+        for one, other in zip(own, refits[1][trial_id], strict=True):
+            assert one.seed == other.seed
+            assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
 
 
-def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
-    simulated: Callable[..., SearchResult], agree: Callable[..., object]
-) -> None:
+def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(simulated, agree):
     result = simulated(
         "diverge",
         "parameters.learning_rate={choice: [1.0e-2, 1.0e+38]}",
@@ -191,9 +187,7 @@ def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
     assert {t.state for t in result.trials if t.params["learning_rate"] == 1e-2} == {TrialState.COMPLETE}
 
 
-def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(
-    simulated: Callable[..., SearchResult], agree: Callable[..., object]
-) -> None:
+def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(simulated, agree):
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
@@ -212,9 +206,7 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     assert StudyFolder.open("doomed").candidates() is None
 
 
-def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
-    simulated: Callable[..., SearchResult], agree: Callable[..., object]
-) -> None:
+def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(simulated, agree):
     result = simulated(
         "late", "search.trials=500", "search.time_budget=3s", "search.max_steps=2000", "search.report_every=10"
     )
@@ -233,12 +225,8 @@ class Reports(SilentView):
 
 
 def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
-    simulated: Callable[..., SearchResult],
-    tiny_space: Path,
-    agree: Callable[..., object],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    simulated, tiny_space, agree, monkeypatch, capsys
+):
     view = Reports()
 
     class OverWithTheReports(Deadline):
@@ -283,12 +271,8 @@ class Freezing(SilentView):
 
 @pytest.mark.long(part="search")
 def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
-    simulated: Callable[..., SearchResult],
-    tiny_space: Path,
-    agree: Callable[..., object],
-    descendants: Callable[[int, str], list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    simulated, tiny_space, agree, descendants, monkeypatch
+):
     class OverAsItFreezes(Deadline):
         @property
         def left_s(self) -> float | None:
@@ -308,12 +292,7 @@ def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
     assert any(trial.reports for trial in result.trials)
 
 
-def test_the_time_budget_is_that_of_all_drivers_together(
-    simulated: Callable[..., SearchResult],
-    tiny_space: Path,
-    agree: Callable[..., object],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_time_budget_is_that_of_all_drivers_together(simulated, tiny_space, agree, monkeypatch):
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
 
@@ -336,7 +315,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
     assert 3600 < result.wall_s < 2 * 3600, "the hour counts once"
 
 
-def test_a_promoted_adapter_gives_the_trials_own_logits_and_predicts(promoted: Decision, in_search_home: Path) -> None:
+def test_a_promoted_adapter_gives_the_trials_own_logits_and_predicts(promoted, in_search_home):
     """In a fresh process, and merged, they are in tests/numerics/test_adapter_equivalence.py."""
     assert promoted.promoted
     path = loraxs_search.pull("tiny-reviews")
@@ -355,24 +334,7 @@ def test_a_promoted_adapter_gives_the_trials_own_logits_and_predicts(promoted: D
 
 
 @pytest.mark.long(part="search")
-def test_refits_in_a_pack_are_those_of_lone_hosts(search: Callable[..., SearchResult]) -> None:
-    plan = ("search.trials=2", "search.scheduler=none")
-    lone, packed = (
-        search("refit-lone", *plan, "search.pack_size=1"),
-        search("refit-packed", *plan, "search.pack_size=3"),
-    )
-    refits = {candidate.trial_id: candidate.refits for candidate in packed.candidates}
-    assert refits.keys() == {candidate.trial_id for candidate in lone.candidates}
-    for candidate in lone.candidates:
-        for one, other in zip(candidate.refits, refits[candidate.trial_id], strict=True):
-            assert one.seed == other.seed
-            assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
-
-
-@pytest.mark.long(part="search")
-def test_a_second_study_meets_the_champion_on_its_own_rows(
-    search: Callable[..., SearchResult], tiny_base: Path
-) -> None:
+def test_a_second_study_meets_the_champion_on_its_own_rows(search, tiny_base):
     plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
     search("met-first", *plan)
     assert loraxs_search.promote("met-first", force=True).promoted
@@ -390,12 +352,7 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
     assert summary.score == champion.candidate.test_metrics["accuracy"]
 
 
-def test_ctrl_c_ends_a_search_in_order(
-    simulated: Callable[..., SearchResult],
-    tiny_space: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_ctrl_c_ends_a_search_in_order(simulated, tiny_space, monkeypatch, capfd):
     happened, presses = LinesView.happened, iter([signal.SIGINT])
 
     def and_then_pressed(view: LinesView, event: ShownEvent) -> None:
@@ -415,9 +372,7 @@ def test_ctrl_c_ends_a_search_in_order(
     assert re.search("^stopped +tiny-reviews +interrupted", capfd.readouterr().out, re.MULTILINE)
 
 
-def test_long_work_before_the_first_trial_says_how_far_it_is(
-    simulated: Callable[..., SearchResult], tiny_space: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_work_before_the_first_trial_says_how_far_it_is(simulated, tiny_space, monkeypatch):
     phases: list[str] = []
 
     class Watching(SilentView):

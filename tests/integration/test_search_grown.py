@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from faults.records import read_records
-from support.shell import start
+from support.shell import finished, start, wait_for
 
 import loraxs_search
 from loraxs_search.records.search import AnswerState
@@ -24,13 +20,6 @@ OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search
 OVERRIDES += ["--set", "promotion.candidates=8", "--set", "promotion.seeds=1"]
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
 def has_reported(trial_id: str) -> bool:
     if not StudyFolder.exists(NAME):
         return False
@@ -39,9 +28,9 @@ def has_reported(trial_id: str) -> bool:
 
 
 @pytest.mark.long(part="search")
-def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home: Path, tiny_space: Path) -> None:
+def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home, tiny_space):
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
-        until(lambda: has_reported("00000"), "a trial reports")
+        wait_for(driver, lambda: has_reported("00000"))
         cloned = loraxs_search.add_trial(NAME, {"learning_rate": 2e-3}, source="0")
         added = loraxs_search.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
         extended = loraxs_search.extend_study(NAME, trials=1)
@@ -49,9 +38,7 @@ def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_ho
         driver.communicate()
     assert {answer.state for answer in (cloned, added, extended)} == {AnswerState.DONE}
     folder = StudyFolder.open(NAME)
-    with start(in_search_home, "resume", NAME) as again:
-        _, talk = again.communicate(timeout=400)
-    assert again.returncode == 0, talk
+    finished(in_search_home, "resume", NAME)
     records = folder.journal().records
     assert len(records) == 2 + 1 + 2, "what people asked for comes on top of the budget, which is extended"
     assert {record.state for record in records.values()} == {TrialState.COMPLETE}
@@ -66,9 +53,7 @@ def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_ho
     # ---- once more ----
     assert loraxs_search.extend_study(NAME, trials=1).state is AnswerState.QUEUED
     refits = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
-    with start(in_search_home, "resume", NAME) as more:
-        _, talk = more.communicate(timeout=400)
-    assert more.returncode == 0, talk
+    finished(in_search_home, "resume", NAME)
     after = folder.journal().records
     assert len(after) == 6
     assert {name: after[name] for name in records} == records
@@ -81,8 +66,7 @@ def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_ho
     candidates = {each.trial_id: each for each in folder.candidates() or ()}
     assert candidates[finalist].earlier_finalists == (() if finalist == first else (first,))
     _check_tracked(folder, clone.trial_id)
-    with start(in_search_home, "resume", NAME) as done:
-        done.communicate(timeout=400)
+    finished(in_search_home, "resume", NAME)
     assert len(folder.journal().records) == 6
 
 

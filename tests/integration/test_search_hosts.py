@@ -1,4 +1,4 @@
-"""Whole searches on hosts that stay, on files that change, and on a base whose rows cannot share a pass."""
+"""Whole searches on hosts that stay, and on files that change."""
 
 from __future__ import annotations
 
@@ -6,35 +6,28 @@ import gzip
 import json
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.spaces import REVIEWS
 
-from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, TaskDataError, TrackingError
+from loraxs_search.errors import SearchInterruptedError, StudyError, TaskDataError, TrackingError
 from loraxs_search.log.events import ShownEvent, TrialReported
 from loraxs_search.log.study_log import SilentView
-from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, resume
-from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
 
-def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
-    search: Callable[..., SearchResult],
-) -> None:
+def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(search):
     message = r"^Task tiny-reviews has 2 faults:\nDid you mean sentence\? `columns.text` must be one of: "
     with pytest.raises(TaskDataError, match=message):
         search("wrong-rows", "task.columns.text=sentense")
     assert not StudyFolder.exists("wrong-rows")
 
 
-def test_mlflow_that_cannot_be_reached_ends_a_search_before_it_has_a_study(
-    ray_here: None, in_search_home: Path, tiny_space: Path
-) -> None:
+def test_mlflow_that_cannot_be_reached_ends_a_search_before_it_has_a_study(ray_here, in_search_home, tiny_space):
     with pytest.raises(TrackingError, match="must be reachable"):
         launch(str(tiny_space), name="unrecorded", tracking_uri="http://127.0.0.1:9")
     assert not StudyFolder.exists("unrecorded")
@@ -42,7 +35,7 @@ def test_mlflow_that_cannot_be_reached_ends_a_search_before_it_has_a_study(
 
 # ---- identity --------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def own_files(tiny_space: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Path]:
+def own_files(tiny_space, tiny_base, tmp_path):
     """The tiny space on a base and rows that a test may change."""
     base, rows = tmp_path / "own-base", tmp_path / "train.jsonl"
     shutil.copytree(tiny_base, base)
@@ -68,13 +61,10 @@ def change(what: str, file: Path) -> None:
     save_file(weights, file, {"format": "pt"})
 
 
-SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "promotion.seeds=0")
-
-
 @pytest.mark.long(part="search")
 def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_back(
-    ray_here: None, in_search_home: Path, tiny_space: Path, own_files: dict[str, Path]
-) -> None:
+    ray_here, in_search_home, tiny_space, own_files
+):
     stop = threading.Event()
 
     class Stopping(SilentView):
@@ -99,30 +89,3 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
         own_files[what].write_bytes(before)
     assert len(resume("changed").trials) == 3
     assert StudyFolder.open("changed").identity() == begun
-
-
-# ---- bases whose rows cannot share a pass ----------------------------------------------------------------------------
-@pytest.mark.long(part="search")
-def test_a_base_whose_rows_depend_on_their_padding_is_searched_by_turns_or_refused(
-    search: Callable[..., SearchResult], tiny_space: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    import torch
-    from transformers import AutoTokenizer, ConvBertConfig, ConvBertModel
-
-    tokenizer, base = AutoTokenizer.from_pretrained(tiny_base), tmp_path / "convolved"
-    size = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = ConvBertConfig(vocab_size=len(tokenizer), intermediate_size=48, initializer_range=0.1, **size)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ConvBertModel(config).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    tiny_space.write_text(tiny_space.read_text().replace(str(tiny_base), str(base)))
-    plan = (*SHORT, "search.trials=2", "search.scheduler=none")
-    lone = search("turns-one", *plan, "search.pack_size=1")
-    chosen = search("turns-auto", *plan, "search.pack_size=auto")
-    for a, b in zip(lone.trials, sorted(chosen.trials, key=lambda trial: trial.trial_id), strict=True):
-        assert (b.state, b.params) == (TrialState.COMPLETE, a.params)
-        assert b.reports[-1].metrics["loss"] == pytest.approx(a.reports[-1].metrics["loss"], rel=1e-4)
-    with pytest.raises(BaseModelError, match="of this one what a row gives depends on its padding") as refused:
-        search("turns-refused", *plan, "search.pack_size=2")
-    assert "`search.pack_size` to 1 or auto" in (refused.value.hint or "")

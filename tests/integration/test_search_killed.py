@@ -6,12 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.shell import start
+from support.shell import finished, num_reports, start, wait_for
 
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
@@ -41,32 +38,14 @@ sys.exit(main())
 """
 
 
-def wait_for(driver: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert driver.poll() is None, f"the driver ended early: {driver.communicate()}"
-        assert time.monotonic() < end, "the search did not come so far"
-        time.sleep(0.05)
-
-
-def num_reports(study: str) -> int:
-    if not StudyFolder.exists(study):
-        return 0
-    return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
-
-
-@pytest.mark.parametrize("after_reports", [0, 1, 6])
-def test_kill_9_at_any_moment_then_resume(
-    after_reports: int, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+@pytest.mark.parametrize("after_reports", [0, 6])
+def test_kill_9_at_any_moment_then_resume(after_reports, in_search_home, tiny_space, agree):
     name = f"killed-{after_reports}"
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER, *FEWER, *BEST) as driver:
         wait_for(driver, lambda: StudyFolder.exists(name) and num_reports(name) >= after_reports)
         driver.kill()
     before = StudyFolder.open(name).journal().records
-    with start(in_search_home, "resume", name) as again:
-        out, talk = again.communicate(timeout=400)
-    assert again.returncode == 0, talk
+    out, _ = finished(in_search_home, "resume", name)
     assert "COMPLETE" in out
     agree(name, 3)
     after = StudyFolder.open(name).journal().records
@@ -87,9 +66,7 @@ def check_kept(folder: StudyFolder) -> None:
     assert all(candidate.kept_step is not None for candidate in folder.candidates() or ())
 
 
-def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(in_search_home, tiny_space, agree):
     launch = ["launch", str(tiny_space), "--name", "died-at-a-stop", *SLOWER]
     driver = subprocess.run(
         [sys.executable, "-c", DIES_AT_A_STOP, *launch], capture_output=True, text=True, check=False
@@ -98,9 +75,7 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     before = StudyFolder.open("died-at-a-stop").journal()
     stopped = before.reports[-1]
     assert before.records[stopped.trial_id].state is TrialState.RUNNING
-    with start(in_search_home, "resume", "died-at-a-stop") as again:
-        _, talk = again.communicate(timeout=400)
-    assert again.returncode == 0, talk
+    finished(in_search_home, "resume", "died-at-a-stop")
     agree("died-at-a-stop", 5)
     after = StudyFolder.open("died-at-a-stop").journal().records[stopped.trial_id]
     assert (after.state, after.reports[-1]) == (TrialState.PRUNED, stopped)
@@ -108,9 +83,7 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
-    number: signal.Signals, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(number, in_search_home, tiny_space, agree):
     name = f"stopped-{number.name}"
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER) as driver:
         wait_for(driver, lambda: num_reports(name) >= 2)
@@ -120,15 +93,11 @@ def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     assert f"loraxs-search resume {name}" in talk
     assert "Traceback" not in talk
     assert "Stack trace" not in talk
-    with start(in_search_home, "resume", name) as again:
-        again.communicate(timeout=400)
-    assert again.returncode == 0
+    finished(in_search_home, "resume", name)
     agree(name, 5)
 
 
-def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_studies_that_are_searched_together_are_stopped_and_resumed_each(in_search_home, tiny_space, agree):
     spaces = [tiny_space.with_name(f"{name}.yaml") for name in STOPPED_TOGETHER]
     for path, task in zip(spaces, ("tiny-reviews", "tiny-others"), strict=True):
         path.write_text(tiny_space.read_text().replace("tiny-reviews", task))
@@ -140,9 +109,7 @@ def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     assert "Traceback" not in talk
     for name in names():
         assert f"loraxs-search resume {name}" in talk
-        with start(in_search_home, "resume", name) as again:
-            _, talk_again = again.communicate(timeout=400)
-        assert again.returncode == 0, talk_again
+        finished(in_search_home, "resume", name)
         agree(name, 5)
 
 
@@ -153,12 +120,8 @@ def names() -> list[str]:
 
 @pytest.mark.parametrize("max_state_mb", [64, 0])  # with 0 every state stays on its node
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
-    max_state_mb: int,
-    in_search_home: Path,
-    tiny_space: Path,
-    agree: Callable[..., object],
-    descendants: Callable[[int, str], list[int]],
-) -> None:
+    max_state_mb, in_search_home, tiny_space, agree, descendants
+):
     name = f"hostless-{max_state_mb}"
     options = (*SLOWER, "--set", f"search.max_state_mb={max_state_mb}")
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *options) as driver:
@@ -173,9 +136,7 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     assert {report.retrained_steps for record in records for report in record.reports} == {0}
 
 
-def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(in_search_home, tiny_space, agree):
     name, wanted = "unconfirmed", ("--set", "promotion.seeds=3")
     confirmed = studies_root() / name / "confirmed"
 
@@ -189,9 +150,7 @@ def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
     before = refits()
     folder = StudyFolder.open(name)
     assert folder.candidates() is None
-    with start(in_search_home, "resume", name) as again:
-        _, talk = again.communicate(timeout=400)
-    assert again.returncode == 0, talk
+    finished(in_search_home, "resume", name)
     agree(name, 5)
     after = refits()
     assert {file: after[file] for file in before} == before, "what was done is left alone"
@@ -204,9 +163,7 @@ def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
     assert float((rows.predictions == rows.labels).mean()) == pytest.approx(finalist.test_metrics["accuracy"])
 
 
-def test_kill_9_while_adapters_are_written_repeats_no_piece(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_kill_9_while_adapters_are_written_repeats_no_piece(in_search_home, tiny_space, agree):
     name = "unsealed"
 
     def done() -> dict[str, int]:
@@ -218,9 +175,7 @@ def test_kill_9_while_adapters_are_written_repeats_no_piece(
         wait_for(driver, lambda: any("manifest.json" in path for path in done()))
         driver.kill()
     before = done()
-    with start(in_search_home, "resume", name) as again:
-        _, talk = again.communicate(timeout=400)
-    assert again.returncode == 0, talk
+    finished(in_search_home, "resume", name)
     agree(name, 5)
     after = done()
     assert {path: after[path] for path in before} == before, "what was done is left alone"

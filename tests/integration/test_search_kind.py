@@ -1,21 +1,19 @@
-"""A search with a task kind that another distribution brings: a model without a head, from launch to predict."""
+"""A search with a task kind and a scheduler that another distribution brings: from launch to predict."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from support import word_pairs
-from support.bases import LLAMA
+from support.bases import LLAMA, word_tokenizer
 from support.in_process import InProcess
 from support.plugins import write_distribution
 from support.shell import Shell
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
@@ -40,17 +38,36 @@ parameters:
   target_modules: {choice: [attention, all-linear]}
   learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
   batch_size: 8
-search: {trials: 4, max_steps: 8, report_every: 2, checkpoint: best, precision: float32}
+search:
+  {trials: 4, max_steps: 8, report_every: 2, checkpoint: best, precision: float32, scheduler: every-second, patience: 4}
 promotion: {candidates: 2, seeds: 1}
 """
+EVERY_SECOND = '''
+from loraxs_search.plugins import ParameterSpec
+from loraxs_search.schedulers._base import Scheduler
+
+
+class EverySecond(Scheduler):
+    """Stops every second trial that reaches a step."""
+
+    name = "every-second"
+    parameters = {"patience": ParameterSpec("int", low=1, default=2)}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._reached = []
+
+    def decide(self, trial):
+        if trial.step < self.config.parameters["patience"] or trial.trial_id in self._reached:
+            return None
+        self._reached.append(trial.trial_id)
+        return None if len(self._reached) % 2 else f"it was the second one at step {trial.step}"
+'''
 
 
 def save_base(folder: Path) -> None:
     words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_input_names": ["input_ids", "attention_mask"]}
-    PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=32, **special).save_pretrained(folder)
+    word_tokenizer(words).save_pretrained(folder)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LLAMA).save_pretrained(folder)
 
@@ -65,12 +82,14 @@ def save_rows(folder: Path) -> None:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+def shell(tmp_path, search_home, in_search_home):
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "pairs.yaml").write_text(SPACE)
-    group = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
-    write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), group)
+    kinds = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
+    write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
+    schedulers = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
+    write_distribution(tmp_path / "site", "toy_schedulers", EVERY_SECOND, schedulers)
     return InProcess(search_home, tmp_path, tmp_path / "site")
 
 
@@ -118,7 +137,7 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
 
 
 @pytest.mark.long(part="search")
-def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
+def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked
     assert (
@@ -128,8 +147,12 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
     shell.ok("launch", "pairs.yaml", "--name", "pairs")
     agree("pairs", 4)
     folder = StudyFolder.open("pairs")
-    complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
-    assert complete
+    records = folder.journal().records.values()
+    complete = [record for record in records if record.state is TrialState.COMPLETE]
+    assert {(r.reason, r.reports[-1].step) for r in records if r.state is TrialState.PRUNED} == {
+        ("it was the second one at step 4", 4)
+    }
+    assert len(complete) == 2
     assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
     assert isinstance((folder.baselines() or ())[0].answer, str)
     check_scores(shell, folder)
@@ -145,7 +168,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
     assert "pipeline_tag: text-generation" in card
 
 
-def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
+def test_its_keys_are_held_to_its_own_laws(shell):
     for change, message in (
         ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
         ("task.kind=word-pair", "task.kind: did you mean word-pairs? It must be one of: word-pairs, "),
@@ -154,5 +177,7 @@ def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
             "It must fit word-pairs (one of: token_accuracy, exact_match, one_word",
         ),
         ("task.labels=[a, b]", "task.labels: must be one of:"),
+        ("search.patience=0", "search.patience: must be an integer of at least 1, but got 0."),
+        ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
     ):
         shell.refuses(2, "check", "pairs.yaml", "--set", change, message=message)

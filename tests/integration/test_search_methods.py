@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.manifest import verify
-from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,9 +25,7 @@ parameters:
 
 
 @pytest.mark.long(part="search")
-def test_baselines_are_compared_and_no_candidates(
-    search: Callable[..., SearchResult], tiny_space: Path, agree: Callable[..., object]
-) -> None:
+def test_baselines_are_compared_and_no_candidates(search, tiny_space, agree):
     text = tiny_space.read_text()
     tiny_space.write_text(text[: text.index("parameters:")] + SPACE + text[text.index("search:") :])
     plan = ("search.trials=10", "search.scheduler=none", "search.pack_size=3", "search.max_state_mb=1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from loraxs_search.log.events import ShownEvent, TrialReported
 from loraxs_search.log.study_log import SilentView
 from loraxs_search.search.driver.launch import launch
-from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.hosts import pool
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -45,13 +43,8 @@ class Killer(SilentView):
     "title", ["TrialAdvancer", pytest.param("HostDirectory", marks=pytest.mark.long(part="search"))]
 )
 def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hosts_is_killed(
-    title: str,
-    simulated: Callable[..., SearchResult],
-    tiny_space: Path,
-    agree: Callable[..., object],
-    descendants: Callable[[int, str], list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    title, simulated, tiny_space, agree, descendants, monkeypatch
+):
     monkeypatch.setattr(pool, "start_directory", pool.start_directory.__wrapped__)  # not one that other searches share
     others = set(descendants(os.getpid(), "ray::")) - set(
         descendants(os.getpid(), "ray::IDLE", 0)

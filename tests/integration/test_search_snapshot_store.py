@@ -24,7 +24,7 @@ def pid_of(snapshot_store: Any) -> int:
     return cast("int", ray.get(snapshot_store.__ray_call__.remote(lambda _: os.getpid())))
 
 
-def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_here: None) -> None:
+def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_here):
     folder = study("kept-on")
     name, snapshot_store = start_snapshot_store("kept-on")
     try:
@@ -47,9 +47,7 @@ class Dying(study_actors.SnapshotStore):
 
 
 @pytest.mark.long(part="faults")
-def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(
-    ray_here: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(ray_here, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
     monkeypatch.setattr(study_actors, "SnapshotStore", Dying)
     monkeypatch.setattr(study_actors, "MAX_RESTARTS", 1)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from support.shell import start
+from support.shell import start, wait_for
 
 import loraxs_search
 from loraxs_search.errors import CommandError
@@ -24,13 +20,6 @@ PLAN |= {"checkpoint": "best", "metric": "f1"}
 OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search.{name}={value}")]
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def states() -> dict[str, TrialState]:
     records = StudyFolder.open(NAME).journal().records if StudyFolder.exists(NAME) else {}
     return {name: record.state for name, record in records.items()}
@@ -41,23 +30,21 @@ def steps(trial_id: str) -> int:
     return reports[-1].step if reports else 0
 
 
-def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(in_search_home, tiny_space, agree, monkeypatch):
     monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 120.0)
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
-        until(lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0, "two trials report")
+        wait_for(driver, lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0)
         assert loraxs_search.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
-        until(lambda: states()["00001"] is TrialState.PRUNED, "it is given up")
+        wait_for(driver, lambda: states()["00001"] is TrialState.PRUNED)
         with pytest.raises(CommandError, match=r"00001 .*PRUNED"):
             loraxs_search.stop_trials(NAME, "00001")
-        until(lambda: "00002" in states(), "its slot is another one's")
+        wait_for(driver, lambda: "00002" in states())
         driver.kill()
         driver.communicate()
     known = StudyFolder.open(NAME).journal().records
     assert loraxs_search.finish_study(NAME).state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
-        until(StudyFolder.open(NAME).is_running, "it holds the study before it has connected to Ray")
+        wait_for(again, StudyFolder.open(NAME).is_running)
         assert loraxs_search.stop_trials(NAME, "00000", "00002").state is AnswerState.DONE
         _, talk = again.communicate(timeout=300)
     assert again.returncode == 0, talk

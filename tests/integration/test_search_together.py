@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,7 @@ from loraxs_search.log.events import SearchStarted, ShownEvent
 from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, launch_together
-from loraxs_search.studies.folder import list_studies
+from loraxs_search.studies.folder import StudyFolder, list_studies
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 REGRESSION = (
@@ -26,7 +24,7 @@ REGRESSION = (
 
 
 @pytest.fixture
-def ratings(tiny_space: Path) -> Path:
+def ratings(tiny_space):
     """The tiny space as a regression on the crowd's rating."""
     text = tiny_space.read_text()
     for old, new in REGRESSION:
@@ -38,15 +36,17 @@ def ratings(tiny_space: Path) -> Path:
 
 
 @pytest.mark.long(part="search")
-def test_tasks_that_share_passes_find_what_each_finds_alone(
-    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
-) -> None:
+def test_tasks_that_share_passes_find_what_each_finds_alone(in_search_home, tiny_space, ratings, agree):
     # The probe of a tiny base has weights in the thousands, and rounds as they do.
     plan = ("search.trials=4", "search.scheduler=none", "parameters.head_init=random")
     together = launch_together([str(tiny_space), str(ratings)], overrides=(*plan, "search.pack_size=4"))
     assert [len(result.candidates) for result in together] == [4, 4]
-    for result, space in zip(together, (tiny_space, ratings), strict=True):
+    metrics = (("accuracy", "f1"), ("pearson", "spearman"))
+    for result, space, space_metrics in zip(together, (tiny_space, ratings), metrics, strict=True):
         agree(result.study, 4)
+        baselines = StudyFolder.open(result.study).baselines() or ()
+        assert [(one.name, one.failed) for one in baselines] == [("constant", ""), ("tfidf", ""), ("features", "")]
+        assert all(one.test_metrics.keys() == set(space_metrics) for one in baselines)
         alone = launch(str(space), overrides=(*plan, "search.pack_size=1"))
         trials = {trial.trial_id: trial for trial in result.trials}
         for expected in alone.trials:
@@ -61,9 +61,7 @@ def test_tasks_that_share_passes_find_what_each_finds_alone(
             assert [candidate.validation_metrics["loss"]] == pytest.approx(expected_losses, abs=1e-3)
 
 
-def test_a_study_that_fails_leaves_the_others_to_their_end(
-    ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
-) -> None:
+def test_a_study_that_fails_leaves_the_others_to_their_end(ray_here, in_search_home, tiny_space, ratings, agree):
     ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
     before = set(list_studies())
     with pytest.raises(TaskDataError, match="nowhere"):
@@ -74,9 +72,7 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(
     agree(finished, 2)
 
 
-def test_bases_that_differ_are_refused_before_anything_is_written(
-    in_search_home: Path, tiny_space: Path, ratings: Path
-) -> None:
+def test_bases_that_differ_are_refused_before_anything_is_written(in_search_home, tiny_space, ratings):
     ratings.write_text(ratings.read_text().replace("precision: float32", "precision: bfloat16"))
     before = list_studies()
     with pytest.raises(UsageError, match=r"`search.precision`.* float32 .* bfloat16"):
@@ -91,9 +87,7 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
 
 
 @pytest.mark.long(part="search")
-def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(
-    ray_here: None, in_search_home: Path, tiny_space: Path
-) -> None:
+def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(ray_here, in_search_home, tiny_space):
     """The first study once had the device until its last trial."""
     text = re.sub(r"  rank: .*\n  target_modules: .*\n", "", tiny_space.read_text())
     spaces = [tiny_space.with_name(f"{method}.yaml") for method in ("full", "head-only")]
@@ -108,9 +102,7 @@ def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(
 
 
 @pytest.mark.long(part="search")
-def test_studies_that_are_searched_together_share_a_full_device(
-    ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
-) -> None:
+def test_studies_that_are_searched_together_share_a_full_device(ray_here, in_search_home, tiny_space, ratings, agree):
     """Nobody asks for a pack size. Each study once had one slot, whatever the device held."""
     facts: list[SearchStarted] = []
 

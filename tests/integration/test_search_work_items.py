@@ -56,34 +56,34 @@ class Number:
 def go_on() -> None: ...
 
 
-def test_every_piece_is_done_once_and_every_host_has_some(ray_here: None) -> None:
+def test_every_piece_is_done_once_and_every_host_has_some(ray_here):
     items = [Number(n) for n in range(12)]
     map_over_hosts(workers(Worker.remote("a"), Worker.remote("b")), items, go_on)
     assert all(len(item.answers) == 1 for item in items)
     assert {name for item in items for name in item.answers} == {"a", "b"}
 
 
-def test_a_piece_is_asked_for_until_it_is_done_and_at_once_where_passes_are_shared(ray_here: None) -> None:
+def test_a_piece_is_asked_for_until_it_is_done_and_at_once_where_passes_are_shared(ray_here):
     items = [Number(n, times=3) for n in range(4)]
     map_over_hosts(workers(Worker.remote("a")), items, go_on, at_once=4)
     assert [item.answers for item in items] == [["a"] * 3] * 4
 
 
-def test_a_host_that_dies_is_replaced_and_its_piece_is_not_lost(ray_here: None) -> None:
+def test_a_host_that_dies_is_replaced_and_its_piece_is_not_lost(ray_here):
     items = [Number(n) for n in range(6)]
     map_over_hosts(workers(Worker.remote("a", fatal=True), Worker.remote("b")), items, go_on)
     assert all(len(item.answers) == 1 for item in items)
     assert "another" in {name for item in items for name in item.answers}
 
 
-def test_what_a_host_cannot_do_is_the_pieces_own_fault_and_the_others_go_on(ray_here: None) -> None:
+def test_what_a_host_cannot_do_is_the_pieces_own_fault_and_the_others_go_on(ray_here):
     items = [Number(-1), Number(1)]
     map_over_hosts(workers(Worker.remote("a")), items, go_on)
     assert isinstance(items[0].error, TaskDataError)
     assert items[1].answers == ["a"]
 
 
-def test_it_stops_when_the_search_is_stopped(ray_here: None) -> None:
+def test_it_stops_when_the_search_is_stopped(ray_here):
     def stop() -> None:
         raise KeyboardInterrupt
 

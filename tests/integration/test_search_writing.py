@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.in_process import InProcess
-from support.shell import Shell
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.errors import TaskDataError
@@ -45,7 +43,7 @@ promotion: {candidates: 2, seeds: 0}
 
 
 @pytest.fixture
-def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+def shell(tmp_path, search_home, in_search_home):
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "turned.yaml").write_text(SPACE)
@@ -100,9 +98,7 @@ def check_scored_anew(task: Task, folder: Path) -> None:
         score_folder(folder, replace(written, settings=dict(written.settings) | {"extract": {"after": "say"}}))
 
 
-def test_candidates_are_written_for_and_the_champion_writes(
-    ray_here: None, shell: Shell, agree: Callable[..., object]
-) -> None:
+def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agree):
     assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
     launch(str(shell.folder / "turned.yaml"), name="turned")
     agree("turned", 3)
@@ -130,7 +126,7 @@ def test_candidates_are_written_for_and_the_champion_writes(
 
 
 @pytest.mark.long(part="search")
-def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable[..., object]) -> None:
+def test_trials_may_be_compared_by_what_they_write(shell, agree):
     have_no_answers(shell.folder / "test.jsonl")
     changes = ("search.metric=exact_match", "task.validation_rows=20", "task.metrics=[exact_match]")
     changes += ('task.reference="{wanted}"', "task.generation={max_new_tokens: 1}")

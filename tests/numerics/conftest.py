@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.bases import word_tokenizer
 from support.trials import TrialBase, run_alone
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -27,7 +28,6 @@ from transformers import (
     ModernBertConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     XLNetConfig,
 )
@@ -80,19 +80,11 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
+    made = word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=32,
-    )
+    return made
 
 
 def write_rows(path: Path, num_rows: int, num_labels: int) -> str:
@@ -127,10 +119,13 @@ def make_data(folder: Path, num_labels: int = 2, padding_side: str = "right") ->
     return prepare(task, tokens, cache_dir=folder / "cache")
 
 
-def save_base(folder: Path, family: str = "bert") -> BaseModel:
+def save_base(folder: Path, family: str = "bert", layers: int = 2) -> BaseModel:
     """A model of random weights, its biases and norms random too, so that nothing is zero by chance."""
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]())
+    config = FAMILIES[family]()
+    if layers != 2:
+        config.num_hidden_layers = layers
+    model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -143,9 +138,14 @@ class World(TrialBase):
     """One base with rows for a classifier."""
 
     def __init__(
-        self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None, pooling: Pooling = "class"
+        self,
+        folder: Path,
+        family: str = "bert",
+        dtype: torch.dtype | None = None,
+        pooling: Pooling = "class",
+        layers: int = 2,
     ) -> None:
-        self.base = save_base(folder / "base", family)
+        self.base = save_base(folder / "base", family, layers)
         self.data = make_data(folder / "data", padding_side=load_tokenizer(self.base).padding_side)
         self.load(classifier(2, pooling), dtype)
 
@@ -185,18 +185,18 @@ class World(TrialBase):
 
 
 @pytest.fixture
-def make_world(tmp_path: Path) -> Callable[..., World]:
+def make_world(tmp_path):
     """Make a world with a base of the given family and precision."""
     return lambda family="bert", **options: World(tmp_path, family, **options)
 
 
 @pytest.fixture(scope="session")
-def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def made_world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
-def world(made_world: World) -> World:
+def world(made_world):
     """A copy of the one that is made once: its files are shared, `make_world` makes some for a test alone."""
     copy = deepcopy(made_world, {id(made_world.data): made_world.data})
     copy.factors = LoadedFactors(copy.model, copy.model, copy.names)
@@ -204,7 +204,7 @@ def world(made_world: World) -> World:
 
 
 @pytest.fixture
-def quickstart(in_warm_home: Path, world: World) -> World:
+def quickstart(in_warm_home, world):
     """A world on the quickstart's own base and data; of what a trial scores for a snapshot, nothing is compared."""
     space = load_space("movie_reviews")
     world.base = locate(space.base_model)
@@ -217,6 +217,6 @@ def quickstart(in_warm_home: Path, world: World) -> World:
 
 
 @pytest.fixture
-def other_data(tmp_path: Path) -> PreparedTask:
+def other_data(tmp_path):
     """A task with three labels."""
     return make_data(tmp_path / "other", num_labels=3)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from peft import PeftModel
@@ -27,7 +24,7 @@ INPUTS = {"input_ids": torch.arange(4, 34).view(3, 10), "attention_mask": torch.
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> BaseModel:
+def base(tmp_path):
     """Saved with the head for masked words, as many checkpoints are."""
     torch.manual_seed(0)
     config = FAMILIES["bert"]()
@@ -38,7 +35,7 @@ def base(tmp_path: Path) -> BaseModel:
 
 
 @pytest.fixture
-def folder(base: BaseModel, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+def folder(base, make_adapter, tmp_path):
     names = tuple(module.name for module in linear_modules(base, classifier(2)))
     return make_adapter(tmp_path / "native", base, rank=4, target_modules=names)
 
@@ -55,7 +52,7 @@ def logits(model: torch.nn.Module) -> Tensor:
     return found
 
 
-def test_peft_loads_the_same_model_whatever_it_drew(base: BaseModel, folder: Path, tmp_path: Path) -> None:
+def test_peft_loads_the_same_model_whatever_it_drew(base, folder, tmp_path):
     model = load_adapter_folder(folder, base=base)
     write_plain_lora(as_plain_lora(model), tmp_path / "lora")
     for form, seed in [("native", 1), ("native", 2), ("lora", 3)]:
@@ -64,14 +61,14 @@ def test_peft_loads_the_same_model_whatever_it_drew(base: BaseModel, folder: Pat
     assert not torch.allclose(logits(plain(base, 1)), logits(plain(base, 2)), atol=1e-3)
 
 
-def test_so_does_a_bank(base: BaseModel, folder: Path) -> None:
+def test_so_does_a_bank(base, folder):
     bank = AdapterBank(base)
     bank.load("it", folder)
     expected = logits(load_adapter_folder(folder, base=base))
     torch.testing.assert_close(torch.stack(bank.logits(["it"] * 3, INPUTS)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_pooler_that_is_there_is_left_as_it_is(base: BaseModel, tmp_path: Path) -> None:
+def test_a_pooler_that_is_there_is_left_as_it_is(base, tmp_path):
     assert missing_poolers(load_model(base, classifier(2))) == ("bert.pooler.dense",)
     whole = save_base(tmp_path / "whole")
     model = load_model(whole, classifier(2))

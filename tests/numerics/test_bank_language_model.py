@@ -55,7 +55,7 @@ NEAR = 1e-4  # two tokens this close may change places by rounding
 
 
 @pytest.fixture(autouse=True)
-def _word_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def _word_pairs(monkeypatch):
     monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
 
 
@@ -187,9 +187,9 @@ def test_text_streams_row_by_row_and_stops(adapters):
 
 
 def test_questions_are_answered_as_by_each_adapter_alone(adapters):
-    bank = adapters.bank()
+    """Their kind asks twice: the second time about what the first has answered."""
     names = [name for name in mixture(adapters) if name]
-    answers = bank.predict(names, PROMPTS[: len(names)])
+    answers = adapters.bank().predict(names, PROMPTS[: len(names)])
     for name, prompt, answer in zip(names, PROMPTS, answers, strict=False):
         assert [answer] == loraxs_search.predict(adapters.folders[name], prompt)
     assert len({answer.label for answer in answers}) > 2

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.decoders import DecoderWorld
 from support.families import families
-from support.trials import train
+from support.trials import same_bits, train
 from torch import nn
 
 from loraxs_search.engine.out_of_memory import _CheckpointedLayer
@@ -51,21 +49,16 @@ def trained(world: Any, specs: list[Any], steps: int, num_workers: int = 1, on: 
     return [slot.snapshot() for slot in slots]
 
 
-def same_bits(a: Snapshot, b: Snapshot) -> bool:
-    pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
-    return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
-
-
 @pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
-def test_checkpointing_changes_no_bit(make_world: Callable[..., Any], family: str) -> None:
+def test_checkpointing_changes_no_bit(make_world, family):
     world = make_world(family)
     specs = world.mixed_specs()
-    plain, again = trained(world, specs, 5), trained(world, specs, 5, on=True)
+    plain, again = (trained(world, specs, 5, num_workers=3, on=on) for on in (False, True))
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize("family", families(["llama", "gemma2", "gpt2"]))
-def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path: Path, family: str) -> None:
+def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path, family):
     world = DecoderWorld(tmp_path, family)
 
     def run(on: bool) -> tuple[list[Snapshot], Any]:
@@ -83,13 +76,7 @@ def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_p
     assert metrics == expected
 
 
-def test_workers_side_by_side_keep_their_rows_apart(world: Any) -> None:
-    specs = world.mixed_specs()
-    plain, again = trained(world, specs, 5, num_workers=3), trained(world, specs, 5, num_workers=3, on=True)
-    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
-
-
-def test_backward_may_run_in_another_thread_as_on_an_accelerator(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_may_run_in_another_thread_as_on_an_accelerator(world, monkeypatch):
     specs = world.mixed_specs()[:3]
     plain, backward = trained(world, specs, 3), torch.autograd.backward
 
@@ -102,9 +89,7 @@ def test_backward_may_run_in_another_thread_as_on_an_accelerator(world: Any, mon
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_trial(
-    world: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_trial(world, caplog):
     spec, pack = world.spec("1"), world.pack(max_tokens=400)
     slots = world.join(pack, [spec])
     with little_memory(world.model, whole=2):
@@ -120,7 +105,7 @@ def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_
     assert metrics["1"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
 
-def test_a_peft_model_is_checkpointed_too(world: Any) -> None:
+def test_a_peft_model_is_checkpointed_too(world):
     spec = world.spec("1", batch_size=5)
     whole = world.lone(spec, 5)
     with little_memory(world.model, whole=2):
@@ -129,7 +114,7 @@ def test_a_peft_model_is_checkpointed_too(world: Any) -> None:
     assert same_bits(whole, again)
 
 
-def test_memory_that_holds_no_row_even_so_is_refused(world: Any) -> None:
+def test_memory_that_holds_no_row_even_so_is_refused(world):
     pack = world.pack()
     slots = world.join(pack, [world.spec("1")])
 
@@ -168,7 +153,7 @@ def kept_bytes(world: Any, monkeypatch: pytest.MonkeyPatch, on: bool) -> int:
     return max(kept)
 
 
-def test_a_pass_keeps_one_state_a_layer(make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_keeps_one_state_a_layer(make_world, monkeypatch):
     """Two layers of which the topmost keeps all: what is left is more than half of it by that layer alone."""
     world = make_world("llama")
     whole, less = (kept_bytes(world, monkeypatch, on) for on in (False, True))

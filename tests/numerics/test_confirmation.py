@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from peft import PeftModel
-from support.sealed import seal
+from support.sealed import manifest_of, seal
 from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.host import Confirmation
-from loraxs_search.records.trial import TrialSpec
-from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.search.driver.work_items import joined, refit_spec
 from loraxs_search.trial.evaluate import score_folder
 
 
 @pytest.fixture
-def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
+def confirmed(world):
     host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     spec = world.spec("7", learning_rate=0.05)
     _, snapshot = host.advance(spec, 6, None)
@@ -34,7 +28,7 @@ def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
 
 
 @pytest.fixture
-def scores(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> tuple[dict[str, float], ScoredRows]:
+def scores(world, confirmed):
     """Metrics and answers on the test split, in two parts as two hosts give them."""
     spec, _, host = confirmed
     _, snapshot = host.advance(spec, 6, None)
@@ -44,43 +38,27 @@ def scores(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> 
 
 
 @pytest.fixture
-def folder(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], tmp_path: Path) -> Path:
+def folder(world, confirmed, tmp_path):
     spec, confirmation, host = confirmed
     made = tmp_path / "adapter"
     made.mkdir()
     for name, content in confirmation.files.items():
         (made / name).write_bytes(content)
-    manifest = Manifest(
-        task=world.data.task,
-        base_model=BaseModelRef(world.base.path),
-        base_digest=host.info().base.weight_digest,
-        data_fingerprint=world.data.data_fingerprint,
-        study="s",
-        trial_id=spec.trial_id,
-        params={},
-        hyperparameters=spec.hyperparameters,
-        validation_metrics={},
-        test_metrics={},
-        size=host.advance(spec, 6, None)[0].size,
-        probe=confirmation.probe,
-        versions={},
-        created_at="2026-01-01",
-    )
+    size, digest = host.advance(spec, 6, None)[0].size, host.info().base.weight_digest
+    known = {"base_digest": digest, "data_fingerprint": world.data.data_fingerprint, "size": size}
+    ref, hyper = BaseModelRef(world.base.path), spec.hyperparameters
+    manifest = manifest_of(world.data.task, ref, hyper, spec.trial_id, probe=confirmation.probe, **known)
     seal(made, manifest)
     return made
 
 
-def test_answers_come_in_test_order_and_add_up_to_the_score(
-    world: Any, scores: tuple[dict[str, float], ScoredRows]
-) -> None:
+def test_answers_come_in_test_order_and_add_up_to_the_score(world, scores):
     metrics, rows = scores
     np.testing.assert_array_equal(rows.labels, world.data.labels("test"))
     assert metrics["accuracy"] == pytest.approx(np.mean(rows.predictions == rows.labels))
 
 
-def test_a_folder_scored_anew_gives_the_same_answers(
-    world: Any, scores: tuple[dict[str, float], ScoredRows], folder: Path
-) -> None:
+def test_a_folder_scored_anew_gives_the_same_answers(world, scores, folder):
     metrics, rows = scores
     anew = score_folder(folder, world.data.task)
     assert anew.metrics == pytest.approx(metrics, rel=1e-6)
@@ -95,7 +73,7 @@ def test_a_folder_scored_anew_gives_the_same_answers(
         score_folder(folder, other)
 
 
-def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> None:
+def test_the_factors_it_names_are_those_on_disk(confirmed):
     spec, confirmation, host = confirmed
     assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
     for key, checksum in confirmation.factors.items():
@@ -103,18 +81,17 @@ def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Conf
         assert host.factor_file(key) == factor_path(key).read_bytes()
 
 
-def test_a_refit_differs_in_its_seed_alone(world: Any) -> None:
+def test_a_refit_differs_in_its_seed_alone(world):
     spec = world.spec("7")
     refits = [refit_spec(spec, number) for number in (1, 2)]
     assert [refit.trial_id for refit in refits] == ["7.1", "7.2"]
     assert len({spec.hyperparameters.seed, *(refit.hyperparameters.seed for refit in refits)}) == 3
     for refit in refits:
-        same = dataclasses.replace(refit.hyperparameters, seed=spec.hyperparameters.seed)
-        assert same == spec.hyperparameters
+        assert dataclasses.replace(refit.hyperparameters, seed=spec.hyperparameters.seed) == spec.hyperparameters
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world: Any, folder: Path, other: bool) -> None:
+def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world, folder, other):
     base = AutoModelForSequenceClassification.from_pretrained(world.base.path, num_labels=2)
     if not other:
         PeftModel.from_pretrained(base, str(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import LoraXSLayer
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial.attach import attach, detach
-from loraxs_search.trial.snapshot import Snapshot
 
 LORA_XS = get_method("lora-xs")
 
@@ -27,7 +25,7 @@ def pairs(model: Any) -> Mapping[str, tuple[Tensor, Tensor]]:
     return {n: m.factor_pair("default") for n, m in model.named_modules() if isinstance(m, LoraXSLayer)}
 
 
-def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world: Any) -> None:
+def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world):
     drawn = []
     for trial_id, seed in (("1", 5), ("2", 5), ("3", 6)):
         spec = world.spec(trial_id, basis="gaussian", rank=8, seed=seed)
@@ -42,16 +40,7 @@ def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world: Any) -> No
         assert abs(float(numbers.mean())) < 0.05 and abs(float(numbers.std()) - 1) < 0.05
 
 
-def test_resumed_is_uninterrupted(world: Any) -> None:
-    spec = world.spec("1", basis="gaussian", rank=4)
-    half = world.lone(spec, 6)
-    whole, resumed = world.lone(spec, 12), world.lone(spec, 12, Snapshot.from_bytes(half.to_bytes()))
-    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
-
-
-def test_a_stored_adapter_draws_them_again_and_knows_them(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_adapter_draws_them_again_and_knows_them(world, tmp_path, monkeypatch):
     spec = world.spec("1", basis="gaussian", rank=4, learning_rate=1e-2)
     pack = unpacked(world.model, world.factors)
     train(pack, [pack.join(spec, world.data)], 6)

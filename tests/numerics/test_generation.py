@@ -6,10 +6,8 @@ Rows whose two largest logits ever lie within 1e-4 are left out, and counted: ro
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,6 @@ from loraxs_search.engine.generation import Generation, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.engine.passes import AdaptedBase
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import (
@@ -34,7 +31,6 @@ from loraxs_search.tasks.kinds import (
     RequestGenerator,
     Sampling,
 )
-from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.evaluate import ask
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
@@ -56,7 +52,7 @@ def request(source: EncodedRows, rows: Sequence[int] | None = None, **changes: A
 
 
 @pytest.fixture
-def make_world(tmp_path: Path) -> Callable[..., DecoderWorld]:
+def make_world(tmp_path):
     def make(family: str, ends: Sequence[int] = ENDS) -> DecoderWorld:
         world = DecoderWorld(tmp_path, family)
         world.model.generation_config.eos_token_id = list(ends)
@@ -68,13 +64,8 @@ def make_world(tmp_path: Path) -> Callable[..., DecoderWorld]:
 @contextmanager
 def adapted(world: DecoderWorld, **changes: Any) -> Iterator[Any]:
     """Put an adapter on the base that changes what is written."""
-    spec = world.spec("1", **{"init_std": 0.3, "scale": 2.0} | changes)
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-    try:
+    with world.attached(world.spec("1", **{"init_std": 0.3, "scale": 2.0} | changes)) as model:
         yield model
-    finally:
-        detach(model, spec)
 
 
 @torch.inference_mode()
@@ -109,21 +100,25 @@ def check_lively(written: Generated) -> None:
 
 
 @pytest.mark.parametrize("family", families(FAMILIES))
-def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable[..., Any], family: str) -> None:
+def test_tokens_are_those_of_generate_with_the_merged_model_in_any_company(make_world, family):
     world, source = make_world(family), prompts()
     with adapted(world) as model:
         actual = write(model, request(source), tokenizer())
+        order = np.random.default_rng(2).permutation(len(source)).tolist()
+        turned = write(model, request(source, order), tokenizer(), max_rows=7)
+        fewer = write(model, request(source, [3, 3, 9, 0]), tokenizer(), max_rows=1)
         merged = copy.deepcopy(model).merge_and_unload()
     check_sure(actual, [generated(merged, source.ids.row(i)) for i in range(len(source))])
+    check_sure(turned, [tokens_of(actual)[i] for i in order])
+    check_sure(fewer, [tokens_of(actual)[i] for i in (3, 3, 9, 0)])
+    assert actual.margins[order] == pytest.approx(turned.margins, abs=1e-4)
     check_lively(actual)
     for row, ended in zip(tokens_of(actual), actual.ended, strict=True):
         assert ended == (row[-1] in ENDS) and len(row) <= NEW
 
 
 @pytest.mark.parametrize("family", families(["mamba", "lfm2", "falcon_h1"]))
-def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(
-    make_world: Callable[..., Any], family: str
-) -> None:
+def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(make_world, family):
     """Rows end at different steps, and several follow one that they share."""
     model, source = make_world(family).model, prompts(count=5)
 
@@ -151,22 +146,7 @@ def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(
                 torch.testing.assert_close(part.follow(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", families(["llama", "mistral", "gemma2"]))
-def test_a_row_is_the_same_in_any_company(make_world: Callable[..., Any], family: str) -> None:
-    world, source = make_world(family), prompts(1)
-    order = np.random.default_rng(2).permutation(len(source)).tolist()
-    with adapted(world) as model:
-        expected = write(model, request(source), tokenizer())
-        alone = [write(model, request(source, [i]), tokenizer()).tokens.row(0).tolist() for i in range(len(source))]
-        turned = write(model, request(source, order), tokenizer(), max_rows=7)
-        fewer = write(model, request(source, [3, 3, 9, 0]), tokenizer(), max_rows=1)
-    check_sure(expected, alone)
-    check_sure(turned, [tokens_of(expected)[i] for i in order])
-    check_sure(fewer, [tokens_of(expected)[i] for i in (3, 3, 9, 0)])
-    assert expected.margins[order] == pytest.approx(turned.margins, abs=1e-4)
-
-
-def test_a_limit_ends_rows_that_go_on(make_world: Callable[..., Any]) -> None:
+def test_a_limit_ends_rows_that_go_on(make_world):
     world, source = make_world("llama"), prompts()
     with adapted(world) as model:
         long, short = (write(model, request(source, max_new_tokens=n), tokenizer()) for n in (NEW, 5))
@@ -175,7 +155,7 @@ def test_a_limit_ends_rows_that_go_on(make_world: Callable[..., Any]) -> None:
     assert 0 < short.ended.sum() < len(short.ended)
 
 
-def test_end_tokens_are_the_tokenizers_and_the_bases(make_world: Callable[..., Any]) -> None:
+def test_end_tokens_are_the_tokenizers_and_the_bases(make_world):
     world, source = make_world("llama", [2]), prompts()
     with adapted(world) as model:
         free = tokens_of(write(model, request(source), tokenizer()))
@@ -190,7 +170,7 @@ def test_end_tokens_are_the_tokenizers_and_the_bases(make_world: Callable[..., A
     assert actual.texts[row] == tokenizer().decode(free[row][:2])  # no end token is text
 
 
-def test_stop_strings_end_rows_in_the_text(make_world: Callable[..., Any]) -> None:
+def test_stop_strings_end_rows_in_the_text(make_world):
     world, source = make_world("llama", [2]), prompts()
     with adapted(world) as model:
         free = write(model, request(source), tokenizer())
@@ -205,7 +185,7 @@ def test_stop_strings_end_rows_in_the_text(make_world: Callable[..., Any]) -> No
         assert whole.startswith(tokenizer().decode(tokens, skip_special_tokens=True))
 
 
-def test_drawn_tokens_follow_from_seed_and_prompt_at_any_place(make_world: Callable[..., Any]) -> None:
+def test_drawn_tokens_follow_from_seed_and_prompt_at_any_place(make_world):
     world, source = make_world("llama", [2]), prompts()
     sampling = Sampling(seed=5, temperature=0.8, top_p=0.9)
     with adapted(world) as model:
@@ -213,19 +193,19 @@ def test_drawn_tokens_follow_from_seed_and_prompt_at_any_place(make_world: Calla
         again = write(model, request(source, sampling=sampling), tokenizer(), max_rows=5)
         other = write(model, request(source, sampling=Sampling(6, 0.8, 0.9)), tokenizer())
         cold = write(model, request(source, sampling=Sampling(5, 1e-4)), tokenizer())
+        likeliest = write(model, request(source, sampling=Sampling(5, 5.0, top_p=1e-6)), tokenizer())
         greedy = write(model, request(source), tokenizer())
         moved = write(model, request(source, [4, 0, 4, 2], sampling=sampling), tokenizer())
     assert tokens_of(first) == tokens_of(again)
     assert tokens_of(first) != tokens_of(other)
     check_sure(greedy, tokens_of(cold))
+    check_sure(greedy, tokens_of(likeliest))
     assert tokens_of(moved) == [tokens_of(first)[row] for row in (4, 0, 4, 2)]
 
 
 @pytest.mark.parametrize("can_be_joined", [True, False])
 @pytest.mark.parametrize("family", families(["llama", "mistral", "gemma2"]))
-def test_sequences_join_and_leave_between_tokens(
-    make_world: Callable[..., Any], family: str, can_be_joined: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sequences_join_and_leave_between_tokens(make_world, family, can_be_joined, monkeypatch):
     """Some models have layers whose states cannot stand side by side once rows differ in length."""
     world, asked = make_world(family), request(prompts(count=15))
     start = Decoding.__init__
@@ -254,7 +234,7 @@ def test_sequences_join_and_leave_between_tokens(
         assert sequence.margin == pytest.approx(expected.margins[number], abs=1e-4) or not sure[number]
 
 
-def test_a_batch_that_is_never_empty_does_not_grow(make_world: Callable[..., Any]) -> None:
+def test_a_batch_that_is_never_empty_does_not_grow(make_world):
     """Rows come one by one, as requests to a server do; each is written as it is with the others."""
     world, asked = make_world("llama", [2]), request(prompts(count=15))
     longest = int(asked.source.lengths.max()) + NEW
@@ -277,7 +257,7 @@ def test_a_batch_that_is_never_empty_does_not_grow(make_world: Callable[..., Any
     assert len(widths) * 2 > 3 * max(widths)  # it would have grown by two each time
 
 
-def test_texts_stream_without_what_follows_a_stop_string(make_world: Callable[..., Any]) -> None:
+def test_texts_stream_without_what_follows_a_stop_string(make_world):
     world, source = make_world("llama", [2]), prompts()
     pieces: dict[int, list[str]] = {}
 
@@ -297,21 +277,9 @@ def test_texts_stream_without_what_follows_a_stop_string(make_world: Callable[..
 
 
 # ---- packs -----------------------------------------------------------------------------------------------------------
-def lively(world: DecoderWorld) -> list[Any]:
-    """Return trials of mixed ranks, sides and modules whose adapters change what is written, each with its task."""
-    return [
-        (replace(spec, hyperparameters=replace(spec.hyperparameters, init_std=0.3)), data)
-        for spec, data in world.mixed_trials()
-    ]
-
-
 def lone(world: DecoderWorld, spec: TrialSpec, asked: GenerateRequest) -> Generated:
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-    try:
+    with world.attached(spec) as model:
         return write(model, asked, tokenizer())
-    finally:
-        detach(model, spec)
 
 
 def sums(outputs: PassOutputs, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -323,12 +291,17 @@ def sums(outputs: PassOutputs, batch: Batch) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma2"]))
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_pack_writes_what_lone_trials_write(make_world: Callable[..., Any], family: str, num_workers: int) -> None:
-    world = make_world(family)
-    trials, pack = lively(world), world.pack(num_workers=num_workers)
+def test_a_pack_writes_what_lone_trials_write(make_world, family, num_workers):
+    world, drawn = make_world(family), Sampling(3, 0.7, 0.9)
+    trials, pack = world.mixed_trials(init_std=0.3), world.pack(num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     asked = {
-        spec.name: request(prompts(i, 5 + 3 * i), max_new_tokens=NEW - i, stop=("w9 w",) if i % 2 else ())
+        spec.name: request(
+            prompts(i, 5 + 3 * i),
+            max_new_tokens=NEW - i,
+            stop=("w9 w",) if i % 2 else (),
+            sampling=drawn if i == 2 else None,
+        )
         for i, (spec, _) in enumerate(trials)
     }
     written = pack.answer(slots, asked)
@@ -341,7 +314,7 @@ def test_a_pack_writes_what_lone_trials_write(make_world: Callable[..., Any], fa
         assert written[spec.name].ended.tolist() == alone.ended.tolist()
 
 
-def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., Any]) -> None:
+def test_some_slots_write_while_others_read_or_rest(make_world):
     """Here the slots adapt the upper layer alone: reads skip the lower one, writing does not."""
     world = make_world("llama")
     top = tuple(name for name in world.names if ".1." in name)
@@ -360,21 +333,8 @@ def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., An
     assert torch.allclose(second["0"][0], reads["0"][0], rtol=1e-5)
 
 
-def test_drawn_tokens_are_the_same_in_a_pack(make_world: Callable[..., Any]) -> None:
-    world = make_world("llama")
-    asked = request(prompts(), sampling=Sampling(3, 0.7, 0.9))
-    trials, pack = lively(world)[:3], world.pack(num_workers=2)
-    slots = [pack.join(spec, data) for spec, data in trials]
-    written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
-    pack.base.clear()
-    for spec, _ in trials:
-        assert tokens_of(written[spec.name]) == tokens_of(lone(world, spec, asked))
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_batch_that_memory_cannot_hold_is_halved(
-    make_world: Callable[..., Any], num_workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_memory_cannot_hold_is_halved(make_world, num_workers, monkeypatch):
     world, sizes = make_world("llama"), list[int]()
     compute = Decoding.compute
 
@@ -385,7 +345,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(
         return compute(self, ids, mask)
 
     monkeypatch.setattr(Decoding, "compute", within_memory)
-    trials, pack = lively(world)[:3], world.pack(num_workers=num_workers)
+    trials, pack = world.mixed_trials(init_std=0.3)[:3], world.pack(num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     asked = request(prompts(5, 9))
     written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
@@ -400,24 +360,22 @@ def test_a_batch_that_memory_cannot_hold_is_halved(
         check_sure(alone, tokens_of(again[spec.name]))
 
 
-def test_what_one_row_needs_must_fit_into_memory(
-    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_one_row_needs_must_fit_into_memory(make_world, monkeypatch):
     world = make_world("llama")
 
     def full(*_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Decoding, "compute", full)
-    ((spec, data), *_), pack = lively(world), world.pack()
+    ((spec, data), *_), pack = world.mixed_trials(init_std=0.3), world.pack()
     with pytest.raises(UsageError, match="14 tokens") as refusal:
         pack.answer([pack.join(spec, data)], {spec.name: request(prompts(5, 2), max_new_tokens=3)})
     assert "max_new_tokens" in str(refusal.value.hint)
 
 
-def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world: Callable[..., Any]) -> None:
+def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world):
     world = make_world("llama")
-    trials, pack = lively(world)[:3], world.pack()
+    trials, pack = world.mixed_trials(init_std=0.3)[:3], world.pack()
     slots = [pack.join(spec, data) for spec, data in trials]
     with torch.no_grad():
         slots[1].tensors.adapter.tensors[0].fill_(torch.nan)

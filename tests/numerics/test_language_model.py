@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from support import toy_language
 from support.decoders import DECODERS, DecoderWorld
 from support.families import families
-from support.trials import train
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
@@ -20,20 +18,15 @@ from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.prepared import prepare
 
-NUM_STEPS = 10
-
 
 @pytest.mark.parametrize("family", families(DECODERS))
-def test_pack_of_unlike_trials_equals_lone_trials(tmp_path: Path, family: str) -> None:
+def test_pack_of_unlike_trials_equals_lone_trials(tmp_path, family):
     world = DecoderWorld(tmp_path, family)
-    trials, pack = world.mixed_trials(), world.pack(num_workers=3)
-    slots = [pack.join(spec, data) for spec, data in trials]
-    train(pack, slots, NUM_STEPS)
-    world.check_as_alone(pack, slots)
+    world.check_law(world.mixed_trials(), 10, num_workers=3)
 
 
 @pytest.mark.parametrize("family", families(["llama", "gemma2"]))
-def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path: Path, family: str) -> None:
+def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path, family):
     world = DecoderWorld(tmp_path, family)
     data, pack = world.tasks[1], world.pack()
     slot = pack.join(world.spec("1", init_std=0.0), data)
@@ -49,7 +42,7 @@ def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path:
     assert scored["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path: Path) -> None:
+def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path):
     world = DecoderWorld(tmp_path, "llama")
     pack, num_positions = world.pack(), Counter[str]()
     slots = [pack.join(spec, data) for spec, data in world.mixed_trials()[:2]]
@@ -68,7 +61,7 @@ def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path: Path) -> 
     assert min(num_positions[name] for name in set(world.names) - behind) >= num_tokens > num_behind
 
 
-def test_the_template_s_end_of_a_turn_ends_what_is_written(tmp_path: Path) -> None:
+def test_the_template_s_end_of_a_turn_ends_what_is_written(tmp_path):
     """An adapter learns [TURN] behind each answer, with which neither the base nor its tokenizer ends."""
     toy_language.save_base(tmp_path, chat=True)
     rows = [{"words": word, "said": "w1 w2"} for word in toy_language.WORDS]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import safetensors.torch
 import torch
 from support import toy_language
 from support.families import families
-from support.trials import train
 
 from loraxs_search import assets
 from loraxs_search.base_model.head import output_head
@@ -41,16 +38,13 @@ def first_loss(world: Any, spec: TrialSpec) -> float:
     """Return a trial's mean loss on all train rows before its first step."""
     data = world.data
     batch = data.collate("train", np.arange(data.num_rows("train")))
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-    with torch.no_grad():
+    with world.attached(spec) as model, torch.no_grad():
         losses = data.kind.loss(forward(model, batch.inputs, batch.reads), batch)
-    detach(model, spec)
     return float(losses.sum() / batch.counts.sum())
 
 
 @pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
-def test_a_trial_starts_with_the_probes_loss(make_world: Callable[..., Any], family: str) -> None:
+def test_a_trial_starts_with_the_probes_loss(make_world, family):
     world = make_world(family)
     started = first_loss(world, probed(world, "1", init_std=0.0))
     drawn = [first_loss(world, world.spec(f"{seed}", init_std=0.0)) for seed in range(3)]
@@ -58,7 +52,7 @@ def test_a_trial_starts_with_the_probes_loss(make_world: Callable[..., Any], fam
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_no_other_output_layer_is_better(make_world: Callable[..., Any], family: str) -> None:
+def test_no_other_output_layer_is_better(make_world, family):
     """On all train rows the probe has the least loss plus penalty: gradients of the loss are the penalty's own."""
     world = make_world(family)
     spec, (name, _) = probed(world, "1", init_std=0.0), output_head(world.model)
@@ -74,7 +68,7 @@ def test_no_other_output_layer_is_better(make_world: Callable[..., Any], family:
 
 
 @pytest.mark.parametrize("family", families(["bert", "gpt2"]))
-def test_words_with_tags_have_a_probe(tmp_path: Path, family: str) -> None:
+def test_words_with_tags_have_a_probe(tmp_path, family):
     world = TaggedWorld(tmp_path, family)
     drawn = first_loss(world, world.spec("1", init_std=0.0))
     assert first_loss(world, probed(world, "1", init_std=0.0)) < 0.7 * drawn
@@ -82,7 +76,7 @@ def test_words_with_tags_have_a_probe(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.usefixtures("in_warm_home")
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_numbers_have_a_probe_in_standard_units(tmp_path: Path, tiny_base: Path, *, has_bias: bool) -> None:
+def test_numbers_have_a_probe_in_standard_units(tmp_path, tiny_base, *, has_bias):
     if not has_bias:
         toy_language.save_base(tmp_path)
     task = make_task(tmp_path, mean=150_000.0 if has_bias else 0.0)
@@ -105,32 +99,21 @@ def toy_spec(host: TrialHost, task: Any) -> Any:
     return make_spec("1", names, rank=2, init_std=0.0).hyperparameters
 
 
-def test_packed_with_others_they_equal_lone_trials(world: Any) -> None:
+def test_packed_with_others_they_equal_lone_trials_and_resumed_uninterrupted_ones(world):
     specs = [probed(world, "11"), probed(world, "12", rank=8, head_learning_rate=5e-3), *world.mixed_specs()[:3]]
-    pack = world.pack(num_workers=2)
-    slots = world.join(pack, specs)
-    train(pack, slots, 15)
-    world.check_as_alone(pack, slots, 1e-4)  # near the least loss little but rounding is left of gradients
+    # Near the least loss little but rounding is left of gradients.
+    world.check_law([(spec, world.data) for spec in specs], 15, 1e-4)
 
 
-def test_resumed_is_uninterrupted(world: Any) -> None:
-    spec = probed(world, "1")
-    half, whole = world.lone(spec, 5), world.lone(spec, 10)
-    resumed = world.lone(spec, 10, half)
-    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
-
-
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "deberta"])
-def test_a_head_that_draws_a_layer_before_its_output_has_none(make_world: Callable[..., Any], family: str) -> None:
+@pytest.mark.parametrize("family", families(["roberta", "distilbert", "deberta"]))
+def test_a_head_that_draws_a_layer_before_its_output_has_none(make_world, family):
     world = make_world(family)
     found = fit_linear_probe(world.data, world.model)
     assert not found.content
     assert "has no numbers yet" in found.reason
 
 
-def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing(world, monkeypatch):
     whole = fit_linear_probe(world.data, world.model)
     monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 4e6)
     part = fit_linear_probe(world.data, world.model)
@@ -140,7 +123,7 @@ def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing
     assert (again.content, again.num_rows) == (part.content, part.num_rows)
 
 
-def test_a_few_rows_make_no_probe(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_rows_make_no_probe(world, monkeypatch):
     monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 1)
     found = fit_linear_probe(world.data, world.model)
     assert not found.content
@@ -148,7 +131,7 @@ def test_a_few_rows_make_no_probe(world: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("own", [{}, {"dora": True}], ids=["packed", "unpacked"])
-def test_a_host_fits_the_same_one_whatever_is_on_its_base(world: Any, own: dict[str, Any]) -> None:
+def test_a_host_fits_the_same_one_whatever_is_on_its_base(world, own):
     task = world.data.task
     host = TrialHost(BaseModelRef(id=world.base.path), task, precision="float32", device="cpu")
     before = host.linear_probe(task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +25,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_frozen_parts_are_those_of_the_checkpoint(name: str, make_world: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "name", ["VERA", *(pytest.param(name, marks=pytest.mark.long(part="software")) for name in ("TINYLORA", "UNILORA"))]
+)
+def test_frozen_parts_are_those_of_the_checkpoint(name, make_world):
     world = make_world(dtype=torch.bfloat16)
     spec = world.spec("3", method="mine", rank=0, peft=PeftSettings(name, METHODS[name], {}))
     body = {key: value for key, value in world.model.named_parameters() if "classifier" not in key}
@@ -48,7 +49,7 @@ def test_frozen_parts_are_those_of_the_checkpoint(name: str, make_world: Callabl
     assert {value.dtype for value in body.values()} == {torch.bfloat16}
 
 
-def test_a_trial_does_not_go_on_beside_other_singular_vectors(make_world: Callable[..., Any]) -> None:
+def test_a_trial_does_not_go_on_beside_other_singular_vectors(make_world):
     """PEFT computes TinyLoRA's where it is put on a base, and signs are a processor's choice."""
     world = make_world()
     spec = world.spec("3", method="mine", rank=0, peft=PeftSettings("TINYLORA", METHODS["TINYLORA"], {}))

@@ -110,9 +110,7 @@ def distance(packed: Snapshot, lone: Snapshot) -> float:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_pack_of_several_kinds_equals_lone_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str
-) -> None:
+def test_a_pack_of_several_kinds_equals_lone_trials(tmp_path, monkeypatch, group):
     """One of each kind trains LoRA, the other LoRA-XS."""
     world = MixedWorld(tmp_path, GROUPS[group], lora=(1, 2))
     pack = world.pack(num_workers=3)
@@ -139,7 +137,7 @@ def test_a_pack_of_several_kinds_equals_lone_trials(
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_path: Path, group: str) -> None:
+def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_path, group):
     world = MixedWorld(tmp_path, GROUPS[group])
     config = HostConfig(world.ref, "float32", pack_size=4, largest=LargestTrial(16), make=_one_thread)
     actor = HostActor(config, 1, "here")
@@ -176,9 +174,7 @@ def _one_thread(config: HostConfig, task: Task, _: int) -> TrialHost:
     return TrialHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
 
 
-def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(tmp_path, monkeypatch):
     """A second body beside the first may be more than the device holds."""
     devices, load = [], loaded_base.load_model
 

@@ -24,11 +24,11 @@ from loraxs_search import load, load_adapter, load_tokenizer
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.export._base import ExportOptions, OnnxPrecision
+from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export._onnx_precision import LIMITS
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import classifier
@@ -55,7 +55,7 @@ def tagging(labels: Sequence[str] = TAGS, **changes: Any) -> Task:
 
 
 @pytest.fixture(scope="module")
-def make(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make(make_adapter, tmp_path_factory):
     """Make a LoRA-XS adapter on all layers of a base of a family, beside others of this file: they share graphs."""
     root, numbers = tmp_path_factory.mktemp("adapters"), itertools.count()
 
@@ -74,13 +74,13 @@ def make(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch):
     """Have a BERT of one layer: half of what an export takes."""
     monkeypatch.setitem(FAMILIES, "bert", lambda: BertConfig(**{**SMALL, "num_hidden_layers": 1}, intermediate_size=48))
 
 
 @pytest.fixture
-def wide(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def wide(make, monkeypatch):
     """Make an adapter on a base whose matrices are most of its graph."""
     sizes = {"vocab_size": VOCAB, "hidden_size": 96, "intermediate_size": 256}
     config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0)
@@ -94,7 +94,7 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Logits]:
+def opened(monkeypatch):
     """Return a function that a folder's README.md defines, after its code ran there."""
 
     def run(folder: Path, name: str = "logits") -> Logits:
@@ -130,9 +130,7 @@ def check(logits: npt.NDArray[np.float32], answers: Sequence[Prediction]) -> Non
 
 @pytest.mark.parametrize("family", ["bert", *OTHERS])
 @pytest.mark.parametrize(("pooling", "head"), [pytest.param("class", "output", marks=LONG), ("mean", "full")])
-def test_onnxruntime_answers_as_predict(
-    family: str, pooling: Pooling, head: str, make: Callable[..., Path], opened: Callable[[Path], Logits]
-) -> None:
+def test_onnxruntime_answers_as_predict(family, pooling, head, make, opened):
     folder = make(family, task=reading(pooling=pooling), head=head)
     made = converted(folder, "onnx")
     about = json.loads((made / "onnx.json").read_text())
@@ -144,9 +142,7 @@ def test_onnxruntime_answers_as_predict(
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
-def test_rows_bring_adapters_of_any_rank_and_number_of_labels(
-    make: Callable[..., Path], opened: Callable[[Path], Logits]
-) -> None:
+def test_rows_bring_adapters_of_any_rank_and_number_of_labels(make, opened):
     some = tuple(f"bert.encoder.layer.0.{name}" for name in ("attention.self.key", "output.dense"))
     folders = [
         make(sigma="none", scale=3.0),
@@ -161,7 +157,7 @@ def test_rows_bring_adapters_of_any_rank_and_number_of_labels(
         check(logits[way::3], load(folder)(TEXTS))
 
 
-def test_pairs_are_read_with_their_segments(make: Callable[..., Path], opened: Callable[[Path], Logits]) -> None:
+def test_pairs_are_read_with_their_segments(make, opened):
     folder = make(task=reading(text_pair="other"))
     made = converted(folder, "onnx")
     pairs = [("w1", "w2 w3 w4"), (" ".join(WORDS[:11]), "w5 w6"), ("w7", "w7")]
@@ -174,9 +170,7 @@ def test_pairs_are_read_with_their_segments(make: Callable[..., Path], opened: C
 
 # ---- tags ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", ["bert", *OTHERS])
-def test_each_word_has_the_tag_that_predict_gives(
-    family: str, make: Callable[..., Path], opened: Callable[..., Logits]
-) -> None:
+def test_each_word_has_the_tag_that_predict_gives(family, make, opened):
     folders = [make(family, task=tagging()), make(family, task=tagging(TAGS[:3]), rank=7, seed=1)]
     made = [converted(folder, "onnx") for folder in folders]
     assert json.loads((made[0] / "onnx.json").read_text())["answers"] == "first token of each word"
@@ -202,9 +196,7 @@ def test_each_word_has_the_tag_that_predict_gives(
 
 # ---- precisions ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=LONG), "int8"])
-def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(
-    precision: OnnxPrecision, wide: Callable[..., Path], opened: Callable[..., Logits]
-) -> None:
+def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(precision, wide, opened):
     folders = [wide(), wide(seed=1, rank=7)]
     made = [converted(folder, "onnx", ExportOptions(precision=precision)) for folder in folders]
     whole = [converted(folder, "onnx") for folder in folders]
@@ -227,7 +219,7 @@ def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(
 
 @LONG
 @pytest.mark.parametrize("task", [reading(()), tagging()])
-def test_int8_of_numbers_and_of_tags(task: Task, make: Callable[..., Path], opened: Callable[..., Logits]) -> None:
+def test_int8_of_numbers_and_of_tags(task, make, opened):
     folder = make(task=task)
     both = [converted(folder, "onnx", ExportOptions(precision=precision)) for precision in ("int8", None)]
     one, other = (opened(made)(TEXTS, [inputs_of(made)] * len(TEXTS)) for made in both)
@@ -235,9 +227,7 @@ def test_int8_of_numbers_and_of_tags(task: Task, make: Callable[..., Path], open
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=LONG), "int8"])
-def test_a_precision_that_moves_answers_too_far_is_refused(
-    precision: OnnxPrecision, wide: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_precision_that_moves_answers_too_far_is_refused(precision, wide, monkeypatch):
     from loraxs_search.methods.export import _onnx_graph
 
     monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
@@ -248,7 +238,7 @@ def test_a_precision_that_moves_answers_too_far_is_refused(
     assert not list(folder.parent.glob(f"{folder.name}.onnx*"))
 
 
-def test_one_file_serves_all_adapters_of_a_base(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_file_serves_all_adapters_of_a_base(make, tmp_path):
     first = converted(make(), "onnx") / "model.onnx"
     other = converted(make(rank=9, seed=1, task=reading("abc")), "onnx") / "model.onnx"
     assert first.samefile(other)
@@ -271,7 +261,7 @@ def test_one_file_serves_all_adapters_of_a_base(make: Callable[..., Path], tmp_p
         ({"method": "lora", "method_params": {"rank": 2}}, "for an adapter of method lora, but got 'onnx'"),
     ],
 )
-def test_what_the_graph_cannot_have_is_refused(changes: dict[str, Any], law: str, make: Callable[..., Path]) -> None:
+def test_what_the_graph_cannot_have_is_refused(changes, law, make):
     folder = make(**changes)
     with pytest.raises(UsageError, match=law) as refused:
         converted(folder, "onnx")
@@ -279,7 +269,7 @@ def test_what_the_graph_cannot_have_is_refused(changes: dict[str, Any], law: str
     assert not list(folder.parent.glob(f"*{folder.name}*onnx*"))
 
 
-def test_a_file_that_answers_otherwise_is_refused(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_answers_otherwise_is_refused(make, monkeypatch):
     from loraxs_search.methods.export import _onnx_graph
 
     monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
@@ -287,7 +277,7 @@ def test_a_file_that_answers_otherwise_is_refused(make: Callable[..., Path], mon
         converted(make(task=reading(pooling="last")), "onnx")
 
 
-def test_the_extra_is_named_where_it_is_missing(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_is_named_where_it_is_missing(make, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *of: None if name == "onnxscript" else real(name, *of)
@@ -298,9 +288,7 @@ def test_the_extra_is_named_where_it_is_missing(make: Callable[..., Path], monke
 
 
 @pytest.mark.long(part="bases")
-def test_the_quickstarts_base(
-    quickstart_base: BaseModel, in_warm_home: Path, make_adapter: Callable[..., Path], tmp_path: Path, opened: Any
-) -> None:
+def test_the_quickstarts_base(quickstart_base, in_warm_home, make_adapter, tmp_path, opened):
     names = tuple(module.name for module in linear_modules(quickstart_base, classifier(2)))
     given = {"rank": 8, "target_modules": names, "factor_rank": 64, "init_std": 0.05}
     folder = make_adapter(tmp_path / "one", quickstart_base, task=reading(pooling="mean", max_length=64), **given)

@@ -12,19 +12,12 @@ import pytest
 import torch
 from support.bases import SMALL
 from support.characters import characters
-from support.trials import train, unpacked
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import shared_pack
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.evaluate import score_rows
@@ -43,7 +36,7 @@ def rows(number: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> PreparedTask:
+def data(tmp_path):
     files = {}
     for split, size in {"train": 40, "validation": 17, "test": 14}.items():
         files[split] = str(tmp_path / f"{split}.jsonl")
@@ -66,7 +59,7 @@ def data(tmp_path: Path) -> PreparedTask:
 
 
 @pytest.fixture
-def base(tmp_path: Path, data: PreparedTask) -> BaseModel:
+def base(tmp_path, data):
     torch.manual_seed(0)
     size = {**SMALL, "vocab_size": len(data.tokenizer), "num_key_value_heads": 2}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**size, pad_token_id=0, tie_word_embeddings=True))
@@ -98,7 +91,7 @@ def plain(model: torch.nn.Module, data: PreparedTask, split: str) -> tuple[list[
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def seen(monkeypatch):
     """The losses of all options, whenever a split is scored."""
     scores, seen = Choices.scores, []
 
@@ -114,9 +107,7 @@ def check(likelihoods: list[Tensor], losses: Tensor) -> None:
     torch.testing.assert_close(-losses, torch.cat(likelihoods).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_options_of_the_base_are_as_likely_as_in_whole_rows(
-    data: PreparedTask, base: BaseModel, seen: list[Tensor]
-) -> None:
+def test_options_of_the_base_are_as_likely_as_in_whole_rows(data, base, seen):
     model = load_model(base, data.kind.model)
     assert data.report.cut["test"] > 0
     likelihoods, answers = plain(model, data, "test")
@@ -125,34 +116,3 @@ def test_options_of_the_base_are_as_likely_as_in_whole_rows(
     assert scores.predictions.tolist() == answers
     right = [own[label] for own, label in zip(likelihoods, data.labels("test"), strict=True)]
     np.testing.assert_allclose(-scores.losses, torch.stack(right).float(), rtol=1e-5)
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_options_of_packed_trials_are_as_likely_as_in_whole_rows_after_thirty_steps(
-    data: PreparedTask, base: BaseModel, seen: list[Tensor], num_workers: int
-) -> None:
-    form = kind_of(data.task).model
-    model, modules = load_model(base, form), linear_modules(base, form)
-    names = tuple(module.name for module in modules)
-    factors = LoadedFactors(model, load_model(base, form), names)
-    common: dict[str, Any] = {"init_std": 1e-3, "max_steps": 50, "head_learning_rate": 1e-3}
-    specs = [
-        TrialSpec("1", {}, Hyperparameters(names, 5e-3, rank=4, batch_size=8, seed=1, **common)),
-        TrialSpec("2", {}, Hyperparameters(names[::2], 1e-2, rank=8, batch_size=3, seed=2, scale=2.0, **common)),
-        TrialSpec("3", {}, Hyperparameters(names[7:], 2e-2, rank=2, batch_size=5, seed=3, basis="bottom", **common)),
-    ]
-    pack = shared_pack(model, factors, modules, max_tokens=300, executor=PassExecutor(num_workers))
-    slots = [pack.join(spec, data) for spec in specs]
-    train(pack, slots, 30)
-    metrics = pack.evaluate(slots, "validation")
-    snapshots = [slot.snapshot() for slot in slots]
-    pack.base.clear()
-    for spec, snapshot, losses in zip(specs, snapshots, seen, strict=True):
-        alone = unpacked(model, factors)
-        alone.join(spec, data, snapshot)
-        likelihoods, answers = plain(alone.base.model, data, "validation")
-        alone.base.clear()
-        check(likelihoods, losses)
-        measured = metrics[spec.trial_id]
-        assert isinstance(measured, dict)
-        assert measured["accuracy"] == np.mean(np.array(answers) == data.labels("validation"))

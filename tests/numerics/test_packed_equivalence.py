@@ -6,7 +6,6 @@ learning rate has its whole schedule within `MAX_STEPS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from support.families import families
-from support.trials import train
+from support.trials import same_bits, train
 
 from loraxs_search.base_model.head import init_head
-from loraxs_search.errors import BaseModelError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.tasks.prepared import PreparedTask, prepare
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial.evaluate import score_rows, split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -27,47 +26,16 @@ TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 MAX_STEPS = 14
 
 
-def same_bits(a: Snapshot, b: Snapshot) -> bool:
-    pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
-    return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
-
-
-def test_pack_of_unlike_trials_equals_lone_trials_to_their_ends(world: Any) -> None:
-    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=MAX_STEPS)) for s in world.mixed_specs()]
-    pack = world.pack(num_workers=3)
-    slots = world.join(pack, specs)
-    train(pack, slots, MAX_STEPS)
-    world.check_as_alone(pack, slots)
-
-
-@pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2"]))
-def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
+@pytest.mark.parametrize("family", families(["bert", "roberta", "distilbert", "gpt2"]))
+def test_n_packed_are_n_alone_to_their_ends(make_world, family):
+    """Composite and two-part heads, transposed layers."""
     world = make_world(family)
-    specs, pack = world.mixed_specs()[3:8], world.pack(num_workers=2)
-    slots = world.join(pack, specs)
-    train(pack, slots, 10)
-    world.check_as_alone(pack, slots)
-
-
-def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lone_trials(
-    make_world: Callable[..., Any],
-) -> None:
-    world = make_world("deberta")  # embeddings of positions go through its query and key layers too
-    pack = world.pack(num_workers=2)
-    shared = tuple(name for name in world.names if name.endswith(("query_proj", "key_proj")))
-    assert pack.base.unpackable == set(shared)
-    with pytest.raises(TargetModulesError, match=r"0\.attention\.self\.query_proj \(and 3 more\)") as refusal:
-        pack.join(world.spec("1"), world.data)
-    assert "pack_size" in str(refusal.value.hint)
-    others = tuple(name for name in world.names if name not in shared)
-    specs = [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2], rank=8)]
-    slots = world.join(pack, specs)
-    train(pack, slots, 10)
-    world.check_as_alone(pack, slots)
+    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=MAX_STEPS)) for s in world.mixed_specs()]
+    world.check_law([(spec, world.data) for spec in specs], MAX_STEPS, num_workers=3)
 
 
 @pytest.mark.parametrize("family", families(["bert", "roberta"]))
-def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], family: str) -> None:
+def test_heads_that_train_their_output_alone(make_world, family):
     world = make_world(family)
     specs = [world.spec("1", head="output"), world.spec("2", head="full"), world.spec("3", head="output", rank=2)]
     pack = world.pack(num_workers=2)
@@ -78,9 +46,7 @@ def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], fam
     world.check_as_alone(pack, slots)
 
 
-def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_step(
-    make_world: Callable[..., Any],
-) -> None:
+def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_step(make_world):
     world = make_world("distilbert")
     spec = world.spec("1", head="output")
     with pytest.raises(BaseModelError, match="classifier ends pre_classifier"):
@@ -89,7 +55,7 @@ def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_ste
         world.join(world.pack(), [spec])
 
 
-def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
+def test_trials_may_join_and_leave_between_rounds(world):
     specs, pack = world.mixed_specs(), world.pack()
     slots = world.join(pack, specs)
     train(pack, slots[:3], 3)
@@ -99,21 +65,7 @@ def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
     world.check_as_alone(pack, slots)
 
 
-def test_a_resumed_pack_is_an_uninterrupted_one_bit_for_bit(world: Any) -> None:
-    def run(*lengths: int) -> list[Snapshot]:
-        states: list[Snapshot] = []
-        for length in lengths:
-            pack = world.pack(num_workers=2)
-            slots = world.join(pack, world.mixed_specs(), [Snapshot.from_bytes(state.to_bytes()) for state in states])
-            train(pack, slots, length)
-            states = [slot.snapshot() for slot in slots]
-            pack.base.clear()
-        return states
-
-    assert all(same_bits(a, b) for a, b in zip(run(5), run(2, 3), strict=True))
-
-
-def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) -> None:
+def test_results_do_not_depend_on_company_token_budget_or_workers(world):
     specs, found = world.mixed_specs(), []
     for company, max_tokens, num_workers in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
         pack = world.pack(max_tokens, num_workers)
@@ -126,7 +78,7 @@ def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) ->
 
 
 @pytest.mark.parametrize("which", [0, 7], ids=["lora-xs", "lora"])
-def test_a_trial_moves_between_pack_and_lone_host(world: Any, which: int) -> None:
+def test_a_trial_moves_between_pack_and_lone_host(world, which):
     spec, other = world.mixed_specs()[which], world.spec("10")
     straight = world.lone(spec, 12)
     pack = world.pack()
@@ -143,7 +95,7 @@ def test_a_trial_moves_between_pack_and_lone_host(world: Any, which: int) -> Non
 
 
 @pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (1e30, 3)])
-def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float, num_workers: int) -> None:
+def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world, poison, num_workers):
     specs = world.mixed_specs()[:2] + world.mixed_specs()[7:]
     runs = []
     for poisoned in (True, False):
@@ -170,13 +122,13 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
     assert runs[0][1] == runs[1][1]
 
 
-def test_a_gradient_without_a_finite_norm_ends_a_trial(world: Any) -> None:
+def test_a_gradient_without_a_finite_norm_ends_a_trial(world):
     spec, pack = world.spec("1", init_std=0.0, scale=1e30), world.pack()  # R is zero: the loss is the base's own
     (error,) = pack.step(world.join(pack, [spec])).values()
     assert "`gradient norm` must be finite, but got inf at step 1" in str(error)
 
 
-def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:
+def test_a_diverging_trial_spoils_no_neighbours_evaluation(world):
     specs, pack = world.mixed_specs()[:3], world.pack()
     slots = world.join(pack, specs)
     train(pack, slots, 3)
@@ -188,7 +140,7 @@ def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:
     assert found == {trial: healthy[trial] for trial in found}
 
 
-def test_nothing_outside_a_slots_own_rank_is_ever_trained(world: Any) -> None:
+def test_nothing_outside_a_slots_own_rank_is_ever_trained(world):
     pack = world.pack()
     slots = world.join(pack, [world.spec("1", rank=2), world.spec("2", rank=8)])
     train(pack, slots, 5)
@@ -199,7 +151,7 @@ def test_nothing_outside_a_slots_own_rank_is_ever_trained(world: Any) -> None:
     assert cores[0].count_nonzero() == 4
 
 
-def test_the_base_is_the_same_bits_and_modules_after_a_pack(world: Any) -> None:
+def test_the_base_is_the_same_bits_and_modules_after_a_pack(world):
     before = {name: value.clone() for name, value in world.model.state_dict().items()}
     modules = dict(world.model.named_modules())
     pack = world.pack()
@@ -213,7 +165,7 @@ def test_the_base_is_the_same_bits_and_modules_after_a_pack(world: Any) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in world.model.parameters())
 
 
-def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
+def test_with_r_zero_a_slot_scores_as_the_base(world):
     pack = world.pack()
     specs = [world.spec("1", init_std=0.0), world.spec("2", init_std=0.0, rank=8)]
     slots = world.join(pack, specs)
@@ -236,7 +188,7 @@ def refuse_passes(world: Any, above: int) -> Any:
     return world.model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
-def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) -> None:
+def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world):
     spec, pack = world.spec("1", batch_size=16), world.pack(max_tokens=400)
     handle = refuse_passes(world, above=100)
     slots = world.join(pack, [spec])
@@ -248,7 +200,7 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) ->
     assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
 
-def test_memory_for_the_longest_row_alone_is_enough(world: Any) -> None:
+def test_memory_for_the_longest_row_alone_is_enough(world):
     longest = int(max(world.data.lengths("train").max(), world.data.lengths("validation").max()))
     spec, pack = world.spec("1"), world.pack(max_tokens=2 * longest - 2)  # half of it is too little for that row
     handle = refuse_passes(world, above=longest)
@@ -260,7 +212,7 @@ def test_memory_for_the_longest_row_alone_is_enough(world: Any) -> None:
     world.check_as_alone(pack, slots)
 
 
-def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world: Any) -> None:
+def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world):
     pack, lengths = world.pack(), world.data.lengths("train")
     slots = world.join(pack, [world.spec(str(number), batch_size=2) for number in range(1, 5)])
     longest = {slot.name: int(lengths[slot.next_rows()].max()) for slot in slots}
@@ -275,7 +227,7 @@ def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world: Any) -
             assert world.distance(slot.snapshot(), world.lone(slot.spec, 1)) < TOLERANCE
 
 
-def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_not(world: Any) -> None:
+def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_not(world):
     pack, limit = world.pack(), 8
     cut = prepare(replace(world.data.task, max_length=limit), world.data.tokenizer)
     slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2"), cut)]
@@ -287,7 +239,7 @@ def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_
     assert "accuracy" in scores["2"]
 
 
-def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_data: PreparedTask) -> None:
+def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world, other_data):
     pack = world.pack(max_tokens=8)
     slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2"), other_data)]
     assert world.data.lengths("train").max() > 8
@@ -297,7 +249,7 @@ def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_da
     assert world.distance(packed, world.lone(slots[0].spec, 3)) < TOLERANCE
 
 
-def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world: Callable[..., Any]) -> None:
+def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world):
     world = make_world(dtype=torch.bfloat16)
     specs, pack = world.mixed_specs()[:3], world.pack()
     slots = world.join(pack, specs)
@@ -309,12 +261,12 @@ def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world
         assert world.distance(replace(snapshot, moments={}), replace(world.lone(spec, 8), moments={})) < 0.2, spec
 
 
-def test_what_changes_the_base_is_refused_in_a_pack(world: Any) -> None:
+def test_what_changes_the_base_is_refused_in_a_pack(world):
     with pytest.raises(UsageError, match="15 of lora"):
         world.join(world.pack(), [world.lora("15", {"dora": True})])
 
 
-def test_slots_are_not_larger_than_the_method_says(world: Any) -> None:
+def test_slots_are_not_larger_than_the_method_says(world):
     """Nor much smaller: a pack is as large as memory allows by these numbers."""
     for spec in (*world.mixed_specs()[:2], *world.mixed_specs()[6:8]):
         pack = world.pack(num_workers=3)
@@ -333,7 +285,7 @@ def test_slots_are_not_larger_than_the_method_says(world: Any) -> None:
 
 
 @pytest.mark.long(part="bases")
-def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart: Any) -> None:
+def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart):
     specs, pack = quickstart.mixed_specs(), quickstart.pack(max_tokens=512)
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ Distance = Callable[[bytes, bytes], float]
 
 
 @pytest.fixture
-def make_host(world: Any) -> Iterator[Make]:
+def make_host(world):
     made: list[TrialHost] = []
 
     def make(slots: int | None = 4, of: Any = world, **options: Any) -> TrialHost:
@@ -39,20 +39,18 @@ def make_host(world: Any) -> Iterator[Make]:
 
 
 @pytest.fixture
-def distance(world: Any) -> Callable[[bytes, bytes], float]:
+def distance(world):
     return lambda a, b: world.distance(Snapshot.from_bytes(a), Snapshot.from_bytes(b))
 
 
-def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(
-    make_host: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(make_host, monkeypatch):
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(loaded_base, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
     with pytest.raises(BaseModelError, match=r"0\.00 GiB"):
         make_host()
 
 
-def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, distance: Distance) -> None:
+def test_callers_at_once_get_what_lone_hosts_give(world, make_host, distance):
     specs, host = world.mixed_specs(), make_host(slots=4)  # two more callers than slots
 
     def drive(index: int) -> tuple[Any, bytes]:
@@ -76,9 +74,7 @@ def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, d
     assert host.info() == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
 
 
-def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(
-    world: Any, make_host: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(world, make_host, monkeypatch):
     def fail(*_: Any) -> Any:
         raise MemoryError
 
@@ -90,9 +86,7 @@ def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
-def test_an_answer_that_memory_does_not_hold_is_given_again(
-    world: Any, make_host: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_memory_does_not_hold_is_given_again(world, make_host, monkeypatch):
     answers = list[BaseException | None]()
     answered = Future.set_exception
 
@@ -109,7 +103,7 @@ def test_an_answer_that_memory_does_not_hold_is_given_again(
     assert len(answers) == 3
 
 
-def test_a_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make, distance: Distance) -> None:
+def test_a_forgotten_trial_goes_on_from_its_snapshot(world, make_host, distance):
     host, spec = make_host(slots=1), world.spec("1")
     _, going_on = host.advance(spec, 6, host.advance(spec, 3, None)[1])
     _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
@@ -118,9 +112,7 @@ def test_a_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make
     assert distance(taken_up, going_on) == 0.0
 
 
-def test_two_callers_of_one_trial_are_served_one_after_the_other(
-    world: Any, make_host: Make, distance: Distance
-) -> None:
+def test_two_callers_of_one_trial_are_served_one_after_the_other(world, make_host, distance):
     host, spec = make_host(), world.spec("1")
     with ThreadPoolExecutor(3) as callers:
         answers = [callers.submit(host.advance, spec, 5, None) for _ in range(3)]
@@ -128,7 +120,7 @@ def test_two_callers_of_one_trial_are_served_one_after_the_other(
     assert all(distance(state, states[0]) == 0.0 for state in states)
 
 
-def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make, distance: Distance) -> None:
+def test_confirming_between_rounds_disturbs_nobody(world, make_host, distance):
     host, spec, other = make_host(), world.spec("1"), world.spec("2")
     _, state = host.advance(spec, 5, None)
     with ThreadPoolExecutor(2) as callers:
@@ -154,7 +146,7 @@ def sizes_of_rounds(host: TrialHost) -> list[int]:
     return sizes
 
 
-def test_callers_who_are_answered_together_go_on_together(world: Any, make_host: Make) -> None:
+def test_callers_who_are_answered_together_go_on_together(world, make_host):
     host = make_host(slots=2, linger_s=5.0)
     sizes = sizes_of_rounds(host)
     with ThreadPoolExecutor(2) as callers:
@@ -164,7 +156,7 @@ def test_callers_who_are_answered_together_go_on_together(world: Any, make_host:
     assert sizes == [2, 2, 2]
 
 
-def test_the_first_round_waits_for_trials_that_start_one_after_another(world: Any, make_host: Make) -> None:
+def test_the_first_round_waits_for_trials_that_start_one_after_another(world, make_host):
     host = make_host(slots=2, linger_s=0.0, gather_s=60.0)
     sizes = sizes_of_rounds(host)
     with ThreadPoolExecutor(2) as callers:
@@ -176,7 +168,7 @@ def test_the_first_round_waits_for_trials_that_start_one_after_another(world: An
     assert sizes == [2, 2, 2]
 
 
-def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Make) -> None:
+def test_a_report_names_those_who_were_scored_with_it(world, make_host):
     host, metric = make_host(slots=3, linger_s=5.0), world.data.task.metric
     specs = [replace(world.spec(i), study=study) for i, study in (("1", "mine"), ("2", "mine"), ("3", "other"))]
     with ThreadPoolExecutor(3) as callers:
@@ -186,14 +178,14 @@ def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Mak
     assert third.peers == {}
 
 
-def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:
+def test_a_closed_host_takes_no_calls(world, make_host):
     host = make_host()
     host.close()
     with pytest.raises(RuntimeError, match="closed"):
         host.advance(world.spec("1"), 1, None)
 
 
-def test_a_fault_of_the_host_reaches_every_waiting_caller(world: Any, make_host: Make) -> None:
+def test_a_fault_of_the_host_reaches_every_waiting_caller(world, make_host):
     host = make_host()
     host._loaded.model.register_forward_pre_hook(_fail)
     with pytest.raises(ZeroDivisionError):
@@ -205,7 +197,7 @@ def _fail(*_: Any) -> None:
     raise ZeroDivisionError
 
 
-def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: Make) -> None:
+def test_a_pass_that_memory_does_not_hold_takes_for_ever(world, make_host):
     host = make_host()
     assert 0 < capacity.time_pass(host._loaded.model, 64) < 60
 
@@ -217,9 +209,7 @@ def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: 
     hook.remove()
 
 
-def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
-    make_world: Callable[..., Any], make_host: Make, distance: Distance
-) -> None:
+def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(make_world, make_host, distance):
     world = make_world()
     base, task, spec = BaseModelRef(id=world.base.path), world.data.task, world.spec("1")
 
@@ -239,7 +229,7 @@ def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
     assert distance(found, lone().advance(spec, 5, None)[1]) < 1e-5 < distance(found, before)
 
 
-def test_a_host_knows_when_its_base_was_replaced(make_world: Callable[..., Any], make_host: Make) -> None:
+def test_a_host_knows_when_its_base_was_replaced(make_world, make_host):
     world = make_world()
     host = make_host(of=world)
     assert not host.base_changed()
@@ -248,9 +238,7 @@ def test_a_host_knows_when_its_base_was_replaced(make_world: Callable[..., Any],
     assert host.base_changed()
 
 
-def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
-    make_world: Callable[..., Any], fresh_home: Path
-) -> None:
+def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(make_world, fresh_home):
     world = make_world("gpt2")  # whose layers keep their weights as (in, out)
     host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
     host.advance(world.spec("1", factor_rank=8), 2, None)
@@ -261,7 +249,7 @@ def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
     host.close()
 
 
-def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any, make_host: Make) -> None:
+def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world, make_host):
     some = replace(world.data.task, validation_rows=5)
     base = BaseModelRef(id=world.base.path)
     host = TrialHost(base, some, slots=2, precision="float32", device="cpu")
@@ -278,9 +266,7 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any
         host.close()
 
 
-def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(
-    world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(world, make_host, distance, monkeypatch):
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
     specs, host = [world.spec("1"), world.lora("2"), world.lora("4", {"dora": True}), vectors], make_host(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +21,7 @@ from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.snapshot import Snapshot
 
+LONG = pytest.mark.long(part="bases")
 FAULT = r"of this one what a row gives depends on its padding\."
 
 
@@ -54,7 +54,8 @@ def check_each_is_as_alone(world: Any, specs: list[Any]) -> TrialHost:
     return host
 
 
-def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world: Callable[..., Any]) -> None:
+@LONG
+def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world):
     """Its head reads the last position: padding stands on the left, in training, scoring and prediction."""
     world = make_world("xlnet")
     with use_factor_store(world.factors):
@@ -75,7 +76,8 @@ def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world: Callable[..
     torch.testing.assert_close(predicted, by_itself, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_of_xlnet_are_adapted_by_lone_trials_and_the_machine_knows(make_world: Callable[..., Any]) -> None:
+@LONG
+def test_layers_of_xlnet_are_adapted_by_lone_trials_and_the_machine_knows(make_world):
     world = make_world("xlnet")
     with pytest.raises(TargetModulesError, match=r"layer\.0\.ff\.layer_1 \(and 3 more\)"):
         world.pack().join(world.spec("1"), world.data)
@@ -83,9 +85,8 @@ def test_layers_of_xlnet_are_adapted_by_lone_trials_and_the_machine_knows(make_w
     assert host._num_slots == 1
 
 
-def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attention(
-    make_world: Callable[..., Any],
-) -> None:
+@LONG
+def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attention(make_world):
     world = make_world("longformer")
     pack = world.pack(num_workers=2)
     shared = tuple(name for name in world.names if ".self." in name)
@@ -99,9 +100,7 @@ def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attenti
     world.check_as_alone(pack, slots)
 
 
-def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks(
-    make_world: Callable[..., Any],
-) -> None:
+def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks(make_world):
     world = make_world("convbert")
     with pytest.raises(BaseModelError, match=FAULT) as refused:
         world.pack()
@@ -112,9 +111,7 @@ def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks
         AdapterBank(world.base)
 
 
-def test_on_such_a_base_a_host_that_chooses_lets_trials_take_turns(
-    make_world: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_on_such_a_base_a_host_that_chooses_lets_trials_take_turns(make_world, caplog):
     world = make_world("convbert")
     with caplog.at_level(logging.WARNING):
         host = check_each_is_as_alone(world, [world.spec("1"), world.spec("2", rank=8, batch_size=5)])
@@ -122,7 +119,7 @@ def test_on_such_a_base_a_host_that_chooses_lets_trials_take_turns(
     assert host._num_slots == 1
 
 
-def test_trials_that_can_share_passes_and_others_share_a_host_that_chooses(make_world: Callable[..., Any]) -> None:
+def test_trials_that_can_share_passes_and_others_share_a_host_that_chooses(make_world):
     world = make_world("deberta")
     packable = tuple(name for name in world.names if not name.endswith(("query_proj", "key_proj")))
     specs = [world.spec("1"), world.spec("2", target_modules=packable), world.spec("3", target_modules=packable[::2])]
@@ -130,7 +127,7 @@ def test_trials_that_can_share_passes_and_others_share_a_host_that_chooses(make_
     assert host._num_slots > 1
 
 
-def test_another_task_is_told_what_it_cannot_have(make_world: Callable[..., Any], other_data: Any) -> None:
+def test_another_task_is_told_what_it_cannot_have(make_world, other_data):
     world = make_world("deberta")
     host, _ = hosts(world)
     assert not host.info().unpackable

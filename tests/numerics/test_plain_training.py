@@ -6,8 +6,7 @@ it, PEFT's own layers, torch's losses and torch's optimizer. A trial gives its s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -144,13 +143,13 @@ def check(world: Any, tasks: Sequence[PreparedTask]) -> None:
 
 
 @pytest.mark.parametrize("family", families(["bert", "gpt2"]))
-def test_classifiers_train_as_in_plain_peft(make_world: Callable[..., Any], family: str) -> None:
+def test_classifiers_train_as_in_plain_peft(make_world, family):
     world = make_world(family)
     check(world, [world.data])
 
 
 @pytest.mark.parametrize("family", families(["llama", "gemma2"]))
-def test_decoders_train_as_in_plain_peft(tmp_path: Path, family: str) -> None:
+def test_decoders_train_as_in_plain_peft(tmp_path, family):
     world = DecoderWorld(tmp_path, family)
     check(world, world.tasks)
 
@@ -161,7 +160,7 @@ def logits_at_reads(outputs: PassOutputs, batch: Any) -> tuple[torch.Tensor, ...
     return (outputs.project(outputs.read)[last],)
 
 
-def test_a_pack_gives_plain_peft_s_logits(tmp_path: Path) -> None:
+def test_a_pack_gives_plain_peft_s_logits(tmp_path):
     world = DecoderWorld(tmp_path, "llama")
     specs = [world.spec(str(i), init_std=0.3, **own) for i, own in enumerate(unlike(world))]
     data, pack, rows = world.tasks[0], world.pack(num_workers=2), np.arange(20)

@@ -36,14 +36,14 @@ def check(actual: Any, recorded: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize("family", families(["llama", "gemma2", "gpt2"]))
-def test_trials_of_a_decoder_learn_and_write_what_they_did(tmp_path: Path, family: str) -> None:
+def test_trials_of_a_decoder_learn_and_write_what_they_did(tmp_path, family):
     check(engine_outputs.decoder(tmp_path, family), RECORDED[family])
 
 
-def test_kinds_score_and_a_bank_answers_as_they_did(tmp_path: Path) -> None:
+def test_kinds_score_and_a_bank_answers_as_they_did(tmp_path):
     check(engine_outputs.kinds(tmp_path / "base"), RECORDED["kinds"])
 
 
 @pytest.mark.long(part="bases")
-def test_trials_of_the_quickstart_learn_what_they_did(in_warm_home: Path, tmp_path: Path) -> None:
+def test_trials_of_the_quickstart_learn_what_they_did(in_warm_home, tmp_path):
     check(engine_outputs.quickstart(tmp_path), RECORDED["quickstart"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support import toy_language
-from support.sealed import seal
+from support.sealed import manifest_of, seal
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loraxs_search import assets
@@ -26,7 +26,7 @@ from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.card import model_card
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.tasks.prepared import prepare
@@ -39,7 +39,7 @@ only_bert = pytest.mark.parametrize("base", ["bert"], indirect=True, scope="modu
 
 
 @pytest.fixture(scope="module")
-def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseModelRef:
+def base(request, tiny_base, tmp_path_factory):
     """A base whose head has a bias, and one whose head has none."""
     if request.param == "bert":
         return BaseModelRef(str(tiny_base))
@@ -95,28 +95,15 @@ def save(folder: Path, host: TrialHost, spec: TrialSpec, state: bytes, task: Tas
     folder.mkdir()
     for name, content in confirmed.files.items():
         (folder / name).write_bytes(content)
-    manifest = Manifest(
-        task=task,
-        base_model=BaseModelRef(info.base.path),
-        base_digest=info.base.weight_digest,
-        data_fingerprint=info.data_fingerprint,
-        study="s",
-        trial_id=spec.trial_id,
-        params={},
-        hyperparameters=spec.hyperparameters,
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(0, 0, 0),
-        probe=confirmed.probe,
-        versions={},
-        created_at="",
-    )
+    known = {"base_digest": info.base.weight_digest, "data_fingerprint": info.data_fingerprint}
+    base, hyper = BaseModelRef(info.base.path), spec.hyperparameters
+    manifest = manifest_of(task, base, hyper, spec.trial_id, probe=confirmed.probe, **known)
     (folder / "manifest.json").write_text(to_json(manifest))
     return manifest
 
 
 @only_bert
-def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, tmp_path: Path) -> None:
+def test_prices_are_learnt_as_their_standardised_values_are(base, tmp_path):
     small, large = make_task(tmp_path, 1.0, 3.0), make_task(tmp_path)
     reports = []
     for task in (small, large):
@@ -129,7 +116,7 @@ def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, 
 
 
 @pytest.mark.parametrize(("base", "head"), [("bert", "full"), ("llama", "output")], indirect=["base"], scope="module")
-def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path, head: str) -> None:
+def test_files_answer_in_the_labels_own_units(base, tmp_path, head):
     task = make_task(tmp_path)
     host = make_host(base, task)
     spec = make_spec(host, head=head)
@@ -146,7 +133,7 @@ def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path
 
 
 @only_bert
-def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path: Path) -> None:
+def test_interrupted_and_packed_trials_are_the_same(base, tmp_path):
     task = make_task(tmp_path)
     host = make_host(base, task)
     spec = make_spec(host)
@@ -164,7 +151,7 @@ def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"], indirect=True, scope="module")
-def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_path: Path) -> None:
+def test_trials_start_from_the_answers_of_an_adapter(base, tmp_path):
     """Its rows may have had another mean and spread."""
     task, method = make_task(tmp_path), get_method("lora-xs")
     host = make_host(base, task)
@@ -189,9 +176,7 @@ def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_pat
         packed.close()
 
 
-def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained(tiny_base, tmp_path, monkeypatch):
     """In bfloat16 a head would answer years in steps of 8; the checkpoint's own head, of two labels, is passed over."""
     shutil.copytree(tiny_base, tmp_path / "base")
     loaded = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=2, dtype=torch.bfloat16)

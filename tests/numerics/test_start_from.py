@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.trials import train, unpacked
+from support.sealed import manifest_of
 from support.trials import train as train_slots
+from support.trials import unpacked
 from torch import Tensor
 
 from loraxs_search import assets
@@ -18,9 +17,8 @@ from loraxs_search.assets import START
 from loraxs_search.errors import FactorMismatchError, RankError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.trial import AdapterSize, TrialSpec
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.trial.attach import attach, detach
 
 LORA_XS = get_method("lora-xs")
@@ -33,7 +31,7 @@ def logits(world: Any, model: Any) -> Tensor:
 
 
 @pytest.fixture
-def learnt(world: Any, tmp_path: Path) -> Callable[..., tuple[TrialSpec, dict[str, str], Tensor]]:
+def learnt(world, tmp_path):
     """Train an adapter of rank 4; return its trial, the study's assets made of it, and its logits."""
 
     def train(*, with_head: bool = True, **changes: Any) -> tuple[TrialSpec, dict[str, str], Tensor]:
@@ -46,22 +44,7 @@ def learnt(world: Any, tmp_path: Path) -> Callable[..., tuple[TrialSpec, dict[st
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        manifest = Manifest(
-            task=world.data.task,
-            base_model=BaseModelRef("base"),
-            base_digest="",
-            data_fingerprint="",
-            study="s",
-            trial_id="7",
-            params={},
-            hyperparameters=spec.hyperparameters,
-            validation_metrics={},
-            test_metrics={},
-            size=AdapterSize(0, 0, 0),
-            probe=ReferenceLogits((), ()),
-            versions={},
-            created_at="",
-        )
+        manifest = manifest_of(world.data.task, BaseModelRef("base"), spec.hyperparameters, "7")
         return spec, {START: assets.keep(LORA_XS.start_asset(folder, manifest, with_head=with_head))}, expected
 
     return train
@@ -73,16 +56,14 @@ def starting(world: Any, trial_id: str, known: dict[str, str], **changes: Any) -
 
 
 @pytest.mark.parametrize("changes", [{}, {"rank": 8}, {"scale": 0.5}, {"rank": 6, "scale": 3.0, "seed": 99}])
-def test_a_trial_begins_at_the_others_function(world: Any, learnt: Callable[..., Any], changes: dict[str, Any]) -> None:
+def test_a_trial_begins_at_the_others_function(world, learnt, changes):
     _, known, expected = learnt()
     spec = starting(world, "1", known, **{"scale": 2.0, **changes})
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-    torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
-    detach(model, spec)
+    with world.attached(spec) as model:
+        torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_the_head_r_alone_is_continued(world: Any, learnt: Callable[..., Any]) -> None:
+def test_without_the_head_r_alone_is_continued(world, learnt):
     _, known, _ = learnt(with_head=False)
     spec, anew = starting(world, "1", known, rank=8), world.spec("1", rank=8)
     with use_factor_store(world.factors):
@@ -98,38 +79,25 @@ def test_without_the_head_r_alone_is_continued(world: Any, learnt: Callable[...,
     detach(fresh, anew)
 
 
-def test_layers_that_the_other_lacks_start_as_always(world: Any, learnt: Callable[..., Any]) -> None:
+def test_layers_that_the_other_lacks_start_as_always(world, learnt):
     some = tuple(world.names[1::2])
     _, known, expected = learnt(target_modules=some)
     spec = starting(world, "1", known, scale=2.0, init_std=0.0)
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-    torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
-    detach(model, spec)
+    with world.attached(spec) as model:
+        torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_packed_with_others_they_equal_lone_trials(world: Any, learnt: Callable[..., Any]) -> None:
+def test_packed_with_others_they_equal_lone_trials(world, learnt):
     (_, whole, _), (_, without_head, _) = learnt(), learnt(with_head=False)
     specs = [
         starting(world, "11", whole, rank=8, scale=0.5),
         starting(world, "12", without_head, learning_rate=5e-3),
         *world.mixed_specs()[:3],
     ]
-    pack = world.pack(num_workers=2)
-    slots = world.join(pack, specs)
-    train(pack, slots, 6)
-    world.check_as_alone(pack, slots)
+    world.check_law([(spec, world.data) for spec in specs])
 
 
-def test_resumed_is_uninterrupted(world: Any, learnt: Callable[..., Any]) -> None:
-    _, known, _ = learnt()
-    spec = starting(world, "1", known, rank=6)
-    half, whole = world.lone(spec, 5), world.lone(spec, 10)
-    resumed = world.lone(spec, 10, half)
-    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
-
-
-def test_a_smaller_rank_is_refused_on_both_ways(world: Any, learnt: Callable[..., Any]) -> None:
+def test_a_smaller_rank_is_refused_on_both_ways(world, learnt):
     _, known, _ = learnt()
     spec, pack = starting(world, "1", known, rank=3), world.pack()
     with pytest.raises(RankError, match=r"`rank`.* 4, .* 3"):
@@ -138,9 +106,7 @@ def test_a_smaller_rank_is_refused_on_both_ways(world: Any, learnt: Callable[...
         world.join(pack, [spec])
 
 
-def test_other_factors_are_refused_to_this_trial_alone(
-    world: Any, learnt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_factors_are_refused_to_this_trial_alone(world, learnt, monkeypatch):
     """A machine whose singular vectors differ would take R for another function."""
     _, known, _ = learnt()
     spec, pack = starting(world, "1", known), world.pack()

@@ -62,7 +62,7 @@ for folder, code in json.loads(sys.argv[1]):
 
 
 @pytest.fixture
-def adapter(make_adapter, tmp_path) -> Path:
+def adapter(make_adapter, tmp_path):
     save_base(tmp_path / "base")
     base = locate(BaseModelRef(str(tmp_path / "base")))
     return make_adapter(tmp_path / "adapter", base, task=writing(), seed=3, rank=8, target_modules=modules_of(base))

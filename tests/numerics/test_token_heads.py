@@ -4,7 +4,6 @@ computes it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ import pytest
 import torch
 from support.entity_rows import LABELS
 from support.families import families
-from support.trials import train
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from loraxs_search import AdapterBank
 from loraxs_search.api import load
-from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.passes import forward
@@ -27,7 +23,6 @@ from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.kinds import kind_of
@@ -68,26 +63,20 @@ class TaggedWorld(World):
     def __init__(self, folder: Path, family: str) -> None:
         save_base(folder / "base", family)
         self.base, task = locate(BaseModelRef(str(folder / "base"))), make_task(folder)
-        model = kind_of(task).model
         self.data = prepare(task, load_tokenizer(self.base), cache_dir=folder / "cache")
-        self.model, self.modules = load_model(self.base, model), linear_modules(self.base, model)
-        self.names = [module.name for module in self.modules]
-        self.factors = LoadedFactors(self.model, load_model(self.base, model), self.names)
+        self.load(kind_of(task).model)
 
 
 @pytest.fixture(params=families(FAMILIES))
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> TaggedWorld:
+def world(request, tmp_path):
     return TaggedWorld(tmp_path, request.param)
 
 
-def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
-    specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
-    slots = world.join(pack, specs)
-    train(pack, slots, 8)
-    world.check_as_alone(pack, slots)
+def test_a_pack_of_unlike_trials_equals_lone_trials(world):
+    world.check_law([(spec, world.data) for spec in world.mixed_specs()[:4]])
 
 
-def test_loss_and_answers_are_those_of_transformers(world: TaggedWorld) -> None:
+def test_loss_and_answers_are_those_of_transformers(world):
     """The mean over the first tokens of a batch, others are masked; a label of a word that was cut is not learnt."""
     model, data = world.model, world.data
     batch = data.collate("train", np.arange(20))
@@ -106,9 +95,7 @@ def test_loss_and_answers_are_those_of_transformers(world: TaggedWorld) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_an_adapter_answers_alike_wherever_it_is_asked(
-    family: str, tmp_path: Path, make_adapter: Callable[..., Path]
-) -> None:
+def test_an_adapter_answers_alike_wherever_it_is_asked(family, tmp_path, make_adapter):
     with use_factor_store(FactorStore(tmp_path / "factors")):
         world = TaggedWorld(tmp_path, family)
         task = world.data.task
@@ -148,7 +135,7 @@ def of_transformers(folder: Path, texts: list[str]) -> list[str]:
     return answers
 
 
-def test_a_bank_of_classifiers_takes_no_adapter_that_tags(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+def test_a_bank_of_classifiers_takes_no_adapter_that_tags(tmp_path, make_adapter):
     with use_factor_store(FactorStore(tmp_path / "factors")):
         world = TaggedWorld(tmp_path, "bert")
         values = {"rank": 2, "target_modules": tuple(world.names[:2])}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -127,3 +129,12 @@ def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def word_tokenizer(tokens: Sequence[str], max_length: int = 32, **special: Any) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words, `[PAD]` and `[UNK]` among them; it adds none by itself."""
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    given = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": max_length, **special}
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=inputs, **given)

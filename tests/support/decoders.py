@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     FalconH1Config,
     Gemma2Config,
@@ -21,7 +20,6 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -34,7 +32,7 @@ from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
-from support.bases import language_model
+from support.bases import language_model, word_tokenizer
 from support.trials import TrialBase, run_alone
 
 VOCABULARY = 64
@@ -103,18 +101,8 @@ class Continuations(LanguageModelKind):
 
 def tokenizer() -> PreTrainedTokenizerBase:
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
-    ids = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(VOCABULARY - len(special)))])}
-    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        unk_token="[UNK]",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=64,
-    )
+    words = [f"w{i}" for i in range(VOCABULARY - len(special))]
+    return word_tokenizer([*special, *words], 64, bos_token="[BOS]", eos_token="[EOS]")
 
 
 def made_up_rows(num_rows: int, seed: int, longest: int = 24) -> EncodedRows:
@@ -179,17 +167,18 @@ class DecoderWorld(TrialBase):
         unpackable = probe_sharing(self.model, self.names).unpackable  # Mamba turns the input of its `dt_proj`
         self.names = [name for name in self.names if name not in unpackable]
 
-    def mixed_trials(self) -> list[tuple[TrialSpec, PreparedTask]]:
+    def mixed_trials(self, **changes: Any) -> list[tuple[TrialSpec, PreparedTask]]:
         """Trials of mixed ranks, sides, modules, batches and tasks."""
         short, long = self.tasks
         top = tuple(name for name in self.names if ".1." in name)
-        return [
-            (self.spec("1"), long),
-            (self.spec("2", rank=8, scale=2.0, learning_rate=5e-3, batch_size=5, max_grad_norm=0.0), short),
-            (self.spec("3", rank=2, sigma="sqrt", lr_schedule="cosine", target_modules=top), long),
-            (self.spec("4", rank=6, basis="bottom", batch_size=16, target_modules=tuple(self.names[1::2])), short),
-            (self.spec("5", rank=3, target_modules=tuple(self.names[::3])), short),
+        mixed: list[tuple[dict[str, Any], PreparedTask]] = [
+            ({}, long),
+            ({"rank": 8, "scale": 2.0, "learning_rate": 5e-3, "batch_size": 5, "max_grad_norm": 0.0}, short),
+            ({"rank": 2, "sigma": "sqrt", "lr_schedule": "cosine", "target_modules": top}, long),
+            ({"rank": 6, "basis": "bottom", "batch_size": 16, "target_modules": tuple(self.names[1::2])}, short),
+            ({"rank": 3, "target_modules": tuple(self.names[::3])}, short),
         ]
+        return [(self.spec(str(i), **(own | changes)), data) for i, (own, data) in enumerate(mixed, 1)]
 
     def lone(self, spec: TrialSpec, data: PreparedTask, until: int) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""

@@ -10,13 +10,13 @@ import torch
 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.methods.verification import make_reference_logits
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
+from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.attach import attach
+from support.sealed import manifest_of
 
 
 def make_adapter(
@@ -47,23 +47,9 @@ def make_adapter(
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("adapter_config.json", "adapter_model.safetensors")
     }
-    manifest = Manifest(
-        task=task,
-        base_model=BaseModelRef(base.id),
-        base_digest=base.weight_digest,
-        data_fingerprint="",
-        study="s",
-        trial_id="0",
-        params={},
-        hyperparameters=hyper,
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(0, 0, 0),
-        probe=make_reference_logits(model, model.config.vocab_size),
-        versions={},
-        created_at="",
-        files=files,
-    )
+    probe = make_reference_logits(model, model.config.vocab_size)
+    known = {"base_digest": base.weight_digest, "probe": probe, "files": files}
+    manifest = manifest_of(task, BaseModelRef(base.id), hyper, **known)
     (folder / "manifest.json").write_text(to_json(manifest))
     return folder
 

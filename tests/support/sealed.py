@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.registry.store import Registry
+
+
+def manifest_of(
+    task: Task, base_model: BaseModelRef, hyperparameters: Hyperparameters, trial_id: str = "0", **changes: Any
+) -> Manifest:
+    """Return the manifest of an adapter of which nothing else is known."""
+    unknown: dict[str, Any] = {name: {} for name in ("params", "validation_metrics", "test_metrics", "versions")}
+    unknown |= dict.fromkeys(("base_digest", "data_fingerprint", "created_at"), "")
+    unknown |= {"study": "s", "size": AdapterSize(0, 0, 0), "probe": ReferenceLogits((), ())}
+    return Manifest(
+        task=task,
+        base_model=base_model,
+        hyperparameters=hyperparameters,
+        trial_id=trial_id,
+        **unknown | changes,
+    )
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

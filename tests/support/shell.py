@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,30 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def finished(home: Path, *arguments: str, timeout_s: float = 400.0) -> tuple[str, str]:
+    """Run a command that must succeed; return what it printed on stdout and stderr."""
+    with start(home, *arguments) as process:
+        out, talk = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, talk
+    return out, talk
+
+
+def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool], timeout_s: float = 240.0) -> None:
+    """Wait until something is so, while the process lives."""
+    end = time.monotonic() + timeout_s
+    while not reached():
+        assert process.poll() is None, f"it ended early: {process.communicate()}"
+        assert time.monotonic() < end, "it did not come so far"
+        time.sleep(0.05)
+
+
+def num_reports(study: str) -> int:
+    """Count the reports of a study so far."""
+    from loraxs_search.studies.folder import StudyFolder
+
+    return len(StudyFolder.open(study).journal().reports) if StudyFolder.exists(study) else 0
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loraxs_search.records.task import DataSource, Task
+from support.bases import word_tokenizer
 
 WORDS = [f"w{i}" for i in range(20)]
 _TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]
@@ -65,13 +65,10 @@ def save_base(folder: Path, *, chat: bool = False) -> None:
         chat: Give the tokenizer a chat template, which ends a turn by [TURN] and not by the end token.
     """
     tokens = [*_TOKENS, "[TURN]"] if chat else _TOKENS
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    special: dict[str, Any] = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    special: dict[str, Any] = {"eos_token": "[END]"}
     if chat:
         special |= {"extra_special_tokens": ["[TURN]"], "chat_template": _CHAT}
-    inputs = ["input_ids", "attention_mask"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=inputs, model_max_length=64, **special)
+    tokenizer = word_tokenizer(tokens, 64, **special)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(**CONFIG.to_dict() | {"vocab_size": len(tokens)})

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.evidence import ScoredRows
-from support.sealed import seal
+from support.sealed import manifest_of, seal
 
 TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
 HYPERPARAMETERS = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
@@ -30,23 +28,9 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() + content)
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef("org/base"),
-        base_digest="base",
-        data_fingerprint="data",
-        study="s1",
-        trial_id=trial_id,
-        params={},
-        hyperparameters=HYPERPARAMETERS,
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(16, 10, 400),
-        probe=ReferenceLogits((), ()),
-        versions={},
-        created_at="2026-01-01",
-    )
-    seal(folder, replace(manifest, **changes))
+    known = {"base_digest": "base", "data_fingerprint": "data", "study": "s1", "size": AdapterSize(16, 10, 400)}
+    known |= {"task": TASK, "created_at": "2026-01-01", **changes}
+    seal(folder, manifest_of(known.pop("task"), BaseModelRef("org/base"), HYPERPARAMETERS, trial_id, **known))
     return folder
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from loraxs_search.engine.passes import AdaptedBase, Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.bases import PeftBase
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack, shared_pack
@@ -25,6 +27,7 @@ from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 
 
@@ -104,6 +107,11 @@ def distance(actual: Snapshot, expected: Snapshot) -> float:
     return max(found)
 
 
+def same_bits(a: Snapshot, b: Snapshot) -> bool:
+    pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
+    return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
+
+
 def _least_size(name: str, expected: Snapshot) -> float:
     if name.startswith("exp_avg/"):
         return float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm())
@@ -131,6 +139,45 @@ class TrialBase:
         return shared_pack(
             self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers)
         )
+
+    @contextmanager
+    def attached(self, spec: TrialSpec) -> Iterator[Any]:
+        """Put a trial's adapter, at its start, on the base as a PEFT model."""
+        with use_factor_store(self.factors):
+            model = attach(self.model, spec)
+        try:
+            yield model
+        finally:
+            detach(model, spec)
+
+    def check_law(
+        self,
+        trials: Sequence[tuple[TrialSpec, PreparedTask]],
+        num_steps: int = 8,
+        tolerance: float = 1e-5,
+        num_workers: int = 2,
+    ) -> None:
+        """Assert that packed trials are what each is alone, and resumed ones uninterrupted ones, bit for bit.
+
+        Alone, every fifth one is resumed too. The base is given back with the modules that it had.
+        """
+        modules, half = dict(self.model.named_modules()), num_steps // 2
+        pack = self.pack(num_workers=num_workers)
+        slots = [pack.join(spec, data) for spec, data in trials]
+        train(pack, slots, half)
+        halves = [Snapshot.from_bytes(slot.snapshot().to_bytes()) for slot in slots]
+        train(pack, slots, num_steps - half)
+        whole = [slot.snapshot() for slot in slots]
+        self.check_as_alone(pack, slots, tolerance)
+        assert dict(self.model.named_modules()) == modules
+        slots = [pack.join(spec, data, state) for (spec, data), state in zip(trials, halves, strict=True)]
+        train(pack, slots, num_steps - half)
+        assert all(same_bits(slot.snapshot(), state) for slot, state in zip(slots, whole, strict=True))
+        pack.base.clear()
+        for spec, data in trials[::5]:
+            early = run_alone(spec, data, self.model, self.factors, half)
+            states = [run_alone(spec, data, self.model, self.factors, num_steps, state) for state in (None, early)]
+            assert same_bits(*states)
 
     def check_as_alone(self, pack: Pack, slots: Sequence[Slot], tolerance: float = 1e-5) -> None:
         """Assert that slots stand, and report, as their trials do alone, as PEFT models; empties the pack."""
