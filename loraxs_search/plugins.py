@@ -126,9 +126,18 @@ class EntryPoints(Generic[EntryT]):
         Raises:
             UsageError: nothing has this name, or the distribution's object cannot be imported.
         """
-        if name not in self._entries:
-            self._entries[name] = self._load(name)
-        return self._entries[name]
+        if name in self._entries:
+            return self._entries[name]
+        if (point := self._installed.get(name)) is None:
+            raise UsageError(unknown_name(self._kind, name, self.names()))
+        try:
+            entry: EntryT = point.load()
+        except Exception as error:  # a module runs whatever its author wrote
+            raise UsageError(
+                f"`{self._kind}` {name} must be importable from {point.value}, but: {type(error).__name__}: {error}.",
+                hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
+            ) from error
+        return self._entries.setdefault(name, entry)
 
     def importable(self) -> dict[str, EntryT]:
         """Return all entries by name, but those that cannot be imported: they are refused where they are named."""
@@ -144,15 +153,3 @@ class EntryPoints(Generic[EntryT]):
         for point in entry_points(group=self._group):
             points.setdefault(point.name, point)  # of two, the first on the path
         return points
-
-    def _load(self, name: str) -> EntryT:
-        point = self._installed.get(name)
-        if point is None:
-            raise UsageError(unknown_name(self._kind, name, self.names()))
-        try:
-            return point.load()  # type: ignore[no-any-return]
-        except Exception as error:  # a module runs whatever its author wrote
-            raise UsageError(
-                f"`{self._kind}` {name} must be importable from {point.value}, but: {type(error).__name__}: {error}.",
-                hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
-            ) from error

@@ -6,7 +6,6 @@ counted, conditions included, without listing them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -99,12 +98,9 @@ class Distribution:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-_ALTERNATIVE = re.compile(r"\[\d+\]$")
-
-
 def plain_name(drawn: str) -> str:
     """Return the parameter that Optuna knows by a name that `Parameter.drawn_name` has given."""
-    return _ALTERNATIVE.sub("", drawn)
+    return drawn.partition("[")[0]
 
 
 Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold

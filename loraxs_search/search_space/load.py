@@ -38,7 +38,6 @@ from loraxs_search.search_space.distributions import (
 from loraxs_search.search_space.document import (
     BEHIND_FILES,
     Document,
-    KeyPath,
     as_mapping,
     keys_of,
     parse_document,
@@ -143,11 +142,7 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
                 document.fault((METHOD,), f"must be for a task with a head, but got {key} for {task.kind}.")
         for key in _HEAD_PARAMETERS & as_mapping(sections.get(PARAMETERS)).keys():
             document.fault((PARAMETERS, key), f"must be left out: an adapter for {task.kind} has no head.")
-    search = _read_search(document, sections)
-    if not document.is_faulty("search") and not document.is_faulty(PARAMETERS):
-        for fault in make_sampler(search, searched_parameters(parameters)).faults():
-            document.fault(("search", "sampler"), fault)
-    task = _reported(document, sections, task)
+    search, task = _read_search(document, sections, task, parameters)
     promotion = _read_promotion(document, sections, task, trained)
     start_from = sections.get("start_from")  # the registry is asked for it at launch
     if start_from is not None and not (isinstance(start_from, str) and start_from):
@@ -215,26 +210,6 @@ def _sections(document: Document) -> dict[str, Any]:
     return data
 
 
-def _reported(document: Document, sections: Mapping[str, Any], task: Task | None) -> Task | None:
-    """Return the task with what its running trials are compared by, where that is not its metric."""
-    where: KeyPath = ("search", "metric")
-    name = as_mapping(sections.get("search")).get("metric")
-    if document.is_faulty(*where):
-        return task
-    if task is None:
-        if name is not None and find_metric(name) is None:
-            document.fault(where, f"must be the name of a metric, but got {shown(name)}.")
-        return None
-    kind = kind_of(task)
-    if name is not None and (fault := unfit_metric(kind, kind.keys(), name)):
-        document.fault(where, fault)
-        return task
-    metric = name or kind.report_metric or task.metric
-    if metric == task.metric:
-        return task
-    return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
-
-
 def _read_base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
     """Read the base; a path is taken relative to `folder`. None if there is a fault."""
     path, written = ("base_model",), {"id": given} if isinstance(given, str) else given
@@ -262,8 +237,10 @@ def entry_keys() -> dict[str, ParameterSpec]:
     return {name: next(own[name] for own in taken if name in own) for own in taken for name in own}
 
 
-def _read_search(document: Document, sections: Mapping[str, Any]) -> SearchPlan:
-    """Read how to search; the defaults come back if there is a fault."""
+def _read_search(
+    document: Document, sections: Mapping[str, Any], task: Task | None, parameters: Mapping[str, Parameter]
+) -> tuple[SearchPlan, Task | None]:
+    """Read how to search (the defaults after a fault), and what the running trials of the task are compared by."""
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     keys, given = entry_keys(), sections.get("search") or {}
     plan, written, params = read_section(document, ("search",), SearchPlan, given, keys), as_mapping(given), {}
@@ -285,9 +262,26 @@ def _read_search(document: Document, sections: Mapping[str, Any]) -> SearchPlan:
         got = " and ".join(f"{key}={value}" for key, value in pace.items())
         document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
     if plan is None or document.is_faulty("search"):
-        return SearchPlan()
-    taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
-    return replace(plan, params={name: value for name, value in params.items() if name in taken})
+        plan = SearchPlan()
+    else:
+        taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
+        plan = replace(plan, params={name: value for name, value in params.items() if name in taken})
+        if not document.is_faulty(PARAMETERS):
+            for fault in make_sampler(plan, searched_parameters(parameters)).faults():
+                document.fault(("search", "sampler"), fault)
+    where, metric = ("search", "metric"), written.get("metric")
+    if document.is_faulty(*where):
+        return plan, task
+    if task is None:
+        if metric is not None and find_metric(metric) is None:
+            document.fault(where, f"must be the name of a metric, but got {shown(metric)}.")
+        return plan, None
+    kind = kind_of(task)
+    if metric is not None and (unfit := unfit_metric(kind, kind.keys(), metric)):
+        document.fault(where, unfit)
+    elif (reported := metric or kind.report_metric or task.metric) != task.metric:
+        task = replace(task, report_metric=reported, report_direction=kind.metrics[reported].direction)
+    return plan, task
 
 
 def _read_promotion(
