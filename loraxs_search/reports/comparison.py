@@ -98,9 +98,13 @@ def _read(name: str) -> _Study:
         if record.state is TrialState.COMPLETE:
             score = rule.select(record.reports).metrics[rule.metric]
         if METHOD not in record.params and not method:  # the only one of the space
-            from loraxs_search.search_space.load import single_method
+            from loraxs_search.search_space.document import as_mapping, parse_document
 
-            method = single_method(folder.space_text())
+            # Whatever else has become of the space or the methods that there are: the text was valid once.
+            given = as_mapping(parse_document(folder.space_text(), name).data).get(METHOD, "lora-xs")
+            while isinstance(given, dict | list):
+                given = next(iter(given.values() if isinstance(given, dict) else given), "lora-xs")
+            method = str(given)
         is_random = not has_probe and record.params.get("head_init", "probe") == "probe"  # there was none to start at
         trials.append(
             _Trial(
@@ -147,7 +151,7 @@ def _check_alike(one: _Study, other: _Study) -> None:
 
 # ---- differences: two groups that were both tested are compared by paired rows, others by their seeds ----------------
 @dataclass(frozen=True)
-class Difference:
+class _Difference:
     """How much better a group is than the first one.
 
     Args:
@@ -164,7 +168,7 @@ class Difference:
     why: str = ""
 
 
-def _difference(first: _Group, second: _Group, task: Task) -> Difference | None:
+def _difference(first: _Group, second: _Group, task: Task) -> _Difference | None:
     """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
     from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, p_value
     from loraxs_search.tasks.kinds import kind_of
@@ -183,7 +187,7 @@ def _difference(first: _Group, second: _Group, task: Task) -> Difference | None:
             sides = [p_value(known, sign, *pair) for pair in (rows, rows[::-1])]
             smaller = min((p for p in sides if p is not None), default=None)
             gain = sign * (other.test_metrics[task.metric] - one.test_metrics[task.metric])
-            return Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
+            return _Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
         why = f"at least {MIN_ROWS} test rows tell, not {count}"
 
     scores = second.group.seed_scores, first.group.seed_scores
@@ -196,7 +200,7 @@ def _difference(first: _Group, second: _Group, task: Task) -> Difference | None:
         both = [(statistics.fmean(some), statistics.stdev(some), len(some)) for some in scores]
         p = float(ttest_ind_from_stats(*both[0], *both[1], equal_var=False).pvalue)
     gain = sign * (statistics.fmean(scores[0]) - statistics.fmean(scores[1]))
-    return Difference(gain, p, "seeds", f"no paired rows: {why}")
+    return _Difference(gain, p, "seeds", f"no paired rows: {why}")
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class SizeRatio:
+class _SizeRatio:
     """What a group takes beside the reference to reach the best score that both reach.
 
     Args:
@@ -248,7 +252,7 @@ def front_of(points: Iterable[Point], sign: float) -> tuple[Point, ...]:
     return tuple(pareto_front(points, lambda point: (sign * point.score, point.stored_bytes)))
 
 
-def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> SizeRatio | None:
+def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> _SizeRatio | None:
     """Compare the smallest adapters of two fronts that reach the best score that both reach, less a tolerance."""
     if not reference or not front:
         return None
@@ -256,7 +260,7 @@ def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, to
     least = mark - tolerance - NOISE
     own, other = (next(it for it in points if sign * it.score >= least) for points in (front, reference))
     parameters = own.r_parameters / other.r_parameters if other.r_parameters else None
-    return SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
+    return _SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -294,8 +298,8 @@ class ComparedGroup:
     over_seeds: SeedStatistics | None
     tested: str
     test_score: float | None
-    difference: Difference | None = None
-    to_lora: SizeRatio | None = None
+    difference: _Difference | None = None
+    to_lora: _SizeRatio | None = None
     reached_after: int | None = None
 
 

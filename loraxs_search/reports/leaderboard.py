@@ -126,7 +126,7 @@ class LeaderboardRow:
 
 
 @dataclass(frozen=True)
-class LeaderboardTable:
+class _LeaderboardTable:
     """Rows as texts.
 
     Args:
@@ -146,7 +146,7 @@ def leaderboard_table(
     baselines: Iterable[Baseline] = (),
     *,
     is_page: bool = False,
-) -> LeaderboardTable:
+) -> _LeaderboardTable:
     """Return trials and baselines with a column for each field that the study has, and each param that varies.
 
     Of several methods, what each trains is not only R.
@@ -195,7 +195,7 @@ def leaderboard_table(
         cells = [value_cell(row.params.get(name), is_page=is_page) for row in rows]
         columns[name] = [*cells, *[""] * (len(shown) - len(rows))]
     alike = {name: rows[0].params[name] for name in params if name not in varying and name in rows[0].params}
-    return LeaderboardTable(tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset(right), alike)
+    return _LeaderboardTable(tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset(right), alike)
 
 
 def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) -> str:

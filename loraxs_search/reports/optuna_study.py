@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
 
 
-def study_trials(folder: StudyFolder) -> StudyTrials:
+def _study_trials(folder: StudyFolder) -> StudyTrials:
     """Return a study's trials as Optuna has them.
 
     Raises:
@@ -46,7 +46,7 @@ def export_optuna(study: str, path: Path) -> int:
     if path.exists():
         raise UsageError(f"`--optuna` must name a new file, but {path} exists.", hint="remove it, or name another file")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    exported = study_trials(folder)
+    exported = _study_trials(folder)
     with disk_faults(path):
         storage = JournalStorage(JournalFileBackend(str(path)))
         written = optuna.create_study(storage=storage, study_name=study, direction=exported.direction)
@@ -90,7 +90,7 @@ def importances(folder: StudyFolder) -> Importances:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
         try:
-            recorded = study_trials(folder)
+            recorded = _study_trials(folder)
             study = optuna.create_study(direction=recorded.direction)
             for trial in recorded.trials:
                 if trial.state is OptunaState.COMPLETE:  # each parameter under its own name

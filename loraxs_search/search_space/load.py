@@ -179,17 +179,6 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     )
 
 
-def single_method(text: str) -> str:
-    """Return the method of a space whose trials do not say theirs, as only those of several methods do.
-
-    Whatever else has become of the space, its files or the methods that there are: the text was valid once.
-    """
-    method = as_mapping(parse_document(text, "space.yaml").data).get(METHOD, LoraXS.name)
-    while isinstance(method, dict | list):
-        method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
-    return str(method)
-
-
 def _sections(document: Document) -> dict[str, Any]:
     data = document.data
     if not isinstance(data, dict):

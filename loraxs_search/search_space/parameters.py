@@ -234,18 +234,6 @@ def method_spec(named: Collection[str] = ()) -> ParameterSpec:
     return _MethodSpec("name", names=tuple(dict.fromkeys([*METHODS.names(), *named])))
 
 
-Laws = Mapping[str, Mapping[str, ParameterSpec]]  # of each parameter, by the methods that take it
-
-
-def laws_of(methods: Sequence[Method]) -> Laws:
-    """Return what parameters must be in the trials of these methods."""
-    laws: dict[str, dict[str, ParameterSpec]] = {}
-    for method in methods:
-        for name, spec in parameter_specs(method).items():
-            laws.setdefault(name, {})[method.name] = spec
-    return laws
-
-
 PEFT_METHODS = "peft_methods"
 _OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form
 _MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
@@ -413,8 +401,12 @@ def read_parameters(
     asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
     methods = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
     absent = frozenset(asked) - {each.name for each in methods}
-    reader = _SectionReader(document, tuple(each.name for each in methods), absent, laws_of(methods))
-    parameters, forms, laws = {METHOD: method}, dict[str, list[_Item]](), reader.laws
+    laws: dict[str, dict[str, ParameterSpec]] = {}
+    for each in methods:
+        for name, spec in parameter_specs(each).items():
+            laws.setdefault(name, {})[each.name] = spec
+    reader = _SectionReader(document, tuple(each.name for each in methods), absent, laws)
+    parameters, forms = {METHOD: method}, dict[str, list[_Item]]()
     for name, given in section.items():
         if name not in laws:
             law = next((each.not_offered[name] for each in methods if name in each.not_offered), "")
@@ -462,12 +454,13 @@ class _SectionReader:
 
     Args:
         absent: Methods of the space that are not installed.
+        laws: Of each parameter, by the methods that take it.
     """
 
     document: Document
     methods: tuple[str, ...]
     absent: frozenset[str]
-    laws: Laws
+    laws: Mapping[str, Mapping[str, ParameterSpec]]
 
     def items(self, name: str, given: object) -> list[_Item]:
         """Return the forms of a parameter, each with the methods that it may be for.

@@ -379,7 +379,7 @@ def notes(space: Space) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class GroupDescription:
+class _GroupDescription:
     """A module group expression and the full names it resolves to, in model order."""
 
     expression: str
@@ -429,7 +429,7 @@ class SpaceDescription:
     """
 
     combinations: int | None
-    groups: tuple[GroupDescription, ...]
+    groups: tuple[_GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
     methods: Mapping[str, _Extremes]
@@ -490,7 +490,7 @@ def describe(
             remarks = (*remarks, f"{law}; the largest: {largest:,}")
     return SpaceDescription(
         combinations=space.grid_size(),
-        groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
+        groups=tuple(_GroupDescription(expression, names) for expression, names in groups.items()),
         smallest=min((each.smallest for each in methods.values()), key=_STORED),
         largest=max((each.largest for each in methods.values()), key=_STORED),
         methods=methods,

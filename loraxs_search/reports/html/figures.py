@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FigureSection:
+class _FigureSection:
     """A figure as the report has it.
 
     Args:
@@ -101,13 +101,13 @@ _LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
 _LINE = 0.045  # of the axis: what a line of text takes
 
 
-def _learning_curves(facts: ReportFacts) -> FigureSection:
+def _learning_curves(facts: ReportFacts) -> _FigureSection:
     from plotly.graph_objects import Figure, Scatter
 
     name, title = "learning_curves", "Learning curves"
     reported = [record for record in facts.records if record.reports]
     if not reported:
-        return FigureSection(name, title, "There are no curves yet: no trial has reported a score.")
+        return _FigureSection(name, title, "There are no curves yet: no trial has reported a score.")
 
     def lines(records: Sequence[TrialRecord], label: str, line: dict[str, Any], opacity: float) -> Scatter:
         points = [
@@ -135,7 +135,7 @@ def _learning_curves(facts: ReportFacts) -> FigureSection:
         figure.update_layout(margin={"r": 64})  # for their names
     kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
     says = f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
-    return FigureSection(name, title, says, {name: figure})
+    return _FigureSection(name, title, says, {name: figure})
 
 
 def _baseline_levels(facts: ReportFacts, reported: Sequence[TrialRecord]) -> list[Scatter]:
@@ -175,12 +175,12 @@ def _baseline_levels(facts: ReportFacts, reported: Sequence[TrialRecord]) -> lis
 _DECADE = 10.0  # what spans more is drawn on a logarithmic axis
 
 
-def _quality_and_bytes(facts: ReportFacts) -> FigureSection:
+def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
     from plotly.graph_objects import Figure, Scatter
 
     name, title = "quality_and_bytes", "Quality against bytes"
     if not facts.complete:
-        return FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
+        return _FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
     points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
     figure, best = Figure(), front_of(facts.records, facts.folder.checkpoint_selection)
     front = [record.trial_id for record in best]
@@ -217,7 +217,7 @@ def _quality_and_bytes(facts: ReportFacts) -> FigureSection:
         says = (
             f"Trial {front[0]} has the best score, {small[1]:.4f}, and none stores fewer bytes than its {small[0]:,}."
         )
-    return FigureSection(name, title, says, {name: figure})
+    return _FigureSection(name, title, says, {name: figure})
 
 
 # ---- by Optuna: trials and their params ------------------------------------------------------------------------------
@@ -266,12 +266,12 @@ def optuna_study(facts: ReportFacts) -> optuna.Study:
     return study
 
 
-def _history(facts: ReportFacts) -> FigureSection:
+def _history(facts: ReportFacts) -> _FigureSection:
     from optuna.visualization import plot_optimization_history
 
     name, title, best = "history", "Best score over trials", facts.best
     if len(facts.complete) < 2 or best is None:
-        return FigureSection(name, title, "A history needs two trials that have trained all their steps.")
+        return _FigureSection(name, title, "A history needs two trials that have trained all their steps.")
     figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
     trials, line = figure.data[:2]
     trials.update(name="complete trials", marker={"color": _GREY, "size": 6})
@@ -284,16 +284,16 @@ def _history(facts: ReportFacts) -> FigureSection:
     since = sum(record.trial_id > best.trial_id for record in facts.records)
     later = f"{counted(since, 'trial')} began after it" if since else "it was the last one"
     says = f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
-    return FigureSection(name, title, says, {name: figure})
+    return _FigureSection(name, title, says, {name: figure})
 
 
-def _importances(facts: ReportFacts) -> FigureSection:
+def _importances(facts: ReportFacts) -> _FigureSection:
     """Draw the numbers of `compare`, which has them of the sampler's memory."""
     from plotly.graph_objects import Bar, Figure
 
     name, title, importance = "importances", "Importances", importances(facts.folder)
     if not importance.values:
-        return FigureSection(name, title, f"There are no importances: {importance.why or 'no parameter varies'}.")
+        return _FigureSection(name, title, f"There are no importances: {importance.why or 'no parameter varies'}.")
     names, shares = [shown(each) for each in importance.values], list(importance.values.values())
     labels = [f"{share:.2f}" for share in shares]
     bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
@@ -305,16 +305,16 @@ def _importances(facts: ReportFacts) -> FigureSection:
         f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
         f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
     )
-    return FigureSection(name, title, says, {name: figure})
+    return _FigureSection(name, title, says, {name: figure})
 
 
-def _slices(facts: ReportFacts) -> FigureSection:
+def _slices(facts: ReportFacts) -> _FigureSection:
     from optuna.visualization import plot_slice
 
     section, title = "slices", "Score over each parameter"
     plots: dict[str, Figure] = {}
     if len(facts.complete) < 2:
-        return FigureSection(section, title, "Slices need two trials that have trained all their steps.")
+        return _FigureSection(section, title, "Slices need two trials that have trained all their steps.")
     study = optuna_study(facts)
     known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
     for name in (name for name in facts.varied if name in known):
@@ -336,11 +336,11 @@ def _slices(facts: ReportFacts) -> FigureSection:
         elif axis.type == "log":
             _log_axis(axis, [x for trace in figure.data for x in trace.x])
     says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
-    return FigureSection(
+    return _FigureSection(
         section, title, says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots
     )
 
 
-FIGURES: tuple[Callable[[ReportFacts], FigureSection], ...] = (
+FIGURES: tuple[Callable[[ReportFacts], _FigureSection], ...] = (
     *(_learning_curves, _quality_and_bytes, _history, _importances, _slices),
 )

@@ -49,7 +49,7 @@ class _ReportTable:
     states: tuple[str, ...] = ()
 
 
-def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
+def _baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
     """Return the baselines, and what the result gains over each."""
     result = summary.result
     rows = [
@@ -124,7 +124,7 @@ def failure_table(facts: ReportFacts) -> _ReportTable:
     )
 
 
-def settings_table(facts: ReportFacts) -> _ReportTable:
+def _settings_table(facts: ReportFacts) -> _ReportTable:
     """Return what was searched, on what, and with which versions."""
     info, identity = facts.info, facts.folder.identity()
     constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
@@ -215,7 +215,7 @@ def report_page(facts: ReportFacts) -> str:
             last=_moment(facts.journal.last_at) if facts.journal.last_at else "",
             version=installed().get("loraxs-search", ""),
             summary=head,
-            baselines=baseline_table(facts, head),
+            baselines=_baseline_table(facts, head),
             classes=class_tables(facts),
             first=replace(
                 board,
@@ -227,7 +227,7 @@ def report_page(facts: ReportFacts) -> str:
             sections=[{"section": it, "plots": own} for it, own in zip(drawn, plots, strict=True)],
             costs=cost_table(facts),
             failures=failure_table(facts),
-            settings=settings_table(facts),
+            settings=_settings_table(facts),
             command=repeat_command(facts),
             space=facts.folder.space_text(),
             style=_template("report.css"),
