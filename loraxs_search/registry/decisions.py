@@ -122,12 +122,26 @@ class TaskRecord:
         """
         database, wait_s = sqlite_path(self._uri), WAIT_S if wait_s is None else wait_s
         if database is None:
+            from mlflow.exceptions import MlflowException
+
             owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+            def renew() -> None:
+                if (holder := _owner(self._lease())) != owner:
+                    raise RegistryError(
+                        f"The lease on {self._task} must be held to change its champion, but {holder or 'nobody'} holds"
+                        " it.",
+                        hint="promoting took too long and another process took over: decide again",
+                    )
+                self._write_lease(owner)
+
             self._acquire(owner, wait_s)
             try:
-                yield lambda: self._renew(owner)
+                yield renew
             finally:
-                self._release(owner)
+                with contextlib.suppress(MlflowException):  # a server that is away by now lets it run out
+                    if _owner(self._lease()) == owner:
+                        self._delete(LEASE)
             return
         from filelock import Timeout  # late, as in `file_lock`
 
@@ -175,22 +189,6 @@ class TaskRecord:
                     f" {_owner(seen) or 'another promoter'} holds it.",
                     hint="try again; a promoter that died loses it within two minutes",
                 )
-
-    def _renew(self, owner: str) -> None:
-        if (holder := _owner(self._lease())) != owner:
-            raise RegistryError(
-                f"The lease on {self._task} must be held to change its champion, but {holder or 'nobody'} holds it.",
-                hint="promoting took too long and another process took over: decide again",
-            )
-        self._write_lease(owner)
-
-    def _release(self, owner: str) -> None:
-        """Give the lease back; where the server is away by now, it runs out."""
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):
-            if _owner(self._lease()) == owner:
-                self._delete(LEASE)
 
     def _lease(self) -> str:
         """Return the lease as it stands; empty if nobody has it."""

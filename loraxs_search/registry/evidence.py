@@ -21,7 +21,6 @@ from loraxs_search.records.promotion import (
     SLICE_LOSS,
     AnswerFlips,
     Baseline,
-    Candidate,
     KeptAnswers,
     PromotionRule,
     SliceScore,
@@ -175,15 +174,6 @@ def score_of(metric: Metric, rows: ScoredRows) -> float | None:
     return None if values is None or against is None or not len(values) else metric.score(values, against)
 
 
-def describe_flips(flips: AnswerFlips) -> str:
-    """Say how many answers a finalist changes."""
-    lost, won = flips.negative, flips.positive
-    return (
-        f"of {flips.num_rows:,} test rows, {lost:,} ({flips.negative_share:.1%}) that the champion answers right become"
-        f" wrong, and {won:,} that it answers wrong become right"
-    )
-
-
 # ---- slices ----------------------------------------------------------------------------------------------------------
 def slice_scores(
     metric: Metric, sign: float, rows: ScoredRows, champion: ScoredRows | None = None
@@ -316,17 +306,6 @@ def unmeasured(
     measured = untouched_baseline(baselines)
     asked = f"the answers of the untouched base ({measured.name}) to the test rows are missing" if measured else ""
     return asked or "the untouched base was not asked", True
-
-
-def unlike_rows(finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None) -> str:
-    """Say which baseline has answered other test rows than the finalist; empty where none has."""
-    for name, said in answers.items():
-        about = (said.task or finalist.task, said.test_rows or finalist.test_fingerprint)
-        if about != (finalist.task, finalist.test_fingerprint):
-            return f"the answers of {name} are to test rows of {about[0]} with fingerprint {about[1][:16]}"
-        if rows is not None and len(said.values) != len(rows.labels):
-            return f"the answers of {name} are to {len(said.values)} test rows, but there are {len(rows.labels)}"
-    return ""
 
 
 def left_out(rule: PromotionRule, baselines: Sequence[Baseline], metric: str) -> list[str]:

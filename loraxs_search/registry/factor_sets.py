@@ -13,7 +13,6 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
@@ -117,14 +116,6 @@ _MAX_BYTES = 2**30  # of one file: a 16384 x 16384 weight at rank 1024 has an ei
 _AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class FactorSet:
-    """Where the files of a set lie, and the logged model that they are of."""
-
-    source: str
-    model_id: str
-
-
 def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
     """Add the factors that an adapter stands on to its base's set, those that are there whole already excepted.
 
@@ -145,18 +136,18 @@ def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping
         model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
         model = client.finalize_logged_model(model.model_id, "READY")
         client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
-        factor_sets = [FactorSet(model.artifact_location, str(model.model_id))]
-    listed = [(factor_set, _listed(store, factor_set.source)) for factor_set in factor_sets]
-    for factor_set, sizes in listed:
+        factor_sets = {str(model.model_id): model.artifact_location}
+    listed = {model_id: _listed(store, source) for model_id, source in factor_sets.items()}
+    for model_id, sizes in listed.items():
         with tempfile.TemporaryDirectory() as folder:
             for name, path in here.items():
-                is_new = factor_set is factor_sets[0] and not any(name in others for _, others in listed)
+                is_new = model_id == next(iter(listed)) and not any(name in others for others in listed.values())
                 # A promoter that was killed, or met a full disk, may have left part of a file.
                 is_short = sizes.get(name, 0) not in (0, path.stat().st_size if path else 0)
                 if path is not None and (is_new or is_short):
                     (Path(folder) / name).symlink_to(path)
             if any(Path(folder).iterdir()):
-                client.log_model_artifacts(factor_set.model_id, folder)
+                client.log_model_artifacts(model_id, folder)
 
 
 def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> int:
@@ -174,7 +165,8 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
     if not factor_sets:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
-    files = {name: (each.source, size) for each in factor_sets for name, size in _listed(store, each.source).items()}
+    sources = factor_sets.values()
+    files = {name: (source, size) for source in sources for name, size in _listed(store, source).items()}
 
     def fetch(key: str) -> int:
         name = _file_name(key, missing[key])
@@ -195,10 +187,10 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
         return sum(threads.map(fetch, missing))
 
 
-def sets_of(store: StoreReader, base_digest: str) -> list[FactorSet]:
-    """Return a base's sets: one, or several where promoters made one each."""
+def sets_of(store: StoreReader, base_digest: str) -> dict[str, str]:
+    """Return where the files of a base's sets lie, by logged model: one, or several where promoters made one each."""
     prefix, tags = f"{_TAG}{base_digest}.", store.experiment_tags(_EXPERIMENT)
-    return [FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
+    return {key.removeprefix(prefix): tags[key] for key in sorted(tags) if key.startswith(prefix)}
 
 
 def _listed(store: StoreReader, source: str) -> dict[str, int]:

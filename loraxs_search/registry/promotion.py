@@ -31,7 +31,6 @@ from loraxs_search.registry.evidence import (
     BaselineAnswer,
     ScoredRows,
     baseline_answers,
-    describe_flips,
     describe_slices,
     left_out,
     losing_slice,
@@ -39,7 +38,6 @@ from loraxs_search.registry.evidence import (
     p_value,
     score_of,
     slice_scores,
-    unlike_rows,
     unmeasured,
 )
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes, show_confidence
@@ -214,11 +212,7 @@ class ComparisonSetup:
     forced: bool = False
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    promoted: bool
-    reason: str
-    comparison: ComparisonRecord | None = None
+_Verdict = tuple[bool, str, ComparisonRecord | None]  # whether it is promoted, why, and what was compared
 
 
 class PromotionTest:
@@ -247,42 +241,46 @@ class PromotionTest:
         """
         criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
         champion = None if champion is None else self.by_answers(champion)
-        forcible, flips, slices = True, None, tuple[SliceScore, ...]()
+        promoted, forcible, comparison, said_of_flips = False, True, None, ""
+        flips, slices = None, tuple[SliceScore, ...]()
         if fault := criterion.fault(candidate.test_metrics, "test"):
-            verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
+            why, forcible = f"{candidate.trial_id} cannot be judged: {fault}", False
         elif champion is not None and candidate.key == champion.candidate.key:
-            verdict, forcible = _Verdict(False, f"{candidate.name} already is the champion"), False
+            why, forcible = f"{candidate.name} already is the champion", False
         elif why := self.unready():
-            verdict = _Verdict(False, why)
+            pass
         elif champion is None:
             promoted, sentence = self.judge(setup)
             p_values = [p for each in self.baselines if (p := self.luck(each.rows)) is not None]
             p = max(p_values, default=None) if self.rule.confidence else None
             comparison = self._record(BASELINES, p, setup) if self.baselines else None
-            verdict = _Verdict(promoted, f"there was no champion; {sentence}", comparison)
-            slices = self._slices(None)
+            why, slices = f"there was no champion; {sentence}", self._slices(None)
         else:
-            verdict, flips = self._against_champion(champion, setup), self._flips(champion)
-            slices = self._slices(champion)
+            promoted, why, comparison = self._against_champion(champion, setup)
+            flips, slices = self._flips(champion), self._slices(champion)
+            if flips is not None:
+                said_of_flips = (
+                    f"of {flips.num_rows:,} test rows, {flips.negative:,} ({flips.negative_share:.1%}) that the"
+                    f" champion answers right become wrong, and {flips.positive:,} that it answers wrong become right"
+                )
             best = min(self.baselines, key=self._gain_over, default=None)
-            if verdict.promoted and best is not None and (gain := self._gain_over(best)) < -NOISE:
+            if promoted and best is not None and (gain := self._gain_over(best)) < -NOISE:
                 scored = f"{-gain:.4f} worse than {best.name} ({criterion.metric} {best.score:.4f})"
-                why = f"{verdict.reason}, but {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
-                verdict = replace(verdict, promoted=False, reason=why)
-        forced = setup.forced and forcible and not verdict.promoted
+                promoted, why = False, f"{why}, but {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+        forced = setup.forced and forcible and not promoted
         reasons = [
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
             *left_out(self.rule, candidate.baselines, criterion.metric),
-            describe_flips(flips) if flips else "",
+            said_of_flips,
             describe_slices(slices),
-            verdict.reason,
+            why,
             "promoted by force" if forced else "",
         ]
         return Decision(
             task=self.task.registered_name,
             study=candidate.study,
-            promoted=verdict.promoted or forced,
+            promoted=promoted or forced,
             winner=candidate.trial_id,
             winner_metric=candidate.test_metrics.get(criterion.metric),
             champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
@@ -290,9 +288,9 @@ class PromotionTest:
             reasons=tuple(filter(None, reasons)),
             forced=forced,
             champion=champion.candidate.name if champion else None,
-            p_value=verdict.comparison.p_value if verdict.comparison else None,
+            p_value=comparison.p_value if comparison else None,
             test_fingerprint=candidate.test_fingerprint,
-            comparisons=(verdict.comparison,) if verdict.comparison else (),
+            comparisons=(comparison,) if comparison else (),
             flips=flips,
             slices=slices,
         )
@@ -412,8 +410,14 @@ class PromotionTest:
             if found := unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
                 return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
-            if why := unlike_rows(candidate, finalist.answers, rows):
-                return f"{why}: {_CONSTANT}; {_FORCE}"
+            for name, said in finalist.answers.items():
+                about = (said.task or candidate.task, said.test_rows or candidate.test_fingerprint)
+                of_others = about != (candidate.task, candidate.test_fingerprint)
+                if of_others or (rows is not None and len(said.values) != len(rows.labels)):
+                    others = f"{len(said.values)} test rows, but there are {len(rows.labels) if rows else 0}"
+                    if of_others:
+                        others = f"test rows of {about[0]} with fingerprint {about[1][:16]}"
+                    return f"the answers of {name} are to {others}: {_CONSTANT}; {_FORCE}"
         unscored = next((each for each in self.baselines if not math.isfinite(each.score)), None)
         if unscored is None:
             return ""
@@ -451,29 +455,29 @@ class PromotionTest:
     # ---- the champion ------------------------------------------------------------------------------------------------
     def _against_champion(self, champion: Scored, setup: ComparisonSetup) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
-        criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, champion.candidate.key
+        criterion, own, other = self.criterion, self.finalist.candidate, champion.candidate
         if fault := self._incomparable(champion):
-            return _Verdict(False, f"not comparable: {fault}")
+            return False, f"not comparable: {fault}", None
         p = self.luck(champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
-            return _Verdict(False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}")
-        comparison = self._record(name, p, setup)
+            return False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}", None
+        comparison = self._record(other.key, p, setup)
         if violated := self._violated_guard(champion):
-            return _Verdict(False, violated, comparison)
-        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(champion_scores)
-        scores = f"{criterion.show(champion_scores)}, {show_bytes(champion.candidate)}"
-        against = _beside(gain, f"the champion {champion.candidate.name} ({scores})")
+            return False, violated, comparison
+        gain = criterion.value(own.test_metrics) - criterion.value(other.test_metrics)
+        scores = f"{criterion.show(other.test_metrics)}, {show_bytes(other)}"
+        against = _beside(gain, f"the champion {other.name} ({scores})")
         described = self._describe_p_value(p, setup) if p is not None else ""
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self._level(setup) + NOISE:
-                return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison)
-            shortfall = f", not significant{described}"
-        else:
-            shortfall = f", less than min_gain={self.rule.min_gain:g}" if gain > NOISE else ""
-        if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
-            return _Verdict(False, against + shortfall, comparison)
+                return True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison
+            against += f", not significant{described}"
+        elif gain > NOISE:
+            against += f", less than min_gain={self.rule.min_gain:g}"
+        if own.stored_bytes >= other.stored_bytes:
+            return False, against, comparison
         promoted, why = self._not_worse(setup)
-        return _Verdict(promoted, f"{against}{shortfall}; it is smaller, {why}", comparison)
+        return promoted, f"{against}; it is smaller, {why}", comparison
 
     def _not_worse(self, setup: ComparisonSetup) -> tuple[bool, str]:
         """Say whether rows show that the finalist is less than `margin` worse than the best champion there was."""

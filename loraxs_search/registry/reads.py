@@ -120,14 +120,14 @@ class StoreReader:
         if not self.exists:
             return None
         return self._plainly(
-            lambda: _found(self._ask("registered-models/get", name=name), "registered_model"),
+            lambda: self._ask("registered-models/get", "registered_model", name=name),
             lambda: _or_none(lambda: self.client.get_registered_model(name)),
         )
 
     def version(self, name: str, number: int) -> Any | None:
         """Return a version of a registered model; None when there is none."""
         return self._plainly(
-            lambda: _found(self._ask("model-versions/get", name=name, version=str(number)), "model_version"),
+            lambda: self._ask("model-versions/get", "model_version", name=name, version=str(number)),
             lambda: _or_none(lambda: self.client.get_model_version(name, str(number))),
         )
 
@@ -141,10 +141,9 @@ class StoreReader:
                 lambda: _paged(self.client.search_model_versions(only, _NEAR, [order], token or None)),
             )
 
-        page, token = ask("")
-        yield from page
-        while token:
-            page, token = ask(token)
+        token: str | None = None
+        while token != "":
+            page, token = ask(token or "")
             yield from page
 
     def models(self, limit: int | None = None) -> Iterator[Any]:
@@ -188,7 +187,7 @@ class StoreReader:
     def experiment_tags(self, name: str) -> dict[str, str]:
         """Return the tags of an experiment; none when there is no such experiment."""
         found = self._plainly(
-            lambda: _found(self._ask("experiments/get-by-name", experiment_name=name), "experiment"),
+            lambda: self._ask("experiments/get-by-name", "experiment", experiment_name=name),
             lambda: self.client.get_experiment_by_name(name),
         )
         return {} if found is None else dict(found.tags)
@@ -269,20 +268,24 @@ class StoreReader:
     ) -> requests.Response:
         return get(f"{self.uri}/api/2.0/{call}", params=query, timeout_s=timeout_s, stream=stream)
 
-    def _ask(self, call: str, timeout_s: float = _TIMEOUT_S, **query: str) -> Any:
-        """Return what a server answers, as its client would have it; None if it says that there is no such thing."""
+    def _ask(self, call: str, what: str = "", timeout_s: float = _TIMEOUT_S, **query: str) -> Any:
+        """Return what a server answers, as its client would have it; None if it says that there is no such thing.
+
+        Args:
+            what: The part of the answer that is wanted; by default all of it.
+        """
         given = {name: value for name, value in query.items() if value}
         with self._open(f"mlflow/{call}", given, timeout_s) as answer:
             value = json.loads(answer.content, object_hook=_entity)
             if answer.ok:
-                return value
+                return getattr(value, what) if what else value
         if value.error_code == _MISSING:
             return None
         raise ValueError(value.error_code)
 
     def _search(self, what: str, only: str, size: int, order: str, token: str) -> tuple[list[Any], str]:
         query = {"filter": only, "max_results": str(size), "order_by": order, "page_token": token}
-        answer = self._ask(f"{what.replace('_', '-')}/search", _PAGE_TIMEOUT_S, **query)
+        answer = self._ask(f"{what.replace('_', '-')}/search", timeout_s=_PAGE_TIMEOUT_S, **query)
         return getattr(answer, what, []), getattr(answer, "next_page_token", "")
 
 
@@ -292,10 +295,6 @@ def _entity(fields: dict[str, Any]) -> SimpleNamespace:
     aliases = {each.alias: each.version for each in fields.get("aliases", ()) if not isinstance(each, str)}
     absent: dict[str, Any] = {"run_id": None, "source": "", "description": "", "latest_versions": []}
     return SimpleNamespace(**absent | fields | {"tags": tags, "aliases": aliases})
-
-
-def _found(answer: Any | None, what: str) -> Any | None:
-    return None if answer is None else getattr(answer, what)
 
 
 def _or_none(find: Callable[[], Any]) -> Any | None:

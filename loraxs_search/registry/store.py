@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from loraxs_search.errors import (
     ForeignVersionError,
@@ -35,7 +35,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets, versions
 from loraxs_search.registry.card import describe_summary, summarise, task_page, version_page
 from loraxs_search.registry.decisions import Change, Check, TaskRecord
-from loraxs_search.registry.finalist import Criterion, FinalistChoice, better_when, choose
+from loraxs_search.registry.finalist import Criterion, better_when, choose
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
 from loraxs_search.registry.versions import (
@@ -52,8 +52,7 @@ if TYPE_CHECKING:
     from loraxs_search.registry.evidence import ScoredRows
     from loraxs_search.registry.promotion import Scored, ToleranceReference
 
-P = ParamSpec("P")
-R = TypeVar("R")
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 _logger = logging.getLogger(__name__)
 UNTOUCHED_BASE = "base"  # in place of a trial id
 _MAX_TRIES = 5
@@ -110,15 +109,15 @@ def comparable(
     return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
-def _speaking(method: Callable[Concatenate[Registry, P], R]) -> Callable[Concatenate[Registry, P], R]:
+def _speaking(method: MethodT) -> MethodT:
     """Turn MLflow's exceptions into our errors."""
 
     @functools.wraps(method)
-    def spoken(self: Registry, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def spoken(self: Registry, *args: Any, **kwargs: Any) -> Any:
         with mlflow_errors(self.uri):
             return method(self, *args, **kwargs)
 
-    return spoken
+    return cast("MethodT", spoken)
 
 
 class Registry:
@@ -282,9 +281,21 @@ class Registry:
         name, choice = versions.check_task(task.registered_name), choose(rule, task, candidates)
         if choice.finalist is None:
             study = beside.study or ", ".join(sorted({candidate.study for candidate in candidates}))
-            decision = self._refusal(rule, task, study, choice)
+            champion, metric = self.champion(name), Criterion.of(rule, task).metric
             with self._changing(name) as (check, _):
-                decision = replace(decision, number=_next_number(self.history(name)))
+                decision = Decision(
+                    task=name,
+                    study=study,
+                    promoted=False,
+                    winner=None,
+                    winner_metric=None,
+                    champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
+                    metric=metric,
+                    reasons=choice.reasons,
+                    champion=champion.candidate.name if champion else None,
+                    at=_now(),
+                    number=_next_number(self.history(name)),
+                )
                 check()
                 self._record(decision)
             return decision, None
@@ -295,18 +306,18 @@ class Registry:
         test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
-            champion = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
+            scored = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
             past, version = self.history(name), None if adapter is None else adapter.version
-            reference = test.best(past, champion, version)
+            reference = test.best(past, scored, version)
             is_asked = adapter and finalist.candidate.stored_bytes < adapter.candidate.stored_bytes
             if reference is not None and reference.rows is None and is_asked:
                 reference = self._with_rows(reference, name, finalist, rescore)
-            test.decide_after(past, champion, seen=beside.seen, reference=reference)  # and remembers p-values
+            test.decide_after(past, scored, seen=beside.seen, reference=reference)  # and remembers p-values
             with self._changing(name) as (check, _):
                 past, present = self.history(name), self.champion(name)
-                if (present and present.version) != version or reference != test.best(past, champion, version):
+                if (present and present.version) != version or reference != test.best(past, scored, version):
                     continue
-                decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
+                decision = test.decide_after(past, scored, seen=beside.seen, reference=reference, forced=forced)
                 reasons = (*choice.reasons, *damaged, *beside.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=_now(), number=_next_number(past))
                 if not decision.promoted:
@@ -372,22 +383,6 @@ class Registry:
         self._summarise(summarise(task, number, candidate, made))
         self._record(made)
         return made, number
-
-    def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
-        """Return the decision on a study none of whose candidates may be promoted."""
-        champion, metric = self.champion(task.registered_name), Criterion.of(rule, task).metric
-        return Decision(
-            task=task.registered_name,
-            study=study,
-            promoted=False,
-            winner=None,
-            winner_metric=None,
-            champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
-            metric=metric,
-            reasons=choice.reasons,
-            champion=champion.candidate.name if champion else None,
-            at=_now(),
-        )
 
     # ---- changing one's mind -----------------------------------------------------------------------------------------
     @_speaking

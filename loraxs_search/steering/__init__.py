@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from loraxs_search.errors import (
@@ -44,17 +43,9 @@ from loraxs_search.studies.folder import StudyFolder
 _MAX_SHOWN = 10  # trials in a message
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """A verb carries a command out.
-
-    Args:
-        text: What happens now, as shown to users.
-        facts: What was decided, beside the command itself; `apply` gets them again whenever the journal is replayed.
-    """
-
-    text: str
-    facts: Mapping[str, Scalar] = field(default_factory=dict)
+# What happens now, as shown to users, and what was decided beside the command itself: `apply` gets these facts again
+# whenever the journal is replayed.
+Accepted = tuple[str, Mapping[str, Scalar]]
 
 
 class Verb(ABC):
@@ -108,8 +99,8 @@ class Stop(Verb):
                 )
         when = "its next step" if command.arguments.get("now") else "its next report"
         if len(command.trial_ids) == 1:
-            return Accepted(f"trial {command.trial_ids[0]} ends at {when}")
-        return Accepted(f"trials {', '.join(command.trial_ids)} end, each at {when}")
+            return f"trial {command.trial_ids[0]} ends at {when}", {}
+        return f"trials {', '.join(command.trial_ids)} end, each at {when}", {}
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         for trial_id in command.trial_ids:
@@ -131,7 +122,7 @@ class Finish(Verb):
             )
         added = len(unstarted(study.records, study.state))
         left = f"the running ones, and the {added} added with `add`," if added else "the running ones"
-        return Accepted(f"the search proposes no more trials; it ends when {left} have ended")
+        return f"the search proposes no more trials; it ends when {left} have ended", {}
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         state.finishing = f"finished by a person{_who(command)}"
@@ -188,7 +179,7 @@ class Extend(Verb):
             facts["time_budget_s"] = budget_s
         within = f" within {budget_s:,.0f} s of work" if budget_s else ""
         text = f"the search now proposes {counted(total, 'trial')} in all{within}, {so_far} of them so far"
-        return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
+        return text, facts | ({"reopens": True} if has_ended(study) else {})
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         state.trials = int(facts["trials"])
@@ -244,9 +235,7 @@ class Add(Verb):
         given = ", ".join(f"{name} {value}" for name, value in placed.items())
         what = f"with {given}" if given else "that the sampler proposes"
         facts: dict[str, Scalar] = {f"{_PARAM}{name}": value for name, value in placed.items()}
-        return Accepted(
-            f"a trial {what} starts once a slot is free", facts | ({"reopens": True} if has_ended(study) else {})
-        )
+        return f"a trial {what} starts once a slot is free", facts | ({"reopens": True} if has_ended(study) else {})
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
@@ -292,9 +281,8 @@ def describe(command: Command) -> str:
         f"--{name}" if value is True else f"--{name} {value}" for name, value in command.arguments.items() if value
     ]
     params = [f"--set {name}={value}" for name, value in command.params.items()]
-    who = f" ({command.sent_by})" if command.sent_by else ""
     trials = [f"--from {name}" for name in command.trial_ids] if command.verb == "add" else command.trial_ids
-    return " ".join((command.verb, *trials, *options, *params)) + who
+    return " ".join((command.verb, *trials, *options, *params)) + _who(command)
 
 
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
@@ -327,7 +315,7 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
                     f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
                     hint=f"`loraxs-search status {study.name}` lists them",
                 )
-        accepted = verb.check(command, study)
+        text, facts = verb.check(command, study)
     except CommandError as error:
         return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")
     except HomeError:
@@ -335,7 +323,7 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
     except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that continues with it
         said = f"{type(error).__name__}: {error}"
         return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` failed: {said}")
-    return CommandAnswer(command.command_id, AnswerState.DONE, accepted.text, facts=accepted.facts)
+    return CommandAnswer(command.command_id, AnswerState.DONE, text, facts=facts)
 
 
 def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None:

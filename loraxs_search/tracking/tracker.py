@@ -196,12 +196,6 @@ class Tracker:
             self._changed.notify_all()
         self._writer.join(timeout=1.0)
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # ---- following the log -------------------------------------------------------------------------------------------
     def _follow(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -303,16 +297,19 @@ class Tracker:
                     batch.add(params=params, tags=run.tags)
                     client.log_text(run_id, run.space_yaml, "space.yaml")
                     self._reopen(run_id)
-                    if self._facts is not None:
-                        self._describe(run_id, self._facts, event.at)
+                    if (facts := self._facts) is not None:  # the experiment says what the task is, and shows trials
+                        tags, task = client.get_experiment(self._experiment_id).tags, facts.task
+                        write_note(client, self._experiment_id, tags, facts)
+                        ranked = task.search_metric, task.search_direction, facts.parameters
+                        view = trials_view(self._study, run_id, *ranked, event.at)
+                        write_view(client, self._experiment_id, tags, view_key(self._identity[STUDY_ID]), view)
+                        client.log_inputs(run_id, datasets=[dataset_input(facts)])
                 case BaselinesMeasured():
                     for baseline in event.baselines:
                         name = f"baseline.{baseline.name}"
-                        for split, scores in (
-                            ("validation", baseline.validation_metrics),
-                            ("test", baseline.test_metrics),
-                        ):
-                            batch.add({f"{name}.{split}.{key}": value for key, value in scores.items()}, event.at)
+                        scores = {f"{name}.validation.{key}": v for key, v in baseline.validation_metrics.items()}
+                        scores |= {f"{name}.test.{key}": value for key, value in baseline.test_metrics.items()}
+                        batch.add(scores, event.at)
                         if baseline.failed:
                             batch.add(tags={f"loraxs.{name}.failed": baseline.failed})
                         if baseline.answer is not None:
@@ -379,7 +376,15 @@ class Tracker:
         for event in events:
             match event:
                 case TrialStarted():
-                    batch.add(params=_resolved(event) | dict(event.params))
+                    params: dict[str, Any] = {}
+                    if (resolved := event.hyperparameters) is not None:
+                        params = dict(vars(resolved))
+                        # Their names are in the adapter's manifest; here they would pass MLflow's limit on a param.
+                        params["num_target_modules"] = len(params.pop("target_modules"))
+                        for name in () if resolved.method == LoraXS.name else (*LoraXS.parameters, "factor_rank"):
+                            params.pop(name, None)
+                        params |= params.pop("method_params")
+                    batch.add(params=params | dict(event.params))
                     batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})
                     if self._facts is not None:
                         self._connected.log_inputs(run_id, datasets=[dataset_input(self._facts)])
@@ -471,16 +476,6 @@ class Tracker:
         self._connected.set_terminated(batch.run_id, status, _ms(at))
         self._running.discard(batch.run_id)
 
-    def _describe(self, run_id: str, facts: StudyDescription, at: float) -> None:
-        """Have the experiment say what the task is, and show the trials of this study best first."""
-        client = self._connected
-        tags = client.get_experiment(self._experiment_id).tags
-        write_note(client, self._experiment_id, tags, facts)
-        metric, direction = facts.task.search_metric, facts.task.search_direction
-        view = trials_view(self._study, run_id, metric, direction, facts.parameters, at)
-        write_view(client, self._experiment_id, tags, view_key(self._identity[STUDY_ID]), view)
-        client.log_inputs(run_id, datasets=[dataset_input(facts)])
-
     def _log_model(self, trial_id: str, run_id: str, folder: Path) -> str:
         """Keep the files of `folder` as a logged model of the run, once per content, and return its id."""
         from mlflow.entities import LoggedModelOutput
@@ -565,18 +560,6 @@ def _run_of(event: LoggedEvent) -> str | None:
         case BaselinesMeasured() | ReportWritten() | HostsMeasured() | SearchFinished():
             return _SEARCH
     return None
-
-
-def _resolved(event: TrialStarted) -> dict[str, Any]:
-    """Return what a trial's params resolve to, as params of its run."""
-    if (resolved := event.hyperparameters) is None:
-        return {}
-    values: dict[str, Any] = dict(vars(resolved))
-    # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
-    values["num_target_modules"] = len(values.pop("target_modules"))
-    if resolved.method != LoraXS.name:
-        values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
-    return {**values, **values.pop("method_params")}
 
 
 def _ms(at: float) -> int:

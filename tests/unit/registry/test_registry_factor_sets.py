@@ -122,8 +122,8 @@ def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, s
 def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(StoreReader(store_uri), "base")
-    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
+    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    file = Path(source) / f"{key}-{said[:16]}.safetensors"
     bad = crafted(FactorStore().get(WEIGHT, rank=4))
     write_factors(file, bad)
     file.write_bytes(file.read_bytes().replace(checksum(bad).encode(), said.encode()))
@@ -138,8 +138,8 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     promote("t0", 0.8, {key: first})
     second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     promote("t1", 0.9, {key: first, second_key: second})
-    (factor_set,) = sets_of(StoreReader(store_uri), "base")
-    files = {path.name for path in Path(factor_set.source).iterdir()}
+    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    files = {path.name for path in Path(source).iterdir()}
     assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
     assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
 
@@ -149,8 +149,8 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
 ):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(StoreReader(store_uri), "base")
-    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
+    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    file = Path(source) / f"{key}-{said[:16]}.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
     promote("t1", 0.9, {key: said})
@@ -163,8 +163,8 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(StoreReader(store_uri), "base")
-    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
+    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    file = Path(source) / f"{key}-{said[:16]}.safetensors"
     whole = bytearray(file.read_bytes())
     for change in (-1, 30):
         damaged = whole.copy()
