@@ -221,6 +221,7 @@ class StudyLog:
         reports: Every report of every trial, in the order they came.
         commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
             out.
+        last_at: When the last event was recorded, seconds since 1970.
         num_drivers: How many drivers have worked on the study, one after the other.
         notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
         num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
@@ -242,7 +243,8 @@ class StudyLog:
         self.num_reopenings, self.is_reopened = 0, False
         self.has_report = self.is_finished = False
         self._baselines: tuple[Baseline, ...] = ()
-        self._work_time = clock.WorkTime()
+        self.last_at, self._earlier_s = 0.0, 0.0
+        self._since: float | None = None  # the last driver's start
         self._work_before_s: dict[str, float] = {}  # each trial's start
         self._is_drivers = False
         self.refresh()
@@ -250,17 +252,17 @@ class StudyLog:
     @property
     def spent_s(self) -> float:
         """Seconds that drivers have worked on the study, each to the last event it recorded."""
-        return self._work_time.seconds
+        return self._spent_until(self.last_at)
 
     @property
     def spent_by_now_s(self) -> float:
         """The same, of a driver's own log until now: it may have recorded nothing for long."""
-        return self._work_time.until_now(clock.steady_time()) if self._is_drivers else self.spent_s
+        return self._spent_until(clock.steady_time()) if self._is_drivers else self.spent_s
 
-    @property
-    def last_at(self) -> float:
-        """When the last event was recorded, seconds since 1970."""
-        return self._work_time.until
+    def _spent_until(self, now: float) -> float:
+        # Every driver goes by its own clock, and the time between two of them does not count.
+        last_s = 0.0 if self._since is None else max(0.0, max(self.last_at, now) - self._since)
+        return self._earlier_s + last_s
 
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials that were started and have not ended."""
@@ -306,7 +308,7 @@ class StudyLog:
                     is_known = any(each.step >= report.step for each in self.records[report.trial_id].reports[-1:])
                 case TrialEnded():
                     is_known = self.records[event.trial_id].state is not TrialState.RUNNING
-                    worked_s = self._work_time.until_now(event.at) - self._work_before_s[event.trial_id]
+                    worked_s = self._spent_until(event.at) - self._work_before_s[event.trial_id]
                     event = replace(event, worked_s=event.worked_s or worked_s)
                 case Commanded(command=command):
                     is_known = command.command_id in self.commands
@@ -329,12 +331,13 @@ class StudyLog:
 
     def _apply(self, event: LoggedEvent) -> None:
         if isinstance(event, DriverStarted):
-            self._work_time.driver_started(event.since, event.at)
+            self._earlier_s, self._since, self.last_at = self.spent_s, event.since, event.at
         elif event.is_work:
-            self._work_time.recorded(event.at)
+            self._since = event.at if self._since is None else self._since
+            self.last_at = max(self.last_at, event.at)
         match event:
             case TrialStarted():
-                self._work_before_s[event.trial_id] = self._work_time.seconds
+                self._work_before_s[event.trial_id] = self.spent_s
                 self.records[event.trial_id] = TrialRecord(
                     trial_id=event.trial_id,
                     params=event.params,
@@ -359,7 +362,7 @@ class StudyLog:
                 )
             case TrialContinued():
                 record = self.records[event.trial_id]
-                self._work_before_s[event.trial_id] = self._work_time.seconds - (record.worked_s or 0.0)
+                self._work_before_s[event.trial_id] = self.spent_s - (record.worked_s or 0.0)
                 self.records[event.trial_id] = replace(
                     record, state=TrialState.RUNNING, reason="", ended_at=None, worked_s=None, is_cut=False
                 )

@@ -64,7 +64,7 @@ EVENTS: list[LoggedEvent] = [
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "journal.jsonl"
 
 
@@ -76,7 +76,7 @@ def read(path: Path) -> list[LoggedEvent]:
     return [event for event, _ in read_events(path, None) if event is not None]
 
 
-def test_every_event_is_read_back_from_its_line(path: Path) -> None:
+def test_every_event_is_read_back_from_its_line(path):
     space = load_space("movie_reviews")
     facts = StudyDescription(space.task, "org/base", ("rank",), {"train": 8}, "data")
     described = DriverStarted(
@@ -95,7 +95,7 @@ def _of_other_tests() -> list[type]:
     return [DataRead, SearchStarted]
 
 
-def test_the_order_of_parameters_stays(path: Path) -> None:
+def test_the_order_of_parameters_stays(path):
     """Samplers go by it: sorted, the next proposal would be another one."""
     event = TrialStarted(at=1.0, trial_id="00000", params={"b": 1, "a": 2}, proposal=Proposal({"b": 1, "a": 2}, {}))
     write(path, event)
@@ -104,13 +104,13 @@ def test_the_order_of_parameters_stays(path: Path) -> None:
     assert list(again.params) == list(again.proposal.params) == ["b", "a"]
 
 
-def test_a_text_with_half_a_character_spoils_no_log(path: Path) -> None:
+def test_a_text_with_half_a_character_spoils_no_log(path):
     """Python names files so whose names are no UTF-8."""
     write(path, *(Warned(at=9.0, text=text) for text in ("caf\udce9.csv", "caf\u00e9 \U0001f600")))
     assert [event.text for event in read(path) if isinstance(event, Warned)] == ["caf?.csv", "caf\u00e9 \U0001f600"]
 
 
-def test_readers_go_on_from_their_offsets(path: Path) -> None:
+def test_readers_go_on_from_their_offsets(path):
     write(path, *EVENTS[:2])
     (first, behind), (second, end) = read_events(path, "s")
     assert first is not None
@@ -120,14 +120,14 @@ def test_readers_go_on_from_their_offsets(path: Path) -> None:
 
 
 # ---- other lines -----------------------------------------------------------------------------------------------------
-def test_an_unknown_kind_is_passed_over_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_kind_is_passed_over_with_a_warning(path, caplog):
     path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "warning", "text": "so", "at": 1.0}\n')
     assert [event.event for event in read(path)] == ["warning"]
     assert next(read_events(path, None))[1] == len(path.read_text().partition("\n")[0]) + 1, "and not read again"
     assert "unheard_of" in caplog.text
 
 
-def test_a_line_whose_kind_is_no_text_is_damage(path: Path) -> None:
+def test_a_line_whose_kind_is_no_text_is_damage(path):
     path.write_text('{"event": ["warning"], "at": 1.0}\n')
     with pytest.raises(StudyError, match="damaged"):
         read(path)

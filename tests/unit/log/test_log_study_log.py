@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,11 +33,11 @@ def report(trial_id: str, step: int, accuracy: float = 0.5) -> TrialReport:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "journal.jsonl"
 
 
-def test_what_was_written_is_read_back(path: Path) -> None:
+def test_what_was_written_is_read_back(path):
     writer, reader = StudyLog(path), StudyLog(path)
     for trial_id in ("00000", "00001"):
         writer.append(TrialStarted(trial_id=trial_id, params={"rank": 8, "learning_rate": 1e-3}))
@@ -61,7 +59,7 @@ def test_what_was_written_is_read_back(path: Path) -> None:
     assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
 
 
-def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
+def test_saying_a_thing_twice_changes_nothing(path):
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     assert journal.append(TrialReported(report=report("00000", 40)))
@@ -73,7 +71,7 @@ def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_lines_are_read_from_any_of_them_on_and_a_torn_one_is_cut_off_by_the_next_write(path: Path) -> None:
+def test_lines_are_read_from_any_of_them_on_and_a_torn_one_is_cut_off_by_the_next_write(path):
     assert list(lines_from(path, 0)) == []
     assert append_lines(path, 0, b"one\ntwo\n", flush_to_device=True) == 8
     with path.open("ab") as file:
@@ -84,7 +82,7 @@ def test_lines_are_read_from_any_of_them_on_and_a_torn_one_is_cut_off_by_the_nex
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
-def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path: Path, cut: int) -> None:
+def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path, cut):
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
@@ -97,7 +95,7 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path
     assert [r.step for r in StudyLog(path).records["00000"].reports] == [40]
 
 
-def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> None:
+def test_damage_in_the_middle_is_an_error_that_names_the_place(path):
     StudyLog(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     path.write_bytes(b"garbage\n" + path.read_bytes())
     with pytest.raises(StudyError, match="byte 0"):
@@ -105,14 +103,12 @@ def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> No
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def clock(monkeypatch):
     """Set what time it is."""
     return lambda now: monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: now)
 
 
-def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
-    path: Path, clock: Callable[[float], None]
-) -> None:
+def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(path, clock):
     assert StudyLog(path).spent_s == 0.0
     clock(1010.0)
     first = StudyLog(path)
@@ -132,9 +128,7 @@ def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
     assert second.spent_s == 60.0 + 30.0
 
 
-def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(path, monkeypatch):
     """As by a network's time on a machine that woke up without one, forwards or back."""
     began = steady_time()
     deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), began)
@@ -151,7 +145,7 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
     assert StudyLog(path).spent_s < 60.0
 
 
-def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, clock: Callable[[float], None]) -> None:
+def test_a_journal_that_names_no_driver_counts_from_its_first_event(path, clock):
     clock(100.0)
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
@@ -160,7 +154,7 @@ def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, 
     assert StudyLog(path).spent_s == 30.0
 
 
-def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path, monkeypatch):
     killed = StudyLog(path)
     killed.append(DriverStarted(at=1010.0, since=1000.0))
     killed.append(TrialStarted(at=1020.0, trial_id="00000", params={"rank": 8}))
@@ -175,7 +169,7 @@ def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, m
     assert record.worked_s <= StudyLog(path).spent_s == 50.0 + 40.0
 
 
-def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_note_while_the_driver_records(path, monkeypatch):
     journal, at_once = StudyLog(path), list[int]()
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
 

@@ -52,12 +52,12 @@ def report(trial_id: str, step: int, score: float) -> TrialReport:
 
 
 @pytest.fixture
-def folder(store_uri: str) -> StudyFolder:
+def folder(store_uri):
     return new_study("s", store_uri)
 
 
 @pytest.fixture
-def view() -> Watching:
+def view():
     return Watching()
 
 
@@ -68,7 +68,7 @@ def driver_of(folder: StudyFolder, view: SilentView) -> StudyLog:
     return log
 
 
-def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder: StudyFolder, view: Watching) -> None:
+def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder, view):
     log, followed = driver_of(folder, view), list[TrialEvent]()
     log.follow = followed.append
     log.say(STARTED)
@@ -81,9 +81,7 @@ def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder: StudyFol
     assert followed == view.new[1:]
 
 
-def test_what_the_file_cannot_take_has_not_happened(
-    folder: StudyFolder, view: Watching, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_file_cannot_take_has_not_happened(folder, view, monkeypatch):
     log, followed = driver_of(folder, view), list[TrialEvent]()
     log.follow = followed.append
     log.say(STARTED)
@@ -99,7 +97,7 @@ def test_what_the_file_cannot_take_has_not_happened(
     assert view.shown == ["search_started", "warning"]
 
 
-def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder, view: Watching) -> None:
+def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
     log = driver_of(folder, SilentView())
     log.append(TrialStarted(trial_id="00000", params={}))
     log.append(TrialReported(report=report("00000", 4, 0.6)))
@@ -116,9 +114,7 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder, 
     assert view.shown == ["search_started"] * 2
 
 
-def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(
-    folder: StudyFolder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(folder, caplog):
     log = driver_of(folder, SilentView())
     for trial in ("00000", "00001"):
         log.append(TrialStarted(trial_id=trial, params={}))
@@ -130,9 +126,7 @@ def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(
     assert "trial 00000 begins again" in caplog.text
 
 
-def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(
-    folder: StudyFolder, view: Watching
-) -> None:
+def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(folder, view):
     log = StudyLog(folder.journal_path, "s", view)
     log.phase("loading")
     log.append(DriverStarted(since=0.0))
@@ -154,7 +148,7 @@ class ClosedView(SilentView):
         raise BrokenPipeError("gone")
 
 
-def test_a_view_that_fails_is_left_out_from_then_on(folder: StudyFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_view_that_fails_is_left_out_from_then_on(folder, caplog):
     view = ClosedView()
     log = StudyLog(folder.journal_path, "s", view)
     with log.saying_warnings():
@@ -164,9 +158,7 @@ def test_a_view_that_fails_is_left_out_from_then_on(folder: StudyFolder, caplog:
     assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
 
 
-def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(folder, monkeypatch, capsys):
     log = folder.journal()
 
     def failing(_: Warned) -> None:
@@ -178,7 +170,7 @@ def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
     assert "ValueError: no" in capsys.readouterr().err
 
 
-def test_what_rows_are_like_is_kept_for_who_watches(folder: StudyFolder, view: Watching) -> None:
+def test_what_rows_are_like_is_kept_for_who_watches(folder, view):
     log = driver_of(folder, view)
     data = DataReport(
         {"train": 8, "validation": 2, "test": 2},

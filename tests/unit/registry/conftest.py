@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from loraxs_search.registry.versions import Beside
 
 
 @pytest.fixture(scope="session")
-def task() -> Task:
+def task():
     return Task(
         name="movie-reviews",
         kind="sequence-classification",
@@ -37,7 +36,7 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def candidate() -> Callable[..., Candidate]:
+def candidate():
     def make(trial_id: str = "t0", accuracy: float = 0.8, stored_bytes: int = 1000, **other) -> Candidate:
         fields = {
             "study": "s1",
@@ -56,7 +55,7 @@ def candidate() -> Callable[..., Candidate]:
 
 
 @pytest.fixture(scope="session")
-def manifest(task: Task) -> Callable[..., Manifest]:
+def manifest(task):
     def make(trial_id: str = "t0", **other) -> Manifest:
         fields = {
             "task": task,
@@ -82,7 +81,7 @@ def manifest(task: Task) -> Callable[..., Manifest]:
 
 
 @pytest.fixture
-def make_folder(tmp_path: Path, manifest: Callable[..., Manifest]) -> Callable[..., Path]:
+def make_folder(tmp_path, manifest):
     """Make a sealed adapter folder of a trial."""
 
     def make(trial_id: str = "t0", **other) -> Path:
@@ -105,7 +104,7 @@ ON_TINY = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data"}
 
 
 @pytest.fixture(scope="session")
-def registries(tmp_path_factory, store_template, task, candidate, manifest) -> Path:
+def registries(tmp_path_factory, store_template, task, candidate, manifest):
     """Homes after one, two and three promotions, `1` to `3`: of t0, t1 and t2, with 300, 340 and 380 right answers."""
     root = tmp_path_factory.mktemp("registries")
     (root / "home").mkdir()
@@ -122,7 +121,7 @@ def registries(tmp_path_factory, store_template, task, candidate, manifest) -> P
 
 
 @pytest.fixture
-def with_versions(registries: Path, store_uri: str, fresh_home: Path, tmp_path: Path) -> Callable[[int], Registry]:
+def with_versions(registries, store_uri, fresh_home, tmp_path):
     """Have a registry with one to three versions."""
 
     def start(count: int) -> Registry:

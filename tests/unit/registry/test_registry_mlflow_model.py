@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -45,12 +44,12 @@ TAGGING = Task(
 
 
 @pytest.fixture(autouse=True)
-def _store_of_mlflow(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _store_of_mlflow(store_uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
 
 
 @pytest.fixture
-def make(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
+def make(make_adapter, tiny_base, tmp_path):
     """Make an adapter of a task, on a base that fits it."""
 
     def make(task: Task | None = None) -> Path:
@@ -67,7 +66,7 @@ def make(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def files(make: Callable[..., Path], store_uri: str) -> Path:
+def files(make, store_uri):
     """Where the files of a promoted version lie, `task-2:1`."""
     return Path(Registry(store_uri).resolve(promote(make(), store_uri)).source)
 

@@ -25,14 +25,14 @@ from loraxs_search.tracking.store import connect, ensure_store
 
 
 @pytest.fixture
-def promoted(with_versions, tmp_path) -> Path:
+def promoted(with_versions, tmp_path):
     """The folder of the one adapter that is registered."""
     with_versions(1)
     return tmp_path / "made" / "t0"
 
 
 @pytest.fixture
-def registered_files(store_uri, promoted) -> Path:
+def registered_files(store_uri, promoted):
     return Path(Registry(store_uri).resolve("movie-reviews").source)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Endless(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endless() -> Iterator[str]:
+def endless():
     """The address of a server whose files have no end."""
     Endless.num_sent = 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
@@ -54,14 +53,14 @@ def endless() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_sends_without_end_is_cut_off(endless: str, tmp_path: Path) -> None:
+def test_a_server_that_sends_without_end_is_cut_off(endless, tmp_path):
     with pytest.raises(IntegrityError, match=rf"{NAME} must have at most 100,000 bytes, but .*{endless}"):
         StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 100_000)
     assert (tmp_path / NAME).stat().st_size <= 100_000
     assert Endless.num_sent < MAX_CHUNKS
 
 
-def test_what_mlflows_client_fetched_is_measured(store_uri: str, tmp_path: Path) -> None:
+def test_what_mlflows_client_fetched_is_measured(store_uri, tmp_path):
     source = tmp_path / "artifacts"
     source.mkdir()
     (source / NAME).write_bytes(bytes(11))
@@ -72,7 +71,7 @@ def test_what_mlflows_client_fetched_is_measured(store_uri: str, tmp_path: Path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_a_full_disk_is_told_as_one(endless: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_as_one(endless, tmp_path):
     (tmp_path / NAME).symlink_to("/dev/full")
     with pytest.raises(HomeError, match=f"No space left to write {tmp_path / NAME}"):
         StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 2**30)
@@ -80,12 +79,12 @@ def test_a_full_disk_is_told_as_one(endless: str, tmp_path: Path) -> None:
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def client(store_uri: str) -> MlflowClient:
+def client(store_uri):
     return connect(store_uri)
 
 
 @pytest.fixture
-def asked(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+def asked(client, monkeypatch):
     """How registered models were asked for: with a filter or not, and how many."""
     calls, search = list[tuple[bool, int]](), MlflowClient.search_registered_models
 

@@ -237,7 +237,7 @@ def decided(finalist: str, looks: ComparisonHistory, opponent: str = "constant",
     return decision
 
 
-def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next() -> None:
+def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next():
     seen = ["s/t1", "s/t2", "s/t3"]
     assert ComparisonHistory([], "rows", seen).number("s/t3", "constant") == 3
     assert ComparisonHistory([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
@@ -260,7 +260,7 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
     assert registry.champion("movie-reviews") == champion
 
 
-def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
+def test_a_comparison_that_finds_a_gain_hands_its_share_on():
     looks = ComparisonHistory([], "rows")
     levels = [
         1 - decided(f"s/t{n}", looks, p=p).comparisons[0].confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))
@@ -269,7 +269,7 @@ def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
 
 
-def test_a_share_is_not_handed_on_to_the_best_of_many_finalists() -> None:
+def test_a_share_is_not_handed_on_to_the_best_of_many_finalists():
     past = ComparisonHistory([], "rows")
     won = decided("s/t0", past, p=1e-9)
     history = ComparisonHistory([won], "rows", [f"s/t{n}" for n in range(1, 21)])
@@ -277,7 +277,7 @@ def test_a_share_is_not_handed_on_to_the_best_of_many_finalists() -> None:
     assert history.level("s/t7", "s/t0", 0.05) == pytest.approx(0.05 / (21 * 22))
 
 
-def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
+def test_what_was_decided_before_keeps_its_number_and_its_level():
     old = made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
     looks = ComparisonHistory([old], "rows")
     assert looks.number("s/t1", "s/t0") == 3
@@ -286,7 +286,7 @@ def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
     assert 0.05 / 20 < looks.level("s/t2", "s/t0", 0.05) <= 0.05
 
 
-def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_one_may() -> None:
+def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_one_may():
     """With the n-th held to 1/n of the level it was 14 % for ten comparisons, and 20 % for fifty."""
     random, num_chains, num_false = np.random.default_rng(0), 300, 0
     for _ in range(num_chains):

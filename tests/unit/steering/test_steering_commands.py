@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def begun(name: str) -> StudyFolder:
 
 
 @pytest.fixture
-def folder() -> StudyFolder:
+def folder():
     return begun("s")
 
 
@@ -66,14 +65,14 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
 
 
 # ---- verbs -----------------------------------------------------------------------------------------------------------
-def test_a_stop_is_known_to_every_later_driver(folder: StudyFolder) -> None:
+def test_a_stop_is_known_to_every_later_driver(folder):
     (line,) = take(folder, command("stop", "00001", now=True))
     assert line == "stop 00001 --now (ann on host): trial 00001 ends at its next step"
     assert state(folder).stopping == {"00001": "stopped by a person (ann on host)"}
     assert state(folder).at_once == {"00001"}
 
 
-def test_finish_counts_the_added_trials_that_are_still_to_start(folder: StudyFolder) -> None:
+def test_finish_counts_the_added_trials_that_are_still_to_start(folder):
     study = steered(folder, folder.journal())
     VERBS["add"].apply(command("add"), {}, study.state)
     assert "the running ones, and the 1 added" in decide(command("finish", name="c2"), study).text
@@ -96,9 +95,7 @@ REFUSED: list[tuple[list[Command], Command, str]] = [
 
 
 @pytest.mark.parametrize(("before", "asked", "why"), REFUSED)
-def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
-    before: list[Command], asked: Command, why: str, folder: StudyFolder
-) -> None:
+def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(before, asked, why, folder):
     take(folder, *before)
     as_it_was = state(folder)
     (line,) = take(folder, asked)
@@ -111,7 +108,7 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
     assert state(folder) == as_it_was
 
 
-def test_a_study_whose_trials_have_ended_takes_no_commands(folder: StudyFolder) -> None:
+def test_a_study_whose_trials_have_ended_takes_no_commands(folder):
     folder.journal().append(TrainingEnded(notice=""))
     (line,) = take(folder, command("finish"))
     assert "All trials of study 's' have ended, so there is nothing to finish" in line
@@ -132,9 +129,7 @@ numbers = iter(range(1_000_000))
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commands, st.lists(st.integers(0, 5), max_size=8))
-def test_each_command_counts_once_wherever_drivers_are_killed(
-    asked: list[tuple[str, list[str], bool]], kills: list[int]
-) -> None:
+def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     """A driver that is killed after so many of its writes, and then one that is not: as one that never was."""
     sent = [command(verb, *trials, name=f"c{n}", now=now) for n, (verb, trials, now) in enumerate(asked)]
     calm, killed = begun(f"calm-{next(numbers)}"), begun(f"killed-{next(numbers)}")
@@ -156,7 +151,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(
     assert text.count('"commanded"') == text.count('"answered"') == len(sent)
 
 
-def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder: StudyFolder) -> None:
+def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder):
     """As a file that somebody deletes by hand once the driver that has taken it is killed."""
     folder.journal().append(Commanded(command=command("stop", "00001")))
     assert len(take(folder)) == 1
@@ -184,7 +179,7 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
 
 # ---- senders ---------------------------------------------------------------------------------------------------------
-def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder: StudyFolder) -> None:
+def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder):
     answer = send("s", new_command("stop", ["1"]))
     assert answer.state is AnswerState.QUEUED
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
@@ -192,31 +187,27 @@ def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder: Study
     assert list(state(folder).stopping) == ["00001"]
 
 
-def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folder: StudyFolder) -> None:
+def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folder):
     with pytest.raises(CommandError, match="already ended, COMPLETE"):
         send("s", new_command("stop", ["00003"]))
     assert not list(folder.inbox().waiting())
 
 
-def test_what_waits_counts_where_the_next_command_is_decided_on(folder: StudyFolder) -> None:
+def test_what_waits_counts_where_the_next_command_is_decided_on(folder):
     send("s", new_command("finish"))
     with pytest.raises(CommandError, match="about to end"):
         send("s", new_command("finish"))
     assert len(take(folder)) == 1
 
 
-def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(folder, monkeypatch):
     for now, verb in ((2000.0, "finish"), (1000.0, "extend"), (1000.0, "finish")):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         send("s", new_command(verb, arguments={"trials": 1} if verb == "extend" else None))
     assert [each.verb for each in folder.inbox().waiting()] == ["finish", "extend", "finish"]
 
 
-def test_a_study_that_another_machine_runs_is_reached_through_its_storage(
-    fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_home, tmp_path, monkeypatch):
     there = Storage(str(tmp_path))
     folder = new_study("away", storage=there.uri)
     folder.journal().append(TrialStarted(trial_id="00000", params={}))
@@ -230,7 +221,7 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(
     assert len(list(folder.inbox().waiting())) == 1
 
 
-def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
     monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 0.0)
     with folder.lock():
         answer = send("s", new_command("stop", ["00001"]))
@@ -239,7 +230,7 @@ def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder, mon
     assert len(list(folder.inbox().waiting())) == 1
 
 
-def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
+def test_a_decision_changes_nothing(folder):
     study = steered(folder, folder.journal())
     before = (folder.path / "journal.jsonl").read_bytes()
     assert decide(command("finish"), study).state is AnswerState.DONE
@@ -247,7 +238,7 @@ def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
     assert (folder.path / "journal.jsonl").read_bytes() == before
 
 
-def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
+def test_two_extensions_of_an_ended_search_add_up(fresh_home):
     folder = new_study("s")
     journal = folder.journal()
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
@@ -263,7 +254,7 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
     assert totals == [6, 11]
 
 
-def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(fresh_home: Path) -> None:
+def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(fresh_home):
     folder = new_study("s", search=SearchPlan(trials=1, time_budget=100.0))
     journal = folder.journal()
     journal.append(DriverStarted(since=time.time()))
@@ -279,9 +270,7 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     assert decide(more, study).state is AnswerState.REFUSED
 
 
-def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(fresh_home, monkeypatch):
     folder = new_study("s")
     now = time.time()
     journal = folder.journal()
@@ -296,25 +285,21 @@ def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(
 @pytest.mark.parametrize(
     ("given_time", "seconds"), [("1d", 86400), ("1.5h", 5400), ("1h30m", 5400), ("45s", 45), ("90", 90), (2.5, 2.5)]
 )
-def test_a_time_to_add_is_written_as_a_time_budget_is(
-    given_time: str | float, seconds: float, fresh_home: Path
-) -> None:
+def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, fresh_home):
     folder = new_study("s")
     answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
     assert answer.facts["time_budget_s"] == pytest.approx(seconds, abs=1e-3)
 
 
 @pytest.mark.parametrize("given_time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000"])
-def test_a_time_that_is_none_is_refused_and_ends_nothing(given_time: str, fresh_home: Path) -> None:
+def test_a_time_that_is_none_is_refused_and_ends_nothing(given_time, fresh_home):
     folder = new_study("s")
     answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
     assert answer.state is AnswerState.REFUSED
     assert "`--time` must be a time such as 1h" in answer.text
 
 
-def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):
     folder, command = new_study("s"), Command("a" * 32, "finish")
     seen = steered(folder, folder.journal())
 
@@ -339,11 +324,11 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
     ("given", "name"),
     [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("x", "x"), (3, "00003"), (0, "00000")],
 )
-def test_a_trial_by_its_number(given: str | int, name: str) -> None:
+def test_a_trial_by_its_number(given, name):
     assert trial_name(given) == name
 
 
-def test_numpys_numbers_are_numbers() -> None:
+def test_numpys_numbers_are_numbers():
     params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "dora": np.bool_(True), "head": "full"}
     sent = new_command("add", [np.int64(3)], {"trials": np.int64(2)}, params)
     assert sent.trial_ids == ("00003",)
@@ -352,11 +337,11 @@ def test_numpys_numbers_are_numbers() -> None:
     assert [type(value) for value in values] == [int, int, float, bool, str]
 
 
-def test_a_number_of_any_length_is_a_trial_that_there_is_not() -> None:
+def test_a_number_of_any_length_is_a_trial_that_there_is_not():
     assert trial_name("9" * 5000) == "9" * 5000
 
 
-def test_values_of_params_are_read_as_numbers_where_they_are() -> None:
+def test_values_of_params_are_read_as_numbers_where_they_are():
     pairs = ["rank=16", "learning_rate=1e-3", "flag=true", "target_modules=attention", "note=a=b", "word=null"]
     assert read_params([*pairs, "step=1_6"]) == {
         **{"rank": 16, "learning_rate": 1e-3, "flag": True, "step": "1_6"},

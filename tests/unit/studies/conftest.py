@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,24 +34,24 @@ class HandClock(Clock):
 
 
 @pytest.fixture
-def make_clock() -> Callable[..., HandClock]:
+def make_clock():
     return HandClock
 
 
 @pytest.fixture(scope="session")
-def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def seaweedfs(tmp_path_factory):
     with object_stores.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as variables:
         yield variables
 
 
 @pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def azurite(tmp_path_factory):
     with object_stores.azurite(folder := tmp_path_factory.mktemp("azurite"), kept_in(folder)) as variables:
         yield variables
 
 
 @pytest.fixture(scope="session")
-def google() -> Iterator[dict[str, str]]:
+def google():
     with object_stores.google() as variables:
         yield variables
 
@@ -75,19 +75,19 @@ SEAWEEDFS, GOOGLE, AZURITE = (
 
 
 @pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
-def storage_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def storage_uri(request, tmp_path, monkeypatch):
     """An empty place of each kind."""
     return place(request.param, request, tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
-def each_storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def each_storage(request, tmp_path, monkeypatch):
     """An empty place of each kind, a folder and one that speaks S3 in every run."""
     return Storage(place(request.param, request, tmp_path, monkeypatch))
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def machine(tmp_path, monkeypatch):
     """Be on another machine: another home, another name."""
 
     def enter(name: str) -> Path:
@@ -100,18 +100,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 @pytest.fixture
-def storage(storage_uri: str) -> Storage:
+def storage(storage_uri):
     return Storage(storage_uri)
 
 
 @pytest.fixture
-def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_threads(monkeypatch):
     """Neither copies nor signs of life but those that a test asks for."""
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 10_000.0)
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 10_000.0)
 
 
 @pytest.fixture
-def quick_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_threads(monkeypatch):
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,11 +12,11 @@ from loraxs_search.studies.storage import Storage
 
 
 @pytest.fixture
-def storage(each_storage: Storage) -> Storage:
+def storage(each_storage):
     return each_storage
 
 
-def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
+def test_a_storage_keeps_whole_objects(storage):
     assert storage.get("a/b") is None
     assert storage.keys("a") == []
     storage.write("a/b", b"two", storage.create("a/b", b"one"))
@@ -33,7 +30,7 @@ def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
     assert storage.keys("a") == ["a/c/d"]
 
 
-def test_what_another_has_written_is_not_replaced(storage: Storage) -> None:
+def test_what_another_has_written_is_not_replaced(storage):
     first = storage.create("a/b", b"one")
     assert first is not None
     assert storage.create("a/b", b"another") is None
@@ -64,14 +61,14 @@ DROPPED = "must have no"  # by a bucket, or what it cannot name
         *((uri, "must be a folder") for uri in ("~nobody-of-this-name/x", "a\0b", "x" * 300)),
     ],
 )
-def test_an_address_that_leads_nowhere_is_refused(uri: str, law: str, fresh_home: Path) -> None:
+def test_an_address_that_leads_nowhere_is_refused(uri, law, fresh_home):
     with pytest.raises(StorageError, match=law) as caught:
         Storage(uri)
     assert "secret" not in caught.value.message
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://[host", "http://a host", "http://me:secret@host", "http://"])
-def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint, monkeypatch):
     """By the client itself it is a panic, or an error with the password in it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as refused:
@@ -82,7 +79,7 @@ def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint: str, mo
 @pytest.mark.parametrize(
     "content", [b"aws_secret_access_key = secret\n", b"[a]\nx = 1\nx = 2\n", b"[a]\nsecret\n", b"\xff"]
 )
-def test_a_malformed_file_of_accounts_is_named(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_file_of_accounts_is_named(content, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     (tmp_path / "credentials").write_bytes(content)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -91,9 +88,7 @@ def test_a_malformed_file_of_accounts_is_named(content: bytes, tmp_path: Path, m
     assert "secret" not in caught.value.message
 
 
-def test_a_storage_is_seen_to_be_usable_before_a_search(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_storage_is_seen_to_be_usable_before_a_search(storage, tmp_path, monkeypatch):
     storage.check()
     assert storage.keys("") == []
     for careless in ("create", "write"):
@@ -108,15 +103,13 @@ def test_a_storage_is_seen_to_be_usable_before_a_search(
         Storage(missing).check()
 
 
-def test_slashes_too_many_are_passed_over(storage: Storage) -> None:
+def test_slashes_too_many_are_passed_over(storage):
     storage.create("below/b", b"")  # a folder is not made
     Storage(f"{storage.uri}//below//").create("a", b"one")
     assert storage.get("below/a") == b"one"
 
 
-def test_the_account_may_be_a_profile_of_awss_own_file(
-    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_account_may_be_a_profile_of_awss_own_file(s3_bucket, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     (tmp_path / "credentials").write_text("[team]\naws_access_key_id = me\naws_secret_access_key = 100%\n")
@@ -128,7 +121,7 @@ def test_the_account_may_be_a_profile_of_awss_own_file(
     assert storage.get("a") == b"one"
 
 
-def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -138,7 +131,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
 
 
-def test_of_many_at_once_one_makes_an_object_and_one_replaces_it(storage: Storage) -> None:
+def test_of_many_at_once_one_makes_an_object_and_one_replaces_it(storage):
     with ThreadPoolExecutor(8) as callers:
         made = list(callers.map(lambda n: storage.create("a", f"of {n}".encode()), range(8)))
         (winner,) = (n for n, version in enumerate(made) if version is not None)
@@ -158,9 +151,7 @@ def replace(storage: Storage, key: str, number: int, seen: str | None) -> bool:
     return True
 
 
-def test_a_lease_is_kept_while_it_beats_and_taken_over_when_it_does_not(
-    storage: Storage, machine: Callable[[str], Path], make_clock: Callable[..., Any]
-) -> None:
+def test_a_lease_is_kept_while_it_beats_and_taken_over_when_it_does_not(storage, machine, make_clock):
     machine("one")
     first = Lease(storage, "s", make_clock())
     first.take()
@@ -180,13 +171,13 @@ def test_a_lease_is_kept_while_it_beats_and_taken_over_when_it_does_not(
 
 # ---- Azure -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def azure(monkeypatch: pytest.MonkeyPatch) -> None:
+def azure(monkeypatch):
     """An account whose server is not there."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "me")
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:9/me")
 
 
-def test_azures_account_is_named_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_azures_account_is_named_where_there_is_none(monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(StorageError, match=r"must have an account, but: .*must be specified\.$") as caught:
@@ -194,14 +185,14 @@ def test_azures_account_is_named_where_there_is_none(monkeypatch: pytest.MonkeyP
     assert "AZURE_STORAGE_ACCOUNT_NAME" in str(caught.value.hint)
 
 
-def test_an_azure_server_that_is_not_there_is_named(azure: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_azure_server_that_is_not_there_is_named(azure, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
     with pytest.raises(StorageError, match="az://container/x") as caught:
         Storage("az://container/x").get("key")
     assert "AZURE_STORAGE_ENDPOINT" in str(caught.value.hint)
 
 
-def test_a_signature_of_azures_is_not_shown(azure: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_of_azures_is_not_shown(azure, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=2021-08-06&sp=rw&sig=very%2Fsecret%3D")
     with pytest.raises(StorageError, match="az://container/x") as caught:
         Storage("az://container/x").get("key")
@@ -209,7 +200,7 @@ def test_a_signature_of_azures_is_not_shown(azure: None, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["AZURE_STORAGE_ENDPOINT", "AWS_ENDPOINT_URL"])
-def test_what_is_no_server_is_refused(name: str, azure: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_server_is_refused(name, azure, monkeypatch):
     monkeypatch.setenv(name, "127.0.0.1:9")
     with pytest.raises(StorageError, match=f"{name} must be http"):
         Storage("az://container/x" if name.startswith("AZURE") else "s3://bucket/x")

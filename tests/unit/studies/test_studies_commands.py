@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from loraxs_search.errors import StudyError
@@ -17,7 +15,7 @@ STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
 TYPED = Command("c2", "finish", issued_at=1.0)
 
 
-def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> None:
+def test_commands_wait_oldest_first_until_they_are_removed(tmp_path):
     inbox = CommandInbox(tmp_path / "commands")
     assert list(inbox.waiting()) == []
     for command in (TYPED, STOP):
@@ -28,7 +26,7 @@ def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> No
     assert list(inbox.waiting()) == [STOP]
 
 
-def test_a_command_for_a_study_that_is_removed_meanwhile_brings_nothing_of_it_back(tmp_path: Path) -> None:
+def test_a_command_for_a_study_that_is_removed_meanwhile_brings_nothing_of_it_back(tmp_path):
     study = tmp_path / "gone"
     study.mkdir()
     inbox = CommandInbox(study / "commands")
@@ -39,7 +37,7 @@ def test_a_command_for_a_study_that_is_removed_meanwhile_brings_nothing_of_it_ba
     assert not study.exists()
 
 
-def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path: Path) -> None:
+def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path):
     """An id may come from a tag of MLflow."""
     other = tmp_path / "snapshots" / "00001.json"
     other.parent.mkdir()
@@ -49,7 +47,7 @@ def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command_id": "other", "verb": "stop"}'])
-def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_command_is_set_aside(content, tmp_path, caplog):
     inbox = CommandInbox(tmp_path)
     inbox.put(STOP)
     write_atomic(tmp_path / "bad.json", content)
@@ -61,7 +59,7 @@ def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: p
     assert caplog.text.count("is no command") == 1
 
 
-def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path) -> None:
+def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path):
     journal = StudyLog(tmp_path / "journal.jsonl")
     taken = [journal.append(Commanded(command=command)) for command in (STOP, TYPED, STOP)]
     assert [event is not None for event in taken] == [True, True, False]
@@ -75,7 +73,7 @@ def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path)
     assert (tmp_path / "journal.jsonl").read_text().count("\n") == 3
 
 
-def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path, caplog):
     inbox, command = CommandInbox(tmp_path), Command("a" * 32, "finish", issued_at=1.0)
     inbox.put(command)
     (tmp_path / f"{'b' * 32}.json").mkdir()  # as unreadable as a file of somebody who lets nobody else read it
@@ -84,7 +82,7 @@ def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplo
     assert caplog.text.count("cannot be read") == 1
 
 
-def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: clock[0])
     journal = StudyLog(tmp_path / "journal.jsonl")

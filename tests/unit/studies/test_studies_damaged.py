@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.said import Said
 from support.studies import study
 
 from loraxs_search.cli._main import run
@@ -30,7 +27,7 @@ from loraxs_search.studies.storage import Storage
 @pytest.mark.parametrize(
     "line", [b"null\n", b"{}\n", b"[1]\n", b'{"event": "ended", "trial_id": "00009", "at": 0}\n', b"\xff\n"]
 )
-def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path: Path, line: bytes) -> None:
+def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path, line):
     path = tmp_path / "journal.jsonl"
     StudyLog(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     size = path.stat().st_size
@@ -53,9 +50,7 @@ def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path
         ("confirmed/00000.test-0-9.json", b"{", lambda folder: folder.confirmations().answers("00000")),
     ],
 )
-def test_a_damaged_file_is_named_with_what_to_do(
-    name: str, content: bytes | None, use: Callable[[StudyFolder], object]
-) -> None:
+def test_a_damaged_file_is_named_with_what_to_do(name, content, use):
     folder = study("s")
     file = folder.path / name
     file.parent.mkdir(exist_ok=True)
@@ -65,7 +60,7 @@ def test_a_damaged_file_is_named_with_what_to_do(
     assert "backup" in str(caught.value.hint)
 
 
-def test_a_damaged_study_hides_no_other(store_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_study_hides_no_other(store_uri, capsys):
     for name in ("bad", "worse", "good"):
         study(name, store_uri)
     (studies_root() / "bad" / "study.json").write_text("{")
@@ -86,9 +81,7 @@ def test_a_damaged_study_hides_no_other(store_uri: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "candidates.json"])
-def test_a_study_that_the_system_does_not_let_us_read_hides_no_other(
-    name: str, store_uri: str, say: Callable[..., Said]
-) -> None:
+def test_a_study_that_the_system_does_not_let_us_read_hides_no_other(name, store_uri, say):
     study("good", store_uri)
     theirs = study("theirs", store_uri).path / name
     theirs.unlink(missing_ok=True)
@@ -102,7 +95,7 @@ def test_a_study_that_the_system_does_not_let_us_read_hides_no_other(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_the_system_does_not_let_us_enter_hides_no_other_study(store_uri: str) -> None:
+def test_a_folder_that_the_system_does_not_let_us_enter_hides_no_other_study(store_uri):
     study("good", store_uri)
     theirs = study("theirs", store_uri).path
     theirs.chmod(0)
@@ -116,9 +109,7 @@ def test_a_folder_that_the_system_does_not_let_us_enter_hides_no_other_study(sto
 
 
 @pytest.mark.parametrize("put", [Path.rename, shutil.copytree], ids=["renamed", "copied"])
-def test_a_folder_that_holds_a_study_of_another_name_is_refused(
-    put: Callable[[Path, Path], object], store_uri: str, say: Callable[..., Said]
-) -> None:
+def test_a_folder_that_holds_a_study_of_another_name_is_refused(put, store_uri, say):
     """`resume` would train a study in the folder that its name leads to."""
     put(study("first", store_uri).path, studies_root() / "second")
     for use in (StudyFolder.open, resume):
@@ -131,14 +122,14 @@ def test_a_folder_that_holds_a_study_of_another_name_is_refused(
     assert list_studies() == (["first"] if put is shutil.copytree else [])
 
 
-def test_a_copy_in_a_storage_under_another_name_is_refused(tmp_path: Path) -> None:
+def test_a_copy_in_a_storage_under_another_name_is_refused(tmp_path):
     copy = study("first", storage=str(tmp_path)).path.rename(tmp_path / "second")
     with pytest.raises(StudyError, match=f"{copy} holds study 'first'"):
         fetch("second", Storage(str(tmp_path)))
     assert list_studies() == []
 
 
-def test_a_folder_with_no_study_s_name_is_a_user_s_own(store_uri: str, say: Callable[..., Said]) -> None:
+def test_a_folder_with_no_study_s_name_is_a_user_s_own(store_uri, say):
     """As file managers name a copy."""
     shutil.copytree(study("first", store_uri).path, studies_root() / "first (copy)")
     assert list_studies() == ["first"]
@@ -147,7 +138,7 @@ def test_a_folder_with_no_study_s_name_is_a_user_s_own(store_uri: str, say: Call
 
 
 @pytest.mark.parametrize("other", [{"format": STUDY_FORMAT + 1, "task": "by what it does not know"}, {}])
-def test_a_study_of_another_format_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path, other: Any) -> None:
+def test_a_study_of_another_format_is_refused_and_so_is_its_copy(fresh_home, tmp_path, other):
     folder, storage = study("s"), Storage(str(tmp_path))
     info = json.loads((folder.path / "study.json").read_text())
     assert info.pop("format") == STUDY_FORMAT

@@ -31,7 +31,7 @@ def info(name: str) -> StudyInfo:
     )
 
 
-def test_what_is_written_of_a_study_is_read_back() -> None:
+def test_what_is_written_of_a_study_is_read_back():
     server = replace(info("one"), tracking_uri="https://me:secret@mlflow.example:5000")
     folder = StudyFolder.create(server, "task: t\n")
     assert (folder.identity(), folder.candidates(), folder.snapshots.read("00000")) == (None, None, None)
@@ -60,13 +60,13 @@ def test_what_is_written_of_a_study_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b"])
-def test_a_malformed_name_is_refused_and_nothing_is_written(name: str, fresh_home: Path) -> None:
+def test_a_malformed_name_is_refused_and_nothing_is_written(name, fresh_home):
     with pytest.raises(StudyError, match="study name"):
         StudyFolder.create(info(name), "")
     assert not fresh_home.exists()
 
 
-def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one() -> None:
+def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one():
     """As when a machine was lost while it fetched one."""
     left = studies_root() / "one" / "journal.jsonl"
     left.parent.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one() -> None:
     assert [path.name for path in studies_root().iterdir()] == ["one"]
 
 
-def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_at_once_one_creates_the_study(monkeypatch):
     told: list[str] = []
 
     def create(text: str) -> None:
@@ -98,7 +98,7 @@ def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) 
     assert [path.name for path in studies_root().iterdir()] == ["one"]
 
 
-def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
+def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go():
     folder = StudyFolder.create(info("one"), "")
     code = (
         "import sys, time; from loraxs_search.studies.folder import StudyFolder\n"
@@ -115,7 +115,7 @@ def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
     assert not folder.is_running()
 
 
-def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> None:
+def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing():
     """It may lie on a disk that only others write to, and two may ask at once."""
     folder = StudyFolder.create(info("one"), "")
     assert not folder.is_running()
@@ -137,7 +137,7 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> Non
 
 
 @pytest.mark.parametrize("other", [state("00001"), state("00000", study="two"), b"no snapshot"])
-def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other: bytes) -> None:
+def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other):
     """As a command's id that was a path once put one there."""
     folder = StudyFolder.create(info("one"), "")
     own = state("00000", study="one")
@@ -153,7 +153,7 @@ def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other: by
 
 
 @pytest.mark.parametrize("name", ["../snapshots/00001", "/tmp/x", "..", "", "00000/1", "00000.step-8", "*", "٣"])
-def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name: str) -> None:
+def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name):
     folder = StudyFolder.create(info("one"), "")
     confirmed, refit = folder.confirmations(), Refit(1)
     uses: list[Callable[[], object]] = [
@@ -175,9 +175,7 @@ def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name: 
 
 
 @pytest.mark.parametrize(("survives", "expected"), [(1, b"1"), (2, b"2")])
-def test_an_adapter_whose_replacement_was_killed_is_whole_once_the_study_is_opened(
-    monkeypatch: pytest.MonkeyPatch, survives: int, expected: bytes
-) -> None:
+def test_an_adapter_whose_replacement_was_killed_is_whole_once_the_study_is_opened(monkeypatch, survives, expected):
     """The old one as long as the new one is not in its place, and nothing is left beside it."""
     folder = StudyFolder.create(info("one"), "")
     path = folder.write_adapter("00000.1", {"a": b"1"})
@@ -204,7 +202,7 @@ def test_an_adapter_whose_replacement_was_killed_is_whole_once_the_study_is_open
 
 
 @pytest.mark.parametrize("survives", ["nothing", "the folder of the lock"])
-def test_a_study_that_is_removed_before_it_is_locked_is_gone(survives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_removed_before_it_is_locked_is_gone(survives, monkeypatch):
     folder = StudyFolder.create(info("one"), "")
     shutil.rmtree(folder.path)
     if survives == "nothing":  # it goes between the making of its folder and that of its lock
@@ -219,7 +217,7 @@ def test_a_study_that_is_removed_before_it_is_locked_is_gone(survives: str, monk
     assert not folder.path.exists()
 
 
-def test_an_adapter_that_is_being_replaced_is_left_to_who_does() -> None:
+def test_an_adapter_that_is_being_replaced_is_left_to_who_does():
     folder = StudyFolder.create(info("one"), "")
     path = folder.write_adapter("00000", {"a": b"1"})
     with folder.lock():
@@ -230,7 +228,7 @@ def test_an_adapter_that_is_being_replaced_is_left_to_who_does() -> None:
     assert (path / "a").read_bytes() == b"1"
 
 
-def test_a_home_that_is_a_file_is_a_clear_error(fresh_home: Path) -> None:
+def test_a_home_that_is_a_file_is_a_clear_error(fresh_home):
     fresh_home.write_text("not a folder")
     with pytest.raises(HomeError) as caught:
         StudyFolder.create(info("one"), "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
@@ -11,7 +9,7 @@ from loraxs_search.log.events import Reopened, TrainingEnded, TrialStarted
 from loraxs_search.records.trial import Lineage
 
 
-def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -> None:
+def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home):
     folder = study("s")
     lineage = Lineage("s", "00000")
     journal = folder.journal()
@@ -23,7 +21,7 @@ def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -
     assert folder.journal().records == journal.records
 
 
-def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home: Path) -> None:
+def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
     folder = searched("s", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)])
     for _ in range(2):  # a driver may be killed in between
         confirm(folder, "00000", [0.9], [1, 0], [1, 1])
@@ -38,7 +36,7 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home: Pat
     assert folder.confirmations().finalists() == ("00000", "00001"), "also where the end of a search was interrupted"
 
 
-def test_a_study_that_goes_on_has_no_end_in_its_journal(fresh_home: Path) -> None:
+def test_a_study_that_goes_on_has_no_end_in_its_journal(fresh_home):
     folder = searched("s", [Tried({"rank": 4}, 0.9)])
     journal = folder.journal()
     journal.append(TrainingEnded(notice="out of time"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,13 +35,13 @@ def step_of(state: bytes | None) -> int | None:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
 @pytest.fixture
-def kept(home: Path) -> StudyFolder:
+def kept(home):
     return study("best", search=SearchPlan(checkpoint="best"))
 
 
@@ -132,9 +132,7 @@ def test_a_best_state_that_is_gone_is_named(kept):
         kept.snapshots.read_kept("00000")
 
 
-def test_a_copy_is_whole_at_every_moment(
-    kept: StudyFolder, storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_is_whole_at_every_moment(kept, storage, machine, monkeypatch):
     """However long a copy takes, and whatever the trial does meanwhile, it holds the best of the last that it holds."""
     machine("first")
     first = study("s", search=SearchPlan(checkpoint="best"), storage=storage.uri)

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +27,7 @@ MakeClock = Callable[..., Any]
 
 
 # ---- taking and keeping ----------------------------------------------------------------------------------------------
-def test_a_driver_that_shows_signs_of_life_is_left_alone(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_a_driver_that_shows_signs_of_life_is_left_alone(storage, machine, make_clock):
     """However slow they come, and whatever its clock says."""
     machine("one")
     first = Lease(storage, "s", make_clock())
@@ -45,9 +42,7 @@ def test_a_driver_that_shows_signs_of_life_is_left_alone(
     first.renew()
 
 
-def test_a_driver_that_shows_none_for_half_a_minute_is_taken_over_and_knows_it(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_a_driver_that_shows_none_for_half_a_minute_is_taken_over_and_knows_it(storage, machine, make_clock):
     machine("one")
     first = Lease(storage, "s", make_clock())
     first.take()
@@ -63,9 +58,7 @@ def test_a_driver_that_shows_none_for_half_a_minute_is_taken_over_and_knows_it(
     second.renew()
 
 
-def test_one_that_was_let_go_is_free_at_once(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_one_that_was_let_go_is_free_at_once(storage, machine, make_clock):
     for name in ("one", "two", "three"):
         machine(name)
         clock = make_clock()
@@ -74,9 +67,7 @@ def test_one_that_was_let_go_is_free_at_once(
         assert clock.slept_s == 0
 
 
-def test_one_that_is_let_go_while_it_is_watched_is_free(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_one_that_is_let_go_while_it_is_watched_is_free(storage, machine, make_clock):
     machine("one")
     first = Lease(storage, "s", make_clock())
     first.take()
@@ -86,9 +77,7 @@ def test_one_that_is_let_go_while_it_is_watched_is_free(
     assert clock.slept_s == 1
 
 
-def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(storage, machine, make_clock):
     machine("one")
     clock = make_clock()
     Lease(storage, "s", clock).take()
@@ -96,9 +85,7 @@ def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
     assert clock.slept_s == 0
 
 
-def test_of_two_who_take_it_at_the_same_moment_one_is_refused(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_who_take_it_at_the_same_moment_one_is_refused(storage, machine, make_clock, monkeypatch):
     machine("one")
     first, create = Lease(storage, "s", make_clock()), Storage.create
     machine("two")
@@ -115,9 +102,7 @@ def test_of_two_who_take_it_at_the_same_moment_one_is_refused(
     first.renew()
 
 
-def test_a_sign_of_life_that_was_written_and_reported_lost_counts(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_a_sign_of_life_that_was_written_and_reported_lost_counts(storage, machine, make_clock):
     """A connection that broke after the server had written: the next try finds another version, of its own."""
     machine("one")
     unsure = UnsureStorage(storage.uri)
@@ -149,9 +134,7 @@ class UnsureStorage(Storage):
         return written
 
 
-def test_an_object_that_is_just_being_written_is_somebodys(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
-) -> None:
+def test_an_object_that_is_just_being_written_is_somebodys(storage, machine, make_clock):
     machine("two")
     storage.create("s/lease/00000007.json", b"")
     clock = make_clock()
@@ -160,9 +143,7 @@ def test_an_object_that_is_just_being_written_is_somebodys(
     assert storage.keys("s/lease") == ["s/lease/00000008.json"]
 
 
-def test_another_container_of_this_machine_is_another_place(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, tmp_path: Path
-) -> None:
+def test_another_container_of_this_machine_is_another_place(storage, machine, make_clock, tmp_path):
     """Its state folder has the same path, and is another one: no lock of it keeps the two apart."""
     home = machine("one")
     first = Lease(storage, "s", make_clock())
@@ -174,15 +155,13 @@ def test_another_container_of_this_machine_is_another_place(
     first.renew()
 
 
-def test_time_goes_on_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_goes_on_while_the_machine_is_suspended(monkeypatch):
     """As the monotonic clock of Linux does not."""
     monkeypatch.setattr("time.clock_gettime", {time.CLOCK_BOOTTIME: 50.0, time.CLOCK_MONOTONIC: 20.0}.__getitem__)
     assert Clock().now() == 50.0
 
 
-def test_one_that_is_held_is_renewed(
-    storage_uri: str, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_is_held_is_renewed(storage_uri, machine, monkeypatch):
     """However long a study takes to be fetched or removed."""
     machine("one")
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)
@@ -192,9 +171,7 @@ def test_one_that_is_held_is_renewed(
 
 
 # ---- a driver that was taken over ------------------------------------------------------------------------------------
-def test_who_was_taken_over_writes_no_more(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
-) -> None:
+def test_who_was_taken_over_writes_no_more(storage, machine, make_clock, slow_threads):
     """It slept, or was cut off, and does not know of it."""
     lost = threading.Event()
     first = study(machine("one"), storage)
@@ -215,9 +192,7 @@ def test_who_was_taken_over_writes_no_more(
     assert storage.get("s/journal.jsonl") == there
 
 
-def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
-) -> None:
+def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(storage, machine, make_clock, slow_threads):
     clock = make_clock()
     first = study(machine("one"), storage)
     with Mirror(first, storage, lambda: None, clock) as old:
@@ -229,9 +204,7 @@ def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(
     assert storage.get("s/journal.jsonl") is None
 
 
-def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
-) -> None:
+def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(storage, machine, make_clock, slow_threads):
     """The one that took over has nothing to write there any more."""
     first = study(machine("one"), storage)
     with Mirror(first, storage, pytest.fail, make_clock()):
@@ -241,8 +214,8 @@ def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(
 
 
 def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
-) -> None:
+    storage, machine, make_clock, slow_threads
+):
     first = study(machine("one"), storage)
     with Mirror(first, storage, lambda: None, make_clock()) as old:
         first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
@@ -266,12 +239,8 @@ def fetch_now(storage: Storage, make_clock: MakeClock) -> StudyFolder:
 
 
 def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
-    storage_uri: str,
-    machine: Callable[[str], Path],
-    make_clock: MakeClock,
-    slow_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    storage_uri, machine, make_clock, slow_threads, monkeypatch
+):
     """Another driver may be at work by then."""
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)
     clock, storage = make_clock(), SlowStorage(storage_uri)
@@ -291,9 +260,7 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
         assert storage.get("s/journal.jsonl") is not None
 
 
-def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
-) -> None:
+def test_a_driver_that_works_on_is_told_that_it_was_taken_over(storage, machine, make_clock, quick_threads):
     lost = threading.Event()
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set) as kept:

@@ -23,7 +23,7 @@ from loraxs_search.studies.storage import Storage
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.1)
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.1)
 
@@ -49,7 +49,7 @@ def begin(folder: StudyFolder, *steps: int) -> None:
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
-def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, machine: Callable[[str], Path]) -> None:
+def test_a_folder_that_is_not_there_is_not_made(tmp_path, machine):
     """Where its share is not mounted, the copy would go to this machine's own disk."""
     machine("one")
     shared = tmp_path / "mount" / "studies"
@@ -68,9 +68,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, machine: Callabl
     held.renew()
 
 
-def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     storage, stale = Storage(str(tmp_path)), [OSError(errno.ESTALE, "Stale file handle")]
     storage.create("a", b"content")
     read = Path.read_bytes
@@ -88,7 +86,7 @@ def fail(error: OSError) -> bytes:
 
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
-def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine: Callable[[str], Path]) -> None:
+def test_another_machine_goes_on_with_what_was_written(storage, machine):
     first = study(machine("one"), storage)
     (first.path / "mlflow.offset").write_text("17")
     with keep(first, storage):
@@ -109,9 +107,7 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     assert not (second.path / "mlflow.offset").exists(), "so all is recorded anew"
 
 
-def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
-    storage: Storage, machine: Callable[[str], Path]
-) -> None:
+def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(storage, machine):
     """States are copied before the journal; the trial that gets the number here has other params."""
     first = study(machine("one"), storage)
     with keep(first, storage):
@@ -123,9 +119,7 @@ def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
     assert second.snapshots.read("00001") is None
 
 
-def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
-    storage: Storage, machine: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(storage, machine, tmp_path):
     home = machine("one")
     first = study(home, storage)
     for name in ("mlflow.offset", "tracking.runs.jsonl"):
@@ -140,9 +134,7 @@ def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
     assert not [path.name for path in (*second.path.glob("tracking.*"), *second.path.glob("mlflow.*"))]
 
 
-def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(
-    storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(storage, machine, monkeypatch):
     """With the journal here nothing is fetched again, and MLflow here would lack what it speaks of."""
     first = study(machine("one"), storage)
     with keep(first, storage):
@@ -167,9 +159,7 @@ def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(
     assert not (first.path / "mlflow.offset").exists()
 
 
-def test_the_copy_follows_while_the_driver_works_and_back_again(
-    storage: Storage, machine: Callable[[str], Path]
-) -> None:
+def test_the_copy_follows_while_the_driver_works_and_back_again(storage, machine):
     first = study(machine("one"), storage)
     with keep(first, storage):
         begin(first, 2)
@@ -190,7 +180,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
     assert again.candidates() == []
 
 
-def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callable[[str], Path]) -> None:
+def test_what_is_ahead_here_is_not_overwritten(storage, machine):
     """The driver was killed before the last copy."""
     first = study(machine("one"), storage)
     with keep(first, storage):
@@ -202,9 +192,7 @@ def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callab
     assert b"COMPLETE" in (storage.get("s/journal.jsonl") or b"")
 
 
-def test_a_study_whose_driver_died_before_its_first_copy_goes_on_here(
-    storage: Storage, machine: Callable[[str], Path]
-) -> None:
+def test_a_study_whose_driver_died_before_its_first_copy_goes_on_here(storage, machine):
     """Or was refused by the storage: there is nothing of it there, and all of it here."""
     first = study(machine("one"), storage)
     assert fetch("s", storage).info == first.info
@@ -216,9 +204,7 @@ def test_a_study_whose_driver_died_before_its_first_copy_goes_on_here(
     assert fetch("s", storage).info.study_id == first.info.study_id
 
 
-def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
-    storage: Storage, machine: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_study_of_another_storage_is_not_taken_for_one_of_this(storage, machine, tmp_path):
     machine("one")
     (tmp_path / "other").mkdir()
     study(machine("one"), Storage(str(tmp_path / "other")))
@@ -226,7 +212,7 @@ def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
         fetch("s", storage)
 
 
-def test_a_study_is_not_copied_onto_itself(machine: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_study_is_not_copied_onto_itself(machine, tmp_path):
     """Its journal would be replaced by what it was a moment ago, while it is written."""
     home = machine("one")
     (home / "studies").mkdir(parents=True)
@@ -238,7 +224,7 @@ def test_a_study_is_not_copied_onto_itself(machine: Callable[[str], Path], tmp_p
     Storage(str(home / "copies")).create("a", b"")
 
 
-def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Callable[[str], Path]) -> None:
+def test_two_histories_of_one_study_are_refused(storage, machine):
     first = study(machine("one"), storage)
     with keep(first, storage):
         begin(first, 2)
@@ -252,7 +238,7 @@ def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Calla
         fetch("s", storage)
 
 
-def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str], Path]) -> None:
+def test_names_in_the_storage_are_known(storage, machine):
     with keep(study(machine("one"), storage), storage):
         pass
     with pytest.raises(StudyError, match="already exists"):
@@ -265,13 +251,7 @@ def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str
         fetch("s", storage)
 
 
-def test_a_journal_that_grows_is_copied_by_what_it_grew(
-    storage: Storage,
-    machine: Callable[[str], Path],
-    slow_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_a_journal_that_grows_is_copied_by_what_it_grew(storage, machine, slow_threads, monkeypatch, tmp_path):
     """Copied whole every few seconds, one of 7 MB has been 184 MB to the storage by its end."""
     first, sent, write = study(machine("one"), storage), list[int](), Storage.write
 
@@ -300,9 +280,7 @@ def test_a_journal_that_grows_is_copied_by_what_it_grew(
     assert first.journal_path.read_bytes() == there + b'{"event": "cut sho'
 
 
-def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
-    storage: Storage, machine: Callable[[str], Path], slow_threads: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(storage, machine, slow_threads, monkeypatch):
     first, write = study(machine("one"), storage), Storage.write
     first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     before = first.journal_path.read_bytes()

@@ -21,9 +21,7 @@ from loraxs_search.studies.storage import Storage
 MakeClock = Callable[..., Any]
 
 
-def test_a_slow_copy_does_not_make_its_driver_seem_dead(
-    storage_uri: str, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
-) -> None:
+def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage_uri, machine, make_clock, quick_threads):
     slow = SlowStorage(storage_uri)
     first = study(machine("one"), slow)
     with Mirror(first, slow, pytest.fail):
@@ -44,12 +42,8 @@ def test_a_slow_copy_does_not_make_its_driver_seem_dead(
 
 
 def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
-    storage: Storage,
-    machine: Callable[[str], Path],
-    quick_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    storage, machine, quick_threads, monkeypatch, caplog
+):
     read, failed, broken = Path.read_bytes, threading.Event(), threading.Event()
 
     def read_or_fail(path: Path) -> bytes:
@@ -79,14 +73,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
     assert "waits, the search continues: OSError: [Errno 5] Input/output error" in caplog.text
 
 
-def test_a_copy_that_is_not_whole_at_the_end_says_so(
-    storage: Storage,
-    machine: Callable[[str], Path],
-    make_clock: MakeClock,
-    slow_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_copy_that_is_not_whole_at_the_end_says_so(storage, machine, make_clock, slow_threads, monkeypatch, caplog):
     def away(*_: object) -> str:
         raise StorageError("The storage must be writable, but it is away.")
 
@@ -98,9 +85,7 @@ def test_a_copy_that_is_not_whole_at_the_end_says_so(
     assert "`loraxs-search resume s` copies what it lacks" in caplog.text
 
 
-def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(
-    make_clock: MakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock, caplog):
     clock = make_clock()
     standstill = Standstill("study 's' in /shared", clock)
 
@@ -126,13 +111,8 @@ def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(
 
 
 def test_the_heartbeat_tells_of_a_copy_that_stands_still(
-    storage_uri: str,
-    machine: Callable[[str], Path],
-    make_clock: MakeClock,
-    quick_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    storage_uri, machine, make_clock, quick_threads, monkeypatch, caplog
+):
     """The thread that copies cannot: it is held up in the storage."""
     slow, clock, said, still = SlowStorage(storage_uri), make_clock(), threading.Event(), "stood still for 60 s"
     first = study(machine("one"), slow)
@@ -149,7 +129,7 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
         slow.gate.set()
 
 
-def test_what_speaks_of_other_files_is_copied_after_them() -> None:
+def test_what_speaks_of_other_files_is_copied_after_them():
     """A copy that was cut short is one of an earlier moment; `study.json`, with which it exists, comes last."""
     last_to_first = [
         *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
@@ -158,5 +138,5 @@ def test_what_speaks_of_other_files_is_copied_after_them() -> None:
     assert in_copy_order(last_to_first) == last_to_first[::-1]
 
 
-def test_what_belongs_to_one_machine_is_not_copied() -> None:
+def test_what_belongs_to_one_machine_is_not_copied():
     assert in_copy_order(["optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"]) == []

@@ -29,7 +29,7 @@ def launched(fresh_home: Path) -> tuple[StudyFolder, Space]:
     return StudyFolder.create(info, space.text, space), space
 
 
-def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_those_of_the_launch(fresh_home, monkeypatch):
     folder, space = launched(fresh_home)
     params = {"rank": 2, "learning_rate": 0.001}
     before = space.hyperparameters(params, MODULES, 0)
@@ -43,18 +43,18 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     assert after.largest() == space.largest()
 
 
-def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path) -> None:
+def test_parameters_stay_in_the_order_of_the_file(fresh_home):
     """Samplers draw in it."""
     folder, space = launched(fresh_home)
     assert list(folder.space().parameters) == list(space.parameters) == ["rank", "learning_rate"]
 
 
-def test_it_is_part_of_a_copy(fresh_home: Path) -> None:
+def test_it_is_part_of_a_copy(fresh_home):
     folder, _ = launched(fresh_home)
     assert folder.resolved_space_path.name in files(folder.path)
 
 
 @pytest.mark.parametrize("name", shipped_spaces())
-def test_a_space_reads_back_as_it_was(name: str) -> None:
+def test_a_space_reads_back_as_it_was(name):
     space = load_space(name)
     assert from_json(Space, to_json(space)) == space

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from loraxs_search.tracking.store import connect
 
 
 @pytest.fixture
-def hyperparameters() -> Hyperparameters:
+def hyperparameters():
     return Hyperparameters(
         rank=4, target_modules=("layer.0.query", "layer.0.value"), learning_rate=1e-3, head_learning_rate=5e-3
     )
 
 
 @pytest.fixture
-def report() -> Callable[..., TrialReport]:
+def report():
     def make(trial_id: str, step: int, accuracy: float = 0.5) -> TrialReport:
         return TrialReport(
             trial_id=trial_id,
@@ -47,7 +46,7 @@ class Seen:
 
 
 @pytest.fixture
-def look(store_uri: str) -> Callable[..., Seen]:
+def look(store_uri):
     """Read every run, point and logged model of the experiment `exp`; asserts one child per trial."""
 
     def read(uri: str = store_uri, experiment: str = "exp") -> Seen:
@@ -71,7 +70,7 @@ def look(store_uri: str) -> Callable[..., Seen]:
 
 
 @pytest.fixture
-def adapter_folder(tmp_path: Path) -> Path:
+def adapter_folder(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"R")
@@ -80,7 +79,7 @@ def adapter_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def study_dir(tmp_path) -> Path:
+def study_dir(tmp_path):
     return tmp_path / "studies" / "s1"
 
 

@@ -19,7 +19,7 @@ from loraxs_search.tracking.store import connect
 
 
 @pytest.fixture
-def away_uri() -> str:
+def away_uri():
     return f"http://127.0.0.1:{free_port()}"
 
 
