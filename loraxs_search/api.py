@@ -23,7 +23,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
-from loraxs_search.registry.versions import Beside, RegisteredAdapter, Rescored, TaskSummary
+from loraxs_search.registry.versions import RegisteredAdapter, Rescored, TaskSummary
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
@@ -82,7 +82,10 @@ def promote(
             force,
             rows,
             rescore=lambda champion: _scored_anew(champion, task, uri),
-            beside=Beside(folder.name, folder.baseline_answers(), seen, said),
+            study=folder.name,
+            baseline_answers=folder.baseline_answers(),
+            seen=seen,
+            reasons=said,
         )
         return decision
 

@@ -15,7 +15,7 @@ from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import Task
-from loraxs_search.registry.finalist import SeedStatistics, seed_statistics, show_confidence
+from loraxs_search.registry.finalist import seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 
@@ -364,13 +364,3 @@ def summarise(task: str, version: int, candidate: Candidate, decision: Decision)
         base_model=candidate.base_model,
         promoted_at=decision.at,
     )
-
-
-def describe_summary(summary: TaskSummary) -> str:
-    """Return the line as people read it among a registered model's tags."""
-    if summary.version is None:
-        return "none"
-    over_seeds = f" ({SeedStatistics(summary.mean, summary.spread, 0)} over seeds)" if summary.mean is not None else ""
-    score = "-" if summary.score is None else f"{summary.score:.4f}"
-    size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
-    return f"version {summary.version}, {summary.metric} {score}{over_seeds}{size}"

@@ -120,17 +120,6 @@ def check_file(name: str, num_bytes: int) -> None:
         raise IntegrityError(f"{name} must have at most {limit:,} bytes, but got {num_bytes:,}.", hint=_HINT)
 
 
-def check_link(source: str, name: str) -> None:
-    """Refuse a link where the registry's files are a folder of this machine: it could lead anywhere.
-
-    Raises:
-        IntegrityError: `source` is a local folder, and its file `name` is a link.
-    """
-    path = Path(source.removeprefix("file://")) / name
-    if path.is_symlink():
-        raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
-
-
 _HINT = "do not use this folder; pull the adapter again"
 
 

@@ -30,18 +30,17 @@ from loraxs_search.errors import (
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
+from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets, versions
-from loraxs_search.registry.card import describe_summary, summarise, task_page, version_page
+from loraxs_search.registry.card import summarise, task_page, version_page
 from loraxs_search.registry.decisions import Change, Check, TaskRecord
-from loraxs_search.registry.finalist import Criterion, better_when, choose
+from loraxs_search.registry.finalist import Criterion, SeedStatistics, better_when, choose
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
 from loraxs_search.registry.versions import (
     CHAMPION,
     AdapterName,
-    Beside,
     RegisteredAdapter,
     Rescore,
     TaskSummary,
@@ -60,8 +59,7 @@ _SHOWN_VERSIONS = 100
 _FEW = 8
 
 
-_NO_PREDICTIONS: Mapping[str, Path] = {}
-_NOTHING = Beside()
+_NONE: Mapping[str, Any] = {}
 
 
 def comparable(
@@ -252,16 +250,20 @@ class Registry:
 
     # ---- promoting ---------------------------------------------------------------------------------------------------
     @_speaking
-    def promote(
+    def promote(  # noqa: PLR0913  # each but the first ones is a keyword
         self,
         rule: PromotionRule,
         task: Task,
         candidates: Sequence[Candidate],
         folders: Mapping[str, Path],
         forced: bool = False,
-        predictions: Mapping[str, Path] = _NO_PREDICTIONS,
+        predictions: Mapping[str, Path] = _NONE,
         rescore: Rescore | None = None,
-        beside: Beside = _NOTHING,
+        *,
+        study: str = "",
+        baseline_answers: Mapping[str, KeptAnswers] = _NONE,
+        seen: Sequence[str] = (),
+        reasons: tuple[str, ...] = (),
     ) -> tuple[Decision, int | None]:
         """Choose the finalist among `candidates`, decide between it and the champion, and act on it.
 
@@ -272,7 +274,10 @@ class Registry:
             predictions: Trial id to the file of its answers to the test rows; under `UNTOUCHED_BASE` those of the base
                 without an adapter.
             rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
-            beside: What else is known of the study and of the test rows.
+            study: Whose candidates they are, for the record where there are none.
+            baseline_answers: Of the study's baselines to the test rows, by name.
+            seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+            reasons: What the decision is to say first: that its rule is another than the study's.
         Returns:
             The decision, and the version it made champion.
         """
@@ -280,7 +285,7 @@ class Registry:
 
         name, choice = versions.check_task(task.registered_name), choose(rule, task, candidates)
         if choice.finalist is None:
-            study = beside.study or ", ".join(sorted({candidate.study for candidate in candidates}))
+            study = study or ", ".join(sorted({candidate.study for candidate in candidates}))
             champion, metric = self.champion(name), Criterion.of(rule, task).metric
             with self._changing(name) as (check, _):
                 decision = Decision(
@@ -301,8 +306,8 @@ class Registry:
             return decision, None
         answers, rows, damage = _kept_rows(predictions.get(choice.finalist.trial_id))
         _, of_base, damage_of_base = _kept_rows(predictions.get(UNTOUCHED_BASE))
-        damaged = tuple(filter(None, (damage, damage_of_base)))
-        finalist = Scored(choice.finalist, rows, of_base, beside.answers)
+        first_reasons = (*choice.reasons, *filter(None, (damage, damage_of_base)), *reasons)
+        finalist = Scored(choice.finalist, rows, of_base, baseline_answers)
         test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
@@ -312,14 +317,14 @@ class Registry:
             is_asked = adapter and finalist.candidate.stored_bytes < adapter.candidate.stored_bytes
             if reference is not None and reference.rows is None and is_asked:
                 reference = self._with_rows(reference, name, finalist, rescore)
-            test.decide_after(past, scored, seen=beside.seen, reference=reference)  # and remembers p-values
+            test.decide_after(past, scored, seen=seen, reference=reference)  # and remembers p-values
             with self._changing(name) as (check, _):
                 past, present = self.history(name), self.champion(name)
                 if (present and present.version) != version or reference != test.best(past, scored, version):
                     continue
-                decision = test.decide_after(past, scored, seen=beside.seen, reference=reference, forced=forced)
-                reasons = (*choice.reasons, *damaged, *beside.reasons, *decision.reasons)
-                decision = replace(decision, reasons=reasons, at=_now(), number=_next_number(past))
+                decision = test.decide_after(past, scored, seen=seen, reference=reference, forced=forced)
+                all_reasons = (*first_reasons, *decision.reasons)
+                decision = replace(decision, reasons=all_reasons, at=_now(), number=_next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now
                     self._record(decision)
@@ -373,7 +378,13 @@ class Registry:
         if answers is not None:
             from loraxs_search.registry.evidence import FILE
 
-            versions.add_test_predictions(client, version, FILE, answers)
+            evidence = hashlib.sha256(answers).hexdigest()
+            if version.tags.get(versions.EVIDENCE) != evidence:
+                with tempfile.TemporaryDirectory() as place:
+                    (Path(place) / "evidence").mkdir()
+                    (Path(place) / "evidence" / FILE).write_bytes(answers)
+                    client.log_model_artifacts(version.tags[versions.MODEL_ID], place)
+                client.set_model_version_tag(task, version.version, versions.EVIDENCE, evidence)
         if all(file.name != MLMODEL for file in self.store.list_files(version.source)):
             versions.add_mlflow_model(client, version, manifest)
         factor_sets.publish(self.store, manifest.base_digest, manifest.base_model.id, manifest.factors)
@@ -582,7 +593,13 @@ class Registry:
 
     def _summarise(self, summary: TaskSummary) -> None:
         self.store.client.set_registered_model_tag(summary.task, versions.SUMMARY, to_json(summary))
-        self.store.client.set_registered_model_tag(summary.task, versions.SHOWN, describe_summary(summary))
+        shown = "none"
+        if summary.version is not None:
+            mean, score = summary.mean, "-" if summary.score is None else f"{summary.score:.4f}"
+            seeds = "" if mean is None else f" ({SeedStatistics(mean, summary.spread, 0)} over seeds)"
+            size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
+            shown = f"version {summary.version}, {summary.metric} {score}{seeds}{size}"
+        self.store.client.set_registered_model_tag(summary.task, versions.SHOWN, shown)
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         """Return the adapter of a name; None if there is none."""

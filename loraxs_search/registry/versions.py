@@ -7,13 +7,12 @@ records of a version are kept on the model too, by the adapter's digest.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from loraxs_search.errors import ForeignVersionError, IntegrityError, LoraxsErro
 from loraxs_search.mlflow_uri import artifact_root, ensure_experiment
 from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest, check_format
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers
+from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import MAX_NAME
 from loraxs_search.registry.manifest import MLFLOW_FILES, MLMODEL
 from loraxs_search.versions import installed
@@ -164,23 +163,6 @@ class Rescored:
 
 
 Rescore = Callable[[RegisteredAdapter], Rescored]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a decision needs beside candidates.
-
-    Args:
-        study: Whose candidates they are, for the record where there are none.
-        answers: Of the study's baselines to the test rows, by name.
-        seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
-        reasons: What the decision is to say first: that its rule is another than the study's.
-    """
-
-    study: str = ""
-    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
-    seen: Sequence[str] = ()
-    reasons: tuple[str, ...] = ()
 
 
 def adapter_tags(digest: str) -> tuple[str, str]:
@@ -333,19 +315,6 @@ def register(
         listed = [*json.loads(model.tags.get(_MODEL_VERSIONS, "[]")), {"name": task, "version": int(made.version)}]
         client.set_logged_model_tags(model.model_id, {_MODEL_VERSIONS: json.dumps(listed)})
     return made
-
-
-def add_test_predictions(client: MlflowClient, version: Any, name: str, content: bytes) -> None:
-    """Lay a file beside a version's adapter, in `evidence/`, unless it is there; its sha256 becomes a tag."""
-    digest = hashlib.sha256(content).hexdigest()
-    if version.tags.get(EVIDENCE) == digest:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "evidence"
-        place.mkdir()
-        (place / name).write_bytes(content)
-        client.log_model_artifacts(version.tags[MODEL_ID], folder)
-    client.set_model_version_tag(version.name, version.version, EVIDENCE, digest)
 
 
 # ---- what MLflow loads and serves ------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import Beside
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +180,6 @@ def promote(registry, task, candidate, make_folder, tmp_path):
             make_folder(trial_id, base_digest=digest, data_fingerprint=data)
         folders = {trial_id: folder}
         rows_of = {trial_id: path}
-        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
+        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, seen=seen)
 
     return promote
