@@ -20,28 +20,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
-from loraxs_search.log import clock
-from loraxs_search.log.events import (
-    Answered,
-    BaselinesMeasured,
-    Commanded,
-    DriverStarted,
-    LoggedEvent,
-    Phase,
-    Reopened,
-    ReportWritten,
-    SearchFinished,
-    SearchStarted,
-    ShownEvent,
-    TrainingEnded,
-    TrialContinued,
-    TrialEnded,
-    TrialEvent,
-    TrialReported,
-    TrialStarted,
-    Warned,
-    WatchedEvent,
-)
+from loraxs_search.log import clock, events
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import CommandRecord
@@ -50,7 +29,7 @@ from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
 STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _OF_NO_LINE = ("event", "at", "study")
-_EventT = TypeVar("_EventT", bound=LoggedEvent)
+_EventT = TypeVar("_EventT", bound=events.LoggedEvent)
 _logger = logging.getLogger(__name__)
 
 
@@ -113,7 +92,7 @@ def unreadable(path: Path, error: OSError) -> StudyError:
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------
-def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tuple[LoggedEvent | None, int]]:
+def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tuple[events.LoggedEvent | None, int]]:
     """Yield the events behind an offset, each with the offset behind it; None for one of an unknown kind.
 
     Args:
@@ -143,7 +122,7 @@ class _UnknownKindError(ValueError):
     """No event is of this kind, the only argument."""
 
 
-def to_line(event: LoggedEvent) -> bytes:
+def to_line(event: events.LoggedEvent) -> bytes:
     """Return an event as its line, newline included."""
     fields = {}
     for each in dataclasses.fields(event):
@@ -157,7 +136,7 @@ def to_line(event: LoggedEvent) -> bytes:
     return text.encode(errors="replace") + b"\n"
 
 
-def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
+def from_line(line: bytes, study: str | None = None) -> events.LoggedEvent:
     """Rebuild an event from its line.
 
     Raises:
@@ -166,7 +145,7 @@ def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
     from pydantic import ValidationError
 
     try:
-        event: LoggedEvent = _adapter().validate_json(line)
+        event: events.LoggedEvent = _adapter().validate_json(line)
     except ValidationError as error:
         if error.errors()[0]["type"] != "union_tag_invalid" or not isinstance(kind := json.loads(line)["event"], str):
             raise
@@ -178,7 +157,7 @@ def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
 def _adapter() -> Any:
     from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
 
-    return TypeAdapter(Annotated[LoggedEvent, Field(discriminator="event")])
+    return TypeAdapter(Annotated[events.LoggedEvent, Field(discriminator="event")])
 
 
 # ---- the log of a study ----------------------------------------------------------------------------------------------
@@ -188,19 +167,19 @@ class SearchView(Protocol):
     Of a search that continues, what an earlier driver did is not repeated.
     """
 
-    def happened(self, event: ShownEvent) -> None:
+    def happened(self, event: events.ShownEvent) -> None:
         """Take the next event; from any thread."""
 
-    def known(self, event: ShownEvent) -> None:
+    def known(self, event: events.ShownEvent) -> None:
         """Take an event of an earlier driver's trials; these come right after the first `SearchStarted`."""
 
 
 class SilentView:
     """A view that shows nothing; what a program calling `launch` gets by default."""
 
-    def happened(self, event: ShownEvent) -> None: ...
+    def happened(self, event: events.ShownEvent) -> None: ...
 
-    def known(self, event: ShownEvent) -> None: ...
+    def known(self, event: events.ShownEvent) -> None: ...
 
 
 class StudyLog:
@@ -232,7 +211,7 @@ class StudyLog:
 
     def __init__(self, path: Path, study: str | None = None, view: SearchView | None = None) -> None:
         self._path, self._study, self._view = path, study, view or SilentView()
-        self.follow: Callable[[TrialEvent], None] = lambda _: None
+        self.follow: Callable[[events.TrialEvent], None] = lambda _: None
         self._has_shown_start, self._phase = False, ""
         self._end, self._lock = 0, threading.RLock()
         self.records: dict[str, TrialRecord] = {}
@@ -272,7 +251,7 @@ class StudyLog:
         """Return the step of a trial's last report; 0 if it has none."""
         return max((report.step for report in self.records[trial_id].reports[-1:]), default=0)
 
-    def history(self) -> Iterator[LoggedEvent]:
+    def history(self) -> Iterator[events.LoggedEvent]:
         """Yield every event from the first one on."""
         return (event for event, _ in read_events(self._path, self._study) if event is not None)
 
@@ -302,19 +281,19 @@ class StudyLog:
         event = replace(event, study=self._study)
         with self._lock:
             match event:
-                case TrialStarted():
+                case events.TrialStarted():
                     is_known = event.trial_id in self.records
-                case TrialReported(report=report):
+                case events.TrialReported(report=report):
                     is_known = any(each.step >= report.step for each in self.records[report.trial_id].reports[-1:])
-                case TrialEnded():
+                case events.TrialEnded():
                     is_known = self.records[event.trial_id].state is not TrialState.RUNNING
                     worked_s = self._spent_until(event.at) - self._work_before_s[event.trial_id]
                     event = replace(event, worked_s=event.worked_s or worked_s)
-                case Commanded(command=command):
+                case events.Commanded(command=command):
                     is_known = command.command_id in self.commands
-                case Answered(answer=answer):
+                case events.Answered(answer=answer):
                     is_known = self.commands[answer.command_id].answer is not None
-                case BaselinesMeasured(baselines=baselines):
+                case events.BaselinesMeasured(baselines=baselines):
                     is_known = not baselines or baselines == self._baselines
                 case _:
                     is_known = False
@@ -322,21 +301,21 @@ class StudyLog:
                 return None
             self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=event.is_flushed)
             self._apply(event)
-            self._is_drivers |= isinstance(event, DriverStarted)
-        if isinstance(event, TrialEvent):
+            self._is_drivers |= isinstance(event, events.DriverStarted)
+        if isinstance(event, events.TrialEvent):
             if self._has_shown_start:
                 self.show(event)
             self.follow(event)
         return event
 
-    def _apply(self, event: LoggedEvent) -> None:
-        if isinstance(event, DriverStarted):
+    def _apply(self, event: events.LoggedEvent) -> None:
+        if isinstance(event, events.DriverStarted):
             self._earlier_s, self._since, self.last_at = self.spent_s, event.since, event.at
         elif event.is_work:
             self._since = event.at if self._since is None else self._since
             self.last_at = max(self.last_at, event.at)
         match event:
-            case TrialStarted():
+            case events.TrialStarted():
                 self._work_before_s[event.trial_id] = self.spent_s
                 self.records[event.trial_id] = TrialRecord(
                     trial_id=event.trial_id,
@@ -346,12 +325,12 @@ class StudyLog:
                     command=event.command,
                     lineage=event.lineage,
                 )
-            case TrialReported(report=report):
+            case events.TrialReported(report=report):
                 record = self.records[report.trial_id]
                 self.reports.append(report)
                 reports, times = (*record.reports, report), (*record.reported_at, event.at)
                 self.records[report.trial_id] = replace(record, reports=reports, reported_at=times)
-            case TrialEnded():
+            case events.TrialEnded():
                 self.records[event.trial_id] = replace(
                     self.records[event.trial_id],
                     state=event.state,
@@ -360,32 +339,32 @@ class StudyLog:
                     worked_s=event.worked_s,
                     is_cut=event.is_cut,
                 )
-            case TrialContinued():
+            case events.TrialContinued():
                 record = self.records[event.trial_id]
                 self._work_before_s[event.trial_id] = self.spent_s - (record.worked_s or 0.0)
                 self.records[event.trial_id] = replace(
                     record, state=TrialState.RUNNING, reason="", ended_at=None, worked_s=None, is_cut=False
                 )
-            case Commanded(command=command):
+            case events.Commanded(command=command):
                 self.commands[command.command_id] = CommandRecord(command)
-            case Answered(answer=answer):
+            case events.Answered(answer=answer):
                 self.commands[answer.command_id] = replace(self.commands[answer.command_id], answer=answer)
-            case TrainingEnded():
+            case events.TrainingEnded():
                 self.notice, self.is_reopened = event.notice, False
-            case Reopened():
+            case events.Reopened():
                 self.notice, self.is_reopened, self.num_reopenings = None, True, event.number
-            case DriverStarted():
+            case events.DriverStarted():
                 self.num_drivers += 1
                 self.is_finished = self.has_report = False
-            case BaselinesMeasured():
+            case events.BaselinesMeasured():
                 self._baselines = event.baselines
-            case ReportWritten():
+            case events.ReportWritten():
                 self.has_report = True
-            case SearchFinished():
+            case events.SearchFinished():
                 self.is_finished = event.state == "FINISHED"
 
     # ---- what watchers are shown -------------------------------------------------------------------------------------
-    def say(self, event: WatchedEvent) -> None:
+    def say(self, event: events.WatchedEvent) -> None:
         """Show an event that only watchers need; the file has it, too, while a driver is at work.
 
         When trials are about to train, the view also receives what they already have, once.
@@ -395,22 +374,22 @@ class StudyLog:
             with contextlib.suppress(HomeError):
                 self.append(event)
         self.show(event)
-        if isinstance(event, SearchStarted) and not self._has_shown_start:
+        if isinstance(event, events.SearchStarted) and not self._has_shown_start:
             self._has_shown_start = True
             for one in self.history():
-                if isinstance(one, TrialEvent):
+                if isinstance(one, events.TrialEvent):
                     self.show(one, is_known=True)
 
     def phase(self, text: str) -> None:
         """Say that other work begins."""
         self._phase = text
-        self.say(Phase(text=text))
+        self.say(events.Phase(text=text))
 
     def counted(self, done: int, total: int, unit: str) -> None:
         """Say how far the present work has got."""
-        self.say(Phase(text=self._phase, done=done, total=total, unit=unit))
+        self.say(events.Phase(text=self._phase, done=done, total=total, unit=unit))
 
-    def show(self, event: ShownEvent, *, is_known: bool = False) -> None:
+    def show(self, event: events.ShownEvent, *, is_known: bool = False) -> None:
         """Show an event that the file lacks or has already."""
         try:
             (self._view.known if is_known else self._view.happened)(event)
@@ -443,6 +422,6 @@ class _Warnings(logging.Handler):
         other = str(record.threadName)
         if other == self._thread or not other.startswith(STUDY_THREADS):
             try:
-                self._log.say(Warned(text=record.getMessage()))
+                self._log.say(events.Warned(text=record.getMessage()))
             except Exception:  # noqa: BLE001  # whoever warns continues, as with logging's own handlers
                 self.handleError(record)

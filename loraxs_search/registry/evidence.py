@@ -376,15 +376,15 @@ def p_value(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows) 
 
         won, lost = _won_and_lost(first, second)
         return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
-    exchange = _exchange(metric, first, second)
-    n, observed = exchange.num_rows, sign * float(exchange.gains(np.zeros((1, exchange.num_rows)))[0])
+    n, gains_of, width = _exchange(metric, first, second)
+    observed = sign * float(gains_of(np.zeros((1, n)))[0])
     if n <= _EXACT:
-        every = (numbers[:, None] >> np.arange(n) & 1 for numbers in _chunks(2**n, exchange.width))
-        gains = np.concatenate([sign * exchange.gains(exchanged.astype(np.float64)) for exchanged in every])
+        every = (numbers[:, None] >> np.arange(n) & 1 for numbers in _chunks(2**n, width))
+        gains = np.concatenate([sign * gains_of(exchanged.astype(np.float64)) for exchanged in every])
         return _num_ahead(gains, observed) / len(gains)
     random, drawn, ahead = np.random.default_rng(_SEED), list[Numbers](), 0
-    for numbers in _chunks(MAX_DRAWS // 2, exchange.width):
-        gains = exchange.gains(random.integers(0, 2, (len(numbers), n), np.int8).astype(np.float64))
+    for numbers in _chunks(MAX_DRAWS // 2, width):
+        gains = gains_of(random.integers(0, 2, (len(numbers), n), np.int8).astype(np.float64))
         drawn.append(np.concatenate([gains, -gains]))
         ahead += _num_ahead(drawn[-1], observed)
         if ahead > max(_FEW, _NO_CHANCE * sum(map(len, drawn))):
@@ -498,21 +498,6 @@ def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows) -> N
 
 
 # ---- exchanges of two answers ----------------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class _Exchange:
-    """The rows that two adapters answer differently.
-
-    Args:
-        gains: What `first` gains where some of these rows are exchanged, (exchanges, num_rows) of 0 and 1, to
-            (exchanges,).
-        width: Numbers that an exchange takes.
-    """
-
-    num_rows: int
-    gains: Callable[[Numbers], Numbers]
-    width: int
-
-
 def _num_ahead(gains: Numbers, observed: float) -> int:
     """Return how many gains are as large as the observed one, but for rounding."""
     rounding = 1e-9 * max(abs(observed), float(np.abs(gains).max()))
@@ -525,11 +510,15 @@ def _chunks(total: int, width: int) -> Iterator[Ids]:
         yield np.arange(start, min(start + size, total))
 
 
-def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Exchange:
+def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> tuple[int, Callable[[Numbers], Numbers], int]:
+    """Return how many rows two adapters answer differently, and what `first` gains where some of them are exchanged.
+
+    Gains are of (exchanges, rows) of 0 and 1, to (exchanges,). The last number is how many an exchange takes.
+    """
     if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
         apart = (sums - others)[sums != others]
         total = len(sums) if metric.column == "predictions" or first.counts is None else int(first.counts.sum())
-        return _Exchange(len(apart), lambda exchanged: (1 - 2 * exchanged) @ apart / (total or 1), len(apart))
+        return len(apart), lambda exchanged: (1 - 2 * exchanged) @ apart / (total or 1), len(apart)
     if (of_counts := metric.of_counts) is not None:
         own, other = _counts(metric, first, second)
         of_first, of_second = own.sum(0, dtype=np.float64), other.sum(0, dtype=np.float64)
@@ -539,7 +528,7 @@ def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Exchang
             moved = exchanged @ changes  # (exchanges, k)
             return of_counts(of_first + moved) - of_counts(of_second - moved)
 
-        return _Exchange(len(changes), gains_of_counts, max(changes.shape))
+        return len(changes), gains_of_counts, max(changes.shape)
     labels, one, two = first.labels, first.predictions, second.predictions
     differ = np.flatnonzero(one != two)
 
@@ -554,4 +543,4 @@ def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Exchang
         of_first, of_second = (np.asarray(own, np.float64) for own in scores)
         return of_first - of_second
 
-    return _Exchange(len(differ), gains, len(labels))
+    return len(differ), gains, len(labels)

@@ -26,20 +26,7 @@ from loraxs_search.records.promotion import (
     SliceScore,
 )
 from loraxs_search.records.task import Task
-from loraxs_search.registry.evidence import (
-    MIN_ROWS,
-    BaselineAnswer,
-    ScoredRows,
-    baseline_answers,
-    describe_slices,
-    left_out,
-    losing_slice,
-    loss_bound,
-    p_value,
-    score_of,
-    slice_scores,
-    unmeasured,
-)
+from loraxs_search.registry import evidence
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes, show_confidence
 from loraxs_search.tasks.kinds import Metric, find_metric
 
@@ -136,7 +123,7 @@ class ToleranceReference:
 
     version: int
     metric: float
-    rows: ScoredRows | None = field(default=None, compare=False)
+    rows: evidence.ScoredRows | None = field(default=None, compare=False)
     fault: str = field(default="", compare=False)
 
 
@@ -189,8 +176,8 @@ class Scored:
     """
 
     candidate: Candidate
-    rows: ScoredRows | None = None
-    untouched: ScoredRows | None = None
+    rows: evidence.ScoredRows | None = None
+    untouched: evidence.ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     note: str = ""
 
@@ -221,7 +208,7 @@ class PromotionTest:
     def __init__(self, rule: PromotionRule, task: Task, finalist: Scored) -> None:
         self.rule, self.task, self.criterion = rule, task, Criterion.of(rule, task)
         self.finalist = self.by_answers(finalist)
-        self._p_values: dict[int, tuple[ScoredRows, float | None]] = {}
+        self._p_values: dict[int, tuple[evidence.ScoredRows, float | None]] = {}
 
     def decide(self, champion: Scored | None, setup: ComparisonSetup | None = None) -> Decision:
         """Say whether the finalist becomes champion.
@@ -271,9 +258,9 @@ class PromotionTest:
         reasons = [
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
-            *left_out(self.rule, candidate.baselines, criterion.metric),
+            *evidence.left_out(self.rule, candidate.baselines, criterion.metric),
             said_of_flips,
-            describe_slices(slices),
+            evidence.describe_slices(slices),
             why,
             "promoted by force" if forced else "",
         ]
@@ -327,7 +314,7 @@ class PromotionTest:
         metrics = dict(scored.candidate.test_metrics)
         for name in {self.criterion.metric, *self.rule.guards}:
             metric = find_metric(name, self.task)
-            if metric is not None and (score := score_of(metric, scored.rows)) is not None:
+            if metric is not None and (score := evidence.score_of(metric, scored.rows)) is not None:
                 metrics[name] = score
         return replace(scored, candidate=replace(scored.candidate, test_metrics=metrics))
 
@@ -348,13 +335,15 @@ class PromotionTest:
         return find_metric(self.criterion.metric, self.task)
 
     @cached_property
-    def baselines(self) -> list[BaselineAnswer]:
+    def baselines(self) -> list[evidence.BaselineAnswer]:
         """The baselines that the rule requires, as far as they have a score."""
         finalist = self.finalist
         if self.metric is None:
             return []
         of_study = (finalist.candidate.baselines, finalist.untouched, finalist.answers)
-        return baseline_answers(self.rule, self.task, self.metric, self.criterion.sign, finalist.rows, *of_study)
+        return evidence.baseline_answers(
+            self.rule, self.task, self.metric, self.criterion.sign, finalist.rows, *of_study
+        )
 
     @property
     def margin(self) -> float:
@@ -363,13 +352,13 @@ class PromotionTest:
             return self.rule.margin
         return SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
 
-    def luck(self, others: ScoredRows | None) -> float | None:
+    def luck(self, others: evidence.ScoredRows | None) -> float | None:
         """Return the chance that the finalist is ahead of others by luck; None if rows cannot tell."""
         rows, metric = self.finalist.rows, self.metric
         if rows is None or others is None or metric is None:
             return None
         if id(others) not in self._p_values:
-            self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
+            self._p_values[id(others)] = others, evidence.p_value(metric, self.criterion.sign, rows, others)
         return self._p_values[id(others)][1]
 
     def _level(self, setup: ComparisonSetup) -> float:
@@ -391,7 +380,7 @@ class PromotionTest:
         chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
         return f" ({chance}; {self._held_to(setup)})"
 
-    def _gain_over(self, baseline: BaselineAnswer) -> float:
+    def _gain_over(self, baseline: evidence.BaselineAnswer) -> float:
         finalist = self.criterion.value(self.finalist.candidate.test_metrics)
         return finalist - self.criterion.sign * baseline.score
 
@@ -402,12 +391,14 @@ class PromotionTest:
         candidate, rows, known = finalist.candidate, finalist.rows, finalist.candidate.baselines
         if rule.confidence and rows is None:
             return f"the answers of {candidate.trial_id} to the test rows are missing: {_FORCE}"
-        if rule.confidence and rows is not None and (num_rows := len(rows.labels)) < MIN_ROWS:
-            needed = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
+        if rule.confidence and rows is not None and (num_rows := len(rows.labels)) < evidence.MIN_ROWS:
+            needed = (
+                f"at least {evidence.MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
+            )
             return f"{needed}: add test rows and search anew; {_FORCE}"
         if rule.require == "all":
             answered = finalist.answers if rule.confidence else [one.name for one in known]
-            if found := unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
+            if found := evidence.unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
                 return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
             for name, said in finalist.answers.items():
@@ -492,7 +483,7 @@ class PromotionTest:
             return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
         bound = None
         if rows is not None and reference.rows is not None and self.metric is not None:
-            bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
+            bound = evidence.loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
         if bound is None:
             return False, f"but its answers cannot be compared with those of {of}: {reference.fault or 'they differ'}"
         shown, is_enough = f"less than {bound:.4f} worse than {of}", bound <= margin + NOISE
@@ -530,7 +521,7 @@ class PromotionTest:
             return ()
         metric = self.metric
         others = None if champion is None or self._incomparable(champion) else champion.rows
-        return () if metric is None else slice_scores(metric, self.criterion.sign, rows, others)
+        return () if metric is None else evidence.slice_scores(metric, self.criterion.sign, rows, others)
 
     def _violated_guard(self, champion: Scored) -> str | None:
         """Say which guarded metric falls too far."""
@@ -544,7 +535,7 @@ class PromotionTest:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
                 continue
             if name == SLICE_LOSS:
-                if fault := losing_slice(self._slices(champion), allowed):
+                if fault := evidence.losing_slice(self._slices(champion), allowed):
                     return fault
                 continue
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)

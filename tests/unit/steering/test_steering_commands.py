@@ -80,38 +80,29 @@ def test_finish_counts_the_added_trials_that_are_still_to_start(folder):
     assert state(folder).finishing == "finished by a person (ann on host)"
 
 
-REFUSED: list[tuple[list[Command], Command, str]] = [
-    (
-        [],
-        command("stop", "00003", name="c9"),
-        "00003 of study 's' has already ended, COMPLETE: trained all 20 steps",
-    ),
-    ([], command("stop", "00009", name="c9"), "`trial` must be one of study 's': 00003, "),
-    ([], command("stop", name="c9"), "`stop` must name one trial or more of study 's', but got none"),
-    ([], command("finish", "00001", name="c9"), "`finish` must name no trial of study 's', but got 00001"),
-    ([], command("stpo", "00001", name="c9"), "`command` must be one of: stop, "),
-    ([command("finish")], command("finish", name="c9"), "Study 's' is about to end"),
+REFUSED = [
+    ([], command("stop", "00003", name="c9"), "already ended, COMPLETE: trained all 20 steps"),
+    ([], command("stop", "00009", name="c9"), "one of study 's': 00003, "),
+    ([], command("stop", name="c9"), "one trial or more"),
+    ([], command("finish", "00001", name="c9"), "no trial"),
+    ([], command("stpo", "00001", name="c9"), "one of: stop, "),
+    ([command("finish")], command("finish", name="c9"), "about to end"),
+    ([TrainingEnded(notice="")], command("finish", name="c9"), "nothing to finish"),
 ]
 
 
 @pytest.mark.parametrize(("before", "asked", "why"), REFUSED)
 def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(before, asked, why, folder):
-    take(folder, *before)
+    for each in before:
+        take(folder, each) if isinstance(each, Command) else folder.journal().append(each)
     as_it_was = state(folder)
     (line,) = take(folder, asked)
     assert "refused" in line
     answer = folder.journal().commands["c9"].answer
-    assert answer is not None
     assert answer.state is AnswerState.REFUSED
     assert why in answer.text
     assert answer.hint
     assert state(folder) == as_it_was
-
-
-def test_a_study_whose_trials_have_ended_takes_no_commands(folder):
-    folder.journal().append(TrainingEnded(notice=""))
-    (line,) = take(folder, command("finish"))
-    assert "All trials of study 's' have ended, so there is nothing to finish" in line
 
 
 # ---- each once -------------------------------------------------------------------------------------------------------
@@ -185,12 +176,6 @@ def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder):
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
     assert take(folder) != []
     assert list(state(folder).stopping) == ["00001"]
-
-
-def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folder):
-    with pytest.raises(CommandError, match="already ended, COMPLETE"):
-        send("s", new_command("stop", ["00003"]))
-    assert not list(folder.inbox().waiting())
 
 
 def test_what_waits_counts_where_the_next_command_is_decided_on(folder):
@@ -282,21 +267,15 @@ def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(fresh_hom
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"
 
 
-@pytest.mark.parametrize(
-    ("given_time", "seconds"), [("1d", 86400), ("1.5h", 5400), ("1h30m", 5400), ("45s", 45), ("90", 90), (2.5, 2.5)]
-)
-def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, fresh_home):
-    folder = new_study("s")
-    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
-    assert answer.facts["time_budget_s"] == pytest.approx(seconds, abs=1e-3)
+TIMES = {"1d": 86400, "1.5h": 5400, "1h30m": 5400, "45s": 45, "90": 90, 2.5: 2.5}
+NO_TIMES = ("9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000")
 
 
-@pytest.mark.parametrize("given_time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000"])
-def test_a_time_that_is_none_is_refused_and_ends_nothing(given_time, fresh_home):
-    folder = new_study("s")
+@pytest.mark.parametrize(("given_time", "seconds"), [*TIMES.items(), *((text, None) for text in NO_TIMES)])
+def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, folder):
     answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
-    assert answer.state is AnswerState.REFUSED
-    assert "`--time` must be a time such as 1h" in answer.text
+    assert (answer.state is AnswerState.REFUSED) is (seconds is None)
+    assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
 def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):
@@ -311,10 +290,8 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, m
 
     failing(OverflowError("too large"))
     answer = decide(command, seen)
-    assert (answer.state, answer.text) == (
-        AnswerState.REFUSED,
-        "`finish` failed: OverflowError: too large",
-    )
+    assert answer.state is AnswerState.REFUSED
+    assert "too large" in answer.text
     failing(HomeError("the disk is full"))
     with pytest.raises(HomeError):
         decide(command, seen)
@@ -322,7 +299,7 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, m
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("x", "x"), (3, "00003"), (0, "00000")],
+    [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("9" * 5000, "9" * 5000), (3, "00003")],
 )
 def test_a_trial_by_its_number(given, name):
     assert trial_name(given) == name
@@ -335,10 +312,6 @@ def test_numpys_numbers_are_numbers():
     values = [*sent.arguments.values(), *sent.params.values()]
     assert values == [2, 8, 0.5, True, "full"]
     assert [type(value) for value in values] == [int, int, float, bool, str]
-
-
-def test_a_number_of_any_length_is_a_trial_that_there_is_not():
-    assert trial_name("9" * 5000) == "9" * 5000
 
 
 def test_values_of_params_are_read_as_numbers_where_they_are():
