@@ -196,6 +196,12 @@ class Tracker:
             self._changed.notify_all()
         self._writer.join(timeout=1.0)
 
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # ---- following the log -------------------------------------------------------------------------------------------
     def _follow(self) -> None:
         pause_s = _FIRST_PAUSE_S

@@ -272,7 +272,8 @@ NO_TIMES = ("9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000")
 
 
 @pytest.mark.parametrize(("given_time", "seconds"), [*TIMES.items(), *((text, None) for text in NO_TIMES)])
-def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, folder):
+def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, fresh_home):
+    folder = new_study("s")
     answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
     assert (answer.state is AnswerState.REFUSED) is (seconds is None)
     assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))

@@ -291,7 +291,6 @@ def test_two_studies_of_one_name_on_one_store_stay_apart(open_tracker, record, l
 
 
 def test_an_open_tracker_with_nothing_to_say_creates_nothing(open_tracker, store_uri):
-    tracker = open_tracker()
-    assert tracker.flush()
-    assert tracker.close()
+    with open_tracker() as tracker:
+        assert tracker.flush()
     assert connect(store_uri).get_experiment_by_name("exp") is None
