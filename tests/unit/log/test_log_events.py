@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import StudyError
 from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
@@ -125,9 +124,3 @@ def test_an_unknown_kind_is_passed_over_with_a_warning(path, caplog):
     assert [event.event for event in read(path)] == ["warning"]
     assert next(read_events(path, None))[1] == len(path.read_text().partition("\n")[0]) + 1, "and not read again"
     assert "unheard_of" in caplog.text
-
-
-def test_a_line_whose_kind_is_no_text_is_damage(path):
-    path.write_text('{"event": ["warning"], "at": 1.0}\n')
-    with pytest.raises(StudyError, match="damaged"):
-        read(path)

@@ -191,19 +191,6 @@ def test_the_reference_is_the_best_that_held_this_name_on_these_rows():
     assert find_tolerance_reference(criterion, "rows", back, ToleranceReference(6, 0.79)) == ToleranceReference(1, 0.80)
 
 
-def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
-    look = ComparisonRecord("s/t1", "s/t0", 1, 0.95)
-    past = [
-        made(1, 0.8, comparisons=(look,)),
-        made(1, 0.8, comparisons=(look,)),
-        made(2, 0.8, test_fingerprint="x", comparisons=(look,)),
-    ]
-    looks = ComparisonHistory(past, "rows")
-    assert looks.number("s/t1", "s/t0") == 1
-    assert looks.number("s/t2", "s/t0") == 2
-    assert ComparisonHistory([], "rows").number("s/t2", "s/t0") == 1
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12))
 def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, asked):

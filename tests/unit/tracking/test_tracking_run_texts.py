@@ -14,7 +14,6 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tracking.run_texts import (
     dataset_input,
     run_name,
-    runs_link,
     task_note,
     trials_view,
     view_key,
@@ -150,12 +149,6 @@ def test_of_many_views_the_oldest_of_ours_go_and_those_of_people_stay(store_uri)
     tags = client.get_experiment(experiment_id).tags
     assert set(theirs) <= set(tags)
     assert sorted(set(tags) - set(theirs)) == [f"mlflow.sharedViewState.loraxs-s{n:02d}" for n in range(3, 33)]
-
-
-def test_a_link_opens_a_view_in_the_workspace_for_training():
-    assert runs_link("http://h:1", "7", "k") == (
-        "http://h:1/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=k"
-    )
 
 
 def test_each_run_names_its_data(record, store_uri):
