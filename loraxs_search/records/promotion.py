@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -57,7 +57,7 @@ class KeptAnswers:
         test_rows: Fingerprint of the rows.
     """
 
-    values: Sequence[float | str]
+    values: tuple[float | str, ...]
     task: str = ""
     test_rows: str = ""
 
