@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from support.studies import study
 from support.terminal import Terminal
 
 from loraxs_search.cli._out import PlainText, plain, print_json
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.records.search import Command
 
 
@@ -52,3 +55,15 @@ def test_a_command_of_somebody_else_in_status(fresh_home: Any, terminals: list[T
     assert seen.wait() == 0
     assert "not answered yet: finish (\\x1b]0;stolen\\x07\\x1b[2Jsomebody)" in " ".join(seen.lines)
     assert "\x1b]0" not in seen.text
+
+
+def test_data_and_talk_come_in_the_order_in_which_they_were_said_in_a_file(fresh_home: Any, tmp_path: Path) -> None:
+    study("s").journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "loraxs_search", "status", "s"]
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=buffered)
+    heading, trial, parameters, blank, talk, _ = (tmp_path / "log").read_text().splitlines()
+    starts = ("trial ", "00000 ", "its parameters: rank 4", "s: ")
+    assert all(map(str.startswith, (heading, trial, parameters, talk), starts))
+    assert blank == ""

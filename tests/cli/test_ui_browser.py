@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browsers import CHROMIUM
+from support.browsers import CHROMIUM, chromium
 
 # What MLflow's own pages ask for in vain: accounts, which our server has none of, and a file of its flavours.
 RESIZED = "ResizeObserver loop completed"  # the browser says so when it lays out later: no fault of a page
@@ -59,13 +59,8 @@ def link(searched, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
