@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loraxs_search.errors import BaseModelError
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.store import Registry
@@ -57,6 +58,16 @@ def test_a_space_that_does_not_fit_its_base_or_its_rows(say, tiny_space, overrid
     assert say("check", str(tiny_space), "--data", *changes).is_error(code, *parts)
 
 
+def test_a_launch_tells_both_as_well(tiny_space):
+    """The host that finds no base reads the rows all the same."""
+    from loraxs_search.packing.loaded_base import LoadedBase
+    from loraxs_search.search_space.load import load_space
+
+    space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
+    with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):
+        LoadedBase(space.base_model, space.task)
+
+
 def test_words_that_were_meant_as_one_text_are_pointed_out(say, adapter):
     said = say("predict", str(adapter), "a", "funny", "film")
     assert (said.code, len(said.out.splitlines())) == (0, 3)
@@ -93,6 +104,12 @@ def test_what_is_not_there(say, line, code, parts):
 )
 def test_what_is_not_there_where_mlflow_is(say, store_uri, line, parts):
     assert say(*line).is_error(1, *parts)
+
+
+def test_a_home_that_is_a_file(say, fresh_home):
+    fresh_home.write_text("not a folder")
+    assert say("launch", "movie_reviews").is_error(1, "must be writable", "LORAXS_HOME")
+    assert fresh_home.read_text() == "not a folder"
 
 
 def test_a_port_that_is_taken(say, store_uri, make_listener):

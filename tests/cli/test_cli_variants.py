@@ -52,6 +52,7 @@ def test_each_variant_has_a_champion_baselines_and_a_history_of_its_own(promoted
     assert not promoted("french", FRENCH, 42)["promoted"], "no better than the constant answer"
     assert promoted("better", GERMAN, 79)["champion"] == "german/00000"
     assert champions(store_uri) == {"t": "plain", "t.de": "better"}, "a refused task has no version"
+    assert promoted("dotted", replace(TASK, name="t.de"), 60)["champion"] == "better/00000", "a name may be written so"
 
 
 def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, say):

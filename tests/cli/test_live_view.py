@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -20,7 +21,7 @@ from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
 from loraxs_search.cli.live_text import LinesView
-from loraxs_search.log.events import Phase, ShownEvent, TrialsAdvanced, Warned
+from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -78,6 +79,15 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
     rows = [line.split() for line in drawn(state, 80).splitlines()]
     assert ["00003", "RUNNING", "61/80"] in [row[:3] for row in rows]
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
+
+
+def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what_is_scored(state: SearchState) -> None:
+    state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
+    assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
+    state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
+    assert "and 5 more hosts" in drawn(state, 80)
+    Teller((early := SearchState()).happened).started(FACTS)
+    assert "best" not in drawn(early, 80)
 
 
 def test_refits_are_counted(state: SearchState) -> None:

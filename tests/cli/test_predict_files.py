@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.said import Said
+from support.toy_language import choosing
 
 import loraxs_search
 from loraxs_search.cli._main import run
@@ -226,6 +227,17 @@ def test_a_row_that_cannot_be_answered_is_told_before_any_is(
     said = say("predict", str(adapter), "--file", str(tmp_path / name))
     assert said.out == ""
     assert said.is_error(1, message)
+
+
+def test_a_row_that_does_not_fit_is_told_before_any_is_answered(
+    say: Say, make_headless: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
+    rows = [["words", "choices"], *([["w1", "w2 | w3"]] * 4), ["w1", "w2 | " + "w3 " * 40]]
+    file = table(tmp_path / "rows.csv", rows)
+    said = say("predict", str(make_headless(choosing(options="choices"))), "--file", str(file))
+    assert said.out == ""
+    assert said.is_error(1, "rows.csv", "(line 6)")
 
 
 def test_a_text_of_a_megabyte_and_rows_of_several_columns(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
 import torch
 from peft import PeftModelForCausalLM
 from support.toy_language import choosing
 
 import loraxs_search
 from loraxs_search.cli._main import run
+from loraxs_search.errors import UsageError
 from loraxs_search.methods.export.folder import converted
 
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
@@ -54,9 +56,11 @@ def test_one_that_chooses_says_how_likely_and_hears_nothing(say, make_headless):
     assert say("predict", str(folder), "w1\nw2").out == f"{answer.label}\t{answer.score:.3f}\tw1 w2\n"
 
 
-def test_it_loads_as_a_language_model_and_converts(say, writer):
+def test_it_loads_as_a_language_model_and_converts(writer, adapter):
     model = loraxs_search.load_adapter(writer)
     assert isinstance(model, PeftModelForCausalLM)
+    with pytest.raises(UsageError, match="must be of an adapter without a head"):
+        converted(adapter, "gguf")
     made = converted(writer, "gguf")
     assert {path.name for path in made.iterdir()} == {"adapter.gguf", "Modelfile", "README.md"}
     assert "--lora adapter.gguf -no-cnv -n 6 --temp 0 -p" in (made / "README.md").read_text()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
     assert not list(driver.folder.inbox().waiting()), "nobody would read it"
     held.release()
     assert states(say) == ("interrupted", "INTERRUPTED")
+    shutil.rmtree(storage_folder)
+    assert states(say) == ("interrupted", "INTERRUPTED"), "a storage that is away changes nothing"
 
 
 def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, say: Say) -> None:
@@ -93,7 +96,9 @@ def storage_folder(tmp_path: Path) -> Path:
             b"",
             {"pooling": "cls", "head_init": None},
         ),
+        ("sequence-classification", "auto", (), None, {"pooling": "auto", "head_init": None}),
         ("token-classification", "class", ({},), None, {"pooling": None, "head_init": "random"}),
+        ("elsewhere's", "class", ({},), b"", {"pooling": None, "head_init": None}),
     ],
 )
 def test_it_says_what_heads_read_and_where_they_start(
