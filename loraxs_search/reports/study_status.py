@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -159,29 +160,26 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
     """
     for name in [*list_studies(), *broken_studies()]:
         path = studies_root() / name
-        more: dict[str, Any] = {"path": path}
-        if sizes:
-            more["num_bytes"] = sum(_sizes(path).values())
+        line = partial(_StudySummary, name, path=path, num_bytes=sum(_sizes(path).values()) if sizes else 0)
         if not StudyFolder.exists(name):
             problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
-            yield _StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
+            yield line("-", "incomplete", "-", "-", problem=problem)
             continue
         try:
             folder = StudyFolder.open(name)
             journal = folder.journal()
-            counts = progress(journal.records.values(), whole_plan(folder, journal))
-            state = study_state(folder)
+            counts, state = progress(journal.records.values(), whole_plan(folder, journal)), study_state(folder)
+            is_waiting = False
             if sizes:
                 from loraxs_search.tracking.store import has_waiting
 
-                more["is_waiting"] = has_waiting(path)
+                is_waiting = has_waiting(path)
         except StudyError as error:
-            yield _StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
+            yield line("-", "unreadable", "-", "-", problem=error.message)
             continue
+        task, trials = folder.info.task.registered_name, f"{counts.ended}/{counts.num_trials}"
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-        yield _StudySummary(
-            name, folder.info.task.registered_name, state, f"{counts.ended}/{counts.num_trials}", created, **more
-        )
+        yield line(task, state, trials, created, is_waiting=is_waiting)
 
 
 def study_facts(name: str) -> dict[str, Any]:
