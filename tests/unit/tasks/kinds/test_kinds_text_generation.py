@@ -193,6 +193,13 @@ def test_what_people_should_know_of_their_rows_is_said(make, rows, keys, said):
     assert any((said or "gives the answer away") in it for it in warnings) == bool(said)
 
 
+def test_what_is_learnt_is_a_part_of_what_rows_are(make):
+    other = [{**row, "a": f"So: {row['a']}"} for row in SUMS]
+    one, two = (load_data(make(rows, **NUMBER)) for rows in (SUMS, other))
+    assert one.rows["test"].labels.tolist() == two.rows["test"].labels.tolist()
+    assert one.fingerprint != two.fingerprint
+
+
 def test_a_stop_string_may_end_the_answers(make):
     """The way to end answers where a base has no end token: it is learnt, and no part of what is compared."""
     task = make(answer=" {a}##", generation={"max_new_tokens": 20, "stop": ["##"]})
