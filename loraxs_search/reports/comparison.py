@@ -43,6 +43,7 @@ class _Trial:
         steps: How far it came.
         score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
         size: What it stores; None if it has no report.
+        has_probe: Whether its study had a linear probe for heads to start at.
     """
 
     name: str
@@ -54,19 +55,21 @@ class _Trial:
     device_s: float
     score: float | None
     size: AdapterSize | None
+    has_probe: bool
 
     def value(self, by: str) -> Scalar | None:
         """Return what it had of a parameter, its default where the space leaves it out; None if it takes none."""
         if by in (STUDY, METHOD):
             return self.study if by == STUDY else self.method
-        if by in self.params:
-            return self.params[by]
-        from loraxs_search.methods import METHODS
-        from loraxs_search.search_space.parameters import COMMON, parameter_specs
+        given = self.params.get(by)
+        if by not in self.params:
+            from loraxs_search.methods import METHODS
+            from loraxs_search.search_space.parameters import COMMON, parameter_specs
 
-        entry = METHODS.importable().get(self.method)  # None of what a space names, or another distribution has
-        spec = (parameter_specs(entry) if entry else COMMON).get(by)
-        return spec.default if spec else None
+            entry = METHODS.importable().get(self.method)  # None of what a space names, or another distribution has
+            spec = (parameter_specs(entry) if entry else COMMON).get(by)
+            given = spec.default if spec else None
+        return "random" if by == "head_init" and given == "probe" and not self.has_probe else given
 
 
 @dataclass(frozen=True)
@@ -105,18 +108,18 @@ def _read(name: str) -> _Study:
             while isinstance(given, dict | list):
                 given = next(iter(given.values() if isinstance(given, dict) else given), "lora-xs")
             method = str(given)
-        is_random = not has_probe and record.params.get("head_init", "probe") == "probe"  # there was none to start at
         trials.append(
             _Trial(
                 name=f"{name}/{record.trial_id}",
                 study=name,
                 method=str(record.params.get(METHOD, method)),
-                params={**record.params, **({"head_init": "random"} if is_random else {})},
+                params=record.params,
                 seed=folder.info.search.trial_seed(int(record.trial_id)),
                 steps=last.step if last else 0,
                 device_s=last.device_s if last else 0.0,
                 score=score if math.isfinite(score) else None,
                 size=last.size if last else None,
+                has_probe=has_probe,
             )
         )
     return _Study(folder, state, candidates, identity, trials)
