@@ -115,7 +115,7 @@ class BankModel:
         self.task_model = replace(task_model, pooling=resolved_pooling(task_model.pooling, base))
         self.model = load_model(base, self.task_model, device=device)
         use_padded_attention(self.model)
-        self.context: PassContext[RowMap[StoredRows]] = PassContext()
+        self.context = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
         self._bodies: set[tuple[float, ...]] = set()  # fingerprints that have been checked
         self._templates: dict[tuple[object, ...], _Heads] = {}

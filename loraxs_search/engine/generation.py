@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.engine.kv_cache import Decoding
+from loraxs_search.engine.kv_cache import Decoding, common_beginning, is_worth_beginning, padded
 from loraxs_search.engine.layers import RowMap
-from loraxs_search.engine.passes import AdaptedBase, Owners, base_of
-from loraxs_search.engine.prefix_sharing import common_beginning, is_worth_beginning, padded
-from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, Ragged, cheapest_runs
+from loraxs_search.engine.passes import AdaptedBase, Indices, Owners, base_of, plan_prompts
+from loraxs_search.tasks.encoded import Ragged
 from loraxs_search.tasks.kinds import Generated, GenerateRequest, Sampling, TokenLogprobs
 from loraxs_search.tasks.prepared import end_ids
-
-# Letters: n rows, V tokens of the vocabulary.
 
 _WINDOW = 12  # tokens that are decoded together; a window is decoded anew with each token
 _INCOMPLETE = "\ufffd"  # what stands for the first bytes of a character
@@ -69,12 +66,6 @@ class _GrowingText:
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # of one row
         return text
-
-
-def unsure(text: str, stop: Sequence[str]) -> int:
-    """Return how many of the last characters may be the beginning of a stop string."""
-    longest = min(len(text), max((len(word) for word in stop), default=1) - 1)
-    return next((n for n in range(longest, 0, -1) if any(word.startswith(text[-n:]) for word in stop)), 0)
 
 
 def draw(logits_V: Tensor, sampling: Sampling, number: float) -> int:
@@ -128,7 +119,7 @@ class OpenSequence:
         self.margin = np.inf
         self.ended = self.is_over = False
         self._growing = _GrowingText(self._tokenizer)
-        self._stopped: int | None = None  # if the stop string begins
+        self._stopped: int | None = None  # where in the text a stop string begins
 
     @property
     def max_length(self) -> int:
@@ -140,56 +131,47 @@ class OpenSequence:
         """Its tokens, prompt included, and how many more may follow."""
         return len(self.prompt) + len(self.tokens), self._request.max_new_tokens - len(self.tokens)
 
-    def choose(self, logits_V: Tensor, likeliest: int, margin: float) -> int:
-        """Return the next token, the likeliest or one drawn by its own random number; keep log probabilities if asked.
-
-        Args:
-            margin: See `add`.
-        """
-        token, sampling = likeliest, self._request.sampling
-        if sampling is not None and self._numbers is not None and not np.isnan(margin):
-            token = draw(logits_V, sampling, float(self._numbers[len(self.tokens)]))
-        if self._request.logprobs is not None:
-            logprobs_V = torch.log_softmax(logits_V.float(), 0)
-            values, ids = logprobs_V.topk(self._request.logprobs)
-            first = dict(zip(ids.tolist(), values.tolist(), strict=True))
-            self.logprobs.append(TokenLogprobs(token, float(logprobs_V[token]), first))
-        return token
-
     @property
     def text(self) -> str:
         """What was written, up to the stop string."""
         return self._growing.text[: self._stopped]
 
-    def add(self, token: int, margin: float) -> bool:
-        """Add a token; return whether another one follows.
+    def add(self, logits_V: Tensor, likeliest: int, margin: float) -> int:
+        """Add the next token, the likeliest or one drawn by its own random number, and return it.
 
         Args:
             margin: By how much the two largest logits differ; where it is NaN, the row is over.
         """
+        request, token, is_bad = self._request, likeliest, bool(np.isnan(margin))
+        if request.sampling is not None and self._numbers is not None and not is_bad:
+            token = draw(logits_V, request.sampling, float(self._numbers[len(self.tokens)]))
+        if request.logprobs is not None:
+            logprobs_V = torch.log_softmax(logits_V.float(), 0)
+            values, ids = logprobs_V.topk(request.logprobs)
+            first = dict(zip(ids.tolist(), values.tolist(), strict=True))
+            self.logprobs.append(TokenLogprobs(token, float(logprobs_V[token]), first))
         self.tokens.append(token)
-        self.margin = np.nan if np.isnan(margin) else min(self.margin, margin)
+        self.margin = np.nan if is_bad else min(self.margin, margin)
         self.ended = token in self._ends
-        over = self.ended or len(self.tokens) == self._request.max_new_tokens or bool(np.isnan(self.margin))
-        if self._request.stop or self._on_text or over:
-            self._read(over)
-        self.is_over = over or self.ended
-        return not self.is_over
-
-    def _read(self, over: bool) -> None:
-        stop = self._request.stop
-        piece = self._growing.add(self.tokens[:-1] if self.ended else self.tokens, last=over)
-        text = self._growing.text  # a stop string may end within the new piece
-        starts = [text.find(word, max(0, len(text) - len(piece) - len(word) + 1)) for word in stop]
-        self._stopped = min((at for at in starts if at >= 0), default=None)
-        if self._stopped is not None:
-            self.ended = True
-        if self._on_text:
-            held = 0 if over or self._stopped is not None else unsure(text, stop)
-            ready = self.text[self._sent : len(self.text) - held]
-            self._sent += len(ready)
-            if ready:
-                self._on_text(ready)
+        self.is_over = self.ended or len(self.tokens) == request.max_new_tokens or bool(np.isnan(self.margin))
+        if request.stop or self._on_text or self.is_over:
+            piece = self._growing.add(self.tokens[:-1] if self.ended else self.tokens, last=self.is_over)
+            text = self._growing.text  # a stop string may end within the new piece
+            starts = [text.find(word, max(0, len(text) - len(piece) - len(word) + 1)) for word in request.stop]
+            self._stopped = min((at for at in starts if at >= 0), default=None)
+            if self._stopped is not None:
+                self.ended = self.is_over = True
+            if self._on_text:
+                held = 0
+                if not self.is_over:  # of the last characters, those that may be the beginning of a stop string
+                    longest = min(len(text), max((len(word) for word in request.stop), default=1) - 1)
+                    begins = (n for n in range(longest, 0, -1) if any(w.startswith(text[-n:]) for w in request.stop))
+                    held = next(begins, 0)
+                ready = self.text[self._sent : len(self.text) - held]
+                self._sent += len(ready)
+                if ready:
+                    self._on_text(ready)
+        return token
 
 
 def generated(rows: Sequence[OpenSequence]) -> Generated:
@@ -203,14 +185,20 @@ def generated(rows: Sequence[OpenSequence]) -> Generated:
     )
 
 
-Indices = npt.NDArray[np.int64]
-Prompts = Sequence[npt.NDArray[np.int32]]
+def open_sequences(
+    request: GenerateRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[OpenSequence]:
+    """Return the rows of a request with nothing written.
 
-CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
-MAX_TOKENS = 32768  # of a batch, prompts and what may be written
-_CPU_TOKENS = 4096  # of a pass; larger ones are no faster
-# What one more pass costs on an accelerator, in tokens: a guess, as all that one row takes there is calls.
-_DEVICE_RUN_TOKENS, _DEVICE_TOKENS = 4096, 65536
+    Args:
+        on_text: Called with a row's number in the request and each piece of its text, as it is written.
+    """
+    ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
+    listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
+    return [OpenSequence(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
 
 
 class Generation:
@@ -239,13 +227,21 @@ class Generation:
         """
         prompts = [np.array([*sequence.prompt, *sequence.tokens], np.int32) for sequence in sequences]
         decoding, states_nD = _read_prompts(self._base, prompts, owners, self._worker)
-        tokens_n, stays = _next_tokens(decoding.project(states_nD), sequences)
-        joining = _Cohort(decoding, list(sequences), np.asarray(owners), tokens_n)
-        ended = joining.leave(stays)
-        if joining.sequences:
-            can_join = self._cohorts and decoding.can_be_joined
-            cohort = _Cohort.joined(self._cohorts.pop(), joining) if can_join else joining
-            self._cohorts.append(cohort.placed(self._base))
+        cohort = _Cohort(decoding, list(sequences), np.asarray(owners))
+        ended = cohort.take(decoding.project(states_nD))
+        if cohort.sequences and self._cohorts and decoding.can_be_joined:
+            first = self._cohorts.pop()
+            owners = np.concatenate([first.owners, cohort.owners])
+            order = np.argsort(owners, kind="stable")  # each owner's side by side
+            places = np.split(np.argsort(order), [len(first.owners)])
+            joined = Decoding.joined([first.decoding, decoding], places)
+            joined.trim()
+            every = [*first.sequences, *cohort.sequences]
+            tokens_n = np.concatenate([first.tokens_n, cohort.tokens_n])[order]
+            cohort = _Cohort(joined, [every[i] for i in order.tolist()], owners[order], tokens_n)
+        if cohort.sequences:
+            cohort.row_map = self._base.row_map(cohort.owners)
+            self._cohorts.append(cohort)
         return ended
 
     @torch.inference_mode()
@@ -255,21 +251,21 @@ class Generation:
         for cohort in self._cohorts:
             with self._base.computing_whole(cohort.row_map, self._worker):
                 logits_nV = cohort.decoding.project(cohort.decoding.follow(cohort.tokens_n))
-            cohort.tokens_n, stays = _next_tokens(logits_nV, cohort.sequences)
-            if not stays.all():
-                ended += cohort.leave(stays)
-                if cohort.sequences:
-                    cohort.placed(self._base)
+            ended += self._placed(cohort, cohort.take(logits_nV))
         self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
         return ended
 
     def drop(self, sequences: Collection[OpenSequence]) -> None:
         """Remove sequences that nobody waits for any more."""
         for cohort in self._cohorts:
-            stays = np.array([own not in sequences for own in cohort.sequences])
-            if cohort.leave(stays) and cohort.sequences:
-                cohort.placed(self._base)
+            self._placed(cohort, cohort.leave(np.array([own not in sequences for own in cohort.sequences])))
         self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
+
+    def _placed(self, cohort: _Cohort, left: list[OpenSequence]) -> list[OpenSequence]:
+        """Find the rows anew once some have left; return these."""
+        if left and cohort.sequences:
+            cohort.row_map = self._base.row_map(cohort.owners)
+        return left
 
 
 def generate(base: AdaptedBase, sequences: Sequence[OpenSequence], owners: Owners, worker: int = 0) -> None:
@@ -289,13 +285,17 @@ class _Cohort:
     decoding: Decoding
     sequences: list[OpenSequence]
     owners: Owners
-    tokens_n: Indices
+    tokens_n: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     row_map: RowMap[Any] | None = None
 
-    def placed(self, base: AdaptedBase) -> _Cohort:
-        """Find the rows anew once some have come or gone; return itself."""
-        self.row_map = base.row_map(self.owners)
-        return self
+    def take(self, logits_nV: Tensor) -> list[OpenSequence]:
+        """Give each sequence its next token; return those that have ended with it, which leave."""
+        values_n2, tokens_n2 = logits_nV.topk(2, dim=-1)
+        # By how much the likeliest beats the second; NaN where a logit is NaN or infinite: such logits come first.
+        margins_n = torch.where(values_n2[:, 0].isfinite(), values_n2[:, 0] - values_n2[:, 1], torch.nan)
+        columns = zip(self.sequences, logits_nV, tokens_n2[:, 0].tolist(), margins_n.tolist(), strict=True)
+        self.tokens_n = np.array([own.add(*column) for own, *column in columns], np.int64)
+        return self.leave(np.array([not own.is_over for own in self.sequences]))
 
     def leave(self, stays: npt.NDArray[np.bool_]) -> list[OpenSequence]:
         """Keep these sequences; return the others."""
@@ -308,61 +308,6 @@ class _Cohort:
             self.sequences = [self.sequences[i] for i in order.tolist()]
             self.owners, self.tokens_n = self.owners[order], self.tokens_n[order]
         return ended
-
-    @classmethod
-    def joined(cls, first: _Cohort, second: _Cohort) -> _Cohort:
-        """Return the sequences of both, each owner's side by side; both are used up."""
-        owners = np.concatenate([first.owners, second.owners])
-        order = np.argsort(owners, kind="stable")
-        places = np.split(np.argsort(order), [len(first.owners)])
-        decoding = Decoding.joined([first.decoding, second.decoding], places)
-        decoding.trim()
-        every = [*first.sequences, *second.sequences]
-        tokens_n = np.concatenate([first.tokens_n, second.tokens_n])[order]
-        return cls(decoding, [every[i] for i in order.tolist()], owners[order], tokens_n)
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-def default_rows(device: torch.device) -> int:
-    """Return how many rows a batch may have."""
-    return CPU_ROWS if device.type == "cpu" else DEVICE_ROWS
-
-
-def open_sequences(
-    request: GenerateRequest,
-    tokenizer: PreTrainedTokenizerBase,
-    model: nn.Module,
-    on_text: Callable[[int, str], None] | None = None,
-) -> list[OpenSequence]:
-    """Return the rows of a request with nothing written.
-
-    Args:
-        on_text: Called with a row's number in the request and each piece of its text, as it is written.
-    """
-    ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
-    listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
-    return [OpenSequence(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
-
-
-def generation_batches(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:
-    """Plan batches: every row exactly once, longest first, as few as may be, and as even as may be.
-
-    Args:
-        lengths: Tokens that each row may have in the end, (n,).
-        max_rows: No batch has more rows; nor more padded tokens than `MAX_TOKENS`, unless it is one row.
-        num_workers: Batches that are written side by side: none of these workers is left without rows.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches: list[Indices] = []
-    start = 0
-    while start < len(order):
-        num_left = len(order) - start
-        fitting = max(1, min(max_rows, MAX_TOKENS // int(lengths[order[start]])))
-        num_batches = max(-(-num_left // fitting), num_workers - len(batches))
-        size = -(-num_left // num_batches)
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 def closed_up(stays: npt.NDArray[np.bool_], owners: Owners) -> Indices:
@@ -386,64 +331,34 @@ def closed_up(stays: npt.NDArray[np.bool_], owners: Owners) -> Indices:
     return order
 
 
-def _next_tokens(logits_nV: Tensor, sequences: Sequence[OpenSequence]) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Give each sequence its next token; return these, (n,) int64, and which continue, (n,) bool."""
-    values_n2, tokens_n2 = logits_nV.topk(2, dim=-1)
-    # By how much the likeliest beats the second; NaN where a logit is NaN or infinite: such logits come first.
-    margins_n = torch.where(values_n2[:, 0].isfinite(), values_n2[:, 0] - values_n2[:, 1], torch.nan)
-    tokens, margins = tokens_n2[:, 0].tolist(), margins_n.tolist()
-    for i, sequence in enumerate(sequences):
-        tokens[i] = sequence.choose(logits_nV[i], tokens[i], margins[i])
-    stays = [own.add(token, margin) for own, token, margin in zip(sequences, tokens, margins, strict=True)]
-    return np.array(tokens, np.int64), np.array(stays, bool)
-
-
-# ---- prompts ---------------------------------------------------------------------------------------------------------
-def _read_prompts(base: AdaptedBase, prompts: Prompts, owners: Owners, worker: int) -> tuple[Decoding, Tensor]:
+def _read_prompts(
+    base: AdaptedBase, prompts: Sequence[npt.NDArray[np.int32]], owners: Owners, worker: int
+) -> tuple[Decoding, Tensor]:
     """Compute the prompts of all rows; return the rows as they continue, and the last token's states, (n, D)."""
-    device = base.device
-    begun, rest, begun_of_n = _begun(base, prompts, owners, worker)
-    parts, states = list[Decoding](), list[Tensor]()
-    runs = _runs(rest, device) if Decoding(base.model).can_be_joined else [np.arange(len(prompts))]
-    for rows in runs:
-        decoding = Decoding(base.model) if begun is None else begun.forked(begun_of_n[rows])
-        with base.computing_whole(base.row_map(owners[rows]), worker):
-            states.append(decoding.compute(*_left_padded([rest[row] for row in rows], device))[:, -1])
-        parts.append(decoding)
-    order = torch.from_numpy(np.argsort(np.concatenate(runs))).to(device)
-    return Decoding.joined(parts, runs), torch.cat(states)[order]
-
-
-def _runs(prompts: Prompts, device: torch.device) -> list[Indices]:
-    """Return the rows of each pass, ascending."""
-    lengths = np.array([len(prompt) for prompt in prompts])
-    order = np.argsort(-lengths, kind="stable")
-    max_tokens, cost = (_CPU_TOKENS, RUN_TOKENS) if device.type == "cpu" else (_DEVICE_TOKENS, _DEVICE_RUN_TOKENS)
-    return [np.sort(order[run]) for run in cheapest_runs(lengths[order].tolist(), max_tokens, cost)]
-
-
-def _begun(
-    base: AdaptedBase, prompts: Prompts, owners: Owners, worker: int
-) -> tuple[Decoding | None, list[npt.NDArray[np.int32]], Indices]:
-    """Compute what the prompts of each owner begin with, where that is worth it.
-
-    Returns:
-        A row for each owner, or None; what follows of each prompt; and the row that each continues from, (n,).
-    """
-    decoding = Decoding(base.model)
+    begun, device = Decoding(base.model), base.device
     _, first, group_of_n = np.unique(owners, return_index=True, return_inverse=True)
+    # What the prompts of each owner begin with is computed once, where that is worth it. What the last token gives is
+    # read, so that one follows.
     own = [[prompts[i] for i in np.flatnonzero(group_of_n == group).tolist()] for group in range(len(first))]
-    # What the last token gives is read, so that one follows.
     sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
     saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))
-    if not (decoding.allows_gaps and is_worth_beginning(sum(map(len, prompts)), saved)):
-        return None, list(prompts), group_of_n
+    is_begun = begun.allows_gaps and is_worth_beginning(sum(map(len, prompts)), saved)
     order = np.argsort(first)  # owners as they stand
-    with base.computing_whole(base.row_map(owners[first[order]]), worker):
-        decoding.compute(*_left_padded([prompts[first[group]][: sizes[group]] for group in order], base.device))
-    rest = [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
-    return decoding, rest, np.argsort(order)[group_of_n]
-
-
-def _left_padded(prompts: Prompts, device: torch.device) -> tuple[Tensor, Tensor]:
-    return padded(EncodedRows(Ragged.of(prompts, np.int32)), "left", device)
+    begun_of_n = np.argsort(order)[group_of_n]
+    if is_begun:
+        with base.computing_whole(base.row_map(owners[first[order]]), worker):
+            begun.compute(
+                *padded([prompts[int(first[group])][: sizes[group]] for group in order.tolist()], "left", device)
+            )
+        prompts = [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
+    parts, states = list[Decoding](), list[Tensor]()
+    runs = [np.arange(len(prompts))]
+    if begun.can_be_joined:
+        runs = plan_prompts(np.array([len(prompt) for prompt in prompts]), device)
+    for rows in runs:
+        decoding = begun.forked(begun_of_n[rows]) if is_begun else Decoding(base.model)
+        with base.computing_whole(base.row_map(owners[rows]), worker):
+            states.append(decoding.compute(*padded([prompts[row] for row in rows.tolist()], "left", device))[:, -1])
+        parts.append(decoding)
+    places = torch.from_numpy(np.argsort(np.concatenate(runs))).to(device)
+    return Decoding.joined(parts, runs), torch.cat(states)[places]

@@ -1,16 +1,19 @@
 """A decoder that computes rows part by part, with the keys and values of what it has computed already.
 
-They are written in place: one token more costs no copy of those before it.
+They are written in place: one token more costs no copy of those before it. What rows begin with alike is computed once:
+its keys and values serve all that continue it. Rows may name prompts that they share; what all rows begin with, such as
+worked examples or an instruction, is seen in their tokens, so those who make rows need not say it.
 
 Letters: n rows, h key heads, S tokens of each so far with padding, C tokens that there is space for, T further ones,
-d the width of a head, D that of hidden states.
+d the width of a head, D that of hidden states; G prompts, M reads.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -22,29 +25,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loraxs_search.base_model.attention import uses_padded_attention
 from loraxs_search.base_model.reading import Projection
-from loraxs_search.engine.passes import base_of
+from loraxs_search.engine.passes import AdaptedBase, Indices, base_of
 from loraxs_search.errors import BaseModelError
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import PassOutputs
 
-Indices = npt.NDArray[np.int64]
 _CONTINUATION_TOLERANCE = 0.05  # bfloat16 makes .01, a cache that is not read .1 and more
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
-
-
-def forked_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """Return a cache of these rows that shares no memory with the first one.
-
-    Args:
-        rows: int64, on their device; one may stand there twice.
-    """
-    other = copy.copy(cache)
-    other.layers = []
-    for layer in cache.layers:
-        if isinstance(layer, GrowingLayer):
-            other.layers.append(layer.forked(rows))
-        else:
-            other.layers.append(copy.deepcopy(layer))
-            other.layers[-1].reorder_cache(cast("torch.LongTensor", rows))
-    return other
 
 
 class GrowingLayer(DynamicLayer):
@@ -66,12 +53,13 @@ class GrowingLayer(DynamicLayer):
         Behind them are zeros up to C where keys are turned and T is 1: a slice would be copied before it is multiplied.
         """
         start = self.get_seq_length() if self.is_initialized else 0
-        stop = start + key_states.shape[2]
+        num_rows, stop = len(key_states), start + key_states.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if start == 0 or stop > self._values.shape[2]:
-            self._make_space(key_states, value_states, start, stop)
-        num_rows = len(key_states)
+        if start == 0:
+            self._fill([(key_states[:, :, :0], value_states[:, :, :0], slice(None))], num_rows, 0, stop)
+        elif stop > self._values.shape[2]:
+            self._fill([(*self._held(), slice(None))], num_rows, start, stop)
         self._values[:num_rows, :, start:stop] = value_states
         self._keys[:num_rows, :, start:stop] = key_states
         keys, values = self._show(num_rows, stop)
@@ -79,47 +67,36 @@ class GrowingLayer(DynamicLayer):
             return self._keys[:num_rows], self._values[:num_rows]
         return (keys, values) if start else (key_states, value_states)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Continue with these rows; those that keep their place are not copied."""
-        num_rows, length = len(indices), self.get_seq_length()
-        if num_rows <= len(self._values):
-            moved = (indices != torch.arange(num_rows, device=indices.device)).nonzero()[:, 0]
-            for stored in self._in_memory():
-                stored[moved] = stored[indices[moved]]
-        else:
-            self._keys, self._values = self._copied(indices)
-        self._show(num_rows, length)
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Do what `batch_select_indices` does: layers with recurrent states know this name only."""
-        self.batch_select_indices(beam_idx)
+        """Continue with these rows, some of which may come twice; those that keep their place are not copied."""
+        num_rows, length = len(beam_idx), self.get_seq_length()
+        if num_rows > len(self._values):
+            keys, values = self._held()
+            self._fill([(keys[beam_idx], values[beam_idx], slice(None))], num_rows, length)
+            return
+        moved = (beam_idx != torch.arange(num_rows, device=beam_idx.device)).nonzero()[:, 0]
+        for stored in (self._keys.transpose(2, 3) if self._turned else self._keys, self._values):  # as in memory
+            stored[moved] = stored[beam_idx[moved]]
+        self._show(num_rows, length)
 
     def drop_first(self, count: int) -> None:
         """Forget the first tokens of every row."""
-        (keys, values), length = self._held(), self.get_seq_length() - count
-        self._make_space(keys, values, 0, length)
-        self._values[:, :, :length] = values[:, :, count:]
-        self._keys[:, :, :length] = keys[:, :, count:]
-        self._show(len(keys), length)
-
-    def forked(self, rows: Tensor) -> GrowingLayer:
-        """Return a layer of these rows that shares no memory with this one."""
-        other = copy.copy(self)
-        other._keys, other._values = self._copied(rows)
-        other._show(len(rows), self.get_seq_length())
-        return other
+        keys, values = self._held()
+        length = keys.shape[2] - count
+        self._fill([(keys[:, :, count:], values[:, :, count:], slice(None))], len(keys), length)
 
     @classmethod
     def joined(cls, layers: Sequence[GrowingLayer], rows: Sequence[Tensor]) -> GrowingLayer:
         """Return the rows of all layers as one; what is shorter has zeros before it."""
-        num_rows, length = sum(map(len, rows)), max(layer.get_seq_length() for layer in layers)
         other, held = copy.copy(layers[0]), [layer._held() for layer in layers]
-        other._make_space(held[0][0][:1].expand(num_rows, -1, -1, -1), held[0][1], 0, length)
-        for (keys, values), own in zip(held, rows, strict=True):
-            place = slice(length - keys.shape[2], length)
-            other._values[own, :, place] = values
-            other._keys[own, :, place] = keys
-        other._show(num_rows, length)
+        parts = [(*both, own) for both, own in zip(held, rows, strict=True)]
+        other._fill(parts, sum(map(len, rows)), max(keys.shape[2] for keys, _ in held))
+        return other
+
+    def forked(self, rows: Tensor) -> GrowingLayer:
+        """Return a layer of these rows that shares no memory with this one."""
+        other, (keys, values) = copy.copy(self), self._held()
+        other._fill([(keys[rows], values[rows], slice(None))], len(rows), keys.shape[2])
         return other
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -133,23 +110,20 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._keys[:num_rows, :, :length], self._values[:num_rows, :, :length]
         return self.keys, self.values
 
-    def _in_memory(self) -> tuple[Tensor, Tensor]:
-        """Return keys and values as they lie in memory."""
-        return self._keys.transpose(2, 3) if self._turned else self._keys, self._values
-
-    def _copied(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = (stored[rows] for stored in self._in_memory())
-        return keys.transpose(2, 3) if self._turned else keys, values
-
-    def _make_space(self, key_states: Tensor, value_states: Tensor, start: int, stop: int) -> None:
-        n, heads, _, d = key_states.shape
-        space = -(-(stop + 1) // _SPACE) * _SPACE
-        keys = key_states.new_zeros((n, heads, d, space) if self._turned else (n, heads, space, d))
-        keys = keys.transpose(2, 3) if self._turned else keys
-        values = value_states.new_zeros(n, heads, space, value_states.shape[-1])
-        if start:
-            keys[:, :, :start], values[:, :, :start] = self._keys[:n, :, :start], self._values[:n, :, :start]
-        self._keys, self._values = keys, values
+    def _fill(
+        self, parts: Sequence[tuple[Tensor, Tensor, Tensor | slice]], num_rows: int, length: int, stop: int = 0
+    ) -> None:
+        """Take new space for `stop` tokens at least, and put keys and values to their rows; all end in one column."""
+        (n_keys, n_values, _), *_ = parts
+        space = -(-(max(length, stop) + 1) // _SPACE) * _SPACE
+        (_, heads, _, d), width = n_keys.shape, n_values.shape[-1]
+        new = n_keys.new_zeros((num_rows, heads, d, space) if self._turned else (num_rows, heads, space, d))
+        self._keys = new.transpose(2, 3) if self._turned else new
+        self._values = n_values.new_zeros(num_rows, heads, space, width)
+        for keys, values, rows in parts:
+            self._values[rows, :, length - keys.shape[2] : length] = values
+            self._keys[rows, :, length - keys.shape[2] : length] = keys
+        self._show(num_rows, length)
 
 
 class Decoding:
@@ -196,7 +170,7 @@ class Decoding:
             attention_mask=self._mask_nS if self._attends else mask_nT,
             position_ids=(first_n1 + mask_nT.cumsum(1) - 1).clamp(min=0),
             use_cache=True,
-            **{_cache_argument(self._body): self._cache},
+            **{_cache_argument(type(self._body).forward): self._cache},
         )
         states: Tensor = outputs[0]
         return states
@@ -257,7 +231,14 @@ class Decoding:
         """Return these rows, in this order, to continue by themselves; any thread may, and others meanwhile."""
         other, mask_nS = copy.copy(self), self._mask()
         chosen = torch.from_numpy(rows).to(mask_nS.device)
-        other._cache, other._mask_nS = forked_cache(self._cache, chosen), mask_nS[chosen]
+        other._cache, other._mask_nS = copy.copy(self._cache), mask_nS[chosen]
+        other._cache.layers = []
+        for layer in self._cache.layers:
+            if isinstance(layer, GrowingLayer):
+                other._cache.layers.append(layer.forked(chosen))
+            else:
+                other._cache.layers.append(copy.deepcopy(layer))
+                other._cache.layers[-1].reorder_cache(cast("torch.LongTensor", chosen))
         return other
 
     def _mask(self) -> Tensor:
@@ -291,12 +272,139 @@ def check_continuation(model: PreTrainedModel) -> None:
         )
 
 
-_ARGUMENTS: dict[type[nn.Module], str] = {}
-
-
-def _cache_argument(body: nn.Module) -> str:
+@cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
     """Return what a body calls its cache: transformers 5.24 renamed the argument."""
-    if type(body) not in _ARGUMENTS:
-        names: Any = inspect.signature(body.forward).parameters
-        _ARGUMENTS[type(body)] = "cache" if "cache" in names else "past_key_values"
-    return _ARGUMENTS[type(body)]
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+# ---- what rows begin with alike --------------------------------------------------------------------------------------
+# What whole rows may take in tokens of what shared prompts take, and still be computed whole: prompts are copied for
+# each row, and take their own pass.
+_WORTH = 1.25
+
+
+def is_worth_sharing(source: EncodedRows, rows: Indices) -> bool:
+    """Return whether these rows are computed faster with shared prompts than whole; False where they share none."""
+    if source.prompts is None or source.prompt_of is None:
+        return False
+    whole = source.lengths[rows].sum() + source.prompts.lengths[source.prompt_of[rows]].sum()
+    return bool(whole > _WORTH * sum(tokens for tokens, _ in prompt_groups(source, rows)))
+
+
+def prompt_groups(source: EncodedRows, rows: Indices) -> list[tuple[int, Indices]]:
+    """Return of each prompt its tokens and those of what follows it, and the places in `rows` that continue it.
+
+    Rows without prompts are each by themselves.
+    """
+    if source.prompts is None or source.prompt_of is None:
+        return [(int(tokens), np.array([place])) for place, tokens in enumerate(source.lengths[rows])]
+    prompt_of_n = source.prompt_of[rows]
+    order = np.argsort(prompt_of_n, kind="stable")
+    edges = np.flatnonzero(np.diff(prompt_of_n[order])) + 1
+    groups = np.split(order, edges)
+    lengths, before = source.lengths[rows], source.prompts.lengths
+    return [(int(before[prompt_of_n[own[0]]] + lengths[own].sum()), own) for own in groups]
+
+
+@torch.inference_mode()
+def read_shared(
+    base: AdaptedBase,
+    parts: Sequence[EncodedRows],
+    owners: Sequence[int],
+    worker: int = 0,
+    begun: Decoding | None = None,
+) -> list[PassOutputs]:
+    """Compute rows behind their prompts; return what is read of the rows of each part.
+
+    Args:
+        base: A base without a head.
+        parts: Rows with positions, those of one prompt side by side; prompts are shared within a part.
+        owners: Whose adapter the rows of each part have.
+        begun: One row that all prompts continue from, or all rows if there is none; it is not changed. Prompts
+            continue only from one that allows gaps.
+    """
+    device, owner_of_part = base.device, np.array(owners)
+    part_of_n = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    # The prompts of all parts, of which part each is, and which of them each row continues; rows without prompts
+    # continue one without tokens.
+    ids, part_of_G, prompt_of_n = list[npt.NDArray[np.int32]](), list[int](), list[Indices]()
+    for number, part in enumerate(parts):
+        used, own = np.unique(np.zeros(len(part)) if part.prompt_of is None else part.prompt_of, return_inverse=True)
+        prompt_of_n.append(own + len(ids))
+        ids += [np.empty(0, np.int32) if part.prompts is None else part.prompts.row(int(i)) for i in used]
+        part_of_G += [number] * len(used)
+    has_prompts = any(len(prompt) for prompt in ids)
+    first = np.array(part_of_G) if has_prompts else part_of_n
+    decoding = Decoding(base.model) if begun is None else begun.forked(np.zeros(len(first), np.int64))
+    if has_prompts:
+        with base.computing_whole(base.row_map(owner_of_part[first]), worker):
+            decoding.compute(*padded(ids, "left", device))
+        decoding.select(np.concatenate(prompt_of_n))
+    tails = [part.ids.row(i) for part in parts for i in range(len(part))]
+    with base.computing_whole(base.row_map(owner_of_part[part_of_n]), worker):
+        states_nTD = decoding.compute(*padded(tails, "right", device))
+    outputs, start = [], 0
+    for part in parts:
+        reads = part.reads(np.arange(len(part)))
+        assert reads is not None  # a head reads whole rows
+        at = torch.from_numpy(reads).to(device)
+        outputs.append(PassOutputs(states_nTD[start + at[:, 0], at[:, 1]], decoding.project))
+        start += len(part)
+    return outputs
+
+
+def padded(rows: Sequence[npt.NDArray[np.int32]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask, (n, T) int64; any id will do as padding."""
+    inputs = EncodedRows(Ragged.of(rows, np.int32)).padded(np.arange(len(rows)), 0, side)
+    return torch.from_numpy(inputs["input_ids"]).to(device), torch.from_numpy(inputs["attention_mask"]).to(device)
+
+
+def is_worth_beginning(whole: int, saved: int) -> bool:
+    """Return whether so many tokens are computed faster without those that are saved, in a pass more."""
+    return whole > _WORTH * (whole - saved)
+
+
+def common_beginning(rows: Sequence[npt.NDArray[np.int32]]) -> int:
+    """Return with how many equal tokens all rows begin."""
+    first, size = rows[0], min(map(len, rows))
+    for row in rows[1:]:
+        differing = np.flatnonzero(row[:size] != first[:size])
+        if len(differing):
+            size = int(differing[0])
+    return size
+
+
+@torch.inference_mode()
+def begun_alike(base: AdaptedBase, owner: int, rows: EncodedRows) -> tuple[Decoding | None, EncodedRows]:
+    """Compute what all rows begin with, where that is worth it; return it, and what follows of each row."""
+    size = beginning_of(rows)
+    decoding = Decoding(base.model) if size else None
+    if decoding is None or (rows.prompts is not None and not decoding.allows_gaps):
+        return None, rows
+    first = (
+        rows.ids.row(0) if rows.prompts is None or rows.prompt_of is None else rows.prompts.row(int(rows.prompt_of[0]))
+    )
+    ids = torch.from_numpy(first[:size].astype(np.int64))
+    with base.computing_whole(base.row_map(np.array([owner]))):
+        decoding.compute(ids[None].to(base.device), torch.ones(1, size, dtype=torch.int64, device=base.device))
+    rest = rows.behind(size)
+    return decoding, rest if is_worth_sharing(rest, np.arange(len(rest))) else rest.with_prompts()
+
+
+def beginning_of(rows: EncodedRows) -> int:
+    """Return with how many equal tokens all rows begin, if it is worth computing them apart; else 0.
+
+    Nothing is read of them: at least the first token that is read follows in each row, or a prompt's rows.
+    """
+    if rows.positions is None or len(rows) < 2:  # a head reads whole rows
+        return 0
+    if rows.prompts is None or rows.prompt_of is None:
+        size = int(rows.positions.values[rows.positions.starts].min())
+        size = common_beginning([rows.ids.row(i)[:size] for i in range(len(rows))])
+        whole, count = int(rows.lengths.sum()), len(rows)
+    else:
+        used = np.unique(rows.prompt_of).tolist()
+        size = common_beginning([rows.prompts.row(i) for i in used])
+        whole, count = sum(tokens for tokens, _ in prompt_groups(rows, np.arange(len(rows)))), len(used)
+    return size if is_worth_beginning(whole, size * (count - 1)) else 0

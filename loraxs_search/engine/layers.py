@@ -6,26 +6,25 @@ graph. A head sends each row through its adapter's own weights; the numbers of o
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
+from torch.utils.checkpoint import checkpoint
 
 from loraxs_search.base_model.layers import matrix
 
 AdapterT = TypeVar("AdapterT")
-RowMapT = TypeVar("RowMapT", bound="RowMap[Any]")
+RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)
+RowMapT_contra = TypeVar("RowMapT_contra", bound="RowMap[Any]", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -99,62 +98,42 @@ class SlotRowMap(RowMap[int]):
         Rows of such slots are in no run, so they cost nothing. Cached, since many layers are alike.
         """
         if label_of_slot not in self._runs:
-            self._runs[label_of_slot] = tuple(self._make_runs(label_of_slot))
+            spans: list[tuple[int, list[RowSegment[int]]]] = []
+            for segment in self.segments:
+                label = label_of_slot[segment.adapter]
+                if label is None:
+                    continue
+                if spans and (spans[-1][0], spans[-1][1][-1].stop) == (label, segment.start):
+                    spans[-1][1].append(segment)
+                else:
+                    spans.append((label, [segment]))
+            self._runs[label_of_slot] = tuple(
+                RowRun(own[0].start, own[-1].stop, self._slots[own[0].start : own[-1].stop], label, tuple(own))
+                for label, own in spans
+            )
         return self._runs[label_of_slot]
 
-    def _make_runs(self, label_of_slot: tuple[int | None, ...]) -> list[RowRun]:
-        spans: list[tuple[int, list[RowSegment[int]]]] = []
-        for segment in self.segments:
-            label = label_of_slot[segment.adapter]
-            if label is None:
-                continue
-            if spans and (spans[-1][0], spans[-1][1][-1].stop) == (label, segment.start):
-                spans[-1][1].append(segment)
-            else:
-                spans.append((label, [segment]))
-        edges = [(own[0].start, own[-1].stop, label, tuple(own)) for label, own in spans]
-        return [RowRun(start, stop, self._slots[start:stop], label, own) for start, stop, label, own in edges]
 
-
-def segments_of(adapters: npt.NDArray[np.integer]) -> list[RowSegment[int]]:
-    """Return the segments of rows, given each row's adapter, (n,); rows of one adapter stand side by side."""
-    edges = [0, *(np.flatnonzero(np.diff(adapters)) + 1).tolist(), len(adapters)]
-    return [RowSegment(int(adapters[a]), a, b) for a, b in itertools.pairwise(edges)]
-
-
-class PassContext(threading.local, Generic[RowMapT]):
-    """Where layers find the row map of the pass that their thread computes; each thread has its own.
+class PassContext(threading.local):
+    """Where layers find the rows of the pass that their thread computes; each thread has its own.
 
     Args:
+        row_map: A `RowMap`, None outside a pass. Where what follows has other rows, it is replaced within one.
         worker: Which worker computes the pass; gradients of different workers are kept apart.
     """
 
-    def __init__(self) -> None:
-        self.worker = 0
-        self._row_map: RowMapT | None = None
-
-    @property
-    def row_map(self) -> RowMapT:
-        assert self._row_map is not None  # adapted layers run within a pass only
-        return self._row_map
-
-    def narrow(self, row_map: RowMapT) -> None:
-        """Replace the rows for the rest of the pass: what follows has other ones."""
-        self._row_map = row_map
+    row_map: Any = None
+    worker = 0
 
     @contextmanager
-    def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:
+    def computing(self, row_map: RowMap[Any], worker: int = 0) -> Iterator[None]:
         """Set the rows of the pass that this thread computes; inside another pass, that one continues afterwards."""
-        before = self._row_map, self.worker
-        self._row_map, self.worker = row_map, worker
+        before = self.row_map, self.worker
+        self.row_map, self.worker = row_map, worker
         try:
             yield
         finally:
-            self._row_map, self.worker = before
-
-
-RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)
-RowMapT_contra = TypeVar("RowMapT_contra", bound="RowMap[Any]", contravariant=True)
+            self.row_map, self.worker = before
 
 
 @dataclass(frozen=True)
@@ -271,68 +250,60 @@ class AdaptedHead(nn.Module):
     """
 
     def __init__(
-        self, base_layer: nn.Module, context: PassContext[Any], state: Callable[[RowSegment[AdapterT], int], HeadState]
+        self, base_layer: nn.Module, context: PassContext, state: Callable[[RowSegment[Any], int], HeadState]
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._context: PassContext[RowMap[Any]] = context
-        self._state: Callable[[RowSegment[Any], int], HeadState] = state
+        self._context, self._state = context, state
         self._one_at_a_time = threading.Lock()  # `functional_call` changes a module while it runs
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return each row's output, float32; outputs narrower than the widest are padded with zeros."""
-        segments, worker = self._context.row_map.segments, self._context.worker
-        parts = torch.split(x.float(), [segment.num_rows for segment in segments])
-        outputs = [
-            self._out(self._state(segment, worker), part, args, kwargs)
-            for segment, part in zip(segments, parts, strict=True)
-        ]
+        segments, outputs = self._context.row_map.segments, list[Tensor]()
+        for segment, rows in zip(segments, torch.split(x.float(), [own.num_rows for own in segments]), strict=True):
+            state = self._state(segment, self._context.worker)
+            module, parameters = state.module, dict(state.parameters)
+            if not parameters:
+                outputs.append(module(rows, *args, **kwargs))
+            elif type(module) is nn.Linear:  # `functional_call` costs more than such a head itself
+                weight = parameters.get("weight", module.weight)  # (out, in), or (n, out, in) of each row
+                bias = parameters.get("bias", module.bias)  # (out,), or (n, out)
+                if state.per_row:
+                    z = rows.flatten(1, -2) if rows.ndim > 2 else rows[:, None]  # (n, T, in)
+                    y = torch.matmul(z, weight.mT)  # (n, T, out)
+                    if bias is not None:
+                        y = y + (bias[:, None] if "bias" in parameters else bias)
+                    outputs.append(y.view(*rows.shape[:-1], -1))
+                else:
+                    outputs.append(linear(rows, weight, bias))
+            else:
+                with self._one_at_a_time:
+                    outputs.append(
+                        torch.vmap(
+                            lambda own, row, module=module: functional_call(module, own, (row[None], *args), kwargs)[0]
+                        )(parameters, rows)
+                        if state.per_row
+                        else functional_call(module, parameters, (rows, *args), kwargs)
+                    )
         width = max(out.shape[-1] for out in outputs)
         return torch.cat([out if out.shape[-1] == width else pad(out, (0, width - out.shape[-1])) for out in outputs])
 
-    def _out(self, state: HeadState, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        module, parameters = state.module, dict(state.parameters)
-        out: Tensor
-        if not parameters:
-            out = module(x, *args, **kwargs)
-            return out
-        if type(module) is nn.Linear:  # `functional_call` costs more than such a head itself
-            return _linear(module, parameters, x, state.per_row)
-        with self._one_at_a_time:
-            if state.per_row:
-                each = torch.vmap(lambda own, row: functional_call(module, own, (row[None], *args), kwargs)[0])
-                out = each(parameters, x)
-            else:
-                out = functional_call(module, parameters, (x, *args), kwargs)
-        return out
-
-
-def _linear(module: nn.Linear, parameters: dict[str, Tensor], x: Tensor, per_row: bool) -> Tensor:
-    """Apply weight (out, in) and bias (out,), or (n, out, in) and (n, out) where each row has its own."""
-    weight, bias = parameters.get("weight"), parameters.get("bias")
-    if not per_row:
-        return linear(x, module.weight if weight is None else weight, module.bias if bias is None else bias)
-    z = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (n, T, in)
-    y = torch.matmul(z, module.weight.T if weight is None else weight.transpose(1, 2))  # (n, T, out)
-    shift = module.bias if bias is None else bias[:, None]
-    return (y if shift is None else y + shift).view(*x.shape[:-1], -1)
-
 
 class AdaptedLinear(nn.Module):
-    """Replaces an `nn.Linear` or `Conv1D`; the layer inside is not changed. For passes without gradients.
+    """Replaces an `nn.Linear` or `Conv1D`; the layer inside is not changed, W stays frozen.
 
     Args:
         context: Has the rows of the current pass; rows come first in x (n, ..., in).
-        updates: Added in this order.
+        updates: Added in this order. In passes with gradients all of them are `TrainableUpdate`s.
     """
 
-    def __init__(
-        self, base_layer: nn.Module, context: PassContext[RowMapT], updates: Sequence[LayerUpdate[RowMapT]]
-    ) -> None:
+    def __init__(self, base_layer: nn.Module, context: PassContext, updates: Sequence[LayerUpdate[Any]]) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._context: PassContext[Any] = context
-        self.updates: tuple[LayerUpdate[Any], ...] = tuple(updates)
+        self.updates = tuple(updates)
+        self._context = context
+        # A leaf, so that a graph is built even where no input needs a gradient; not a parameter of the model.
+        self._anchor = self.weight.detach().new_empty(0).requires_grad_()
 
     @property
     def weight(self) -> Tensor:
@@ -340,15 +311,61 @@ class AdaptedLinear(nn.Module):
         return self.base_layer.get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base_layer(x)  # (n, ..., out)
-        row_map: RowMap[Any] = self._context.row_map
+        row_map = self._context.row_map
         updates = [update for update in self.updates if update.adapts(row_map)]
-        if updates:
-            rows = LayerRows(row_map, num_positions(x, row_map))
-            x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
-            for update in updates:
-                update.add_(x_2d, y_2d, rows)
+        if not updates:
+            out: Tensor = self.base_layer(x)  # (n, ..., out)
+            return out
+        # A layer may have fewer positions than the row has tokens; `probe_sharing` saw that all rows have as many.
+        num_positions, rest = divmod(x.numel() // x.shape[-1], row_map.num_rows)
+        assert rest == 0
+        rows = LayerRows(row_map, num_positions, self._context.worker)
+        if torch.is_grad_enabled():
+            return _sum(x, self._anchor, self.base_layer, updates, rows)
+        y, _ = _added(x, self.base_layer, updates, rows)
         return y
+
+
+def _added(
+    x: Tensor, base_layer: nn.Module, updates: Sequence[LayerUpdate[Any]], rows: LayerRows[Any]
+) -> tuple[Tensor, list[Sequence[Tensor]]]:
+    """Return what leaves a layer, and what each update needs for backward."""
+    y: Tensor = base_layer(x)
+    x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
+    return y, [update.add_(x_2d, y_2d, rows) for update in updates]
+
+
+class _Sum(torch.autograd.Function):
+    """Base layer and updates as one step, so that sums are made in place and x is not kept for backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        _: Tensor,
+        base_layer: nn.Module,
+        updates: Sequence[TrainableUpdate[Any]],
+        rows: LayerRows[Any],
+    ) -> Tensor:
+        y, saved = _added(x, base_layer, updates, rows)
+        ctx.save_for_backward(*chain.from_iterable(saved))
+        ctx.counts = [len(tensors) for tensors in saved]
+        ctx.base_layer, ctx.updates, ctx.rows = base_layer, updates, rows
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        dy_2d = dy.reshape(-1, dy.shape[-1])  # (n T, out)
+        dx_2d = torch.mm(dy_2d, matrix(ctx.base_layer)) if ctx.needs_input_grad[0] else None  # (n T, in)
+        saved, start = ctx.saved_tensors, 0
+        for update, count in zip(ctx.updates, ctx.counts, strict=True):
+            update.backward_(dy_2d, dx_2d, saved[start : start + count], ctx.rows)
+            start += count
+        return None if dx_2d is None else dx_2d.view(*dy.shape[:-1], -1), None, None, None, None
+
+
+_sum = cast("Callable[..., Tensor]", _Sum.apply)
 
 
 class WrappedLayer(nn.Module):
@@ -365,72 +382,63 @@ class WrappedLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def num_positions(x: Tensor, row_map: RowMap[Any]) -> int:
-    """Return T, the positions that x (n, ..., in) has for each row."""
-    total = x.numel() // x.shape[-1]
-    assert total % row_map.num_rows == 0  # `probe_sharing` saw that each row has as many
-    return total // row_map.num_rows
+class GradientCheckpointing:
+    """Makes passes with gradients compute the repeated layers twice; what they compute stays the same.
+
+    Layers keep only their input, and are computed again when backward reaches them: a third more time, and of a pass
+    only one layer's activations at a time. transformers' own does this in training mode only, which would turn dropout
+    on, and knows nothing of our row maps.
+
+    Layers below the lowest adapted one keep nothing for backward anyway. The topmost one is not touched: backward
+    begins there, so it would gain nothing, and what is pruned of it may differ from pass to pass.
+
+    Args:
+        layers: The base's repeated layers; None when it has no such list, and then nothing is done.
+        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
+    """
+
+    def __init__(self, layers: nn.ModuleList | None, context: PassContext | None = None) -> None:
+        self._layers, self._context = layers if layers is not None else nn.ModuleList(), context
+        self._placed: list[int] = []
+        self.is_on = False
+
+    def turn_on(self) -> bool:
+        """Checkpoint from the next `place` on; return whether that is new and possible."""
+        new = not self.is_on and len(self._layers) > 1
+        self.is_on = self.is_on or new
+        return new
+
+    def place(self, lowest: int) -> None:
+        """Wrap the layers from `lowest` on if checkpointing is on; adapted layers must be in place already."""
+        for index in range(lowest, len(self._layers) - 1 if self.is_on else 0):
+            self._layers[index] = _CheckpointedLayer(self._layers[index], self._context)
+            self._placed.append(index)
+
+    def remove(self) -> None:
+        """Put the layers back."""
+        for index in self._placed:
+            self._layers[index] = self._layers[index].get_submodule("layer")
+        self._placed.clear()
 
 
-class TrainedLinear(AdaptedLinear):
-    """An `AdaptedLinear` for passes with gradients too; W stays frozen."""
+class _CheckpointedLayer(WrappedLayer):
+    """Computes a layer again in backward."""
 
-    updates: tuple[TrainableUpdate[Any], ...]
+    def __init__(self, layer: nn.Module, context: PassContext | None) -> None:
+        super().__init__(layer)
+        self._context = context
 
-    def __init__(
-        self, base_layer: nn.Module, context: PassContext[RowMapT], updates: Sequence[TrainableUpdate[RowMapT]]
-    ) -> None:
-        super().__init__(base_layer, context, updates)
-        # A leaf, so that a graph is built even where no input needs a gradient; not a parameter of the model.
-        self._anchor = self.weight.detach().new_empty(0).requires_grad_()
-
-    @property
-    def matrix(self) -> Tensor:
-        """The base weight as the function computes it, shape (out, in)."""
-        return matrix(self.base_layer)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return super().forward(x)
-        row_map = self._context.row_map
-        updates = [update for update in self.updates if update.adapts(row_map)]
-        if not updates:
-            y: Tensor = self.base_layer(x)
-            return y
-        return _sum(x, self._anchor, self, updates, LayerRows(row_map, num_positions(x, row_map), self._context.worker))
+            return self.layer(*args, **kwargs)
+        # What sets the rows of this thread's pass again.
+        own = self._context
+        computing = nullcontext if own is None else partial(own.computing, own.row_map, own.worker)
 
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            # The second time backward calls this, after the pass, and on an accelerator in another thread.
+            with computing():
+                return self.layer(*args, **kwargs)
 
-class _Sum(torch.autograd.Function):
-    """Base layer and updates as one step, so that sums are made in place and x is not kept for backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        _: Tensor,
-        layer: TrainedLinear,
-        updates: Sequence[TrainableUpdate[Any]],
-        rows: LayerRows[Any],
-    ) -> Tensor:
-        y: Tensor = layer.base_layer(x)
-        x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
-        saved = [update.add_(x_2d, y_2d, rows) for update in updates]
-        ctx.save_for_backward(*chain.from_iterable(saved))
-        ctx.counts = [len(tensors) for tensors in saved]
-        ctx.layer, ctx.updates, ctx.rows = layer, updates, rows
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        layer: TrainedLinear = ctx.layer
-        dy_2d = dy.reshape(-1, dy.shape[-1])  # (n T, out)
-        dx_2d = torch.mm(dy_2d, layer.matrix) if ctx.needs_input_grad[0] else None  # (n T, in)
-        saved, start = ctx.saved_tensors, 0
-        for update, count in zip(ctx.updates, ctx.counts, strict=True):
-            update.backward_(dy_2d, dx_2d, saved[start : start + count], ctx.rows)
-            start += count
-        return None if dx_2d is None else dx_2d.view(*dy.shape[:-1], -1), None, None, None, None
-
-
-_sum = cast("Callable[..., Tensor]", _Sum.apply)
+        # Nothing is drawn at random: dropout is off.
+        return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

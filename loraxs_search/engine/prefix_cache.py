@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,53 +19,120 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_side, readable, rounding
 from loraxs_search.engine.layers import WrappedLayer
-from loraxs_search.engine.planning import Indices
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import EncodedRows, RowSource
 
+Indices = npt.NDArray[np.int64]
+# Rows of one task in a pass; those of a split may be cached, rows made for one request never are.
+_Rows = tuple[RowSource, Split | EncodedRows, Indices]
 
-class LayerSkipping:
-    """Lets passes skip the layers below a depth j. The base's layers are hidden, not changed.
+CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
+
+
+class PrefixCache:
+    """Skips the layers below the lowest adapted one, and caches their outputs on the device of the base.
+
+    The base's layers are hidden, not changed. Full memory is no error: entries that no slot in place can use are
+    dropped first, and rows that still do not fit are computed again in each pass. Passes may run in several threads;
+    everything else is for one caller at a time, between passes.
 
     Args:
-        layers: The repeated layers of `model`.
+        layers: The repeated layers of `model`; None when it has no such list. Then nothing is skipped, and neither
+            where rows are padded on the left.
+        max_bytes: Limit of the cache; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList) -> None:
-        self._model, self._layers = model, layers
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
+        default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
+        self._max_bytes = default if max_bytes is None else max_bytes
+        self._can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
+        self._model, self._layers = model, layers if layers is not None else nn.ModuleList()
         self._state = _SkipState()
         self._widths: dict[int, int] = {}  # by depth: bytes of one token's state, 0 where layers cannot be skipped
-        self.depth = 0
+        # By depth, task and split, the oldest first: what enters the layer of that depth, by row.
+        self._entries: dict[tuple[int, RowSource, Split], dict[int, Tensor]] = {}
+        self._tasks: frozenset[RowSource] = frozenset()
+        self.depth = 0  # how many layers passes skip
+        self.num_bytes = 0  # memory of the cached rows
 
-    @property
-    def token_bytes(self) -> int:
-        """Memory of what enters layer j for one token."""
-        return self._widths[self.depth]
+    def place(self, depth: int, tasks: Iterable[RowSource]) -> None:
+        """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded.
 
-    def place(self, depth: int) -> None:
-        """Skip the layers below `depth` if that changes nothing; the base must be as it was loaded.
-
-        A probe checks that: not every base is a chain in which each layer takes one tensor from the one before.
+        A probe checks that this changes nothing: not every base is a chain in which each layer takes one tensor from
+        the one before.
         """
-        if depth not in self._widths:
-            self._widths[depth] = self._probe(depth)
-        if self._widths[depth]:
-            self._skip(depth)
+        self._tasks = frozenset(tasks)
+        if self._can_skip and depth:
+            if depth not in self._widths:
+                self._widths[depth] = self._probe(depth)
+            if self._widths[depth]:
+                self._skip(depth)
 
     def remove(self) -> None:
-        """Put the layers back."""
+        """Put the layers back; cached rows stay."""
         for index in range(self.depth):
             self._layers[index] = self._layers[index].get_submodule("layer")
         self.depth = 0
+
+    def shrink(self) -> bool:
+        """Empty the cache, and use at most half its size from now on: memory ran out elsewhere.
+
+        Returns:
+            Whether anything was cached.
+        """
+        if had_rows := self.num_bytes > 0:
+            self._max_bytes, self.num_bytes = self.num_bytes // 2, 0
+            self._entries.clear()
+        return had_rows
+
+    def missing(self, data: RowSource, split: Split, rows: Indices) -> Indices:
+        """Return those of these rows that are not cached and will fit, ascending; none if nothing is skipped."""
+        if not self.depth:
+            return np.empty(0, dtype=np.int64)
+        known = self._entries.setdefault((self.depth, data, split), {})
+        new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
+        wanted = np.cumsum(data.lengths(split)[new]) * self._widths[self.depth]
+        for key in list(self._entries) if len(new) else ():
+            if self.num_bytes + int(wanted[-1]) <= self._max_bytes:
+                break
+            if key[0] != self.depth or key[1] not in self._tasks:
+                self.num_bytes -= sum(states.nbytes for states in self._entries.pop(key).values())
+        return new[self.num_bytes + wanted <= self._max_bytes]
+
+    def compute(self, inputs: dict[str, Tensor], lengths: npt.NDArray[np.integer]) -> tuple[Tensor, ...]:
+        """Return what enters layer j for each row, without padding.
+
+        Args:
+            inputs: What the model takes, (n, T), on its device.
+            lengths: Real tokens of each row, (n,).
+        """
+        states = self.entering(inputs)
+        packed = states.flatten(0, 1)[_token_indices(lengths, states)]
+        return torch.split(packed, lengths.tolist())
+
+    def keep(self, data: RowSource, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
+        """Cache rows that were missing."""
+        self._entries.setdefault((self.depth, data, split), {}).update(zip(rows.tolist(), states, strict=True))
+        self.num_bytes += sum(row.nbytes for row in states)
 
     @torch.no_grad()
     def entering(self, inputs: dict[str, Tensor]) -> Tensor:
         """Compute what enters layer j for the model's inputs, shape (n, T, width), and nothing above."""
         try:
             self._model(**inputs)
-        except _Reached as reached:
+        except _ReachedError as reached:
             return reached.states
         raise AssertionError("a skipped layer has let a pass through")
+
+    @contextmanager
+    def skipped(self, parts: Sequence[_Rows], inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Skip the layers while this thread computes a pass of these rows and inputs."""
+        if not self.depth:
+            yield
+            return
+        states = self._states(parts, inputs)
+        with self.given(states):
+            yield
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
@@ -79,14 +145,31 @@ class LayerSkipping:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let passes of this thread compute every layer."""
-        self._state.paused = True
+        """Let passes of this thread compute every layer, as where a cache needs the keys and values of all."""
+        self._state.is_paused = True
         try:
             yield
         finally:
-            self._state.paused = False
+            self._state.is_paused = False
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _states(self, parts: Sequence[_Rows], inputs: dict[str, Tensor]) -> Tensor:
+        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token reads."""
+        rows = list[Tensor | None]()
+        for data, source, numbers in parts:
+            kept = {} if isinstance(source, EncodedRows) else self._entries.get((self.depth, data, source), {})
+            rows += [kept.get(row) for row in numbers.tolist()]
+        known = [states for states in rows if states is not None]
+        if not known:
+            return self.entering(inputs)
+        states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
+        lengths = np.array([0 if row is None else len(row) for row in rows])
+        states.flatten(0, 1).index_copy_(0, _token_indices(lengths, states), torch.cat(known))
+        if new := [i for i, row in enumerate(rows) if row is None]:
+            states[new] = self.entering({name: value[new] for name, value in inputs.items()})
+        return states
+
     def _skip(self, depth: int) -> None:
         for index in range(depth):
             self._layers[index] = _SkippedLayer(self._layers[index], self._state, index == 0, index == depth - 1)
@@ -118,17 +201,15 @@ class LayerSkipping:
 
 
 class _SkipState(threading.local):
-    """What enters layer j in the current pass, None if it must be computed; each thread has its own.
-
-    Args:
-        paused: Whether no layer is skipped, as where a cache needs the keys and values of all.
-    """
+    """What enters layer j in the current pass, None if it must be computed; each thread has its own."""
 
     states: Tensor | None = None
-    paused = False
+    is_paused = False
 
 
-class _Reached(Exception):  # noqa: N818  # it ends a forward pass early
+class _ReachedError(Exception):
+    """Ends a forward pass early."""
+
     def __init__(self, states: Tensor) -> None:
         self.states = states
 
@@ -141,163 +222,15 @@ class _SkippedLayer(WrappedLayer):
         self._state, self._first, self._last = state, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._state.paused:
+        if self._state.is_paused:
             out: Tensor = self.layer(x, *args, **kwargs)
             return out
         if (states := self._state.states) is not None:
             return states if self._first else x
         y: Tensor = self.layer(x, *args, **kwargs)
         if self._last:
-            raise _Reached(y)
+            raise _ReachedError(y)
         return y
-
-
-_Key = tuple[int, RowSource, Split]
-
-CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
-
-
-@dataclass(frozen=True)
-class CachedRows:
-    """Rows of one task in a pass; those of a split may be cached, rows made for one request never are."""
-
-    data: RowSource
-    source: Split | EncodedRows
-    rows: Indices
-
-
-@dataclass
-class _CacheEntry:
-    """What enters one layer for the rows of a split."""
-
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    num_bytes: int = 0
-
-
-class PrefixCache:
-    """Skips the layers below the lowest adapted one, and caches their outputs on the device of the base.
-
-    Full memory is no error: entries that no slot in place can use are dropped first, and rows that still do not fit
-    are computed again in each pass. Passes may run in several threads; everything else is for one caller at a time,
-    between passes.
-
-    Args:
-        layers: The repeated layers of `model`; None when it has no such list. Then nothing is skipped, and neither
-            where rows are padded on the left.
-        max_bytes: Limit of the cache; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
-    """
-
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
-        default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
-        self._max_bytes = default if max_bytes is None else max_bytes
-        self._can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
-        self._skipping = LayerSkipping(model, layers or nn.ModuleList())
-        self._entries: dict[_Key, _CacheEntry] = {}  # the oldest first
-        self._tasks: frozenset[RowSource] = frozenset()
-
-    @property
-    def depth(self) -> int:
-        """How many layers passes skip."""
-        return self._skipping.depth
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the cached rows."""
-        return sum(entry.num_bytes for entry in self._entries.values())
-
-    def place(self, depth: int, tasks: Iterable[RowSource]) -> None:
-        """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded."""
-        self._tasks = frozenset(tasks)
-        if self._can_skip and depth:
-            self._skipping.place(depth)
-
-    def remove(self) -> None:
-        """Put the layers back; cached rows stay."""
-        self._skipping.remove()
-
-    def shrink(self) -> bool:
-        """Empty the cache, and use at most half its size from now on: memory ran out elsewhere.
-
-        Returns:
-            Whether anything was cached.
-        """
-        if num_bytes := self.num_bytes:
-            self._max_bytes = num_bytes // 2
-            self._entries.clear()
-        return num_bytes > 0
-
-    def missing(self, data: RowSource, split: Split, rows: Indices) -> Indices:
-        """Return those of these rows that are not cached and will fit, ascending; none if nothing is skipped."""
-        if not self.depth:
-            return np.empty(0, dtype=np.int64)
-        known = self._entry(data, split).rows
-        new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
-        wanted = np.cumsum(data.lengths(split)[new]) * self._skipping.token_bytes
-        if len(new):
-            self._free(int(wanted[-1]))
-        return new[self.num_bytes + wanted <= self._max_bytes]
-
-    def compute(self, inputs: dict[str, Tensor], lengths: npt.NDArray[np.integer]) -> tuple[Tensor, ...]:
-        """Return what enters layer j for each row, without padding.
-
-        Args:
-            inputs: What the model takes, (n, T), on its device.
-            lengths: Real tokens of each row, (n,).
-        """
-        states = self._skipping.entering(inputs)
-        packed = states.flatten(0, 1)[_token_indices(lengths, states)]
-        return torch.split(packed, lengths.tolist())
-
-    def keep(self, data: RowSource, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
-        """Cache rows that were missing."""
-        entry = self._entry(data, split)
-        entry.rows.update(zip(rows.tolist(), states, strict=True))
-        entry.num_bytes += sum(row.nbytes for row in states)
-
-    @contextmanager
-    def skipped(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Iterator[None]:
-        """Skip the layers while this thread computes a pass of these rows and inputs."""
-        if not self.depth:
-            yield
-            return
-        with self._skipping.given(self._states(parts, inputs)):
-            yield
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Skip nothing in what this thread computes."""
-        return self._skipping.paused()
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def _states(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
-        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token reads."""
-        rows = [states for part in parts for states in self._look_up(part)]
-        known = [states for states in rows if states is not None]
-        if not known:
-            return self._skipping.entering(inputs)
-        states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
-        lengths = np.array([0 if row is None else len(row) for row in rows])
-        states.flatten(0, 1).index_copy_(0, _token_indices(lengths, states), torch.cat(known))
-        if new := [i for i, row in enumerate(rows) if row is None]:
-            states[new] = self._skipping.entering({name: value[new] for name, value in inputs.items()})
-        return states
-
-    def _look_up(self, part: CachedRows) -> list[Tensor | None]:
-        if isinstance(part.source, EncodedRows):
-            return [None] * len(part.rows)
-        entry = self._entries.get((self.depth, part.data, part.source), _CacheEntry())
-        return [entry.rows.get(row) for row in part.rows.tolist()]
-
-    def _entry(self, data: RowSource, split: Split) -> _CacheEntry:
-        return self._entries.setdefault((self.depth, data, split), _CacheEntry())
-
-    def _free(self, num_bytes: int) -> None:
-        for key in list(self._entries):
-            depth, data, _ = key
-            if self.num_bytes + num_bytes <= self._max_bytes:
-                return
-            if depth != self.depth or data not in self._tasks:
-                del self._entries[key]
 
 
 def _token_indices(lengths: npt.NDArray[np.integer], states: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -19,18 +21,17 @@ from loraxs_search.base_model.packable import Sharing, check_packable, check_sha
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
     AdaptedHead,
+    AdaptedLinear,
+    GradientCheckpointing,
     HeadState,
     PassContext,
     RowSegment,
     SlotRowMap,
     SlotUpdates,
-    TrainedLinear,
-    segments_of,
 )
-from loraxs_search.engine.out_of_memory import GradientCheckpointing
 from loraxs_search.engine.passes import AdaptedBase, Owners, base_of
 from loraxs_search.engine.prefix_cache import PrefixCache
-from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
+from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
@@ -155,7 +156,7 @@ class PackedModel(TrainedBase):
     """
 
     model: PreTrainedModel
-    context: PassContext[SlotRowMap]
+    context: PassContext
     prefix: PrefixCache
 
     def __init__(
@@ -168,7 +169,7 @@ class PackedModel(TrainedBase):
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
-        context: PassContext[SlotRowMap] = PassContext()
+        context: PassContext = PassContext()
         super().__init__(model, context)
         self.context = context
         self._factors, self._num_workers = factors, num_workers
@@ -182,8 +183,7 @@ class PackedModel(TrainedBase):
         self._checkpointing = GradientCheckpointing(layers, context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._out, self._idle = output_head(model) if self._head_modules else ("", ())
-        self._last_layer = LastLayerPruning(model, layers if self._head_modules else None)
-        self._reads = ReadPruning(model, None if self._head_modules else layers)
+        self._pruning = LastLayerPruning(model, layers)
         self._originals: list[tuple[str, nn.Module]] = []
         self._bases: dict[str, PackedBase] = {}  # by method
 
@@ -233,11 +233,10 @@ class PackedModel(TrainedBase):
         self.prefix.place(lowest, (slot.data for slot in wanted))
         for name in modules:
             updates = [updates.update(name) for updates in self._updates if name in updates.modules]
-            self._put(name, TrainedLinear(self._linears[name], self.context, updates))
+            self._put(name, AdaptedLinear(self._linears[name], self.context, updates))
         for name, head in self._head_modules.items():
             self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
-        self._last_layer.place()
-        self._reads.place()
+        self._pruning.place()
         self._checkpointing.place(lowest)
         self.slots = wanted
 
@@ -245,11 +244,6 @@ class PackedModel(TrainedBase):
         if turned_on := self._checkpointing.turn_on():
             self.clear()  # what is in place was put there without it
         return turned_on
-
-    @property
-    def shares_beginnings(self) -> bool:
-        """False: passes skip and prune layers, which a cache needs whole."""
-        return False
 
     @property
     def slot_bytes(self) -> int:
@@ -262,8 +256,7 @@ class PackedModel(TrainedBase):
         for name, original in self._originals:
             self.model.set_submodule(name, original)
         self._originals.clear()
-        self._last_layer.remove()
-        self._reads.remove()
+        self._pruning.remove()
         self.prefix.remove()
         self.slots = ()
 
@@ -278,15 +271,13 @@ class PackedModel(TrainedBase):
         self._heads.collect()
 
     def row_map(self, owners: Owners) -> SlotRowMap:
-        return SlotRowMap(segments_of(owners), self.device)
+        edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
+        return SlotRowMap([RowSegment(int(owners[a]), a, b) for a, b in itertools.pairwise(edges)], self.device)
 
     @contextmanager
     def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
-        if reads is None:
-            yield False
-            return
-        read_map = self.row_map(owners)
-        with self._reads.reading(reads, width, lambda: self.context.narrow(read_map)) as is_cut:
+        read_map = None if reads is None else self.row_map(owners)
+        with self._pruning.reading(reads, width, lambda: setattr(self.context, "row_map", read_map)) as is_cut:
             yield is_cut
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.files import numbers_by_dtype, weight_bytes
 from loraxs_search.base_model.reading import readable, timing_inputs
-from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, is_out_of_memory
+from loraxs_search.engine.passes import MEMORY_ERRORS, is_out_of_memory
 from loraxs_search.errors import BaseModelError
 from loraxs_search.machine import free_bytes
 from loraxs_search.methods import get_method

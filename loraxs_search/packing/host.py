@@ -27,8 +27,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.pooling import trained_pooling
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.engine.passes import base_of
-from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
 from loraxs_search.errors import LoraxsError, TrialCancelledError
 from loraxs_search.home import factor_path
 from loraxs_search.methods import method_of

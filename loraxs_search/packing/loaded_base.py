@@ -19,8 +19,7 @@ from loraxs_search.base_model.load import load_model, with_setup
 from loraxs_search.base_model.pooling import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.kv_cache import check_continuation
-from loraxs_search.engine.passes import base_of
-from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore

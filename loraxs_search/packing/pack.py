@@ -22,10 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.packable import Sharing
-from loraxs_search.engine.out_of_memory import RowTooLongError
-from loraxs_search.engine.passes import Reduced, Requester
-from loraxs_search.engine.planning import Indices, PassExecutor
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.passes import Indices, PassExecutor, Reduced, Requester
+from loraxs_search.engine.requests import Engine, RowTooLongError
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.packing.bases import PackedModel, TrainedBase

@@ -20,9 +20,8 @@ import numpy as np
 
 from loraxs_search.bank.adapter_store import Part
 from loraxs_search.bank.bank import AdapterBank
-from loraxs_search.engine.generation import MAX_TOKENS, Generation, OpenSequence, generated, open_sequences
-from loraxs_search.engine.passes import Requester
-from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.generation import Generation, OpenSequence, generated, open_sequences
+from loraxs_search.engine.passes import MAX_TOKENS, PassExecutor, Requester, workers_for
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.serve.served_models import ServedAdapter

@@ -29,7 +29,7 @@ from scipy.stats import t as student
 
 from loraxs_search.assets import keep
 from loraxs_search.base_model.load import bare_body
-from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.home import home, write_atomic
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity

@@ -41,7 +41,7 @@ import torch
 
 from loraxs_search import versions
 from loraxs_search.base_model.layers import repeated_layers
-from loraxs_search.engine.planning import Demand, PassExecutor, workers_for
+from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.packing.bases import PackedModel, PeftBase
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack, shared_pack
@@ -211,7 +211,7 @@ def shape_of_round(pack: Pack, slots: Sequence[Slot]) -> tuple[int, float]:
     """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
     pack.base.place(slots)
     lengths = {slot.name: slot.data.lengths("train")[slot.next_rows()] for slot in pack.base.slots}
-    passes = pack.engine.plan([Demand(name, own) for name, own in lengths.items()])
+    passes = pack.engine.plan(lengths)
     padded, real = sum(shared.num_tokens for shared in passes), sum(int(own.sum()) for own in lengths.values())
     return len(passes), padded / real
 

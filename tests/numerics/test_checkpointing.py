@@ -13,7 +13,7 @@ from support.families import families
 from support.trials import same_bits, train
 from torch import nn
 
-from loraxs_search.engine.out_of_memory import _CheckpointedLayer
+from loraxs_search.engine.layers import _CheckpointedLayer
 from loraxs_search.errors import UsageError
 from loraxs_search.trial.snapshot import Snapshot
 

@@ -14,7 +14,7 @@ from support import toy_language
 from support.trials import run_alone, train
 
 from loraxs_search.engine import requests
-from loraxs_search.engine.planning import PassExecutor
+from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.methods import get_method
 from loraxs_search.packing import loaded_base
 from loraxs_search.packing.host import TrialHost

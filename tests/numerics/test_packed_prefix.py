@@ -14,8 +14,9 @@ from support.trials import same_bits, train
 from torch import Tensor, nn
 
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine.layers import TrainedLinear
-from loraxs_search.engine.planning import PassExecutor
+from loraxs_search.engine import layers
+from loraxs_search.engine.layers import AdaptedLinear
+from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.packing.pack import Pack, shared_pack
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
@@ -61,7 +62,7 @@ def rows_through(world: Any, block: int) -> Iterator[list[int]]:
     """Collect how many rows go through a block's first linear layer, call by call."""
     name = next(name for name in world.names if f".{block}." in name)
     layer = world.model.get_submodule(name)
-    layer = layer.base_layer if isinstance(layer, TrainedLinear) else layer
+    layer = layer.base_layer if isinstance(layer, AdaptedLinear) else layer
     seen: list[int] = []
     hook = layer.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
     try:
@@ -213,10 +214,8 @@ def test_backward_stops_at_the_lowest_adapted_module(deep, monkeypatch, family, 
             lambda _, args: entered.append(args[0].requires_grad)
         )
     )
-    transposed: list[TrainedLinear] = []
-    matrix = TrainedLinear.matrix.fget
-    assert matrix is not None
-    monkeypatch.setattr(TrainedLinear, "matrix", property(lambda self: (transposed.append(self), matrix(self))[1]))
+    transposed, matrix = list[nn.Module](), layers.matrix
+    monkeypatch.setattr(layers, "matrix", lambda layer: (transposed.append(layer), matrix(layer))[1])
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
         train(pack, slots, 1)
@@ -228,7 +227,7 @@ def test_backward_stops_at_the_lowest_adapted_module(deep, monkeypatch, family, 
     assert not any(graph[name] for name in before)
     assert graph[target]
     lowest = world.model.get_submodule(target)
-    assert lowest not in transposed  # no gradient of its input
-    assert set(transposed) == {world.model.get_submodule(name) for name in upper(world, 3)}
+    assert lowest.base_layer not in transposed  # no gradient of its input
+    assert set(transposed) == {world.model.get_submodule(name).base_layer for name in upper(world, 3)}
     weights = {world.model.get_submodule(name).weight.data_ptr() for name in before}
     assert saved and not any(tensor.untyped_storage().data_ptr() in weights for tensor in saved)

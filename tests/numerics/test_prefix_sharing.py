@@ -19,9 +19,9 @@ from support.trials import write
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from loraxs_search.engine import generation, requests
-from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.engine.prefix_sharing import beginning_of, common_beginning, is_worth_sharing, read_shared
+from loraxs_search.engine import passes, requests
+from loraxs_search.engine.passes import PassExecutor
+from loraxs_search.engine.kv_cache import beginning_of, common_beginning, is_worth_sharing, read_shared
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
 from loraxs_search.trial.evaluate import ask
@@ -246,7 +246,7 @@ def test_what_is_written_is_written_behind_whole_prompts(make_world, family):
 def test_prompts_of_unlike_lengths_are_read_in_passes_of_their_own_and_go_on_as_each_alone(
     make_world, monkeypatch, family, alike
 ):
-    monkeypatch.setattr(generation, "RUN_TOKENS", 4)
+    monkeypatch.setattr(passes, "RUN_TOKENS", 4)
     world, random = make_world(family), np.random.default_rng(0)
     shared = random.integers(4, VOCABULARY, alike)
     ids = [np.append(shared, random.integers(4, VOCABULARY, size)) for size in (30, 2, 9, 31, 1, 2, 9, 10, 30, 3)]

@@ -22,7 +22,7 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine.planning import PassExecutor
+from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors

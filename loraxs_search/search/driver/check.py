@@ -336,7 +336,7 @@ def _expected_pack_size(
     """
     import torch
 
-    from loraxs_search.engine.planning import workers_for
+    from loraxs_search.engine.passes import workers_for
     from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
 
     if not space.is_packable:

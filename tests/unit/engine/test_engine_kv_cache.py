@@ -9,11 +9,10 @@ import torch
 from support.decoders import DECODERS
 from support.families import families
 from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.engine import kv_cache
-from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, check_continuation, forked_cache
+from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, check_continuation
 from loraxs_search.errors import BaseModelError
 
 
@@ -29,25 +28,22 @@ def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned: bool) -> 
             assert not actual[:, :, expected.shape[2] :].any()
     assert ours.get_seq_length() == 80
     for rows in ([3, 0, 2], [2, 1], [1, 1, 0, 0, 1], [4]):
-        ours.batch_select_indices(torch.tensor(rows))
-        theirs.batch_select_indices(torch.tensor(rows))
+        ours.reorder_cache(torch.tensor(rows))
+        theirs.reorder_cache(torch.tensor(rows))
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
 
 
-@pytest.mark.parametrize("layer", [GrowingLayer(True), GrowingLayer(False), DynamicCache().layer_class_to_replicate()])  # type: ignore[misc]
-def test_forked_rows_go_on_by_themselves(layer: DynamicLayer) -> None:
-    cache = DynamicCache()
-    cache.layers = [layer]
-    keys, values = torch.randn(2, 2, 2, 5, 8).unbind()
-    cache.update(keys, values, 0)
+@pytest.mark.parametrize("turned", [False, True])
+def test_forked_rows_go_on_by_themselves(turned: bool) -> None:
+    layer, (keys, values) = GrowingLayer(turned), torch.randn(2, 2, 2, 5, 8).unbind()
+    layer.update(keys, values)
     for rows in ([1, 0, 1], [0], [1, 0]):
-        other = forked_cache(cache, torch.tensor(rows))
-        assert torch.equal(other.layers[0].keys, keys[rows]) and torch.equal(other.layers[0].values, values[rows])
-        more = torch.randn(2, len(rows), 2, 1, 8)
-        other.update(more[0], more[1], 0)
-        other.batch_select_indices(torch.tensor([0]))
-        assert torch.equal(other.layers[0].keys[:, :, :5], keys[rows[:1]])
-        assert torch.equal(cache.layers[0].keys, keys) and torch.equal(cache.layers[0].values, values)
+        other = layer.forked(torch.tensor(rows))
+        assert torch.equal(other.keys, keys[rows]) and torch.equal(other.values, values[rows])
+        other.update(*torch.randn(2, len(rows), 2, 1, 8))
+        other.reorder_cache(torch.tensor([0]))
+        assert torch.equal(other.keys[:, :, :5], keys[rows[:1]])
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -70,7 +66,7 @@ def test_joined_rows_end_in_one_column(turned: bool) -> None:
 def test_first_tokens_can_be_dropped(turned: bool) -> None:
     layer, both, more = GrowingLayer(turned), torch.randn(2, 3, 2, 70, 8), torch.randn(2, 2, 2, 1, 8)
     layer.update(*both)
-    layer.batch_select_indices(torch.tensor([2, 0]))
+    layer.reorder_cache(torch.tensor([2, 0]))
     layer.drop_first(61)
     layer.update(*more)
     assert layer.get_seq_length() == 10

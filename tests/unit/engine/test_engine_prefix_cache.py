@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from loraxs_search.base_model.layers import repeated_layers
-from loraxs_search.engine.prefix_cache import LayerSkipping
+from loraxs_search.engine.prefix_cache import PrefixCache
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
 BLOCK = "bert.encoder.layer"
@@ -37,23 +37,23 @@ def inputs() -> dict[str, Tensor]:
 
 def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTrainedModel) -> None:
     whole, layers = model(**inputs()).logits, list(model.bert.encoder.layer)
-    shortcut = LayerSkipping(model, model.bert.encoder.layer)
-    shortcut.place(3)
+    shortcut = PrefixCache(model, model.bert.encoder.layer)
+    shortcut.place(3, ())
     states = shortcut.entering(inputs())
     calls: list[int] = []
     layers[0].register_forward_hook(lambda *_: calls.append(0))
     layers[3].register_forward_hook(lambda *_: calls.append(3))
     with shortcut.given(states):
         assert torch.equal(model(**inputs()).logits, whole)
-    assert (shortcut.depth, shortcut.token_bytes, calls) == (3, 64, [3])
+    assert (shortcut.depth, calls) == (3, [3])
     shortcut.remove()
     assert list(model.bert.encoder.layer) == layers
     assert shortcut.depth == 0
 
 
 def test_threads_have_their_own_states(model: PreTrainedModel) -> None:
-    shortcut = LayerSkipping(model, model.bert.encoder.layer)
-    shortcut.place(2)
+    shortcut = PrefixCache(model, model.bert.encoder.layer)
+    shortcut.place(2, ())
     states, found = shortcut.entering(inputs()), []
     with shortcut.given(torch.zeros_like(states)):
         thread = threading.Thread(target=lambda: found.append(shortcut.entering(inputs())))
@@ -98,7 +98,7 @@ def test_a_base_that_is_no_chain_is_computed_in_full(model: PreTrainedModel, kin
         layers[2].register_forward_hook(lambda _, args, out: out + args[0].mean(1, keepdim=True))
         layers[0].register_forward_hook(lambda _, args, out: out + 1)  # so that padding is not zero
     before = list(layers)
-    shortcut = LayerSkipping(model, layers)
-    shortcut.place(2)
+    shortcut = PrefixCache(model, layers)
+    shortcut.place(2, ())
     assert shortcut.depth == 0
     assert list(layers) == before

@@ -43,7 +43,7 @@ def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels) -> No
 
 
 def test_each_thread_has_a_pass_of_its_own() -> None:
-    context: PassContext[RowMap[str]] = PassContext()
+    context: PassContext = PassContext()
     ready, seen = threading.Barrier(2), {}
 
     def compute(worker: int) -> None:
@@ -60,8 +60,7 @@ def test_each_thread_has_a_pass_of_its_own() -> None:
 
 
 def test_nothing_of_a_pass_stays_when_it_fails() -> None:
-    context: PassContext[RowMap[str]] = PassContext()
+    context: PassContext = PassContext()
     with pytest.raises(ZeroDivisionError), context.computing(RowMap([RowSegment("a", 0, 1)])):
         raise ZeroDivisionError
-    with pytest.raises(AssertionError):
-        _ = context.row_map
+    assert context.row_map is None

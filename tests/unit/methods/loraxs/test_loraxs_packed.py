@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import LayerRows, PassContext, RowSegment, SlotRowMap, TrainedLinear
+from loraxs_search.engine.layers import AdaptedLinear, LayerRows, PassContext, RowSegment, SlotRowMap
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
 from loraxs_search.methods.loraxs.packed import (
@@ -112,7 +112,7 @@ def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, p
     ]
     assert packed[0].modules == ["first", "second"]
     layers = {
-        name: TrainedLinear(linears[name], context, [cores.update(name) for cores in packed if name in cores.modules])
+        name: AdaptedLinear(linears[name], context, [cores.update(name) for cores in packed if name in cores.modules])
         for name in linears
     }
     x = torch.randn(6, 2, IN)
