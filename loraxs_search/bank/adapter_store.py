@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -16,15 +17,6 @@ from torch import Tensor
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import FactorKey
 from loraxs_search.records.task import Task, TaskModel
-
-
-@dataclass(frozen=True)
-class _CoreSlice:
-    """Where one module's C (r, r) is stored: R multiplied by its scale and singular values."""
-
-    rank: int
-    factor_key: FactorKey
-    start: int
 
 
 @dataclass(frozen=True)
@@ -51,32 +43,22 @@ class Layout:
         return self.model.num_outputs or 0
 
     @cached_property
-    def cores(self) -> dict[str, _CoreSlice]:
-        """Module name to its slice."""
-        slices, start = {}, 0
-        for name, rank, factor_key in self.modules:
-            slices[name] = _CoreSlice(rank, factor_key, start)
-            start += rank * rank
-        return slices
-
-    @cached_property
-    def num_r(self) -> int:
-        """Number of elements of R, over all modules."""
-        return sum(rank * rank for _, rank, _ in self.modules)
-
-    @cached_property
-    def width(self) -> int:
-        """Length of a vector."""
-        return self.num_r + sum(prod(shape) for _, shape in self.head)
+    def cores(self) -> dict[str, tuple[int, FactorKey, int]]:
+        """By module, rank, factors and start of its C (r, r): R multiplied by its scale and singular values."""
+        starts = accumulate((rank * rank for _, rank, _ in self.modules), initial=0)
+        return {name: (rank, key, start) for (name, rank, key), start in zip(self.modules, starts, strict=False)}
 
     @cached_property
     def head_slices(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         """Head parameter name to its start and shape."""
-        slices, start = {}, self.num_r
-        for name, shape in self.head:
-            slices[name] = (start, shape)
-            start += prod(shape)
-        return slices
+        first = sum(rank * rank for _, rank, _ in self.modules)
+        starts = accumulate((prod(shape) for _, shape in self.head), initial=first)
+        return {name: (start, shape) for (name, shape), start in zip(self.head, starts, strict=False)}
+
+    @cached_property
+    def width(self) -> int:
+        """Length of a vector."""
+        return sum(rank * rank for _, rank, _ in self.modules) + sum(prod(shape) for _, shape in self.head)
 
     @cached_property
     def sort_key(self) -> str:
@@ -85,8 +67,8 @@ class Layout:
 
     def core(self, vectors: Tensor, module: str) -> Tensor:
         """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
-        core = self.cores[module]
-        return _block(vectors, core.start, (core.rank, core.rank))
+        rank, _, start = self.cores[module]
+        return _block(vectors, start, (rank, rank))
 
     def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
         """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""

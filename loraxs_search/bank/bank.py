@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Layout, Part
-from loraxs_search.bank.answering import BankRows, GenerateOptions, OpenRows, Questions, generate
+from loraxs_search.bank.answering import BankRows, GenerateOptions, answer, encoded_prompts, generate_request
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.base_model.load import checked_device, with_setup
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.errors import IntegrityError, UsageError, one_of
+from loraxs_search.engine.requests import Engine
+from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
@@ -33,6 +36,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.lookup import kept_adapter
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
 from loraxs_search.tasks.questions import is_frame, listed, question_rows, rows_of_tasks
 
@@ -248,9 +252,7 @@ class AdapterBank:
             parts = self._store.take(list(dict.fromkeys(names)))
         if is_frame(rows):
             rows = rows_of_tasks(rows, [kind_of(task).question_columns for task in tasks])
-        with self._tokenizing:
-            questions = Questions(tasks, names, rows, self.tokenizer)
-        return questions.predict(BankRows(self._model, parts))
+        return answer(tasks, names, rows, BankRows(self._model, parts), self.tokenizer, self._tokenizing)
 
     def generate(
         self,
@@ -284,6 +286,15 @@ class AdapterBank:
                 "Text is written by a bank without heads, but this one's adapters have one.",
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
             )
+        limit: Any = max_new_tokens
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
+            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {limit!r}.")
+        given: Any = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+        if stop is not None and not all(isinstance(text, str) and text for text in given):
+            raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
+        options = GenerateOptions(
+            None if limit is None else int(limit), None if stop is None else tuple(given), sampling
+        )
         prompts = listed(prompts, "prompts")
         names = [names] * len(prompts) if isinstance(names, str) else list(names)
         if len(names) != len(prompts):
@@ -291,8 +302,26 @@ class AdapterBank:
         with self._lock:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
             parts = self._store.take(list(tasks))
-        options = GenerateOptions.of(max_new_tokens, stop, sampling)
-        return generate(names, prompts, tasks, options, BankRows(self._model, parts), self.tokenizer, on_text)
+        encoded, bank = encoded_prompts(prompts, self.tokenizer), BankRows(self._model, parts)
+        keys = {name: str(number) for number, name in enumerate(tasks)}  # the base has no name
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            rows.setdefault(keys[name], []).append(row)
+        writes = {
+            keys[name]: generate_request(encoded, rows[keys[name]], task, options, self.tokenizer)
+            for name, task in tasks.items()
+        }
+        heard = None if on_text is None else lambda key, number, piece: on_text(rows[key][number], piece)
+        requesters = bank.requesters(RowSource(self.tokenizer), list(writes), [None] * len(writes))
+        texts = [""] * len(prompts)
+        for key, written in Engine(bank).compute(requesters, writes, heard).items():
+            if not np.isfinite(written.margins).all():
+                raise TrialDivergedError(
+                    f"Logits must be finite, but those of adapter {list(tasks)[int(key)]!r} are not."
+                )
+            for row, text in zip(rows[key], written.texts, strict=True):
+                texts[row] = text
+        return texts
 
     # ---- for servers -------------------------------------------------------------------------------------------------
     @property
@@ -306,7 +335,7 @@ class AdapterBank:
         return load_tokenizer(self.base)
 
     def take(self, name: str | None) -> Part:
-        """Return one adapter, which counts as used, or none for the bare base: what `OpenRows.put` takes.
+        """Return one adapter, which counts as used, or none for the bare base: what `BankRows.put` takes.
 
         Raises:
             UsageError: there is none of this name.
@@ -315,9 +344,9 @@ class AdapterBank:
             (part,) = self._store.take([name])
         return part
 
-    def open_rows(self) -> OpenRows:
+    def open_rows(self) -> BankRows:
         """Return this base for rows whose adapters come and go."""
-        return OpenRows(self._model)
+        return BankRows(self._model)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _checked_vectors(
@@ -331,47 +360,38 @@ class AdapterBank:
         """Check adapters and return their layout and, of `rows`, the vectors."""
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
+            model, own = kind_of(task).model, self._model.task_model
+            if (model.num_outputs is None) != (own.num_outputs is None):
+                has, lacks = ("has one", "has none") if self._model.has_head else ("has none", "has one")
+                raise UsageError(
+                    f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but"
+                    f" {task.name}, of kind {task.kind}, {lacks}.",
+                    hint="make another bank for it: its first adapter, or `num_labels`, decides",
+                )
+            if _loaded_as(model) != _loaded_as(own):
+                raise UsageError(
+                    f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind"
+                    f" {task.kind}, reads {model.auto_class}.",
+                    hint="make another bank for it",
+                )
             settings = self._model.settings(config, list(r))
             layout = Layout(
-                tuple((name, s.rank, s.factor_key) for name, s in settings.items()),
+                tuple((name, s.rank, s.factor_key) for name, (s, _) in settings.items()),
                 tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
-                replace(self._fitting(task), pooling=config.pooling),
+                replace(model, pooling=config.pooling),
                 tuple(config.pass_through),
             )
-            expected = {name: (r[name], (num, rank, rank)) for name, rank, _ in layout.modules}
-            for name, (value, shape) in (
-                expected | {name: (head[name], (num, *own)) for name, own in layout.head}
-            ).items():
-                if tuple(value.shape) != shape or not value.is_floating_point():
-                    found = tuple(value.shape)
-                    raise IntegrityError(f"{name} must be floating point of shape {shape}, but got {found}.")
+            shapes: dict[str, tuple[int, ...]] = {name: (num, rank, rank) for name, rank, _ in layout.modules}
+            shapes |= {name: (num, *shape) for name, shape in layout.head}
+            for name, value in (r | head).items():
+                if tuple(value.shape) != shapes[name] or not value.is_floating_point():
+                    raise IntegrityError(
+                        f"{name} must be floating point of shape {shapes[name]}, but got {tuple(value.shape)}."
+                    )
             self._model.heads(layout)
-            scales = {name: self._model.core_scale(name, s) for name, s in settings.items()}
-            cores = {name: r[name][rows].to(self._device) * scale for name, scale in scales.items()}
+            cores = {name: r[name][rows].to(self._device) * scale for name, (_, scale) in settings.items()}
             chosen = {name: value[rows] for name, value in head.items()}
             return layout, layout.vectors(cores, chosen, len(range(num)[rows]), self._device)
-
-    def _fitting(self, task: Task) -> TaskModel:
-        """Return how a task loads its base.
-
-        Raises:
-            UsageError: the bank's base was loaded for other tasks.
-        """
-        model, own = kind_of(task).model, self._model.task_model
-        if (model.num_outputs is None) != (own.num_outputs is None):
-            has, lacks = ("has one", "has none") if self._model.has_head else ("has none", "has one")
-            raise UsageError(
-                f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but {task.name},"
-                f" of kind {task.kind}, {lacks}.",
-                hint="make another bank for it: its first adapter, or `num_labels`, decides",
-            )
-        if _loaded_as(model) != _loaded_as(own):
-            raise UsageError(
-                f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind {task.kind},"
-                f" reads {model.auto_class}.",
-                hint="make another bank for it",
-            )
-        return model
 
     def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         with self._lock:

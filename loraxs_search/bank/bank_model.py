@@ -89,10 +89,10 @@ class _StoredCores:
             stored = segment.adapter
             if stored.layout is None or not stored.adapts(self._module):
                 continue
-            place = stored.layout.cores[self._module]
+            rank, factor_key, _ = stored.layout.cores[self._module]
             cores = stored.layout.core(stored.vectors, self._module).to(x.dtype)  # (m or 1, r, r)
             at = rows.positions(segment.start, segment.stop)
-            add_core_update_(x[at], y[at], self._pairs.pair(self._module, place.factor_key, place.rank), cores)
+            add_core_update_(x[at], y[at], self._pairs.pair(self._module, factor_key, rank), cores)
         return ()
 
 
@@ -134,26 +134,33 @@ class BankModel:
         self._unpackable = sharing.unpackable
         self._pairs = FactorPairs(self._linears, current_factor_store)
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
-        place_pooling(self.model, self.task_model.pooling, self._pooling_of_rows)
+
+        def pooling_of_rows() -> list[tuple[int, Pooling]]:  # what the heads of neighbouring rows read of the base
+            segments: Sequence[RowSegment[StoredRows]] = self.context.row_map.segments
+            models = [own.adapter.layout.model if own.adapter.layout else self.task_model for own in segments]
+            return [(own.num_rows, model.pooling) for own, model in zip(segments, models, strict=True)]
+
+        place_pooling(self.model, self.task_model.pooling, pooling_of_rows)
         for name, layer in self._linears.items():
             self.model.set_submodule(name, AdaptedLinear(layer, self.context, [_StoredCores(name, self._pairs)]))
         for name, head in self.own_heads.items():
             state = partial(lambda name, segment, _: segment.adapter.head_state(name), name)
             self.model.set_submodule(name, AdaptedHead(head, self.context, state))
 
-    def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> RowSegment[StoredRows]:
-        """Return these rows with their adapters."""
-        heads = self.own_heads if layout is None else self.heads(layout)
-        return RowSegment(StoredRows(layout, vectors, heads), start, stop)
+    def stored_rows(self, layout: Layout | None, vectors: Tensor) -> StoredRows:
+        """Return the adapters of neighbouring rows with their heads."""
+        return StoredRows(layout, vectors, self.own_heads if layout is None else self.heads(layout))
 
     @property
     def has_head(self) -> bool:
         """Whether rows go through a head; without one, hidden states are read."""
         return self.task_model.num_outputs is not None
 
-    def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, ModuleSettings]:
+    def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, tuple[ModuleSettings, Tensor]]:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 
+        Returns:
+            The settings, and the matrix that turns R into C by an elementwise product, shape (r, r).
         Raises:
             UsageError: the adapter has its own factors.
             TargetModulesError: the base has no such module, or computes it for all rows at once.
@@ -184,44 +191,42 @@ class BankModel:
             self._bodies.add(body)
         settings = {}
         for name in (name for name in self._linears if name in wanted):
-            own = module_settings(config, name, *matrix(self._linears[name]).shape)
-            recorded = config.factor_fingerprints.get(name)
-            if recorded is not None and not agrees(recorded, self._fingerprint(name, own)):
-                weight = matrix(self._linears[name]).detach()
-                factors, variant = checked_factors(weight, own, name, {name: recorded})
-                own = replace(own, variant=variant)  # of the factors that the adapter was trained in
-                self._pairs.add_variant(name, own.factor_key, factors)
-            settings[name] = own
+            weight = matrix(self._linears[name]).detach()
+            own = module_settings(config, name, *weight.shape)
+            if (recorded := config.factor_fingerprints.get(name)) is not None:
+                key = (name, own.factor_key, own.rank, own.sigma)
+                if key not in self._fingerprints:
+                    factors = self._pairs.factors(name, own.factor_key)
+                    self._fingerprints[key] = fingerprint(*factors.ab(own.rank, own.sigma))
+                if not agrees(recorded, self._fingerprints[key]):
+                    factors, variant = checked_factors(weight, own, name, {name: recorded})
+                    own = replace(own, variant=variant)  # of the factors that the adapter was trained in
+                    self._pairs.add_variant(name, own.factor_key, factors)
             self._pairs.pair(name, own.factor_key, own.rank)
+            scale = own.scale_core(self._pairs.factors(name, own.factor_key).singular_values)
+            settings[name] = own, scale.to(self.device)
         return settings
 
-    def core_scale(self, module: str, settings: ModuleSettings) -> Tensor:
-        """Return the matrix that turns R of this module into C by an elementwise product, shape (r, r)."""
-        return settings.scale_core(self._pairs.factors(module, settings.factor_key).singular_values).to(self.device)
-
     def heads(self, layout: Layout) -> _Heads:
-        """Return the head modules of a layout, with the parameters that its adapters do not store."""
+        """Return the head modules of a layout, with the parameters that its adapters do not store.
+
+        Raises:
+            IntegrityError: the layout has parameters or identities that this base's head lacks, or of another shape.
+        """
         key = (layout.model, layout.head, layout.identity_layers)
-        if key not in self._templates:
-            self._templates[key] = self._make_heads(layout)
-        return self._templates[key]
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _pooling_of_rows(self) -> list[tuple[int, Pooling]]:
-        """Return what the heads of neighbouring rows read of the base, with the number of these rows."""
-        segments = self.context.row_map.segments
-        models = [own.adapter.layout.model if own.adapter.layout else self.task_model for own in segments]
-        return [(own.num_rows, model.pooling) for own, model in zip(segments, models, strict=True)]
-
-    def _make_heads(self, layout: Layout) -> _Heads:
-        if not self.head_names:
-            if layout.head:
-                raise IntegrityError(
-                    f"An adapter without a head must hold only R, but got {layout.head[0][0]} of {layout.head[0][1]}."
-                )
-            self._identities_in_heads(layout)
-            return {}
-        meta = with_labels(self.model, layout.num_labels)
+        if key in self._templates:
+            return self._templates[key]
+        if layout.head and not self.head_names:
+            raise IntegrityError(
+                f"An adapter without a head must hold only R, but got {layout.head[0][0]} of {layout.head[0][1]}."
+            )
+        # The body, which all adapters share, has no layers that are the identity.
+        identities = [name for name in layout.identity_layers if name.split(".")[0] in self.head_names]
+        if other := sorted({*layout.identity_layers} - {*identities} - {*self._missing_poolers}):
+            raise IntegrityError(
+                f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
+            )
+        meta = with_labels(self.model, layout.num_labels) if self.head_names else self.model
         shaped = self.own_heads if meta is self.model else {name: meta.get_submodule(name) for name in self.head_names}
         heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in shaped.items()})
         if meta is not self.model:
@@ -233,28 +238,12 @@ class BankModel:
                 f"Beside R an adapter may hold parameters of the head only ({', '.join(shapes)}), each of its shape, "
                 f"but got {wrong[0]} of {stored[wrong[0]]}."
             )
-        identities = self._identities_in_heads(layout)
-        identity = {f"{name}.{part}" for name in identities for part in ("weight", "bias")}
-        if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
+        given = stored.keys() | {f"{name}.{part}" for name in identities for part in ("weight", "bias")}
+        if missing := [name for name, _ in heads.named_parameters() if name not in given]:
             # The same as in `load_adapter`: the checkpoint's own head, or a freshly drawn one.
             loaded = load_model(self.base, layout.model, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
         make_identity(heads, identities)
-        return dict(heads.items())
-
-    def _identities_in_heads(self, layout: Layout) -> list[str]:
-        """Return the head layers to be the identity; the body, which all adapters share, may have none."""
-        within = [name for name in layout.identity_layers if name.split(".")[0] in self.head_names]
-        if other := sorted({*layout.identity_layers} - {*within} - {*self._missing_poolers}):
-            raise IntegrityError(
-                f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
-            )
-        return within
-
-    def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
-        key = (module, settings.factor_key, settings.rank, settings.sigma)
-        if key not in self._fingerprints:
-            factors = self._pairs.factors(module, settings.factor_key)
-            self._fingerprints[key] = fingerprint(*factors.ab(settings.rank, settings.sigma))
-        return self._fingerprints[key]
+        self._templates[key] = dict(heads.items())
+        return self._templates[key]

@@ -97,6 +97,7 @@ class TokenReader:
 
 Json = dict[str, Any]
 Texts = str | list[str]
+Stop = Annotated[str, Field(min_length=1)]
 Row = str | dict[str, Any]
 
 _SEED = 2**63  # as a float has it exactly: so do clients that read the schema
@@ -136,7 +137,7 @@ class _WritingBody(_Body):
     temperature: Annotated[float | None, Field(ge=0, le=100, description="default: what the task says, or 0")] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-_SEED, le=_SEED, description="default: the task's own, or drawn")] = None
-    stop: Annotated[Texts | None, Field(description="default: what the task says")] = None
+    stop: Annotated[Stop | list[Stop] | None, Field(description="default: what the task says")] = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -148,6 +149,11 @@ class _WritingBody(_Body):
     safety_identifier: Annotated[str | None, _UNUSED] = None
     service_tier: Annotated[str | None, _UNUSED] = None
     store: Annotated[bool | None, _UNUSED] = None
+
+    @property
+    def stops(self) -> tuple[str, ...] | None:
+        """The texts that end an answer; None is left to the task."""
+        return (self.stop,) if isinstance(self.stop, str) else None if self.stop is None else tuple(self.stop)
 
 
 class CompletionBody(_WritingBody):
@@ -521,7 +527,7 @@ def completion_jobs(adapter: ServedAdapter | None, body: CompletionBody, limits:
     prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     for number, prompt in enumerate(prompts, 1):
         _check_size(f"prompt {number}", len(prompt), limits, "prompt")
-    options = GenerateOptions.of(body.max_tokens, body.stop, _sampling(body, adapter), body.logprobs)
+    options = GenerateOptions(body.max_tokens, body.stops, _sampling(body, adapter), body.logprobs)
     _check_writes(adapter, body, len(prompts), limits)
     return [
         _job(adapter, prompt, _nth(options, choice), _COMPLETION_TOKENS)
@@ -562,7 +568,7 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
 
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_completion_tokens or body.max_tokens
-    options = GenerateOptions.of(max_tokens, body.stop, _sampling(body, adapter), logprobs)
+    options = GenerateOptions(max_tokens, body.stops, _sampling(body, adapter), logprobs)
     _check_writes(adapter, body, 1, limits)
     return [_job(adapter, prompt, _nth(options, choice), None) for choice in range(body.n)]
 
@@ -579,7 +585,7 @@ def _check_writes(
         kind = adapter.manifest.task.kind
         raise RefusedError(400, f"{body.model} is of kind {kind}, which writes no text: use /classify.", "model")
     _check_count(num_prompts * body.n, limits, "prompt")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    stops = body.stops or ()
     longest = max(map(len, stops), default=0)
     if len(stops) > limits.stops or longest > limits.stop_chars:
         raise RefusedError(
@@ -633,10 +639,11 @@ def _job(
     def ask(source: RowSource) -> RequestGenerator[Written]:
         tokenizer, own = source.tokenizer, options
         text = prompt if isinstance(prompt, str) else prompt(tokenizer)
+        encoded = encoded_prompts([text], tokenizer)
         if own.max_new_tokens is None and not (serving and serving.max_new_tokens):
-            left = tokenizer.model_max_length - int(encoded_prompts([text], tokenizer).lengths[0])
+            left = tokenizer.model_max_length - int(encoded.lengths[0])
             own = replace(own, max_new_tokens=max(1, left if max_tokens is None else max_tokens))
-        request = generate_request([text], task, own, tokenizer)
+        request = generate_request(encoded, [0], task, own, tokenizer)
         written = yield request
         if not np.isfinite(written.margins).all():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.bank.adapter_store import AdapterStore
-from loraxs_search.bank.answering import Questions
+from loraxs_search.bank.answering import answer
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine import passes
 from loraxs_search.engine.requests import Engine
@@ -165,9 +165,9 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
 
     def replacing(*args):
         bank.load("a", folders["d"])
-        return Questions(*args)
+        return answer(*args)
 
-    monkeypatch.setattr("loraxs_search.bank.bank.Questions", replacing)
+    monkeypatch.setattr("loraxs_search.bank.bank.answer", replacing)
     found = bank.predict(["a", "b"], texts)
     assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
