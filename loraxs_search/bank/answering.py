@@ -93,7 +93,7 @@ class BankRows(AdaptedBase):
             columns_T = torch.arange(1, mask_nT.shape[1] + 1, device=mask_nT.device)
             rows_n = torch.arange(len(mask_nT), device=mask_nT.device)
             reads = torch.stack([rows_n, (mask_nT * columns_T).argmax(1)], dim=1)
-        with self.computing(self.row_map(np.array(order))):
+        with self.context.computing(self.row_map(np.array(order))):
             outputs = forward(self.model, mine, reads)
         if outputs.project is None:
             own = self._bank.model.config.num_labels  # of rows without an adapter

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -126,7 +126,7 @@ class PassContext(threading.local):
     worker = 0
 
     @contextmanager
-    def computing(self, row_map: RowMap[Any], worker: int = 0) -> Iterator[None]:
+    def computing(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
         """Set the rows of the pass that this thread computes; inside another pass, that one continues afterwards."""
         before = self.row_map, self.worker
         self.row_map, self.worker = row_map, worker
@@ -394,10 +394,10 @@ class GradientCheckpointing:
 
     Args:
         layers: The base's repeated layers; None when it has no such list, and then nothing is done.
-        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
+        context: Where adapted layers find the rows of their pass.
     """
 
-    def __init__(self, layers: nn.ModuleList | None, context: PassContext | None = None) -> None:
+    def __init__(self, layers: nn.ModuleList | None, context: PassContext) -> None:
         self._layers, self._context = layers if layers is not None else nn.ModuleList(), context
         self._placed: list[int] = []
         self.is_on = False
@@ -424,20 +424,18 @@ class GradientCheckpointing:
 class _CheckpointedLayer(WrappedLayer):
     """Computes a layer again in backward."""
 
-    def __init__(self, layer: nn.Module, context: PassContext | None) -> None:
+    def __init__(self, layer: nn.Module, context: PassContext) -> None:
         super().__init__(layer)
         self._context = context
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.layer(*args, **kwargs)
-        # What sets the rows of this thread's pass again.
-        own = self._context
-        computing = nullcontext if own is None else partial(own.computing, own.row_map, own.worker)
+        row_map, worker = self._context.row_map, self._context.worker
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             # The second time backward calls this, after the pass, and on an accelerator in another thread.
-            with computing():
+            with self._context.computing(row_map, worker):
                 return self.layer(*args, **kwargs)
 
         # Nothing is drawn at random: dropout is off.

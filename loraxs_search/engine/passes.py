@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar, cast
@@ -253,26 +253,18 @@ class AdaptedBase:
 
     Args:
         model: The base as its task loads it, with or without adapters on it.
-        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
+        context: Where adapted layers find the rows of their pass.
     """
 
     prefix: PrefixCache | None = None
 
     def __init__(self, model: nn.Module, context: PassContext | None = None) -> None:
-        self.model, self.context = model, context
+        self.model, self.context = model, context or PassContext()
 
     @property
     def device(self) -> torch.device:
         """The device of the base."""
         return next(self.model.parameters()).device
-
-    @property
-    def shares_beginnings(self) -> bool:
-        """Whether what all rows of one request begin with is computed once.
-
-        Not under a head, which reads whole rows, nor where passes skip and prune layers, which a cache needs whole.
-        """
-        return not head_names(base_of(self.model)) and self.prefix is None
 
     def begin(self) -> None:
         """Read the adapters' current numbers, and set gradients to zero."""
@@ -281,16 +273,10 @@ class AdaptedBase:
         """Return the rows of a pass; those of one owner stand side by side."""
         return None
 
-    def computing(self, row_map: RowMap[Any] | None, worker: int = 0) -> AbstractContextManager[None]:
-        """Set the rows of the pass that this thread computes, until the context ends."""
-        if self.context is None or row_map is None:
-            return nullcontext()
-        return self.context.computing(row_map, worker)
-
     @contextmanager
     def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
-        """The same for passes that skip no layer, since a cache needs the keys and values of all."""
-        with self.prefix.paused() if self.prefix else nullcontext(), self.computing(row_map, worker):
+        """Set the rows of a pass that skips no layer, since a cache needs the keys and values of all."""
+        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map, worker):
             yield
 
     @contextmanager
@@ -408,7 +394,7 @@ def run_pass(
         positions = torch.cat([positions, positions[-1:].expand(more, 2)])
         num_reads[-1] += more
     with (
-        base.computing(base.row_map(np.repeat(owners, sizes)), worker),
+        base.context.computing(base.row_map(np.repeat(owners, sizes)), worker),
         base.prefix.skipped(known, inputs) if base.prefix else nullcontext(),
         base.reading(positions, shared.width, np.repeat(owners, num_reads)) as is_cut,
     ):

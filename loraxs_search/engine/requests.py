@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.reading import joined, max_positions, padding_side
 from loraxs_search.engine.generation import generate, generated, open_sequences
 from loraxs_search.engine.kv_cache import Decoding, begun_alike, is_worth_sharing, prompt_groups, read_shared
@@ -187,7 +188,8 @@ class Engine:
     # ---- reading -----------------------------------------------------------------------------------------------------
     def _read(self, requesters: Requesters, reads: ForwardRequests) -> Results:
         sources = {name: requesters[name].data.encoded(read.source) for name, read in reads.items()}
-        if len(reads) == 1 and self._base.shares_beginnings:
+        # A head reads whole rows; where passes skip and prune layers, a cache would need these whole.
+        if len(reads) == 1 and self._base.prefix is None and not head_names(base_of(self._base.model)):
             ((name, read),) = reads.items()
             begun, rest = begun_alike(self._base, requesters[name].owner, sources[name].take(read.rows))
             if begun is not None:

@@ -87,7 +87,7 @@ class PeftBase(TrainedBase):
         self._base, self._factors, self._modules = model, factors, modules
         self._attached: tuple[PeftModel | PreTrainedModel, TrialSpec] | None = None
         self._adapter = _PeftAdapter({})
-        self._checkpointing = GradientCheckpointing(None)
+        self._checkpointing = GradientCheckpointing(None, self.context)
 
     def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
         _check_target_modules(spec, self._modules)
@@ -98,7 +98,7 @@ class PeftBase(TrainedBase):
         own = {name: p for name, p in trained.items() if method.is_adapter(name, model)}
         head = {name: p for name, p in trained.items() if name not in own}
         self._adapter = _PeftAdapter(own)
-        self._checkpointing = GradientCheckpointing(repeated_layers(base, dict(base.named_modules()))[1])
+        self._checkpointing = GradientCheckpointing(repeated_layers(base, dict(base.named_modules()))[1], self.context)
         return SlotTensors(self._adapter, head, tuple(head), {}, method.measure(model), method.frozen_cosines(model))
 
     def place(self, slots: Sequence[Slot]) -> None:
@@ -209,11 +209,15 @@ class PackedModel(TrainedBase):
             {name: value.to(self.device).requires_grad_() for name, value in started.items()},
             tuple(head_parameter(name, owners) for name in started),
             {name: value.to(self.device) for name, value in fixed.items()},
-            method.size(params, wanted, _shapes(started), _shapes(fixed)),
+            method.size(params, wanted, *({n: tuple(v.shape) for n, v in own.items()} for own in (started, fixed))),
         )
 
     def place(self, slots: Sequence[Slot]) -> None:
-        wanted = tuple(sorted(slots, key=_sort_key))
+        def likeness(slot: Slot) -> tuple[object, ...]:  # those of one task, basis and module set stand side by side
+            modules, hyper = slot.tensors.adapter.modules, slot.spec.hyperparameters
+            return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name
+
+        wanted = tuple(sorted(slots, key=likeness))
         if wanted == self.slots:
             return
         self.clear()
@@ -365,13 +369,3 @@ def _check_target_modules(spec: TrialSpec, known: Collection[str]) -> None:
         raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
     if unknown := sorted(set(names) - set(known)):
         raise TargetModulesError(unknown_name("target_modules", unknown[0], known))
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _sort_key(slot: Slot) -> tuple[object, ...]:
-    """Return a key that puts slots of one task, basis and module set side by side: segments are long."""
-    modules, hyper = slot.tensors.adapter.modules, slot.spec.hyperparameters
-    return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name

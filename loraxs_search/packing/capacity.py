@@ -138,13 +138,20 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
     free, needed = free_bytes(device), needed_bytes(base, dtype)
     if needed <= free:
         return
-    own = _checkpoint_dtype(base)
-    twice = own is not None and own != dtype
-    copies = f" as {_name(own)} and, for trials, as {_name(dtype)}" if twice else ""
+    own, num_floats = _floats(base)
+    names = [str(it).removeprefix("torch.") for it in (own, dtype)]
+    copies = f" as {names[0]} and, for trials, as {names[1]}" if own not in (None, dtype) else ""
+    options = {
+        "set `search.precision` to bfloat16": needed_bytes(base, torch.bfloat16),
+        "set `search.precision` to float32": needed_bytes(base, torch.float32),
+    }
+    if own not in (None, torch.bfloat16):
+        options["use a copy of the base that is saved as bfloat16"] = num_floats * torch.bfloat16.itemsize
+    fitting = [f"{what}, which takes {size / 2**30:.2f} GiB" for what, size in options.items() if size <= free]
     raise BaseModelError(
-        f"A base must fit into the memory of its device, but {base.id} takes {_gib(needed)}{copies}, and"
-        f" {_gib(free)} of {device} are free.",
-        hint=_remedy(base, free),
+        f"A base must fit into the memory of its device, but {base.id} takes {needed / 2**30:.2f} GiB{copies}, and"
+        f" {free / 2**30:.2f} GiB of {device} are free.",
+        hint="; or ".join([*fitting, "use a device with more memory, or a smaller base"]),
     )
 
 
@@ -153,49 +160,25 @@ def needed_bytes(base: BaseModel, dtype: torch.dtype) -> int:
 
     Counted from what its files say of themselves; files that are no safetensors count as long as they are.
     """
-    own = _checkpoint_dtype(base)
+    own, num_floats = _floats(base)
     if own is None:
         return weight_bytes(Path(base.path))
-    return _num_floats(base) * (own.itemsize + (dtype.itemsize if dtype != own else 0))
+    return num_floats * (own.itemsize + (dtype.itemsize if dtype != own else 0))
 
 
-def _remedy(base: BaseModel, free: int) -> str:
-    other = "use a device with more memory, or a smaller base"
-    options = {f"set `search.precision` to {_name(d)}": needed_bytes(base, d) for d in (torch.bfloat16, torch.float32)}
-    if _checkpoint_dtype(base) not in (None, torch.bfloat16):
-        options["use a copy of the base that is saved as bfloat16"] = _num_floats(base) * torch.bfloat16.itemsize
-    fitting = [(needed, what) for what, needed in options.items() if needed <= free]
-    return "; or ".join([*(f"{what}, which takes {_gib(needed)}" for needed, what in fitting), other])
+def _floats(base: BaseModel) -> tuple[torch.dtype | None, int]:
+    """Return the precision that `from_pretrained` gives by default, and how many numbers there are.
 
-
-def _checkpoint_dtype(base: BaseModel) -> torch.dtype | None:
-    """Return the precision that `from_pretrained` gives by default: the configuration's, else that of most numbers.
-
-    None if the files do not say what is in them.
+    It is the configuration's, else that of most numbers; None if the files do not say what is in them.
     """
-    numbers = _floats(base)
+    stored = numbers_by_dtype(Path(base.path))
+    numbers = {_DTYPES[name]: count for name, count in stored.items() if name in _DTYPES}
     if not numbers:
-        return None
+        return None, 0
     config = json.loads((Path(base.path) / "config.json").read_text())
     declared = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
-    return declared if declared in _DTYPES.values() else max(numbers, key=lambda dtype: numbers[dtype])
-
-
-def _floats(base: BaseModel) -> dict[torch.dtype, int]:
-    numbers = numbers_by_dtype(Path(base.path))
-    return {_DTYPES[name]: count for name, count in numbers.items() if name in _DTYPES}
-
-
-def _num_floats(base: BaseModel) -> int:
-    return sum(_floats(base).values())
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+    own = declared if declared in _DTYPES.values() else max(numbers, key=lambda dtype: numbers[dtype])
+    return own, sum(numbers.values())
 
 
 _CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -209,17 +192,11 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    native = _cuda_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        native = not _CPU_BF16_FLAGS.isdisjoint(flags.split())
     return torch.bfloat16 if native else torch.float32
-
-
-def _cuda_has_bf16(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
-
-
-def _cpu_has_bf16() -> bool:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return False
-    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
-    return not _CPU_BF16_FLAGS.isdisjoint(flags.split())

@@ -9,11 +9,11 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -82,24 +82,19 @@ class AdvanceRequest:
         return self.assigned
 
     @property
-    def first_step(self) -> int:
-        """The trial's step on arrival."""
-        return self.snapshot.step if self.snapshot else 0
+    def target(self) -> int:
+        """The step to stop at."""
+        return min(self.until, self.spec.hyperparameters.max_steps)
 
     @property
     def num_steps(self) -> int:
         """Steps from the trial's step on arrival to the requested one."""
-        return min(self.until, self.spec.hyperparameters.max_steps) - self.first_step
+        return self.target - (self.snapshot.step if self.snapshot else 0)
 
     @property
     def steps_left(self) -> int:
-        """Steps left to the requested one, once it has a slot."""
-        return self.first_step + self.num_steps - self.slot.step
-
-    @property
-    def reached(self) -> bool:
-        """Whether the trial has reached the requested step."""
-        return self.steps_left <= 0
+        """Steps left to the requested one, once it has a slot; none if the trial is there or beyond."""
+        return max(0, self.target - self.slot.step)
 
 
 def admit(
@@ -128,7 +123,7 @@ def scored_now(active: Sequence[AdvanceRequest]) -> list[AdvanceRequest]:
     """Return the requests that have reached their step; none while others are so near that they are waited for."""
     if any(0 < request.steps_left <= request.num_steps // _LAG for request in active):
         return []
-    return [request for request in active if request.reached]
+    return [request for request in active if not request.steps_left]
 
 
 log = logging.getLogger(__name__)
@@ -136,20 +131,6 @@ ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
 _UNKNOWN = LargestTrial()
-
-
-@dataclass
-class _Job(Generic[ResultT]):
-    """What runs between rounds, and answers whoever waits for it."""
-
-    run: Callable[[], ResultT]
-    answer: Future[ResultT] = field(default_factory=Future)
-
-    def do(self) -> None:
-        try:
-            self.answer.set_result(self.run())
-        except Exception as error:  # noqa: BLE001  # the caller handles it
-            self.answer.set_exception(error)
 
 
 P = ParamSpec("P")
@@ -246,7 +227,7 @@ class TrialHost:
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
-        self._jobs: list[_Job[Any]] = []
+        self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []  # between rounds
         self._called = Counter[str]()  # how many callers of a trial wait for an answer
         self._cancelled: set[str] = set()
         self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
@@ -266,9 +247,18 @@ class TrialHost:
             self._called[spec.name] += 1
         try:
             if request.is_unpacked:
-                self.in_turn(lambda: self._advance_unpacked(request))
+
+                def run() -> None:
+                    active = [request] if self._assign(request) else []
+                    while active := self._wanted(active):
+                        self._steps = {spec.name: request.slot.step}
+                        active = self._round(active)
+                    self._steps = {}
+
+                self.in_turn(run)
             else:
-                self._hand_over(request)
+                with self._open():
+                    self._arrived.append(request)
             return request.answer.result()
         finally:
             with self._changed:
@@ -315,7 +305,8 @@ class TrialHost:
             pooling=data.task.pooling,
             num_slots=self._num_slots,
             full_slots=self._full_slots,
-            unpackable=frozenset() if self._may_take_turns(task) else self._unpackable,
+            # Of its first task, trials that adapt them take turns.
+            unpackable=frozenset() if self._takes_turns and loaded.is_first(task) else self._unpackable,
         )
 
     def base_changed(self) -> bool:
@@ -400,7 +391,7 @@ class TrialHost:
         active: list[AdvanceRequest] = []
         while True:
             arrived: list[AdvanceRequest] = []
-            jobs: list[_Job[Any]] = []
+            jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
             try:
                 with self._changed:
                     self._await_work(active)
@@ -409,15 +400,18 @@ class TrialHost:
                     if active or not self._jobs:  # requests that arrive during the jobs may begin together
                         arrived, self._arrived = admit(active, self._arrived, self._num_slots)
                     jobs, self._jobs = self._jobs, []
-                for job in jobs:
-                    job.do()
+                for run, answer in jobs:
+                    try:
+                        answer.set_result(run())
+                    except Exception as error:  # noqa: BLE001  # the caller handles it
+                        answer.set_exception(error)
                 active += [request for request in arrived if self._assign(request)]
                 active = self._wanted(active)
                 if active:
                     active = self._round(active)
                 self._steps = {request.spec.name: request.slot.step for request in active}
             except Exception as error:  # noqa: BLE001  # memory may end anywhere; without this thread, nobody is answered
-                _refuse((*active, *arrived, *jobs), error)
+                _refuse([*(request.answer for request in (*active, *arrived)), *(answer for _, answer in jobs)], error)
                 active = []
         self.clear()
 
@@ -438,24 +432,17 @@ class TrialHost:
         wanted, self._expected = min(self._expected + len(active), self._num_slots), 0
         if not active:
             self._changed.wait_for(lambda: bool(self._arrived or self._jobs or self._closing))
-            wanted = self._num_slots
-            self._gather()
+            wanted, seen = self._num_slots, 0
+            # Before the first round, as long as trials keep coming: those that begin together stay in step.
+            while self._gather_s and not self._begun and seen < len(self._arrived) < self._num_slots:
+                seen = len(self._arrived)
+                more = lambda seen=seen: len(self._arrived) > seen or self._jobs or self._closing  # noqa: E731
+                self._changed.wait_for(more, self._gather_s)
+            self._begun = self._begun or (bool(self._arrived) and not self._jobs)
         if wanted > len(active):
             self._changed.wait_for(
                 lambda: len(active) + len(self._arrived) >= wanted or self._jobs or self._closing, self._linger_s
             )
-
-    def _gather(self) -> None:
-        """Before the first round, wait as long as trials keep coming: those that begin together stay in step."""
-        seen = 0
-
-        def is_enough() -> bool:
-            return len(self._arrived) > seen or bool(self._jobs) or self._closing
-
-        while self._gather_s and not self._begun and seen < len(self._arrived) < self._num_slots:
-            seen = len(self._arrived)
-            self._changed.wait_for(is_enough, self._gather_s)
-        self._begun = self._begun or (bool(self._arrived) and not self._jobs)
 
     def _assign(self, request: AdvanceRequest) -> bool:
         """Give a request its slot; False where it cannot have one and is answered with the reason."""
@@ -481,13 +468,6 @@ class TrialHost:
         other.base.clear()
         return pack
 
-    def _advance_unpacked(self, request: AdvanceRequest) -> None:
-        active = [request] if self._assign(request) else []
-        while active := self._wanted(active):
-            self._steps = {request.spec.name: request.slot.step}
-            active = self._round(active)
-        self._steps = {}
-
     def _whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None) -> Snapshot:
         """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
 
@@ -510,17 +490,18 @@ class TrialHost:
         """Train every trial by one step, answer those that have reached their step, and return the others."""
         try:
             pack = self._pack(active[0].is_unpacked)
-            training = [request for request in active if not request.reached]
+            training = [request for request in active if request.steps_left]
             errors = pack.step([request.slot for request in training]) if training else {}
             for request in training:
                 if error := errors.get(request.spec.name):
                     request.answer.set_exception(error)
             self._report(pack, scored_now([request for request in active if not request.answer.done()]))
         except Exception as error:  # noqa: BLE001  # every waiting caller gets an answer
-            _refuse(active, error)
+            _refuse([request.answer for request in active], error)
         return [request for request in active if not request.answer.done()]
 
     def _report(self, pack: Pack, requests: list[AdvanceRequest]) -> None:
+        """Score the slots of these requests together, and answer them."""
         if not requests:
             return
         trained_s = [request.slot.device_s for request in requests]
@@ -537,58 +518,50 @@ class TrialHost:
                     self._idle.pop(next(iter(self._idle)))
             is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
             state = self._states.kept(request.spec, slot.snapshot(), is_last=is_last)
-            request.answer.set_result((replace(report, peers=_peers(request, requests, scores)), state))
+            metric = slot.data.task.search_metric
+            peers = {  # step and score of the other trials of the same study
+                other.spec.trial_id: (other.slot.step, own[metric])
+                for other in requests
+                if other is not request and other.spec.study == request.spec.study
+                if not isinstance(own := scores[other.spec.name], LoraxsError) and metric in own
+            }
+            request.answer.set_result((replace(report, peers=peers), state))
         self._expected += 0 if requests[0].is_unpacked else len(requests)
         with self._changed:
             for waiting in self._arrived:
                 waiting.may_start = True
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
-    def _may_take_turns(self, task: Task | None) -> bool:
-        """Whether trials of this task may adapt layers that cannot share passes."""
-        return self._takes_turns and self._loaded.is_first(task)
-
     def _is_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
-        """Whether a trial is a pack of one: its method, or a layer that it adapts, cannot share passes."""
+        """Whether a trial is a pack of one: its method, or a layer that it adapts, cannot share passes.
+
+        Only trials of the first task may be.
+        """
         hyper = spec.hyperparameters
         method = method_of(hyper)
-        if not method.can_pack(method.params(hyper)):
-            return self._loaded.is_first(task)
-        return self._may_take_turns(task) and not self._unpackable.isdisjoint(hyper.target_modules)
+        takes_turns = self._takes_turns and not self._unpackable.isdisjoint(hyper.target_modules)
+        return (takes_turns or not method.can_pack(method.params(hyper))) and self._loaded.is_first(task)
 
     def in_turn(self, run: Callable[[], ResultT]) -> ResultT:
         """Run a job in the host's own thread, between rounds."""
-        job = _Job(run)
-        self._hand_over(job)
-        return job.answer.result()
+        answer: Future[ResultT] = Future()
+        with self._open():
+            self._jobs.append((run, answer))
+        return answer.result()
 
-    def _hand_over(self, item: AdvanceRequest | _Job[Any]) -> None:
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Hand over work while the host takes any."""
         with self._changed:
             if self._closing:
                 raise RuntimeError("The host is closed.")
-            if isinstance(item, _Job):
-                self._jobs.append(item)
-            else:
-                self._arrived.append(item)
+            yield
             self._changed.notify_all()
 
 
-def _refuse(requests: Sequence[AdvanceRequest | _Job[Any]], error: Exception) -> None:
+def _refuse(answers: Sequence[Future[Any]], error: Exception) -> None:
     """Answer those that wait with an error."""
-    for request in requests:
-        while not request.answer.done():
+    for answer in answers:
+        while not answer.done():
             with contextlib.suppress(MemoryError):  # there is none now, and those who wait would wait for ever
-                request.answer.set_exception(error)
-
-
-def _peers(
-    request: AdvanceRequest, requests: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
-) -> dict[str, tuple[int, float]]:
-    """Return step and score of the other trials of the same study that were scored with this one."""
-    metric = request.slot.data.task.search_metric
-    return {
-        other.spec.trial_id: (other.slot.step, metrics[metric])
-        for other in requests
-        if other is not request and other.spec.study == request.spec.study
-        if not isinstance(metrics := scores[other.spec.name], LoraxsError) and metric in metrics
-    }
+                answer.set_exception(error)

@@ -64,18 +64,16 @@ class Pack:
 
         A slot with an error keeps its state from before the step; leave it out of the next round.
         """
-        return self._each_at_worst(self._step, slots)
-
-    def _step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
-        started = time.perf_counter()
+        started, errors, updates = time.perf_counter(), dict[str, LoraxsError](), list[AdamWUpdate]()
         rows = {slot.name: slot.next_rows() for slot in slots}
-        tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
-        longest = max(int(slot.data.lengths("train")[rows[slot.name]].max()) for slot in slots)
-        losses = self.engine.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
+        lengths = [slot.data.lengths("train")[rows[slot.name]] for slot in slots]
+        tokens, longest = [int(own.sum()) for own in lengths], max(int(own.max()) for own in lengths)
+        try:
+            losses = self.engine.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
+        except RowTooLongError as error:
+            return self._each(self.step, slots, error)
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
-        errors: dict[str, LoraxsError] = {}
-        updates: list[AdamWUpdate] = []
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             of = {"training loss": loss, "gradient norm": norm}
             if bad := [(what, value) for what, value in of.items() if not math.isfinite(value)]:
@@ -92,13 +90,12 @@ class Pack:
 
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         """Score each slot on every row of a split; return metrics and mean loss, or the error, by the trial's name."""
-        return self._each_at_worst(lambda some: self._evaluate(some, split), slots)
-
-    def _evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
-        started = time.perf_counter()
+        started, results = time.perf_counter(), dict[str, dict[str, float] | LoraxsError]()
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
-        scores = self.engine.run(self._placed(slots), requests)
-        results: dict[str, dict[str, float] | LoraxsError] = {}
+        try:
+            scores = self.engine.run(self._placed(slots), requests)
+        except RowTooLongError as error:
+            return self._each(lambda some: self.evaluate(some, split), slots, error)
         for slot in slots:
             score = scores[slot.name]
             try:
@@ -118,18 +115,18 @@ class Pack:
         return self.engine.compute(self._placed(slots), requests)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _each_at_worst(
-        self, compute: Callable[[Sequence[Slot]], dict[str, ResultT | LoraxsError]], slots: Sequence[Slot]
+    def _each(
+        self,
+        compute: Callable[[Sequence[Slot]], dict[str, ResultT | LoraxsError]],
+        slots: Sequence[Slot],
+        error: RowTooLongError,
     ) -> dict[str, ResultT | LoraxsError]:
-        """Compute for all slots together; where memory does not hold a row of one, for each by itself."""
-        try:
-            return compute(slots)
-        except RowTooLongError as error:
-            if len(slots) == 1:
-                return {slots[0].name: error}
+        """Compute for each slot by itself where memory does not hold a row of one; its error if it is alone."""
+        if len(slots) == 1:
+            return {slots[0].name: error}
         results: dict[str, ResultT | LoraxsError] = {}
         for slot in slots:
-            results |= self._each_at_worst(compute, [slot])
+            results |= compute([slot])
         return results
 
     def _placed(self, slots: Sequence[Slot]) -> dict[str, Requester]:
@@ -146,8 +143,13 @@ class Pack:
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
         def backward(reduced: list[Reduced]) -> None:
-            weights = [_per_row(part, counts) for part in reduced]
-            torch.autograd.backward([part.parts[0] for part in reduced], weights)
+            values = [part.parts[0] for part in reduced]
+            weights = [  # one over its trial's count for each row
+                np.concatenate([np.full(num_rows, 1 / counts[trial], np.float32) for trial, num_rows in part.names])
+                for part in reduced
+            ]
+            grads = [torch.from_numpy(own).to(value.device) for own, value in zip(weights, values, strict=True)]
+            torch.autograd.backward(values, grads)
 
         requests = {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
         outputs = self.engine.run_passes(self._placed(slots), requests, backward)
@@ -184,12 +186,6 @@ class _Losses:
 
     def __call__(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return (self.kind.loss(outputs, batch),)
-
-
-def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:
-    """Return one over each row's trial's count, shape (n,), float32."""
-    values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.names]
-    return torch.from_numpy(np.concatenate(values)).to(reduced.parts[0].device)
 
 
 def _share_time(slots: Sequence[Slot], tokens: Sequence[int], seconds: float) -> None:

@@ -316,7 +316,7 @@ class _Stream:
 
     def _cancel(self) -> None:
         for job in self._jobs:
-            job.cancel()
+            job.cancelled = True
 
 
 class _Guard:
@@ -374,7 +374,7 @@ async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs:
         raise RefusedError(499, "The client has closed the connection.")
     except BaseException:
         for job in jobs:
-            job.cancel()
+            job.cancelled = True
         waiting.cancel()
         waiting.add_done_callback(_retrieve)
         raise

@@ -48,51 +48,45 @@ class LikelyToken:
     likeliest: tuple[tuple[bytes, float], ...]
 
 
-class TokenReader:
-    """Reads tokens as bytes."""
+def read_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenLogprobs], text: str) -> list[LikelyToken]:
+    """Return tokens as bytes of the text that they are, without those behind a stop string."""
+    no_text = {token for token, own in tokenizer.added_tokens_decoder.items() if own.special}
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    # Tokenizers show how they write bytes and spaces in what they make of these two characters.
+    pieces = "".join(tokenizer.convert_ids_to_tokens(tokenizer(" é", add_special_tokens=False)["input_ids"]))
+    has_bytes, has_spaces = "Ã©" in pieces, _SPACE in pieces
+    found, before, offset = list[LikelyToken](), list[int](), 0
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._no_text = {token for token, own in tokenizer.added_tokens_decoder.items() if own.special}
-        self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        # Tokenizers show how they write bytes and spaces in what they make of these two characters.
-        pieces = tokenizer.convert_ids_to_tokens(tokenizer(" é", add_special_tokens=False)["input_ids"])
-        self._has_bytes, self._has_spaces = "Ã©" in "".join(pieces), _SPACE in "".join(pieces)
+    def decode(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def read(self, tokens: Sequence[TokenLogprobs], text: str) -> list[LikelyToken]:
-        """Return tokens as bytes of the text that they are, without those behind a stop string."""
-        found, before, offset = list[LikelyToken](), list[int](), 0
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for it in tokens:
-            content = self._content(it.token, before)
-            if content and offset >= len(text):
-                break
-            likeliest = tuple((self._content(token, before), value) for token, value in it.likeliest.items())
-            found.append(LikelyToken(content, offset, it.logprob, likeliest))
-            offset += len(decoder.decode(content))
-            before.append(it.token)
-        return found
-
-    def _content(self, token: int, before: Sequence[int]) -> bytes:
+    def content_of(token: int) -> bytes:
         """Return what a token adds to the text of the tokens before."""
-        if token in self._no_text:
+        if token in no_text:
             return b""
-        piece = str(self._tokenizer.convert_ids_to_tokens(token))
-        if self._has_bytes:
-            known = [self._bytes.get(character) for character in piece]
+        piece = str(tokenizer.convert_ids_to_tokens(token))
+        if has_bytes:
+            known = [byte_of.get(character) for character in piece]
             return piece.encode() if None in known else bytes(byte for byte in known if byte is not None)
-        if not self._has_spaces:
-            last = self._decode(before[-1:])
-            return self._decode([*before[-1:], token])[len(last) :].encode()
+        if not has_spaces:
+            return decode([*before[-1:], token])[len(decode(before[-1:])) :].encode()
         if piece.startswith("<0x") and piece.endswith(">"):
             return bytes.fromhex(piece[3:-1])
         content = piece.replace(_SPACE, " ")
-        if all(own in self._no_text for own in before) and not self._decode([token]).startswith(" "):
+        if all(own in no_text for own in before) and not decode([token]).startswith(" "):
             content = content.removeprefix(" ")  # a text does not begin with the space of its first word
         return content.encode()
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for it in tokens:
+        content = content_of(it.token)
+        if content and offset >= len(text):
+            break
+        likeliest = tuple((content_of(token), value) for token, value in it.likeliest.items())
+        found.append(LikelyToken(content, offset, it.logprob, likeliest))
+        offset += len(decoder.decode(content))
+        before.append(it.token)
+    return found
 
 
 Json = dict[str, Any]
@@ -649,7 +643,7 @@ def _job(
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         num_prompt, num_tokens = int(request.source.lengths[0]), len(written.tokens.row(0))
         text, logprobs = written.texts[0], written.logprobs[0]
-        likely = TokenReader(tokenizer).read(logprobs, text) if logprobs else ()
+        likely = read_tokens(tokenizer, logprobs, text) if logprobs else ()
         return Written(text, num_prompt, num_tokens, bool(written.ended[0]), likely)
 
     return Job(adapter, 1, ask)

@@ -14,6 +14,7 @@ import threading
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Job:
         num_rows: Sequences that it adds to a pass, or writes side by side.
         asking: Makes the requests of these rows, in the computing thread; their result is the job's.
         on_text: Called in the computing thread with a row's number and each piece of its text.
+        cancelled: Set to leave out rows that are not computed yet: nobody waits for them.
     """
 
     adapter: ServedAdapter | None
@@ -85,9 +87,8 @@ class Job:
         lengths = self._written.source.lengths[self._written.rows].tolist()
         return [(length, self._written.max_new_tokens) for length in lengths]
 
-    def cancel(self) -> None:
-        """Have rows that are not computed yet left out: nobody waits for them."""
-        self.cancelled = True
+
+_TURN = attrgetter("turn")
 
 
 def _stopped() -> EngineStoppedError:
@@ -112,7 +113,7 @@ class ServingEngine:
         self._source = RowSource(bank.tokenizer)
         self._waiting: list[Job] = []  # by turn
         self._turn = 0  # of what was taken last
-        self._num_waiting = 0
+        self.num_waiting = 0  # rows that wait for a pass, or to be written
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
@@ -121,11 +122,6 @@ class ServingEngine:
         self._active: list[Job] = []  # that were taken from the queue last
         self._writers: list[Job] = []  # whose rows are written
         self._joining: list[Job] = []  # whose rows are to be, by turn
-
-    @property
-    def num_waiting(self) -> int:
-        """Rows that wait for a pass, or to be written."""
-        return self._num_waiting
 
     def check_alive(self) -> None:
         """Refuse to go on without the computing thread.
@@ -160,21 +156,31 @@ class ServingEngine:
         with self._changed:
             if self._closed or not self._thread.is_alive():
                 raise _stopped()
-            if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:
+            if self.num_waiting + num_rows > self.max_waiting and self.num_waiting:
                 raise QueueFullError(
-                    f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
+                    f"At most {self.max_waiting} rows may wait, and {self.num_waiting} do.", hint="try again later"
                 )
             turn = self._turn
             for job in jobs:
                 job.turn, turn = turn, turn + job.num_rows
-                insort(self._waiting, job, key=_turn_of)
-            self._num_waiting += num_rows
+                insort(self._waiting, job, key=_TURN)
+            self.num_waiting += num_rows
             self._changed.notify()
 
     # ---- the computing thread ----------------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
-            self._compute()
+            self._base = self._bank.open_rows()
+            self._engine = Engine(self._base, PassExecutor(*workers_for(self._base.device)))
+            self._generation = Generation(self._base)
+            while (jobs := self._next_jobs()) is not None:
+                self._active = jobs
+                self._advance({job: None for job in jobs if self._begin(job)})
+                self._active = []
+                self._write()
+                for digest in self._owners.keys() - {job.digest for job in (*self._joining, *self._writers)}:
+                    self._base.drop(self._owners.pop(digest))
+                self._hand_out()
         except BaseException:  # a fault of ours: nobody may wait for ever
             log.exception("the computing thread has ended")
         with self._changed:
@@ -182,19 +188,6 @@ class ServingEngine:
             left = [*self._waiting, *self._joining, *self._writers, *self._active]
         self._done += [(job, _stopped()) for job in dict.fromkeys(left)]
         self._hand_out()
-
-    def _compute(self) -> None:
-        self._base = self._bank.open_rows()
-        self._engine = Engine(self._base, PassExecutor(*workers_for(self._base.device)))
-        self._generation = Generation(self._base)
-        while (jobs := self._next_jobs()) is not None:
-            self._active = jobs
-            self._advance({job: None for job in jobs if self._begin(job)})
-            self._active = []
-            self._write()
-            for digest in self._owners.keys() - {job.digest for job in (*self._joining, *self._writers)}:
-                self._base.drop(self._owners.pop(digest))
-            self._hand_out()
 
     def _next_jobs(self) -> list[Job] | None:
         """Return the jobs of the next pass, none while others write; wait for one, or return None at the end."""
@@ -207,7 +200,7 @@ class ServingEngine:
             while self._waiting and (not chosen or num_rows + self._waiting[0].num_rows <= self.max_rows):
                 job = self._waiting.pop(0)
                 self._turn = job.turn
-                self._num_waiting -= job.num_rows
+                self.num_waiting -= job.num_rows
                 chosen.append(job)
                 num_rows += job.num_rows
         return chosen
@@ -300,7 +293,7 @@ class ServingEngine:
     def _put_back(self) -> None:
         """Have the jobs that came last wait again, with their texts, where space ends; the first of long ones stays."""
         long = [job for job in self._writers if any(left > NEXT_TOKENS for _, left in job.spans)]
-        long.sort(key=_turn_of)
+        long.sort(key=_TURN)
         while len(long) > 1 and _peak(_next([span for job in self._writers for span in job.spans])) > MAX_TOKENS:
             job = long.pop()
             self._generation.drop(set(job._writing))
@@ -308,7 +301,7 @@ class ServingEngine:
             self._wait_to_write(job)
 
     def _wait_to_write(self, job: Job) -> None:
-        insort(self._joining, job, key=_turn_of)
+        insort(self._joining, job, key=_TURN)
         self._count_waiting(job.num_rows)
 
     def _join(self) -> None:
@@ -368,7 +361,7 @@ class ServingEngine:
 
     def _count_waiting(self, num_rows: int) -> None:
         with self._changed:
-            self._num_waiting += num_rows
+            self.num_waiting += num_rows
 
     def _settle(self) -> None:
         """Give its answer to each job whose last row has ended."""
@@ -388,35 +381,31 @@ class ServingEngine:
 
     def _hand_out(self) -> None:
         """Give results to those who wait, with one call for each loop that they wait in."""
+
+        def settle(results: Sequence[tuple[Job, Any]]) -> None:
+            for job, result in results:
+                if job.result.done():
+                    continue
+                if isinstance(result, asyncio.CancelledError):
+                    job.result.cancel()
+                elif isinstance(result, BaseException):
+                    job.result.set_exception(result)
+                else:
+                    job.result.set_result(result)
+
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
         for job, result in self._done:
             by_loop.setdefault(job.result.get_loop(), []).append((job, result))
         self._done = []
         for loop, results in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_settle_futures, results)
+                loop.call_soon_threadsafe(settle, results)
             except RuntimeError:  # the loop is closed: nobody waits
                 log.debug("%d answers came after the end", len(results))
 
 
-def _settle_futures(results: Sequence[tuple[Job, Any]]) -> None:
-    for job, result in results:
-        if job.result.done():
-            continue
-        if isinstance(result, asyncio.CancelledError):
-            job.result.cancel()
-        elif isinstance(result, BaseException):
-            job.result.set_exception(result)
-        else:
-            job.result.set_result(result)
-
-
 # ---- what is written side by side ------------------------------------------------------------------------------------
 Span = tuple[int, int]  # tokens of a row that is written, and how many more may follow
-
-
-def _turn_of(job: Job) -> int:
-    return job.turn
 
 
 def _next(rows: Sequence[Span]) -> list[Span]:

@@ -34,7 +34,7 @@ def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tupl
         admitted, waiting = admit(active, waiting, num_slots)
         active += admitted
         for one in active:
-            if not one.reached:
+            if one.steps_left:
                 one.slot.step += 1
         if done := scored_now(active):
             scored.append((number, [one.spec.trial_id for one in done]))

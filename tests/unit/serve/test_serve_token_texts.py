@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loraxs_search.serve.bodies import TokenReader
+from loraxs_search.serve.bodies import read_tokens
 from loraxs_search.tasks.kinds import TokenLogprobs
 
 
@@ -42,7 +42,7 @@ def test_tokens_are_the_bytes_of_the_text(make):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), eos_token="[END]")
     ids = [*tokenizer("a é 你 a aa", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    tokens = TokenReader(tokenizer).read([TokenLogprobs(own, -1.0, {own: -1.0}) for own in ids], text)
+    tokens = read_tokens(tokenizer, [TokenLogprobs(own, -1.0, {own: -1.0}) for own in ids], text)
     assert b"".join(token.content for token in tokens).decode() == text == "a é 你 a aa"
     assert all(token.likeliest == ((token.content, -1.0),) for token in tokens)
     before = b""
@@ -55,5 +55,5 @@ def test_tokens_are_the_bytes_of_the_text(make):
 def test_tokens_behind_a_stop_string_are_left_out():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level())
     ids = tokenizer("a é!b")["input_ids"]
-    tokens = TokenReader(tokenizer).read([TokenLogprobs(own, -1.0, {}) for own in ids], "a é")
+    tokens = read_tokens(tokenizer, [TokenLogprobs(own, -1.0, {}) for own in ids], "a é")
     assert [(token.content, token.offset) for token in tokens] == [(b"a", 0), (b" ", 1), (b"\xc3", 2), (b"\xa9", 2)]
