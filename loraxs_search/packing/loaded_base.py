@@ -170,7 +170,7 @@ class LoadedBase:
         exact, (count, threads) = base_of(model), workers_for(self.device)
         if exact not in self._pruned:
             _, layers = repeated_layers(exact, [module.name for module in self.modules])
-            self._pruned[exact] = LastLayerPruning(exact, layers)
+            self._pruned[exact] = LastLayerPruning(exact, layers if head_names(exact) else None)
         with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
             return ask(model, data, asking, PassExecutor(count, pool=pool))
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
-ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
 
 
@@ -68,10 +67,14 @@ class Pack:
         rows = {slot.name: slot.next_rows() for slot in slots}
         lengths = [slot.data.lengths("train")[rows[slot.name]] for slot in slots]
         tokens, longest = [int(own.sum()) for own in lengths], max(int(own.max()) for own in lengths)
+        losses = None
         try:
             losses = self.engine.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
         except RowTooLongError as error:
-            return self._each(self.step, slots, error)
+            if len(slots) == 1:
+                return {slots[0].name: error}
+        if losses is None:  # each by itself, once the error has let go of what was computed
+            return {name: error for slot in slots for name, error in self.step([slot]).items()}
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
@@ -92,10 +95,14 @@ class Pack:
         """Score each slot on every row of a split; return metrics and mean loss, or the error, by the trial's name."""
         started, results = time.perf_counter(), dict[str, dict[str, float] | LoraxsError]()
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
+        scores = None
         try:
             scores = self.engine.run(self._placed(slots), requests)
         except RowTooLongError as error:
-            return self._each(lambda some: self.evaluate(some, split), slots, error)
+            if len(slots) == 1:
+                return {slots[0].name: error}
+        if scores is None:
+            return {name: result for slot in slots for name, result in self.evaluate([slot], split).items()}
         for slot in slots:
             score = scores[slot.name]
             try:
@@ -115,20 +122,6 @@ class Pack:
         return self.engine.compute(self._placed(slots), requests)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _each(
-        self,
-        compute: Callable[[Sequence[Slot]], dict[str, ResultT | LoraxsError]],
-        slots: Sequence[Slot],
-        error: RowTooLongError,
-    ) -> dict[str, ResultT | LoraxsError]:
-        """Compute for each slot by itself where memory does not hold a row of one; its error if it is alone."""
-        if len(slots) == 1:
-            return {slots[0].name: error}
-        results: dict[str, ResultT | LoraxsError] = {}
-        for slot in slots:
-            results |= compute([slot])
-        return results
-
     def _placed(self, slots: Sequence[Slot]) -> dict[str, Requester]:
         """Put slots in place, and return who may ask: all of them, by name."""
         self.base.place(slots)
