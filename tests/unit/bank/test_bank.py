@@ -81,30 +81,12 @@ def test_bytes_are_those_of_r_and_head(base, folders):
     assert bank.num_bytes == bank.allocated_bytes == R_BYTES + HEAD_BYTES
 
 
-def test_an_evicted_adapter_leaves_the_others_as_they_were(bank, inputs):
-    names = ["b", "c", "d", "c", "b", None]
-    before = bank.logits(names, inputs)
-    bank.evict("a")  # "c" moves into its place
-    assert close(bank.logits(names, inputs), before)
-
-
 def test_a_name_is_loaded_anew(bank, folders, inputs):
     expected = bank.logits(["b"] * 6, inputs)
     assert not close(bank.logits(["a"] * 6, inputs), expected)
     bank.load("a", folders["b"])
     assert close(bank.logits(["a"] * 6, inputs), expected)
     assert len(bank) == 4
-
-
-def test_the_least_recently_used_makes_room(base, folders, inputs):
-    bank = AdapterBank(base, max_bytes=2 * (R_BYTES + HEAD_BYTES))
-    bank.load("a", folders["a"])
-    bank.load("b", folders["b"])
-    bank.logits(["a"] * 6, inputs)
-    bank.load("c", folders["c"])
-    assert bank.names == ["a", "c"]
-    with pytest.raises(UsageError, match="'b' is none of 2"):
-        bank.logits(["a", "b", "a", "a", "a", "a"], inputs)
 
 
 def test_many_at_once_are_each_what_they_are_alone(base, folders, inputs, monkeypatch):
