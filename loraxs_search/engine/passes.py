@@ -26,8 +26,7 @@ from loraxs_search.base_model.reading import Projection, joined, last_states, pa
 from loraxs_search.engine.layers import PassContext, RowMap
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.encoded import RUN_TOKENS, cheapest_runs
+from loraxs_search.tasks.encoded import RUN_TOKENS, RowSource, cheapest_runs
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 
 Indices = npt.NDArray[np.int64]
