@@ -67,9 +67,10 @@ class BankRows(AdaptedBase):
     def row_map(self, owners: Owners) -> RowMap[StoredRows]:
         segments, start = list[RowSegment[StoredRows]](), 0
         for _, run in groupby((self._adapters[owner] for owner in owners.tolist()), key=lambda own: id(own[0])):
-            layouts, vectors = zip(*run, strict=True)
-            is_one = layouts[0] is None or all(own is vectors[0] for own in vectors)
-            stored = self._bank.stored_rows(layouts[0], vectors[0] if is_one else torch.cat(vectors))
+            (layout, *_), vectors = zip(*run, strict=True)
+            is_one = layout is None or all(own is vectors[0] for own in vectors)
+            heads = self._bank.own_heads if layout is None else self._bank.heads(layout)
+            stored = StoredRows(layout, vectors[0] if is_one else torch.cat(vectors), heads)
             segments.append(RowSegment(stored, start, start + len(vectors)))
             start += len(vectors)
         return RowMap(segments)

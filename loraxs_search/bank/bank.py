@@ -196,12 +196,6 @@ class AdapterBank:
         """Bytes of the adapters' numbers, R and head."""
         return self._store.num_bytes
 
-    @property
-    def allocated_bytes(self) -> int:
-        """Allocated memory, free space for new adapters included."""
-        with self._lock:
-            return self._store.allocated_bytes
-
     # ---- batches -----------------------------------------------------------------------------------------------------
     def logits(self, names: Sequence[str | None], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return each row's logits, shape (labels of its adapter,), float32, on the bank's device.

@@ -147,10 +147,6 @@ class BankModel:
             state = partial(lambda name, segment, _: segment.adapter.head_state(name), name)
             self.model.set_submodule(name, AdaptedHead(head, self.context, state))
 
-    def stored_rows(self, layout: Layout | None, vectors: Tensor) -> StoredRows:
-        """Return the adapters of neighbouring rows with their heads."""
-        return StoredRows(layout, vectors, self.own_heads if layout is None else self.heads(layout))
-
     @property
     def has_head(self) -> bool:
         """Whether rows go through a head; without one, hidden states are read."""
