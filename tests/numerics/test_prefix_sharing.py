@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.engine import passes, requests
-from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.engine.kv_cache import beginning_of, common_beginning, is_worth_sharing, read_shared
+from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
 from loraxs_search.trial.evaluate import ask
