@@ -94,7 +94,7 @@ class ComparisonHistory:
     def uncounted(self, finalist: str) -> tuple[str, ...]:
         """Return digests of other finalists that were seen and that no decision has counted yet."""
         known = self._counted | self._compared | {digest_of(finalist)}
-        return tuple(digest for digest in self._seen if digest not in known)[:MAX_SEEN]
+        return tuple(digest for digest in self._seen if digest not in known)
 
     def unmet(self, finalist: str) -> tuple[str, ...]:
         """Return the digest of a finalist that was compared with nobody so far."""
@@ -305,7 +305,8 @@ class PromotionTest:
         level = history.level(own.key, other, 1 - self.rule.confidence)
         setup = ComparisonSetup(history.number(own.key, other), level, reference, forced)
         decision = self.decide(champion, setup)
-        return replace(decision, seen=uncounted if decision.comparisons else (*uncounted, *unmet))
+        kept = uncounted[:MAX_SEEN]  # the others count again in the next decision, so never too seldom
+        return replace(decision, seen=kept if decision.comparisons else (*kept, *unmet))
 
     def by_answers(self, scored: Scored) -> Scored:
         """Return an adapter with the metrics that this rule looks at as its answers have them, not as a tag says."""

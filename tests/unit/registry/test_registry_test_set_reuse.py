@@ -228,6 +228,8 @@ def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened
     seen = ["s/t1", "s/t2", "s/t3"]
     assert ComparisonHistory([], "rows", seen).number("s/t3", "constant") == 3
     assert ComparisonHistory([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
+    many = [f"s/t{i}" for i in range(300)]  # more than one record names
+    assert ComparisonHistory([], "rows", many).number("s/new", "constant") == 301
     past = [decided("s/t3", ComparisonHistory([], "rows", seen))]
     assert (past[0].comparisons[0].number, len(past[0].seen)) == (3, 2)
     assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
