@@ -18,34 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.home import disk_faults, ensure_dir, write_atomic
-from loraxs_search.log.events import (
-    AdapterWritten,
-    BaselinesMeasured,
-    DriverStarted,
-    HostsMeasured,
-    LoggedEvent,
-    ReportWritten,
-    SearchFinished,
-    TrialContinued,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-)
+from loraxs_search.log import events as log_events
 from loraxs_search.log.study_log import append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
 from loraxs_search.records.search import CheckpointSelection, SearchRun, StudyDescription
 from loraxs_search.records.trial import TrialReport, TrialState
-from loraxs_search.tracking.run_texts import (
-    KIND,
-    STUDY,
-    dataset_input,
-    run_name,
-    trials_view,
-    view_key,
-    write_note,
-    write_view,
-)
+from loraxs_search.tracking import run_texts
 from loraxs_search.tracking.store import OFFSET, STUDY_ID, connect, ensure_store, read_offset, study_id
 
 if TYPE_CHECKING:
@@ -107,7 +86,7 @@ class Tracker:
         self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
         self._selection, self._is_ours = selection, is_ours
         self._log_path, self._refused_path = study_dir / "journal.jsonl", study_dir / "tracking.refused.jsonl"
-        self._identity = {STUDY: study, STUDY_ID: study_id(study_dir)}
+        self._identity = {run_texts.STUDY: study, STUDY_ID: study_id(study_dir)}
         self._applied = read_offset(study_dir)
 
         # What earlier events say that later ones are recorded by.
@@ -235,7 +214,7 @@ class Tracker:
                         self._changed.wait_for(lambda: self._closing, pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _apply(self, events: Sequence[LoggedEvent], tries: int = _TRIES) -> None:
+    def _apply(self, events: Sequence[log_events.LoggedEvent], tries: int = _TRIES) -> None:
         """Record events, one after the other; set aside what the store will not take, however often it is sent.
 
         Raises:
@@ -261,17 +240,17 @@ class Tracker:
                 problem = redact(f"{type(error).__name__}: {error}")
                 _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, problem)
 
-    def _note(self, event: LoggedEvent | None) -> None:
+    def _note(self, event: log_events.LoggedEvent | None) -> None:
         """Remember what later events are recorded by; the same event twice changes nothing."""
         match event:
-            case DriverStarted(run=run) if run is not None:
+            case log_events.DriverStarted(run=run) if run is not None:
                 self._facts = run.facts or self._facts
-            case TrialStarted():
+            case log_events.TrialStarted():
                 self._started_at.setdefault(event.trial_id, event.at)
-            case TrialReported(report=report):
+            case log_events.TrialReported(report=report):
                 self._reports[report.trial_id].setdefault(report.step, report)
 
-    def _record(self, events: Sequence[LoggedEvent]) -> None:
+    def _record(self, events: Sequence[log_events.LoggedEvent]) -> None:
         for event in events:
             self._note(event)
         if events and self._client is None:
@@ -287,13 +266,13 @@ class Tracker:
             else:
                 self._write_trials(list(stretch))
 
-    def _write_search(self, events: Sequence[LoggedEvent]) -> None:
+    def _write_search(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write what happened to the search into its own run."""
         client, run_id = self._connected, self._run(_SEARCH, events[0].at)
         batch = _Batch(client, run_id)
         for event in events:
             match event:
-                case DriverStarted(run=SearchRun() as run):
+                case log_events.DriverStarted(run=SearchRun() as run):
                     plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
                     plan |= {f"search.{name}": value for name, value in plan.pop("search.params").items()}
                     plan = {key: value for key, value in plan.items() if value != ""}
@@ -305,12 +284,13 @@ class Tracker:
                     self._reopen(run_id)
                     if (facts := self._facts) is not None:  # the experiment says what the task is, and shows trials
                         tags, task = client.get_experiment(self._experiment_id).tags, facts.task
-                        write_note(client, self._experiment_id, tags, facts)
+                        run_texts.write_note(client, self._experiment_id, tags, facts)
                         ranked = task.search_metric, task.search_direction, facts.parameters
-                        view = trials_view(self._study, run_id, *ranked, event.at)
-                        write_view(client, self._experiment_id, tags, view_key(self._identity[STUDY_ID]), view)
-                        client.log_inputs(run_id, datasets=[dataset_input(facts)])
-                case BaselinesMeasured():
+                        view = run_texts.trials_view(self._study, run_id, *ranked, event.at)
+                        key = run_texts.view_key(self._identity[STUDY_ID])
+                        run_texts.write_view(client, self._experiment_id, tags, key, view)
+                        client.log_inputs(run_id, datasets=[run_texts.dataset_input(facts)])
+                case log_events.BaselinesMeasured():
                     for baseline in event.baselines:
                         name = f"baseline.{baseline.name}"
                         scores = {f"{name}.validation.{key}": v for key, v in baseline.validation_metrics.items()}
@@ -320,16 +300,16 @@ class Tracker:
                             batch.add(tags={f"loraxs.{name}.failed": baseline.failed})
                         if baseline.answer is not None:
                             batch.add(tags={f"loraxs.{name}.answer": baseline.answer})
-                case ReportWritten():
+                case log_events.ReportWritten():
                     path = self._folder / event.path
                     if not path.is_file():
                         raise ValueError(f"the report {path} is gone")
                     client.log_artifact(run_id, str(path))
-                case HostsMeasured():  # MLflow's page of a run draws what is named so under `System metrics`
+                case log_events.HostsMeasured():  # MLflow's page of a run draws what is named so under `System metrics`
                     for address, usage in event.usage.items():
                         prefix = f"system/{_NOT_IN_A_NAME.sub('-', address)}"
                         batch.add({f"{prefix}/{key}": value for key, value in usage.items()}, event.at, event.step)
-                case SearchFinished(summary=summary):
+                case log_events.SearchFinished(summary=summary):
                     numbers = {
                         key: value
                         for key, value in summary.items()
@@ -340,13 +320,13 @@ class Tracker:
                     self._end(batch, event.state, event.at)
         batch.send()
 
-    def _write_trials(self, events: Sequence[LoggedEvent]) -> None:
+    def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write the run of each trial in the order of its events, and several runs at once.
 
         A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
         thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
         """
-        by_trial = defaultdict[str, list[LoggedEvent]](list)
+        by_trial = defaultdict[str, list[log_events.LoggedEvent]](list)
         for event in events:
             by_trial[_run_of(event) or _SEARCH].append(event)
         self._run(_SEARCH, events[0].at)  # the parent of all
@@ -374,14 +354,14 @@ class Tracker:
         if errors:
             raise errors[0]
 
-    def _write_trial(self, trial_id: str, events: Sequence[LoggedEvent]) -> None:
+    def _write_trial(self, trial_id: str, events: Sequence[log_events.LoggedEvent]) -> None:
         first = events[0]
-        name = run_name(trial_id, first.params) if isinstance(first, TrialStarted) else trial_id
+        name = run_texts.run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
         run_id = self._run(trial_id, self._started_at.get(trial_id, first.at), name)
         batch, reports = _Batch(self._connected, run_id), self._reports[trial_id]
         for event in events:
             match event:
-                case TrialStarted():
+                case log_events.TrialStarted():
                     params: dict[str, Any] = {}
                     if (resolved := event.hyperparameters) is not None:
                         params = dict(vars(resolved))
@@ -393,9 +373,9 @@ class Tracker:
                     batch.add(params=params | dict(event.params))
                     batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})
                     if self._facts is not None:
-                        self._connected.log_inputs(run_id, datasets=[dataset_input(self._facts)])
+                        self._connected.log_inputs(run_id, datasets=[run_texts.dataset_input(self._facts)])
                     self._reopen(run_id)
-                case TrialReported(report=report):
+                case log_events.TrialReported(report=report):
                     costs = {name: getattr(report, name) for name in ("train_loss", "device_s", "num_tokens")}
                     if report.retrained_steps:
                         costs["retrained_steps"] = report.retrained_steps
@@ -403,7 +383,7 @@ class Tracker:
                     if report.step == next(iter(reports)):
                         size = {name: value for name, value in vars(report.size).items() if value is not None}
                         batch.add(size, event.at)
-                case TrialEnded():
+                case log_events.TrialEnded():
                     known = tuple(reports.values())
                     batch.add({"wall_s": event.worked_s}, event.at)
                     batch.add({"total_device_s": known[-1].device_s if known else 0.0}, event.at)
@@ -412,9 +392,9 @@ class Tracker:
                         batch.add({"kept_step": rule.select(known).step}, event.at)
                     batch.add(tags={_STATE: event.state.value, _REASON: event.reason})
                     self._end(batch, _STATUS[event.state], event.at)
-                case TrialContinued():
+                case log_events.TrialContinued():
                     self._reopen(run_id)
-                case AdapterWritten():
+                case log_events.AdapterWritten():
                     model_id = self._log_model(event.trial_id, run_id, self._folder / event.folder)
                     kind, tag = (
                         ("candidate", _MODEL_ID) if event.trial_id == trial_id else ("refit", f"{_MODEL_ID}.refit")
@@ -438,9 +418,10 @@ class Tracker:
         if known := self.run_id(trial_id):
             return known
         client, run_id = self._connected, None
-        tags = self._identity | ({KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
+        own = {run_texts.KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {run_texts.KIND: "search"}
+        tags = self._identity | own
         if self._is_ours is not None or trial_id in self._doubtful:
-            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
+            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != run_texts.STUDY)
             for run in client.search_runs([self._experiment_id], query, max_results=10):
                 if not trial_id or self._is_ours is None or run.info.start_time == _ms(at):
                     run_id = str(run.info.run_id)
@@ -554,16 +535,26 @@ class _Batch:
         self._metrics, self._params, self._tags = [], {}, {}
 
 
-def _run_of(event: LoggedEvent) -> str | None:
+def _run_of(event: log_events.LoggedEvent) -> str | None:
     """Return the trial in whose run an event is written; None for one that is of no concern to MLflow."""
     match event:
-        case AdapterWritten():
+        case log_events.AdapterWritten():
             return event.run_of or event.trial_id
-        case TrialStarted() | TrialReported() | TrialEnded() | TrialContinued():
+        case (
+            log_events.TrialStarted()
+            | log_events.TrialReported()
+            | log_events.TrialEnded()
+            | log_events.TrialContinued()
+        ):
             return event.trial_id
-        case DriverStarted(run=SearchRun()):
+        case log_events.DriverStarted(run=SearchRun()):
             return _SEARCH
-        case BaselinesMeasured() | ReportWritten() | HostsMeasured() | SearchFinished():
+        case (
+            log_events.BaselinesMeasured()
+            | log_events.ReportWritten()
+            | log_events.HostsMeasured()
+            | log_events.SearchFinished()
+        ):
             return _SEARCH
     return None
 
