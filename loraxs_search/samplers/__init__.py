@@ -2,7 +2,6 @@
 
 _base.py     the contract
 entries.py   Optuna's samplers, by its names
-_optuna.py   what `gp` needs beside Optuna's own class
 proposer.py  asks the sampler for the next trial, with the best and the latest of a long study
 trials.py    a study's trials, read from its log
 

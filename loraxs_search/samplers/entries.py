@@ -12,6 +12,8 @@ from loraxs_search.samplers._base import Sampler
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 _STARTUP = ParameterSpec(
     "int",
@@ -59,10 +61,21 @@ class GP(Sampler):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
-        from loraxs_search.samplers._optuna import KnownSpaceGP
+        from optuna.samplers import GPSampler
+
+        together = {name: distributions[name] for name in self._together}
+
+        class KnownSpaceGP(GPSampler):
+            """Draws these together, in every trial. Optuna's own takes what all complete trials have had.
+
+            By chance that may hold a conditional parameter, until a trial lacks it, and of trials that start together
+            nothing is known.
+            """
+
+            def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+                return together
 
         return KnownSpaceGP(
-            {name: distributions[name] for name in self._together},
             seed=seed,
             n_startup_trials=int(self.config.parameters["n_startup_trials"]),
             warn_independent_sampling=False,

@@ -51,15 +51,13 @@ class History:
         self._num_seen = len(trials)
         self._running = [number for number in fresh if not trials[number].state.is_finished()]
         for number in fresh:
-            if trials[number].state in INFORMATIVE:
-                bisect.insort(self._ranked, (self._rank(trials[number]), number))
+            if (trial := trials[number]).state in INFORMATIVE:
+                pruned = trial.state is TrialState.PRUNED
+                rank = pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
+                bisect.insort(self._ranked, (rank, number))
         latest = islice((trial.number for trial in reversed(trials) if trial.state in INFORMATIVE), self._limit)
         best = (number for _, number in self._ranked[: self._limit])
         return [trials[number] for number in sorted({*latest, *best, *self._running})]
-
-    def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:
-        pruned = trial.state is TrialState.PRUNED
-        return pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
 
 
 # TPE reads every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
@@ -138,21 +136,19 @@ class Proposer:
 
     def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
         """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
-        storage = ShownHistory(self._shown(), self._trials.next_number)
+        history = self._trials.trials
+        shown = history if len(history) <= MAX_HISTORY else self._history.window(history)
+        storage = ShownHistory(shown, self._trials.next_number)
         study = optuna.create_study(storage=storage, direction=self._trials.direction, sampler=sampler)
         study_id = storage.get_study_id_from_name(study.study_name)
         trial = study.ask()
         params = self._space.suggest(trial)
-        (own,) = storage.own_trials(study_id)
+        own = storage.get_all_trials(study_id)[-1]
         return params, Proposal(
             params=own.params,
             distributions={name: json.loads(distribution_to_json(each)) for name, each in own.distributions.items()},
             attributes={key: value for key, value in own.system_attrs.items() if _RELATIVE_PARAMS not in key},
         )
-
-    def _shown(self) -> list[FrozenTrial]:
-        trials = self._trials.trials
-        return trials if len(trials) <= MAX_HISTORY else self._history.window(trials)
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
@@ -184,7 +180,3 @@ class ShownHistory(InMemoryStorage):
         """Return the trials shown, then the storage's own."""
         shown = [trial for trial in self._shown if states is None or trial.state in states]
         return shown + super().get_all_trials(study_id, deepcopy, states)
-
-    def own_trials(self, study_id: int) -> list[FrozenTrial]:
-        """Return the storage's own trials."""
-        return super().get_all_trials(study_id, deepcopy=False)

@@ -38,47 +38,38 @@ class StudyTrials:
 
     def apply(self, event: LoggedEvent) -> None:
         """Take the next event of the log."""
+        metric = self._selection.metric
         match event:
-            case TrialStarted():
-                self._start(event)
+            case TrialStarted(proposal=drawn):
+                distributions = {name: json_to_distribution(json.dumps(it)) for name, it in drawn.distributions.items()}
+                trial = create_trial(
+                    state=TrialState.RUNNING,
+                    params=dict(drawn.params),
+                    distributions=distributions,
+                    system_attrs=dict(drawn.attributes),
+                )
+                trial.number, trial.datetime_start = len(self.trials), datetime.fromtimestamp(event.at)
+                self.trials.append(trial)
+                self._reports[event.trial_id] = []
             case TrialReported(report=report):
-                self._report(self.trials[int(report.trial_id)], report)
+                self._reports[report.trial_id].append(report)
+                self.trials[int(report.trial_id)].intermediate_values[report.step] = report.metrics[metric]
             case TrialEnded():
-                self._end(self.trials[int(event.trial_id)], event)
+                trial, reports = self.trials[int(event.trial_id)], self._reports[event.trial_id]
+                if not event.is_cut:
+                    del self._reports[event.trial_id]
+                trial.datetime_complete = datetime.fromtimestamp(event.at)
+                trial.user_attrs["reason"] = event.reason
+                if event.state is State.COMPLETE:
+                    value = self._selection.select(tuple(reports)).metrics[metric]
+                    if math.isnan(value):  # nothing is better or worse: Optuna, too, takes it as failed
+                        trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
+                        return
+                    trial.values = [value]
+                elif event.state is State.PRUNED and reports:
+                    score = reports[-1].metrics[metric]
+                    trial.values = None if math.isnan(score) else [score]
+                trial.state = TrialState[event.state.value]
             case TrialContinued():
                 trial = self.trials[int(event.trial_id)]
                 trial.values, trial.datetime_complete, trial.state = None, None, TrialState.RUNNING
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _start(self, event: TrialStarted) -> None:
-        drawn = event.proposal
-        trial = create_trial(
-            state=TrialState.RUNNING,
-            params=dict(drawn.params),
-            distributions={name: json_to_distribution(json.dumps(it)) for name, it in drawn.distributions.items()},
-            system_attrs=dict(drawn.attributes),
-        )
-        trial.number, trial.datetime_start = len(self.trials), datetime.fromtimestamp(event.at)
-        self.trials.append(trial)
-        self._reports[event.trial_id] = []
-
-    def _report(self, trial: FrozenTrial, report: TrialReport) -> None:
-        self._reports[report.trial_id].append(report)
-        trial.intermediate_values[report.step] = report.metrics[self._selection.metric]
-
-    def _end(self, trial: FrozenTrial, event: TrialEnded) -> None:
-        reports = self._reports[event.trial_id]
-        if not event.is_cut:
-            del self._reports[event.trial_id]
-        trial.datetime_complete = datetime.fromtimestamp(event.at)
-        trial.user_attrs["reason"] = event.reason
-        if event.state is State.COMPLETE:
-            value = self._selection.select(tuple(reports)).metrics[self._selection.metric]
-            if math.isnan(value):  # nothing is better or worse: Optuna, too, takes it as failed
-                trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
-                return
-            trial.values = [value]
-        elif event.state is State.PRUNED and reports:
-            score = reports[-1].metrics[self._selection.metric]
-            trial.values = None if math.isnan(score) else [score]
-        trial.state = TrialState[event.state.value]

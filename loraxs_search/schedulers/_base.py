@@ -46,10 +46,6 @@ class ScoredTrial:
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
-def _nobody(_: str) -> bool:
-    return False
-
-
 class Scheduler(ABC):
     """Decides about each report of a study whether its trial continues; a subclass writes `decide`.
 
@@ -81,7 +77,8 @@ class Scheduler(ABC):
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stopped: dict[str, str] = {}  # trials that their last report stopped before all their steps: why
-        self.spares: Callable[[str], bool] = _nobody  # trials that it never stops; others are held against them
+        # Trials that it never stops; others are held against them.
+        self.spares: Callable[[str], bool] = frozenset[str]().__contains__
         self._steps: dict[str, int] = {}  # of each trial's latest report
 
     @abstractmethod

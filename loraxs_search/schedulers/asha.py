@@ -79,30 +79,23 @@ class ASHA(Scheduler):
 
     def decide(self, trial: ScoredTrial) -> str | None:
         """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
-        for peer, (step, score) in trial.peers.items():
-            self._announce(peer, step, self._sign * score)
+        for peer, (step, score) in trial.peers.items():  # ahead of its own report; nothing is decided about it
+            for milestone, rung in self._rungs:
+                if step >= milestone and peer not in rung.scores:
+                    rung.add(peer, self._sign * score)
+                    rung.announced.add(peer)
+                    break
         if trial.step >= self.config.max_steps:
             return None
         for milestone, rung in self._rungs:
             if trial.step >= milestone and (trial.trial_id not in rung.scores or trial.trial_id in rung.announced):
-                return self._judge(trial, rung)
+                rung.discard(trial.trial_id)
+                score, cutoff = self._sign * trial.score, rung.percentile((1 - 1 / self._factor) * 100)
+                rung.add(trial.trial_id, score)
+                if not score < cutoff:  # also where either is NaN
+                    return None
+                return (
+                    f"ASHA stopped it at step {trial.step}: {trial.score:.4g} is not among the best 1/{self._factor}"
+                    " that reached this step"
+                )
         return None
-
-    def _announce(self, trial_id: str, step: int, score: float) -> None:
-        """Put a peer's score into its rung ahead of its own report; nothing is decided."""
-        for milestone, rung in self._rungs:
-            if step >= milestone and trial_id not in rung.scores:
-                rung.add(trial_id, score)
-                rung.announced.add(trial_id)
-                return
-
-    def _judge(self, trial: ScoredTrial, rung: _Rung) -> str | None:
-        rung.discard(trial.trial_id)
-        score, cutoff = self._sign * trial.score, rung.percentile((1 - 1 / self._factor) * 100)
-        rung.add(trial.trial_id, score)
-        if not score < cutoff:  # also where either is NaN
-            return None
-        return (
-            f"ASHA stopped it at step {trial.step}: {trial.score:.4g} is not among the best 1/{self._factor} that"
-            " reached this step"
-        )

@@ -79,16 +79,13 @@ def _head_inputs(data: PreparedTask, model: PreTrainedModel, layer: nn.Module) -
         for batch in _batches(data, model):
             inputs = {key: value.to(model.device) for key, value in batch.inputs.items()}
             picked = model(**inputs).logits
-            parts.append(_read(seen.pop(), picked.float().cpu(), batch.reads))
+            x, positions = seen.pop(), picked.float().cpu()
+            if batch.reads is not None:
+                x = x[batch.reads[:, 0], batch.reads[:, 1]]
+            parts.append(x if x.dim() == 2 else x[torch.arange(len(x)), positions[:, 0].long()])
             batches.append(batch)
     targets, counts = (torch.cat([getattr(batch, key) for batch in batches]) for key in ("targets", "counts"))
     return torch.cat(parts), replace(batches[0], inputs={}, counts=counts, reads=None, targets=targets)
-
-
-def _read(x: Tensor, picked: Tensor, reads: Tensor | None) -> Tensor:
-    if reads is not None:
-        return x[reads[:, 0], reads[:, 1]]
-    return x if x.dim() == 2 else x[torch.arange(len(x)), picked[:, 0].long()]
 
 
 def _batches(data: PreparedTask, model: PreTrainedModel) -> Iterator[Batch]:
@@ -97,16 +94,13 @@ def _batches(data: PreparedTask, model: PreTrainedModel) -> Iterator[Batch]:
     order = fixed_subset(data.num_rows("train"), _MAX_ROWS)
     order = np.random.default_rng(0).permutation(order)
     reads = np.cumsum(data.encoded("train").counts(order))
-    products = np.cumsum(data.lengths("train")[order]) * float(_products_per_token(model))
+    matrices = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    per_token = sum(own.numel() for each in matrices for own in each.parameters(recurse=False) if own.dim() == 2)
+    products = np.cumsum(data.lengths("train")[order]) * float(per_token)
     most = _CPU_PRODUCTS if on_cpu else _ACCELERATOR_PRODUCTS
     rows: npt.NDArray[np.int64] = order[: max(1, int(((reads <= _MAX_READS) & (products <= most)).sum()))]
     for batch in eval_batches(data.lengths("train")[rows], _CPU_TOKENS if on_cpu else _ACCELERATOR_TOKENS):
         yield data.collate("train", rows[batch])
-
-
-def _products_per_token(model: nn.Module) -> int:
-    matrices = (module for module in model.modules() if not isinstance(module, nn.Embedding))
-    return sum(own.numel() for module in matrices for own in module.parameters(recurse=False) if own.dim() == 2)
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------

@@ -89,12 +89,11 @@ class Snapshot:
             frozen = tuple(map(float, header.pop("frozen", ())))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
-        parameters, moments = _under("parameter/", tensors), _under("moment/", tensors)
+        parameters, moments = (
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            for prefix in ("parameter/", "moment/")
+        )
         return cls(parameters=parameters, moments=moments, reports=reports, frozen=frozen, **header)
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 _KEPT = 2  # the one that was just written, and the one before: the caller may never see the latest reference

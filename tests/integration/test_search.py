@@ -36,7 +36,7 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
 from loraxs_search.registry.manifest import verify
-from loraxs_search.search.driver import session
+from loraxs_search.search.driver import time_budget
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.tune import loop
@@ -236,7 +236,7 @@ def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
 
     plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=100", "search.report_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(session, "Deadline", OverWithTheReports)
+        patch.setattr(time_budget, "Deadline", OverWithTheReports)
         cut = launch(str(tiny_space), name="cut", overrides=(*plan, "search.scheduler=none"), view=view)
     assert {trial.state for trial in cut.trials} == {TrialState.PRUNED}
     assert 0 < len(cut.trials) < 4
@@ -279,7 +279,7 @@ def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
             return 0.0 if view.frozen else super().left_s
 
     monkeypatch.setattr(loop, "GRACE_S", 1.0)
-    monkeypatch.setattr(session, "Deadline", OverAsItFreezes)
+    monkeypatch.setattr(time_budget, "Deadline", OverAsItFreezes)
     view = Freezing(descendants)
     plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=2000", "search.report_every=10")
     try:

@@ -113,20 +113,17 @@ def drive(folder: StudyFolder) -> Driver:
         spec=spec,
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    searcher = StudySearcher(
-        Proposer(trials, space),
-        journal,
-        info.search,
-        actors,
-        make_scheduler(info.search, "maximize"),
-        Deadline(info.search, steered_study.state, time.time()),
-        study=folder.name,
-        state=steered_study.state,
-    )
 
     def hear() -> None:
         if take_commands(steered_study):
             searcher.apply_commands()
 
-    searcher.take_commands = hear
+    searcher = StudySearcher(
+        Proposer(trials, space),
+        steered_study,
+        actors,
+        make_scheduler(info.search, "maximize"),
+        Deadline(info.search, steered_study.state, time.time()),
+        take_commands=hear,
+    )
     return Driver(folder, searcher, trials)

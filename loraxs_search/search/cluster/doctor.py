@@ -12,9 +12,16 @@ from loraxs_search import versions as package_versions
 from loraxs_search.base_model.package import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
-from loraxs_search.search.cluster.connection import connected, living_nodes, pinned
-from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, failures, unlike_files
+from loraxs_search.search.cluster import node_checks, ray_private
+from loraxs_search.search.cluster.connection import (
+    SETUP_HINT,
+    connected,
+    expected_versions,
+    living_nodes,
+    pinned,
+    setup_problem,
+)
+from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, unlike_files
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
@@ -23,6 +30,7 @@ from loraxs_search.tracking.store import ensure_store
 
 _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
 _INSTALL_S = 900.0  # a node that has to install packages first
+_INSTALLERS = {"uv", "pip", "conda", "image_uri", "container"}  # keys of an environment that has it do so
 _CLUSTER = "cluster"
 
 
@@ -83,8 +91,8 @@ def check_nodes(spaces: Sequence[Space], tracking_uri: str) -> None:
     Raises:
         ClusterError: one has not; the message has every fault of every node.
     """
-    wrong = failures(_ask_all(living_nodes(), spaces, tracking_uri, thorough=False))
-    if wrong:
+    results = _ask_all(living_nodes(), spaces, tracking_uri, thorough=False)
+    if wrong := [result for result in results if result.verdict == "fail"]:
         faults = "\n".join(f"  {failure.node}: {failure.check}: {failure.value}" for failure in wrong)
         hints = list(dict.fromkeys(failure.hint for failure in wrong))
         hint = "\n".join([*hints, "`loraxs-search doctor --address ADDRESS` checks more"])
@@ -105,16 +113,16 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         "hub": any(space.task.source.hub is not None or space.task.source.elsewhere for space in spaces),
         "thorough": thorough,
     }
-    for module in (node_facts, package_versions):  # a node may lack the package
+    for module in (node_checks, package_versions):  # a node may lack the package
         ray.cloudpickle.register_pickle_by_value(module)
-    versions = runtime_env.versions()
+    versions, environment = expected_versions(), ray.get_runtime_context().runtime_env
     asked = []
     for node in nodes:
         # A node that only drives needs no rows.
         needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
-        task = ray.remote(node_facts.facts_here).options(max_retries=0, **pinned(node.node_id))
+        task = ray.remote(node_checks.facts_here).options(max_retries=0, **pinned(node.node_id))
         asked.append((node, needed, time.time(), task.remote(question | {"files": needed})))
-    limit_s = _INSTALL_S if runtime_env.installers() else _ANSWER_S if thorough else _FAST_ANSWER_S
+    limit_s = _INSTALL_S if _INSTALLERS & environment.keys() else _ANSWER_S if thorough else _FAST_ANSWER_S
     results, digests = list[CheckResult](), dict[str, dict[str, str]]()
     for node, needed, at, reference in asked:
         try:
@@ -123,8 +131,8 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
             if not isinstance(error, GetTimeoutError) and node.node_id not in {n.node_id for n in living_nodes()}:
                 continue  # it has left, as it may during a search
             if isinstance(error, RuntimeEnvSetupError):
-                problem = runtime_env.setup_problem(str(error))
-                results.append(CheckResult(node.address, "environment", "fail", problem, runtime_env.SETUP_HINT))
+                problem = setup_problem(str(error))
+                results.append(CheckResult(node.address, "environment", "fail", problem, SETUP_HINT))
                 continue
             is_late = isinstance(error, GetTimeoutError)
             problem = f"none within {limit_s:.0f} s" if is_late else str(error).strip().splitlines()[-1]

@@ -1,12 +1,31 @@
-"""Evaluates what nodes report of themselves, and finds what is wrong with a cluster. Pure."""
+"""What a node reports of itself, and what is wrong with it.
+
+Sent to nodes as code, also to those without the package: it imports only the standard library and our `versions`, which
+is sent along.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from loraxs_search.versions import TRAINING
+from loraxs_search.versions import TRAINING, with_python
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -52,7 +71,7 @@ def evaluate(
     """Yield a result for each check of a node.
 
     Args:
-        facts: What `node_facts.facts_here` returns, with `skew_s` of its clock and the GPUs that Ray offers there.
+        facts: What `facts_here` returns, with `skew_s` of its clock and the GPUs that Ray offers there.
         versions: The driver's.
         mlflow: The server's address, without its password; None for an embedded store.
         files: Those that were asked for.
@@ -130,10 +149,119 @@ def unlike_files(digests: Mapping[str, Mapping[str, str]]) -> Iterator[CheckResu
                 yield CheckResult(own, "files", "fail", value, "bring the same file to every node")
 
 
-def failures(results: Iterable[CheckResult]) -> list[CheckResult]:
-    """Return the results that prevent a search."""
-    return [result for result in results if result.verdict == "fail"]
-
-
 def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB"
+
+
+# ---- on the node ----------------------------------------------------------------------------------------------------
+_HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
+
+
+def facts_here(question: dict[str, Any]) -> dict[str, Any]:
+    """Return what `evaluate` reads, as plain values.
+
+    Args:
+        question: `mlflow` (address of a server, or None), `files` (paths that must be there), `base` (id, package and
+            revision, or None), `hub` (whether rows come from it), `thorough` (False leaves out what takes seconds).
+    """
+    digests = {}
+    for path in map(Path, question["files"]):
+        with contextlib.suppress(OSError):  # one that cannot be read has none
+            if path.is_file() and path.stat().st_size <= _HASHED_BYTES:
+                with path.open("rb") as file:
+                    digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    mlflow_problem = None
+    if question["mlflow"]:
+        scheme, _, rest = question["mlflow"].partition("://")
+        host, slash, path_there = rest.partition("/")
+        anybody = ssl.create_default_context()  # a node sends it nothing: the driver decides whom to trust
+        anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+        mlflow_problem = _problem(f"{scheme}://{host.rpartition('@')[2]}{slash}{path_there}/health", anybody)
+    facts: dict[str, Any] = {
+        "at": time.time(),
+        "host": platform.node(),
+        "versions": with_python(),
+        "missing_files": [path for path in question["files"] if not Path(path).exists()],
+        "file_digests": digests,
+        "mlflow_problem": mlflow_problem,
+    }
+    if not question["thorough"]:
+        return facts
+    value, home_problem = os.environ.get("LORAXS_HOME"), None
+    home = Path(value).expanduser() if value else Path.home() / ".loraxs-search"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        home_problem = error.strerror or str(error)
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    base_from, needs_hub = _base_from(question["base"])
+    hub_problem = None
+    if needs_hub or question["hub"]:
+        is_off = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        hub_problem = "HF_HUB_OFFLINE is set" if is_off else _problem(hub)
+    gpus, torch_gpus = _gpus()
+    return facts | {
+        "home": str(home),
+        "home_problem": home_problem,
+        "free_bytes": shutil.disk_usage(existing).free,
+        "memory_bytes": sizes.get("MemTotal"),
+        "free_memory_bytes": sizes.get("MemAvailable"),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "base_from": base_from,
+        "hub_problem": hub_problem,
+        "gpus": gpus,
+        "torch_gpus": torch_gpus,
+    }
+
+
+def _gpus() -> tuple[list[list[str]], int]:
+    """Ask the driver for names and memory, and torch, in its own process, how many it can use."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    gpus: list[list[str]] = []
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode == 0:
+            gpus = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    if gpus:
+        command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            return gpus, int(done.stdout or 0)
+    return gpus, 0
+
+
+def _base_from(base: dict[str, Any] | None) -> tuple[str | None, bool]:
+    """Say where a base would be taken from, and whether that needs the hub."""
+    if base is None:
+        return None, False
+    if Path(base["id"]).expanduser().is_dir():
+        return "folder", False
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if base["package"]:
+            return f"package {base['package']} {importlib.metadata.version(base['package'])}", False
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = isinstance(try_to_load_from_cache(base["id"], "config.json", revision=base["revision"]), str)
+    except (ImportError, ValueError):  # no such library, or an id that the hub cannot have
+        cached = False
+    return ("the hub's cache", False) if cached else ("the hub", True)
+
+
+def _problem(url: str, trust: ssl.SSLContext | None = None) -> str | None:
+    """Say why nothing answers at an address; whoever refuses us is there."""
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=trust):
+            return None
+    except urllib.error.HTTPError as error:
+        status = error.code
+        error.close()
+        return None if status in (401, 403) else f"it answers with status {status}"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__

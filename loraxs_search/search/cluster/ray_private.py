@@ -5,7 +5,6 @@ There is no public way to any of these. They load on first use: an address is ch
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,22 +47,3 @@ def serve_details() -> Mapping[str, Any]:
 
     client = _get_global_client(raise_if_no_controller_running=False)
     return {} if client is None else client.get_serve_details()
-
-
-@functools.cache
-def outlive_lost_processes() -> None:
-    """Have Ray Tune replace a process whatever it was lost to, as it does one that died.
-
-    Tune ends its loop with errors that it does not know, and the search with that: of a process that Ray's memory
-    monitor has ended, or whose environment could not be made.
-    """
-    from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import RayActorError, RayTaskError
-
-    take_failure = RayActorManager._actor_task_failed
-
-    def take_any_failure(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        is_known = isinstance(exception, RayActorError | RayTaskError)
-        take_failure(manager, tracked_actor_task, exception if is_known else RayActorError(error_msg=str(exception)))
-
-    RayActorManager._actor_task_failed = take_any_failure  # type: ignore[assignment, method-assign]

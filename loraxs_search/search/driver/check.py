@@ -30,7 +30,7 @@ from loraxs_search.records.task import DataReport, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
-from loraxs_search.search.driver.end_time import EndTime
+from loraxs_search.search.driver.time_budget import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space, SpaceDescription, describe
@@ -65,16 +65,6 @@ class Measured:
     scoring_s: float
     answer_s: float
     start_s: float
-
-
-@dataclass(frozen=True)
-class _StepCounts:
-    """Steps and reports of all trials of a search, from simulated ones: the mean, and the least and most steps."""
-
-    steps: float
-    least_steps: int
-    most_steps: int
-    reports: float
 
 
 @dataclass(frozen=True)
@@ -129,12 +119,13 @@ def estimate_search(space: Space) -> SearchEstimate:
 
 def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, measured: Measured) -> SearchEstimate:
     """Return what a search takes at the measured speed."""
-    counts = simulated_steps(plan, measured.at_once)
+    simulated, reports = simulated_steps(plan, measured.at_once)
+    steps = sum(simulated) / len(simulated)
     all_steps, reports_each = plan.trials * plan.max_steps, math.ceil(plan.max_steps / plan.report_every)
     candidates = min(rule.candidates, plan.trials)
     refits = rule.num_refits(plan.trials)
     step_s, scoring_s = measured.step_s, measured.scoring_s
-    trials_s = counts.steps * step_s + counts.reports * scoring_s
+    trials_s = steps * step_s + reports * scoring_s
     trial_s = plan.max_steps * step_s + reports_each * scoring_s
     end = EndTime.of(task, info, trial_s=trial_s, scoring_s=scoring_s, answer_s=measured.answer_s)
     limit_s = math.inf
@@ -148,8 +139,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
         "refits": refits * trial_s,
         "candidates": end.total_s(candidates + refits, 0),
     }
-    steps = counts.steps or 1.0
-    fewer, more = counts.least_steps / steps - _MARGIN, counts.most_steps / steps + _MARGIN
+    fewer, more = min(simulated) / (steps or 1.0) - _MARGIN, max(simulated) / (steps or 1.0) + _MARGIN
     fixed = parts["refits"] + parts["candidates"]
     least = min(trials_s * fewer, limit_s) + fixed * (1 - _MARGIN)
     most = min(trials_s * more, limit_s) + fixed * (1 + _MARGIN)
@@ -160,53 +150,58 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
         most_device_hours=most / 3600,
         num_trials=plan.trials,
         num_refits=refits,
-        step_share=(counts.least_steps / all_steps, counts.most_steps / all_steps),
+        step_share=(min(simulated) / all_steps, max(simulated) / all_steps),
         parts_s=parts,
         measured=measured,
     )
 
 
-def simulated_steps(plan: SearchPlan, at_once: int) -> _StepCounts:
-    """Count the steps of searches whose trials have scores drawn at random, stopped by the plan's scheduler.
+def simulated_steps(plan: SearchPlan, at_once: int) -> tuple[list[int], float]:
+    """Return the steps of all trials of each of some simulated searches, and their reports, in the mean.
 
-    A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
+    Their trials have scores drawn at random, and the plan's scheduler stops them. A trial keeps its score, so early
+    stopping is right about it; the better a sampler gets, the fewer it stops.
     """
-    runs = [_simulate(plan, at_once, random.Random(seed)) for seed in range(_SIMULATED)]
-    steps = [run[0] for run in runs]
-    return _StepCounts(sum(steps) / len(runs), min(steps), max(steps), sum(run[1] for run in runs) / len(runs))
-
-
-def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int, int]:
-    scheduler = make_scheduler(plan, "maximize")
-    waiting, running = list(range(plan.trials)), dict[int, int]()
-    scores = [draw.random() for _ in waiting]
-    num_reports = num_steps = 0
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            running[waiting.pop(0)] = 0
-        for trial in running:
-            step = min(running[trial] + plan.report_every, plan.max_steps)
-            num_steps += step - running[trial]
-            running[trial] = step
-        together = {f"{trial}": (step, scores[trial]) for trial, step in running.items()}
-        for trial, step in list(running.items()):
-            num_reports += 1
-            peers = {name: at for name, at in together.items() if name != f"{trial}"}
-            scored = {"score": scores[trial]}
-            report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, AdapterSize(1, 1, 1), peers)
-            if scheduler.report(report, "score") is not None or step >= plan.max_steps:
-                del running[trial]
-    return num_steps, num_reports
+    steps, num_reports = [0] * _SIMULATED, 0
+    for search in range(_SIMULATED):
+        draw, scheduler = random.Random(search), make_scheduler(plan, "maximize")
+        waiting, running = list(range(plan.trials)), dict[int, int]()
+        scores = [draw.random() for _ in waiting]
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running[waiting.pop(0)] = 0
+            for trial in running:
+                step = min(running[trial] + plan.report_every, plan.max_steps)
+                steps[search] += step - running[trial]
+                running[trial] = step
+            together = {f"{trial}": (step, scores[trial]) for trial, step in running.items()}
+            for trial, step in list(running.items()):
+                num_reports += 1
+                peers = {name: at for name, at in together.items() if name != f"{trial}"}
+                scored = {"score": scores[trial]}
+                report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, AdapterSize(1, 1, 1), peers)
+                if scheduler.report(report, "score") is not None or step >= plan.max_steps:
+                    del running[trial]
+    return steps, num_reports / _SIMULATED
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured:
+    """Time a few steps of trials that are drawn from the space, and a scoring."""
+    import optuna
+
     plan = space.search
     size = choose_pack_size(
         plan.pack_size, fits=info.num_slots, fills=info.full_slots, num_trials=plan.trials, num_devices=1
     ).size
     has_few, n = bool(kind_of(space.task).shots), min(size, plan.trials)
-    specs, rows = _drawn(space, info, 1 if has_few else n), 1
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed))
+    specs, rows = list[TrialSpec](), 1
+    for number in range(1 if has_few else n):  # the same each time
+        params = space.suggest(study.ask())
+        hyper = space.hyperparameters(params, info.modules, plan.trial_seed(number))
+        specs.append(TrialSpec(f"{number:05d}", params, hyper, study="estimate"))
     if has_few:
         rows = max(1, specs[0].hyperparameters.batch_size)
         specs = [replace(specs[0], hyperparameters=replace(specs[0].hyperparameters, batch_size=1))]
@@ -237,20 +232,6 @@ def _advance(
     with ThreadPoolExecutor(len(specs), "measured") as threads:
         answers = list(threads.map(lambda spec, state: host.advance(spec, until, state, task), specs, snapshots))
     return time.monotonic() - began, [state for _, state in answers]
-
-
-def _drawn(space: Space, info: HostInfo, count: int) -> list[TrialSpec]:
-    """Draw trials from the space, the same each time."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
-    specs = []
-    for number in range(count):
-        params = space.suggest(study.ask())
-        hyper = space.hyperparameters(params, info.modules, space.search.trial_seed(number))
-        specs.append(TrialSpec(f"{number:05d}", params, hyper, study="estimate"))
-    return specs
 
 
 @dataclass(frozen=True)

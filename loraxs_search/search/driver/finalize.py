@@ -6,45 +6,45 @@ Finished work is recorded in the study folder item by item, so that after a kill
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from loraxs_search.errors import SearchInterruptedError
+from loraxs_search.errors import SearchInterruptedError, counted
+from loraxs_search.log.events import CandidateScored
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.host import Confirmation
 from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import TrialRecord, TrialSpec, TrialState
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.reports.leaderboard import front
-from loraxs_search.search.driver.baselines import BaseModelBaseline
+from loraxs_search.search.driver.open_study import OpenStudy
+from loraxs_search.search.driver.time_budget import TimeBudget
 from loraxs_search.search.driver.work_items import (
+    BaseModelBaseline,
     Trained,
     WorkItem,
     answer_work,
     class_report,
     joined,
     map_over_hosts,
-    raised,
     refit_spec,
     refit_work,
     row_parts,
     slices_of,
     validation_work,
 )
-from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search_space.space import Space
-from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
-RunOf = Callable[[str], str | None]
+_logger = logging.getLogger(__name__)
 
 
 def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:
@@ -96,148 +96,143 @@ def candidate_trials(
     return list(chosen.values())[: rule.candidates]
 
 
-@dataclass(frozen=True)
 class Finalization:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
-            refits, are candidates.
-        is_stopped: Whether the work is to end, from outside.
-        counted: Called with how much of the present work is done, of how much, in which unit.
-        take_commands: Called again and again while hosts work, to answer what people ask.
+        hear: Called again and again while hosts work, to answer what people ask.
+    Attributes:
+        trials: Completed ones, best first.
+        best: `promotion.candidates` of those whose method may be promoted; they and their refits are candidates.
     """
 
-    actors: StudyActors
-    folder: StudyFolder
-    space: Space
-    trials: Sequence[TrialRecord]
-    is_stopped: Callable[[], bool]
-    counted: Callable[[int, int, str], None] = lambda _, __, ___: None
-    take_commands: Callable[[], None] = lambda: None
-    _adapters: dict[str, Trained] = field(default_factory=dict)
-    _refit_steps: dict[str, int] = field(default_factory=dict)
+    def __init__(self, opened: OpenStudy, hear: Callable[[], None]) -> None:
+        self._actors, self._space, self._log = opened.actors, opened.space, opened.study.journal
+        self._folder, self._is_stopped, self._run_of = opened.study.folder, opened.is_stopped, opened.run_of
+        self._hear, space = hear, opened.space
+        self.trials = completed_trials(opened.study.records.values(), self._folder.checkpoint_selection)
+        able = [r for r in self.trials if space.may_be_candidate(space.method_of(r.params).name)]
+        self.best = candidate_trials(able, space.promotion, space.task, space.search)
+        self.base_baseline = BaseModelBaseline(
+            self._folder, self._actors, space.task, functools.partial(self._map_over_hosts, unit="parts")
+        )
+        self._adapters: dict[str, Trained] = {}
+        self._refit_steps: dict[str, int] = {}
 
-    @property
-    def best(self) -> Sequence[TrialRecord]:
-        """The trials that are candidates."""
-        space = self.space
-        able = [record for record in self.trials if space.may_be_candidate(space.method_of(record.params).name)]
-        return candidate_trials(able, space.promotion, space.task, space.search)
+    def reached(self, steps: Mapping[str, int]) -> None:
+        """Refits have got to these steps, from any thread; a step before the one that is known changes nothing."""
+        further = {name: step for name, step in steps.items() if step > self._refit_steps.get(name, step)}
+        if further:
+            self._refit_steps |= further
+            self._count_refits()
 
-    def missing_refits(self) -> list[TrialSpec]:
-        """Return the refits of the best trials that are not trained yet; the first of each trial come first."""
-        confirmed, recipes = self.folder.confirmations(), [self._spec(record) for record in self.best]
-        numbers = range(1, self.space.promotion.seeds + 1)
-        wanted = [refit_spec(recipe, number) for number in numbers for recipe in recipes]
-        return [spec for spec in wanted if confirmed.refit(spec.trial_id) is None]
+    def _count_refits(self) -> None:
+        total = len(self._refit_steps) * self._space.search.max_steps
+        self._log.counted(sum(self._refit_steps.values()), total, "steps")
 
-    def refit(self, specs: Sequence[TrialSpec], is_late: Callable[[], bool] = lambda: False) -> None:
-        """Train refits; once it is late, those that have not ended are left out.
+    def validate(self, budget: TimeBudget) -> list[Candidate]:
+        """Train the best recipes again, and return all candidates, scored on all validation rows, best first.
+
+        What the time budget has no room for is left out, and said.
 
         Raises:
             SearchInterruptedError: stopped from outside.
         """
-        for spec in specs:
-            snapshot = self.folder.snapshots.read(spec.trial_id)
-            self._refit_steps[spec.trial_id] = read_reports(snapshot)[-1].step if snapshot else 0
-        self._count_refits()
-        task, every = self.space.task, self.space.search.report_every
-        items = [refit_work(spec, task, every, self.folder, self.reached, is_late) for spec in specs]
-        self._map_over_hosts(items, shared=True)
-
-    def reached(self, name: str, step: int) -> None:
-        """A refit has got to a step, from any thread; a step before the one that is known changes nothing."""
-        if step > self._refit_steps.get(name, step):
-            self._refit_steps[name] = step
+        folder, log, task, seeds = self._folder, self._log, self._space.task, self._space.promotion.seeds
+        confirmed, every, left_s = folder.confirmations(), self._space.search.report_every, budget.deadline.left_s
+        specs = [self._actors.spec(record.trial_id, record.params) for record in self.best]
+        wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
+        missing, limit = [spec for spec in wanted if confirmed.refit(spec.trial_id) is None], None
+        fitting = missing  # the first of each trial come first
+        if budget.end is not None and left_s is not None:
+            num_best, num_refits = budget.end.fitting(left_s, len(self.best), len(missing))
+            limit, fitting = num_best + num_refits, missing[:num_refits]
+        if fitting:
+            trials = counted(len(self.best), "trial")
+            log.phase(f"training the best {trials} again from {counted(seeds, 'fresh seed')}")
+            for spec in fitting:
+                snapshot = folder.snapshots.read(spec.trial_id)
+                self._refit_steps[spec.trial_id] = read_reports(snapshot)[-1].step if snapshot else 0
             self._count_refits()
+            items = [refit_work(spec, task, every, folder, self.reached, budget.is_used_up) for spec in fitting]
+            self._map_over_hosts(items, shared=True)
+        if left_out := [spec for spec in missing if confirmed.refit(spec.trial_id) is None]:
+            _logger.warning(
+                "The time budget has no room for %d of %s.", len(left_out), counted(seeds * len(self.best), "refit")
+            )
 
-    def _count_refits(self) -> None:
-        total = len(self._refit_steps) * self.space.search.max_steps
-        self.counted(sum(self._refit_steps.values()), total, "steps")
-
-    def validate(self, limit: int | None = None) -> list[Candidate]:
-        """Score the best trials and their refits on all validation rows; return them, best first.
-
-        Args:
-            limit: How many there is time to score; those that have a score of all rows count.
-        """
-        trained = list[Trained]()
-        for record in self.best:
-            refits = self._ended_refits(record.trial_id)
-            names = [record.trial_id, *(name for name, refit in refits.items() if not refit.failed)]
-            trained += map(self._trained, names)
-        scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
-        task, rows = self.space.task, self.actors.info.num_rows["validation"]
+        log.phase("scoring the candidates on all validation rows")
+        names = [name for r in self.best for name, refit in self._recipe(r.trial_id).items() if not refit.failed]
+        trained = list(map(self._trained, names))
+        scores = {adapter.spec.trial_id: adapter.validation_metrics for adapter in trained}
+        rows = self._actors.info.num_rows["validation"]
         # Reports scored something else than candidates are compared by, or a part of the rows.
         if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):
-            confirmed = self.folder.confirmations()
-            has_score = {a.trial_id: confirmed.validation(a.trial_id) is not None for a in trained}
-            trained = sorted(trained, key=lambda adapter: not has_score[adapter.trial_id])
-            trained = trained[: max(limit or len(trained), sum(has_score.values()))]
-            missing = [adapter for adapter in trained if not has_score[adapter.trial_id]]
-            self._map_over_hosts([validation_work(a, task) for a in missing], shared=True, unit="adapters")
-            scores = {adapter.trial_id: confirmed.validation(adapter.trial_id) or {} for adapter in trained}
-        made = [self._candidate(adapter, scores) for adapter in trained]
+            has_score = {name: confirmed.validation(name) is not None for name in names}
+            names.sort(key=lambda name: not has_score[name])
+            names = names[: max(limit or len(names), sum(has_score.values()))]
+            items = [validation_work(self._trained(name), task) for name in names if not has_score[name]]
+            self._map_over_hosts(items, shared=True, unit="adapters")
+            scores = {name: confirmed.validation(name) or {} for name in names}
+        if (unscored := len(self.best) - len(set(map(trial_of, names)))) > 0:
+            _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(self.best))
         sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
-        return sorted(made, key=lambda c: (sign * c.validation_metrics.get(task.metric, worst), c.trial_id))
+        names.sort(key=lambda name: (sign * scores[name].get(task.metric, worst), name))
+        for name in names:
+            log.say(CandidateScored(trial=name, split="validation", metrics=scores[name]))
+        return [self._candidate(self._trained(name), scores) for name in names]
 
-    def seal(self, candidates: Sequence[Candidate], run_of: RunOf) -> list[Candidate]:
-        """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates.
-
-        Args:
-            run_of: Trial id to its MLflow run.
-        """
-        confirmed = self.folder.confirmations()
-        chosen = choose(self.space.promotion, self.space.task, candidates).finalist
+    def seal(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates."""
+        confirmed, task = self._folder.confirmations(), self._space.task
+        chosen = choose(self._space.promotion, task, candidates).finalist
         name = chosen.trial_id if chosen else ""
         # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
-        answered_before = dict.fromkeys((*self.folder.earlier_finalists(), *confirmed.finalists()))
+        answered_before = dict.fromkeys((*self._folder.earlier_finalists(), *confirmed.finalists()))
         earlier = tuple(other for other in answered_before if other != name)
         if chosen and (done := confirmed.candidate(name)):
-            chosen = replace(done, baselines=self.folder.baselines() or (), earlier_finalists=earlier)
+            chosen = replace(done, baselines=self._folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
         def keep(adapter: Trained, confirmation: Confirmation) -> None:
-            if adapter.trial_id == name:  # its card has test scores, which may not be there yet
+            if adapter.spec.trial_id == name:  # its card has test scores, which may not be there yet
                 finalist.append(confirmation)
             else:
-                self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
+                self._write(adapter, confirmation, known.get(adapter.spec.trial_id))
 
-        untested = chosen is not None and not chosen.test_metrics
-        items, task = list[WorkItem[Any]](), self.space.task
+        def adapter_work(adapter: Trained) -> WorkItem[Confirmation]:
+            return WorkItem(
+                lambda host: host.confirm.remote(adapter.spec, adapter.snapshot(), task),
+                lambda confirmation: keep(adapter, confirmation),
+            )
+
+        untested, items = chosen is not None and not chosen.test_metrics, list[WorkItem[Any]]()
         if untested:
-            parts_left = row_parts(self.actors.info.num_rows["test"], list(confirmed.answers(name)))
+            parts_left = row_parts(self._actors.info.num_rows["test"], list(confirmed.answers(name)))
             items += [answer_work(self._trained(name), rows, task) for rows in parts_left]
-        kept = [r.trial_id for r in self.trials if self.space.method_of(r.params).has_adapter]
+        kept = [r.trial_id for r in self.trials if self._space.method_of(r.params).has_adapter]
         for own in dict.fromkeys((*known, *kept)):
-            path = self.folder.adapter_path(own)
+            path = self._folder.adapter_path(own)
             # One that was sealed as a mere candidate, before the search went on, lacks its test scores.
             if not (path / MANIFEST).exists() or (own == name and not verify(path).test_metrics):
-                items.append(self._adapter_work(self._trained(own), keep))
+                items.append(adapter_work(self._trained(own)))
         self._map_over_hosts(items, unit="parts")
         if chosen is not None:
             parts, rows = list(confirmed.answers(name).values()), b""
             if untested:
                 metrics, answered = joined(parts, task)
-                rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
+                rows, baselines = answered.to_bytes(), self._folder.baselines() or ()
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none if it was written before the driver was killed
                 samples = tuple(sample for part in parts for sample in part.samples)
                 beside = {"samples": samples, "slices": slices_of(parts, task), "by_class": class_report(parts, task)}
-                self._write(self._trained(name), confirmation, chosen, run_of, beside)
-            path = self.folder.adapter_path(name)
+                self._write(self._trained(name), confirmation, chosen, beside)
+            path = self._folder.adapter_path(name)
             if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
-                self.folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
+                self._folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
             if untested:
                 confirmed.write_candidate(chosen, rows)
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
-
-    @property
-    def base_baseline(self) -> BaseModelBaseline:
-        """The base without an adapter, where the task's kind asks it."""
-        spread = functools.partial(self._map_over_hosts, unit="parts")
-        return BaseModelBaseline(self.folder, self.actors, self.space.task, spread)
 
     def on_loop_step(self) -> None:
         """Do what is done again and again while hosts work.
@@ -245,13 +240,14 @@ class Finalization:
         Raises:
             SearchInterruptedError: stopped from outside.
         """
-        self.take_commands()
-        if self.is_stopped():
+        self._hear()
+        if self._is_stopped():
             raise SearchInterruptedError(
-                f"Study {self.folder.name!r} was interrupted after its trials, before its candidates were scored.",
-                hint=f"go on with `loraxs-search resume {self.folder.name}`",
+                f"Study {self._folder.name!r} was interrupted after its trials, before its candidates were scored.",
+                hint=f"go on with `loraxs-search resume {self._folder.name}`",
             )
 
+    # ---- inside ------------------------------------------------------------------------------------------------------
     def _map_over_hosts(self, items: Sequence[WorkItem[Any]], *, shared: bool = False, unit: str = "") -> None:
         """Have every item done on all hosts.
 
@@ -259,65 +255,51 @@ class Finalization:
             shared: Pieces share passes where hosts pack.
             unit: What items are called where they are counted; empty where they count themselves.
         """
-        pool, at_once = self.actors.pool, self.actors.pool.config.max_trials if shared else 1
 
         def finished(done: int) -> None:
-            if unit:
-                self.counted(done, len(items), unit)
+            if unit and items:
+                self._log.counted(done, len(items), unit)
 
-        if items:
-            finished(0)
+        finished(0)
+        pool = self._actors.pool
+        at_once = pool.config.max_trials if shared else 1
         map_over_hosts(pool, items, self.on_loop_step, at_once=at_once, finished=finished)
 
-    # ---- adapters ----------------------------------------------------------------------------------------------------
-    def _spec(self, record: TrialRecord) -> TrialSpec:
-        return self.actors.spec(record.trial_id, record.params)
-
-    def _ended_refits(self, trial_id: str) -> dict[str, Refit]:
-        """Return the refits of a trial that have been trained, or have failed, by name."""
-        confirmed, numbers = self.folder.confirmations(), range(1, self.space.promotion.seeds + 1)
-        known = {f"{trial_id}.{number}": confirmed.refit(f"{trial_id}.{number}") for number in numbers}
-        return {name: refit for name, refit in known.items() if refit is not None}
-
-    def _adapter_work(self, adapter: Trained, keep: Callable[[Trained, Confirmation], None]) -> WorkItem[Confirmation]:
-        """Have an adapter written out, and give it to `keep`."""
-        task = self.space.task
-        return WorkItem(
-            lambda host: host.confirm.remote(adapter.spec, adapter.snapshot(), task),
-            lambda confirmation: keep(adapter, confirmation),
-            raised,
-        )
+    def _recipe(self, trial_id: str) -> dict[str, Refit]:
+        """Return a trial and its refits that have been trained, or have failed, by name."""
+        confirmed, seed = self._folder.confirmations(), self._trained(trial_id).spec.hyperparameters.seed
+        names = [f"{trial_id}.{number}" for number in range(1, self._space.promotion.seeds + 1)]
+        known = {name: refit for name in names if (refit := confirmed.refit(name)) is not None}
+        return {trial_id: Refit(seed), **known}
 
     def _trained(self, trial_id: str) -> Trained:
         """Return a completed trial's adapter, or a refit's."""
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
-            refit = self.folder.confirmations().refit(trial_id)
-            spec = self._spec(record)
+            refit, spec = (
+                self._folder.confirmations().refit(trial_id),
+                self._actors.spec(record.trial_id, record.params),
+            )
+            kept = self._folder.checkpoint_selection.select(record.reports)
+            metrics = kept.metrics
             if refit is not None:
-                spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
-            kept = self.folder.checkpoint_selection.select(record.reports)
-            metrics = refit.validation_metrics if refit is not None else kept.metrics
-            self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size, record.lineage)
+                spec, metrics = refit_spec(spec, int(trial_id.rpartition(".")[2])), refit.validation_metrics
+            self._adapters[trial_id] = Trained(spec, self._folder, metrics, kept.size, record.lineage)
         return self._adapters[trial_id]
 
-    # ---- records -----------------------------------------------------------------------------------------------------
     def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
-        trial_id = trial_of(adapter.trial_id)
-        own = Refit(self._trained(trial_id).spec.hyperparameters.seed)
-        recipe = {trial_id: own, **self._ended_refits(trial_id)}
+        own, info, study = adapter.spec.trial_id, self._actors.info, self._folder.info
         others = [
             replace(refit, validation_metrics=scores.get(name, {}))
-            for name, refit in recipe.items()
-            if name != adapter.trial_id
+            for name, refit in self._recipe(trial_of(own)).items()
+            if name != own
         ]
-        info, study = self.actors.info, self.folder.info
         return Candidate(
-            study=self.folder.name,
-            trial_id=adapter.trial_id,
+            study=self._folder.name,
+            trial_id=own,
             task=study.task.registered_name,
             test_metrics={},
-            validation_metrics=scores[adapter.trial_id],
+            validation_metrics=scores[own],
             stored_bytes=adapter.size.stored_bytes,
             data_fingerprint=info.data_fingerprint,
             base_digest=info.base.weight_digest,
@@ -333,25 +315,24 @@ class Finalization:
         adapter: Trained,
         confirmation: Confirmation,
         candidate: Candidate | None,
-        run_of: RunOf,
         beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        info = self.actors.info
+        info = self._actors.info
         if candidate is not None:  # promotion registers its factors: they come into this machine's cache
             for key, checksum in confirmation.factors.items():
                 if factors_at(key, checksum) is None:
-                    read = functools.partial(lambda key, host: host.factor_file.remote(self.space.task, key), key)
-                    install_factors(key, self.actors.pool.ask(read, self.on_loop_step))
+                    read = functools.partial(lambda key, host: host.factor_file.remote(self._space.task, key), key)
+                    install_factors(key, self._actors.pool.ask(read, self.on_loop_step))
         hyper = adapter.spec.hyperparameters
         adapted = [module for module in info.modules if module.name in hyper.target_modules]
-        start = self.folder.info.start_from
+        start = self._folder.info.start_from
         manifest = Manifest(
-            task=self.space.task,
-            base_model=replace(self.space.base_model, revision=info.base.revision or self.space.base_model.revision),
+            task=self._space.task,
+            base_model=replace(self._space.base_model, revision=info.base.revision or self._space.base_model.revision),
             base_digest=info.base.weight_digest,
             data_fingerprint=info.data_fingerprint,
-            study=self.folder.name,
-            trial_id=adapter.trial_id,
+            study=self._folder.name,
+            trial_id=adapter.spec.trial_id,
             params=adapter.spec.params,
             hyperparameters=hyper,
             validation_metrics=candidate.validation_metrics if candidate else adapter.validation_metrics,
@@ -360,7 +341,7 @@ class Finalization:
             probe=confirmation.probe,
             versions=info.versions,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_id=run_of(trial_of(adapter.trial_id)),
+            run_id=self._run_of(trial_of(adapter.spec.trial_id)),
             refits=candidate.refits if candidate else (),
             base_bytes=info.base_bytes,
             lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
@@ -374,4 +355,4 @@ class Finalization:
         )
         manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
-        self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
+        self._folder.write_adapter(adapter.spec.trial_id, sealed(files, manifest))

@@ -6,7 +6,7 @@ Studies bring it over themselves; `sync` does it later for those that could not 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Literal
@@ -164,7 +164,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         open_tracker(folder, uri, mirror) as tracker,
     ):
         take_commands(steered(folder, folder.journal()))
-        result = _record_finished(folder)
+        result = record_end(folder, folder.journal())
         tracker.drain()
         return result
 
@@ -178,58 +178,35 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     return info.promotion.require == "all" and found is not None and found[1]
 
 
-def _record_finished(folder: StudyFolder) -> SearchResult:
-    """Record what MLflow receives at the end of a search whose driver was killed before it could."""
-    journal = folder.journal()
-    result = result_of(folder, journal)
-    if not journal.is_finished:
-        log_adapters(folder, journal, result.trials, result.candidates)
+def record_end(folder: StudyFolder, journal: StudyLog) -> SearchResult:
+    """Record once what MLflow receives at the end of a search, and return the result.
+
+    That is the adapter of every completed trial that has one, and the finalist where that is a refit, with the scores
+    of those that are candidates; the baselines; the report, which a study's folder has, too.
+    """
+    candidates = tuple(folder.candidates() or ())
+    result = SearchResult(
+        folder.name, tuple(journal.records.values()), candidates, journal.spent_s, journal.notice or ""
+    )
+    is_finished = journal.is_finished
+    if not is_finished:
+        names = [record.trial_id for record in result.trials if record.state is TrialState.COMPLETE]
+        names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
+        known = {candidate.trial_id: candidate for candidate in candidates}
+        for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
+            path, own = folder.adapter_path(name).relative_to(folder.path), known.get(name)
+            splits = {"validation": own.validation_metrics, "test": own.test_metrics} if own else {}
+            scores = {f"{split}.{n}": value for split, metrics in splits.items() for n, value in metrics.items()}
+            journal.append(AdapterWritten(trial_id=name, folder=str(path), run_of=trial_of(name), scores=scores))
         journal.append(BaselinesMeasured(baselines=folder.baselines() or ()))
     keep_report(folder, journal)
-    if not journal.is_finished:
-        journal.append(SearchFinished(at=journal.last_at, state="FINISHED", summary=summary_of(result)))
+    if not is_finished:
+        states = [record.state.value for record in result.trials]
+        summary: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
+        finalist = next((candidate.trial_id for candidate in candidates if candidate.test_metrics), "")
+        summary |= {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}
+        journal.append(SearchFinished(at=journal.last_at, state="FINISHED", summary=summary))
     return result
-
-
-def result_of(folder: StudyFolder, journal: StudyLog) -> SearchResult:
-    """Return how a search stands in its journal and its candidates."""
-    return SearchResult(
-        study=folder.name,
-        trials=tuple(journal.records.values()),
-        candidates=tuple(folder.candidates() or ()),
-        wall_s=journal.spent_s,
-        notice=journal.notice or "",
-    )
-
-
-def log_adapters(
-    folder: StudyFolder, journal: StudyLog, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
-) -> None:
-    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
-
-    The scores of those that are candidates go with them.
-    """
-    scores = dict[str, dict[str, float]]()
-    for candidate in candidates:
-        splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
-        scores[candidate.trial_id] = {
-            f"{split}.{n}": v for split, metrics in splits.items() for n, v in metrics.items()
-        }
-    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
-    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
-    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
-        path = folder.adapter_path(name).relative_to(folder.path)
-        journal.append(
-            AdapterWritten(trial_id=name, folder=str(path), run_of=trial_of(name), scores=scores.get(name, {}))
-        )
-
-
-def summary_of(result: SearchResult) -> Mapping[str, Scalar]:
-    """Return the text of a search's run about its end."""
-    states = [record.state.value for record in result.trials]
-    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
-    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
-    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}
 
 
 _AWAY_AFTER_S = 10.0
@@ -285,7 +262,7 @@ def _sync(folder: StudyFolder) -> Synced:
         try:
             if folder.candidates() is not None and not folder.journal().is_finished:
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise
-                    _record_finished(folder)
+                    record_end(folder, folder.journal())
             problem = tracker.drain(_AWAY_AFTER_S)
         except StorageError as error:
             problem = error.message

@@ -1,10 +1,14 @@
-"""Work that any host can do, item by item, mapped over all hosts of a pool: refits, scores, answers, adapter files.
+"""Work that any host can do, item by item, mapped over all hosts of a pool; the baselines of a study are such work.
 
-Refits train the candidates' recipes again from fresh seeds: hosts that pack advance them in the same rounds.
+Refits train the candidates' recipes again from fresh seeds: hosts that pack advance them in the same rounds. They do
+not go through Ray Tune, as nothing proposes or stops them and no log has their reports; the lines that spread scores,
+answers and adapter files over the hosts do for them, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +20,43 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import ClusterError, HomeError, LoraxsError, StudyError, TaskDataError, TrialDivergedError
+from loraxs_search.errors import (
+    ClusterError,
+    HomeError,
+    LoraxsError,
+    StudyError,
+    TaskDataError,
+    TrialDivergedError,
+    first_line,
+)
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores
-from loraxs_search.records.base import Identity
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
-from loraxs_search.records.promotion import Refit, SliceScore
+from loraxs_search.records.promotion import (
+    BASE_MODEL_ROWS,
+    Baseline,
+    Refit,
+    SliceScore,
+    is_unmeasured,
+    is_untouched,
+    shots_name,
+)
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Lineage, TrialReport, TrialSpec
-from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.registry.evidence import ScoredRows, slice_scores
+from loraxs_search.search.hosts.host_actor import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import HostPool, HostProxy
+from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
 _MAX_LOST_HOSTS = 3
 
 AnswerT = TypeVar("AnswerT")
+
+
+def _raised(error: Exception) -> None:
+    raise error
 
 
 @dataclass(frozen=True)
@@ -42,12 +66,12 @@ class WorkItem(Generic[AnswerT]):
     Args:
         ask: Starts it on a host. May be repeated, on another host.
         take: Keeps a host's answer; returns whether there is more to do.
-        failed: Records that it failed, or raises where that must end the search.
+        failed: Records that it failed, or raises where that must end the search, as any error does by default.
     """
 
     ask: Callable[[HostProxy], ObjectRef[AnswerT]]
     take: Callable[[AnswerT], bool | None]
-    failed: Callable[[Exception], None]
+    failed: Callable[[Exception], None] = _raised
 
 
 def map_over_hosts(
@@ -127,13 +151,13 @@ def refit_work(
     task: Task,
     every: int,
     folder: StudyFolder,
-    reached: Callable[[str, int], None] = lambda _, __: None,
+    reached: Callable[[dict[str, int]], None] = lambda _: None,
     is_late: Callable[[], bool] = lambda: False,
 ) -> WorkItem[tuple[TrialReport, bytes]]:
     """Train a recipe to its last step, and keep its state after every `every` steps.
 
     Args:
-        reached: Called with its name and the step that it has reached; one that failed has no more to do.
+        reached: Called with the step that it has reached, by its name; one that failed has no more to do.
         is_late: Whether there is no more time: it is left out then.
     """
     name, max_steps, confirmed = spec.trial_id, spec.hyperparameters.max_steps, folder.confirmations()
@@ -149,7 +173,7 @@ def refit_work(
     def take(answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
         folder.snapshots.write(name, snapshot)
-        reached(name, report.step)
+        reached({name: report.step})
         if report.step < max_steps:
             return not is_late()
         ended(folder.checkpoint_selection.select(read_reports(snapshot)).metrics)
@@ -157,7 +181,7 @@ def refit_work(
 
     def failed(error: Exception) -> None:
         ended({}, reason_of(error))
-        reached(name, max_steps)
+        reached({name: max_steps})
 
     return WorkItem(ask, take, failed)
 
@@ -182,10 +206,6 @@ class Trained:
     lineage: Lineage | None = None
 
     @property
-    def trial_id(self) -> str:
-        return self.spec.trial_id
-
-    @property
     def kept_step(self) -> int | None:
         """The step that it is of, where the study keeps the best one."""
         return None if self.folder.checkpoint_selection.checkpoint == "last" else read_reports(self.snapshot())[-1].step
@@ -196,68 +216,43 @@ class Trained:
         Raises:
             StudyError: the snapshot is missing.
         """
-        snapshot = self.folder.snapshots.read_kept(self.trial_id)
+        snapshot = self.folder.snapshots.read_kept(self.spec.trial_id)
         if snapshot is None:
             raise StudyError(
-                f"A completed trial must have a snapshot, but {self.folder.path} has none of {self.trial_id}."
+                f"A completed trial must have a snapshot, but {self.folder.path} has none of {self.spec.trial_id}."
             )
         return snapshot
 
 
-def raised(error: Exception) -> None:
-    """Raise what an item has failed with."""
-    raise error
-
-
-def _or_diverged(record: Callable[[], None]) -> Callable[[Exception], None]:
-    """Return what records that an adapter has no finite score, which is a result, and raises any other error."""
-
-    def failed(error: Exception) -> None:
-        record() if isinstance(error, TrialDivergedError) else raised(error)
-
-    return failed
-
-
 def validation_work(trained: Trained, task: Task) -> WorkItem[tuple[TrialReport, bytes]]:
     """Score an adapter on all validation rows, in the passes that score trials."""
-    confirmed, name = trained.folder.confirmations(), trained.trial_id
+    confirmed, name = trained.folder.confirmations(), trained.spec.trial_id
 
     def ask(host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = trained.snapshot()
         step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
         return host.advance.remote(trained.spec, step, snapshot, task.for_candidates)
 
-    return WorkItem(
-        ask,
-        lambda answer: confirmed.write_validation(name, answer[0].metrics),
-        _or_diverged(lambda: confirmed.write_validation(name, {})),
-    )
+    def failed(error: Exception) -> None:
+        if not isinstance(error, TrialDivergedError):
+            raise error
+        confirmed.write_validation(name, {})  # that it has no finite score is a result
+
+    return WorkItem(ask, lambda answer: confirmed.write_validation(name, answer[0].metrics), failed)
 
 
 def answer_work(trained: Trained, rows: range, task: Task) -> WorkItem[Answers]:
     """Have some test rows answered by the finalist."""
-    confirmed, name = trained.folder.confirmations(), trained.trial_id
+    confirmed, name = trained.folder.confirmations(), trained.spec.trial_id
+
+    def failed(error: Exception) -> None:
+        if not isinstance(error, TrialDivergedError):
+            raise error
+        confirmed.write_answers(name, rows, Answers((), (), math.nan))
+
     return WorkItem(
         lambda host: host.answer.remote(trained.spec, trained.snapshot(), rows, task.for_candidates),
         lambda answers: confirmed.write_answers(name, rows, answers),
-        _or_diverged(lambda: confirmed.write_answers(name, rows, Answers((), (), math.nan))),
-    )
-
-
-def base_answer_work(
-    folder: StudyFolder, identity: Identity, task: Task, split: Split, rows: range, shots: int
-) -> WorkItem[Answers]:
-    """Have some rows of a split answered by the untouched base; once that has failed, the rest is not asked."""
-    confirmed = folder.confirmations()
-
-    def failed(error: Exception) -> None:
-        """Keep the reason: a baseline stops no search. Worked examples may not fit, which no second try changes."""
-        applies = not (shots and isinstance(error, TaskDataError))
-        confirmed.write_base_failure(shots, reason_of(error), applies=applies)
-
-    return WorkItem(
-        lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task.for_candidates),
-        lambda answers: confirmed.write_base_answers(shots, split, rows, answers),
         failed,
     )
 
@@ -268,19 +263,19 @@ def row_parts(num_rows: int, done: Sequence[range]) -> list[range]:
     starts = [0, *(rows.stop for rows in ends)]
     stops = [*(rows.start for rows in ends), num_rows]
     gaps = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    return [part for gap in gaps for part in in_parts(gap, _PART)]
-
-
-def in_parts(rows: range, size: int) -> list[range]:
-    """Return rows in parts of at most `size`."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [gap[place : place + _PART] for gap in gaps for place in range(0, len(gap), _PART)]
 
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
     """Return the metrics and the rows that consecutive answers make up; not finite where some answers are not."""
     from loraxs_search.tasks.kinds import RowScores, kind_of
 
-    columns = {name: _column(parts, name) for name in ("losses", "counts", "correct", "ended")}
+    def column(name: str) -> list[Any] | None:
+        """Return a column of all rows; None if some part has none."""
+        of_parts = [getattr(part, name) for part in parts]
+        return None if any(own is None for own in of_parts) else [value for own in of_parts for value in own]
+
+    columns = {name: column(name) for name in ("losses", "counts", "correct", "ended")}
     predictions, labels = ([value for part in parts for value in getattr(part, name)] for name in _BOTH)
     names = [name for name in task.slices if all(name in part.slices for part in parts)]
     slices = {name: [value for part in parts for value in part.slices[name]] for name in names}
@@ -297,7 +292,6 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
 
 def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
     """Return the task's metric on each slice of the rows that answers are to."""
-    from loraxs_search.registry.evidence import slice_scores
     from loraxs_search.tasks.kinds import kind_of
 
     if not task.slices or not all(part.predictions for part in parts):
@@ -325,7 +319,177 @@ def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
     return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
 
 
-def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:
-    """Return a column of all rows; None if some part has none."""
-    columns = [getattr(part, name) for part in parts]
-    return None if any(column is None for column in columns) else [value for column in columns for value in column]
+log = logging.getLogger(__name__)
+
+
+class StudyBaselines:
+    """Begins to measure a study's baselines on the first host, unless they are in its folder, and waits at the end.
+
+    Those that failed are measured again; `BaseModelBaseline` measures the untouched base.
+    """
+
+    def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
+        from loraxs_search.tasks.baselines import fitting_baselines
+        from loraxs_search.tasks.kinds import kind_of
+
+        self._folder, self._actors, self._task = folder, actors, task
+        self._fitting = fitting_baselines(kind_of(task))
+        self._asked: ObjectRef[tuple[Baseline, ...]] | None = None
+        self.known = folder.baselines() or ()  # those that are in the study folder by now
+        kept = folder.baseline_answers()
+        measured = {one.name for one in self.known if not one.failed and (one.answer is not None or one.name in kept)}
+        hopeless = {one.name for one in self.known if one.failed and not one.applies}
+        if set(self._fitting) - measured - hopeless:
+            self._asked = actors.pool.host().baselines.remote(task)
+
+    def take(self) -> None:
+        """Write those that are measured by now; waits for nothing, and leaves what went wrong to `result`."""
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            with contextlib.suppress(*HOST_LOST, RayTaskError):
+                self._write(ray.get(self._asked))
+
+    def result(self, on_loop_step: Callable[[], None]) -> tuple[Baseline, ...]:
+        """Return the baselines once they are in the study folder; those that cannot be had say why.
+
+        Args:
+            on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside. A
+                resumed search measures them anew.
+        Raises:
+            HomeError: the folder cannot be written.
+        """
+        if self._asked is not None:
+            try:
+                try:
+                    measured = await_answer(self._asked, on_loop_step)
+                except (*HOST_LOST, RayTaskError):
+                    measured = self._actors.pool.ask(lambda host: host.baselines.remote(self._task), on_loop_step)
+                self._write(measured)
+            except HomeError:  # a disk, here or on the host's node
+                raise
+            except (*HOST_LOST, RayTaskError) as error:
+                reason = first_line(getattr(error, "cause", error))
+                log.warning("the study's baselines cannot be measured: %s", reason)
+                known = {one.name: one for one in self.known if not one.failed}
+                failed = [Baseline(name, failed=reason[:200], applies=True) for name in self._fitting]
+                self._write(tuple(known.get(one.name, one) for one in failed))
+        return self.known
+
+    def _write(self, measured: tuple[Baseline, ...]) -> None:
+        self._folder.write_baselines(measured)
+        self.known, self._asked = self._folder.baselines() or (), None
+
+
+_ASKED_ROWS = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
+
+
+@dataclass(frozen=True)
+class BaseModelBaseline:
+    """Measures what the untouched base reaches, and keeps it among the study's baselines.
+
+    It is the baseline of task kinds that declare `shots`. A base that writes does not stop where an adapter does, so
+    asking it costs more than a search. It is asked with each number of worked examples on `BASE_MODEL_ROWS` validation
+    rows, spread evenly over all of them; the best of these answers the test rows, all of them, since promotion compares
+    row by row. What was answered before a kill is not asked again.
+
+    Args:
+        spread: Has items done on all hosts.
+    """
+
+    folder: StudyFolder
+    actors: StudyActors
+    task: Task
+    spread: Callable[[Sequence[WorkItem[Answers]]], None]
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """Numbers of worked examples in its prompts; none if the kind has no baseline of the base model."""
+        from loraxs_search.tasks.kinds import kind_of
+
+        return kind_of(self.task).shots
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is no more to do; what has failed is asked again."""
+        known = self.folder.baselines() or ()
+        if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
+            return False
+        has_rows = self.folder.confirmations().base_rows_path.exists()
+        return has_rows or all(each.failed for each in known if is_untouched(each.name))
+
+    def seconds_per_row(self) -> float:
+        """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
+        if not self.shots:
+            return 0.0
+        if not self.folder.confirmations().base_answers(self.shots[0], "validation"):
+            self.spread(self._work("validation", self.shots[0])[:1])
+        answered = self.folder.confirmations().base_answers(self.shots[0], "validation").values()
+        return sum(part.seconds for part in answered) / max(1, sum(len(part.labels) for part in answered))
+
+    def measure(self) -> None:
+        """Have the base answer what it has not answered yet, and write its baselines."""
+        if self.is_measured:
+            return
+        confirmed, task = self.folder.confirmations(), self.task
+        confirmed.forget_base_failures()
+        self.spread([item for shots in self.shots for item in self._work("validation", shots)])
+        validation = {shots: self._scored("validation", shots)[0] for shots in self.shots}
+        sign = 1.0 if task.direction == "maximize" else -1.0
+        values = {shots: sign * metrics[task.metric] for shots, metrics in validation.items() if metrics}
+        best, test = None, dict[str, float]()
+        if values:  # none may be finite, which is a result
+            best = max(values, key=lambda shots: (values[shots] if math.isfinite(values[shots]) else -math.inf, -shots))
+            self.spread(self._work("test", best))
+            test, rows = self._scored("test", best)
+            if rows is not None:  # before the baselines that they belong to
+                confirmed.write_base_rows(rows.to_bytes())
+        measured = [each for each in self.folder.baselines() or () if not is_untouched(each.name)]
+        for shots in self.shots:
+            failure, failed, applies = confirmed.base_failure(shots), "", True
+            if failure is not None:
+                failed, applies = failure.reason[:200], failure.applies
+                log.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
+            seconds = sum(part.seconds for split in _SPLITS for part in confirmed.base_answers(shots, split).values())
+            metrics = validation[shots], test if shots == best else {}
+            measured.append(Baseline(shots_name(shots), *metrics, seconds=seconds, failed=failed, applies=applies))
+        self.folder.write_baselines(measured)
+
+    def _work(self, split: Split, shots: int) -> list[WorkItem[Answers]]:
+        """Return the rows of a split that are not answered yet, in parts for all hosts.
+
+        Once a part has failed, the rest is not asked, and the reason is kept: a baseline stops no search. Worked
+        examples may not fit, which no second try changes.
+        """
+        confirmed, identity, task = self.folder.confirmations(), self.actors.info.identity, self.task.for_candidates
+
+        def failed(error: Exception) -> None:
+            applies = not (shots and isinstance(error, TaskDataError))
+            confirmed.write_base_failure(shots, reason_of(error), applies=applies)
+
+        def part(rows: range) -> WorkItem[Answers]:
+            return WorkItem(
+                lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task),
+                lambda answers: confirmed.write_base_answers(shots, split, rows, answers),
+                failed,
+            )
+
+        if confirmed.base_failure(shots):
+            return []
+        done = confirmed.base_answers(shots, split)
+        return [part(rows) for named, rows in self._parts(split).items() if named not in done]
+
+    def _parts(self, split: Split) -> dict[range, range]:
+        """Return the rows that are asked, in parts, by the name of each part's file, which knows no steps."""
+        num_rows = self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
+        rows = range(0, num_rows, max(1, -(-num_rows // BASE_MODEL_ROWS)) if split == "validation" else 1)
+        parts = [rows[start : start + _ASKED_ROWS] for start in range(0, len(rows), _ASKED_ROWS)]
+        return {range(part.start, part.stop): part for part in parts}
+
+    def _scored(self, split: Split, shots: int) -> tuple[dict[str, float], ScoredRows | None]:
+        """Return the metrics of a split and the rows; none if some answers could not be had."""
+        answered, parts = self.folder.confirmations().base_answers(shots, split), self._parts(split)
+        if not parts or parts.keys() - answered.keys():
+            return {}, None
+        return joined([answered[named] for named in parts], self.task.for_candidates)
+
+
+_SPLITS: tuple[Split, ...] = ("validation", "test")

@@ -20,8 +20,14 @@ from ray.exceptions import RayError
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.search.cluster import runtime_env
-from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import (
+    MAX_RESTARTS,
+    NAMESPACE,
+    expected_versions,
+    here,
+    living_nodes,
+    pinned,
+)
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -32,8 +38,7 @@ from loraxs_search.search.cluster.placement import (
     share_out,
     unshared,
 )
-from loraxs_search.search.hosts.answers import HOST_LOST, await_answer, kill
-from loraxs_search.search.hosts.host_actor import HostActor
+from loraxs_search.search.hosts.host_actor import HOST_LOST, HostActor, await_answer, kill
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space
 
@@ -117,7 +122,7 @@ class HostPool:
     """
 
     def __init__(self, config: HostConfig, plans: Sequence[SearchPlan]) -> None:
-        self.config = replace(config, versions=runtime_env.versions())
+        self.config = replace(config, versions=expected_versions())
         self._plans = tuple(plans)
         nodes = living_nodes()
         check_can_run(nodes, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
@@ -202,26 +207,24 @@ class HostPool:
             steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
         return steps
 
-    def cancel(self, names: Collection[str]) -> None:
-        """Have all hosts give up trials; nobody waits for it.
+    def cancel(self, study: str, trials: Collection[str]) -> None:
+        """Have all hosts give up trials of a study; nobody waits for it.
 
         A host remembers nothing of a trial that it does not advance at the moment, and only the process that asks for a
         trial knows its host: whoever wants to be sure asks again.
-
-        Args:
-            names: `TrialSpec.name` of each.
         """
-        for host in self.hosts() if names else ():
-            host.cancel.remote(names)
+        for host in self.hosts() if trials else ():
+            host.cancel.remote([f"{study}/{trial_id}" for trial_id in trials])
 
-    def end_silent_hosts(self, names: Collection[str]) -> None:
+    def end_silent_hosts(self, study: str, trials: Collection[str]) -> None:
         """End the hosts that say nothing, or still hold one of these trials; the next calls find others in their place.
 
         Args:
-            names: `TrialSpec.name` of trials that should have reported long ago.
+            trials: Of a study, that should have reported long ago.
         """
+        names = {f"{study}/{trial_id}" for trial_id in trials}
         asked = {host.steps.remote(): host for host in self.hosts()}
-        fine = {answer for answer, steps in _answers(list(asked)) if not steps.keys() & set(names)}
+        fine = {answer for answer, steps in _answers(list(asked)) if not steps.keys() & names}
         for answer, host in asked.items():
             if answer not in fine:
                 kill(host)

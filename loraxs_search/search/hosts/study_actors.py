@@ -19,10 +19,9 @@ from loraxs_search.methods import method_of
 from loraxs_search.records.base import Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
-from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
+from loraxs_search.search.hosts.host_actor import HOST_LOST, LOOK_EVERY_S, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, Steps, Usage, repeated
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
@@ -56,10 +55,6 @@ class SnapshotStore:
     @ray.method
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         self._open().snapshots.write(trial_id, snapshot)
-
-    @ray.method
-    def write_baselines(self, baselines: tuple[Baseline, ...]) -> None:
-        self._open().write_baselines(baselines)
 
     def _open(self) -> StudyFolder:
         self._folder = self._folder or StudyFolder.open(self._name)
@@ -167,10 +162,11 @@ class StudyActors:
         name, identity, store = self._study.name, self.info.identity, self.snapshot_store_name
         return TrialSpec(trial_id, params, hyper, study=name, identity=identity, snapshot_store=store)
 
-    def hardware(self) -> dict[str, Scalar]:
-        """Describe the cluster for the record."""
+    def hardware(self) -> tuple[dict[str, Scalar], list[str]]:
+        """Describe the cluster for the record, and name the kinds of accelerator in it as Ray does."""
         total: Mapping[str, float] = ray.cluster_resources()
-        return {
+        kinds = (name.removeprefix("accelerator_type:") for name in total if ":" in name)
+        facts: dict[str, Scalar] = {
             "device": self.info.device,
             "dtype": self.info.dtype,
             "base_digest": self.info.base.weight_digest,
@@ -181,12 +177,7 @@ class StudyActors:
             "num_gpus": int(total.get("GPU", 0)),
             "trials_per_device": self.pack_size.size,
         }
-
-    def slots_by_address(self) -> dict[str, int]:
-        """Return how many trials of all studies each node takes at once, by its address."""
-        addresses = {node.node_id: node.address for node in living_nodes()}
-        by_node = self.slot_counter.slots.by_node
-        return {addresses[node_id]: slots for node_id, slots in by_node.items() if node_id in addresses}
+        return facts, sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 
     @contextlib.contextmanager
     def watched(
@@ -202,22 +193,12 @@ class StudyActors:
             to_cancel: Returns the ids of the trials that are to end at their next step.
         """
         name, pool = self._study.name, self.pool
-
-        def cancel() -> None:
-            pool.cancel([f"{name}/{trial_id}" for trial_id in to_cancel()])
-
         with (
             repeated(pool.usage, _USAGE_EVERY_S, measured),
             repeated(lambda: pool.steps(name), _STEPS_EVERY_S, advanced),
-            repeated(cancel, _CANCEL_EVERY_S, bool),
+            repeated(lambda: pool.cancel(name, to_cancel()), _CANCEL_EVERY_S, bool),
         ):
             yield
-
-    def gpus(self) -> list[str]:
-        """Return the kinds of accelerator in the cluster, as Ray names them."""
-        resources: Mapping[str, float] = ray.cluster_resources()
-        kinds = (name.removeprefix("accelerator_type:") for name in resources if ":" in name)
-        return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 
 
 def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:

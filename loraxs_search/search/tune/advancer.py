@@ -19,7 +19,7 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, own_error
-from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.hosts.host_actor import HOST_LOST
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class TrialSettings:
     """What all trials of a search have in common.
 
     Args:
-        metric: What running trials are compared by.
         report_every: Steps from one report to the next.
         max_failures: How many hosts a trial may lose between two reports.
         snapshot_store, directory: The names of these actors: Ray keeps a handle, as it does what is large, where it may
@@ -68,7 +67,6 @@ class TrialSettings:
     """
 
     task: Task
-    metric: str
     report_every: int
     max_failures: int
     snapshot_store: str
@@ -136,7 +134,7 @@ class TrialAdvancer:
                 return self._result(spec, reports[-1])
         try:
             report, snapshot = await self._trained(spec, step + self._settings.report_every, snapshot, place)
-            if (metric := self._settings.metric) not in report.metrics:
+            if (metric := self._settings.task.search_metric) not in report.metrics:
                 known = ", ".join(sorted(report.metrics)) or "none"
                 raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {known}.")
         except (LoraxsError, RayTaskError) as error:
@@ -182,7 +180,7 @@ class TrialAdvancer:
     def _result(self, spec: TrialSpec, report: TrialReport) -> dict[str, Any]:
         return {
             STEP: report.step,
-            OBJECTIVE: report.metrics[self._settings.metric],
+            OBJECTIVE: report.metrics[self._settings.task.search_metric],
             REPORT: to_json(report),
             "done": report.step >= spec.hyperparameters.max_steps,
         }

@@ -6,24 +6,20 @@ Tune pickles its searcher, scheduler and callbacks into snapshots that nobody re
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import re
-import sys
-import threading
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback, CheckpointConfig
+from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Experiment, Trial
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.search import Searcher
 
 from loraxs_search.errors import (
     ClusterError,
@@ -34,27 +30,18 @@ from loraxs_search.errors import (
     counted,
 )
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Lineage, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.schedulers._base import Scheduler
-from loraxs_search.search.cluster import ray_private, runtime_env
-from loraxs_search.search.cluster.connection import living_nodes
+from loraxs_search.search.cluster.connection import living_nodes, setup_error
 from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
-from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, TrialTrainable
-from loraxs_search.steering.state import Deadline, SteeringState, extended, num_proposed, planned, unstarted
-from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, make_controller
+from loraxs_search.steering.state import Deadline, SteeredStudy, extended, num_proposed, planned, unstarted
 
 _logger = logging.getLogger(__name__)
-
-# Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
-# together set up one after the other.
-_SETTING_UP = threading.Lock()
 
 # A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
 ONE_LOSS_S = 60.0
@@ -101,13 +88,14 @@ class StudySearcher(_Unpickled, Searcher):
     Tune takes an exception of its searcher or scheduler for a failure of the trial. What keeps these from their work is
     in `fatal_error` instead: from then on nothing is recorded or proposed, and trials keep their last state.
 
-    What people ask of it is in `state`, which `apply_commands` acts by. Trials that people asked for come before new
-    proposals, and on top of them.
+    What people ask of it is in the study's state, which `apply_commands` acts by. Trials that people asked for come
+    before new proposals, and on top of them.
 
     Args:
+        study: Whoever changes its state calls `apply_commands`.
         deadline: When the time budget is used up.
-        study: The study's name, for lineages and messages.
-        state: The result of all commands; whoever changes it calls `apply_commands`.
+        is_stopped: Whether the driver is to end.
+        take_commands: Called at each step of the loop.
     """
 
     fatal_error: LoraxsError | None = None
@@ -116,21 +104,18 @@ class StudySearcher(_Unpickled, Searcher):
     def __init__(
         self,
         sampler: Proposer,
-        log: StudyLog,
-        plan: SearchPlan,
+        study: SteeredStudy,
         actors: StudyActors,
         scheduler: Scheduler,
         deadline: Deadline,
-        *,
-        study: str,
-        state: SteeringState,
+        is_stopped: Callable[[], bool] = lambda: False,
+        take_commands: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self.is_stopped: Callable[[], bool] = lambda: False  # whether the driver is to end
-        self.take_commands: Callable[[], None] = lambda: None  # called at each step of the loop
-        self._study, self._state = study, state
+        self._study, self._state, self._plan = study, study.state, study.folder.info.search
         self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
-        self._log, self._plan, self._actors = log, plan, actors
+        self._log, self._actors = study.journal, actors
+        self._is_stopped, self._take_commands = is_stopped, take_commands
         self._pending: list[str] = []
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         # Of the trials that this driver has run, latest last: why each failed, or empty if it reports. A driver that
@@ -139,7 +124,7 @@ class StudySearcher(_Unpickled, Searcher):
         self.begin_loop()
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
-    def run(self, folder: StudyFolder, task: Task) -> None:
+    def run(self) -> None:
         """Run trials until there are no more; results are in the study folder.
 
         Raises:
@@ -147,10 +132,9 @@ class StudySearcher(_Unpickled, Searcher):
             TrialsFailError: trials are left since they would fail, or all have failed.
             LoraxsError: an error that is not a trial's.
         """
-        plan, actors = self._plan, self._actors
+        plan, actors, task = self._plan, self._actors, self._study.folder.info.task
         settings = TrialSettings(
             task,
-            task.search_metric,
             plan.report_every,
             plan.max_failures,
             actors.snapshot_store_name,
@@ -158,14 +142,17 @@ class StudySearcher(_Unpickled, Searcher):
         )
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
-            if not self.has_more:
+            if self.early_end is not None or not self.is_short:
                 break
             wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
             watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
             with contextlib.closing(Advancers(settings, self._log.last_step)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
-                controller = self._controller(slots, watch, folder.path / "tune", task.search_metric)
+                # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+                most = max(plan.trials, _MIN_WAITING)
+                scheduler, storage = TuneScheduler(self, task.search_metric), self._study.folder.path / "tune"
+                controller = make_controller(self, scheduler, watch, slots, storage, plan.max_failures, most)
                 try:
                     while not controller.is_finished():
                         self.hear()
@@ -179,34 +166,6 @@ class StudySearcher(_Unpickled, Searcher):
             raise self.fatal_error
         self._end_unfinished()
 
-    def _controller(self, slots: SlotManager, watch: LoopWatch, storage: Path, metric: str) -> TuneController:
-        """Return what `Tuner.fit` makes, which takes no slots. It reports nothing, and handles no signals."""
-        ray_private.outlive_lost_processes()
-        search = SearchGenerator(self)
-        with _SETTING_UP:
-            experiment = Experiment(
-                uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
-                TrialTrainable,
-                num_samples=sys.maxsize,
-                storage_path=str(storage),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
-                trial_dirname_creator=lambda trial: trial.trial_id,
-                max_failures=self._plan.max_failures,
-            )
-            search.add_configurations([experiment])
-        controller = TuneController(
-            search_alg=search,
-            scheduler=TuneScheduler(self, metric),
-            callbacks=[watch],
-            trial_checkpoint_config=experiment.checkpoint_config,
-            storage=experiment.storage,
-            reuse_actors=True,
-            resource_manager_factory=lambda: slots,
-        )
-        # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
-        controller.update_max_pending_trials(max(self._plan.trials, _MIN_WAITING))
-        return controller
-
     def _give_up_on(self, trials: Sequence[Trial]) -> None:
         """Have other hosts in place of those that trials were last heard of before the time budget ended."""
         names = [self._trial_ids[trial.trial_id] for trial in trials if trial.trial_id in self._trial_ids]
@@ -215,11 +174,11 @@ class StudySearcher(_Unpickled, Searcher):
             " hosts are ended, since they may be stuck.",
             ", ".join(names),
         )
-        self._actors.pool.end_silent_hosts([f"{self._study}/{name}" for name in names])
+        self._actors.pool.end_silent_hosts(self._study.name, names)
 
     def _end_unfinished(self) -> None:
         """End what the time budget has cut short, or say why trials are left."""
-        log, name, left = self._log, self._study, self._log.unfinished()
+        log, name, left = self._log, self._study.name, self._log.unfinished()
         is_complete = not left and not self.is_short
         records = log.records.values()
         has_ended = not left and (is_complete or self.out_of_time is not None)
@@ -251,7 +210,7 @@ class StudySearcher(_Unpickled, Searcher):
     @property
     def must_end(self) -> bool:
         """Whether Tune's loop is to end now, whatever its trials do."""
-        return self.fatal_error is not None or self.is_stopped()
+        return self.fatal_error is not None or self._is_stopped()
 
     @property
     def early_end(self) -> str | None:
@@ -272,11 +231,6 @@ class StudySearcher(_Unpickled, Searcher):
         return self.early_end or (self._state.finishing if self._has_budget() else None) or ""
 
     @property
-    def has_more(self) -> bool:
-        """Whether there is a trial to propose."""
-        return self.early_end is None and self.is_short
-
-    @property
     def is_short(self) -> bool:
         """Whether trials are missing of what the search was to train, whatever ended it."""
         if self._pending or unstarted(self._log.records, self._state):
@@ -291,6 +245,11 @@ class StudySearcher(_Unpickled, Searcher):
         """The trials in Tune that are to end at their next step; asked from any thread."""
         late = self._deadline.is_late
         return [trial_id for trial_id in list(self._trial_ids.values()) if late or trial_id in self._state.at_once]
+
+    @property
+    def in_tune(self) -> Iterable[str]:
+        """The trials in Tune by its own ids, in the order in which they were proposed."""
+        return self._trial_ids
 
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""
@@ -325,7 +284,7 @@ class StudySearcher(_Unpickled, Searcher):
     def hear(self) -> None:
         """Take commands; Tune has another loop while no trial runs."""
         with self._recording():
-            self.take_commands()
+            self._take_commands()
 
     def suggest(self, trial_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
         """Return the next trial: an unfinished one, one that people asked for, or one that the sampler proposes."""
@@ -335,35 +294,33 @@ class StudySearcher(_Unpickled, Searcher):
         if not self.is_short or len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None  # Tune's loop continues while a trial trains
         config: dict[str, Any] | None = None
+        records, actors = self._log.records, self._actors
         with self._recording():
+            number = self._sampler.next_number
+            name, seed = f"{number:05d}", self._plan.trial_seed(number)
+            asked = next(iter(unstarted(records, self._state)), None)
             if self._pending:
                 name = self._pending.pop(0)
-                started = TrialStarted(trial_id=name, params=dict(self._log.records[name].params))
+                started = TrialStarted(trial_id=name, params=dict(records[name].params))
+            elif asked is not None:
+                params, proposal = self._sampler.add(asked.params, seed)
+                lineage = Lineage(self._study.name, asked.source) if asked.source else None
+                started = TrialStarted(
+                    trial_id=name, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
+                )
             else:
-                started = self._new()
+                params, proposal = self._sampler.propose(seed, index=num_proposed(records, self._state))
+                started = TrialStarted(trial_id=name, params=params, proposal=proposal)
             try:
-                spec = self._actors.spec(started.trial_id, started.params)
+                spec = actors.spec(name, started.params)
             except UsageError as error:  # params that no trial can have; other trials continue
                 self._log.append(started)
-                self._ended(started.trial_id, TrialState.FAIL, error.message)
+                self._ended(name, TrialState.FAIL, error.message)
             else:
                 self._log.append(replace(started, hyperparameters=spec.hyperparameters))
-                self._trial_ids[trial_id] = started.trial_id
-                config = {SPEC: to_json(spec), RESOURCES: dict(self._actors.slot_counter.slots.resources)}
+                self._trial_ids[trial_id] = name
+                config = {SPEC: to_json(spec), RESOURCES: dict(actors.slot_counter.slots.resources)}
         return config
-
-    def _new(self) -> TrialStarted:
-        """Return the next trial: its params, how the sampler came to them, and where it comes from."""
-        records, number = self._log.records, self._sampler.next_number
-        seed, name = self._plan.trial_seed(number), f"{number:05d}"
-        for asked in unstarted(records, self._state):
-            params, proposal = self._sampler.add(asked.params, seed)
-            lineage = Lineage(self._study, asked.source) if asked.source else None
-            return TrialStarted(
-                trial_id=name, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
-            )
-        params, proposal = self._sampler.propose(seed, index=num_proposed(records, self._state))
-        return TrialStarted(trial_id=name, params=params, proposal=proposal)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if REPORT in result and self.fatal_error is None:
@@ -399,7 +356,13 @@ class StudySearcher(_Unpickled, Searcher):
                 return
             if error or result is None or FAILED in result:
                 lost = f"its host was lost more than {counted(self._plan.max_failures, 'time')}"
-                self._fail(name, lost if error or result is None else result[FAILED])
+                reason = lost if error or result is None else result[FAILED]
+                self._ended(name, TrialState.FAIL, reason)
+                self._outcomes.pop(name, None)
+                self._outcomes[name] = reason
+                common = common_failure(list(self._outcomes.values()), self._actors.slot_counter.max_concurrent)
+                if common is not None and self.failing is None:
+                    self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
                 return
             self.on_trial_result(trial_id, result)  # without a report if a user stopped it at once
             step, state, is_cut = result[STEP], TrialState.PRUNED, False
@@ -416,14 +379,6 @@ class StudySearcher(_Unpickled, Searcher):
                 reason, is_cut = f"the time budget ended at step {step}", True
             self._ended(name, state, reason, is_cut=is_cut)
 
-    def _fail(self, trial_id: str, reason: str) -> None:
-        self._ended(trial_id, TrialState.FAIL, reason)
-        self._outcomes.pop(trial_id, None)
-        self._outcomes[trial_id] = reason
-        common = common_failure(list(self._outcomes.values()), self._actors.slot_counter.max_concurrent)
-        if common is not None and self.failing is None:
-            self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
-
     def _ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
         self._log.append(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
 
@@ -433,9 +388,6 @@ class StudySearcher(_Unpickled, Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study folder holds it."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: a resumed search builds a new searcher from the study folder."""
-
 
 class TuneScheduler(_Unpickled, FIFOScheduler):
     """Has Tune start trials in their order, and stop them where the searcher says so."""
@@ -443,16 +395,12 @@ class TuneScheduler(_Unpickled, FIFOScheduler):
     def __init__(self, searcher: StudySearcher, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher, self._study_metric = searcher, metric
-        self._places: dict[str, int] = {}
-        self._place = itertools.count()
-
-    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._places[trial.trial_id] = next(self._place)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Return the trial that has waited longest, as Tune's own method does, but without a pass over ended trials."""
-        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
-        return min(waiting, key=lambda trial: self._places[trial.trial_id], default=None)
+        """Return the trial that was proposed first, as Tune's own method does, but without a pass over ended trials."""
+        live = tune_controller.get_live_trials()
+        waiting = {trial.trial_id: trial for trial in live if trial.status == Trial.PENDING}
+        return next((waiting[name] for name in self._searcher.in_tune if name in waiting), None)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop the trial when it is to train no further; a result without a report is a failure, which Tune ends."""
@@ -546,7 +494,7 @@ class LoopWatch(_Unpickled, Callback):
         if trial.error_file and Path(trial.error_file).exists():
             _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
             if _SETUP_FAILED.search(failure):
-                self._unfit(runtime_env.setup_error(failure))
+                self._unfit(setup_error(failure))
         now = time.monotonic()
         if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
             trial.max_failures += 1

@@ -1,7 +1,8 @@
-"""The slots of a search: each reserves its share of a device, and none has a process.
+"""Where Ray Tune is used by more than its public names: slots without processes, and a controller that takes them.
 
 Ray Tune makes an actor for each trial that runs: a process of 105 MB, which takes a second of CPU time to start. What
-it gets here instead is a `Slot`. That passes what Tune asks on to the one process of the slot's node.
+it gets here instead is a `Slot`, which reserves its share of a device. That passes what Tune asks on to the one process
+of the slot's node.
 
 Tune has a point for that, for developers: a controller takes another resource manager, and what that acquires decides
 what an actor class becomes. `test_search_slots.py` searches with it.
@@ -9,23 +10,34 @@ what an actor class becomes. `test_search_slots.py` searches with it.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sys
+import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray import ObjectRef, tune
 from ray.actor import ActorProxy
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources, PlacementGroupResourceManager
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune import Callback, CheckpointConfig
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher, SearchGenerator
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
-from loraxs_search.search.hosts.answers import kill
+from loraxs_search.search.hosts.host_actor import kill
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
 
 SPEC = "spec"
@@ -190,3 +202,67 @@ class SlotManager(PlacementGroupResourceManager):
     def free_resources(self, acquired_resource: Any) -> None:
         self.num_held -= 1
         super().free_resources(acquired_resource)
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+# Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
+# together set up one after the other.
+_SETTING_UP = threading.Lock()
+
+
+def make_controller(
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+    watch: Callback,
+    slots: SlotManager,
+    storage: Path,
+    max_failures: int,
+    max_pending: int,
+) -> TuneController:
+    """Return what `Tuner.fit` makes, which takes no slots. It reports nothing, and handles no signals.
+
+    Args:
+        storage: Where Tune writes its snapshots.
+        max_failures: Losses of a trial's host, until the trial has failed.
+        max_pending: Trials that may wait for slots.
+    """
+    outlive_lost_processes()
+    search = SearchGenerator(searcher)
+    with _SETTING_UP:
+        experiment = Experiment(
+            uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+            TrialTrainable,
+            num_samples=sys.maxsize,
+            storage_path=str(storage),
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            max_failures=max_failures,
+        )
+        search.add_configurations([experiment])
+    controller = TuneController(
+        search_alg=search,
+        scheduler=scheduler,
+        callbacks=[watch],
+        trial_checkpoint_config=experiment.checkpoint_config,
+        storage=experiment.storage,
+        reuse_actors=True,
+        resource_manager_factory=lambda: slots,
+    )
+    controller.update_max_pending_trials(max_pending)
+    return controller
+
+
+@functools.cache
+def outlive_lost_processes() -> None:
+    """Have Ray Tune replace a process whatever it was lost to, as it does one that died.
+
+    Tune ends its loop with errors that it does not know, and the search with that: of a process that Ray's memory
+    monitor has ended, or whose environment could not be made.
+    """
+    take_failure = RayActorManager._actor_task_failed
+
+    def take_any_failure(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        is_known = isinstance(exception, RayActorError | RayTaskError)
+        take_failure(manager, tracked_actor_task, exception if is_known else RayActorError(error_msg=str(exception)))
+
+    RayActorManager._actor_task_failed = take_any_failure  # type: ignore[assignment, method-assign]

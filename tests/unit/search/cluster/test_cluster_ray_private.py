@@ -6,12 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
 
 from loraxs_search.search.cluster import ray_private
 
@@ -33,6 +29,7 @@ ASK = """
 import sys
 from ray.exceptions import RayError
 from loraxs_search.search.cluster import ray_private
+from loraxs_search.search.tune import slots
 try:
     ray_private.ask_head(sys.argv[1], 0.5)
 except (RayError, RuntimeError, ConnectionError) as error:
@@ -48,19 +45,3 @@ def test_a_head_that_is_not_there_does_not_answer() -> None:
     command = [sys.executable, "-c", ASK, address]
     done = subprocess.run(command, env=os.environ | soon, capture_output=True, text=True, check=True)
     assert done.stdout.strip(), "an error that is expected there"
-
-
-@pytest.mark.parametrize("loss", [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")], ids=type)
-def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(
-    loss: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
-    ray_private.outlive_lost_processes.cache_clear()
-    ray_private.outlive_lost_processes()
-    none: Any = SimpleNamespace()  # Ray's own managers of resources connect to a cluster
-    manager, lost = RayActorManager(none), list[Exception]()
-    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
-    actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
-    task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
-    manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
-    assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss))]

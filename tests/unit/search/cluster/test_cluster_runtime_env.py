@@ -10,8 +10,7 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import UsageError
-from loraxs_search.search.cluster.connection import connected
-from loraxs_search.search.cluster.runtime_env import job_environment, setup_problem
+from loraxs_search.search.cluster.connection import connected, job_environment, setup_problem
 
 PACKAGE = str(Path(loraxs_search.__file__).parent)
 

@@ -25,10 +25,9 @@ from loraxs_search.records.host import Answers
 from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, PromotionRule, is_unmeasured
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
-from loraxs_search.search.driver.work_items import WorkItem
-from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, WorkItem
+from loraxs_search.search.hosts.host_actor import HOST_LOST
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 
@@ -71,27 +70,28 @@ def test_a_linear_model_that_failed_is_measured_again(
     tfidf = Baseline("tfidf", {"accuracy": 0.7}, {"accuracy": 0.7}, applies=True)
     folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
 
-    def get(written: Any, on_loop_step: Any) -> None:
+    def get(asked: Any, on_loop_step: Any) -> Any:
         on_loop_step()
         if error is not None:
             raise error
-        folder.write_baselines(written)
+        return asked
 
     def nobody(ask: Any, on_loop_step: Any) -> None:
         on_loop_step()
         raise error or HOST_LOST[0]()
 
-    monkeypatch.setattr("loraxs_search.search.driver.baselines.await_answer", get)
+    monkeypatch.setattr("loraxs_search.search.driver.work_items.await_answer", get)
     host = SimpleNamespace(baselines=SimpleNamespace(remote=lambda task: [constant, tfidf]))
-    snapshot_store = SimpleNamespace(write_baselines=SimpleNamespace(remote=lambda measured: measured))
-    pool = SimpleNamespace(host=lambda: host, ask=nobody)
-    actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=pool)
+    actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host, ask=nobody))
     found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result(goes_on)}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
     assert is_unmeasured(found["tfidf"]) if error else found["tfidf"] == tfidf
     assert ("unheard of" in found["tfidf"].failed) is isinstance(error, RayTaskError)
     folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
     before = folder.baselines()
+    monkeypatch.setattr("loraxs_search.search.driver.work_items.ray.wait", lambda asked, timeout: ([], asked))
+    StudyBaselines(folder, actors, folder.info.task).take()
+    assert folder.baselines() == before, "they are still being measured"
     for looks in range(1 + (error is not None)):
         with pytest.raises(SearchInterruptedError):
             StudyBaselines(folder, actors, folder.info.task).result(Stopped(looks))

@@ -21,7 +21,7 @@ from support.studies import study as new_study
 from support.tracked import Tracked
 
 from loraxs_search.cli._main import run
-from loraxs_search.errors import HomeError, SpaceError, StudyError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchRun
@@ -29,7 +29,6 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html import page
 from loraxs_search.search.driver import result as sync_module
 from loraxs_search.search.driver.result import SearchResult, Synced, close_finished, keep_report, sync
-from loraxs_search.search_space.load import parse_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
@@ -85,42 +84,6 @@ def test_it_is_short_in_a_shell_and_a_table_in_a_notebook(fresh_home: Path) -> N
 def test_a_study_that_is_gone_is_said_to_be(fresh_home: Path) -> None:
     with pytest.raises(StudyError, match="gone"):
         _ = SearchResult("gone", (), (), 1.0).best
-
-
-# ---- overrides -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1e-5, "1.0e-05"), (3, "3"), (True, "true"), (None, "null"), ("no", "'no'"), ("a: b", "'a: b'"), ("sst2", "sst2")],
-)
-def test_a_mapping_of_overrides_is_what_the_command_line_has(value: object, text: str) -> None:
-    from loraxs_search.search_space.load import as_texts
-
-    assert as_texts({"a.b": value}) == [f"a.b={text}"]
-
-
-def test_values_of_a_mapping_arrive_as_they_are() -> None:
-    given = {
-        "parameters.learning_rate": {"log_uniform": [1e-5, 3e-5]},
-        "parameters.rank": {"choice": (4, 8)},
-        "search.trials": 3,
-        "task": "cola",
-    }
-    space = parse_space(SPACE, source="space.yaml", folder=Path(), overrides=given)
-    assert space.search.trials == 3
-    assert list(space.parameters["rank"].possible or ()) == [4, 8]
-    assert space.task.name == "cola"
-    again = parse_space(space.text, source="space.yaml", folder=Path())
-    assert (again.parameters, again.search) == (space.parameters, space.search)
-    with pytest.raises(SpaceError, match=r"--set search\.trials=x: search\.trials"):
-        parse_space(SPACE, source="space.yaml", folder=Path(), overrides={"search.trials": "x"})
-
-
-def test_overrides_of_a_loaded_space_count_too() -> None:
-    from loraxs_search.search_space.load import open_space
-
-    space = parse_space(SPACE, source="space.yaml", folder=Path())
-    assert open_space(space, {"search.trials": 3}).search.trials == 3
-    assert open_space(space, ()) is space
 
 
 NOTICE = "the time budget of 60 s is used up"

@@ -1,20 +1,18 @@
-"""Which adapters trials may start from, and what `pooling: auto` comes to: decided at launch."""
+"""Which adapters trials may start from: decided at launch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support.studies import TASK, study
+from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records.adapter import AdapterRef, StartFrom
-from loraxs_search.records.base import BaseModel
-from loraxs_search.records.host import HostInfo
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.task import Task
 from loraxs_search.search.driver import launch
 from loraxs_search.search_space.load import parse_space
 
@@ -27,6 +25,17 @@ start_from: t
 """
 
 
+def resolved(monkeypatch: pytest.MonkeyPatch, task: Task, method: str = "lora-xs", **ours: Any) -> Any:
+    """Return what trials start from where the registry has such an adapter."""
+    hyper, adapter = replace(HYPERPARAMETERS, method=method), SimpleNamespace(task="t", version=1, digest="d" * 64)
+    manifest = SimpleNamespace(hyperparameters=hyper, base_digest="b" * 64, task=task)
+    monkeypatch.setattr(launch, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: adapter))
+    monkeypatch.setattr(launch, "pull", lambda name, uri: Path())
+    monkeypatch.setattr(launch, "verify", lambda path: manifest)
+    space = parse_space(SPACE, source="s.yaml", folder=Path())
+    return launch.resolve_start(replace(space, task=replace(task, **ours)), "sqlite:///x.db")
+
+
 @pytest.mark.parametrize(
     ("method", "law"),
     [
@@ -37,35 +46,15 @@ start_from: t
 def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
     method: str, law: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = SimpleNamespace(task="t", version=1, digest="d" * 64)
-    manifest = SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, method=method), base_digest="b" * 64, task=TASK)
-    monkeypatch.setattr(launch, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: adapter))
-    monkeypatch.setattr(launch, "pull", lambda name, uri: Path())
-    monkeypatch.setattr(launch, "verify", lambda path: manifest)
-    space = parse_space(SPACE, source="s.yaml", folder=Path())
     with pytest.raises(UsageError, match=law):
-        launch.resolve_start(space, "sqlite:///x.db")
+        resolved(monkeypatch, TASK, method)
 
 
-def test_the_head_of_one_variant_answers_another_of_the_same_task() -> None:
-    numbers = replace(TASK, kind="regression")  # of which labels do not tell
-    german, french = replace(numbers, variant="de"), replace(numbers, variant="fr")
-    assert launch.has_same_answers(german, french)
-    assert launch.has_same_answers(german, numbers)
-    assert not launch.has_same_answers(german, replace(german, name="another"))
-
-
-@pytest.mark.parametrize(
-    ("given", "kept", "with_head"), [("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)]
-)
-def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
-    given: Pooling, kept: Pooling, with_head: bool
-) -> None:
-    space = parse_space(SPACE, source="s.yaml", folder=Path(), overrides=[f"task.pooling={given}"])
-    assert space.task.pooling == given
-    start = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
-    info = replace(study("s").info, task=space.task, start_from=start)
-    host = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
-    kept_info, kept_space = launch.with_pooling(info, space, host)
-    assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
-    assert kept_info.start_from == replace(start, with_head=with_head)
+def test_the_head_of_one_variant_answers_another_of_the_same_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = replace(TASK, kind="regression", labels=(), variant="de")  # of which labels do not tell
+    assert resolved(monkeypatch, numbers, variant="fr").with_head
+    assert resolved(monkeypatch, numbers, variant="").with_head
+    assert not resolved(monkeypatch, numbers, name="another").with_head
+    classes = replace(TASK, labels=("a", "b"))
+    assert resolved(monkeypatch, classes, name="another").with_head, "its labels are the same"
+    assert not resolved(monkeypatch, classes, labels=("a", "c")).with_head

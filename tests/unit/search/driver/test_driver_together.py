@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import LoraxsError, SearchInterruptedError, TaskDataError, UsageError
 from loraxs_search.search.driver import launch
-from loraxs_search.search.driver.launch import _joined, launch_together
+from loraxs_search.search.driver.launch import joined_errors, launch_together
 from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder, list_studies
 
@@ -57,11 +57,11 @@ def test_a_file_of_any_name_gives_its_study_a_name(
 
 def test_errors_of_other_processes_are_their_messages_and_not_rays_tracebacks() -> None:
     far = RayTaskError("info", "Traceback (most recent call last): ...", TaskDataError("No label.", hint="add one"))
-    joined = _joined([far, LoraxsError("The disk is full.", hint="free some space")])
+    joined = joined_errors([far, LoraxsError("The disk is full.", hint="free some space")])
     assert isinstance(joined, LoraxsError)
     assert (joined.message, joined.hint) == ("No label.\nThe disk is full.", "add one\nfree some space")
 
 
 def test_the_only_error_stays_as_it_is() -> None:
     error = SearchInterruptedError("stopped", hint="go on")
-    assert _joined([error]) is error
+    assert joined_errors([error]) is error

@@ -47,16 +47,11 @@ def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_f
     assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
 
 
-def test_versions_like_the_drivers_are_fine() -> None:
-    check_versions("10.0.0.7", with_python())
+def test_another_version_is_refused_with_node_package_and_both() -> None:
     check_versions("10.0.0.7", with_python() | {"mlflow": "2.0.0"})  # only the driver needs it
-
-
-@pytest.mark.parametrize("package", ["loraxs-search", "ray", "torch", "transformers", "peft", "datasets"])
-def test_another_version_is_refused_with_node_package_and_both(package: str) -> None:
-    here = re.escape(with_python()[package])
-    with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has {package} {here}, the driver has 0\.0\.1\.") as caught:
-        check_versions("10.0.0.7", with_python() | {package: "0.0.1"})
+    here = re.escape(with_python()["peft"])
+    with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has peft {here}, the driver has 0\.0\.1\.") as caught:
+        check_versions("10.0.0.7", with_python() | {"peft": "0.0.1"})
     assert "--runtime-env" in (caught.value.hint or "")
 
 

@@ -31,8 +31,7 @@ CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> HostPool:
     """Make a pool on one node, whose directory nobody asks."""
-    ray: Any = SimpleNamespace(versions=dict)
-    monkeypatch.setattr(pool, "runtime_env", ray)
+    monkeypatch.setattr(pool, "expected_versions", dict)
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
     monkeypatch.setattr(pool, "start_directory", lambda config: ("directory", None))
     return HostPool(CONFIG, [SearchPlan()])
@@ -165,7 +164,7 @@ def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
     monkeypatch.setattr(pool, "kill", ended.append)
     others, holds, silent, idle = Asked("s/00001", "t/00000"), Asked("s/00000"), Asked(is_silent=True), Asked()
     monkeypatch.setattr(hosts, "hosts", lambda: [others, holds, silent, idle])
-    hosts.end_silent_hosts(["s/00000"])
+    hosts.end_silent_hosts("s", ["00000"])
     assert ended == [holds, silent]
     assert hosts.steps("s") == {"00001": 3, "00000": 3}
 
@@ -176,8 +175,8 @@ def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(
     asked = list[Any]()
     both: Any = [SimpleNamespace(cancel=SimpleNamespace(remote=asked.append)) for _ in range(2)]
     monkeypatch.setattr(hosts, "hosts", lambda: both)
-    hosts.cancel([])
-    hosts.cancel(["s/00000"])
+    hosts.cancel("s", [])
+    hosts.cancel("s", ["00000"])
     assert asked == [["s/00000"], ["s/00000"]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from ray.exceptions import (
 from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.errors import ClusterError, HomeError, TrialCancelledError, TrialDivergedError
+from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.search.tune import advancer as module
@@ -39,7 +39,7 @@ from loraxs_search.search.tune.advancer import (
 from loraxs_search.search.tune.slots import RESOURCES, Advancers, TrialTrainable
 
 PLACE = Place("node", "10.0.0.7", "1")
-SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, "snapshots", "directory")
+SETTINGS = TrialSettings(TASK, 4, 3, "snapshots", "directory")
 MAX_STEPS = HYPERPARAMETERS.max_steps
 SPEC = to_json(TrialSpec("00000", {}, HYPERPARAMETERS, study="s"))
 
@@ -55,35 +55,53 @@ def state(*steps: int) -> bytes:
 
 
 class Advancer(TrialAdvancer):
-    """One without a cluster: its only trial's state is at hand, and its host answers as the test wants."""
+    """One without a cluster: its trial's state is at hand, and its hosts answer with what the test wants, then reports.
 
-    def __init__(self, answer: object = None, kept: bytes | None = None) -> None:
-        self._settings, self._kept, self._answer = SETTINGS, {}, answer
-        self.kept, self.read, self.asked = kept, 0, list[tuple[int, bytes | None]]()
-        methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in ("read_snapshot", "write_snapshot")}
-        self._snapshot_store: Any = SimpleNamespace(**methods)
+    Args:
+        answers: Reports, or errors that are raised.
+        kept: The state that the snapshot store has.
+        full: What keeps the store from writing.
+    """
 
-    async def read_snapshot(self, trial_id: str) -> bytes | None:
-        self.read += 1
+    def __init__(
+        self, *answers: TrialReport | Exception, kept: bytes | None = None, full: Exception | None = None
+    ) -> None:
+        super().__init__(SETTINGS)
+        self.answers, self.kept, self.full = list(answers), kept, full
+        self.num_reads, self.asked, self.lost = 0, list[tuple[int, bytes | None]](), list[object]()
+        self._snapshot_store: Any = calls(read_snapshot=self._read, write_snapshot=self._write)
+        self._directory: Any = calls(host_for=self._host_for)
+
+    async def _read(self, trial_id: str) -> bytes | None:
+        self.num_reads += 1
         return self.kept
 
-    async def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        if isinstance(self._answer, HomeError):
-            raise self._answer
+    async def _write(self, trial_id: str, snapshot: bytes) -> None:
+        if self.full is not None:
+            raise self.full
         self.kept = snapshot
 
-    async def _trained(
-        self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
+    async def _host_for(self, node_id: str, gpu: str | None, lost: object) -> Any:
+        self.lost.append(lost)
+        return calls(advance=self._advance)
+
+    async def _advance(
+        self, spec: object, until: int, snapshot: bytes | None, task: object
     ) -> tuple[TrialReport, bytes]:
         self.asked.append((until, snapshot))
-        if isinstance(self._answer, Exception) and not isinstance(self._answer, HomeError):
-            raise self._answer
-        steps = range(4, until + 1, 4)
-        return self._answer if isinstance(self._answer, TrialReport) else report(until), state(*steps)
+        answer = self.answers.pop(0) if self.answers else report(until)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, state(*range(4, until + 1, 4))
 
     def now(self, slot: str = "0", after: int = 0) -> dict[str, Any]:
         """Advance the trial for a slot."""
         return asyncio.run(self.advance(slot, SPEC, PLACE, after))
+
+
+def calls(**verbs: Any) -> Any:
+    """Return an actor with these methods."""
+    return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in verbs.items()})
 
 
 @pytest.mark.parametrize(
@@ -95,43 +113,35 @@ class Advancer(TrialAdvancer):
         (report(4, "f1"), "`accuracy` must be among a report's metrics, but got f1."),
     ],
 )
-def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: object, reason: str) -> None:
+def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: TrialReport | Exception, reason: str) -> None:
     assert Advancer(answer).now() == {STEP: 0, FAILED: reason, "done": True}
 
 
 def test_a_trial_that_is_given_up_ends_without_a_report() -> None:
-    assert Advancer(TrialCancelledError("given up"), state(4)).now(after=4) == {STEP: 4, CANCELLED: True, "done": True}
+    given_up = Advancer(TrialCancelledError("given up"), kept=state(4)).now(after=4)
+    assert given_up == {STEP: 4, CANCELLED: True, "done": True}
 
 
 def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
-    assert Advancer(HomeError("No space.", hint="free some")).now() == {
-        STEP: 0,
-        FATAL: ["No space.", "free some"],
-        "done": True,
-    }
+    fatal = {STEP: 0, FATAL: ["No space.", "free some"], "done": True}
+    assert Advancer(full=HomeError("No space.", hint="free some")).now() == fatal
+    assert Advancer(HomeError("No space.", hint="free some")).now() == fatal, "of the host's node"
 
 
-@pytest.mark.parametrize("call", ["read_snapshot", "write_snapshot"])
-def test_a_snapshot_store_that_has_died_for_good_ends_the_search_and_no_trial(call: str) -> None:
+@pytest.mark.parametrize(
+    ("actor", "verb"),
+    [("_snapshot_store", "read_snapshot"), ("_snapshot_store", "write_snapshot"), ("_directory", "host_for")],
+)
+def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_no_trial(actor: str, verb: str) -> None:
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
     advancer = Advancer()
-    setattr(advancer._snapshot_store, call, SimpleNamespace(remote=lost))
+    setattr(getattr(advancer, actor), verb, SimpleNamespace(remote=lost))
     result = advancer.now()
     assert result["done"]
     assert "keep the processes of a search alive" in result[FATAL][0]
     assert "resume" in result[FATAL][1]
-
-
-def test_so_does_a_directory_of_hosts() -> None:
-    async def lost(*_: object) -> None:
-        raise ActorDiedError
-
-    advancer = TrialAdvancer(SETTINGS)
-    advancer._directory = cast("Any", SimpleNamespace(host_for=SimpleNamespace(remote=lost)))
-    with pytest.raises(ClusterError):
-        asyncio.run(advancer._trained(from_json(TrialSpec, SPEC), 4, None, PLACE))
 
 
 def test_a_report_says_where_it_was_trained() -> None:
@@ -140,57 +150,29 @@ def test_a_report_says_where_it_was_trained() -> None:
     assert from_json(TrialReport, result[REPORT]).host == "10.0.0.7 GPU 1"
 
 
-def test_a_slot_reads_the_state_of_its_trial_once() -> None:
+def test_a_slot_reads_the_state_of_its_trial_once_unless_it_was_elsewhere_in_between() -> None:
     advancer = Advancer()
-    steps = [advancer.now()[STEP], advancer.now(after=4)[STEP], advancer.now(after=8)[STEP]]
-    assert (steps, advancer.read) == ([4, 8, 12], 1)
-    assert advancer.asked[-1] == (12, state(4, 8))
-
-
-def test_a_trial_that_comes_to_another_slot_continues_from_what_is_stored() -> None:
-    advancer = Advancer()
-    advancer.now()
-    advancer.kept = state(4, 8, 12)  # it was elsewhere in between
-    assert advancer.now(after=12)[STEP] == 16
+    assert [advancer.now(after=step)[STEP] for step in (0, 4, 8)] == [4, 8, 12]
+    assert (advancer.asked[-1], advancer.num_reads) == ((12, state(4, 8)), 1)
+    advancer.kept = state(4, 8, 12, 16)
+    assert advancer.now(after=16)[STEP] == 20
     asyncio.run(advancer.forget("0"))
-    assert advancer._kept == {}
+    assert advancer.now(after=20)[STEP] == 24
+    assert advancer.num_reads == 3
 
 
 @pytest.mark.parametrize("after", [0, 4])
-def test_a_report_that_was_kept_but_not_returned_is_returned_and_not_trained_again(after: int) -> None:
+def test_reports_that_were_kept_but_not_returned_are_returned_and_not_trained_again(after: int) -> None:
     """A process that is killed between the two is asked again by the one in its place, of a first report too."""
-    advancer = Advancer(kept=state(*range(4, after + 5, 4)))
-    assert (advancer.now(after=after)[STEP], advancer.asked) == (after + 4, [])
-    assert (advancer.now(after=after + 4)[STEP], len(advancer.asked)) == (after + 8, 1)
-
-
-def test_reports_that_nobody_has_are_returned_one_after_the_other() -> None:
-    advancer = Advancer(kept=state(4, 8))
-    assert [advancer.now(after=step)[STEP] for step in (0, 4, 8)] == [4, 8, 12]
-    assert [until for until, _ in advancer.asked] == [12]
+    advancer = Advancer(kept=state(*range(4, after + 9, 4)))
+    assert [advancer.now(after=after + step)[STEP] - after for step in (0, 4, 8)] == [4, 8, 12]
+    assert [until for until, _ in advancer.asked] == [after + 12]
 
 
 def test_a_trial_that_had_ended_is_not_trained_further() -> None:
     advancer = Advancer(kept=state(4, MAX_STEPS))
     result = advancer.now(after=MAX_STEPS)
     assert (result[STEP], result["done"], advancer.asked) == (MAX_STEPS, True, [])
-
-
-class Places:
-    """A directory whose hosts are lost to these errors, one after the other, before one answers."""
-
-    def __init__(self, *losses: Exception) -> None:
-        self._losses, self.lost = list(losses), list[Any]()
-        self.host_for = SimpleNamespace(remote=self._host_for)
-
-    async def _host_for(self, node_id: str, gpu: str | None, lost: Any) -> Any:
-        self.lost.append(lost)
-        return SimpleNamespace(advance=SimpleNamespace(remote=self._call))
-
-    async def _call(self, *_: object) -> str:
-        if self._losses:
-            raise self._losses.pop(0)
-        return "answer"
 
 
 @pytest.mark.parametrize(
@@ -204,20 +186,14 @@ class Places:
     ids=type,
 )
 def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
-    def trained(places: Places) -> object:
-        advancer = TrialAdvancer(SETTINGS)
-        advancer._directory = cast("Any", places)
-        spec = from_json(TrialSpec, SPEC)
-        return asyncio.run(advancer._trained(spec, 4, None, PLACE))
-
-    places = Places(*[loss] * SETTINGS.max_failures)
-    assert trained(places) == "answer"
-    assert len(places.lost) == SETTINGS.max_failures + 1
-    assert places.lost[0] is None
-    assert None not in places.lost[1:]
-    given_up = Places(*[loss] * (SETTINGS.max_failures + 1))
+    advancer = Advancer(*[loss] * SETTINGS.max_failures)
+    assert advancer.now()[STEP] == 4
+    assert len(advancer.lost) == SETTINGS.max_failures + 1
+    assert advancer.lost[0] is None
+    assert None not in advancer.lost[1:]
+    given_up = Advancer(*[loss] * (SETTINGS.max_failures + 1))
     with pytest.raises(type(loss)):
-        trained(given_up)
+        given_up.now()
     assert len(given_up.lost) == SETTINGS.max_failures + 2, "the directory hears of the last one, for the next trial"
 
 
@@ -230,12 +206,15 @@ def test_a_state_that_cannot_be_read_ends_the_trial_with_the_reason() -> None:
 def test_few_states_are_kept_where_memory_would_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_KEPT_BYTES", 2 * len(state(4)))
     advancer = Advancer()
-    for slot in ("0", "1", "2"):
+    for slot in ("0", "1", "2", "0"):
         advancer.kept = None
         advancer.now(slot)
-    assert list(advancer._kept) == ["1", "2"]
+    reads = advancer.num_reads
+    advancer.now("2", after=4)
+    assert advancer.num_reads == reads
     advancer.kept = state(4)
-    assert advancer.now("0", after=4)[STEP] == 8
+    advancer.now("1", after=4)
+    assert advancer.num_reads == reads + 1
 
 
 class Recorded(Advancers):

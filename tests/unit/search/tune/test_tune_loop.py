@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
 from support.reports import METRIC, report
 
 from loraxs_search.errors import ClusterError
@@ -21,7 +23,7 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.schedulers.none import NoScheduler
-from loraxs_search.search.tune import loop
+from loraxs_search.search.tune import loop, slots
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
 from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, TuneScheduler
 from loraxs_search.search.tune.slots import RESOURCES
@@ -206,12 +208,12 @@ def test_each_trial_stops_at_its_first_report_after_the_deadline() -> None:
 
 
 def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha: Scheduler) -> None:
-    scheduler = TuneScheduler(searching(asha), METRIC)
+    searcher = searching(asha)
+    scheduler = TuneScheduler(searcher, METRIC)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
     live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
     controller: Any = SimpleNamespace(get_live_trials=lambda: live)
-    for own in live:
-        scheduler.on_trial_add(controller, own)
+    searcher._trial_ids = {own.trial_id: "" for own in live}
     chosen = []
     while (own := scheduler.choose_trial_to_run(controller)) is not None:
         chosen.append(own.trial_id)
@@ -230,3 +232,19 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
     searcher = searching(Broken(SchedulerConfig("maximize", 16, 4)))
     assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
     assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(searcher.fatal_error)
+
+
+@pytest.mark.parametrize("loss", [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")], ids=type)
+def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(
+    loss: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
+    slots.outlive_lost_processes.cache_clear()
+    slots.outlive_lost_processes()
+    none: Any = SimpleNamespace()  # Ray's own managers of resources connect to a cluster
+    manager, lost = RayActorManager(none), list[Exception]()
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
+    actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
+    task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
+    assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss))]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
+from support.studies import study
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.log.events import TrialEnded
@@ -27,16 +27,17 @@ from loraxs_search.schedulers.none import NoScheduler
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search_space.load import load_space
-from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.steering import steered
+from loraxs_search.steering.state import Deadline
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 
 
 @pytest.fixture
-def make_searcher(tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
+def make_searcher(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
     """Make the searcher of a study with these values of its plan."""
     monkeypatch.setattr("loraxs_search.search.tune.loop.to_json", lambda record: "")
-    return lambda **changes: _searcher(tmp_path, store_uri, changes)
+    return lambda stop=bool, **changes: _searcher(store_uri, stop, changes)
 
 
 @pytest.fixture
@@ -44,20 +45,19 @@ def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
     return make_searcher()
 
 
-def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
+def _searcher(store_uri: str, stop: Callable[[], bool], changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
-    trials = StudyTrials(space.task, space.search)
-    log = StudyLog(tmp_path / "journal.jsonl")
-    log.follow = trials.apply
+    plan, trials = replace(space.search, **changes), StudyTrials(space.task, space.search)
+    folder = study("s", store_uri, search=plan)
+    made = steered(folder, folder.journal())
+    made.journal.follow = trials.apply
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
-    plan = replace(space.search, **changes)
-    sampler, deadline = Proposer(trials, space), Deadline(plan, state, time.time())
-    return StudySearcher(sampler, log, plan, actors, scheduler, deadline, study="s", state=state)
+    scheduler, deadline = NoScheduler(SchedulerConfig("maximize", 160, 40)), Deadline(plan, made.state, time.time())
+    return StudySearcher(Proposer(trials, space), made, actors, scheduler, deadline, stop)
 
 
 @pytest.fixture
@@ -89,9 +89,8 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     assert started.suggest("z") == Searcher.FINISHED, "Tune asks no more"
 
 
-def test_a_search_that_is_stopped_has_tune_ask_no_more(started: StudySearcher) -> None:
-    started.is_stopped = lambda: True
-    assert started.suggest("z") == Searcher.FINISHED
+def test_a_search_that_is_stopped_has_tune_ask_no_more(make_searcher: Callable[..., StudySearcher]) -> None:
+    assert make_searcher(lambda: True).suggest("z") == Searcher.FINISHED
 
 
 def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: StudySearcher) -> None:
@@ -228,7 +227,7 @@ def test_finishing_lets_the_running_trials_train(started: StudySearcher) -> None
     assert started.suggest("z") is None, "more may be asked for while a trial trains"
     report(started, "y", 160, "00001")
     assert started.suggest("z") == Searcher.FINISHED
-    assert (started.has_more, started.notice) == (False, "finished by a person")
+    assert (started.is_short, started.notice) == (False, "finished by a person")
 
 
 WHY = "`loss` must be finite, but got nan."

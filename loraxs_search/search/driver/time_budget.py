@@ -1,0 +1,150 @@
+"""How long the end of a search takes, by how fast its trials are, and how its time budget is divided."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import counted
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Split
+from loraxs_search.records.promotion import BASE_MODEL_ROWS
+from loraxs_search.records.task import Task
+from loraxs_search.records.trial import TrialState
+from loraxs_search.steering.state import Deadline, SteeredStudy, planned
+from loraxs_search.tasks.kinds import kind_of
+
+if TYPE_CHECKING:
+    from loraxs_search.search.hosts.study_actors import StudyActors
+
+_logger = logging.getLogger(__name__)
+_TIMED_STEPS = 4  # of each trial
+_MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
+
+
+@dataclass(frozen=True)
+class EndTime:
+    """Seconds that the parts of an end take on all devices together.
+
+    Args:
+        refit_s: To train one trial again.
+        candidate_s: To score one candidate on all validation rows.
+        fixed_s: For what is never left out: the finalist answers the test rows, and the untouched base its questions.
+    """
+
+    refit_s: float
+    candidate_s: float
+    fixed_s: float
+
+    @classmethod
+    def of(
+        cls, task: Task, info: HostInfo, *, trial_s: float, scoring_s: float, answer_s: float, num_devices: int = 1
+    ) -> EndTime:
+        """Return what the end takes.
+
+        Args:
+            trial_s: For a whole trial on its device, reports included.
+            scoring_s: Of a report, on the rows of `info.num_rows`.
+            answer_s: For the answer to one row, where answers are written or chosen at the end; 0 elsewhere.
+        """
+
+        def num_rows(split: Split) -> int:
+            return info.data.num_rows.get(split, info.num_rows[split])
+
+        has_scores = task.report_metric is None and num_rows("validation") <= info.num_rows["validation"]
+        row_s = answer_s or scoring_s / max(1, info.num_rows["validation"])
+        shots = len(kind_of(task).shots)
+        asked = min(num_rows("validation"), BASE_MODEL_ROWS) * shots + num_rows("test") * bool(shots)
+        fixed_s = row_s * num_rows("test") + answer_s * asked
+        candidate_s = 0.0 if has_scores else row_s * num_rows("validation")  # of its last report
+        return cls(trial_s / num_devices, candidate_s / num_devices, fixed_s / num_devices)
+
+    def total_s(self, candidates: int, refits: int) -> float:
+        """Return what so many trials that are candidates, and refits, take with all that follows."""
+        return self.fixed_s + (candidates + refits) * self.candidate_s + refits * self.refit_s
+
+    def fitting(self, left_s: float, candidates: int, refits: int) -> tuple[int, int]:
+        """Return how many of the candidates, one at least, and of their refits fit into a time."""
+        left_s = max(0.0, left_s - self.fixed_s)
+        fitting = min(candidates, max(1, int(left_s / (self.candidate_s or 1e-9))))
+        left_s = max(0.0, left_s - fitting * self.candidate_s)
+        return fitting, min(refits, int(left_s / (self.refit_s + self.candidate_s or 1e-9)))
+
+
+class TimeBudget:
+    """Divides the time of a study between its trials and its end.
+
+    Args:
+        since: When this driver began, less what others before it have worked, seconds since 1970.
+    Attributes:
+        answer_s: How long an answer at the end takes, where scores are not all there is.
+        end: What the end takes; None while that is not known, or nothing limits it.
+    """
+
+    def __init__(self, study: SteeredStudy, actors: StudyActors, since: float) -> None:
+        self._study, self._actors = study, actors
+        self.deadline = Deadline(study.folder.info.search, study.state, since)
+        self.answer_s = 0.0
+        self.end: EndTime | None = None
+        self._timed: tuple[float, int] | None = None  # when this many steps were done
+        self._has_said_what_fits = False
+
+    def is_used_up(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.deadline.left_s == 0.0
+
+    def keep_time_for_end(self) -> None:
+        """Keep a part of the time budget for the end, by what trials have taken so far."""
+        budget_s = self.deadline.budget_s
+        if budget_s is None:  # a report then looks at no other trial
+            return
+        records = self._study.records.values()
+        last = [record.reports[-1] for record in records if record.reports]
+        if not last:
+            return
+        info, actors = self._study.folder.info, self._actors
+        plan, rule = info.search, info.promotion
+        step_s = sum(report.device_s for report in last) / sum(report.step for report in last)
+        devices = max(1, actors.slot_counter.slots.num_slots // actors.pack_size.size)
+        self.end = EndTime.of(
+            info.task,
+            actors.info,
+            trial_s=plan.max_steps * step_s,
+            scoring_s=sum(report.scoring_s for report in last) / len(last),
+            answer_s=self.answer_s,
+            num_devices=devices,
+        )
+        running = sum(record.state is TrialState.RUNNING for record in records)
+        self.deadline.report_s = plan.report_every * step_s * running / devices
+        end_s = self.end.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
+        self.deadline.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
+
+    def say_what_fits(self, steps: Mapping[str, int], now: float) -> None:
+        """Say once, from a few timed steps, how many trials there is room for, where not for all.
+
+        Args:
+            steps: That trials have taken, by trial.
+        """
+        left_s, done = self.deadline.left_s, sum(steps.values())
+        if self._has_said_what_fits or not left_s or not steps:
+            return
+        if self._timed is None or done < self._timed[1]:  # trials have ended, and others begun
+            self._timed = now, done
+            return
+        since, before = self._timed
+        if done - before < _TIMED_STEPS * len(steps):
+            return
+        self._has_said_what_fits = True
+        info, records = self._study.folder.info, self._study.records
+        step_s = (now - since) / (done - before)  # of the device, side by side
+        trial_s, wanted = info.search.max_steps * step_s, planned(info.search, self._study.state, records).trials
+        left_s = max(_MOST_FOR_END * left_s, left_s - trial_s * info.promotion.num_refits(wanted))
+        unended = wanted - sum(record.state is not TrialState.RUNNING for record in records.values())
+        if (fits := int((left_s / step_s + done) // info.search.max_steps)) < unended:
+            _logger.warning(
+                "The time budget has room for about %d of the %s that are left, more where some stop early: one takes"
+                " about %.0f s, %d at once take %.0f s.",
+                *(fits, counted(unended, "trial"), trial_s, len(steps), trial_s * len(steps)),
+            )

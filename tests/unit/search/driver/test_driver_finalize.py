@@ -1,0 +1,238 @@
+"""The end of a search: which trials are candidates, what there is time for, and what is sealed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.numpy import save
+from support.searched_studies import Tried, confirm, searched
+from support.toys import HYPERPARAMETERS
+from support.toys import TASK as TOY
+
+from loraxs_search.errors import SearchInterruptedError
+from loraxs_search.log.events import TrainingEnded
+from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import AnswerState, CheckpointSelection, SearchPlan
+from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.registry.manifest import folder_digest, sealed, verify
+from loraxs_search.search.driver import finalize
+from loraxs_search.search.driver.finalize import Finalization, candidate_trials, completed_trials
+from loraxs_search.search.driver.open_study import OpenStudy
+from loraxs_search.search.driver.time_budget import EndTime
+from loraxs_search.search.driver.work_items import WorkItem
+from loraxs_search.steering import steered, take_commands
+from loraxs_search.steering.send import new_command
+from loraxs_search.studies.folder import StudyFolder
+
+TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
+SMALLEST = PromotionRule(choose="smallest", tolerance=0.02, candidates=3)
+
+
+def trials(*points: tuple[float, int], metric: str = "pearson") -> list[TrialRecord]:
+    """Return complete trials, which are best first."""
+    records = []
+    for number, (score, stored) in enumerate(points):
+        name = f"{number:05d}"
+        report = TrialReport(name, 8, {metric: score}, 1.0, 1.0, 10, AdapterSize(1, 1, stored))
+        records.append(TrialRecord(name, {}, TrialState.COMPLETE, reports=(report,)))
+    return records
+
+
+FOUND = trials((0.90, 9000), (0.895, 9500), (0.89, 6000), (0.885, 3000), (0.885, 3000), (0.8, 2000), (0.5, 1000))
+
+
+def chosen(rule: PromotionRule, found: list[TrialRecord] = FOUND, task: Task = TASK) -> list[int]:
+    return [int(record.trial_id) for record in candidate_trials(found, rule, task, SearchPlan())]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (PromotionRule(), [0, 1, 2]),
+        (PromotionRule(max_bytes=5000), [3, 4, 5]),
+        (PromotionRule(max_bytes=10), [0, 1, 2]),  # none fits, which the rule will say
+        (replace(SMALLEST, candidates=9), [0, 3, 2, 5, 6, 1, 4]),  # filled up with the others, best first
+        (replace(SMALLEST, max_bytes=10), [0, 3, 2]),
+        (SMALLEST, [0, 3, 2]),
+        (replace(SMALLEST, tolerance=0.2), [0, 5, 3]),
+        (replace(SMALLEST, tolerance=0.001), [0, 2, 3]),  # nothing is within it but the best
+        (replace(SMALLEST, max_bytes=5000, tolerance=0.1), [3, 5, 6]),
+    ],
+)
+def test_candidates_follow_the_rule(rule: PromotionRule, expected: list[int]) -> None:
+    assert chosen(rule) == expected
+
+
+def test_of_equal_scores_the_smallest_comes_first_then_the_oldest() -> None:
+    found = trials((0.9, 500), (0.977, 9000), (0.977, 3000), (0.977, 3000))
+    selection = CheckpointSelection("pearson", "maximize")
+    assert [int(record.trial_id) for record in completed_trials(found, selection)] == [2, 3, 1, 0]
+
+
+def test_losses_are_better_when_small() -> None:
+    task = replace(TASK, metric="mse", direction="minimize")
+    found = trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse")
+    assert chosen(SMALLEST, found, task) == [0, 1, 2]
+
+
+def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_the_sizes() -> None:
+    """A tolerance of the metric says nothing about a loss."""
+    task = replace(TASK, report_metric="loss", report_direction="minimize")
+    found = trials((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000), metric="loss")
+    assert chosen(SMALLEST, found, task) == [0, 2, 4]
+
+
+def test_a_study_without_complete_trials_has_no_candidates() -> None:
+    assert chosen(SMALLEST, []) == []
+
+
+# ---- the work of the end ---------------------------------------------------------------------------------------------
+SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
+TRIED = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.8)]
+FREE: Any = SimpleNamespace(deadline=SimpleNamespace(left_s=None), end=None, is_used_up=bool)
+
+
+class Hosts:
+    """Hosts whose trials report .91 at each step that they are asked for, and score as many validation rows."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.asked = list[tuple[str, int]]()
+        self.advance = SimpleNamespace(remote=self._advance)
+        self.info = SimpleNamespace(
+            num_rows={"validation": num_rows, "test": 2},
+            data_fingerprint="d",
+            test_fingerprint="t",
+            base=BaseModel("b", "", "digest"),
+        )
+
+    def map_over(self, _pool: object, items: Sequence[WorkItem[Any]], *_: object, **__: object) -> None:
+        host: Any = self
+        for item in items:
+            while item.take(item.ask(host)):
+                pass
+
+    def _advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
+        self.asked.append((spec.trial_id, until))
+        report = TrialReport(spec.trial_id, until, {"accuracy": 0.91}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
+        return report, state(spec.trial_id, report)
+
+
+def state(trial_id: str, *reports: TrialReport) -> bytes:
+    return save({}, {"trial": to_json({"study": "s", "trial_id": trial_id, "reports": reports})})
+
+
+def ending(
+    folder: StudyFolder, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, *, seeds: int = 2, hear: Any = list,
+    counted: Any = lambda *_: None, stop: Any = bool, **task: Any,
+) -> Finalization:  # fmt: skip
+    """Return the end of a study on these hosts."""
+    monkeypatch.setattr(finalize, "map_over_hosts", hosts.map_over)
+    hyper = replace(HYPERPARAMETERS, max_steps=20)
+    space: Any = SimpleNamespace(
+        task=replace(folder.info.task, **task),
+        search=folder.info.search,
+        promotion=PromotionRule(seeds=seeds, choose="best"),
+        method_of=lambda _: SimpleNamespace(name="lora-xs", has_adapter=False),
+        may_be_candidate=bool,
+    )
+    actors: Any = SimpleNamespace(
+        info=hosts.info,
+        pool=SimpleNamespace(config=SimpleNamespace(max_trials=4)),
+        spec=lambda name, params: TrialSpec(name, params, hyper),
+    )
+    study = steered(folder, folder.journal())
+    monkeypatch.setattr(study.journal, "counted", counted)
+    return Finalization(OpenStudy(study, space, actors, stop, lambda _: None), hear)
+
+
+@pytest.fixture
+def folder(fresh_home: Path) -> StudyFolder:
+    made = searched("s", TRIED, finished=False, space=SPACE)
+    for name, record in made.journal().records.items():
+        made.snapshots.write(name, state(name, *record.reports))
+    return made
+
+
+def test_what_people_ask_while_refits_train_is_answered_at_once(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.journal().append(TrainingEnded(notice=""))
+    folder.inbox().put(new_command("finish"))
+    study, stop = steered(folder, folder.journal()), threading.Event()
+    end = ending(folder, Hosts(5), monkeypatch, hear=lambda: take_commands(study), stop=stop.is_set)
+    end.on_loop_step()  # as `map_over_hosts` does while hosts work
+    (record,) = study.journal.commands.values()
+    assert record.answer is not None
+    assert record.answer.state is AnswerState.REFUSED
+    assert "Ctrl-C" in record.answer.hint
+    stop.set()
+    with pytest.raises(SearchInterruptedError):
+        end.on_loop_step()
+
+
+def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others count their steps, also between reports, and are not trained again after a kill."""
+    hosts, counted = Hosts(10), list[tuple[Any, ...]]()
+    budget: Any = SimpleNamespace(deadline=SimpleNamespace(left_s=65.0), end=EndTime(20.0, 0.0, 0.0), is_used_up=bool)
+    end = ending(folder, hosts, monkeypatch, counted=lambda *done: counted.append(done))
+    found = [each.trial_id for each in end.validate(budget)]
+    assert hosts.asked == [(f"{trial}.1", step) for trial in ("00001", "00002", "00000") for step in (10, 20)]
+    assert found == ["00000.1", "00001.1", "00002.1", "00001", "00002", "00000"]
+    assert "no room for 3 of 6 refits" in caplog.text
+    assert counted == [(steps, 60, "steps") for steps in range(0, 70, 10)]
+    end.reached({"00001.1": 7, "00007": 9})
+    assert len(counted) == 7, "of what is behind, or no refit, nothing is said"
+    again = ending(folder, hosts, monkeypatch)
+    assert [each.trial_id for each in again.validate(FREE)][:6] == [
+        f"{trial}.{n}" for trial in ("00000", "00001", "00002") for n in (1, 2)
+    ]
+    assert len(hosts.asked) == 12
+    (first, *_) = again.validate(FREE)
+    assert [refit.seed - HYPERPARAMETERS.seed for refit in first.refits] == [0, 2 << 32]
+
+
+def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.confirmations().write_validation("00000", {"accuracy": 0.71})
+    hosts, short = Hosts(5), SimpleNamespace(deadline=SimpleNamespace(left_s=2.0), end=EndTime(9.0, 1.0, 0.0))
+    budget: Any = short
+    end = ending(folder, hosts, monkeypatch, seeds=0, validation_rows=5)
+    assert [each.trial_id for each in end.validate(budget)] == ["00001", "00000"]
+    assert hosts.asked == [("00001", 20)]
+    assert [each.trial_id for each in end.validate(FREE)] == ["00001", "00002", "00000"]
+
+
+def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm(folder, "00000", [0.9], [1, 0], [1, 1])
+    found = folder.confirmations().candidate("00000")
+    assert found is not None
+    made = Manifest(
+        task=TOY, base_model=BaseModelRef("b"), base_digest="base", data_fingerprint="data", study="s",
+        trial_id="00000", params={}, hyperparameters=HYPERPARAMETERS, validation_metrics={}, size=AdapterSize(1, 1, 1),
+        test_metrics={TOY.metric: 0.5}, probe=ReferenceLogits((), ()), versions={}, created_at="2026-01-01",
+    )  # fmt: skip
+    folder.write_adapter("00000", sealed({"adapter_model.safetensors": b"R"}, made))
+    folder.write_baselines([Baseline("zero-shot", {TOY.metric: 0.4}, {TOY.metric: 0.4321})])
+    end = ending(folder, Hosts(5), monkeypatch)
+    (chosen,) = end.seal([found])
+    path = folder.adapter_path("00000")
+    assert verify(path).baselines == chosen.baselines == folder.baselines()
+    assert "0.4321" in (path / "README.md").read_text()
+    digest = folder_digest(path)
+    end.seal([found])
+    assert folder_digest(path) == digest, "nothing is new"

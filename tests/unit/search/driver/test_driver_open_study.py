@@ -1,0 +1,213 @@
+"""What stops one search of several that run together, and what stops all; what trials start from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.recorded_search import FACTS
+from support.studies import study
+from support.toys import HYPERPARAMETERS
+
+from loraxs_search.cli.launch import watched
+from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, UsageError
+from loraxs_search.log.events import DriverStarted, TrainingEnded
+from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.base import BaseModel, Identity
+from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import Pooling
+from loraxs_search.search.driver import open_study as module
+from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.launch import search_study
+from loraxs_search.search.driver.open_study import OpenStudy, open_study, settled
+from loraxs_search.search.driver.session import StudyProbe
+from loraxs_search.search.driver.work_items import StudyBaselines
+from loraxs_search.search.hosts import host_actor, study_actors
+from loraxs_search.search_space.load import load_space, parse_space
+from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.tracking.store import has_waiting
+
+
+@pytest.fixture
+def folder(store_uri: str) -> StudyFolder:
+    return study("s", store_uri)
+
+
+@contextlib.contextmanager
+def opened(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, stop: threading.Event | None = None, **pool: Any
+) -> Iterator[OpenStudy]:
+    """Open a study whose actors need no cluster."""
+    actors = SimpleNamespace(
+        info=SimpleNamespace(identity=Identity("base", "rows"), pooling="class"),
+        prepare_factors=lambda _: None,
+        close=lambda: None,
+    )
+
+    def made(_info: object, _space: object, _pool: object, check_stop: Callable[[], None], _: object) -> Any:
+        actors.check_stop = check_stop
+        return actors
+
+    monkeypatch.setattr(module, "StudyActors", made)
+    nothing, space = SimpleNamespace(**pool), load_space("movie_reviews")
+    with open_study(folder.info, space, nothing, folder.journal(), stop or threading.Event(), is_locked=False) as study:  # type: ignore[arg-type]
+        yield study
+
+
+def test_a_search_that_loses_its_lease_stops_no_other_one(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, stop, seen = StudyError("another driver took over"), threading.Event(), list[tuple[bool, bool]]()
+
+    @contextlib.contextmanager
+    def lost_at_once(folder: object, lost: Callable[[], None]) -> Iterator[Any]:
+        lost()
+        yield SimpleNamespace(is_sure=True, lost_to=taken)
+
+    monkeypatch.setattr(module, "mirrored", lost_at_once)
+    with pytest.raises(StudyError, match="took over"), opened(folder, monkeypatch, stop) as study:
+        seen.append((study.is_stopped(), stop.is_set()))
+        study.actors.check_stop()
+    assert seen == [(True, False)]
+    assert list(folder.journal().history()) == [], "the log is another driver's"
+
+
+@pytest.fixture
+def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have a search stopped once its log is open."""
+
+    def search() -> None:
+        with pytest.raises(SearchInterruptedError), opened(folder, monkeypatch) as study:
+            study.study.journal.append(DriverStarted(since=0.0))
+            raise SearchInterruptedError("stopped")
+
+    return search
+
+
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
+    folder: StudyFolder, interrupted: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does anything wait for MLflow then."""
+
+    @contextlib.contextmanager
+    def warning_at_its_end(_folder: object, _lost: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            folder.journal().append(TrainingEnded(notice="of another driver"))
+            logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
+
+    monkeypatch.setattr(module, "mirrored", warning_at_its_end)
+    interrupted()
+    *_, state, last = (event.event for event in folder.journal().history())
+    assert (state, last) == ("search_finished", "search_ended")
+
+
+def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
+    folder: StudyFolder, interrupted: Callable[[], None]
+) -> None:
+    interrupted()
+    assert not has_waiting(folder.path)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_search_is_stopped_while_its_first_host_loads(
+    is_resumed: bool, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
+    monkeypatch.setattr(study_actors, "start_snapshot_store", lambda study: ("snapshots", None))
+    monkeypatch.setattr(study_actors, "kill", lambda actor: None)
+    monkeypatch.setattr(host_actor.ray, "wait", lambda asked, **_: ([], asked))
+    folder, stop = study("s"), threading.Event()
+    info = folder.info if is_resumed else replace(folder.info, name="new")
+    pool: Any = SimpleNamespace(ask=lambda verb, check_stop: host_actor.await_answer("reference", check_stop))
+    stop.set()
+    with pytest.raises(SearchInterruptedError) as interrupted:
+        search_study(info, load_space("movie_reviews"), pool, None, stop)
+    assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
+def test_ctrl_c_is_heard_while_a_host_is_waited_for(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, waits_for: str, trains: bool
+) -> None:
+    """Before trials train it interrupts the program, and then it sets what each look at the host looks at."""
+    looks = list[int]()
+
+    def nothing_yet(answers: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        looks.append(len(looks))
+        if looks == [0]:
+            signal.raise_signal(signal.SIGINT)
+        assert len(looks) < 3, "the signal was not heard"
+        return [], answers
+
+    monkeypatch.setattr(host_actor.ray, "wait", nothing_yet)
+    folder.resolved_space_path.write_text("{}")
+    verb = SimpleNamespace(remote=str)
+    host = SimpleNamespace(linear_probe=verb, baselines=verb)
+    space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})
+    with (
+        pytest.raises(SearchInterruptedError),
+        watched("sqlite:///mlflow.db", study="s") as (view, stop),
+        opened(folder, monkeypatch, stop) as study,
+    ):
+        actors: Any = study.actors
+        actors.pool = SimpleNamespace(host=lambda: host)
+        if trains:
+            view.happened(FACTS)
+        if waits_for == "the probe":
+            StudyProbe(folder, actors, space, lambda _: None).digest()
+        StudyBaselines(folder, actors, folder.info.task).result(Finalization(study, lambda: None).on_loop_step)
+
+
+SPACE = """
+task: sst2
+base_model: a/b
+method: {choice: [lora-xs, lora]}
+parameters: {rank: 4, learning_rate: 1.0e-3}
+start_from: t
+"""
+HOST = HostInfo(BaseModel("b", "/b", "b" * 64), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
+START = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "with_head"), [("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)]
+)
+def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
+    given: Pooling, kept: Pooling, with_head: bool, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "trial_shapes", lambda *_: ())
+    head = HYPERPARAMETERS.head
+    overrides = [f"task.pooling={given}", f"parameters.head={head}"]
+    space = parse_space(SPACE, source="s.yaml", folder=Path(), overrides=overrides)
+    assert space.task.pooling == given
+    info = replace(study("s").info, task=space.task, start_from=START)
+    kept_info, kept_space = settled(info, space, HOST)
+    assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
+    assert kept_info.start_from == replace(START, with_head=with_head)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "said"),
+    [
+        (replace(START, base_digest="c" * 64), BaseModelError, "name an adapter of the same base"),
+        (replace(START, hyperparameters=replace(HYPERPARAMETERS, head="output")), UsageError, "write `head: output`"),
+    ],
+)
+def test_a_start_that_trials_cannot_begin_at_is_refused(
+    start: StartFrom, error: type[BaseModelError | UsageError], said: str, fresh_home: Path
+) -> None:
+    space = parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["parameters.head=full"])
+    with pytest.raises(error) as refused:
+        settled(
+            replace(study("s").info, start_from=start), replace(space, task=replace(space.task, pooling="auto")), HOST
+        )
+    assert said in (refused.value.hint or "")
