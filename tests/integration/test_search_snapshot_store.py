@@ -14,7 +14,7 @@ from support.studies import state, study
 from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster.connection import NAMESPACE, connected
 from loraxs_search.search.hosts import study_actors
-from loraxs_search.search.hosts.host_actor import kill
+from loraxs_search.search.hosts.answers import kill
 from loraxs_search.search.hosts.study_actors import start_snapshot_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

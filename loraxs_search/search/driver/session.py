@@ -46,7 +46,7 @@ from loraxs_search.search.driver.open_study import OpenStudy
 from loraxs_search.search.driver.result import SearchResult, record_end
 from loraxs_search.search.driver.time_budget import TimeBudget
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
-from loraxs_search.search.hosts.host_actor import HOST_LOST, await_answer
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.loop import StudySearcher

@@ -44,7 +44,7 @@ from loraxs_search.records.promotion import (
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Lineage, TrialReport, TrialSpec
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
-from loraxs_search.search.hosts.host_actor import HOST_LOST, await_answer
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import HostPool, HostProxy
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies.folder import StudyFolder

@@ -10,14 +10,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import psutil
 import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle, ActorProxy
-from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RaySystemError
 
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
@@ -34,29 +31,6 @@ from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.node_checks import compare_versions
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
-
-AnswerT = TypeVar("AnswerT")
-# The host died, or its node did, or its answer was lost. Ray reports a host killed by its memory monitor as
-# OutOfMemoryError, not as a dead actor, and one too short of memory to reply as RaySystemError.
-HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError, RaySystemError)
-LOOK_EVERY_S = 0.5
-
-
-def kill(actor: ActorProxy[AnswerT]) -> None:
-    """End an actor's process now, and with it the actors that it owns."""
-    ray.kill(cast("ActorHandle[AnswerT]", actor))
-
-
-def await_answer(answer: ObjectRef[AnswerT], on_loop_step: Callable[[], None]) -> AnswerT:
-    """Wait for an answer, however long it takes.
-
-    Args:
-        on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside.
-    """
-    while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
-        on_loop_step()
-    return ray.get(answer)
-
 
 _MEGABYTE = 1e6  # as MLflow counts them
 UNBORN_S = 10.0  # a thread begins within milliseconds

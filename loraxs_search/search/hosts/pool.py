@@ -38,7 +38,8 @@ from loraxs_search.search.cluster.placement import (
     share_out,
     unshared,
 )
-from loraxs_search.search.hosts.host_actor import HOST_LOST, HostActor, await_answer, kill
+from loraxs_search.search.hosts.answers import HOST_LOST, await_answer, kill
+from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space
 

@@ -21,7 +21,7 @@ from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
-from loraxs_search.search.hosts.host_actor import HOST_LOST, LOOK_EVERY_S, await_answer, kill
+from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, Steps, Usage, repeated
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder

@@ -19,7 +19,7 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, own_error
-from loraxs_search.search.hosts.host_actor import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:

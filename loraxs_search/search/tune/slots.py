@@ -37,7 +37,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
-from loraxs_search.search.hosts.host_actor import kill
+from loraxs_search.search.hosts.answers import kill
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
 
 SPEC = "spec"

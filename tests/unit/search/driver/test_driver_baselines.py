@@ -27,7 +27,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, WorkItem
-from loraxs_search.search.hosts.host_actor import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 

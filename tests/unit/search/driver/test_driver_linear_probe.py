@@ -14,7 +14,7 @@ from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records.host import LinearProbe
 from loraxs_search.search.driver.session import StudyProbe
-from loraxs_search.search.hosts.host_actor import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.search_space.space import Space
 
 FITTED = LinearProbe(b"weights", 90, 0.5)

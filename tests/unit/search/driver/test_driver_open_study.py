@@ -30,7 +30,7 @@ from loraxs_search.search.driver.launch import search_study
 from loraxs_search.search.driver.open_study import OpenStudy, open_study, settled
 from loraxs_search.search.driver.session import StudyProbe
 from loraxs_search.search.driver.work_items import StudyBaselines
-from loraxs_search.search.hosts import host_actor, study_actors
+from loraxs_search.search.hosts import answers, study_actors
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import has_waiting
@@ -123,10 +123,10 @@ def test_a_search_is_stopped_while_its_first_host_loads(
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
     monkeypatch.setattr(study_actors, "start_snapshot_store", lambda study: ("snapshots", None))
     monkeypatch.setattr(study_actors, "kill", lambda actor: None)
-    monkeypatch.setattr(host_actor.ray, "wait", lambda asked, **_: ([], asked))
+    monkeypatch.setattr(answers.ray, "wait", lambda asked, **_: ([], asked))
     folder, stop = study("s"), threading.Event()
     info = folder.info if is_resumed else replace(folder.info, name="new")
-    pool: Any = SimpleNamespace(ask=lambda verb, check_stop: host_actor.await_answer("reference", check_stop))
+    pool: Any = SimpleNamespace(ask=lambda verb, check_stop: answers.await_answer("reference", check_stop))
     stop.set()
     with pytest.raises(SearchInterruptedError) as interrupted:
         search_study(info, load_space("movie_reviews"), pool, None, stop)
@@ -148,7 +148,7 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(
         assert len(looks) < 3, "the signal was not heard"
         return [], answers
 
-    monkeypatch.setattr(host_actor.ray, "wait", nothing_yet)
+    monkeypatch.setattr(answers.ray, "wait", nothing_yet)
     folder.resolved_space_path.write_text("{}")
     verb = SimpleNamespace(remote=str)
     host = SimpleNamespace(linear_probe=verb, baselines=verb)
