@@ -17,9 +17,8 @@ from faults.records import Losses
 from faults.world import World, reasons, unlike
 from support.shell import num_reports, wait_for
 
-from loraxs_search.log.study_log import SilentView
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.search.driver.launch import Driver, new_study
+from loraxs_search.search.driver.launch import new_study, search_study
 from loraxs_search.search.hosts.host_config import host_config
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.load import load_space
@@ -115,7 +114,7 @@ def test_each_trial_that_fails_by_itself_has_its_reason_and_the_others_go_on(
     cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
     pool = HostPool(replace(host_config([space]), make=faulty_host.faulty_host), [space.search])
     try:
-        Driver(info, space, SilentView(), threading.Event()).run(pool)
+        search_study(info, space, pool, None, None)
     finally:
         pool.close()
     found = reasons("spoilt")
