@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from loraxs_search.base_model.library import quiet
+from loraxs_search.base_model.layers import quiet
 from loraxs_search.errors import BaseModelError, first_line
 
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens

@@ -1,29 +1,252 @@
-"""Which linear layers a base model has, known from its configuration."""
+"""What a base model has: its configuration, its linear layers, and its task head, how that starts and its precision."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
-from loraxs_search.base_model.head import head_names, output_head
-from loraxs_search.base_model.library import library_call
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, first_line
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.literals import Head
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import OutputScale, TaskModel
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars inside the block, then restore both.
+
+    It reports each load at length; what matters of that is checked and raised here.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def library_call(base: BaseModel) -> Iterator[None]:
+    """Run a call that reads the base model's folder: quiet, and any fault is a `BaseModelError`."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = first_line(error)
+        raise BaseModelError(
+            f"{base.path} must hold a text model that transformers can load, but: {reason}",
+            hint=f"get the files of {base.id} again, or use another base model",
+        ) from error
+
+
+_AS_LOADED = "loraxs_head_as_loaded"  # attribute of a model
+
+
+def head_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the top-level modules with weights outside the model's body, in model order.
+
+    ("classifier",) for BERT and RoBERTa, ("pre_classifier", "classifier") for DistilBERT, ("score",) for decoders; ()
+    for a language model, whose output embedding is the base's own and is never trained, and for a bare body.
+    Also right on a model that PEFT has wrapped (`get_base_model()`).
+    """
+    if model.get_output_embeddings() is not None or model.base_model is model:
+        return ()
+    return tuple(
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+    )
+
+
+def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
+    """Split the head into its last linear layer and the linear layers before it; there must be a head.
+
+    Returns:
+        Full name of the output layer, and full names of the others: ("classifier.out_proj", ("classifier.dense",))
+        for RoBERTa, ("classifier", ()) for BERT.
+    """
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
+    ]
+    return linears[-1], tuple(linears[:-1])
+
+
+def peft_task_type(model: PreTrainedModel) -> str:
+    """Return PEFT's name of what a model is for."""
+    if not head_names(model):
+        return "CAUSAL_LM"
+    tagger: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), None)
+    return "TOKEN_CLS" if type(model) is tagger else "SEQ_CLS"
+
+
+@torch.no_grad()
+def fold_outputs(model: PreTrainedModel, outputs: OutputScale) -> None:
+    """Make a trained head give answers in the task's own units: put mean and spread into its output layer.
+
+    Also right on a model that PEFT has wrapped (`get_base_model()`).
+    """
+    if outputs == OutputScale():
+        return
+    layer = model.get_submodule(output_head(model)[0])
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.requires_grad
+    layer.weight.mul_(outputs.spread)
+    if layer.bias is not None:
+        layer.bias.mul_(outputs.spread).add_(outputs.mean)
+
+
+@torch.no_grad()
+def make_identity(model: nn.Module, names: Sequence[str]) -> None:
+    """Make layers the identity: a head's where only its output layer is trained, a pooler that no checkpoint has.
+
+    They need not be stored: every load makes the same numbers, whatever was drawn before.
+
+    Raises:
+        BaseModelError: a layer is not a square linear layer.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+            raise BaseModelError(
+                f"A head layer that is not trained must be a square linear layer, but {name} is {layer}.",
+                hint="use `head: full` with this base",
+            )
+        layer.weight.copy_(torch.eye(layer.in_features))
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
+    heads = head_names(model)
+    return tuple(name for name, layer in model.named_modules() if is_body_pooler(name, heads) and is_identity(layer))
+
+
+def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
+    """Return whether a module or parameter of this name belongs to a pooler inside the body, such as BERT's."""
+    top, *rest = name.split(".")
+    return top not in heads and "pooler" in rest
+
+
+def is_identity(layer: nn.Module) -> bool:
+    """Return whether a layer is the identity, as `make_identity` makes it."""
+    if not isinstance(layer, nn.Linear):
+        return False
+    weight, bias = layer.weight.detach(), layer.bias
+    if weight.shape[0] != weight.shape[1] or (bias is not None and bias.any()):
+        return False
+    return torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
+
+
+def keep_head_float32(model: PreTrainedModel) -> None:
+    """Keep the head in float32 and cast its inputs, so that it trains well on a bfloat16 body.
+
+    The cast is a forward pre-hook, a plain function without state: it survives `copy.deepcopy`, which is how PEFT
+    makes each adapter's own head.
+    """
+    for name in head_names(model):
+        head = getattr(model, name)
+        head.float()
+        head.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(head.parameters()).dtype
+    return tuple(arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+
+
+def with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
+    """Return the model, or one of its class without weights (on the meta device), that has this many outputs."""
+    if model.config.num_labels == num_labels:
+        return model
+    config = copy.deepcopy(model.config)
+    config.num_labels = num_labels
+    with quiet(), torch.device("meta"):
+        empty: PreTrainedModel = type(model)._from_config(config)
+    return empty
+
+
+def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+    """Draw a new head as the model's own initialisation does, and return it without touching the model.
+
+    Returns:
+        Full parameter name (`classifier.weight`) to float32 tensor on CPU. The same numbers for the same seed on any
+        device, whatever was drawn before; torch's global generators stay as they were.
+    Raises:
+        BaseModelError: the model's initialisation leaves some head parameter undefined.
+    """
+    names = head_names(model)
+    if not names:
+        return {}
+    with quiet(), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            template = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+        torch.default_generator.manual_seed(seed)  # only the CPU's: `torch.manual_seed` reseeds devices too
+        heads = [getattr(template, name).to_empty(device="cpu") for name in names]
+        with torch.no_grad():
+            for tensor in (p for head in heads for p in head.parameters()):
+                tensor.fill_(torch.nan)
+                tensor._is_hf_initialized = False  # transformers' init functions skip tensors with this mark
+            for module in (m for head in heads for m in reversed(list(head.modules()))):
+                template._init_weights(module)  # children first, as transformers does: a parent may redraw them
+            template._init_weights(template)  # ModernBERT redraws its classifier from here
+    state = {f"{n}.{k}": v.detach() for n, head in zip(names, heads, strict=True) for k, v in head.named_parameters()}
+    undefined = [name for name, value in state.items() if not value.isfinite().all()]
+    if undefined:
+        raise BaseModelError(
+            f"{type(model).__name__} must initialise its whole head, but leaves {undefined} undefined."
+        )
+    return state
+
+
+def remember_head(model: PreTrainedModel) -> None:
+    """Keep a loaded head's parameters that no linear layer has, such as ModernBERT's norm, for `head_as_loaded`."""
+    linear = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    parameters = ((f"{top}.{n}", p) for top in head_names(model) for n, p in getattr(model, top).named_parameters())
+    kept = {name: p.detach().float().cpu().clone() for name, p in parameters if not name.startswith(linear)}
+    setattr(model, _AS_LOADED, kept)
+
+
+def head_as_loaded(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return what `remember_head` has kept: the numbers that whoever loads an adapter of `head: output` has."""
+    kept: dict[str, Tensor] = getattr(model, _AS_LOADED, {})
+    return kept
+
+
+def init_head(model: PreTrainedModel, seed: int) -> None:
+    """Overwrite the model's head with `fresh_head(model, seed)`.
+
+    Where PEFT has wrapped the head, the original is overwritten, not the adapters' copies: call this before adding
+    an adapter, which copies it.
+    """
+    with torch.no_grad():
+        for name, value in fresh_head(model, seed).items():
+            top, _, rest = name.partition(".")
+            head = getattr(model, top)
+            getattr(head, "original_module", head).get_parameter(rest).copy_(value)
 
 
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:

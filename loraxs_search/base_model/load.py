@@ -16,18 +16,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from loraxs_search.base_model.head import (
+from loraxs_search.base_model.layers import (
+    auto_class,
     fresh_head,
     head_names,
     is_body_pooler,
     keep_head_float32,
+    library_call,
     make_identity,
     remember_head,
+    task_config,
 )
-from loraxs_search.base_model.layers import auto_class, task_config
-from loraxs_search.base_model.library import library_call
-from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
-from loraxs_search.base_model.reading import check_projection
+from loraxs_search.base_model.reading import check_projection, place_pooling, resolved_pooling
 from loraxs_search.base_model.tokenizer import has_tokenizer, load_tokenizer, pad_token_id, tokenizer_digest
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.records.base import BaseModel, BaseSetup

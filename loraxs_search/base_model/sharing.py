@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.packable import Sharing
-from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_side, readable, rounding
+from loraxs_search.base_model.reading import close_to, dummy_inputs, readable, rounding
+from loraxs_search.base_model.tokenizer import padding_side
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20
 _FEWER = [2, 0]  # rows of other batches

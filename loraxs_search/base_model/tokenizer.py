@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from loraxs_search.base_model.library import library_call
-from loraxs_search.base_model.reading import max_positions, padding_side
+from loraxs_search.base_model.layers import library_call
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records.base import BaseModel
 
@@ -90,3 +90,17 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.truncation_side != "right":  # only then, so that digests from before it was looked at stay
         does["truncation"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()
+
+
+Side = Literal["left", "right"]
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return the tokens of the longest row that a base takes; None if its configuration does not say."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def padding_side(config: PretrainedConfig) -> Side:
+    """Return the side on which rows of a base are padded: right, but left for heads like XLNet's."""
+    return "left" if getattr(config, "summary_type", None) == "last" else "right"

@@ -21,8 +21,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.reading import Projection, joined, last_states, padding_side
+from loraxs_search.base_model.layers import head_names
+from loraxs_search.base_model.reading import Projection, joined, last_states
+from loraxs_search.base_model.tokenizer import padding_side
 from loraxs_search.engine.layers import PassContext, RowMap
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.errors import UsageError

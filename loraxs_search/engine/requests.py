@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.reading import joined, max_positions, padding_side
+from loraxs_search.base_model.layers import head_names
+from loraxs_search.base_model.reading import joined
+from loraxs_search.base_model.tokenizer import max_positions, padding_side
 from loraxs_search.engine.generation import generate, generated, open_sequences
 from loraxs_search.engine.kv_cache import Decoding, begun_alike, is_worth_sharing, prompt_groups, read_shared
 from loraxs_search.engine.passes import (

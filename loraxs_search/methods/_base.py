@@ -7,11 +7,10 @@ sides.
 
 **Declaration** (`name` to `has_plain_lora`): plain values. Any process, any thread.
 
-**Resolution** (`fields`, `params`, `check`, `factor_sets`, `start_asset`, `check_start`, `size`): from the YAML file's
-values to a trial's hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of
-times; the same arguments give the same answer.
+**Resolution** (`recipe` to `size`): from the YAML file's values to a trial's hyperparameters. Called by the space
+reader, `check` and the driver, without torch, any number of times; the same arguments give the same answer.
 
-**Work** (`factors` to `load`, `packed`): on a base in memory. A host calls these from one thread at a time for one
+**Work** (`factors` to `packed_updates`): on a base in memory. A host calls these from one thread at a time for one
 base; several bases, and so several threads, may be in one process. `attach` and `detach` come in pairs, one adapter at
 a time on a base. A detached base is restored bit for bit, except for its head, which is drawn for each trial. An
 `attach` that fails restores the base too.
@@ -28,11 +27,11 @@ What a user can cause is a `LoraxsError` with the law and the value. Anything el
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._plain_lora import PlainLora
+    from loraxs_search.methods._lora_layers import PlainLora
 
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
 Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)
@@ -118,41 +117,6 @@ class PackedAdapter(ABC):
         """Return values shaped like `tensors` from names that `named` gives; other names are passed over."""
 
 
-class PackedBase(Protocol):
-    """A base on which a method's trials are packed: what it keeps from one company of trials to the next."""
-
-    def updates(self, adapters: Sequence[PackedAdapter | None]) -> SlotUpdates:
-        """Return what these trials add to the base, for as long as a pack has just them.
-
-        Args:
-            adapters: One for each slot of the pack, None for slots of other methods; one of them at least is there.
-        """
-        ...
-
-
-class PackedMethod(ABC):
-    """How trials of a method share passes over the base."""
-
-    @abstractmethod
-    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
-        """Return a trial's adapter at its start, with the very numbers that `Method.attach` begins with.
-
-        Args:
-            sizes: Of the trial's layers, in model order.
-        Raises:
-            RankError, UsageError: as `Method.attach`.
-        """
-
-    @abstractmethod
-    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
-        """Return what packs trials on a base; called once for each base, which stays as it is.
-
-        Args:
-            linears: The base's linear layers that may be adapted, by full name, in model order.
-            num_workers: Passes that may be computed at the same time.
-        """
-
-
 class Method(ABC):
     """One way to adapt a frozen base."""
 
@@ -172,8 +136,8 @@ class Method(ABC):
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
     sized_by: tuple[str, ...] = ()
     """The method's parameters, integers or words, that decide what is stored."""
-    packed: ClassVar[PackedMethod | None] = None
-    """How trials share passes, if `can_pack` says so. None: each trains unpacked, between the rounds of the others."""
+    packs: ClassVar[bool] = False
+    """Whether trials can share passes, if `can_pack` says so of them. The others train between the rounds of these."""
     can_start: ClassVar[bool] = False
     """Whether trials can start from a registered adapter: `start_asset` makes it what they start from."""
     is_baseline: ClassVar[bool] = False
@@ -224,12 +188,12 @@ class Method(ABC):
         return with_defaults(self.parameters, params)
 
     def can_pack(self, params: Mapping[str, Scalar]) -> bool:
-        """Whether a trial can share passes; by default all can where `packed` is there.
+        """Whether a trial can share passes; by default all can where `packs` says so.
 
         Args:
             params: All parameters of the method.
         """
-        return self.packed is not None
+        return self.packs
 
     def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
         """Return the memory that a packed trial takes on a device, without its head and activations.
@@ -280,18 +244,6 @@ class Method(ABC):
             UsageError: the trial cannot begin at the adapter's function.
         """
 
-    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
-        """Return a loaded adapter's update as plain LoRA. Only called where `has_plain_lora` says so.
-
-        Raises:
-            UsageError: this adapter's is none, and why.
-        """
-        raise NotImplementedError
-
-    def lora_rank(self, hyper: Hyperparameters) -> int:
-        """Return the largest rank that a layer of the adapter has as plain LoRA, where `has_plain_lora` says so."""
-        return int(self.params(hyper).get("rank", 0))
-
     @abstractmethod
     def size(
         self,
@@ -311,17 +263,6 @@ class Method(ABC):
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def check_on(  # noqa: B027
-        self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore
-    ) -> None:
-        """Hold what a trial starts from against a base before it joins a pack, as `attach` does for a lone one.
-
-        Args:
-            linears: The base's linear layers that may be adapted, by full name; some are not this trial's.
-        Raises:
-            FactorMismatchError: it was made for other factors.
-        """
-
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
         """Return every factor file that an adapter needs, to be registered with it; none by default."""
         return ()
@@ -385,5 +326,41 @@ class Method(ABC):
 
         Raises:
             FactorMismatchError, BaseModelError: it was trained on another base, or in other factors.
+        """
+        raise NotImplementedError
+
+    def plain_lora(self, model: PeftModel) -> PlainLora:
+        """Return a loaded adapter's update as plain LoRA. Only called where `has_plain_lora` says so.
+
+        Raises:
+            UsageError: this adapter's is none, and why.
+        """
+        raise NotImplementedError
+
+    def packed_adapter(
+        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+    ) -> PackedAdapter:
+        """Return a trial's adapter at its start, with the very numbers that `attach` begins with.
+
+        Only called where `can_pack` says so, as `packed_updates` is.
+
+        Args:
+            linears: The layers that the trial adapts, by full name, in model order.
+        Raises:
+            RankError, UsageError, FactorMismatchError: as `attach`.
+        """
+        raise NotImplementedError
+
+    def packed_updates(
+        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
+    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+        """Return what packs trials on a base; called once for each base, which stays as it is.
+
+        The function that is returned takes an adapter for each slot of a pack, None for slots of other methods; one of
+        them at least is there. It returns what these trials add to the base, for as long as a pack has just them.
+
+        Args:
+            linears: The base's linear layers that may be adapted, by full name, in model order.
+            num_workers: Passes that may be computed at the same time.
         """
         raise NotImplementedError

@@ -18,13 +18,90 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import matrix
+from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
+from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import PackedAdapter, Sizes
-from loraxs_search.methods._plain_lora import Pair, tuner_layers
 from loraxs_search.methods.names import ADAPTER, ROOT
+from loraxs_search.records.literals import Pooling
+
+Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
+
+
+@dataclass(frozen=True)
+class PlainLora:
+    """An adapter as LoRA, whose own scaling is one.
+
+    Args:
+        pairs: Of each adapted layer, by full name.
+        others: What else is stored, the head above all, under the keys that PEFT loads.
+        saved: The modules that `others` belong to.
+        fan_in_fan_out: Whether the layers keep their weights as (in, out).
+        pooling: What the head reads of the base, for which LoRA's config has no place.
+    """
+
+    pairs: Mapping[str, Pair]
+    others: Mapping[str, Tensor]
+    saved: Sequence[str] = ()
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    pooling: Pooling = "class"
+
+
+def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
+    """Return A and B of the same update at a rank, with zeros; None means their own.
+
+    Raises:
+        UsageError: their own is above it.
+    """
+    own = a.shape[0]
+    if rank is None or rank == own:
+        return a, b
+    if rank < own:
+        raise UsageError(
+            f"`rank` must be at least the adapter's own, but got rank={rank} where {module} has {own}.",
+            hint=f"use --rank {own} or more",
+        )
+    return pad(a, (0, 0, 0, rank - own)), pad(b, (0, rank - own))
+
+
+def as_plain_lora(model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:
+    """Return an adapter's function as LoRA, its trained head included.
+
+    Args:
+        pairs: The update of each adapted layer, by full name.
+    """
+    config = model.active_peft_config
+    saved = tuple(config.modules_to_save or ())
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    heads = tuple(f"{ROOT}{name}." for name in saved)
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return PlainLora(
+        pairs=pairs,
+        others={name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(heads)},
+        saved=saved,
+        task_type=config.task_type,
+        fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for layer in layers),
+        pooling=pooling_of(cast("PreTrainedModel", model.get_base_model())),
+    )
+
+
+def lora_layers(model: PeftModel) -> dict[str, Linear]:
+    """Return the layers with a LoRA adapter, by full name in the base, in model order."""
+    return {name.removeprefix(ROOT): layer for name, layer in model.named_modules() if isinstance(layer, Linear)}
+
+
+def pair_of(layer: Linear) -> Pair:
+    """Return a layer's own A and B; the layer's scaling is not in them."""
+    a, b = (side.get_submodule(ADAPTER).get_parameter("weight") for side in (layer.lora_A, layer.lora_B))
+    return a.detach(), b.detach()
 
 
 def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:
@@ -32,64 +109,28 @@ def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pai
 
     They are what PEFT draws with torch's generator at `seed` for a float32 base that has just these layers adapted.
     """
+    own, pairs = copy.copy(config), dict[str, Pair]()
+    own.fan_in_fan_out = False  # the layers below keep their weight as (out, in)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return {name: _pair(_layer(_empty(*size), config)) for name, size in sizes.items()}
+        for name, (out_features, in_features) in sizes.items():
+            empty = nn.Linear(in_features, out_features, bias=False, device="meta").to_empty(device="cpu")
+            pairs[name] = pair_of(Linear(empty, ADAPTER, own, r=own.r, lora_alpha=own.lora_alpha))
+    return pairs
 
 
 @torch.no_grad()
-def draw_pairs(model: PeftModel, seed: int) -> None:
+def draw_pairs(model: PeftModel, config: LoraConfig, seed: int) -> None:
     """Start A and B of a model's layers in float32: PEFT draws them in the dtype of the base."""
     layers = lora_layers(model)
-    sizes = {name: (matrix(base).shape[0], matrix(base).shape[1]) for name, base in _bases(layers).items()}
-    for name, pair in _initial_pairs(_config(model), sizes, seed).items():
-        for own, drawn in zip(_pair(layers[name]), pair, strict=True):
+    weights = {name: matrix(layer.get_base_layer()) for name, layer in layers.items()}
+    sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
+    for name, pair in _initial_pairs(config, sizes, seed).items():
+        for own, drawn in zip(pair_of(layers[name]), pair, strict=True):
             own.copy_(drawn)
 
 
-def lora_layers(model: PeftModel) -> dict[str, Linear]:
-    """Return the layers with a LoRA adapter, by full name in the base, in model order."""
-    return dict(tuner_layers(model, Linear))
-
-
-def scaled_pairs(model: PeftModel) -> dict[str, Pair]:
-    """Return A, and B times LoRA's scaling, of each layer by full name."""
-    return {name: _scaled_pair(layer) for name, layer in lora_layers(model).items()}
-
-
-# ---- inside ----------------------------------------------------------------------------------------------------------
-def _config(model: PeftModel) -> LoraConfig:
-    config = model.peft_config[ADAPTER]
-    assert isinstance(config, LoraConfig)
-    return config
-
-
-def _layer(base: nn.Module, config: LoraConfig) -> Linear:
-    """Put LoRA on one layer that keeps its weight as (out, in), as PEFT does on a model."""
-    own = copy.copy(config)
-    own.fan_in_fan_out = False
-    return Linear(base, ADAPTER, own, r=own.r, lora_alpha=own.lora_alpha)
-
-
-def _empty(out_features: int, in_features: int) -> nn.Linear:
-    """Return a float32 layer without values, for which nothing is drawn."""
-    return nn.Linear(in_features, out_features, bias=False, device="meta").to_empty(device="cpu")
-
-
-def _bases(layers: Mapping[str, Linear]) -> dict[str, nn.Module]:
-    return {name: layer.get_base_layer() for name, layer in layers.items()}
-
-
-def _pair(layer: Linear) -> Pair:
-    a, b = (side.get_submodule(ADAPTER).get_parameter("weight") for side in (layer.lora_A, layer.lora_B))
-    return a.detach(), b.detach()
-
-
-def _scaled_pair(layer: Linear) -> Pair:
-    a, b = _pair(layer)
-    return a, layer.scaling[ADAPTER] * b
-
-
+# ---- packed ----------------------------------------------------------------------------------------------------------
 class PackedPairs(PackedAdapter):
     """A (r, in) and B (out, r) of every layer, one after the other in one float32 vector, drawn as `attach` draws them.
 
@@ -180,26 +221,33 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += torch.mm(left, right)
 
 
-class _PackedLayer:
+class PackedLora:
     """A and B of every slot in the dtype that passes compute with, and their gradients: the `SlotUpdates` of LoRA.
 
     Args:
-        slots: None for those of other methods.
+        slots: `PackedPairs`, and None for slots of other methods.
         linears: The base's linear layers, by full name.
         num_workers: Passes that may be computed at the same time.
     """
 
-    def __init__(self, slots: Sequence[PackedPairs | None], linears: Mapping[str, nn.Module], num_workers: int) -> None:
-        self._own = {index: slot for index, slot in enumerate(slots) if slot is not None}
+    def __init__(
+        self, slots: Sequence[PackedAdapter | None], linears: Mapping[str, nn.Module], num_workers: int
+    ) -> None:
+        own = cast("Sequence[PackedPairs | None]", slots)  # of one method
+        self._own = {index: slot for index, slot in enumerate(own) if slot is not None}
         self.modules = [name for name in linears if any(name in slot.modules for slot in self._own.values())]
         self._dtype = linears[self.modules[0]].get_parameter("weight").dtype
-        self._grads = {
-            index: torch.zeros(num_workers, len(slot.vector), device=slot.vector.device)
-            for index, slot in self._own.items()
-        }
-        # In the base's dtype; the slot's own numbers where that is float32.
-        self._values = {index: slot.vector.detach().to(self._dtype) for index, slot in self._own.items()}
-        self._pairs = {index: self._pairs_of(index) for index in self._own}
+        self._grads, self._values = dict[int, Tensor](), dict[int, Tensor]()
+        self._pairs: dict[int, dict[str, _SlotPair]] = {}
+        for index, slot in self._own.items():
+            self._grads[index] = torch.zeros(num_workers, len(slot.vector), device=slot.vector.device)
+            grads = [slot.pairs(vector) for vector in self._grads[index]]
+            # In the base's dtype; the slot's own numbers where that is float32.
+            self._values[index] = slot.vector.detach().to(self._dtype)
+            self._pairs[index] = {
+                module: _SlotPair(a, b, slot.scaling, [pairs[module] for pairs in grads])
+                for module, (a, b) in slot.pairs(self._values[index]).items()
+            }
 
     @property
     def slot_bytes(self) -> int:
@@ -229,25 +277,6 @@ class _PackedLayer:
             for grad in others:
                 first += grad
             slot.vector.grad = first
-
-    def _pairs_of(self, index: int) -> dict[str, _SlotPair]:
-        slot = self._own[index]
-        grads = [slot.pairs(vector) for vector in self._grads[index]]
-        return {
-            module: _SlotPair(a, b, slot.scaling, [pairs[module] for pairs in grads])
-            for module, (a, b) in slot.pairs(self._values[index]).items()
-        }
-
-
-class LoraBase:
-    """A base on which slots of LoRA are packed; it keeps nothing from one company of trials to the next."""
-
-    def __init__(self, linears: Mapping[str, nn.Module], num_workers: int) -> None:
-        self._linears, self._num_workers = linears, num_workers
-
-    def updates(self, adapters: Sequence[PackedAdapter | None]) -> _PackedLayer:
-        slots = cast("Sequence[PackedPairs | None]", adapters)  # of one method
-        return _PackedLayer(slots, self._linears, self._num_workers)
 
 
 def _names(module: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import HeadPlan, Method
 from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
 from loraxs_search.records.base import LinearModule
-from loraxs_search.records.literals import Pooling, Scalar
+from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
@@ -80,14 +80,22 @@ class PeftMethod(Method):
     ) -> PeftModel:
         import torch
         from peft import get_peft_model
+        from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        layers = _linear_layers(model, hyper.target_modules)
+        modules = dict(model.named_modules())
+        layers = {name: modules[name] for name in hyper.target_modules if name in modules}  # PEFT refuses the others
+        for name, layer in layers.items():
+            if not isinstance(layer, nn.Linear | Conv1D):  # some tuners take embeddings, which no method here means
+                raise TargetModulesError(
+                    f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}."
+                )
         config = self.config(hyper, self.attachment(hyper, head))
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
-            config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
+            config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers.values())
+        exact = tuple(layers.values()) if self.reads_weights else ()
         try:
-            with torch.random.fork_rng(devices=[]), _exact_weights(layers if self.reads_weights else (), factors):
+            with torch.random.fork_rng(devices=[]), _exact_weights(exact, factors):
                 torch.default_generator.manual_seed(hyper.seed)  # only the CPU's, where PEFT draws
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             stored: Any = adapted.peft_config[ADAPTER]
@@ -97,11 +105,11 @@ class PeftMethod(Method):
                 adapted.get_base_model().get_submodule(name).requires_grad_(False)
             return adapted.to(model.device)  # PEFT leaves projections on the CPU
         except BaseException:  # the device may have no memory left
-            _unwrap(model)
+            unloaded(model)
             raise
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-        base = unloaded(peft_model(model))
+        base = unloaded(cast("PreTrainedModel", peft_model(model).get_base_model()))
         base.requires_grad_(False)
         return base
 
@@ -117,20 +125,27 @@ class PeftMethod(Method):
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        from loraxs_search.base_model.pooling import pooling_of
+        from loraxs_search.base_model.reading import pooling_of
 
         pooling = pooling_of(cast("PreTrainedModel", peft_model(model).get_base_model()))
         with tempfile.TemporaryDirectory() as folder:
             peft_model(model).save_pretrained(folder)
             files = {name: (Path(folder) / name).read_bytes() for name in FILES}
         if pooling != "class" and not self.says_pooling:
-            files[_CONFIG] = _refused_by_stock(files[_CONFIG], pooling)
+            # PEFT refuses such a `task_type`: its head would read something else, without a word.
+            values = json.loads(files[_CONFIG])
+            task_type = f"{values['task_type'] or ''}{_POOLED}{pooling}"
+            files[_CONFIG] = json.dumps(values | {"task_type": task_type}, indent=2).encode()
         return files
 
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
         from peft import PeftModel
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        config = _stored_config(folder)
+        values = json.loads((folder / _CONFIG).read_bytes())
+        task_type, _, _ = (values.get("task_type") or "").partition(_POOLED)  # as `files` may have made it
+        made = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
+        config: PeftConfig = made.from_peft_type(**made.check_kwargs(**values | {"task_type": task_type or None}))
         if not self.reads_weights:
             return PeftModel.from_pretrained(base, str(folder), config=config, torch_device=device)
         cast("nn.Module", base).to("cpu")  # in place; transformers' decorator hides what `to` takes
@@ -140,23 +155,6 @@ class PeftMethod(Method):
 
 _CONFIG = FILES[0]
 _POOLED = " on a pool, only for loraxs_search.load_adapter: "
-
-
-def _refused_by_stock(config: bytes, pooling: Pooling) -> bytes:
-    """Return a config file with a `task_type` that PEFT refuses: its head would read something else, without a word."""
-    values = json.loads(config)
-    return json.dumps(values | {"task_type": f"{values['task_type'] or ''}{_POOLED}{pooling}"}, indent=2).encode()
-
-
-def _stored_config(folder: Path) -> PeftConfig:
-    """Return the config in an adapter's folder, also one that `_refused_by_stock` made unreadable for PEFT."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    values = json.loads((folder / _CONFIG).read_bytes())
-    task_type, _, _ = (values.get("task_type") or "").partition(_POOLED)
-    made = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
-    config: PeftConfig = made.from_peft_type(**made.check_kwargs(**values | {"task_type": task_type or None}))
-    return config
 
 
 def learnt_names(model: PeftModel) -> tuple[dict[str, Tensor], set[str]]:
@@ -175,25 +173,6 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
 
     apart = {name: value.clone().contiguous() for name, value in tensors.items()}  # some share their memory
     return len(safetensors.torch.save(apart, {"format": "pt"}))
-
-
-def _linear_layers(model: PreTrainedModel, names: Sequence[str]) -> list[nn.Module]:
-    """Return the layers of these names; those that the model lacks are left to PEFT to refuse.
-
-    Some tuners take embeddings, which no method here means.
-
-    Raises:
-        TargetModulesError: a module is there, and is another one.
-    """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    modules = dict(model.named_modules())
-    layers = {name: modules[name] for name in names if name in modules}
-    for name, layer in layers.items():
-        if not isinstance(layer, nn.Linear | Conv1D):
-            raise TargetModulesError(f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}.")
-    return list(layers.values())
 
 
 @contextlib.contextmanager
@@ -240,18 +219,14 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
     return model
 
 
-def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:
-    """Take an adapter off and return the base as it was; with `merge`, its update and its trained head put in.
+def unloaded(base: PreTrainedModel, *, merge: bool = False) -> PreTrainedModel:
+    """Take adapters off a base, which is again as it was; with `merge`, their update and their trained head put in.
 
     PEFT's own `unload` (0.21.2) copies a `weight` from each module, which a composite head such as RoBERTa's has not.
+
+    Args:
+        base: What `attach` was given, `get_base_model()` of what it returned.
     """
-    base = cast("PreTrainedModel", model.get_base_model())  # what `attach` was given
-    _unwrap(base, merge=merge)
-    return base
-
-
-def _unwrap(base: PreTrainedModel, *, merge: bool = False) -> None:
-    """Put the modules that PEFT has wrapped back in their places."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -272,3 +247,4 @@ def _unwrap(base: PreTrainedModel, *, merge: bool = False) -> None:
         done.append(name)
     if hasattr(base, "peft_config"):
         del base.peft_config  # or PEFT warns of it when the next adapter comes
+    return base

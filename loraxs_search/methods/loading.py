@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.load import checked_device, load_model, with_setup
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
+from loraxs_search.methods._base import HeadPlan, PackedAdapter
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import NO_ALPHA, Shapes, check_ranks
+from loraxs_search.methods.names import ADAPTER, NO_ALPHA, Shapes, check_ranks
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Hyperparameters
@@ -22,22 +21,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._plain_lora import PlainLora
-
-
-class _PackedLora(PackedMethod):
-    """Slots share only the base; each has its own A and B."""
-
-    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
-        from loraxs_search.methods._lora_layers import PackedPairs
-
-        return PackedPairs(Lora().config(hyper, {}), sizes, hyper.seed, device)
-
-    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
-        from loraxs_search.methods._lora_layers import LoraBase
-
-        return LoraBase(linears, num_workers)
+    from loraxs_search.methods._lora_layers import PlainLora
 
 
 class Lora(PeftMethod):
@@ -67,7 +53,7 @@ class Lora(PeftMethod):
     )
     not_offered: Mapping[str, str] = NO_ALPHA
     sized_by: tuple[str, ...] = ("rank", "dora")
-    packed: ClassVar[PackedMethod | None] = _PackedLora()
+    packs: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
@@ -103,18 +89,6 @@ class Lora(PeftMethod):
         return shapes
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
-        from loraxs_search.methods._lora_layers import scaled_pairs
-        from loraxs_search.methods._plain_lora import as_plain_lora
-
-        if self.params(manifest.hyperparameters)["dora"]:
-            raise UsageError(
-                "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales"
-                " them.",
-                hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
-            )
-        return as_plain_lora(model, scaled_pairs(model))
-
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
         from peft import LoraConfig
 
@@ -135,5 +109,34 @@ class Lora(PeftMethod):
         from loraxs_search.methods._lora_layers import draw_pairs
 
         adapted = super().attach(model, hyper, head, factors)
-        draw_pairs(adapted, hyper.seed)
+        draw_pairs(adapted, self.config(hyper, {}), hyper.seed)
         return adapted
+
+    def plain_lora(self, model: PeftModel) -> PlainLora:
+        from loraxs_search.methods._lora_layers import as_plain_lora, lora_layers, pair_of
+
+        layers = lora_layers(model)
+        if model.active_peft_config.use_dora:
+            raise UsageError(
+                "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales"
+                " them.",
+                hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
+            )
+        pairs = {name: pair_of(layer) for name, layer in layers.items()}
+        return as_plain_lora(model, {name: (a, layers[name].scaling[ADAPTER] * b) for name, (a, b) in pairs.items()})
+
+    def packed_adapter(
+        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+    ) -> PackedAdapter:
+        from loraxs_search.base_model.layers import matrix
+        from loraxs_search.methods._lora_layers import PackedPairs
+
+        sizes = {name: (matrix(layer).shape[0], matrix(layer).shape[1]) for name, layer in linears.items()}
+        return PackedPairs(self.config(hyper, {}), sizes, hyper.seed, device)
+
+    def packed_updates(
+        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
+    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+        from loraxs_search.methods._lora_layers import PackedLora
+
+        return lambda slots: PackedLora(slots, linears, num_workers)

@@ -5,20 +5,24 @@ What it means to a search; the PEFT tuner that computes it is `methods/loraxs/`.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
+from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
-from loraxs_search.methods import _base
+from loraxs_search.methods._base import FactorRequest, FactorSet, HeadPlan, PackedAdapter, Possible, Sizes
 from loraxs_search.methods._peft import PeftMethod, peft_model
-from loraxs_search.methods.names import BYTES_PER_PARAMETER, NO_ALPHA, R, Shapes, check_ranks
-from loraxs_search.methods.starting import pack_start
+from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
+from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import LinearModule
+from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Basis, Scalar, Sigma
 from loraxs_search.records.trial import Hyperparameters
 
@@ -28,26 +32,13 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._plain_lora import PlainLora
+    from loraxs_search.methods._lora_layers import PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
 _BASES = ("top", "middle", "bottom", "gaussian")
-
-
-class _PackedLoraXS(_base.PackedMethod):
-    """Slots share A and B; each has its own R."""
-
-    def adapter(self, hyper: Hyperparameters, sizes: _base.Sizes, device: torch.device) -> _base.PackedAdapter:
-        from loraxs_search.methods.loraxs.packed import PackedR
-
-        return PackedR(_config(hyper), sizes, device)
-
-    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> _base.PackedBase:
-        from loraxs_search.methods.loraxs.packed import PackedLinears
-
-        return PackedLinears(linears, factors, num_workers)
 
 
 _RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
@@ -99,7 +90,7 @@ class LoraXS(PeftMethod):
     not_offered: Mapping[str, str] = NO_ALPHA
     can_start: ClassVar[bool] = True
     sized_by: tuple[str, ...] = ("rank", "basis")
-    packed: ClassVar[_base.PackedMethod | None] = _PackedLoraXS()
+    packs: ClassVar[bool] = True
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
     says_pooling: ClassVar[bool] = True
@@ -124,8 +115,8 @@ class LoraXS(PeftMethod):
             "head_learning_rate": (5.0e-3,),
         }
 
-    def fields(self, params: Mapping[str, Scalar], possible: _base.Possible) -> Mapping[str, Any]:
-        return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
+    def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+        return {**params, "factor_rank": _factor_rank(possible)}
 
     def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
         return {name: getattr(hyper, name) for name in self.parameters}
@@ -145,14 +136,21 @@ class LoraXS(PeftMethod):
             drawn = sum(int(params["rank"]) * (module.in_features + module.out_features) for module in modules)
         return BYTES_PER_PARAMETER * (own + drawn)
 
-    def factor_sets(self, possible: _base.Possible) -> tuple[_base.FactorSet, ...]:
-        rank = factor_rank_bucket(_max_rank(possible))
-        return tuple(
-            _base.FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or () if basis != "gaussian"
-        )
+    def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
+        bases = (basis for basis in possible["basis"] or () if basis != "gaussian")
+        return tuple(FactorSet(cast("Basis", basis), _factor_rank(possible)) for basis in bases)
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
-        return pack_start(folder, manifest, R, with_head=with_head)
+        from safetensors.numpy import load, save
+
+        config: dict[str, Any] = json.loads((folder / FILES[0]).read_bytes())
+        stored = load((folder / FILES[1]).read_bytes())
+        tensors = {name.removeprefix(ROOT): stored[name] for name in sorted(stored)}
+        head = tuple(name for name in tensors if not name.endswith(f".{R}"))
+        kept = {name: value for name, value in tensors.items() if with_head or name not in head}
+        fingerprints = config.get("factor_fingerprints") or {}
+        header = StartHeader(manifest.hyperparameters, fingerprints, head if with_head else tuple[str, ...]())
+        return save(kept, {START: to_json(header)})
 
     def check_start(
         self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
@@ -195,40 +193,37 @@ class LoraXS(PeftMethod):
         return {}  # their names are in the config
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def factors(self, hyper: Hyperparameters, sizes: _base.Sizes) -> Iterator[_base.FactorRequest]:
+    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
         if hyper.basis == "gaussian":
             return  # the seed gives them back
-        config = _config(hyper)
+        config = self.config(hyper, {})
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
-            yield _base.FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
+            yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
 
-    def check_on(self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore) -> None:
-        from loraxs_search.methods.loraxs import check_start_on
-
-        if hyper.start_from is not None:
-            check_start_on(linears, _config(hyper), hyper.target_modules, factors)
-
-    def attachment(self, hyper: Hyperparameters, head: _base.HeadPlan) -> dict[str, Any]:
-        own = {
-            "modules_to_save": list(head.trained),
-            "pass_through": list(head.identity),
-            "pooling": head.pooling,
-        }
+    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
+        own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity), "pooling": head.pooling}
         return super().attachment(hyper, head) | own
 
-    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
-        from loraxs_search.methods.loraxs import as_plain_lora
-
-        return as_plain_lora(model)
-
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraXSConfig:
-        return _config(hyper, **attachment)
+        from loraxs_search.methods.loraxs import LoraXSConfig
+
+        return LoraXSConfig(
+            r=hyper.rank,
+            scale=hyper.scale,
+            sigma=hyper.sigma,
+            basis=hyper.basis,
+            factor_rank=hyper.factor_rank,
+            init_std=hyper.init_std,
+            init_seed=hyper.seed,
+            start_from=hyper.start_from,
+            **attachment,
+        )
 
     def attach(
-        self, model: PreTrainedModel, hyper: Hyperparameters, head: _base.HeadPlan, factors: FactorStore | None
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
     ) -> PeftModel:
         from loraxs_search.methods.loraxs import current_factor_store, use_factor_store
 
@@ -239,30 +234,41 @@ class LoraXS(PeftMethod):
         peft_model(model).active_peft_config.body_fingerprint = list(body_fingerprint)
         return super().files(model, body_fingerprint)
 
+    def plain_lora(self, model: PeftModel) -> PlainLora:
+        """Return the same function as LoRA, exactly, since scale * B R A = (scale * B R) A."""
+        from loraxs_search.methods._lora_layers import as_plain_lora
+        from loraxs_search.methods.loraxs import LoraXSLinear
 
-def factor_rank_bucket(max_rank: int) -> int:
+        base, idle = model.get_base_model(), model.active_peft_config.pass_through
+        pairs = {n: layer.to_lora(ADAPTER) for n, layer in base.named_modules() if isinstance(layer, LoraXSLinear)}
+        lora = as_plain_lora(model, pairs)
+        identities = {  # plain PEFT would draw these layers of the head
+            f"{ROOT}{name}.{key}": value.detach().cpu().clone()
+            for name in idle
+            for key, value in base.get_submodule(name).state_dict().items()
+        }
+        return replace(lora, others={**lora.others, **identities}, saved=[*lora.saved, *idle])
+
+    def packed_adapter(
+        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+    ) -> PackedAdapter:
+        from loraxs_search.methods.loraxs.packed import PackedR
+
+        return PackedR(self.config(hyper, {}), linears, factors, device)
+
+    def packed_updates(
+        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
+    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+        from loraxs_search.methods.loraxs.packed import FactorPairs, PackedCores
+
+        pairs = FactorPairs(linears, lambda: factors)  # made once for all packs
+        return lambda slots: PackedCores(slots, linears, pairs, num_workers)
+
+
+def _factor_rank(possible: Possible) -> int:
     """Return the rank at which factors are computed and stored: a power of two, at least 64, so that spaces share them.
 
     It may be above a small module's side; the factors of that module then end at its side.
     """
-    return max(_SMALLEST_FACTOR_RANK, 1 << (max_rank - 1).bit_length())
-
-
-def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
-    from loraxs_search.methods.loraxs import LoraXSConfig
-
-    return LoraXSConfig(
-        r=hyper.rank,
-        scale=hyper.scale,
-        sigma=hyper.sigma,
-        basis=hyper.basis,
-        factor_rank=hyper.factor_rank,
-        init_std=hyper.init_std,
-        init_seed=hyper.seed,
-        start_from=hyper.start_from,
-        **attachment,
-    )
-
-
-def _max_rank(possible: _base.Possible) -> int:
-    return max(int(rank) for rank in possible["rank"] or ())
+    largest = max(int(rank) for rank in possible["rank"] or ())
+    return max(_SMALLEST_FACTOR_RANK, 1 << (largest - 1).bit_length())

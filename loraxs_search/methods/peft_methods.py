@@ -25,7 +25,6 @@ from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettin
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from loraxs_search.factors.store import FactorStore
@@ -78,18 +77,15 @@ def config_fields(peft_type: str) -> dict[str, ParameterSpec | None]:
     Args:
         peft_type: One of `peft_types`.
     """
-    return {
-        field.name: _spec(str(getattr(field.type, "__name__", field.type)))
-        for field in dataclasses.fields(peft_types()[peft_type])
-        if field.name not in REFUSED_FIELDS and field.name != "peft_type"
-    }
-
-
-def _spec(annotation: str) -> ParameterSpec | None:
-    if re.search(r"list|dict|tuple|Config", annotation):
-        return None
-    plain = re.sub(r"typing\.|Optional\[(.*)\]|\bNone\b|[| ]", r"\1", annotation)
-    return spec_of(_KINDS.get(plain, "float" if plain == "Union[int,float]" else "scalar"))
+    specs: dict[str, ParameterSpec | None] = {}
+    for field in dataclasses.fields(peft_types()[peft_type]):
+        if field.name in REFUSED_FIELDS or field.name == "peft_type":
+            continue
+        annotation = str(getattr(field.type, "__name__", field.type))
+        plain = re.sub(r"typing\.|Optional\[(.*)\]|\bNone\b|[| ]", r"\1", annotation)
+        kind = _KINDS.get(plain, "float" if plain == "Union[int,float]" else "scalar")
+        specs[field.name] = None if re.search(r"list|dict|tuple|Config", annotation) else spec_of(kind)
+    return specs
 
 
 def spec_of(kind: ParameterKind) -> ParameterSpec:
@@ -170,13 +166,22 @@ class ConfiguredPeft(PeftMethod):
 
     def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
         """Return cosines of the adapter's frozen matrices: singular vectors may have other signs on another machine."""
-        return tuple(
-            cosine
-            for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
-            if f".{ADAPTER}" in name and ".modules_to_save." not in name and not tensor.requires_grad
-            if tensor.is_floating_point() and tensor.ndim > 1
-            for cosine in _cosine_sums(tensor.flatten(1))
-        )
+        import torch
+
+        cosines = []
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if f".{ADAPTER}" not in name or ".modules_to_save." in name or tensor.requires_grad:
+                continue
+            if not tensor.is_floating_point() or tensor.ndim < 2:
+                continue
+            # As parts of the longest vector's length: so those of singular values near zero, which are any and change
+            # nothing, do not count.
+            rows = tensor.flatten(1).detach().to("cpu", torch.float64)  # (r, n)
+            rows = rows / rows.norm(dim=1).max().clamp_min(1e-30)
+            for step in (1.0, 2.0**0.5):  # of two fixed vectors
+                fixed = torch.cos(step * torch.arange(1, rows.shape[1] + 1, dtype=torch.float64))
+                cosines.append(float((rows @ fixed).sum() / fixed.norm()))
+        return tuple(cosines)
 
     def _config(self, params: Mapping[str, Scalar], attachment: Mapping[str, Any]) -> PeftConfig:
         fields: dict[str, Any] = {**copy.deepcopy(self.settings.fixed), **params, **attachment}
@@ -219,20 +224,6 @@ def _on_empty_layers(config: PeftConfig, modules: Sequence[LinearModule]) -> Pef
         return built("meta")
     except NotImplementedError:
         return built("cpu")
-
-
-def _cosine_sums(vectors: Tensor) -> Iterator[float]:
-    """Yield sums over vectors (r, n) of cosines with two fixed vectors, as parts of the longest one's length.
-
-    So those of singular values near zero, which are any and change nothing, do not count.
-    """
-    import torch
-
-    rows = vectors.detach().to("cpu", torch.float64)
-    rows = rows / rows.norm(dim=1).max().clamp_min(1e-30)
-    for step in (1.0, 2.0**0.5):
-        fixed = torch.cos(step * torch.arange(1, rows.shape[1] + 1, dtype=torch.float64))
-        yield float((rows @ fixed).sum() / fixed.norm())
 
 
 class HeadOnly(PeftMethod):
@@ -300,7 +291,16 @@ class Full(Method):
         Raises:
             UsageError: the device's free memory cannot hold what its training takes.
         """
-        _check_memory(model)
+        from loraxs_search.machine import free_bytes
+
+        needed = _BYTES_PER_NUMBER * sum(parameter.numel() for parameter in model.parameters())
+        free = free_bytes(model.device)
+        if needed > free:
+            raise UsageError(
+                f"`method: full` must have the memory for a copy of the base in training, but {needed / 2**30:.1f} GiB"
+                f" are needed and {free / 2**30:.1f} GiB of {model.device} are free.",
+                hint="use a device with more memory or a smaller base, or leave the method out",
+            )
         trained = cast("PreTrainedModel", copy.deepcopy(model).float())
         trained.__dict__[_BASE] = model
         trained.requires_grad_(True)
@@ -312,7 +312,7 @@ class Full(Method):
         return cast("PreTrainedModel", model.__dict__[_BASE])
 
     def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
-        from loraxs_search.base_model.head import head_names
+        from loraxs_search.base_model.layers import head_names
 
         return name.split(".", maxsplit=1)[0] not in head_names(cast("PreTrainedModel", model))
 
@@ -321,16 +321,3 @@ class Full(Method):
         own = {name: shape for name, shape in shapes.items() if self.is_adapter(name, model)}
         head = {name: shape for name, shape in shapes.items() if name not in own}
         return self.size({}, (), head, {}, own)
-
-
-def _check_memory(model: PreTrainedModel) -> None:
-    from loraxs_search.machine import free_bytes
-
-    needed = _BYTES_PER_NUMBER * sum(parameter.numel() for parameter in model.parameters())
-    free = free_bytes(model.device)
-    if needed > free:
-        raise UsageError(
-            f"`method: full` must have the memory for a copy of the base in training, but {needed / 2**30:.1f} GiB are "
-            f"needed and {free / 2**30:.1f} GiB of {model.device} are free.",
-            hint="use a device with more memory or a smaller base, or leave the method out",
-        )

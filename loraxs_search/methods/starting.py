@@ -9,21 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.assets import START, existing_path
-from loraxs_search.methods.names import FILES, ROOT
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.codec import from_json
 from loraxs_search.records.task import OutputScale
 from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.safetensors_header import entry_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_CONFIG, _TENSORS = FILES
 
 
 @dataclass(frozen=True)
@@ -39,25 +34,6 @@ class StartHeader:
     hyperparameters: Hyperparameters
     fingerprints: Mapping[str, tuple[float, ...]]
     head: tuple[str, ...] = ()
-
-
-def pack_start(folder: Path, manifest: Manifest, owned: str, *, with_head: bool) -> bytes:
-    """Return the asset that trials start from, made of a pulled adapter folder; the same bytes for the same adapter.
-
-    Args:
-        owned: How the names of the adapter's own tensors end; the others are the head's.
-        with_head: Whether trials start from the head too.
-    """
-    from safetensors.numpy import load, save
-
-    config: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
-    tensors = {name.removeprefix(ROOT): value for name, value in load((folder / _TENSORS).read_bytes()).items()}
-    head = tuple(sorted(name for name in tensors if not name.endswith(f".{owned}")))
-    header = StartHeader(
-        manifest.hyperparameters, config.get("factor_fingerprints") or {}, head if with_head else tuple[str, ...]()
-    )
-    kept = {name: value for name, value in sorted(tensors.items()) if name not in head or with_head}
-    return save(kept, {START: to_json(header)})
 
 
 def start_header(digest: str) -> StartHeader:

@@ -15,8 +15,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import fresh_head, head_as_loaded, head_names, output_head, with_labels
-from loraxs_search.base_model.layers import repeated_layers
+from loraxs_search.base_model.layers import (
+    fresh_head,
+    head_as_loaded,
+    head_names,
+    output_head,
+    repeated_layers,
+    with_labels,
+)
 from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
@@ -35,7 +41,7 @@ from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
-from loraxs_search.methods._base import PackedAdapter, PackedBase
+from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.names import head_parameter
 from loraxs_search.methods.starting import started_head
 from loraxs_search.packing.slot import Slot, SlotTensors
@@ -185,23 +191,22 @@ class PackedModel(TrainedBase):
         self._out, self._idle = output_head(model) if self._head_modules else ("", ())
         self._pruning = LastLayerPruning(model, layers)
         self._originals: list[tuple[str, nn.Module]] = []
-        self._bases: dict[str, PackedBase] = {}  # by method
+        self._bases: dict[str, Callable[[Sequence[PackedAdapter | None]], SlotUpdates]] = {}  # by method
 
     def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
         hyper = spec.hyperparameters
         method = method_of(hyper)
         check_packable(hyper.target_modules, self.unpackable)
-        method.check_on(self._linears, hyper, self._factors)
         _check_target_modules(spec, self._modules)
         params = method.params(hyper)
-        if method.packed is None or not method.can_pack(params):
+        if not method.can_pack(params):
             raise UsageError(
                 f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
                 hint="search one study at a time: its trials then take turns",
             )
         wanted = [module for name, module in self._modules.items() if name in set(hyper.target_modules)]
-        sizes = {module.name: (module.out_features, module.in_features) for module in wanted}
-        adapter = method.packed.adapter(hyper, sizes, self.device)
+        linears = {module.name: self._linears[module.name] for module in wanted}
+        adapter = method.packed_adapter(hyper, linears, self._factors, self.device)
         trained, fixed, owners = self._draw_head(spec, data.kind.model.num_outputs)
         started = started_head(hyper, trained, self._out, data.kind.outputs)
         return SlotTensors(
@@ -225,11 +230,10 @@ class PackedModel(TrainedBase):
         self._updates: list[SlotUpdates] = []
         for name in dict.fromkeys(methods):
             if name not in self._bases:
-                packed = get_method(name).packed
-                assert packed is not None  # a slot exists, so its method can be packed
-                self._bases[name] = packed.on(self._linears, self._factors, self._num_workers)
+                packed = get_method(name).packed_updates(self._linears, self._factors, self._num_workers)
+                self._bases[name] = packed
             own = [slot.tensors.adapter if own == name else None for own, slot in zip(methods, wanted, strict=True)]
-            self._updates.append(self._bases[name].updates(own))
+            self._updates.append(self._bases[name](own))
         self._heads = _PackedHeads(wanted, self._num_workers)
         modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
         inside = [re.match(rf"{re.escape(self._stack)}\.(\d+)\.", name) for name in modules]

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.attention import use_padded_attention
-from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.layers import head_shapes, linear_modules, repeated_layers
+from loraxs_search.base_model.layers import head_names, head_shapes, linear_modules, repeated_layers
 from loraxs_search.base_model.load import load_model, with_setup
-from loraxs_search.base_model.pooling import resolved_pooling
+from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.kv_cache import check_continuation
 from loraxs_search.engine.passes import PassExecutor, base_of, workers_for

@@ -210,7 +210,7 @@ def _plain_lora(manifest: Manifest) -> str:
     has_head = _kind(manifest.task).model.num_outputs is not None
     own = "" if has_head else " --generation-config vllm"  # without the penalties of the base's own settings
     limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
-    lora_rank = method_of(manifest.hyperparameters).lora_rank(manifest.hyperparameters)
+    lora_rank = int(method_of(manifest.hyperparameters).params(manifest.hyperparameters).get("rank", 0))
     rank = next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= lora_rank), 512)  # those vLLM takes
     vllm = f"""
 

@@ -157,7 +157,7 @@ class Space:
         alone = self.unpackable_methods if self.is_packable else ()
         packed = [self.method(name) for name in self.methods if name not in alone]
         batches = [int(value) for m in packed for value in self.possible_values(m.name, "batch_size") or ()]
-        adapters = [(m.name, shape) for m in packed if m.packed for shape in self.reachable(m, m.sized_by)]
+        adapters = [(m.name, shape) for m in packed if m.packs for shape in self.reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def parameters_of(self, method: str) -> dict[str, Parameter]:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import (
+from loraxs_search.base_model.layers import (
     head_as_loaded,
     head_names,
     init_head,
@@ -18,7 +18,7 @@ from loraxs_search.base_model.head import (
     output_head,
     peft_task_type,
 )
-from loraxs_search.base_model.pooling import pooling_of
+from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.errors import BaseModelError, FactorMismatchError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import agrees

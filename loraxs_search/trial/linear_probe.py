@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.head import head_names, output_head
+from loraxs_search.base_model.layers import head_names, output_head
 from loraxs_search.records.host import LinearProbe
 from loraxs_search.tasks.encoded import Batch, eval_batches
 from loraxs_search.tasks.kinds import PassOutputs, TaskKind

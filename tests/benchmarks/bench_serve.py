@@ -45,7 +45,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.methods import get_method
-from loraxs_search.methods._plain_lora import write_plain_lora
+from loraxs_search.methods.export.lora import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -292,7 +292,7 @@ def vllm(command: str, count: int) -> Iterator[int]:
             adapted = attach(load_model(base, model), TrialSpec("0", {}, hyper))
             assert isinstance(adapted, PeftModel)
             path.mkdir()
-            write_plain_lora(get_method("lora-xs").plain_lora(adapted, own), path, base=base.path)
+            write_plain_lora(get_method("lora-xs").plain_lora(adapted), path, base=base.path)
         line = [*shlex.split(command), "serve", base.path, "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
         line += ["--max-loras", str(count), "--max-lora-rank", str(RANK), "--generation-config", "vllm"]
         line += ["--max-model-len", "512", "--no-enable-prefix-caching"]  # each prompt is asked twice

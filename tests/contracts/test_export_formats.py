@@ -33,7 +33,7 @@ class ToyFormat(ExportFormat):
         return method.name == "lora-xs"
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
-        largest = max(float((b @ a).abs().max()) for a, b in adapter.plain_lora().pairs.values())
+        largest = max(float((b @ a).abs().max()) for a, b in adapter.method.plain_lora(adapter.peft).pairs.values())
         (folder / "README.md").write_text(f"{adapter.manifest.task.name}, {largest}, {options.rank}")
 
 

@@ -18,10 +18,11 @@ from support.families import families
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
-from loraxs_search.base_model.head import fresh_head, head_names, output_head
+from loraxs_search.base_model.layers import fresh_head, head_names, output_head
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.pooling import place_pooling
+from loraxs_search.base_model.reading import place_pooling
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.export.folder import FORMATS, converted, formats_of
@@ -317,15 +318,15 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(method, base, head
 # ---- packed ----------------------------------------------------------------------------------------------------------
 @each_base
 def test_a_packed_adapter_is_the_lone_one(method, base):
-    if method.packed is None:
+    if not method.packs:
         assert not space_of(method.name, OWN[method.name][0]).is_packable
         return
-    sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
+    layers = {name: base.get_submodule(name) for name in linears(base)}
     for spec in specs(method, base):
         if not method.can_pack(method.params(spec.hyperparameters)):
             continue
-        adapter = method.packed.adapter(spec.hyperparameters, sizes, torch.device("cpu"))
-        assert adapter.modules == tuple(sizes)
+        adapter = method.packed_adapter(spec.hyperparameters, layers, FactorStore(), torch.device("cpu"))
+        assert adapter.modules == tuple(layers)
         assert all(own is again for own, again in zip(adapter.tensors, adapter.tensors, strict=True))
         assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapter.tensors)
         model = attach(base, spec)

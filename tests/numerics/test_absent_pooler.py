@@ -9,12 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model.head import missing_poolers
-from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.layers import linear_modules, missing_poolers
 from loraxs_search.base_model.load import load_model
-from loraxs_search.methods._plain_lora import write_plain_lora
+from loraxs_search.methods.export.lora import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.loraxs import as_plain_lora
+from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import classifier
 
@@ -54,7 +53,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 def test_peft_loads_the_same_model_whatever_it_drew(base, folder, tmp_path):
     model = load_adapter_folder(folder, base=base)
-    write_plain_lora(as_plain_lora(model), tmp_path / "lora")
+    write_plain_lora(LoraXS().plain_lora(model), tmp_path / "lora")
     for form, seed in [("native", 1), ("native", 2), ("lora", 3)]:
         there = PeftModel.from_pretrained(plain(base, seed), str(tmp_path / form)).eval()
         torch.testing.assert_close(logits(there), logits(model), atol=1e-5, rtol=1e-5)

@@ -26,11 +26,12 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.compute import compute_factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import agrees, fingerprint
-from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
+from loraxs_search.methods.export.lora import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, as_plain_lora, use_factor_store
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
@@ -65,8 +66,8 @@ def logits(model: nn.Module) -> torch.Tensor:
     return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
 
 
-def layers(model: nn.Module) -> list[LoraXSLayer]:
-    return [module for module in model.modules() if isinstance(module, LoraXSLayer)]
+def layers(model: nn.Module) -> list[LoraXSLinear]:
+    return [module for module in model.modules() if isinstance(module, LoraXSLinear)]
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def write_forms(folder: Path, family: str) -> torch.Tensor:
     model = adapt(make_base(family), scale=0.5, rank_pattern={ATTENTION[family]: 2})
     expected = logits(model)
     model.save_pretrained(str(folder / "adapter"))
-    write_plain_lora(as_plain_lora(model), folder / "lora")
+    write_plain_lora(LoraXS().plain_lora(model), folder / "lora")
     model.merge_and_unload().save_pretrained(folder / "merged")
     return expected
 

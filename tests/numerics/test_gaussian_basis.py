@@ -14,7 +14,7 @@ from torch import Tensor
 from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods import get_method
-from loraxs_search.methods.loraxs import LoraXSLayer
+from loraxs_search.methods.loraxs import LoraXSLinear
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial.attach import attach, detach
 
@@ -22,7 +22,7 @@ LORA_XS = get_method("lora-xs")
 
 
 def pairs(model: Any) -> Mapping[str, tuple[Tensor, Tensor]]:
-    return {n: m.factor_pair("default") for n, m in model.named_modules() if isinstance(m, LoraXSLayer)}
+    return {n: m.factor_pair("default") for n, m in model.named_modules() if isinstance(m, LoraXSLinear)}
 
 
 def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world):

@@ -15,7 +15,7 @@ from support import toy_language
 from support.families import families
 
 from loraxs_search import assets
-from loraxs_search.base_model.head import output_head
+from loraxs_search.base_model.layers import output_head
 from loraxs_search.engine.passes import forward
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost

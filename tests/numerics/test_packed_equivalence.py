@@ -15,7 +15,7 @@ import torch
 from support.families import families
 from support.trials import same_bits, train
 
-from loraxs_search.base_model.head import init_head
+from loraxs_search.base_model.layers import init_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.tasks.prepared import prepare

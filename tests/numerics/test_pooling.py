@@ -24,12 +24,12 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.pooling import pool, pooling_of
+from loraxs_search.base_model.reading import pool, pooling_of
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModel, BaseModelRef
@@ -183,7 +183,7 @@ def test_a_bank_reads_each_row_as_its_adapter_was_trained(make_pooled, base):
 def test_plain_lora_files_that_cannot_say_the_pool_are_refused(method, make_pooled, tmp_path):
     own = {"rank": 2} if method == "lora-xs" else {"rank": 0, **get_method(method).fields({"rank": 2}, {})}
     folder = make_pooled("mean", method=method, **own)
-    lora = get_method(method).plain_lora(load_adapter_folder(folder), read_manifest(folder))
+    lora = get_method(method).plain_lora(load_adapter_folder(folder))
     with pytest.raises(UsageError, match="pooling: mean"):
         write_plain_lora(lora, tmp_path / "lora")
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraxs_search.methods._plain_lora import PlainLora
 
 MergedDtype = Literal["float32"]
 OnnxPrecision = Literal["fp16", "int8"]
@@ -95,14 +94,6 @@ class LoadedAdapter:
         if kind.serving is None:
             return None  # nor has its model settings for writing
         return served(kind, self.tokenizer, self.base.generation_config)
-
-    def plain_lora(self) -> PlainLora:
-        """Return its update as plain LoRA, exactly.
-
-        Raises:
-            UsageError: this adapter does not fit, although its method does.
-        """
-        return self.method.plain_lora(self.peft, self.manifest)
 
 
 class ExportFormat(ABC):

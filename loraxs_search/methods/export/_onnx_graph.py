@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loraxs_search.base_model.head import output_head
+from loraxs_search.base_model.layers import output_head
 from loraxs_search.base_model.reading import dummy_inputs
 from loraxs_search.methods.export._base import OnnxPrecision
 from loraxs_search.methods.export._onnx_precision import PRECISION, stored_as

@@ -33,7 +33,7 @@ def write_pooled_head(model: PreTrainedModel, adapter: LoadedAdapter, folder: Pa
     """
     import safetensors.torch
 
-    from loraxs_search.base_model.pooling import pooling_of
+    from loraxs_search.base_model.reading import pooling_of
 
     task, (layers, activation), pooling = adapter.manifest.task, _linear_head(model), pooling_of(model)
     pool = {"word_embedding_dimension": layers[0].in_features}
@@ -91,7 +91,7 @@ def _linear_head(model: PreTrainedModel) -> tuple[list[nn.Linear], str]:
     import torch
     from torch import nn
 
-    from loraxs_search.base_model.head import output_head
+    from loraxs_search.base_model.layers import output_head
     from loraxs_search.base_model.reading import close_to, dummy_inputs
 
     def through(x: Tensor, activation: str) -> Tensor:

@@ -21,7 +21,7 @@ from loraxs_search.tasks.kinds import Template, kind_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loraxs_search.methods._plain_lora import Pair
+    from loraxs_search.methods._lora_layers import Pair
 
 FILE = "adapter.gguf"
 
@@ -44,7 +44,12 @@ class GGUF(ExportFormat):
                 f" {manifest.task.kind}, which trains one.",
                 hint="use --format lora or merged with transformers",
             )
-        write_gguf_lora(adapter.plain_lora().pairs, adapter.base.config, folder / FILE, base=manifest.base_model.id)
+        write_gguf_lora(
+            adapter.method.plain_lora(adapter.peft).pairs,
+            adapter.base.config,
+            folder / FILE,
+            base=manifest.base_model.id,
+        )
         write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, adapter.serving))
         write_atomic(folder / "README.md", _readme(manifest, adapter.method.title, adapter.serving))
 
@@ -79,7 +84,7 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
     """
     import gguf
 
-    from loraxs_search.methods._plain_lora import padded
+    from loraxs_search.methods._lora_layers import padded
 
     if config.model_type not in _ARCHITECTURES:
         raise UsageError(

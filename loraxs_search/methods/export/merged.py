@@ -50,9 +50,8 @@ class Merged(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from transformers import GenerationConfig
 
-        from loraxs_search.base_model.head import head_names
-        from loraxs_search.base_model.library import quiet
-        from loraxs_search.base_model.pooling import pooling_of
+        from loraxs_search.base_model.layers import head_names, quiet
+        from loraxs_search.base_model.reading import pooling_of
 
         config, pooling = adapter.base.config, pooling_of(adapter.base)
         says = _CLASSIFIER_POOLING.get(config.model_type, {}).get(pooling)
@@ -98,7 +97,7 @@ def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     with _updates_off(adapted):
         without = reference_logits(adapted, probe.input_ids)
     try:
-        merged = unloaded(adapted, merge=True)
+        merged = unloaded(adapter.base, merge=True)
     except (NotImplementedError, ValueError) as error:
         raise UsageError(
             f"`--format merged` must be of an update that PEFT can add to the weights, but it says: {error}",

@@ -139,7 +139,7 @@ class ONNX(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from safetensors.torch import save
 
-        from loraxs_search.base_model.pooling import pooling_of
+        from loraxs_search.base_model.reading import pooling_of
         from loraxs_search.methods.verification import tolerance
 
         manifest, task, precision = adapter.manifest, adapter.manifest.task, options.precision
@@ -168,7 +168,7 @@ class ONNX(ExportFormat):
         key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
         asked = _asked(adapter) if precision else None
         if not _take_shared(folder, key):
-            model = cast("Any", unloaded(adapter.peft)).float()
+            model = cast("Any", unloaded(adapter.base)).float()
             write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
         if precision is None or asked is None:
             _check_answers(folder / MODEL, inputs, adapter, exactness)
@@ -206,14 +206,14 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
     from loraxs_search.base_model.packable import check_shared
     from loraxs_search.base_model.sharing import probe_sharing
     from loraxs_search.factors.compute import resolve_driver
-    from loraxs_search.methods.loraxs import LoraXSLayer, checked_factors, current_factor_store
+    from loraxs_search.methods.loraxs import LoraXSLinear, checked_factors, current_factor_store
 
     base, ref = adapter.base, adapter.manifest.base_model
     modules = linear_modules(locate(ref), kind_of(adapter.manifest.task).model)
     sharing = probe_sharing(base, tuple(module.name for module in modules))
     check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
     layers = {m.name: base.get_submodule(m.name) for m in modules if m.name not in sharing.unpackable}
-    adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLayer)}
+    adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLinear)}
     if wrong := [name for name in adapted if name not in layers]:
         raise UsageError(
             "`--format onnx` must be of an adapter of layers in the blocks of a base, that each row has to itself, but"
@@ -241,9 +241,10 @@ def _inputs(adapter: LoadedAdapter, modules: list[str]) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
     from loraxs_search.methods.export._onnx_graph import CORES, NUM_LABELS
-    from loraxs_search.methods.loraxs import LoraXSLayer, split_tensors
+    from loraxs_search.methods.loraxs import LoraXSLinear
+    from loraxs_search.methods.names import split_tensors
 
-    own = {n: layer.core(ADAPTER) for n, layer in adapter.base.named_modules() if isinstance(layer, LoraXSLayer)}
+    own = {n: layer.core(ADAPTER) for n, layer in adapter.base.named_modules() if isinstance(layer, LoraXSLinear)}
     rank = max(len(core) for core in own.values())
     cores = torch.zeros(len(modules), rank, rank)
     for name, core in own.items():
@@ -301,7 +302,7 @@ def _key(
     """Return a digest of all that a graph is made of: adapters of one key have the same file."""
     from loraxs_search.base_model.load import with_setup
     from loraxs_search.base_model.locate import locate
-    from loraxs_search.base_model.pooling import pooling_of
+    from loraxs_search.base_model.reading import pooling_of
 
     located = with_setup(locate(adapter.manifest.base_model))
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", *_EXTRA[:2])]

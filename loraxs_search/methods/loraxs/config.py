@@ -1,4 +1,4 @@
-"""What a LoRA-XS adapter is, as stored in `adapter_config.json`; and how PEFT learns of `LORAXS`.
+"""What a LoRA-XS adapter is, as stored in `adapter_config.json`, and at one module; and how PEFT learns of `LORAXS`.
 
 `register_peft_method` takes only names that `PeftType` has, so it is given one.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
+from peft.utils.other import get_pattern_key
+from torch import Tensor
 
-from loraxs_search.errors import UsageError
-from loraxs_search.factors.compute import Driver
+from loraxs_search.errors import RankError, UsageError
+from loraxs_search.factors.compute import Driver, default_factor_rank, resolve_driver
 from loraxs_search.records.literals import SVD_BASES, Basis, Pooling, Sigma
 
 NAME = "LORAXS"
@@ -119,8 +121,7 @@ class LoraXSConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT annotates its fields only
         self.peft_type = LORAXS
-        faults = [*self._wrong_choices(), *self._wrong_numbers()]
-        if faults:
+        if faults := self._faults():
             raise UsageError("LoraXSConfig has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
         if self.scale is None:
             self.scale = 1.0 if self.loraxs_alpha is None else self.loraxs_alpha / self.r
@@ -136,7 +137,10 @@ class LoraXSConfig(PeftConfig):
             plain["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return plain
 
-    def _wrong_choices(self) -> list[str]:
+    def _faults(self) -> list[str]:
+        def is_rank(value: Any) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
         known = {"sigma": get_args(Sigma), "basis": (*SVD_BASES, "gaussian"), "factor_driver": get_args(Driver)}
         known |= {"bias": ("none",), "pooling": tuple(set(get_args(Pooling)) - {"auto"})}
         faults = [
@@ -149,39 +153,111 @@ class LoraXSConfig(PeftConfig):
             faults.append(fault)
         if self.basis == "gaussian" and self.init_seed is None:
             faults.append("`init_seed` must be given with `basis` gaussian: A and B are drawn from it.")
-        return faults
-
-    def _wrong_numbers(self) -> list[str]:
         ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}
+        largest = max((v for v in ranks.values() if is_rank(v)), default=1)
         if self.factor_rank is not None:
             ranks["factor_rank"] = self.factor_rank
-        faults = [f"`{k}` must be a whole number >= 1, but got {v!r}." for k, v in ranks.items() if not _is_rank(v)]
-        largest = max((v for k, v in ranks.items() if k != "factor_rank" and _is_rank(v)), default=1)
-        if self.factor_rank is not None and _is_rank(self.factor_rank) and self.factor_rank < largest:
+        faults += [f"`{k}` must be a whole number >= 1, but got {v!r}." for k, v in ranks.items() if not is_rank(v)]
+        if self.factor_rank is not None and is_rank(self.factor_rank) and self.factor_rank < largest:
             faults.append(f"`factor_rank` must be at least every rank, but got {self.factor_rank} < {largest}.")
         numbers = {"scale": self.scale, "loraxs_alpha": self.loraxs_alpha, "init_std": self.init_std}
         numbers |= {f"scale_pattern[{k!r}]": v for k, v in self.scale_pattern.items()}
         faults += [
-            f"`{k}` must be finite, but got {v}." for k, v in numbers.items() if v is not None and not _finite(v)
+            f"`{k}` must be finite, but got {v}."
+            for k, v in numbers.items()
+            if v is not None and not (isinstance(v, (int, float)) and math.isfinite(v))
         ]
         if self.init_std < 0:
             faults.append(f"`init_std` must be >= 0, but got {self.init_std}.")
-        if not self._one_scale():
+        scale, alpha = self.scale, self.loraxs_alpha
+        if scale is not None and alpha is not None and is_rank(self.r) and not math.isclose(scale * self.r, alpha):
             faults.append(
                 f"`scale` must be `loraxs_alpha` / `r` when both are given, "
                 f"but got scale={self.scale} loraxs_alpha={self.loraxs_alpha} r={self.r}."
             )
         return faults
 
-    def _one_scale(self) -> bool:
-        if self.scale is None or self.loraxs_alpha is None or not _is_rank(self.r):
-            return True
-        return math.isclose(self.scale * self.r, self.loraxs_alpha, rel_tol=1e-9)
+
+class FactorKey(NamedTuple):
+    """Which factors of a weight: those of one key are cut from the same matrices."""
+
+    driver: Literal["exact", "randomized"]
+    basis: Basis
+    factor_rank: int
+    variant: str = ""
 
 
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+# Powers of the singular values on the left and right of R that turn each sigma into `none`.
+_POWERS: dict[Sigma, tuple[float, float]] = {
+    "input": (0.0, 1.0),
+    "sqrt": (0.5, 0.5),
+    "output": (1.0, 0.0),
+    "none": (0.0, 0.0),
+}
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+@dataclass(frozen=True)
+class ModuleSettings:
+    """Adapter settings of one module.
+
+    Args:
+        factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
+        driver: `exact` or `randomized`, never `auto`.
+        variant: Names another machine's factors where this one's are not those of the training; empty means this one's.
+            Of the basis `gaussian`, the seed that A and B are drawn from.
+    """
+
+    rank: int
+    scale: float
+    sigma: Sigma
+    basis: Basis
+    driver: Literal["exact", "randomized"]
+    factor_rank: int
+    variant: str = ""
+
+    @property
+    def pair_name(self) -> str:
+        """Name of the buffer pair; adapters with the same name on one layer share the pair."""
+        own = f"_{self.variant}" if self.variant else ""
+        return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}{own}"
+
+    @property
+    def factor_key(self) -> FactorKey:
+        """Which factors of the module's weight; adapters of one key share them whatever their rank and sigma."""
+        return FactorKey(self.driver, self.basis, self.factor_rank, self.variant)
+
+    def scale_core(self, singular_values: Tensor) -> Tensor:
+        """Return the factor of each entry of R when A and B are kept orthonormal, shape (rank, rank).
+
+        scale * B R A = U (scale * S^p R S^q) V^T, the powers p and q being those of `sigma`.
+
+        Args:
+            singular_values: Of the module's factors, shape (k,), k >= rank.
+        """
+        left, right = _POWERS[self.sigma]
+        s = singular_values[: self.rank]
+        return self.scale * s[:, None].pow(left) * s.pow(right)
+
+
+def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:
+    """Resolve `config` for the module of this name and size.
+
+    Raises:
+        RankError: the rank is above min(out, in).
+    """
+    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
+    assert config.scale is not None  # set by the config's __post_init__
+    scale = config.scale_pattern.get(get_pattern_key(list(config.scale_pattern), module), config.scale)
+    size = min(out_features, in_features)
+    if rank > size:
+        raise RankError(
+            f"`r` must be in 1..{size}, but got r={rank} for {module} ({out_features} x {in_features}).",
+            hint=f"use r <= {size}, or give this module its own with rank_pattern",
+        )
+    if config.basis == "gaussian":  # its ranks do not nest
+        return ModuleSettings(rank, scale, config.sigma, config.basis, "exact", rank, str(config.init_seed))
+    stored = default_factor_rank(rank, out_features, in_features)
+    if config.factor_rank is not None:
+        stored = min(config.factor_rank, size)
+    driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
+    return ModuleSettings(rank, scale, config.sigma, config.basis, driver, stored)

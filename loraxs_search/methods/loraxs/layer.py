@@ -1,14 +1,20 @@
 """One adapted linear layer: y = W x + B (scale R) A x, with A and B frozen and R (r, r) trained.
 
+A and B come from the factor store, or from a seed, and are checked against those that the adapter was trained in; a
+process that hosts many trials puts its own store here. R is drawn from a seed, or starts as a registered adapter's.
+
 Shapes: x (..., in), A (k, in), B (out, k), R (r, r), r <= k; k is the rank at which factors are stored. Rows of a batch
 may belong to different adapters: they are computed in one pass per factor pair, not in one per adapter.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -22,56 +28,117 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.factors.compute import Factors
-from loraxs_search.methods.loraxs._settings import ModuleSettings, check_start, checked_factors, initial_r, started_r
-from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.errors import BaseModelError, FactorMismatchError, RankError, UsageError
+from loraxs_search.factors.compute import Factors, gaussian_factors
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.factors.verify import agrees, check_fingerprint, fingerprint
+from loraxs_search.methods.loraxs.config import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.names import R
+from loraxs_search.methods.starting import start_header, start_tensor
 
 BASE = "__base__"
 
 
-def _check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool) -> None:
-    """Raise ValueError, in PEFT's words, unless each row of x has its name and no adapter is merged."""
-    if len(adapter_names) != len(x):
-        raise ValueError(
-            "Length of `adapter_names` should be the same as the number of inputs, but got "
-            f"{len(adapter_names)} and {len(x)} respectively."
-        )
-    if merged:
-        raise ValueError(
-            "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-        )
+_stack: list[FactorStore] = [FactorStore()]
 
 
-def _mixed_update(layer: LoraXSLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
-    """Add to each row of y (n, ..., out) the update of the adapter that the row names.
+def current_factor_store() -> FactorStore:
+    """Return the store in use: the innermost `use_factor_store`, else the one under the home folder."""
+    return _stack[-1]
 
-    Rows are grouped by factor pair; within a group A and B are applied once, cut to the largest rank, and R_k, padded
-    with zeros, by one batched product.
+
+@contextlib.contextmanager
+def use_factor_store(store: FactorStore) -> Iterator[FactorStore]:
+    """Take factors from `store` while the block runs, in every thread of this process."""
+    _stack.append(store)
+    try:
+        yield store
+    finally:
+        _stack.remove(store)
+
+
+def drawn_factors(key: FactorKey, module: str, sizes: Sequence[int]) -> Factors:
+    """Return A and B of the basis `gaussian` on a module of these sizes (out, in), drawn from a seed and its name."""
+    out_features, in_features = sizes
+    generator = _generator(f"{key.variant}:{module}:gaussian")
+    return gaussian_factors(out_features, in_features, rank=key.factor_rank, generator=generator)
+
+
+def _generator(of: str) -> torch.Generator:
+    digest = hashlib.sha256(of.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def starting_r(
+    config: LoraXSConfig, settings: ModuleSettings, module: str, factors: Callable[[], Factors] | None
+) -> Tensor:
+    """Return R of a new adapter, shape (rank, rank), float32, on the CPU so that every device starts from the same.
+
+    It is the R of the adapter that `start_from` names, where that adapts this module: the same function, at the same
+    rank or a larger one. Factors nest, so a smaller R stands in the top left corner and zeros around it; the trial's
+    own scale is divided out. Elsewhere it is drawn from N(0, init_std^2).
+
+    Args:
+        factors: Returns those of the module's weight; None where a stored R follows, for which nothing is checked.
+    Raises:
+        FactorMismatchError: the factors are not those of the adapter that it starts from.
+        RankError: that adapter's rank is larger.
     """
-    groups: dict[str, list[int]] = {}
-    for row, name in enumerate(adapter_names):
-        if name in layer.settings:
-            groups.setdefault(layer.settings[name].pair_name, []).append(row)
-    for rows in groups.values():
-        index = torch.tensor(rows, device=x.device)
-        update = _group_update(layer, x[index], [adapter_names[row] for row in rows])
-        y = y.index_add(0, index, update.to(y.dtype))
-    return y
+    digest = None if factors is None else config.start_from
+    r = None if digest is None else start_tensor(digest, f"{module}.{R}")
+    if factors is None or digest is None or r is None:
+        generator = None if config.init_seed is None else _generator(f"{config.init_seed}:{module}")
+        return torch.empty(settings.rank, settings.rank).normal_(std=config.init_std, generator=generator)
+    header, margin = start_header(digest), settings.rank - r.shape[0]
+    expected = header.fingerprints.get(module)
+    if expected is not None and not agrees(expected, fingerprint(*factors().ab(r.shape[0], settings.sigma))):
+        raise FactorMismatchError(
+            f"A trial must have the factors of the adapter that it starts from, but those of {module} differ: this "
+            "machine's linear algebra decomposes the weight in another way, or another weight.",
+            hint="search on machines like the one that adapter was trained on, or leave out `start_from`",
+        )
+    if margin < 0:
+        raise RankError(
+            f"`rank` must be at least that of the adapter it starts from, {r.shape[0]}, but got {settings.rank} for"
+            f" {module}.",
+            hint="raise the rank in the space, or start from a smaller adapter",
+        )
+    return pad(r * (header.hyperparameters.scale / settings.scale), (0, margin, 0, margin))
 
 
-def _group_update(layer: LoraXSLayer, x: Tensor, names: list[str]) -> Tensor:
-    distinct = list(dict.fromkeys(names))
-    widest = max(distinct, key=lambda name: layer.settings[name].rank)
-    a, b = layer.factor_pair(widest)  # (k, in), (out, k)
-    k = a.shape[0]
-    padded = [pad(r, (0, k - r.shape[0], 0, k - r.shape[0])) for r in map(layer.scaled_r, distinct)]
-    which = torch.tensor([distinct.index(name) for name in names], device=x.device)
-    r_nkk = torch.stack(padded).to(a.dtype)[which]  # (n, k, k)
-    z = linear(x.to(a.dtype), a)  # (n, ..., k)
-    z = torch.bmm(z.flatten(1, -2) if z.ndim > 2 else z[:, None], r_nkk.transpose(1, 2)).reshape(z.shape)
-    return linear(z, b)
+def checked_factors(
+    weight: Tensor, settings: ModuleSettings, module: str, fingerprints: dict[str, list[float]]
+) -> tuple[Factors, str]:
+    """Return the factors of a module's weight (out, in) at their stored rank, and which variant they are.
+
+    The fingerprint of the adapter's own prefix is compared with the one in `fingerprints`, or put there. Where this
+    machine's factors are not those of the training, those that another machine made are, if they were brought here.
+
+    Raises:
+        FactorMismatchError: the factors are not those that were recorded.
+        IntegrityError: those that came from a registry in their place are not of this weight.
+        HomeError: factors cannot be stored.
+    """
+    store, variant = current_factor_store(), ""
+    if settings.basis == "gaussian":
+        factors, variant = drawn_factors(settings.factor_key, module, weight.shape), settings.variant
+    else:
+        factors = store.get(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+    actual = fingerprint(*factors.ab(settings.rank, settings.sigma))
+    if module not in fingerprints:
+        fingerprints[module] = list(actual)
+        return factors, variant
+    expected = fingerprints[module]
+    if not variant and not agrees(expected, actual):
+        others = store.variants(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+        for name, other in others:
+            if agrees(expected, fingerprint(*other.ab(settings.rank, settings.sigma))):
+                return other, name
+        refused = store.refused(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+        if refused is not None:
+            raise refused
+    check_fingerprint(expected, actual, module=module)
+    return factors, variant
 
 
 def grouped_head_output(
@@ -96,27 +163,22 @@ def grouped_head_output(
     return torch.cat(parts)[order.argsort()]
 
 
-_Apply = Callable[[Tensor], Tensor]
-
-
 class _Float32Parameters(nn.ParameterDict):
     """Follows its model to another device but never to another dtype: R stays float32."""
 
-    def _apply(self, fn: _Apply, recurse: bool = True) -> _Float32Parameters:
-        super()._apply(_keeping_dtype(fn), recurse)  # type: ignore[no-untyped-call]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Float32Parameters:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
-def _keeping_dtype(fn: _Apply) -> _Apply:
-    def keep_dtype(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+class LoraXSLinear(nn.Module, BaseTunerLayer):
+    """`nn.Linear`, `Conv1D` or a quantised linear layer with LoRA-XS adapters; PEFT calls its methods by name.
 
-    return keep_dtype
-
-
-class LoraXSLayer(BaseTunerLayer):
-    """Adapter state of a linear layer; PEFT calls its methods by name.
+    Its own name says to PEFT's `all-linear` that it may carry another adapter.
 
     A and B are buffers outside the state dict, one pair per (driver, basis, sigma, factor rank), in the dtype of the
     base weight; adapters of any rank use prefixes of the pair. They are computed when the adapter is made or, when the
@@ -127,6 +189,7 @@ class LoraXSLayer(BaseTunerLayer):
     other_param_names = ("settings", "_recorded")
 
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
+        super().__init__()
         self.base_layer = base_layer
         self.quantization_backend = backend
         self.loraxs_R = _Float32Parameters({})
@@ -141,6 +204,40 @@ class LoraXSLayer(BaseTunerLayer):
         in_features, out_features = _get_in_out_features(base)
         assert in_features is not None and out_features is not None  # known of every linear layer
         self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """Return the base layer's output plus the active adapters' updates.
+
+        Args:
+            x: Input, shape (..., in).
+            adapter_names: One adapter name (or "__base__") per row of x; then each row gets its own adapter.
+        """
+        if adapter_names is not None:
+            if len(adapter_names) != len(x):  # these two in PEFT's words
+                raise ValueError(
+                    "Length of `adapter_names` should be the same as the number of inputs, but got "
+                    f"{len(adapter_names)} and {len(x)} respectively."
+                )
+            if self.merged:
+                raise ValueError(
+                    "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+                )
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y: Tensor = self.base_layer(x, *args, **kwargs)  # (..., out)
+        if self.quantization_backend is not None:
+            y = self.quantization_backend.maybe_clone_base_result(y)
+        if self.disable_adapters or self.merged:
+            return y
+        if adapter_names is not None:
+            return self._mixed_update(x, y, adapter_names)
+        for name in self.active_adapters:
+            if name in self.loraxs_R:
+                a, b = self.factor_pair(name)
+                z = linear(self._cast_input_dtype(x, a.dtype), a)  # (..., r); a is frozen: x is not kept for backward
+                z = linear(z, self.scaled_r(name).to(z.dtype))  # (..., r)
+                y = y + linear(z, b).to(y.dtype)  # (..., out)
+        return y
 
     def update_layer(self, adapter_name: str, settings: ModuleSettings, config: LoraXSConfig, module: str) -> None:
         """Add an adapter, or replace the one of this name.
@@ -157,9 +254,8 @@ class LoraXSLayer(BaseTunerLayer):
         is_fresh = module not in config.factor_fingerprints
         if self._base_device().type != "meta":
             self._load_pair(adapter_name)
-        start = self._start(adapter_name, config.start_from, module) if config.start_from and is_fresh else None
-        first = initial_r(config, settings, module) if start is None else start
-        self.loraxs_R[adapter_name] = nn.Parameter(first)
+        own = partial(self.factors_of, adapter_name) if is_fresh else None
+        self.loraxs_R[adapter_name] = nn.Parameter(starting_r(config, settings, module, own))
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -194,7 +290,7 @@ class LoraXSLayer(BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return scale * B R A in float32, laid out as the layer stores its weight."""
         lora_a, lora_b = self.to_lora(adapter_name)
-        return self._oriented(torch.mm(lora_b, lora_a))
+        return transpose(torch.mm(lora_b, lora_a), self.fan_in_fan_out)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: the update is additive. `pull --format lora` converts exactly, PEFT's own converter by SVD."""
@@ -247,21 +343,34 @@ class LoraXSLayer(BaseTunerLayer):
         self._unmerged = None
         self.merged_adapters.clear()
 
+    def _mixed_update(self, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
+        """Add to each row of y (n, ..., out) the update of the adapter that the row names.
+
+        Rows are grouped by factor pair; within a group A and B are applied once, cut to the largest rank, and R_k,
+        padded with zeros, by one batched product.
+        """
+        groups: dict[str, list[int]] = {}
+        for row, name in enumerate(adapter_names):
+            if name in self.settings:
+                groups.setdefault(self.settings[name].pair_name, []).append(row)
+        for rows in groups.values():
+            index = torch.tensor(rows, device=x.device)
+            distinct = list(dict.fromkeys(adapter_names[row] for row in rows))
+            a, b = self.factor_pair(max(distinct, key=lambda name: self.settings[name].rank))  # (k, in), (out, k)
+            margins = [a.shape[0] - self.settings[name].rank for name in distinct]
+            padded = [pad(self.scaled_r(n), (0, more, 0, more)) for n, more in zip(distinct, margins, strict=True)]
+            which = torch.tensor([distinct.index(adapter_names[row]) for row in rows], device=x.device)
+            r_nkk = torch.stack(padded).to(a.dtype)[which]  # (n, k, k)
+            z = linear(x[index].to(a.dtype), a)  # (n, ..., k)
+            z = torch.bmm(z.flatten(1, -2) if z.ndim > 2 else z[:, None], r_nkk.transpose(1, 2)).reshape(z.shape)
+            y = y.index_add(0, index, linear(z, b).to(y.dtype))
+        return y
+
     def _plus(self, weight: Tensor, adapter_names: Sequence[str], *, sign: float) -> Tensor:
         total = weight.float()
         for name in adapter_names:
             total = total + sign * self.get_delta_weight(name)
         return total.to(weight.dtype)
-
-    def _oriented(self, matrix: Tensor) -> Tensor:
-        """Swap between (out, in) and the layout of the layer's own weight."""
-        return transpose(matrix, self.fan_in_fan_out)
-
-    def _start(self, adapter_name: str, digest: str, module: str) -> Tensor | None:
-        """Return another adapter's R as this one's start; None if that does not adapt this layer."""
-        settings = self.settings[adapter_name]
-        check_start(digest, settings, module, self.factors_of(adapter_name))
-        return started_r(digest, settings, module)
 
     def _load_pair(self, adapter_name: str) -> ModuleSettings:
         weight = self._weight_to_decompose()
@@ -283,9 +392,9 @@ class LoraXSLayer(BaseTunerLayer):
         if self.quantization_backend is None:
             # Not `weight.data`: only `detach` shares the version counter that tells the store of changes in place.
             weight = cast("Tensor", self.get_base_layer().weight)  # `nn.Module` types any attribute as Tensor | Module
-            return self._oriented(weight.detach())
+            return transpose(weight.detach(), self.fan_in_fan_out)
         try:
-            return self._oriented(self.get_base_weight().detach())
+            return transpose(self.get_base_weight().detach(), self.fan_in_fan_out)
         except (TypeError, NotImplementedError) as error:
             raise BaseModelError(
                 f"A base weight must be readable to be decomposed, but {self.quantization_backend.backend_name} "
@@ -302,40 +411,3 @@ class LoraXSLayer(BaseTunerLayer):
         if adapter_name in self.loraxs_R and target.type != "meta" and not self.loraxs_R[adapter_name].is_meta:
             r = self.loraxs_R[adapter_name]
             r.data = r.data.to(target, torch.float32)
-
-
-class LoraXSLinear(nn.Module, LoraXSLayer):
-    """`nn.Linear`, `Conv1D` or a quantised linear layer with LoRA-XS adapters."""
-
-    def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
-        super().__init__()
-        LoraXSLayer.__init__(self, base_layer, backend=backend, fan_in_fan_out=fan_in_fan_out)
-
-    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
-        """Return the base layer's output plus the active adapters' updates.
-
-        Args:
-            x: Input, shape (..., in).
-            adapter_names: One adapter name (or "__base__") per row of x; then each row gets its own adapter.
-        """
-        if adapter_names is not None:
-            _check_adapter_names(adapter_names, x, merged=self.merged)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        y: Tensor = self.base_layer(x, *args, **kwargs)  # (..., out)
-        if self.quantization_backend is not None:
-            y = self.quantization_backend.maybe_clone_base_result(y)
-        if self.disable_adapters or self.merged:
-            return y
-        if adapter_names is not None:
-            return _mixed_update(self, x, y, adapter_names)
-        for name in self.active_adapters:
-            if name in self.loraxs_R:
-                y = y + self._update(x, name).to(y.dtype)
-        return y
-
-    def _update(self, x: Tensor, adapter_name: str) -> Tensor:
-        a, b = self.factor_pair(adapter_name)
-        z = linear(self._cast_input_dtype(x, a.dtype), a)  # (..., r); a is frozen, so x is not kept for backward
-        z = linear(z, self.scaled_r(adapter_name).to(z.dtype))  # (..., r)
-        return linear(z, b)  # (..., out)

@@ -22,19 +22,18 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model.head import head_names, is_identity, keep_head_float32, make_identity
-from loraxs_search.base_model.pooling import place_pooling, pooling_of
+from loraxs_search.base_model.layers import head_names, is_identity, keep_head_float32, make_identity
+from loraxs_search.base_model.reading import place_pooling, pooling_of
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.verify import fingerprint
-from loraxs_search.methods.loraxs._settings import module_settings
-from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig
-from loraxs_search.methods.loraxs.layer import BASE, LoraXSLayer, LoraXSLinear, grouped_head_output
+from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, module_settings
+from loraxs_search.methods.loraxs.layer import BASE, LoraXSLinear, grouped_head_output
 from loraxs_search.methods.verification import check_body
 from loraxs_search.records.literals import Pooling
 
 
 def _sum_config(
-    configs: Mapping[str, LoraXSConfig], layers: Mapping[str, LoraXSLayer], adapters: Sequence[str]
+    configs: Mapping[str, LoraXSConfig], layers: Mapping[str, LoraXSLinear], adapters: Sequence[str]
 ) -> LoraXSConfig:
     """Return the config of the sum: on every module that one of them adapts, at the widest of their ranks there.
 
@@ -83,22 +82,6 @@ def _sum_config(
     )
 
 
-@torch.no_grad()
-def _fill_sum(layer: LoraXSLayer, adapter_name: str, weights: Mapping[str, float]) -> None:
-    """Set R of `adapter_name`, whose scale is 1 and whose sigma is `none`, to the weighted sum of the others' cores."""
-    target = layer.loraxs_R[adapter_name]
-    total: Tensor = torch.zeros_like(target)
-    for name, weight in weights.items():
-        if name in layer.settings:
-            core = layer.core(name)
-            margin = total.shape[0] - core.shape[0]
-            total = total + weight * pad(core, (0, margin, 0, margin))
-    target.copy_(total)
-
-
-_HALF = (torch.bfloat16, torch.float16)
-
-
 class LoraXSModel(BaseTuner):
     """Wraps the targeted linear layers of a model in `LoraXSLinear`.
 
@@ -106,7 +89,7 @@ class LoraXSModel(BaseTuner):
     """
 
     prefix = PREFIX
-    tuner_layer_cls = LoraXSLayer
+    tuner_layer_cls = LoraXSLinear
     # PEFT annotates one table in two ways.
     target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
@@ -122,17 +105,38 @@ class LoraXSModel(BaseTuner):
         """
         config = _checked(self.peft_config[adapter_name])
         others = [_checked(other) for name, other in self.peft_config.items() if name != adapter_name]
-        _check_head(model, config, others)
+        if others and (apart := {config.pooling, *(other.pooling for other in others)} - {others[0].pooling}):
+            raise UsageError(
+                f"Adapters on one model must read the same pool, but got {others[0].pooling} and {apart.pop()}.",
+                hint="load each of them on its own base",
+            )
+        saved = config.modules_to_save or ()
+        trained = [name for other in others for name in other.modules_to_save or ()]
+        changed = [name for name in config.pass_through if others and not is_identity(model.get_submodule(name))]
+        nested = [name for own in saved for name in trained if name.startswith(f"{own}.")]
+        if wrong := [*changed, *nested]:
+            raise UsageError(
+                "An adapter must train the same layers of the head as those that are on the model, but they differ in "
+                f"{wrong[0]}.",
+                hint="load each of them on its own base",
+            )
         make_identity(model, config.pass_through)
-        before = _pool(model, config.pooling)
-        _keep_head_exact(model, config)
+        before: Pooling = "class"
+        if isinstance(model, PreTrainedModel):
+            before = pooling_of(model)
+            place_pooling(model, config.pooling)
+            if config.factor_fingerprints:  # a stored adapter, whose head was trained in float32
+                heads = [model.get_submodule(name) for name in saved if name.split(".")[0] in head_names(model)]
+                if any(p.dtype in (torch.bfloat16, torch.float16) for head in heads for p in head.parameters()):
+                    keep_head_float32(model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             check_body(config.body_fingerprint, model)
         except BaseException:
             for layer in _layers_with(model, adapter_name):
                 layer.delete_adapter(adapter_name)
-            _pool(model, before)
+            if isinstance(model, PreTrainedModel):
+                place_pooling(model, before)
             raise
         drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
@@ -149,6 +153,7 @@ class LoraXSModel(BaseTuner):
             )
         return merged
 
+    @torch.no_grad()
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> None:
@@ -165,7 +170,7 @@ class LoraXSModel(BaseTuner):
             raise UsageError(f"`weights` must be one for each adapter, but got {len(weights)} for {len(adapters)}.")
         if adapter_name in self.peft_config:
             return
-        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLayer)}
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLinear)}
         configs = {name: _checked(config) for name, config in self.peft_config.items()}
         self.peft_config[adapter_name] = _sum_config(configs, layers, adapters)
         try:
@@ -177,7 +182,14 @@ class LoraXSModel(BaseTuner):
         for name, weight in zip(adapters, weights, strict=True):
             summed[name] = summed.get(name, 0.0) + weight
         for layer in _layers_with(self.model, adapter_name):
-            _fill_sum(layer, adapter_name, summed)
+            target = layer.loraxs_R[adapter_name]  # its scale is 1, its sigma `none`
+            total: Tensor = torch.zeros_like(target)
+            for name, weight in summed.items():
+                if name in layer.settings:
+                    core = layer.core(name)
+                    margin = total.shape[0] - core.shape[0]
+                    total = total + weight * pad(core, (0, margin, 0, margin))
+            target.copy_(total)
 
     def _create_and_replace(
         self,
@@ -190,23 +202,25 @@ class LoraXSModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = _checked(peft_config)
-        layer = target if isinstance(target, LoraXSLayer) else self._wrap(config, target, parent, current_key)
+        layer = target
+        if not isinstance(layer, LoraXSLinear):
+            backend = resolve_quantization_backend(target, **get_quantization_kwargs(self.model))
+            quantised = backend is not None and backend.layer_type == "linear"
+            sized = hasattr(target, "in_features") and hasattr(target, "out_features")
+            custom = sized and getattr(getattr(target, "weight", None), "ndim", 0) == 2
+            is_linear = quantised or custom or isinstance(target, (nn.Linear, Conv1D))
+            # torch's attention reads the weight of its `out_proj` and never calls it: an adapter there does nothing.
+            if not is_linear or isinstance(parent, nn.MultiheadAttention):
+                raise TargetModulesError(
+                    f"`target_modules` must name linear layers, but {current_key} is a {type(target).__name__} "
+                    f"in a {type(parent).__name__}.",
+                    hint="name the layers inside it, or leave it out with exclude_modules",
+                )
+            layer = LoraXSLinear(target, backend=backend, fan_in_fan_out=config.fan_in_fan_out)
         settings = module_settings(config, current_key, layer.out_features, layer.in_features)
         layer.update_layer(adapter_name, settings, config, current_key)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
-
-    def _wrap(self, config: LoraXSConfig, target: nn.Module, parent: nn.Module, module: str) -> LoraXSLinear:
-        backend = resolve_quantization_backend(target, **get_quantization_kwargs(self.model))
-        quantised = backend is not None and backend.layer_type == "linear"
-        # torch's attention reads the weight of its `out_proj` and never calls it: an adapter there would do nothing.
-        if not (quantised or _is_linear(target)) or isinstance(parent, nn.MultiheadAttention):
-            raise TargetModulesError(
-                f"`target_modules` must name linear layers, but {module} is a {type(target).__name__} "
-                f"in a {type(parent).__name__}.",
-                hint="name the layers inside it, or leave it out with exclude_modules",
-            )
-        return LoraXSLinear(target, backend=backend, fan_in_fan_out=config.fan_in_fan_out)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own (0.21.2) copies `child.weight` on unloading, which a composite head such as RoBERTa's has not.
@@ -216,35 +230,30 @@ class LoraXSModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
         names: Sequence[str] | None = kwargs.pop("adapter_names", None)
-        handles = [] if names is None else self._mixed_batch_hooks(self._checked_names(names, kwargs))
+        handles: list[RemovableHandle] = []
+        if names is not None:
+            if self.training:
+                # A checkpointed layer runs again in backward, when the names are gone.
+                raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+            if unknown := sorted(set(names) - set(self.peft_config) - {BASE}):
+                raise ValueError(
+                    f"`adapter_names` must be among {[*self.peft_config, BASE]}, but got {', '.join(unknown)}."
+                )
+            own = [name for name in names for _ in range(kwargs.get("num_beams") or 1)]
+            replace = partial(grouped_head_output, adapter_names=own)
+            for module in self.modules():
+                if isinstance(module, LoraXSLinear):
+                    handle = module.register_forward_pre_hook(
+                        lambda _, args, given: (args, {**given, "adapter_names": own}), with_kwargs=True
+                    )
+                    handles.append(handle)
+                elif isinstance(module, ModulesToSaveWrapper):
+                    handles.append(module.register_forward_hook(replace, with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _checked_names(self, names: Sequence[str], kwargs: dict[str, Any]) -> list[str]:
-        if self.training:
-            # A checkpointed layer runs again in backward, when the names are gone.
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        unknown = sorted(set(names) - set(self.peft_config) - {BASE})
-        if unknown:
-            raise ValueError(
-                f"`adapter_names` must be among {[*self.peft_config, BASE]}, but got {', '.join(unknown)}."
-            )
-        beams = kwargs.get("num_beams") or 1
-        return [name for name in names for _ in range(beams)]
-
-    def _mixed_batch_hooks(self, names: list[str]) -> list[RemovableHandle]:
-        handles = []
-        for module in self.modules():
-            if isinstance(module, LoraXSLinear):
-                give = partial(_give_names, adapter_names=names)
-                handles.append(module.register_forward_pre_hook(give, with_kwargs=True))
-            elif isinstance(module, ModulesToSaveWrapper):
-                replace = partial(grouped_head_output, adapter_names=names)
-                handles.append(module.register_forward_hook(replace, with_kwargs=True))
-        return handles
 
 
 def _checked(config: PeftConfig) -> LoraXSConfig:
@@ -252,56 +261,5 @@ def _checked(config: PeftConfig) -> LoraXSConfig:
     return config
 
 
-def _check_head(model: nn.Module, config: LoraXSConfig, others: Sequence[LoraXSConfig]) -> None:
-    """Refuse an adapter whose head would change, or be nested in, that of an adapter that is on the model.
-
-    Raises:
-        UsageError: it is so.
-    """
-    trained = [name for other in others for name in other.modules_to_save or ()]
-    changed = [name for name in config.pass_through if others and not is_identity(model.get_submodule(name))]
-    nested = [name for saved in config.modules_to_save or () for name in trained if name.startswith(f"{saved}.")]
-    if others and (apart := {config.pooling, *(other.pooling for other in others)} - {others[0].pooling}):
-        raise UsageError(
-            f"Adapters on one model must read the same pool, but got {others[0].pooling} and {apart.pop()}.",
-            hint="load each of them on its own base",
-        )
-    if wrong := [*changed, *nested]:
-        raise UsageError(
-            "An adapter must train the same layers of the head as those that are on the model, but they differ in "
-            f"{wrong[0]}.",
-            hint="load each of them on its own base",
-        )
-
-
-def _pool(model: nn.Module, pooling: Pooling) -> Pooling:
-    """Have heads read a pool; return what they read before."""
-    if not isinstance(model, PreTrainedModel):
-        return "class"
-    before = pooling_of(model)
-    place_pooling(model, pooling)
-    return before
-
-
-def _keep_head_exact(model: nn.Module, config: LoraXSConfig) -> None:
-    """Keep the head of a stored adapter in float32 on a base of half precision, as it was trained."""
-    if isinstance(model, PreTrainedModel) and config.factor_fingerprints:
-        heads = [name for name in config.modules_to_save or () if name.split(".")[0] in head_names(model)]
-        if any(p.dtype in _HALF for name in heads for p in model.get_submodule(name).parameters()):
-            keep_head_float32(model)
-
-
-def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLayer]:
-    return [m for m in model.modules() if isinstance(m, LoraXSLayer) and adapter_name in m.settings]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    custom = hasattr(module, "in_features") and hasattr(module, "out_features") and getattr(weight, "ndim", 0) == 2
-    return custom or isinstance(module, (nn.Linear, Conv1D))
-
-
-def _give_names(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": adapter_names}
+def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLinear]:
+    return [m for m in model.modules() if isinstance(m, LoraXSLinear) and adapter_name in m.settings]

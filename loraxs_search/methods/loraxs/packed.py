@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,19 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from loraxs_search.base_model.layers import matrix
-from loraxs_search.engine.layers import LayerRows, RowRun, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.methods._base import PackedAdapter, Sizes
-from loraxs_search.methods.loraxs._settings import (
-    FactorKey,
-    ModuleSettings,
-    drawn_factors,
-    initial_r,
-    module_settings,
-    started_r,
-)
-from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods._base import PackedAdapter
+from loraxs_search.methods.loraxs.config import FactorKey, LoraXSConfig, ModuleSettings, module_settings
+from loraxs_search.methods.loraxs.layer import drawn_factors, starting_r
 from loraxs_search.methods.names import ADAPTER, ROOT, R
 
 
@@ -39,15 +33,21 @@ class PackedR(PackedAdapter):
     and gets no gradient, since `PackedCores` multiplies it with zero.
 
     Args:
-        sizes: Of the adapted layers, in model order, which is the stack's.
+        linears: The adapted layers by full name, in model order, which is the stack's.
+        store: Where factors come from, for a trial that starts from an adapter.
     """
 
-    def __init__(self, config: LoraXSConfig, sizes: Sizes, device: torch.device) -> None:
-        self.settings: dict[str, ModuleSettings] = {
-            name: module_settings(config, name, *size) for name, size in sizes.items()
-        }
-        self.modules = tuple(self.settings)
-        drawn = [_initial(config, settings, name) for name, settings in self.settings.items()]
+    def __init__(
+        self, config: LoraXSConfig, linears: Mapping[str, nn.Module], store: FactorStore, device: torch.device
+    ) -> None:
+        self.modules = tuple(linears)
+        self.settings: dict[str, ModuleSettings] = {}
+        drawn = []
+        for name, layer in linears.items():
+            weight = matrix(layer).detach()
+            own = self.settings[name] = module_settings(config, name, weight.shape[0], weight.shape[1])
+            factors = partial(store.get, weight, rank=own.factor_rank, basis=own.basis, driver=own.driver)
+            drawn.append(starting_r(config, own, name, factors))
         self.r = _stack(drawn).to(device).requires_grad_()
 
     @property
@@ -66,11 +66,6 @@ class PackedR(PackedAdapter):
 def _stack(matrices: Sequence[Tensor]) -> Tensor:
     rank = max(len(matrix) for matrix in matrices)
     return torch.stack([pad(matrix, (0, rank - len(matrix)) * 2) for matrix in matrices])
-
-
-def _initial(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:
-    start = started_r(config.start_from, settings, module) if config.start_from else None
-    return initial_r(config, settings, module) if start is None else start
 
 
 def _trained_name(module: str) -> str:
@@ -168,40 +163,6 @@ def _by_core(z: Tensor, cores: Tensor) -> Tensor:
     return z.view(len(cores), -1, z.shape[-1])
 
 
-# Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each would take more
-# memory than the layer. Few rows, such as those that are written, are computed by every core at once, and each takes
-# its own: two calls instead of several for each slot. Many are computed slot by slot.
-def _add_by_slot_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor, run: RowRun) -> Tensor:
-    """Do what `add_core_update_` does, for rows of one position and the cores of all slots."""
-    z, own = torch.mm(x, pair.a.T), cores[run.slot_span]  # (m, k), (s, k, k)
-    if len(own) == 1:
-        u = torch.mm(z, own[0].T)
-    elif z.numel() * len(own) <= _MOST_BY_EVERY_CORE:
-        by_every = torch.mm(z, own.flatten(0, 1).T)  # (m, s k)
-        u = by_every.view(-1, z.shape[1]).index_select(0, run.places)
-    else:
-        u = torch.cat([torch.mm(z[rows], cores[slot].T) for slot, rows in _rows(run.segments)])
-    y.addmm_(u, pair.b_t)
-    return z
-
-
-def _backward_by_segment_(
-    dy: Tensor,
-    dx: Tensor | None,
-    pair: FactorPair,
-    z: Tensor,
-    cores: Tensor,
-    segments: Sequence[RowSegment[int]],
-    grads: Tensor,
-) -> None:
-    """Do what `core_update_backward_` does, for rows of one position, and add to the gradients of all slots."""
-    g = torch.mm(dy, pair.b_t.T)  # (m, k)
-    for slot, own in _rows(segments):
-        grads[slot] += torch.mm(g[own].T, z[own])
-    if dx is not None:
-        dx.addmm_(torch.cat([torch.mm(g[own], cores[slot]) for slot, own in _rows(segments)]), pair.a)
-
-
 def _rows(segments: Sequence[RowSegment[int]]) -> Iterator[tuple[int, slice]]:
     """Yield each segment's slot, and its rows counted from the first segment's start."""
     for segment in segments:
@@ -230,39 +191,40 @@ class TrainedCores:
         saved = []
         for run in rows.row_map.runs(self._pair_of_slot):
             at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
-            if rows.num_positions == 1:
-                saved.append(_add_by_slot_(x[at], y[at], pair, self.cores, run))
-            else:
+            if rows.num_positions > 1:
                 saved.append(add_core_update_(x[at], y[at], pair, self.cores[run.slots]))
+                continue
+            # Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each
+            # would take more memory than the layer. Few rows, such as those that are written, are computed by every
+            # core at once, and each takes its own: two calls instead of several for each slot. Many are computed slot
+            # by slot.
+            z, own = torch.mm(x[at], pair.a.T), self.cores[run.slot_span]  # (m, k), (s, k, k)
+            if len(own) == 1:
+                u = torch.mm(z, own[0].T)
+            elif z.numel() * len(own) <= _MOST_BY_EVERY_CORE:
+                by_every = torch.mm(z, own.flatten(0, 1).T)  # (m, s k)
+                u = by_every.view(-1, z.shape[1]).index_select(0, run.places)
+            else:
+                u = torch.cat([torch.mm(z[at], self.cores[slot].T) for slot, at in _rows(run.segments)])
+            y[at].addmm_(u, pair.b_t)
+            saved.append(z)
         return saved
 
     def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
         grads = self._grads[rows.worker]
         for run, z in zip(rows.row_map.runs(self._pair_of_slot), saved, strict=True):
             at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
-            own = dy[at], None if dx is None else dx[at], pair, z
-            if rows.num_positions == 1:
-                _backward_by_segment_(*own, self.cores, run.segments, grads)
-            else:
-                part = core_update_backward_(*own, self.cores[run.slots])
+            if rows.num_positions > 1:
+                dx_at = None if dx is None else dx[at]
+                part = core_update_backward_(dy[at], dx_at, pair, z, self.cores[run.slots])
                 grads.index_add_(0, run.slots, part.to(grads.dtype))
-
-
-class PackedLinears:
-    """A base on which slots of LoRA-XS are packed; its factor pairs are made once.
-
-    Args:
-        linears: The base's linear layers, by full name.
-        num_workers: Passes that may be computed at the same time.
-    """
-
-    def __init__(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> None:
-        self._linears, self._num_workers = linears, num_workers
-        self._pairs = FactorPairs(linears, lambda: factors)
-
-    def updates(self, adapters: Sequence[PackedAdapter | None]) -> PackedCores:
-        slots = cast("Sequence[PackedR | None]", adapters)  # of one method
-        return PackedCores(slots, self._linears, self._pairs, self._num_workers)
+                continue
+            g = torch.mm(dy[at], pair.b_t.T)  # (m, k)
+            for slot, own in _rows(run.segments):
+                grads[slot] += torch.mm(g[own].T, z[own])
+            if dx is not None:
+                by_slot = [torch.mm(g[own], self.cores[slot]) for slot, own in _rows(run.segments)]
+                dx[at].addmm_(torch.cat(by_slot), pair.a)
 
 
 class PackedCores:
@@ -272,17 +234,21 @@ class PackedCores:
     ever.
 
     Args:
-        slots: None for those of other methods.
+        slots: `PackedR`, and None for slots of other methods.
         linears: The base's linear layers, by full name.
         pairs: Of the same layers; see `FactorPairs.keep`.
         num_workers: Passes that may be computed at the same time.
     """
 
     def __init__(
-        self, slots: Sequence[PackedR | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
+        self,
+        slots: Sequence[PackedAdapter | None],
+        linears: Mapping[str, nn.Module],
+        pairs: FactorPairs,
+        num_workers: int,
     ) -> None:
-        self._slots, self._pairs = slots, pairs
-        self._own = [(i, slot) for i, slot in enumerate(slots) if slot is not None]
+        self._slots, self._pairs = cast("Sequence[PackedR | None]", slots), pairs
+        self._own = [(i, slot) for i, slot in enumerate(self._slots) if slot is not None]
         own = [slot for _, slot in self._own]
         self.modules = [name for name in linears if any(name in slot.settings for slot in own)]
         self._rank = max(s.rank for slot in own for s in slot.settings.values())
@@ -292,7 +258,16 @@ class PackedCores:
         self._grads = torch.zeros(num_workers, *shape, device=device)
         index = {name: i for i, name in enumerate(self.modules)}
         self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in own]
-        self._scales = [self._scale(slot) for slot in own]
+        # What R is multiplied with, entry by entry, (modules, r, r) of each slot; zero beyond a module's own rank.
+        self._scales = [
+            _stack(
+                [
+                    settings.scale_core(pairs.factors(name, settings.factor_key).singular_values)
+                    for name, settings in slot.settings.items()
+                ]
+            ).to(device)
+            for slot in own
+        ]
         pairs.keep(self._rank, {s.factor_key for slot in own for s in slot.settings.values()})
 
     @property
@@ -330,11 +305,3 @@ class PackedCores:
         for (i, slot), rows, scale in zip(self._own, self._rows, self._scales, strict=True):
             rank = slot.r.shape[-1]
             slot.r.grad = total[rows, i, :rank, :rank] * scale
-
-    def _scale(self, slot: PackedR) -> Tensor:
-        """Return what R is multiplied with, entry by entry, shape (modules, r, r); zero beyond a module's own rank."""
-        rank, scales = slot.r.shape[-1], []
-        for name, own in slot.settings.items():
-            scale = own.scale_core(self._pairs.factors(name, own.factor_key).singular_values)
-            scales.append(pad(scale, (0, rank - own.rank) * 2))
-        return torch.stack(scales).to(slot.r.device)

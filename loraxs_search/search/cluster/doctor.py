@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search import versions as package_versions
-from loraxs_search.base_model.package import with_known_package
+from loraxs_search.base_model.locate import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_checks, ray_private

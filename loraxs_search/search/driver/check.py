@@ -17,7 +17,7 @@ from typing import get_args
 
 from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.pooling import resolved_pooling
+from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.packing._base import Host

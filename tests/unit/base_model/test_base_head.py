@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from loraxs_search.base_model.head import fresh_head, head_names, init_head
+from loraxs_search.base_model.layers import fresh_head, head_names, init_head
 from loraxs_search.base_model.load import load_model
 from loraxs_search.tasks.kinds import classifier
 

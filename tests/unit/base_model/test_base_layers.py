@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.layers import head_shapes, linear_modules
+from loraxs_search.base_model.layers import head_names, head_shapes, linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import BaseModelError
 from loraxs_search.tasks.kinds import classifier, regressor

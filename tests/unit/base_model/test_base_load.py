@@ -15,7 +15,7 @@ from support.characters import CHAT, characters
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.load import load_model, with_setup
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest

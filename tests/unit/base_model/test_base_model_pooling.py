@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from loraxs_search.base_model.load import load_model
-from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
+from loraxs_search.base_model.reading import place_pooling, pooling_of, resolved_pooling, trained_pooling
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling
 from loraxs_search.tasks.kinds import classifier
@@ -63,7 +63,7 @@ def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(
 
 
 def test_pools_do_not_depend_on_the_side_of_padding() -> None:
-    from loraxs_search.base_model.pooling import pool
+    from loraxs_search.base_model.reading import pool
 
     states = torch.randn(2, 9, 4)
     for side in ("left", "right"):

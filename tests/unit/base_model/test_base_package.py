@@ -14,8 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.package import with_known_package
+from loraxs_search.base_model.locate import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records.base import BaseModelRef
 

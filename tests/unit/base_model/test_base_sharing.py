@@ -25,9 +25,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import sharing
-from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.reading import padding_side
+from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.sharing import probe_sharing
+from loraxs_search.base_model.tokenizer import padding_side
 
 SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
 OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, use_factor_store
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.methods.verification import make_reference_logits
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
@@ -63,8 +63,8 @@ def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) ->
     return model(**inputs, **kwargs).logits
 
 
-def layers(model: torch.nn.Module) -> dict[str, LoraXSLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraXSLayer)}
+def layers(model: torch.nn.Module) -> dict[str, LoraXSLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraXSLinear)}
 
 
 @pytest.fixture(name="logits")

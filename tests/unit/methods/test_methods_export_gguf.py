@@ -29,7 +29,8 @@ from transformers import (
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export.gguf import modelfile, write_gguf_lora
-from loraxs_search.methods.loraxs import LoraXSConfig, as_plain_lora
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Serving
 
 SMALL = {
@@ -68,7 +69,7 @@ def pairs_of(config: PretrainedConfig, targets: str | list[str] = "all-linear") 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     adapted = get_peft_model(model, LoraXSConfig(r=4, target_modules=targets, init_std=0.5, task_type="CAUSAL_LM"))
-    return as_plain_lora(adapted).pairs
+    return LoraXS().plain_lora(adapted).pairs
 
 
 def read(path) -> tuple[dict[str, object], dict[str, Tensor]]:

@@ -13,8 +13,8 @@ from torch import nn
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
-from loraxs_search.methods._lora_layers import lora_layers, scaled_pairs
-from loraxs_search.methods._plain_lora import as_plain_lora, write_plain_lora
+from loraxs_search.methods._lora_layers import lora_layers
+from loraxs_search.methods.export.lora import write_plain_lora
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.search_space.load import load_space
@@ -88,11 +88,11 @@ def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, input
     model = attached(make_base(family), family, **params)
     shake(model)
     expected = logits(model, inputs)
-    write_plain_lora(as_plain_lora(model, scaled_pairs(model)), tmp_path)
+    write_plain_lora(get_method("lora").plain_lora(model), tmp_path)
     loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path)).eval()
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha) == (4, 4)
-    assert get_method("lora").lora_rank(hyper(family, **params)) == config.r
+    assert get_method("lora").params(hyper(family, **params))["rank"] == config.r
     assert config.init_lora_weights is True
     torch.testing.assert_close(logits(loaded, inputs), expected, atol=1e-5, rtol=1e-5)
 
@@ -131,7 +131,6 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
 
 
 PARTS = (
-    "methods._plain_lora",
     "methods._lora_layers",
     "methods.verification",
     "methods.loraxs.packed",

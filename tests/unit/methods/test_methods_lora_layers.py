@@ -9,7 +9,7 @@ from torch import nn
 
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
-from loraxs_search.methods._lora_layers import LoraBase, PackedPairs
+from loraxs_search.methods._lora_layers import PackedLora, PackedPairs
 from loraxs_search.records.trial import Hyperparameters
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ NUM_WORKERS = 2
 def adapter(rank: int, seed: int, modules: tuple[str, ...] = ("q", "v"), **own) -> PackedPairs:
     method = get_method("lora")
     hyper = Hyperparameters(modules, 1e-3, 1e-3, seed=seed, method="lora", **method.fields({"rank": rank, **own}, {}))
-    made = method.packed.adapter(hyper, {name: SIZES[name] for name in modules}, CPU)
+    made = method.packed_adapter(hyper, {name: linears()[name] for name in modules}, None, CPU)
     with torch.no_grad():  # B starts at zero
         made.vector.copy_(torch.randn(made.vector.shape, generator=torch.Generator().manual_seed(seed)))
     return made
@@ -49,7 +49,7 @@ def segments(lengths: list[tuple[int, int]]) -> list[RowSegment[int]]:
 )
 def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, rslora, needs_dx) -> None:
     slots = [adapter(r, seed, ("q",) if seed == 1 else ("q", "v"), rslora=rslora) for seed, r in enumerate(ranks)]
-    packed = LoraBase(linears(), NUM_WORKERS).updates([*slots, None])  # the last slot is of another method
+    packed = PackedLora([*slots, None], linears(), NUM_WORKERS)  # the last slot is of another method
     copies = [slot.vector.detach().clone().requires_grad_() for slot in slots]
     packed.begin()
     draw = torch.Generator().manual_seed(7)
@@ -81,7 +81,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
 
 def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base() -> None:
     slot = adapter(2, 3)
-    packed = LoraBase(linears(torch.bfloat16), NUM_WORKERS).updates([slot])
+    packed = PackedLora([slot], linears(torch.bfloat16), NUM_WORKERS)
     rows, update = LayerRows(SlotRowMap(segments([(0, 2)]), CPU), 3, 1), packed.update("q")
     x, dy = torch.ones(6, 8, dtype=torch.bfloat16), torch.ones(6, 5, dtype=torch.bfloat16)
     for _ in range(2):

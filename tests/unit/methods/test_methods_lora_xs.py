@@ -13,8 +13,8 @@ import torch
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.compute import default_factor_rank
 from loraxs_search.methods import get_method
-from loraxs_search.methods.lora_xs import LoraXS, factor_rank_bucket
-from loraxs_search.methods.loraxs import LoraXSLayer
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.loraxs import LoraXSLinear
 from loraxs_search.methods.names import file_bytes
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters
@@ -24,8 +24,9 @@ HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_
 
 @pytest.mark.parametrize("rank", [1, 2, 63, 64, 65, 128, 129, 300])
 def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank: int) -> None:
-    assert factor_rank_bucket(rank) == default_factor_rank(rank, 4096, 4096)
-    assert min(factor_rank_bucket(rank), 384) == default_factor_rank(rank, 1536, 384)
+    own = LoraXS().fields({}, {"rank": (1, rank)})["factor_rank"]
+    assert own == default_factor_rank(rank, 4096, 4096)
+    assert min(own, 384) == default_factor_rank(rank, 1536, 384)
 
 
 def test_bytes_are_those_of_the_file_that_peft_would_write() -> None:
@@ -44,7 +45,7 @@ def test_its_params_come_back_out_of_a_record_with_the_records_defaults() -> Non
 
 
 def test_the_tuner_calls_r_what_stored_adapters_do() -> None:
-    assert LoraXSLayer.adapter_layer_names == ("loraxs_R",)
+    assert LoraXSLinear.adapter_layer_names == ("loraxs_R",)
 
 
 def test_a_parameter_that_is_zero_is_not_left_out() -> None:

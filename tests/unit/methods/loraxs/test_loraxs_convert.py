@@ -11,14 +11,14 @@ from peft.tuners.lora.conversion import convert_to_lora
 from safetensors.torch import load_file
 
 from loraxs_search.errors import HomeError
-from loraxs_search.methods._plain_lora import write_plain_lora
-from loraxs_search.methods.loraxs import as_plain_lora
+from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.lora_xs import LoraXS
 
 
 def test_ranks_and_scales_of_their_own_are_kept(adapt, make_base, inputs, logits, tmp_path):
     own = {"scale": 0.5, "scale_pattern": {"value": 3.0}, "sigma": "sqrt"}
     model = adapt(rank_pattern={"query": 2, "0.output.dense": 7}, **own)
-    write_plain_lora(as_plain_lora(model), tmp_path)
+    write_plain_lora(LoraXS().plain_lora(model), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     ranks = {
         key.split(".layer.")[1]: value.shape[0]
@@ -33,7 +33,7 @@ def test_ranks_and_scales_of_their_own_are_kept(adapt, make_base, inputs, logits
 
 
 def test_the_folder_names_nothing_of_ours(adapt, tmp_path):
-    write_plain_lora(as_plain_lora(adapt("roberta")), tmp_path / "new" / "folder")
+    write_plain_lora(LoraXS().plain_lora(adapt("roberta")), tmp_path / "new" / "folder")
     config = json.loads((tmp_path / "new" / "folder" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     keys = load_file(tmp_path / "new" / "folder" / "adapter_model.safetensors").keys()
@@ -50,4 +50,4 @@ def test_petfs_own_converter_accepts_the_model(adapt):
 def test_a_bad_folder_is_named(adapt, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(HomeError, match="must be writable"):
-        write_plain_lora(as_plain_lora(adapt(target_modules=["query"])), tmp_path / "file" / "lora")
+        write_plain_lora(LoraXS().plain_lora(adapt(target_modules=["query"])), tmp_path / "file" / "lora")
