@@ -70,11 +70,29 @@ def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Mani
         IntegrityError, BaseModelError: as `load_adapter_folder`.
     """
     manifest = read_manifest(folder)
-    _check_files(folder, manifest)
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        actual = file_sha256(path) if path.is_file() else "no file"
+        if actual != expected:
+            raise IntegrityError(
+                f"sha256 of {path} must be {expected}, but got {actual}.", hint="pull the adapter again"
+            )
     located = base if base is not None else locate(manifest.base_model)
     if manifest.setup is not None:
         located = with_setup(located)
-    _check_base(located, manifest)
+    if located.weight_digest != manifest.base_digest:
+        wanted, got = (f" (revision {ref.revision})" if ref.revision else "" for ref in (manifest.base_model, located))
+        raise BaseModelError(
+            f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
+            f"{manifest.base_digest[:16]}..., but {located.path}{got} holds weights {located.weight_digest[:16]}....",
+            hint="it has no meaning on other weights: give the base it was trained on, at the same revision",
+        )
+    if manifest.setup and located.setup and (differs := manifest.setup.difference(located.setup)):
+        raise BaseModelError(
+            f"The adapter of trial {manifest.trial_id} must be used with the tokenizer and configuration that it was"
+            f" trained with, but {located.path} has {differs}.",
+            hint="it answers otherwise with others: give the base it was trained on, at the same revision",
+        )
     return manifest, located
 
 
@@ -130,29 +148,3 @@ def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
             module.to(dtype)
     for parameter, value in zip(trained, exact, strict=True):
         parameter.data = value
-
-
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for name, expected in sorted(manifest.files.items()):
-        path = folder / name
-        actual = file_sha256(path) if path.is_file() else "no file"
-        if actual != expected:
-            raise IntegrityError(
-                f"sha256 of {path} must be {expected}, but got {actual}.", hint="pull the adapter again"
-            )
-
-
-def _check_base(located: BaseModel, manifest: Manifest) -> None:
-    if located.weight_digest != manifest.base_digest:
-        wanted, got = (f" (revision {ref.revision})" if ref.revision else "" for ref in (manifest.base_model, located))
-        raise BaseModelError(
-            f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
-            f"{manifest.base_digest[:16]}..., but {located.path}{got} holds weights {located.weight_digest[:16]}....",
-            hint="it has no meaning on other weights: give the base it was trained on, at the same revision",
-        )
-    if manifest.setup and located.setup and (differs := manifest.setup.difference(located.setup)):
-        raise BaseModelError(
-            f"The adapter of trial {manifest.trial_id} must be used with the tokenizer and configuration that it was"
-            f" trained with, but {located.path} has {differs}.",
-            hint="it answers otherwise with others: give the base it was trained on, at the same revision",
-        )

@@ -25,8 +25,8 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export._base import ExportOptions
-from loraxs_search.methods.export._onnx_precision import LIMITS
 from loraxs_search.methods.export.folder import converted
+from loraxs_search.methods.export.onnx import LIMITS
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.literals import Pooling

@@ -135,47 +135,35 @@ def modelfile(base: str, serving: Serving | None) -> str:
     chat template of the base's own file: all but the last are written down, and the last one is what a user gives.
     """
     lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
-    if serving is not None:
-        lines += _messages(serving) if serving.prompt is None else _template(serving.prompt)
-        lines += [_stop(text) for text in (*serving.stop, *serving.ends)]
-        if serving.max_new_tokens is not None:
-            lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
-        lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
-        # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens.
-        lines += ["PARAMETER top_k 0", "PARAMETER repeat_penalty 1"]
+    if serving is None:
+        return "\n".join(lines) + "\n"
+    if serving.prompt is None:
+        *before, (_, last) = serving.messages
+        for number, (role, content) in enumerate(before):
+            template = Template.of(content)
+            quoted = None if template.columns else _quoted(template.fill({}))
+            keyword = "SYSTEM" if role == "system" and not number else f"MESSAGE {role}"
+            lines.append(f"{keyword} {quoted}" if quoted else f"# Give this message of the {role} before: {content!r}")
+        if last not in {f"{{{name}}}" for name in Template.of(last).columns}:
+            lines.append(f"# Give the whole message of the user, which was in training: {last!r}")
+    else:
+        template, quoted = Template.of(serving.prompt), None
+        if len(template.columns) == 1:  # as a template of Go gives it back
+            text = template.fill({template.columns[0]: _COLUMN}).replace("{{", '{{ "{{" }}')
+            text = text.replace("{" + _COLUMN, '{{ "{" }}' + _COLUMN)  # three braces would begin with an action
+            quoted = _quoted(text.replace(_COLUMN, _GIVEN))
+        if quoted is None:
+            lines.append(f"# Give the whole prompt, which was in training: {serving.prompt!r}")
+        lines.append(f"TEMPLATE {quoted or _quoted(_GIVEN)}")
+    for text in (*serving.stop, *serving.ends):
+        quoted = _quoted(text)
+        lines.append(f"PARAMETER stop {quoted}" if quoted else f"# This ends an answer too: {text!r}")
+    if serving.max_new_tokens is not None:
+        lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
+    lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
+    # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens.
+    lines += ["PARAMETER top_k 0", "PARAMETER repeat_penalty 1"]
     return "\n".join(lines) + "\n"
-
-
-def _messages(serving: Serving) -> list[str]:
-    *before, (_, last) = serving.messages
-    lines = []
-    for number, (role, content) in enumerate(before):
-        template = Template.of(content)
-        quoted = None if template.columns else _quoted(template.fill({}))
-        keyword = "SYSTEM" if role == "system" and not number else f"MESSAGE {role}"
-        lines.append(f"{keyword} {quoted}" if quoted else f"# Give this message of the {role} before: {content!r}")
-    if last not in {f"{{{name}}}" for name in Template.of(last).columns}:
-        lines.append(f"# Give the whole message of the user, which was in training: {last!r}")
-    return lines
-
-
-def _template(prompt: str) -> list[str]:
-    template = Template.of(prompt)
-    column = template.columns[0] if len(template.columns) == 1 else None
-    if column is not None:  # as a template of Go gives it back
-        text = template.fill({column: _COLUMN}).replace("{{", '{{ "{{" }}')
-        text = text.replace("{" + _COLUMN, '{{ "{" }}' + _COLUMN)  # three braces would begin with an action
-        if quoted := _quoted(text.replace(_COLUMN, _GIVEN)):
-            return [f"TEMPLATE {quoted}"]
-    return [
-        f"# Give the whole prompt, which was in training: {prompt!r}",
-        f"TEMPLATE {_QUOTES}{_GIVEN}{_QUOTES}",
-    ]
-
-
-def _stop(text: str) -> str:
-    quoted = _quoted(text)
-    return f"PARAMETER stop {quoted}" if quoted else f"# This ends an answer too: {text!r}"
 
 
 def _quoted(text: str) -> str | None:

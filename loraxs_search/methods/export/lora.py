@@ -95,51 +95,19 @@ class PlainLoRAFolder(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from loraxs_search.base_model.locate import locate
 
-        ref = adapter.manifest.base_model
-        lora, base = adapter.method.plain_lora(adapter.peft), _named(ref, locate(ref).revision)
-        page = _page(adapter, base) if lora.pooling == "class" else encoding_page(adapter, before=_placing(base))
-        if lora.pooling != "class":  # pool and head become modules of sentence-transformers
-            model = unloaded(adapter.base, merge=True)
-            write_pooled_head(model, adapter, folder)
-            pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
-            lora = replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
-        write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
-        adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", page)
-
-
-def _named(ref: BaseModelRef, revision: str | None) -> BaseModelRef:
-    """Return a base by a name that means something on any machine: the hub's id and commit, or its folder's name."""
-    is_folder = Path(ref.id).is_absolute()
-    return BaseModelRef(Path(ref.id).name) if is_folder else replace(ref, revision=revision or ref.revision)
-
-
-def _placing(base: BaseModelRef) -> str:
-    """Return Python that puts the base's folder here into the adapter's config; empty where the hub has the base."""
-    if base.package is None and "/" in base.id:
-        return ""
-    folder = finding_code(base) or f'folder = "{base.id}"  # the path of the base\n'
-    return f"""import json, pathlib
-{folder}config = pathlib.Path("adapter_config.json")
-config.write_text(json.dumps(json.loads(config.read_text()) | {{"base_model_name_or_path": folder}}))
-"""
-
-
-def _page(adapter: LoadedAdapter, base: BaseModelRef) -> str:
-    """Return README.md: how the plain LoRA adapter is loaded with its labels, for which PEFT's files have no place.
-
-    Args:
-        base: As it is named everywhere.
-    """
-    manifest = adapter.manifest
-    is_folder = Path(manifest.base_model.id).is_absolute()
-    where = (
-        f"where `{base.id}` is the folder of the base: put its path in. Its weights must have the sha256"
-        f" {manifest.base_digest}"
-        if is_folder
-        else where_base_is(base)
-    )
-    return f"""# {manifest.task.registered_name}
+        manifest, ref = adapter.manifest, adapter.manifest.base_model
+        lora, revision = adapter.method.plain_lora(adapter.peft), locate(ref).revision or ref.revision
+        # A name that means something on any machine: the hub's id and commit, or the folder's name.
+        is_folder = Path(ref.id).is_absolute()
+        base = BaseModelRef(Path(ref.id).name) if is_folder else replace(ref, revision=revision)
+        if lora.pooling == "class":
+            where = where_base_is(base)
+            if is_folder:
+                where = (
+                    f"where `{base.id}` is the folder of the base: put its path in. Its weights must have the sha256"
+                    f" {manifest.base_digest}"
+                )
+            page = f"""# {manifest.task.registered_name}
 
 A {adapter.method.title} adapter for `{base.id}` as plain LoRA, exactly.
 
@@ -152,3 +120,19 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}
 {asked_as_in_training(adapter.serving)}"""
+        else:  # pool and head become modules of sentence-transformers
+            placing = ""
+            if base.package is not None or "/" not in base.id:  # the hub does not have it
+                found = finding_code(base) or f'folder = "{base.id}"  # the path of the base\n'
+                placing = f"""import json, pathlib
+{found}config = pathlib.Path("adapter_config.json")
+config.write_text(json.dumps(json.loads(config.read_text()) | {{"base_model_name_or_path": folder}}))
+"""
+            page = encoding_page(adapter, before=placing)
+            model = unloaded(adapter.base, merge=True)
+            write_pooled_head(model, adapter, folder)
+            pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
+            lora = replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
+        write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
+        adapter.tokenizer.save_pretrained(str(folder))
+        write_atomic(folder / "README.md", page)

@@ -7,10 +7,8 @@ A warning, also in its README.md, says where the base's type rounds much of the 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -25,7 +23,6 @@ from loraxs_search.tasks.asking import asked_as_in_training, between_texts, gene
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 _logger = logging.getLogger(__name__)
@@ -90,12 +87,18 @@ _CLASSIFIER_POOLING = {  # what architectures with such a key call it
 
 def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     """Return the base with the update in its weights, and what people should know of it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     from loraxs_search.methods.verification import reference_logits
 
     adapted, probe = adapter.peft, adapter.manifest.probe
     with_update = reference_logits(adapted, probe.input_ids)
-    with _updates_off(adapted):
-        without = reference_logits(adapted, probe.input_ids)
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:  # without the update, but with the trained head
+        layer.enable_adapters(False)
+    without = reference_logits(adapted, probe.input_ids)
+    for layer in layers:
+        layer.enable_adapters(True)
     try:
         merged = unloaded(adapter.base, merge=True)
     except (NotImplementedError, ValueError) as error:
@@ -123,18 +126,3 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 ```{between_texts(task)}
 {asked_as_in_training(serving)}"""
     return page.replace("\n\n\n", "\n")
-
-
-@contextlib.contextmanager
-def _updates_off(model: PeftModel) -> Iterator[None]:
-    """Compute without the adapter's update while the block runs, but with its trained head."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
