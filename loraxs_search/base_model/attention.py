@@ -100,26 +100,21 @@ blocked_attention = cast("Callable[[Tensor, Tensor, Tensor, Tensor | None, float
 
 def _blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[_Block]:
     n, heads, length, _ = query.shape
-    for queries, num_keys in _spans(length, key.shape[2], mask):
-        row_bytes = heads * (queries.stop - queries.start) * num_keys * query.element_size()
-        num_rows = 1 << (max(1, _BLOCK_BYTES // row_bytes).bit_length() - 1)  # powers of two: few shapes for kernels
-        for start in range(0, n, num_rows):
-            yield _Block(slice(start, min(n, start + num_rows)), queries, slice(num_keys))
-
-
-def _spans(length: int, num_keys: int, mask: Tensor | None) -> Iterator[tuple[slice, int]]:
-    """Yield queries and how many keys they see at most."""
+    num_keys = key.shape[2]
     count = max(1, length // _BLOCK_QUERIES)
     step = -(-length // count // _MULTIPLE) * _MULTIPLE if count > 1 else length
-    before = num_keys - length  # keys of a cache, before the first query's own
-    for start in range(0, length, step):
-        stop = min(length, start + step)
-        seen = before + stop
+    for first in range(0, length, step):
+        stop = min(length, first + step)
+        seen = num_keys - length + stop  # a cache has keys before the first query's own
         if mask is not None and 0 < seen < num_keys and mask.shape[2] >= stop:
-            hidden = mask[:, :, start:stop, seen:].amax() <= torch.finfo(mask.dtype).min  # from all of these queries
-            yield slice(start, stop), seen if hidden else num_keys
+            hidden = mask[:, :, first:stop, seen:].amax() <= torch.finfo(mask.dtype).min  # from all of these queries
+            keys = slice(seen if hidden else num_keys)
         else:
-            yield slice(start, stop), num_keys
+            keys = slice(num_keys)
+        row_bytes = heads * (stop - first) * keys.stop * query.element_size()
+        num_rows = 1 << (max(1, _BLOCK_BYTES // row_bytes).bit_length() - 1)  # powers of two: few shapes for kernels
+        for start in range(0, n, num_rows):
+            yield _Block(slice(start, min(n, start + num_rows)), slice(first, stop), keys)
 
 
 PADDED = "loraxs_padded"  # what transformers knows it by
@@ -143,6 +138,7 @@ _NO_MATTER = {
 }
 
 
+@torch.no_grad()
 def use_padded_attention(model: PreTrainedModel) -> bool:
     """Have a model on a CPU compute attention this way if its hidden states stay what they are; return whether it does.
 
@@ -154,7 +150,14 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
         return False
     AttentionInterface.register(PADDED, padded_attention)
     AttentionMaskInterface.register(PADDED, eager_mask)
-    if not (kept := _stays_the_same(model)):
+    try:
+        inputs = dummy_inputs(model)
+        expected = _hidden_states(model, inputs)
+        model.set_attn_implementation(PADDED)
+        kept = close_to(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
+    except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
+        kept = False
+    if not kept:
         model.set_attn_implementation("eager")
     return kept
 
@@ -162,17 +165,6 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
 def uses_padded_attention(model: PreTrainedModel) -> bool:
     """Whether a model computes attention this way."""
     return bool(getattr(model.config.get_text_config(), "_attn_implementation", None) == PADDED)
-
-
-@torch.no_grad()
-def _stays_the_same(model: PreTrainedModel) -> bool:
-    try:
-        inputs = dummy_inputs(model)
-        expected = _hidden_states(model, inputs)
-        model.set_attn_implementation(PADDED)
-        return close_to(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
-    except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
-        return False
 
 
 def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -215,7 +207,11 @@ def padded_attention(
         return blocked_attention(query, key, value, mask, scale), None
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _padded_product(query, key, value, _wide(attention_mask, key), scale), None
+    length = key.shape[2]
+    mask = key.new_zeros(1, 1, 1, length) if attention_mask is None else attention_mask[..., :length]
+    # In float32, as wide as whole vectors; what is beyond the keys is never looked at.
+    wide = pad(mask.to(torch.float32), (0, -length % _VECTOR), value=float("-inf"))
+    return _padded_product(query, key, value, wide, scale), None
 
 
 def _of_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -264,15 +260,6 @@ class _Padded(torch.autograd.Function):
 
 
 _padded_product = cast("Callable[..., Tensor]", _Padded.apply)
-
-
-def _wide(mask: Tensor | None, key: Tensor) -> Tensor:
-    """Return the mask in float32, as wide as whole vectors; what is beyond the keys is never looked at."""
-    length = key.shape[2]
-    more = -length % _VECTOR
-    if mask is None:
-        mask = key.new_zeros(1, 1, 1, length)
-    return pad(mask[..., :length].to(torch.float32), (0, more), value=float("-inf"))
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

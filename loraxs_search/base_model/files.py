@@ -97,21 +97,14 @@ def file_digest(path: Path) -> str:
     times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
     identity = {"path": str(real), "size": stat.st_size, "inode": stat.st_ino, **times}
     note = home() / "base_models" / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
-    remembered = _read(note)
-    if {key: remembered.get(key) for key in identity} == identity and isinstance(remembered.get("sha256"), str):
-        return str(remembered["sha256"])
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no note, or a damaged one
+        remembered = json.loads(note.read_bytes())
+        if {key: remembered[key] for key in identity} == identity and isinstance(remembered["sha256"], str):
+            return remembered["sha256"]
     digest = file_sha256(real)
     with contextlib.suppress(HomeError):  # only an acceleration: a home that cannot be written is not the model's fault
         write_atomic(note, json.dumps({**identity, "sha256": digest}))
     return digest
-
-
-def _read(note: Path) -> dict[str, object]:
-    try:
-        value = json.loads(note.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 _ABANDONED_AFTER_S = 3600.0
@@ -134,7 +127,11 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
     with disk_faults(final):
         work = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
         work.mkdir(parents=True)
-        _sweep(final, work.stat().st_mtime)
+        now = work.stat().st_mtime  # the disk's time, which may be another machine's
+        for left in final.parent.glob(f".{final.name}.*"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                    shutil.rmtree(left, ignore_errors=True)
         try:
             make(work)
             if not is_model_folder(final):
@@ -144,11 +141,3 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return final
-
-
-def _sweep(final: Path, now: float) -> None:
-    """Remove what processes that were killed have left behind; `now` is the disk's, which may be another machine's."""
-    for left in final.parent.glob(f".{final.name}.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if now - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)

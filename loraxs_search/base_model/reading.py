@@ -37,7 +37,15 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
     sentence-transformers writes it into `modules.json` and the folder of its pooling module. Where the base's class
     reads the same, as decoders read the last token, it is `class`, which other software knows too.
     """
-    names = _named_by_sentence_transformers(Path(base.path))
+    folder = Path(base.path)
+    modules = _read(folder / "modules.json")
+    paths = [str(module["path"]) for module in modules or () if str(module["type"]).rpartition(".")[2] == "Pooling"]
+    pools = (_read(folder / paths[0] / "config.json") if paths else None) or {}
+    if mode := pools.get("pooling_mode"):
+        names = [mode] if isinstance(mode, str) else list(mode)
+    else:
+        marked = [key for key, value in pools.items() if key.startswith("pooling_mode_") and value is True]
+        names = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in marked]
     pooling = _TRAINED.get(names[0]) if len(names) == 1 else None
     if pooling is None:
         how = " and ".join(names)
@@ -55,19 +63,6 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
 def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
     """Return the pooling that `auto` means on a base; any other is returned as it is."""
     return trained_pooling(base)[0] if pooling == "auto" else pooling
-
-
-def _named_by_sentence_transformers(folder: Path) -> list[str]:
-    """Return the names of the pools that a sentence encoder joins; none if the folder is no such encoder's."""
-    modules = _read(folder / "modules.json")
-    paths = [str(module["path"]) for module in modules or () if str(module["type"]).rpartition(".")[2] == "Pooling"]
-    config = _read(folder / paths[0] / "config.json") if paths else None
-    if config is None:
-        return []
-    if mode := config.get("pooling_mode"):
-        return [mode] if isinstance(mode, str) else list(mode)
-    marked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    return [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in marked]
 
 
 def _read(path: Path) -> Any:
@@ -156,7 +151,11 @@ def joined(inputs: Sequence[Mapping[str, Tensor]], width: int, pad_id: int, side
     What some batches lack, such as numbers of segments, is zero in their rows, as models take it where it is missing.
     """
     fill = {"input_ids": pad_id}
-    padded = [{name: _widened(v, width, fill.get(name, 0), side) for name, v in part.items()} for part in inputs]
+    padded = []
+    for part in inputs:
+        more = width - part["input_ids"].shape[1]
+        sides = (more, 0) if side == "left" else (0, more)
+        padded.append({name: pad(v, sides, value=fill.get(name, 0)) if more else v for name, v in part.items()})
     if len(padded) == 1:
         return padded[0]
     zeros = [torch.zeros_like(part["input_ids"]) for part in padded]
@@ -164,12 +163,6 @@ def joined(inputs: Sequence[Mapping[str, Tensor]], width: int, pad_id: int, side
         name: torch.cat([part.get(name, zero) for part, zero in zip(padded, zeros, strict=True)])
         for name in dict.fromkeys(chain.from_iterable(padded))
     }
-
-
-def _widened(rows: Tensor, width: int, fill: int, side: Side) -> Tensor:
-    """Return rows (n, T) padded to (n, width)."""
-    more = width - rows.shape[1]
-    return pad(rows, (more, 0) if side == "left" else (0, more), value=fill) if more else rows
 
 
 _LENGTHS = (7, 5, 4)  # no multiple of a window that a base such as Longformer pads to by itself

@@ -57,9 +57,11 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
     heads = head_names(model)
     try:
         first = _look(model, dummy_inputs(model, _ROWS), [*names, *heads])
-        company = _look(model, _fewer(dummy_inputs(model, _ROWS)), [*names, *heads])
+        few = {name: value[_FEWER] for name, value in dummy_inputs(model, _ROWS).items()}
+        company = _look(model, few, [*names, *heads])
         with _other_padding(model) as changed:
-            wider = _look(model, _fewer(dummy_inputs(model, _ROWS, _WIDER)))
+            few = {name: value[_FEWER] for name, value in dummy_inputs(model, _ROWS, _WIDER).items()}
+            wider = _look(model, few)
             # In half precision other shapes round: only the same ones tell what a head makes of padding.
             same = first if _is_exact(model) else _look(model, dummy_inputs(model, _ROWS))
     except Exception as error:  # noqa: BLE001  # whatever a foreign base does: nothing is known of it
@@ -80,10 +82,6 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
 
 def _is_exact(model: PreTrainedModel) -> bool:
     return rounding(model) <= _EXACT
-
-
-def _fewer(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value[_FEWER] for name, value in inputs.items()}
 
 
 def _look(model: PreTrainedModel, inputs: dict[str, Tensor], names: Sequence[str] = ()) -> _Seen:

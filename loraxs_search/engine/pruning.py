@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.reading import close_to, dummy_inputs, last_states, readable, rounding
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]

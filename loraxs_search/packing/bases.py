@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import (
-    fresh_head,
-    head_as_loaded,
     head_names,
     output_head,
     repeated_layers,
-    with_labels,
 )
 from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
 from loraxs_search.base_model.sharing import probe_sharing
@@ -38,17 +35,17 @@ from loraxs_search.engine.layers import (
 from loraxs_search.engine.passes import AdaptedBase, Owners, base_of
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning
-from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
+from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
 from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.names import head_parameter
-from loraxs_search.methods.starting import started_head
+from loraxs_search.methods.starting import draw_head
 from loraxs_search.packing.slot import Slot, SlotTensors
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial.attach import attach, check_distinct, detach, trained_parameters
+from loraxs_search.trial.attach import attach, detach, trained_parameters
 
 
 class TrainedBase(AdaptedBase):
@@ -188,7 +185,7 @@ class PackedModel(TrainedBase):
         self.unpackable = sharing.unpackable
         self._checkpointing = GradientCheckpointing(layers, context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
-        self._out, self._idle = output_head(model) if self._head_modules else ("", ())
+        self._head_parts = output_head(model) if self._head_modules else ("", ())
         self._pruning = LastLayerPruning(model, layers)
         self._originals: list[tuple[str, nn.Module]] = []
         self._bases: dict[str, Callable[[Sequence[PackedAdapter | None]], SlotUpdates]] = {}  # by method
@@ -207,8 +204,8 @@ class PackedModel(TrainedBase):
         wanted = [module for name, module in self._modules.items() if name in set(hyper.target_modules)]
         linears = {module.name: self._linears[module.name] for module in wanted}
         adapter = method.packed_adapter(hyper, linears, self._factors, self.device)
-        trained, fixed, owners = self._draw_head(spec, data.kind.model.num_outputs)
-        started = started_head(hyper, trained, self._out, data.kind.outputs)
+        num_outputs = data.kind.model.num_outputs
+        started, fixed, owners = draw_head(self.model, hyper, num_outputs, self._head_parts, data.kind.outputs)
         return SlotTensors(
             adapter,
             {name: value.to(self.device).requires_grad_() for name, value in started.items()},
@@ -289,36 +286,6 @@ class PackedModel(TrainedBase):
             yield is_cut
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _draw_head(
-        self, spec: TrialSpec, num_outputs: int | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Sequence[str]]:
-        """Return a trial's head for any number of outputs: what is trained, what is fixed, and the modules that PEFT
-        stores whole. Names are full ones, values float32 on the CPU.
-
-        Raises:
-            BaseModelError: with `head: output`, a layer before the output cannot be the identity, or ends like it.
-        """
-        if num_outputs is None:
-            return {}, {}, ()
-        output, drawn = self._out, fresh_head(with_labels(self.model, num_outputs), spec.hyperparameters.seed)
-        if spec.hyperparameters.head == "full" or not self._idle:
-            return drawn, {}, tuple(self._head_modules)
-        check_distinct(output, self._idle)  # as where the adapter is written at the end
-        trained = {name: value for name, value in drawn.items() if name.startswith(f"{output}.")}
-        fixed = {name: value for name, value in drawn.items() if name not in trained}
-        for layer in self._idle:
-            weight = fixed[f"{layer}.weight"]
-            if weight.shape[0] != weight.shape[1]:
-                raise BaseModelError(
-                    f"A head layer that is not trained must be a square linear layer, but {layer} is"
-                    f" {tuple(weight.shape)}.",
-                    hint="use `head: full` with this base",
-                )
-            fixed[f"{layer}.weight"] = torch.eye(weight.shape[0])
-            if (bias := fixed.get(f"{layer}.bias")) is not None:
-                fixed[f"{layer}.bias"] = torch.zeros_like(bias)
-        return trained, fixed | head_as_loaded(self.model), (output,)
-
     def _put(self, name: str, module: nn.Module) -> None:
         self._originals.append((name, self.model.get_submodule(name)))
         self.model.set_submodule(name, module)

@@ -10,21 +10,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import (
-    head_as_loaded,
     head_names,
-    init_head,
-    make_identity,
     missing_poolers,
     output_head,
     peft_task_type,
 )
 from loraxs_search.base_model.reading import pooling_of
-from loraxs_search.errors import BaseModelError, FactorMismatchError
+from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import agrees
 from loraxs_search.methods import method_of
 from loraxs_search.methods._base import HeadPlan
-from loraxs_search.methods.starting import started_head
+from loraxs_search.methods.starting import draw_head
 from loraxs_search.records.task import OutputScale
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.trial.snapshot import Snapshot
@@ -41,42 +38,20 @@ def attach(
         factors: The store that factors come from; None means the one in use.
         outputs: What the outputs mean in training, for a head that starts from another adapter's.
     """
-    hyper = spec.hyperparameters
-    init_head(model, hyper.seed)
-    trained: tuple[str, ...] = head_names(model)
-    idle: tuple[str, ...] = ()
-    output = output_head(model)[0] if trained else ""
+    hyper, has_head = spec.hyperparameters, bool(head_names(model))
+    parts = output_head(model) if has_head else ("", ())
+    num_outputs = model.config.num_labels if has_head else None
+    trained, fixed, owners = draw_head(model, hyper, num_outputs, parts, outputs or OutputScale())
     with torch.no_grad():
-        if trained and hyper.head == "output":
-            trained, idle = (output,), output_head(model)[1]
-            check_distinct(output, idle)
-            for name, value in head_as_loaded(model).items():
-                model.get_parameter(name).copy_(value)
-        make_identity(model, idle)
-        own = {f"{top}.{name}": p for top in trained for name, p in model.get_submodule(top).named_parameters()}
-        for name, value in started_head(hyper, own, output, outputs or OutputScale()).items():
-            own[name].copy_(value)
+        for name, value in {**trained, **fixed}.items():
+            model.get_parameter(name).copy_(value)
+    idle = parts[1] if hyper.head == "output" else ()
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else peft_task_type(model)
-    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
+    plan = HeadPlan(owners, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
     adapted = method_of(hyper).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted
-
-
-def check_distinct(output: str, idle: Sequence[str]) -> None:
-    """Refuse an output layer whose name ends that of a layer before it.
-
-    PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`.
-
-    Raises:
-        BaseModelError: with both names.
-    """
-    if ambiguous := [name for name in idle if name.endswith(output)]:
-        raise BaseModelError(
-            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {ambiguous[0]}.",
-            hint="use `head: full` with this base",
-        )
 
 
 def detach(model: PeftModel | PreTrainedModel, spec: TrialSpec) -> PreTrainedModel:

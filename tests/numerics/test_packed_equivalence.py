@@ -15,7 +15,7 @@ import torch
 from support.families import families
 from support.trials import same_bits, train
 
-from loraxs_search.base_model.layers import init_head
+from loraxs_search.base_model.layers import fresh_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.tasks.prepared import prepare
@@ -172,7 +172,7 @@ def test_with_r_zero_a_slot_scores_as_the_base(world):
     found = pack.evaluate(slots, "validation")
     pack.base.clear()
     for spec in specs:
-        init_head(world.model, spec.hyperparameters.seed)
+        world.model.load_state_dict(fresh_head(world.model, spec.hyperparameters.seed), strict=False)
         scores = score_rows(world.model, world.data, "validation", np.arange(world.data.num_rows("validation")))
         expected = split_metrics(world.data, "validation", scores)
         assert found[spec.name] == pytest.approx(expected, rel=1e-6)

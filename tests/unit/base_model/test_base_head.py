@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from loraxs_search.base_model.layers import fresh_head, head_names, init_head
+from loraxs_search.base_model.layers import fresh_head, head_names
 from loraxs_search.base_model.load import load_model
 from loraxs_search.tasks.kinds import classifier
 
@@ -20,7 +19,6 @@ def test_same_seed_same_head_whatever_happened_before(model):
     torch.manual_seed(1)
     first = fresh_head(model, 7)
     torch.rand(11)
-    init_head(model, 8)
     second, other = fresh_head(model, 7), fresh_head(model, 8)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -36,14 +34,6 @@ def test_fresh_head_has_all_head_parameters_and_touches_nothing(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_init_head_writes_the_fresh_head_and_leaves_the_body(model):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    init_head(model, 5)
-    expected = fresh_head(model, 5)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, expected.get(name, before[name])), name
-
-
 def test_drawn_as_the_models_own_initialisation_does(make_base):
     bert = fresh_head(load_model(make_base("bert"), classifier(300)), 0)
     assert bert["classifier.weight"].std().item() == pytest.approx(0.02, rel=0.05)
@@ -52,13 +42,3 @@ def test_drawn_as_the_models_own_initialisation_does(make_base):
     cut = 0.880  # the standard deviation that is left of 1 when a normal is cut at twice it, ModernBERT's default
     assert modern["classifier.weight"].std().item() == pytest.approx(cut * 16**-0.5, rel=0.05)
     assert modern["head.dense.weight"].std().item() == pytest.approx(cut * 0.02 / math.sqrt(4), rel=0.2)
-
-
-def test_head_under_peft_is_written_to_the_original(make_base):
-    model = load_model(make_base("bert"), classifier(2), dtype=torch.bfloat16)
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
-    init_head(wrapped.get_base_model(), 3)
-    expected = fresh_head(model, 3)["classifier.weight"]
-    assert torch.equal(model.classifier.original_module.weight, expected)
-    wrapped.add_adapter("second", LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
-    assert torch.equal(model.classifier.modules_to_save["second"].weight, expected)
