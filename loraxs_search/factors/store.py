@@ -159,7 +159,8 @@ class FactorStore:
         if remembered is None:
             factors = self._load_or_compute(weight, rank=rank, basis=basis, driver=resolved)
             remembered = _storage(weight), factors
-            self._forget_dead_weights()
+            for dead in [own for own, (storage, _) in list(self._memory.items()) if storage.expired()]:  # type: ignore[no-untyped-call]
+                self._memory.pop(dead, None)
             self._memory[key] = remembered
         _, factors = remembered
         return factors
@@ -250,11 +251,6 @@ class FactorStore:
             )
             log.warning("%s", self._refused[key].message)
             path.unlink(missing_ok=True)
-
-    def _forget_dead_weights(self) -> None:
-        for key, (storage, _) in list(self._memory.items()):
-            if storage.expired():  # type: ignore[no-untyped-call]
-                self._memory.pop(key, None)
 
 
 def _at_a_time(weights: Collection[Tensor]) -> int:

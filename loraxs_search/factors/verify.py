@@ -21,7 +21,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors.compute import Factors, component_order
 from loraxs_search.machine import single_thread
 from loraxs_search.records.literals import Basis
@@ -29,6 +28,7 @@ from loraxs_search.records.literals import Basis
 _SPECTRUM_TOLERANCE = 1e-5  # of the largest singular value; float32 rounding moves honest factors by less than 1e-7
 SLACK = 1.15  # what the randomised driver leaves out may exceed what it keeps by this; 1.04 was seen, flat spectra
 _COLUMNS, _ITERATIONS = 8, 12
+_NO_TRIPLETS = "its vectors and singular values are not those of the weight"
 
 
 @torch.no_grad()
@@ -48,38 +48,27 @@ def fault(weight: Tensor, factors: Factors, *, rank: int, basis: Basis, driver: 
         for name, vectors in (("left", u.T), ("right", vt)):
             if not (vectors @ vectors.T - torch.eye(rank, dtype=w.dtype)).abs().max() <= _SPECTRUM_TOLERANCE:
                 return f"its {name} vectors are not orthonormal"
+        along_v, along_u = _distance(w @ vt.T, u * s), _distance(w.T @ u, vt.T * s)
+        wrong = None
         if driver == "exact":
-            return _exact_fault(w, u, s, vt, basis)
-        return _randomized_fault(w, u, s, vt)
-
-
-def _exact_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor, basis: Basis) -> str | None:
-    # All singular values, largest first, to some 1e-8 of the largest: from W W^T, ten times quicker.
-    squares: Tensor = torch.linalg.eigvalsh(w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w)
-    spectrum = squares.flip(0).clamp_min(0).sqrt()
-    limit = _SPECTRUM_TOLERANCE * spectrum[0]
-    if not max(_distance(w @ vt.T, u * s), _distance(w.T @ u, vt.T * s)) <= limit:
-        return _NO_TRIPLETS
-    named = spectrum[component_order(len(spectrum), basis)[: len(s)]]
-    if not (named - s).abs().max() <= limit:
-        at = int((named - s).abs().argmax())
-        return f"component {at} of basis {basis} has singular value {float(named[at]):.6g}, not {float(s[at]):.6g}"
-    return None
-
-
-def _randomized_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor) -> str | None:
-    limit = _SPECTRUM_TOLERANCE * s[0]
-    # The side on which the driver projects last is exact, the other only as good as its subspace.
-    tall = w.shape[0] >= w.shape[1]
-    if not (_distance(w.T @ u, vt.T * s) if tall else _distance(w @ vt.T, u * s)) <= limit or (s.diff() > limit).any():
-        return _NO_TRIPLETS
-    left_out = _largest_left_out(w, u, vt)
-    if not left_out <= SLACK * s[-1] + limit:
-        return f"it leaves out a singular value of {left_out:.6g} or more, and keeps one of {float(s[-1]):.6g}"
-    return None
-
-
-_NO_TRIPLETS = "its vectors and singular values are not those of the weight"
+            # All singular values, largest first, to some 1e-8 of the largest: from W W^T, ten times quicker.
+            squares: Tensor = torch.linalg.eigvalsh(w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w)
+            spectrum = squares.flip(0).clamp_min(0).sqrt()
+            limit = _SPECTRUM_TOLERANCE * spectrum[0]
+            named = spectrum[component_order(len(spectrum), basis)[: len(s)]]
+            if not max(along_v, along_u) <= limit:
+                wrong = _NO_TRIPLETS
+            elif not (named - s).abs().max() <= limit:
+                at = int((named - s).abs().argmax())
+                wrong = f"component {at} of basis {basis} has singular value {named[at]:.6g}, not {s[at]:.6g}"
+            return wrong
+        limit = _SPECTRUM_TOLERANCE * s[0]
+        # The side on which the driver projects last is exact, the other only as good as its subspace.
+        if not (along_u if w.shape[0] >= w.shape[1] else along_v) <= limit or (s.diff() > limit).any():
+            wrong = _NO_TRIPLETS
+        elif not (left_out := _largest_left_out(w, u, vt)) <= SLACK * s[-1] + limit:
+            wrong = f"it leaves out a singular value of {left_out:.6g} or more, and keeps one of {s[-1]:.6g}"
+        return wrong
 
 
 def _largest_left_out(w: Tensor, u: Tensor, vt: Tensor) -> float:
@@ -129,8 +118,14 @@ def fingerprint_of_all(tensors: Sequence[Tensor]) -> tuple[float, float, float]:
     """
     if not tensors:
         return (0.0, 0.0, 0.0)
-    sides = torch.tensor([_side(_sample(tensor)[None]) for tensor in tensors], dtype=torch.float64)  # (tensors, 3)
-    weighed = (torch.dot(_weights(len(sides), w), column) for w, column in zip(_WEIGHTS, sides.T, strict=True))
+    sides = []
+    for tensor in tensors:
+        step, columns = max(1, -(-tensor.numel() // _SAMPLE)), max(1, tensor.shape[-1] if tensor.ndim else 1)
+        while math.gcd(step, columns) > 1:  # else some columns would never be read
+            step += 1
+        sides.append(_side(tensor.detach().reshape(-1)[::step].to("cpu", torch.bfloat16)[None]))
+    columns_by_number = torch.tensor(sides, dtype=torch.float64).T  # (3, tensors)
+    weighed = (torch.dot(_weights(len(sides), w), c) for w, c in zip(_WEIGHTS, columns_by_number, strict=True))
     first, second, third = (round(float(value), DIGITS) + 0.0 for value in weighed)
     return first, second, third
 
@@ -143,48 +138,19 @@ def agrees(expected: Sequence[float], actual: Sequence[float], *, tolerance: flo
     )
 
 
-def check_fingerprint(expected: Sequence[float], actual: Sequence[float], *, module: str) -> None:
-    """Raise unless two fingerprints are of the same factors.
-
-    Raises:
-        FactorMismatchError: they differ, or one is not finite; names the module, the numbers and the remedy.
-    """
-    if not agrees(expected, actual):
-        raise FactorMismatchError(
-            f"Factor fingerprints must agree within {FINGERPRINT_TOLERANCE:g}, but {module} got {_show(actual)} "
-            f"where the adapter was trained in {_show(expected)}.",
-            hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
-            "the factors it was trained in with `loraxs-search pull`; "
-            "to start a new adapter from this config instead, clear its `factor_fingerprints` and `body_fingerprint`",
-        )
-
-
 def _side(directions: Tensor) -> tuple[float, ...]:
     d = directions.to("cpu", torch.float64)  # (r, n)
     tiny = torch.finfo(torch.float64).tiny
     length = d.norm(dim=1)  # (r,)
     unit = d / length.clamp_min(tiny)[:, None]
     rank, size = d.shape
-    probes = [
-        torch.dot(_weights(rank, w), unit @ _probe(size, x, sign))
-        for w, x, sign in zip(_WEIGHTS[:2], _PROBES, _SIGNS, strict=True)
-    ]
+    probes = []
+    for w, x, sign in zip(_WEIGHTS[:2], _PROBES, _SIGNS, strict=True):
+        magnitude = 0.5 + _fraction(size, x)  # entries +-(0.5 .. 1.5), none near zero, so that every direction counts
+        probe = torch.where(_fraction(size, sign) < 0.5, magnitude, -magnitude)
+        probes.append(torch.dot(_weights(rank, w), unit @ probe))
     log_length = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
     return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, log_length))  # + 0.0 turns -0.0 into 0.0
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Shape (n,), bfloat16, on the CPU."""
-    step, columns = max(1, -(-tensor.numel() // _SAMPLE)), max(1, tensor.shape[-1] if tensor.ndim else 1)
-    while math.gcd(step, columns) > 1:  # else some columns would never be read
-        step += 1
-    return tensor.detach().reshape(-1)[::step].to("cpu", torch.bfloat16)
-
-
-def _probe(size: int, seed: float, sign_seed: float) -> Tensor:
-    """Entries +-(0.5 .. 1.5), none near zero, so that every direction counts; shape (size,)."""
-    magnitude = 0.5 + _fraction(size, seed)
-    return torch.where(_fraction(size, sign_seed) < 0.5, magnitude, -magnitude)
 
 
 def _weights(rank: int, seed: float) -> Tensor:
@@ -195,7 +161,3 @@ def _weights(rank: int, seed: float) -> Tensor:
 
 def _fraction(size: int, seed: float) -> Tensor:
     return torch.frac(torch.mul(torch.arange(1, size + 1, dtype=torch.float64), seed))
-
-
-def _show(numbers: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{n:.6g}" for n in numbers) + "]"

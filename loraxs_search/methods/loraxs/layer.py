@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.errors import BaseModelError, FactorMismatchError, RankError, UsageError
 from loraxs_search.factors.compute import Factors, gaussian_factors
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.factors.verify import agrees, check_fingerprint, fingerprint
+from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
 from loraxs_search.methods.loraxs.config import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.names import R
 from loraxs_search.methods.starting import start_header, start_tensor
@@ -137,7 +137,15 @@ def checked_factors(
         refused = store.refused(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
         if refused is not None:
             raise refused
-    check_fingerprint(expected, actual, module=module)
+    if not agrees(expected, actual):
+        got, wanted = (", ".join(f"{number:.6g}" for number in numbers) for numbers in (actual, expected))
+        raise FactorMismatchError(
+            f"Factor fingerprints must agree within {FINGERPRINT_TOLERANCE:g}, but {module} got [{got}] where the"
+            f" adapter was trained in [{wanted}].",
+            hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
+            "the factors it was trained in with `loraxs-search pull`; "
+            "to start a new adapter from this config instead, clear its `factor_fingerprints` and `body_fingerprint`",
+        )
     return factors, variant
 
 
