@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._lora_layers import PlainLora
 
+    Linears = Mapping[str, nn.Module]  # linear layers by full name, in model order
+    Packing = Callable[[Sequence["PackedAdapter | None"]], SlotUpdates]
+
+Params = Mapping[str, Scalar]  # a method's own parameters, by name in YAML
+Modules = Sequence[LinearModule]
+NONE: Shapes = MappingProxyType({})
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
 Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)
 
@@ -160,7 +166,7 @@ class Method(ABC):
     """Whether an adapter's update is plain LoRA, exactly, as `plain_lora` returns it."""
 
     # ---- resolution --------------------------------------------------------------------------------------------------
-    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+    def recipe(self, params: Params) -> Mapping[str, Sequence[Scalar]]:
         """Return values that did well on every task with a head that was measured, by name in YAML, the best first.
 
         The first trial has the first of each that its space has. The learning rate is asked for after the rank.
@@ -170,7 +176,7 @@ class Method(ABC):
         """
         return {}
 
-    def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+    def fields(self, params: Params, possible: Possible) -> Mapping[str, Any]:
         """Return the fields of `Hyperparameters` that a trial's own parameters come to.
 
         Args:
@@ -179,15 +185,15 @@ class Method(ABC):
         """
         return {"method_params": self.with_defaults(params)}
 
-    def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
+    def params(self, hyper: Hyperparameters) -> Params:
         """Return its own parameters out of a record, all of them."""
         return self.with_defaults(hyper.method_params)
 
-    def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def with_defaults(self, params: Params) -> dict[str, Scalar]:
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
         return with_defaults(self.parameters, params)
 
-    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+    def can_pack(self, params: Params) -> bool:
         """Whether a trial can share passes; by default all can where `packs` says so.
 
         Args:
@@ -195,7 +201,7 @@ class Method(ABC):
         """
         return self.packs
 
-    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+    def slot_bytes(self, params: Params, modules: Modules, num_workers: int) -> int:
         """Return the memory that a packed trial takes on a device, without its head and activations.
 
         By default each trained number, its two moments and its copy in a pass, and a gradient for each worker.
@@ -207,7 +213,7 @@ class Method(ABC):
         """
         return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + num_workers)
 
-    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:  # noqa: B027
+    def check(self, params: Params, modules: Modules) -> None:  # noqa: B027
         """Hold its own parameters against the layers that a trial adapts; any fit by default.
 
         Args:
@@ -231,9 +237,7 @@ class Method(ABC):
         """
         raise NotImplementedError
 
-    def check_start(  # noqa: B027
-        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
-    ) -> None:
+    def check_start(self, start: Hyperparameters, params: Params, modules: Modules) -> None:  # noqa: B027
         """Hold a trial against the adapter of the same base and method that it starts from.
 
         Args:
@@ -246,12 +250,7 @@ class Method(ABC):
 
     @abstractmethod
     def size(
-        self,
-        params: Mapping[str, Scalar],
-        modules: Sequence[LinearModule],
-        head: Shapes,
-        identity: Shapes,
-        body: Shapes = MappingProxyType({}),
+        self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         """Return what `measure` returns for an adapter of these, without any weights.
 
@@ -338,7 +337,7 @@ class Method(ABC):
         raise NotImplementedError
 
     def packed_adapter(
-        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+        self, hyper: Hyperparameters, linears: Linears, factors: FactorStore, device: torch.device
     ) -> PackedAdapter:
         """Return a trial's adapter at its start, with the very numbers that `attach` begins with.
 
@@ -351,9 +350,7 @@ class Method(ABC):
         """
         raise NotImplementedError
 
-    def packed_updates(
-        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
-    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+    def packed_updates(self, linears: Linears, factors: FactorStore, num_workers: int) -> Packing:
         """Return what packs trials on a base; called once for each base, which stays as it is.
 
         The function that is returned takes an adapter for each slot of a pack, None for slots of other methods; one of

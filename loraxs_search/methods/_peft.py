@@ -9,14 +9,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import TargetModulesError, UsageError
-from loraxs_search.methods._base import HeadPlan, Method
+from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
 from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
-from loraxs_search.records.base import LinearModule
-from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ class PeftMethod(Method):
             attachment: `target_modules`, `modules_to_save` and `task_type`, to be passed on.
         """
 
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+    def stored(self, params: Params, modules: Modules) -> Shapes:
         """Return the tensors that PEFT stores of each layer: name in the base to shape; float32, all of them trained.
 
         By default there are none.
@@ -64,12 +61,7 @@ class PeftMethod(Method):
         return identity
 
     def size(
-        self,
-        params: Mapping[str, Scalar],
-        modules: Sequence[LinearModule],
-        head: Shapes,
-        identity: Shapes,
-        body: Shapes = MappingProxyType({}),
+        self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         own = self.stored(params, modules)
         num_bytes = file_bytes({**own, **head, **self.stored_identity(identity)})

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import HeadPlan, PackedAdapter
+from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, NO_ALPHA, Shapes, check_ranks
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
+    from loraxs_search.methods._base import Linears, Packing
     from loraxs_search.methods._lora_layers import PlainLora
 
 
@@ -57,7 +55,7 @@ class Lora(PeftMethod):
     has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
-    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+    def recipe(self, params: Params) -> Mapping[str, Sequence[Scalar]]:
         """Measured at rank 4: "A recipe" in tests/benchmarks/README.md; at other ranks the rate is a guess."""
         return {
             "rank": (4,),
@@ -67,7 +65,7 @@ class Lora(PeftMethod):
             "head_learning_rate": (5.0e-3,),
         }
 
-    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
+    def check(self, params: Params, modules: Modules) -> None:
         """Hold the rank against the smaller side of each layer: beyond it, more numbers give no other update.
 
         Raises:
@@ -75,11 +73,11 @@ class Lora(PeftMethod):
         """
         check_ranks(int(params["rank"]), modules)
 
-    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+    def can_pack(self, params: Params) -> bool:
         """Whether the update is added to the base as it is: DoRA scales its weights."""
         return not params["dora"]
 
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+    def stored(self, params: Params, modules: Modules) -> Shapes:
         rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
         for module in modules:
             shapes[f"{module.name}.lora_A.weight"] = (rank, module.in_features)
@@ -126,7 +124,7 @@ class Lora(PeftMethod):
         return as_plain_lora(model, {name: (a, layers[name].scaling[ADAPTER] * b) for name, (a, b) in pairs.items()})
 
     def packed_adapter(
-        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+        self, hyper: Hyperparameters, linears: Linears, factors: FactorStore, device: torch.device
     ) -> PackedAdapter:
         from loraxs_search.base_model.layers import matrix
         from loraxs_search.methods._lora_layers import PackedPairs
@@ -134,9 +132,7 @@ class Lora(PeftMethod):
         sizes = {name: (matrix(layer).shape[0], matrix(layer).shape[1]) for name, layer in linears.items()}
         return PackedPairs(self.config(hyper, {}), sizes, hyper.seed, device)
 
-    def packed_updates(
-        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
-    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+    def packed_updates(self, linears: Linears, factors: FactorStore, num_workers: int) -> Packing:
         from loraxs_search.methods._lora_layers import PackedLora
 
         return lambda slots: PackedLora(slots, linears, num_workers)

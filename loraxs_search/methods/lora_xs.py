@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import FactorRequest, FactorSet, HeadPlan, PackedAdapter, Possible, Sizes
+from loraxs_search.methods._base import (
+    FactorRequest,
+    FactorSet,
+    HeadPlan,
+    Modules,
+    PackedAdapter,
+    Params,
+    Possible,
+    Sizes,
+)
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Basis, Scalar, Sigma
 from loraxs_search.records.trial import Hyperparameters
@@ -29,11 +37,10 @@ from loraxs_search.records.trial import Hyperparameters
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
+    from loraxs_search.methods._base import Linears, Packing
     from loraxs_search.methods._lora_layers import PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
@@ -96,7 +103,7 @@ class LoraXS(PeftMethod):
     says_pooling: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
-    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+    def recipe(self, params: Params) -> Mapping[str, Sequence[Scalar]]:
         """Rank 16, or the rank that is nearest to it; the best rate falls as the rank grows.
 
         AdamW moves each of R's numbers by the rate, so R as a whole by up to `rank` times the rate. Measured for ranks
@@ -115,13 +122,13 @@ class LoraXS(PeftMethod):
             "head_learning_rate": (5.0e-3,),
         }
 
-    def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+    def fields(self, params: Params, possible: Possible) -> Mapping[str, Any]:
         return {**params, "factor_rank": _factor_rank(possible)}
 
-    def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
+    def params(self, hyper: Hyperparameters) -> Params:
         return {name: getattr(hyper, name) for name in self.parameters}
 
-    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
+    def check(self, params: Params, modules: Modules) -> None:
         """Hold each layer's rank against its smaller side.
 
         Raises:
@@ -129,7 +136,7 @@ class LoraXS(PeftMethod):
         """
         check_ranks(int(params["rank"]), modules)
 
-    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+    def slot_bytes(self, params: Params, modules: Modules, num_workers: int) -> int:
         # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
         own, drawn = self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers), 0
         if params["basis"] == "gaussian":  # A and B are the trial's own
@@ -152,9 +159,7 @@ class LoraXS(PeftMethod):
         header = StartHeader(manifest.hyperparameters, fingerprints, head if with_head else tuple[str, ...]())
         return save(kept, {START: to_json(header)})
 
-    def check_start(
-        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
-    ) -> None:
+    def check_start(self, start: Hyperparameters, params: Params, modules: Modules) -> None:
         """Hold a trial against the adapter that it starts from: R is to mean there what it means here.
 
         Raises:
@@ -185,7 +190,7 @@ class LoraXS(PeftMethod):
                 hint="raise `rank` in the space, or start from a smaller adapter",
             )
 
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+    def stored(self, params: Params, modules: Modules) -> Shapes:
         rank = int(params["rank"])
         return {f"{module.name}.{R}": (rank, rank) for module in modules}
 
@@ -250,15 +255,13 @@ class LoraXS(PeftMethod):
         return replace(lora, others={**lora.others, **identities}, saved=[*lora.saved, *idle])
 
     def packed_adapter(
-        self, hyper: Hyperparameters, linears: Mapping[str, nn.Module], factors: FactorStore, device: torch.device
+        self, hyper: Hyperparameters, linears: Linears, factors: FactorStore, device: torch.device
     ) -> PackedAdapter:
         from loraxs_search.methods.loraxs.packed import PackedR
 
         return PackedR(self.config(hyper, {}), linears, factors, device)
 
-    def packed_updates(
-        self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int
-    ) -> Callable[[Sequence[PackedAdapter | None]], SlotUpdates]:
+    def packed_updates(self, linears: Linears, factors: FactorStore, num_workers: int) -> Packing:
         from loraxs_search.methods.loraxs.packed import FactorPairs, PackedCores
 
         pairs = FactorPairs(linears, lambda: factors)  # made once for all packs

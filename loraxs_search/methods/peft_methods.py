@@ -9,18 +9,17 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import HeadPlan, Method
+from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
 from loraxs_search.methods._peft import PeftMethod, learnt_names
 from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.base import LinearModule
-from loraxs_search.records.literals import ParameterKind, Scalar
+from loraxs_search.records.literals import ParameterKind
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 
 if TYPE_CHECKING:
@@ -115,12 +114,7 @@ class ConfiguredPeft(PeftMethod):
         return self._config(self.params(hyper), attachment)
 
     def size(
-        self,
-        params: Mapping[str, Scalar],
-        modules: Sequence[LinearModule],
-        head: Shapes,
-        identity: Shapes,
-        body: Shapes = MappingProxyType({}),
+        self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         """Return what PEFT makes of layers that hold no numbers.
 
@@ -183,7 +177,7 @@ class ConfiguredPeft(PeftMethod):
                 cosines.append(float((rows @ fixed).sum() / fixed.norm()))
         return tuple(cosines)
 
-    def _config(self, params: Mapping[str, Scalar], attachment: Mapping[str, Any]) -> PeftConfig:
+    def _config(self, params: Params, attachment: Mapping[str, Any]) -> PeftConfig:
         fields: dict[str, Any] = {**copy.deepcopy(self.settings.fixed), **params, **attachment}
         if (start := fields.get("init_lora_weights")) in ("eva", "lora_ga"):
             raise ValueError(f"`init_lora_weights: {start}` is computed from rows, by a separate call.")
@@ -201,7 +195,7 @@ class ConfiguredPeft(PeftMethod):
             ) from error
 
 
-def _on_empty_layers(config: PeftConfig, modules: Sequence[LinearModule]) -> PeftModel:
+def _on_empty_layers(config: PeftConfig, modules: Modules) -> PeftModel:
     """Build an adapter on linear layers without numbers, or with any where PEFT computes with them."""
     from peft import get_peft_model
     from torch import nn
@@ -273,12 +267,7 @@ class Full(Method):
     )
 
     def size(
-        self,
-        params: Mapping[str, Scalar],
-        modules: Sequence[LinearModule],
-        head: Shapes,
-        identity: Shapes,
-        body: Shapes = MappingProxyType({}),
+        self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         own, heads = (sum(map(prod, shapes.values())) for shapes in (body, head))
         return AdapterSize(own, heads, file_bytes({**body, **head}, root=""))
