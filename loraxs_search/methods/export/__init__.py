@@ -1,7 +1,7 @@
 """Export formats: what `pull --format` makes of an adapter. Reading this package needs no torch.
 
 _base.py    the contract
-_folder.py  makes an export once and keeps it beside the adapter
+folder.py   makes an export once and keeps it beside the adapter
 lora.py     plain LoRA, for PEFT, vLLM and other servers
 merged.py   a whole model, for transformers
 gguf.py     plain LoRA for llama.cpp, with a Modelfile for Ollama

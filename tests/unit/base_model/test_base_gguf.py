@@ -241,12 +241,6 @@ def test_several_files_are_refused_by_name(site):
         locate(REF)
 
 
-def test_a_home_that_cannot_be_written_is_a_home_error(site, loraxs_home):
-    loraxs_home.write_text("a file, not a folder")
-    with pytest.raises(HomeError):
-        locate(REF)
-
-
 def test_a_full_disk_is_a_home_error_and_leaves_nothing(site, tmp_path, monkeypatch):
     if reason := disks.no_mounts(tmp_path):
         pytest.skip(reason)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Gemma2Config, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from loraxs_search.base_model.attention import PADDED, _spans, padded_attention, use_padded_attention
+from loraxs_search.base_model.attention import PADDED, _blocks, padded_attention, use_padded_attention
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import end_with_eos
@@ -92,7 +92,7 @@ def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead: int
     mask[0, ..., :100] = torch.finfo(mask.dtype).min
     found, _ = padded_attention(torch.nn.Identity(), q, k, v, mask)
     torch.testing.assert_close(found, eager(q, k, v, mask), rtol=1e-5, atol=1e-6)
-    assert [num_keys for _, num_keys in _spans(150, 400, mask)] == ([400, 400] if ahead else [346, 400])
+    assert [block.keys.stop for block in _blocks(q, k, mask)] == ([400, 400] if ahead else [346, 400])
 
 
 def test_one_query_behind_many_keys_sees_them_all() -> None:
