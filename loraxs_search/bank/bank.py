@@ -26,8 +26,8 @@ from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
-from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.methods.names import FILES, split_tensors
+from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
+from loraxs_search.methods.names import FILES
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._lora_layers import PlainLora
 
+    Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
     Linears = Mapping[str, nn.Module]  # linear layers by full name, in model order
     Packing = Callable[[Sequence["PackedAdapter | None"]], SlotUpdates]
 
@@ -94,6 +94,26 @@ class FactorRequest:
     rank: int
     basis: Basis
     driver: Literal["exact", "randomized"]
+
+
+@dataclass(frozen=True)
+class PlainLora:
+    """An adapter as LoRA, whose own scaling is one.
+
+    Args:
+        pairs: Of each adapted layer, by full name.
+        others: What else is stored, the head above all, under the keys that PEFT loads.
+        saved: The modules that `others` belong to.
+        fan_in_fan_out: Whether the layers keep their weights as (in, out).
+        pooling: What the head reads of the base, for which LoRA's config has no place.
+    """
+
+    pairs: Mapping[str, Pair]
+    others: Mapping[str, Tensor]
+    saved: Sequence[str] = ()
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    pooling: Pooling = "class"
 
 
 class PackedAdapter(ABC):

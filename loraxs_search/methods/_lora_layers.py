@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -28,31 +28,11 @@ from loraxs_search.base_model.layers import matrix
 from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import PackedAdapter, Sizes
+from loraxs_search.methods._base import PackedAdapter, PlainLora, Sizes
 from loraxs_search.methods.names import ADAPTER, ROOT
-from loraxs_search.records.literals import Pooling
 
-Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
-
-
-@dataclass(frozen=True)
-class PlainLora:
-    """An adapter as LoRA, whose own scaling is one.
-
-    Args:
-        pairs: Of each adapted layer, by full name.
-        others: What else is stored, the head above all, under the keys that PEFT loads.
-        saved: The modules that `others` belong to.
-        fan_in_fan_out: Whether the layers keep their weights as (in, out).
-        pooling: What the head reads of the base, for which LoRA's config has no place.
-    """
-
-    pairs: Mapping[str, Pair]
-    others: Mapping[str, Tensor]
-    saved: Sequence[str] = ()
-    task_type: str | None = None
-    fan_in_fan_out: bool = False
-    pooling: Pooling = "class"
+if TYPE_CHECKING:
+    from loraxs_search.methods._base import Pair
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
@@ -109,7 +89,8 @@ def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pai
 
     They are what PEFT draws with torch's generator at `seed` for a float32 base that has just these layers adapted.
     """
-    own, pairs = copy.copy(config), dict[str, Pair]()
+    own = copy.copy(config)
+    pairs: dict[str, Pair] = {}
     own.fan_in_fan_out = False  # the layers below keep their weight as (out, in)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._base import Linears, Packing
-    from loraxs_search.methods._lora_layers import PlainLora
+    from loraxs_search.methods._base import Linears, Packing, PlainLora
 
 
 class Lora(PeftMethod):

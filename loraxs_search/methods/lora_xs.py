@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._base import Linears, Packing
-    from loraxs_search.methods._lora_layers import PlainLora
+    from loraxs_search.methods._base import Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64

@@ -6,13 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraxs_search.errors import IntegrityError, RankError
+from loraxs_search.errors import RankError
 from loraxs_search.records.base import LinearModule
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 ROOT = "base_model.model."
@@ -33,25 +30,6 @@ def head_parameter(name: str, owners: Iterable[str]) -> str:
     """
     owner = next(owner for owner in owners if name.startswith(f"{owner}."))
     return f"{ROOT}{owner}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{owner}.')}"
-
-
-def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tell the R of a LoRA-XS adapter by module from head parameters by full name, PEFT's names taken off.
-
-    Raises:
-        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
-    """
-    r, head = {}, {}
-    for key, value in tensors.items():
-        name = key.removeprefix(ROOT)
-        if name == key:
-            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
-        module, _, last = name.rpartition(".")
-        if last == R:
-            r[module] = value
-        else:
-            head[name] = value
-    return r, head
 
 
 def file_bytes(tensors: Shapes, others: Shapes = MappingProxyType({}), *, root: str = ROOT) -> int:

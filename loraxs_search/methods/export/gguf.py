@@ -21,7 +21,7 @@ from loraxs_search.tasks.kinds import Template, kind_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loraxs_search.methods._lora_layers import Pair
+    from loraxs_search.methods._base import Pair
 
 FILE = "adapter.gguf"
 

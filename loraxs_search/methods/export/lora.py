@@ -24,7 +24,7 @@ from loraxs_search.tasks.asking import asked_as_in_training, between_texts, find
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
-    from loraxs_search.methods._lora_layers import PlainLora
+    from loraxs_search.methods._base import PlainLora
 
 
 def write_plain_lora(

@@ -242,8 +242,7 @@ def _inputs(adapter: LoadedAdapter, modules: list[str]) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
     from loraxs_search.methods.export._onnx_graph import CORES, NUM_LABELS
-    from loraxs_search.methods.loraxs import LoraXSLinear
-    from loraxs_search.methods.names import split_tensors
+    from loraxs_search.methods.loraxs import LoraXSLinear, split_tensors
 
     own = {n: layer.core(ADAPTER) for n, layer in adapter.base.named_modules() if isinstance(layer, LoraXSLinear)}
     rank = max(len(core) for core in own.values())

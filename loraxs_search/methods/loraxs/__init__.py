@@ -8,6 +8,7 @@ from loraxs_search.methods.loraxs.config import (
     ModuleSettings,
     module_settings,
     register,
+    split_tensors,
 )
 from loraxs_search.methods.loraxs.layer import (
     LoraXSLinear,
@@ -27,6 +28,7 @@ __all__ = [
     "current_factor_store",
     "module_settings",
     "register",
+    "split_tensors",
     "use_factor_store",
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,8 +17,9 @@ from peft.utils import PeftType, register_peft_method
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from loraxs_search.errors import RankError, UsageError
+from loraxs_search.errors import IntegrityError, RankError, UsageError
 from loraxs_search.factors.compute import Driver, default_factor_rank, resolve_driver
+from loraxs_search.methods.names import ROOT, R
 from loraxs_search.records.literals import SVD_BASES, Basis, Pooling, Sigma
 
 NAME = "LORAXS"
@@ -261,3 +263,22 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
         stored = min(config.factor_rank, size)
     driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
     return ModuleSettings(rank, scale, config.sigma, config.basis, driver, stored)
+
+
+def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tell the R of a LoRA-XS adapter by module from head parameters by full name, PEFT's names taken off.
+
+    Raises:
+        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
+    """
+    r, head = {}, {}
+    for key, value in tensors.items():
+        name = key.removeprefix(ROOT)
+        if name == key:
+            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
+        module, _, last = name.rpartition(".")
+        if last == R:
+            r[module] = value
+        else:
+            head[name] = value
+    return r, head
