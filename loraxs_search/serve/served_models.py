@@ -112,17 +112,7 @@ class ServedModels:
                 "A server must have a task to serve, but the registry has none.",
                 hint="promote an adapter first: `loraxs-search promote STUDY`",
             )
-        errors, first = list[LoraxsError](), None  # the first that is there decides what the base is loaded as
-        for name in names:
-            try:
-                first = self._pulled(name)
-                break
-            except LoraxsError as error:
-                errors.append(error)
-                if self.tasks:
-                    break
-        if first is None:
-            raise errors[0]
+        first = self._first(names)  # decides what the base is loaded as
         self.base = first.manifest.base_model
         self.bank = AdapterBank.for_task(first.manifest.task, self.base, max_bytes=max_bytes, device=device)
         self._always = frozenset(names)  # followed for as long as they are in the registry
@@ -195,21 +185,53 @@ class ServedModels:
             if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
                 self._forget(name)
         with self._loading:  # a request may have brought adapters back after their names had come to mean others
-            self._evict_unused(self.bank.names)
+            for digest in set(self.bank.names) - self._in_use():
+                self._evict(digest)
         stamp, now = store_stamp(self.uri), time.monotonic()
         if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in list(self._names.values())):
             return
         self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
-        error = None
         try:
-            names = list(self._names.items())
-            states = self._reader.states({parse_name(name).task for name, _ in names})
-            for name, followed in names:
-                state = states.get(parse_name(name).task)
-                if state is None or state != followed.state:  # it may mean another adapter by now
-                    self._follow(name, followed, state)
+            self._follow_moved()
         except (RegistryUnreadableError, TrackingError) as fault:
-            self._stamp, error = None, fault.message
+            self._stamp = None
+            self._note(fault.message)
+        else:
+            self._note(None)
+
+    def _follow_moved(self) -> None:
+        """Look those names up again that may mean another adapter by now.
+
+        Raises:
+            RegistryUnreadableError, TrackingError: the registry cannot be read.
+        """
+        names = list(self._names.items())
+        states = self._reader.states({parse_name(name).task for name, _ in names})
+        for name, followed in names:
+            state = states.get(parse_name(name).task)
+            if state is not None and state == followed.state:
+                continue
+            followed.tried, followed.state = "", None
+            try:
+                self._follow(name, followed)
+            except Exception as fault:  # it is one name's: the others are followed all the same
+                if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
+                    raise
+                # Say, once, why the name keeps its adapter; what passes by itself is tried again at once.
+                message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
+                if message != followed.fault:
+                    log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
+                followed.fault = message
+                passes = (HomeError, RegistryUnreadableError, TrackingError)
+                if not isinstance(fault, LoraxsError) or isinstance(fault, passes):
+                    self._stamp = None
+                else:
+                    followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
+            else:
+                followed.state = None if followed.fault else state
+
+    def _note(self, error: str | None) -> None:
+        """Keep why the registry cannot be read, and say when that changes."""
         if (error is None) != (self.registry_error is None):
             log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
         self.registry_error = error
@@ -222,61 +244,59 @@ class ServedModels:
             except Exception:  # the server keeps what it has
                 log.exception("names were not refreshed")
 
-    def _follow(self, name: str, followed: _Followed, state: Hashable) -> None:
-        """Look a name up again; where its new adapter is refused, keep the old one, and say why once.
-
-        Raises:
-            TrackingError: the registry cannot be read, as it could not for the other names.
-        """
-        followed.tried, followed.state = "", None
+    def _follow(self, name: str, followed: _Followed) -> None:
         try:
             digest = self._reader.resolve(name).digest
-            if digest == followed.refused and time.monotonic() < followed.retry_at:
-                return
-            if digest != followed.adapter.digest:
-                followed.tried = digest
-                adapter = self._pulled(name)
-                self._check_base(adapter)
-                with self._loading:
-                    self.load(adapter)
-                    with self._lock:
-                        old, followed.adapter = followed.adapter, adapter
-                self._evict_unused([old.digest])
-                self.num_switches += 1
-                log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
-            followed.refused, followed.retry_at, followed.fault = "", math.inf, ""
-            followed.state = state
-        except Exception as fault:  # it is one name's: the others are followed all the same
-            if not followed.tried and isinstance(fault, UnknownTaskError | UnknownVersionError):
-                log.warning("%s is served no longer: %s", name, fault.message)
-                self._forget(name)
-                return
-            if not followed.tried and isinstance(fault, TrackingError):
-                raise
-            message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
-            if message != followed.fault:
-                log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
-            followed.fault = message
-            # What passes by itself is tried again at once.
-            passes = (HomeError, RegistryUnreadableError, TrackingError)
-            if not isinstance(fault, LoraxsError) or isinstance(fault, passes):
-                self._stamp = None
-            else:
-                followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
+        except (UnknownTaskError, UnknownVersionError) as error:
+            log.warning("%s is served no longer: %s", name, error.message)
+            self._forget(name)
+            return
+        if digest == followed.refused and time.monotonic() < followed.retry_at:
+            return
+        if digest != followed.adapter.digest:
+            followed.tried = digest
+            adapter = self._pulled(name)
+            self._check_base(adapter)
+            with self._loading:
+                self.load(adapter)
+                with self._lock:
+                    old, followed.adapter = followed.adapter, adapter
+            self._drop(old)
+            self.num_switches += 1
+            log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
+        followed.refused, followed.retry_at, followed.fault = "", math.inf, ""
 
     def _forget(self, name: str) -> None:
         with self._lock:
             followed = self._names.pop(name, None)
         if followed is not None:
-            self._evict_unused([followed.adapter.digest])
+            self._drop(followed.adapter)
 
-    def _evict_unused(self, digests: Sequence[str]) -> None:
-        """Take adapters out of the bank that no name means any more; requests that have begun have their numbers."""
+    def _drop(self, adapter: ServedAdapter) -> None:
+        """Take an adapter out of the bank that no name means any more; requests that have begun have its numbers."""
+        if adapter.digest not in self._in_use():
+            self._evict(adapter.digest)
+
+    def _in_use(self) -> set[str]:
         with self._lock:
-            in_use = {own.adapter.digest for own in self._names.values()}
-        for digest in set(digests) - in_use:
-            with contextlib.suppress(UsageError):  # the bank has evicted it already
-                self.bank.evict(digest)
+            return {own.adapter.digest for own in self._names.values()}
+
+    def _evict(self, digest: str) -> None:
+        with contextlib.suppress(UsageError):  # the bank has evicted it already
+            self.bank.evict(digest)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _first(self, names: Sequence[str]) -> ServedAdapter:
+        """Return the adapter that decides what the base is loaded as: the first that is there."""
+        errors: list[LoraxsError] = []
+        for name in names:
+            try:
+                return self._pulled(name)
+            except LoraxsError as error:
+                if self.tasks:
+                    raise
+                errors.append(error)
+        raise errors[0]
 
     def _pulled(self, name: str) -> ServedAdapter:
         folder, version = pull_version(name, uri=self.uri)
