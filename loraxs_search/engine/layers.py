@@ -53,7 +53,7 @@ class RowMap(Generic[AdapterT]):
 
 
 @dataclass(frozen=True)
-class RowRun:
+class _RowRun:
     """Neighbouring rows whose slots have one label.
 
     Args:
@@ -90,9 +90,9 @@ class SlotRowMap(RowMap[int]):
         sizes = [segment.num_rows for segment in self.segments]
         slots = torch.tensor([segment.adapter for segment in self.segments])
         self._slots = slots.repeat_interleave(torch.tensor(sizes)).to(device)  # (num_rows,)
-        self._runs: dict[Hashable, tuple[RowRun, ...]] = {}
+        self._runs: dict[Hashable, tuple[_RowRun, ...]] = {}
 
-    def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[RowRun, ...]:
+    def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[_RowRun, ...]:
         """Return the longest runs of rows with one label, given each slot's; None if a layer adds nothing.
 
         Rows of such slots are in no run, so they cost nothing. Cached, since many layers are alike.
@@ -108,7 +108,7 @@ class SlotRowMap(RowMap[int]):
                 else:
                     spans.append((label, [segment]))
             self._runs[label_of_slot] = tuple(
-                RowRun(own[0].start, own[-1].stop, self._slots[own[0].start : own[-1].stop], label, tuple(own))
+                _RowRun(own[0].start, own[-1].stop, self._slots[own[0].start : own[-1].stop], label, tuple(own))
                 for label, own in spans
             )
         return self._runs[label_of_slot]

@@ -100,7 +100,7 @@ def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int 
     owners = np.repeat(np.arange(len(names)), sizes)
     positions = np.concatenate([np.arange(size) for size in sizes])
     order = np.argsort(-every, kind="stable")
-    widths = {int(length): round_up(int(length), max_width) for length in np.unique(every)}
+    widths = {int(length): _round_up(int(length), max_width) for length in np.unique(every)}
     passes = []
     for rows in cheapest_runs([widths[length] for length in every[order].tolist()], max_tokens, few_sizes=True):
         chosen = np.sort(order[rows])  # back to the requesters' order, so that each one's rows are one block
@@ -112,7 +112,7 @@ def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int 
     return passes
 
 
-def round_up(width: int, most: int) -> int:
+def _round_up(width: int, most: int) -> int:
     """Return the next width that passes are padded to: 16 steps to each doubling, at most `most`.
 
     Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are built for
@@ -390,7 +390,7 @@ def run_pass(
         positions = torch.cat([cast("Tensor", own.reads) + torch.tensor(at, device=device) for own, *at in places])
         # The last read is repeated, and not used, until their number is one of a few: a CPU's matrix kernels are built
         # for each shape.
-        more = max(0, round_up(len(positions), shared.num_tokens) - len(positions))
+        more = max(0, _round_up(len(positions), shared.num_tokens) - len(positions))
         positions = torch.cat([positions, positions[-1:].expand(more, 2)])
         num_reads[-1] += more
     with (

@@ -15,11 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.layers import (
-    head_names,
-    output_head,
-    repeated_layers,
-)
+from loraxs_search.base_model.layers import head_names, output_head, repeated_layers
 from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (

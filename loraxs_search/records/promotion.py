@@ -6,16 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from loraxs_search.records.literals import (
-    SECTION,
-    Count,
-    Direction,
-    Law,
-    NotNegative,
-    Text,
-    as_number,
-    distinct,
-)
+from loraxs_search.records.literals import SECTION, Count, Direction, Law, NotNegative, Text, as_number, distinct
 
 _SHOTS = "-shot"
 

@@ -71,7 +71,7 @@ def model_card(manifest: Manifest) -> str:
         + (f" into {', '.join(task.labels)}." if task.labels else ".")
         + _POOLS.get(task.pooling, ""),
         "## Scores",
-        score_table(manifest),
+        _score_table(manifest),
         _seeds(manifest),
         table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
         table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
@@ -80,7 +80,7 @@ def model_card(manifest: Manifest) -> str:
         f"## Answers\n\nThe first test rows, with what this adapter makes of them.\n\n{answers}" if answers else "",
         "" if kind.serving is None else f"## Prompt\n\n{prompt_section(replace(kind.serving, ends=manifest.ends))}",
         "## Size",
-        size_table(manifest),
+        _size_table(manifest),
         "## Load it",
         _loading(manifest),
         method.note,
@@ -107,7 +107,7 @@ def resealed(folder: Path, **changes: Any) -> dict[str, bytes]:
     return sealed(files | {"README.md": model_card(manifest).encode()}, manifest)
 
 
-def score_table(manifest: Manifest) -> str:
+def _score_table(manifest: Manifest) -> str:
     """Return each metric on test and validation rows, and over seeds."""
     names = [
         name
@@ -140,7 +140,7 @@ def _seeds(manifest: Manifest) -> str:
     )
 
 
-def size_table(manifest: Manifest) -> str:
+def _size_table(manifest: Manifest) -> str:
     """Return what is trained and stored, beside plain LoRA and the base."""
     size, lora_parameters = manifest.size, manifest.lora_parameters
     method = method_of(manifest.hyperparameters)
@@ -164,13 +164,7 @@ def size_table(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    from loraxs_search.tasks.asking import (
-        asking_code,
-        base_arguments,
-        between_texts,
-        loading_code,
-        where_base_is,
-    )
+    from loraxs_search.tasks.asking import asking_code, base_arguments, between_texts, loading_code, where_base_is
 
     base, task, kind = replace(manifest.base_model, sha256=manifest.base_digest), manifest.task, _kind(manifest.task)
     method, name = method_of(manifest.hyperparameters), task.registered_name
@@ -267,13 +261,13 @@ def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, v
     reasons += ["promoted by force"] * decision.forced
     before = [
         f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
-        score_table(manifest),
+        _score_table(manifest),
         *_baseline_table(candidate, decision.metric),
         "### Why it was promoted",
     ]
     after = [
         "### Size",
-        size_table(manifest),
+        _size_table(manifest),
         "### Use it",
         _USING.format(name=name),
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "

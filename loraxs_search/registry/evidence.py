@@ -392,10 +392,10 @@ def p_value(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows) 
     gains = np.concatenate(drawn)
     deviation = float(np.sqrt(np.mean(gains**2)))
     if ahead < _FEW:  # the normal tail, if no more draws lie beyond two and three deviations than of it, but for chance
-        expected = {z: len(gains) * normal_tail(z) for z in (2.0, 3.0)}
+        expected = {z: len(gains) * _normal_tail(z) for z in (2.0, 3.0)}
         beyond = {z: np.count_nonzero(gains / deviation >= z) for z in expected}
         if all(beyond[z] <= number + 4 * math.sqrt(number) for z, number in expected.items()):
-            return normal_tail(observed / deviation)
+            return _normal_tail(observed / deviation)
     return (1 + ahead) / (1 + len(gains))
 
 
@@ -439,10 +439,10 @@ def tango(won: int, lost: int, num_rows: int, margin: float) -> float:
     lost_share = (linear + math.sqrt(linear**2 + 8 * n * lost * difference * (1 - difference))) / (4 * n)
     variance = n * (2 * lost_share + difference * (1 - difference))
     ahead = won - lost - n * difference
-    return normal_tail(ahead / math.sqrt(variance)) if variance > 0 else float(ahead <= 0)
+    return _normal_tail(ahead / math.sqrt(variance)) if variance > 0 else float(ahead <= 0)
 
 
-def normal_tail(z: float) -> float:
+def _normal_tail(z: float) -> float:
     """Return the chance that a standard normal number is `z` or more."""
     return math.erfc(z / math.sqrt(2)) / 2
 

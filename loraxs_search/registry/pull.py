@@ -29,14 +29,7 @@ from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry.manifest import (
-    MANIFEST,
-    MAX_BYTES,
-    check_file,
-    lies_beside,
-    read,
-    verify,
-)
+from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, lies_beside, read, verify
 from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import RegisteredAdapter

@@ -38,14 +38,7 @@ from loraxs_search.registry.decisions import Change, Check, TaskRecord
 from loraxs_search.registry.finalist import Criterion, SeedStatistics, better_when, choose
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
-from loraxs_search.registry.versions import (
-    CHAMPION,
-    AdapterName,
-    RegisteredAdapter,
-    Rescore,
-    TaskSummary,
-    parse_name,
-)
+from loraxs_search.registry.versions import CHAMPION, AdapterName, RegisteredAdapter, Rescore, TaskSummary, parse_name
 
 if TYPE_CHECKING:
     from loraxs_search.registry.evidence import ScoredRows

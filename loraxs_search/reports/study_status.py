@@ -21,13 +21,7 @@ from loraxs_search.records.literals import Pooling
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
-from loraxs_search.reports.leaderboard import (
-    LeaderboardRow,
-    interrupted,
-    leaderboard,
-    score_warnings,
-    shown_baselines,
-)
+from loraxs_search.reports.leaderboard import LeaderboardRow, interrupted, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.search_state import SearchState
 from loraxs_search.steering import open_commands, steered, whole_plan
 from loraxs_search.steering.state import planned

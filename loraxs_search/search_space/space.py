@@ -33,11 +33,7 @@ from loraxs_search.search_space.distributions import (
     parameters_of,
 )
 from loraxs_search.search_space.document import fail_with, shown
-from loraxs_search.search_space.parameters import (
-    method_spec,
-    parameter_specs,
-    resolve_modules,
-)
+from loraxs_search.search_space.parameters import method_spec, parameter_specs, resolve_modules
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:

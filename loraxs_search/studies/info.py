@@ -25,7 +25,7 @@ def read_record(cls: type[RecordT], path: Path) -> RecordT:
     Raises:
         StudyError: it is missing, cannot be read, or holds no such record.
     """
-    return parse_record(cls, read_text(path), str(path))
+    return _parse_record(cls, read_text(path), str(path))
 
 
 def stored(cls: type[RecordT], path: Path) -> RecordT | None:
@@ -37,7 +37,7 @@ def stored(cls: type[RecordT], path: Path) -> RecordT | None:
     return read_record(cls, path) if path.exists() else None
 
 
-def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
+def _parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
     """Read the text of a file that holds one record.
 
     Args:
@@ -112,13 +112,13 @@ def parse_info(text: str | bytes, place: str) -> StudyInfo:
     Raises:
         StudyError: it is damaged, or of another format.
     """
-    found = parse_record(dict[str, object], text, place).get("format")
+    found = _parse_record(dict[str, object], text, place).get("format")
     if found != STUDY_FORMAT:
         raise StudyError(
             f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
             hint="use the version of loraxs-search that launched the study, or launch its space again",
         )
-    return parse_record(StudyInfo, text, place)
+    return _parse_record(StudyInfo, text, place)
 
 
 def check_name(info: StudyInfo, name: str, place: str) -> None:

@@ -68,7 +68,7 @@ def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
         yield key, _IN_PARTS
 
 
-def file_of(key: str) -> str:
+def _file_of(key: str) -> str:
     """Return the file that an object is of, or a part of."""
     return part["file"] if (part := _PART.fullmatch(key)) else key
 
@@ -279,7 +279,7 @@ class Mirror:
             if last:  # what a driver wrote late, after this one took over, is written anew
                 there, start = self._storage.versions(self._folder.name), f"{self._folder.name}/"
                 foreign = [key.removeprefix(start) for key, known in self._versions.items() if there.get(key) != known]
-                if names := {file_of(key) for key in foreign} & self._seen.keys():
+                if names := {_file_of(key) for key in foreign} & self._seen.keys():
                     for name in names:
                         del self._seen[name], self._copied_bytes[name]
                     self.copy()
@@ -391,7 +391,7 @@ def _download(name: str, storage: Storage, path: Path, without: Collection[str])
     for key in without:  # first: a fetch that is cut short behind the journal is not begun again
         (path / key).unlink(missing_ok=True)
     ensure_dir(path / "snapshots")
-    keys = {file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
+    keys = {_file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
     for key in in_copy_order(keys - {"study.json", *without}):
         if (content := read_copy(storage, name, key)) is not None:
             write_atomic(path / key, content)

@@ -31,7 +31,7 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
 
 
-def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
+def _check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
     """Return a snapshot that is of this trial of this study, or names no study.
 
     Raises:
@@ -80,7 +80,7 @@ class Snapshots:
         when: the last state's own reports say which step is the best one, and its file is there before them. The one
         before it stays too, for a copy of the folder that is being made.
         """
-        check_owner(snapshot, self._study, trial_id)
+        _check_owner(snapshot, self._study, trial_id)
         reports, path = tuple[TrialReport, ...](), self.path(trial_id)
         with contextlib.suppress(OSError, ValueError, LookupError):  # the one before is missing, or damaged
             steps = [[each["step"] for each in entry_of(it, "trial")["reports"]] for it in (snapshot, path)]
@@ -104,7 +104,7 @@ class Snapshots:
             StudyError: it is that of another trial, or damaged.
         """
         path = self.path(trial_id)
-        return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
+        return _check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
 
     def recover(self, log: StudyLog) -> None:
         """Take the reports that a killed driver left in snapshots, which are written first, into the log.
@@ -141,4 +141,4 @@ class Snapshots:
                 f"Of a trial the best step must be kept, but {path} is missing.",
                 hint="restore the file from a backup, or launch the study again under another name",
             )
-        return check_owner(path.read_bytes(), self._study, trial_id)
+        return _check_owner(path.read_bytes(), self._study, trial_id)

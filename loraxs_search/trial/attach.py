@@ -9,12 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.layers import (
-    head_names,
-    missing_poolers,
-    output_head,
-    peft_task_type,
-)
+from loraxs_search.base_model.layers import head_names, missing_poolers, output_head, peft_task_type
 from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors.store import FactorStore

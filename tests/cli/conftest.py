@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.said import Said
 from support.scripted_driver import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
@@ -20,7 +17,7 @@ from loraxs_search.records.task import Task, TaskModel
 
 
 @pytest.fixture
-def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+def ask(say, searched, monkeypatch):
     """Run a command line in this process, about the shared search."""
     monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
     monkeypatch.chdir(searched.shell.folder)
@@ -28,7 +25,7 @@ def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: Path) -> Path:
+def rows_folder(tmp_path, monkeypatch, in_warm_home):
     """An empty folder for a user's rows, which a test is in; the base is at hand.
 
     `check --data` draws the rows of a standard error few times: a hundred F1 scores take longer than all else.
@@ -40,7 +37,7 @@ def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: P
 
 
 @pytest.fixture
-def driver() -> ScriptedDriver:
+def driver():
     """The driver of a study whose first trial is at step 20."""
     driver = ScriptedDriver(study("mine"))
     driver.begin()
@@ -49,7 +46,7 @@ def driver() -> ScriptedDriver:
 
 
 @pytest.fixture
-def terminals() -> Iterator[list[Terminal]]:
+def terminals():
     """Terminals that a test opens; they are closed behind it."""
     opened: list[Terminal] = []
     yield opened
@@ -58,14 +55,14 @@ def terminals() -> Iterator[list[Terminal]]:
 
 
 @pytest.fixture
-def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
+def adapter(make_adapter, tiny_base, tmp_path):
     """An adapter with a head."""
     query = ("bert.encoder.layer.0.attention.self.query",)
     return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
 
 
 @pytest.fixture
-def make_headless(make_adapter: Callable[..., Path], tmp_path: Path) -> Callable[[Task], Path]:
+def make_headless(make_adapter, tmp_path):
     """Make an adapter of a decoder, for a task without a head."""
     from support.toy_language import save_base
 
@@ -80,7 +77,7 @@ def make_headless(make_adapter: Callable[..., Path], tmp_path: Path) -> Callable
 
 
 @pytest.fixture
-def writer(make_headless: Callable[[Task], Path]) -> Path:
+def writer(make_headless):
     """An adapter that writes, and reads two columns."""
     from support.toy_language import writing
 
@@ -88,7 +85,7 @@ def writer(make_headless: Callable[[Task], Path]) -> Path:
 
 
 @pytest.fixture
-def make_listener() -> Iterator[Callable[[], int]]:
+def make_listener():
     """Take free ports on this machine and return their numbers."""
     sockets: list[socket.socket] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from loraxs_search.studies.folder import list_studies
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(fresh_home: Path):
+def nothing_is_left_behind(fresh_home):
     yield
     assert list_studies() == []
 

@@ -6,18 +6,16 @@ import socket
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.said import Said
 
 PROCESSES = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
 
 
 @PROCESSES
 @pytest.mark.parametrize("write", [lambda uri: ["--tracking-uri", uri], lambda uri: [f"--tracking-uri={uri}"]])
-def test_the_command_line_of_a_running_process_shows_no_password(write: Callable[[str], list[str]]) -> None:
+def test_the_command_line_of_a_running_process_shows_no_password(write):
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://me:secret@127.0.0.1:{server.getsockname()[1]}"
         command = [sys.executable, "-m", "loraxs_search", "ls", *write(uri)]
@@ -33,13 +31,13 @@ def test_the_command_line_of_a_running_process_shows_no_password(write: Callable
     assert "secret" not in line + said
 
 
-def test_an_address_in_the_wrong_place_is_refused_and_its_account_not_shown(say: Callable[..., Said]) -> None:
+def test_an_address_in_the_wrong_place_is_refused_and_its_account_not_shown(say):
     refused = say("ls", "http://me:secret@mlflow.example")
     assert "unexpected extra argument" in refused.err
     assert "secret" not in refused.out + refused.err
 
 
-def test_an_address_that_cannot_be_read_is_refused_as_ever() -> None:
+def test_an_address_that_cannot_be_read_is_refused_as_ever():
     command = [sys.executable, "-m", "loraxs_search", "ls", "--tracking-uri", "postgresql://me:secret@db/runs"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -6,13 +6,12 @@ import pytest
 from support.studies import TASK, study
 
 from loraxs_search.records.promotion import Candidate
-from loraxs_search.studies.folder import StudyFolder
 
 CANDIDATE = Candidate("done", "0", TASK.name, {"accuracy": 0.9}, {"accuracy": 0.9}, 100, "data", "base")
 
 
 @pytest.fixture
-def searched_study(store_uri: str) -> StudyFolder:
+def searched_study(store_uri):
     """A study that came to its end and was not promoted."""
     folder = study("done", store_uri)
     folder.write_candidates([CANDIDATE])

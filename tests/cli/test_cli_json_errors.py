@@ -48,17 +48,17 @@ def is_document(said: Said, *codes: int) -> bool:
 
 
 @pytest.mark.parametrize("verb", WITH_JSON, ids=" ".join)
-def test_an_unknown_option(say: Say, verb: Verb) -> None:
+def test_an_unknown_option(say, verb):
     assert is_document(say(*verb, "--no-such-option", "--json"), 2)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if any(p.required for p in ARGUMENTS[verb])], ids=" ".join)
-def test_a_missing_argument(say: Say, verb: Verb) -> None:
+def test_a_missing_argument(say, verb):
     assert is_document(say(*verb, "--json"), 2)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if ARGUMENTS[verb]], ids=" ".join)
-def test_a_name_of_nothing(say: Say, store_uri: str, verb: Verb) -> None:
+def test_a_name_of_nothing(say, store_uri, verb):
     study("reviews")
     names = [NONE] * max(1, sum(p.required for p in ARGUMENTS[verb]))
     texts = ["so so"] if takes(VERBS[verb], "--repl") else []
@@ -68,7 +68,7 @@ def test_a_name_of_nothing(say: Say, store_uri: str, verb: Verb) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if takes(VERBS[verb], "--tracking-uri")], ids=" ".join)
-def test_an_address_of_nothing(say: Say, verb: Verb) -> None:
+def test_an_address_of_nothing(say, verb):
     study("reviews")  # which `promote` takes, and `gc` asks for
     texts = ["so so"] if takes(VERBS[verb], "--repl") else []
     names = ["t:1" if verb == ("rm",) else "movie_reviews"] * sum(p.required for p in ARGUMENTS[verb])
@@ -77,7 +77,7 @@ def test_an_address_of_nothing(say: Say, verb: Verb) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in WITH_JSON], ids=" ".join)
-def test_without_it_stdout_stays_empty(say: Say, verb: Verb) -> None:
+def test_without_it_stdout_stays_empty(say, verb):
     said = say(*verb, "--no-such-option")
     assert said.out == ""
     assert said.is_error(2, "`option` must be one of: ")

@@ -21,7 +21,7 @@ Promote = Callable[..., Said]
 
 
 @pytest.fixture
-def promote(store_uri: str, say: Callable[..., Said]) -> Promote:
+def promote(store_uri, say):
     """Promote a study whose finalist answers these of 200 test rows wrong."""
 
     def run(study: str, wrong: Sequence[int], *given: str, guards: dict[str, float], sliced: bool = True) -> Said:
@@ -37,9 +37,7 @@ def promote(store_uri: str, say: Callable[..., Said]) -> Promote:
     return run
 
 
-def test_a_guard_refuses_a_finalist_that_gains_on_the_whole_and_loses_a_slice(
-    promote: Promote, store_uri: str, say: Callable[..., Said]
-) -> None:
+def test_a_guard_refuses_a_finalist_that_gains_on_the_whole_and_loses_a_slice(promote, store_uri, say):
     first = promote("first", range(100, 170), guards={}, sliced=False)
     assert first.ok.startswith("t: promoted")
     better, loses = [*range(100, 110)], [*range(4), 195]

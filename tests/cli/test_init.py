@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from support.rows import csv_of, drafted, texts
 from support.said import Said
 from support.spaces import QUICKSTART
@@ -19,7 +18,7 @@ PLAIN = csv_of()
 
 
 # ---- what is guessed and chosen --------------------------------------------------------------------------------------
-def test_what_is_guessed_is_what_is_there(say: Say, rows_folder: Path) -> None:
+def test_what_is_guessed_is_what_is_there(say, rows_folder):
     said = drafted(say, "Film Reviews (2024).csv", csv_of(80, "id,review,sentiment".partition(",")[2]))
     assert said.code == 0, said.err
     space = load_space("./film-reviews-2024.yaml")
@@ -30,7 +29,7 @@ def test_what_is_guessed_is_what_is_there(say: Say, rows_folder: Path) -> None:
     assert "warning: 80 rows are few: a tenth, 8 rows, is scored, with a standard error of up to 0.18" in said.err
 
 
-def test_empty_rows_are_dropped_and_labels_mapped_on_demand(say: Say, rows_folder: Path) -> None:
+def test_empty_rows_are_dropped_and_labels_mapped_on_demand(say, rows_folder):
     """What the hint says works as it stands."""
     content = PLAIN + "one,\n,pos\nso,Pos\nsoo,N/A\n"
     said = drafted(say, "rows.csv", content, "--metric", "macro_f1")
@@ -49,7 +48,7 @@ def test_empty_rows_are_dropped_and_labels_mapped_on_demand(say: Say, rows_folde
     assert said.is_error(2, "`--map` must be one of: ")
 
 
-def test_options_are_held_against_the_file(say: Say, rows_folder: Path) -> None:
+def test_options_are_held_against_the_file(say, rows_folder):
     assert drafted(say, "rows.csv", PLAIN, "--text", "txt").is_error(
         2, "`--text` must be one of: text, label, but got 'txt'"
     )
@@ -70,14 +69,14 @@ def test_options_are_held_against_the_file(say: Say, rows_folder: Path) -> None:
     assert say("init", "rows.csv", "--force").ok
 
 
-def test_a_file_that_is_there_is_said_before_rows_are_read(say: Say, rows_folder: Path) -> None:
+def test_a_file_that_is_there_is_said_before_rows_are_read(say, rows_folder):
     assert drafted(say, "rows.csv", PLAIN + "so,Pos\n").is_error(1, "'Pos' (line 62)")
     for option, name in ((), "rows.yaml"), (("--name", "films"), "films.yaml"), (("--out", "a.yaml"), "a.yaml"):
         Path(name).touch()
         assert say("init", "rows.csv", *option).is_error(2, f"`--out` must not exist, but {name} does")
 
 
-def test_check_says_how_often_trials_see_the_rows(say: Say, rows_folder: Path) -> None:
+def test_check_says_how_often_trials_see_the_rows(say, rows_folder):
     assert drafted(say, "rows.csv", csv_of(200)).ok
     steps = load_space("./rows.yaml").search.max_steps
     assert "passes" not in say("check", "rows.yaml").ok
@@ -87,7 +86,7 @@ def test_check_says_how_often_trials_see_the_rows(say: Say, rows_folder: Path) -
     )
 
 
-def test_what_is_chosen_stands_in_the_space(say: Say, rows_folder: Path) -> None:
+def test_what_is_chosen_stands_in_the_space(say, rows_folder):
     chosen = ("--name", "films", "--metric", "macro_f1", "--max-length", "40", "--out", "other/films.yaml")
     Path("other").mkdir()
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos,neg", "--base", QUICKSTART["id"], *chosen).ok
@@ -96,7 +95,7 @@ def test_what_is_chosen_stands_in_the_space(say: Say, rows_folder: Path) -> None
     assert space.task.metrics[0] == space.task.metric == "macro_f1"
 
 
-def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say, rows_folder: Path) -> None:
+def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say, rows_folder):
     said = drafted(say, "rows.csv", PLAIN + "so,Pos\n")
     assert said.is_error(
         1,
@@ -106,9 +105,7 @@ def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say,
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
-def test_on_a_terminal_what_cannot_be_known_is_asked_for(
-    say: Say, rows_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal_what_cannot_be_known_is_asked_for(say, rows_folder, monkeypatch):
     rows = "first,second,note\n" + "\n".join(f"{t},{t[::-1]},{t[0]}x{i % 2}" for i, t in enumerate(texts(60)))
 
     def typed(answers: str) -> Said:

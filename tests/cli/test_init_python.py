@@ -18,7 +18,7 @@ from loraxs_search.tasks.prepared import load_data
 PLAIN = csv_of()
 
 
-def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
+def test_python_says_what_it_needs_to_know(rows_folder):
     Path("rows.csv").write_text("a,b,c\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
     with pytest.raises(UndecidedError) as question:
         draft_space(Path("rows.csv"), rows_folder / "rows.yaml")
@@ -34,7 +34,7 @@ def frame(rows: int = 60, **changes: Any) -> Any:
     return pd.DataFrame({"review": texts(rows), "verdict": ["good", "bad"] * (rows // 2), "number": numbers, **changes})
 
 
-def test_python_makes_a_space_of_a_frame(fresh_home: Path) -> None:
+def test_python_makes_a_space_of_a_frame(fresh_home):
     space = loraxs_search.init(frame(), text="review", label="verdict", name="films")
     assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
     data = load_data(space.task)
@@ -48,7 +48,7 @@ def test_python_makes_a_space_of_a_frame(fresh_home: Path) -> None:
     assert last == np.float32(1 / 3)
 
 
-def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
+def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
     gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 28), "Bad", "good"])
     with pytest.raises(TaskDataError):
         loraxs_search.init(gaps, text="review", label="verdict", name="films")
@@ -61,7 +61,7 @@ def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
         loraxs_search.init([{"text": "a"}], name="films")
 
 
-def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home: Path) -> None:
+def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home):
     tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
     space = loraxs_search.init(frame(number=tiny), text="review", label="number", name="tiny")
     labels = np.concatenate([rows.labels for rows in load_data(space.task).rows.values()])
@@ -70,7 +70,7 @@ def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home: Path)
     assert space.task.labels == ("1", "0")
 
 
-def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
+def test_a_frame_that_cannot_be_written_is_refused(fresh_home):
     import pandas as pd
 
     twice = frame()
@@ -80,9 +80,7 @@ def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
             loraxs_search.init(rows, text="review", label="verdict", name="films")
 
 
-def test_python_reads_a_file_that_has_changed_and_another_of_its_name(
-    rows_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_reads_a_file_that_has_changed_and_another_of_its_name(rows_folder, monkeypatch):
     def drafted_from(content: str) -> Any:
         Path("rows.csv").write_text(content)
         return loraxs_search.init("rows.csv", drop_empty=True)
@@ -97,7 +95,7 @@ def test_python_reads_a_file_that_has_changed_and_another_of_its_name(
     assert len({space.source for space in (first, corrected, elsewhere)}) == 3
 
 
-def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_launches_a_frame(fresh_home, monkeypatch):
     seen: list[Any] = []
     monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
     loraxs_search.launch(frame(), text="review", label="verdict", name="films")

@@ -6,13 +6,10 @@ import inspect
 import io
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.recorded_search import FACTS, Teller, begun, closed, reported
-from support.said import Said
 
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli._out import saying
@@ -48,7 +45,7 @@ def texts(out: io.StringIO) -> list[str]:
     return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
 
 
-def test_a_silent_search_says_within_half_a_minute_how_far_it_is() -> None:
+def test_a_silent_search_says_within_half_a_minute_how_far_it_is():
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)
     lines.happened(Phase(study="mine", at=1000.0, text="loading the base"))
@@ -60,7 +57,7 @@ def test_a_silent_search_says_within_half_a_minute_how_far_it_is() -> None:
     assert (still, others) == ("still loading the base", ["still loading the base", "0 of about 80 steps"])
 
 
-def test_what_takes_long_says_so_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_long_says_so_again_and_again(monkeypatch):
     heard = threading.Semaphore(0)
 
     class Hearing(io.StringIO):
@@ -82,9 +79,7 @@ def test_what_takes_long_says_so_again_and_again(monkeypatch: pytest.MonkeyPatch
         ("loraxs_search.search.driver.check.check", ("launch", "movie_reviews", "--dry-run")),
     ],
 )
-def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[..., Said], work: str, line: tuple[str, ...]
-) -> None:
+def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(fresh_home, monkeypatch, say, work, line):
     began = list[str]()
 
     def fails(*_: object, **__: object) -> None:
@@ -96,7 +91,7 @@ def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(
     assert "saying" in began
 
 
-def test_lines_say_each_event_once() -> None:
+def test_lines_say_each_event_once():
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)
     view = Teller(lines.happened, lines.known)
@@ -129,7 +124,7 @@ def test_lines_say_each_event_once() -> None:
     assert out.getvalue().splitlines()[4].startswith("  20.0s  ")
 
 
-def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace() -> None:
+def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace():
     out = io.StringIO()
     view = Teller(LinesView(out, "ui", began=1000.0).happened)
     view.started(replace(FACTS, num_trials=4, num_slots=2))
@@ -146,7 +141,7 @@ def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace() -> None:
     assert said.index("trial 00001  step 20  pearson 0.5000") == len(said) - 2
 
 
-def test_a_search_begins_with_what_its_rows_are_like(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_begins_with_what_its_rows_are_like(capsys):
     out = io.StringIO()
     LinesView(out, "ui", began=1000.0).happened(DATA)
     said = texts(out)
@@ -170,7 +165,7 @@ def test_a_search_begins_with_what_its_rows_are_like(capsys: pytest.CaptureFixtu
     assert [line for line in said if line not in above] == []
 
 
-def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
+def test_what_is_counted_has_a_line_now_and_then_and_at_its_end():
     out = io.StringIO()
     lines = LinesView(out, "http://h:1", label="mine", warns=True)
     phase = Phase(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
@@ -185,7 +180,7 @@ def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
     ]
 
 
-def test_times_are_said_in_a_unit_that_fits() -> None:
+def test_times_are_said_in_a_unit_that_fits():
     left = [time_left_in_words(seconds) for seconds in (None, 9.9, 89.4, 90.0, 3600.0, 5400.0)]
     assert left == [
         "",

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 from support.in_process import InProcess
 from support.recorded_search import FACTS, Teller, begun, closed, finishing, training
-from support.scripted_driver import ScriptedDriver
 from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
@@ -34,14 +33,14 @@ def drawn(state: SearchState, columns: int, *, rows: int = 30, now: float = 1080
 
 
 @pytest.fixture
-def state() -> SearchState:
+def state():
     state = SearchState()
     for event in training():
         state.happened(event)
     return state
 
 
-def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state: SearchState) -> None:
+def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state):
     """Params, names and answers come from files and from tags in MLflow."""
     nasty = "\x1b[2J\x9b31m\u202e[/bold][red]"
     state.trials["00002"].params = {"rank": nasty}
@@ -55,7 +54,7 @@ def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state: Se
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
-def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
+def test_a_search_fits_every_width(state, columns):
     lines = drawn(state, columns).splitlines()
     assert all(len(line) <= columns for line in lines)
     assert lines[0] == "mine: reviews on cpu (float32)"
@@ -74,14 +73,14 @@ def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
     assert lines[-1].startswith("browse the trials: loraxs-search ui mine")
 
 
-def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
+def test_a_trial_shows_the_step_that_it_has_got_to(state):
     state.happened(TrialsAdvanced(study="mine", at=1080.0, steps={"00003": 61}))
     rows = [line.split() for line in drawn(state, 80).splitlines()]
     assert ["00003", "RUNNING", "61/80"] in [row[:3] for row in rows]
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
 
 
-def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what_is_scored(state: SearchState) -> None:
+def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what_is_scored(state):
     state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
     assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
     state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
@@ -90,7 +89,7 @@ def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what
     assert "best" not in drawn(early, 80)
 
 
-def test_refits_are_counted(state: SearchState) -> None:
+def test_refits_are_counted(state):
     for event in finishing():
         state.happened(event)
     lines = drawn(state, 80, now=1120.0).splitlines()
@@ -100,7 +99,7 @@ def test_refits_are_counted(state: SearchState) -> None:
     assert "host" not in "".join(lines)
 
 
-def test_before_the_first_trial_there_is_a_line(state: SearchState) -> None:
+def test_before_the_first_trial_there_is_a_line(state):
     early = SearchState()
     assert drawn(early, 60).split() == ["1:20", "waiting", "for", "the", "search"]
     early.happened(Phase(study=None, at=1.0, text="starting Ray"))
@@ -108,7 +107,7 @@ def test_before_the_first_trial_there_is_a_line(state: SearchState) -> None:
     assert drawn(early, 60, notice="stopping").strip() == "1:20  stopping"
 
 
-def test_a_small_window_has_the_first_trials_and_the_notice(state: SearchState) -> None:
+def test_a_small_window_has_the_first_trials_and_the_notice(state):
     lines = drawn(state, 60, rows=14, notice="stopping; Ctrl-C again ends at once").splitlines()
     assert len(lines) < 14
     assert "notice   stopping; Ctrl-C again ends at once" in [line.rstrip() for line in lines]
@@ -116,7 +115,7 @@ def test_a_small_window_has_the_first_trials_and_the_notice(state: SearchState) 
 
 
 @pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
-def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
+def test_a_search_that_goes_on_counts_what_had_ended(known):
     out, state = io.StringIO(), SearchState()
     lines = LinesView(out, "http://h:1")
 
@@ -151,9 +150,7 @@ def titles(terminal: Terminal) -> int:
     return sum(line.startswith("mine: t on cpu") for line in terminal.lines)
 
 
-def test_a_view_in_another_terminal_follows_is_resized_and_left(
-    driver: ScriptedDriver, terminals: list[Terminal]
-) -> None:
+def test_a_view_in_another_terminal_follows_is_resized_and_left(driver, terminals):
     with driver.folder.lock():
         terminals.append(Terminal(watching(), dict(os.environ), rows=24, columns=80))
         (terminal,) = terminals
@@ -174,7 +171,7 @@ def test_a_view_in_another_terminal_follows_is_resized_and_left(
     assert "Traceback" not in terminal.text
 
 
-def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver, terminals: list[Terminal]) -> None:
+def test_a_view_ends_with_its_search_and_shows_the_result(driver, terminals):
     with driver.folder.lock():
         terminals.append(Terminal(watching(), dict(os.environ), columns=120, no_color=True))
         (terminal,) = terminals
@@ -192,7 +189,7 @@ def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver
     assert codes <= {"", "0", "1", "2"}, "bold and dim are no colours"
 
 
-def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
+def test_a_pipe_gets_lines_and_then_the_table(driver):
     with driver.folder.lock():
         process = subprocess.Popen(watching(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from support.said import Said
@@ -13,7 +12,7 @@ Say = Callable[..., Said]
 
 
 @pytest.fixture
-def moved(fresh_home: Path, store_uri: str, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> Path:
+def moved(fresh_home, store_uri, tmp_path, say, monkeypatch):
     """Return the new home; it has a finished study, whose records are in MLflow."""
     folder = searched("done", [Tried({"rank": 4, "learning_rate": 1e-3}, 0.9)])
     confirm(folder, "00000", [0.9, 0.8], [0, 1], [0, 1])
@@ -24,9 +23,7 @@ def moved(fresh_home: Path, store_uri: str, tmp_path: Path, say: Say, monkeypatc
 
 
 @pytest.mark.parametrize("verb", [("resume", "done"), ("studies", "rm", "done", "--runs"), ("ui", "done", "--no-open")])
-def test_a_command_that_needs_the_store_says_how_to_lead_to_it(
-    verb: tuple[str, ...], moved: Path, fresh_home: Path, say: Say
-) -> None:
+def test_a_command_that_needs_the_store_says_how_to_lead_to_it(verb, moved, fresh_home, say):
     old = fresh_home / "mlflow.db"
     assert say(*verb).is_error(
         1, f"The store that study 'done' records in must be there, but {old} is not", f"ln -s {moved} {fresh_home}"
@@ -35,7 +32,7 @@ def test_a_command_that_needs_the_store_says_how_to_lead_to_it(
     assert (moved / "studies" / "done").is_dir()
 
 
-def test_sync_says_that_the_records_wait(moved: Path, fresh_home: Path, say: Say) -> None:
+def test_sync_says_that_the_records_wait(moved, fresh_home, say):
     said = say("sync", "--json")
     assert said.code == 1
     assert '"waiting"' in said.out
@@ -43,7 +40,7 @@ def test_sync_says_that_the_records_wait(moved: Path, fresh_home: Path, say: Say
     assert not fresh_home.exists()
 
 
-def test_with_the_link_all_is_as_it_was(moved: Path, fresh_home: Path, say: Say) -> None:
+def test_with_the_link_all_is_as_it_was(moved, fresh_home, say):
     fresh_home.symlink_to(moved)
     assert "complete" in say("sync").ok
     assert "done" in say("resume", "done").err

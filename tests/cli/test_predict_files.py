@@ -24,7 +24,7 @@ Say = Callable[..., Said]
 
 
 @pytest.fixture
-def piped(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+def piped(say, adapter, monkeypatch):
     """Have what is on standard input answered."""
 
     def run(content: str | bytes, *options: str) -> Said:
@@ -42,7 +42,7 @@ def table(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_every_form_of_file_gives_the_rows_that_python_gives(say, adapter, tmp_path):
     expected = [json.loads(json.dumps(vars(answer))) for answer in loraxs_search.predict(adapter, TEXTS)]
     rows = [["id", "text", "label"], *([str(i), text, "?"] for i, text in enumerate(TEXTS))]
     objects = "".join(json.dumps({"text": text, "more": [1]}) + "\n\n" for text in TEXTS)
@@ -65,7 +65,7 @@ def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: 
         assert json.loads(say("predict", str(adapter), "--file", str(file), "--json").ok) == expected
 
 
-def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_csv_keeps_lines_and_tabs_and_text_does_not(say, adapter, tmp_path):
     file = table(tmp_path / "rows.csv", [["text"], *([text] for text in TEXTS)])
     read = list(csv.DictReader(io.StringIO(say("predict", str(adapter), "--file", str(file), "--format", "csv").ok)))
     assert [row["text"] for row in read] == TEXTS
@@ -75,16 +75,14 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp
     assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
 
 
-def test_a_lone_carriage_return_ends_no_row(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_a_lone_carriage_return_ends_no_row(say, adapter, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "so\\rso"}\n')
     printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "csv").ok
     (row,) = csv.DictReader(io.StringIO(printed, newline=""))
     assert row["text"] == "so\rso"
 
 
-def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(say, adapter, tmp_path, monkeypatch):
     """A text may have several lines, so counting answers would not join them to lines."""
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     (tmp_path / "texts.txt").write_text("a fine film\nso so\nbad\n\n")
@@ -102,7 +100,7 @@ def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(
     assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,prediction,score\n")
 
 
-def test_a_blank_line_between_texts_is_an_empty_row(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_a_blank_line_between_texts_is_an_empty_row(say, adapter, tmp_path):
     """Left out, it would shift the answers below it against the lines of the file."""
     (tmp_path / "texts.txt").write_text("\na fine film\n \nso so\n\n\n")
     predict = ("predict", str(adapter), "--file", str(tmp_path / "texts.txt"))
@@ -111,7 +109,7 @@ def test_a_blank_line_between_texts_is_an_empty_row(say: Say, adapter: Path, tmp
     assert [bool(line) for line in lines] == [False, True, False, True]
 
 
-def test_jsonl_is_valid_whatever_stdout_can_encode(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jsonl_is_valid_whatever_stdout_can_encode(say, adapter, monkeypatch):
     for encoding in ("utf-8", "latin-1"):
         written = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
         monkeypatch.setattr("sys.stdout", written)
@@ -119,9 +117,7 @@ def test_jsonl_is_valid_whatever_stdout_can_encode(say: Say, adapter: Path, monk
         assert json.loads(written.buffer.getvalue().decode(encoding))["text"] == "so fine \U0001f600"
 
 
-def test_csv_keeps_the_columns_and_rows_of_the_file(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_csv_keeps_the_columns_and_rows_of_the_file(say, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     rows = [["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", " ", "bad"], ["9", "fine", "", "c"]]
     file = table(tmp_path / "rows.csv", rows)
@@ -144,7 +140,7 @@ def test_csv_keeps_the_columns_and_rows_of_the_file(
     assert [json.loads(line)["more"] for line in printed.ok.splitlines()] == [[1], {"a": 2}]
 
 
-def test_no_column_of_the_file_is_lost(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_no_column_of_the_file_is_lost(say, adapter, tmp_path):
     header = ["", "score", "text", "adapter_score"]
     file = table(tmp_path / "rows.csv", [header, ["0", "a", "so so", "b"], ["1", "c", "fine", "d"]])
     for form in ("csv", "jsonl"):
@@ -159,16 +155,12 @@ def test_no_column_of_the_file_is_lost(say: Say, adapter: Path, tmp_path: Path) 
     assert say("predict", str(adapter), "--file", str(file)).ok
 
 
-def test_a_missing_file_is_refused_before_anything_is_loaded(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_file_is_refused_before_anything_is_loaded(say, adapter, monkeypatch):
     monkeypatch.setattr("loraxs_search.predictor.Predictor", None)
     assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
 
 
-def test_lines_of_a_text_file_and_of_standard_input_are_rows(
-    say: Say, piped: Say, adapter: Path, tmp_path: Path
-) -> None:
+def test_lines_of_a_text_file_and_of_standard_input_are_rows(say, piped, adapter, tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"a fine film\r\nso so\r\n\r\n")
     (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a fine film\rso so"))
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).ok
@@ -178,9 +170,7 @@ def test_lines_of_a_text_file_and_of_standard_input_are_rows(
     assert say("predict", str(adapter), "--file", str(tmp_path / "texts.txt.gz")).ok == printed
 
 
-def test_a_long_file_is_answered_in_parts_as_in_one(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_long_file_is_answered_in_parts_as_in_one(say, adapter, tmp_path, monkeypatch, caplog):
     file = table(tmp_path / "rows.csv", [["text"], *([f"film {i}" + " so" * 200 * (i % 2)] for i in range(11))])
     whole = say("predict", str(adapter), "--file", str(file), "--format", "csv").ok
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 4)
@@ -189,7 +179,7 @@ def test_a_long_file_is_answered_in_parts_as_in_one(
     assert [record.message.split(" are")[0] for record in caplog.records[1:]] == ["5 of 11 rows"]
 
 
-def test_a_row_of_several_columns_keeps_each(say: Say, writer: Path, tmp_path: Path) -> None:
+def test_a_row_of_several_columns_keeps_each(say, writer, tmp_path):
     file = table(tmp_path / "rows.csv", [["n", "second", "first"], ["1", "w2 w3", "w1"]])
     (row,) = csv.DictReader(io.StringIO(say("predict", str(writer), "--file", str(file), "--format", "csv").ok))
     assert list(row) == ["n", "second", "first", "prediction", "score"]
@@ -198,7 +188,7 @@ def test_a_row_of_several_columns_keeps_each(say: Say, writer: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [0.0000123, 1234567.89])
-def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+def test_an_answer_that_is_a_number_keeps_its_digits(say, monkeypatch, number):
     class Regression:
         columns = ("text",)
 
@@ -220,8 +210,8 @@ def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pyte
     ],
 )
 def test_a_row_that_cannot_be_answered_is_told_before_any_is(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, message: str
-) -> None:
+    say, adapter, tmp_path, monkeypatch, name, content, message
+):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     (tmp_path / name).write_text(content)
     said = say("predict", str(adapter), "--file", str(tmp_path / name))
@@ -229,9 +219,7 @@ def test_a_row_that_cannot_be_answered_is_told_before_any_is(
     assert said.is_error(1, message)
 
 
-def test_a_row_that_does_not_fit_is_told_before_any_is_answered(
-    say: Say, make_headless: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_does_not_fit_is_told_before_any_is_answered(say, make_headless, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     rows = [["words", "choices"], *([["w1", "w2 | w3"]] * 4), ["w1", "w2 | " + "w3 " * 40]]
     file = table(tmp_path / "rows.csv", rows)
@@ -240,9 +228,7 @@ def test_a_row_that_does_not_fit_is_told_before_any_is_answered(
     assert said.is_error(1, "rows.csv", "(line 6)")
 
 
-def test_a_text_of_a_megabyte_and_rows_of_several_columns(
-    say: Say, adapter: Path, writer: Path, tmp_path: Path
-) -> None:
+def test_a_text_of_a_megabyte_and_rows_of_several_columns(say, adapter, writer, tmp_path):
     long = table(tmp_path / "long.csv", [["text"], ["fine " * 200_000]])
     assert say("predict", str(adapter), "--file", str(long), "--format", "jsonl").code == 0
     (tmp_path / "lines.txt").write_text("w1\n")
@@ -250,7 +236,7 @@ def test_a_text_of_a_megabyte_and_rows_of_several_columns(
     assert said.is_error(2, "A row of this task has first, second, but a line of", "has one text", ".csv with these")
 
 
-def test_rows_come_from_one_place(say: Say, adapter: Path, tmp_path: Path) -> None:
+def test_rows_come_from_one_place(say, adapter, tmp_path):
     assert say("predict", str(adapter)).is_error(2, "but got none of them", "--file - reads standard input")
     assert "but got TEXT and --file" in say("predict", str(adapter), "so", "--file", "x.txt").err
     assert "must stand without --repl" in say("predict", str(adapter), "--repl", "--json").err

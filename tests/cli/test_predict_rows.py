@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,9 +18,7 @@ Say = Callable[..., Said]
 
 
 # ---- row after row ---------------------------------------------------------------------------------------------------
-def test_rows_are_answered_as_they_are_typed(
-    say: Say, adapter: Path, writer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_answered_as_they_are_typed(say, adapter, writer, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a fine film\n\nso so"))
     assert say("predict", str(adapter), "--repl").ok == say("predict", str(adapter), "a fine film", "so so").ok
     monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw2 w3\nw4\nw5\nw6"))  # the last row is not complete
@@ -30,7 +27,7 @@ def test_rows_are_answered_as_they_are_typed(
     assert [line.strip() for line in said.ok.splitlines()] == plain.splitlines()
 
 
-def test_a_row_that_cannot_be_read_does_not_end_it(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_cannot_be_read_does_not_end_it(say, adapter, monkeypatch):
     from loraxs_search.predictor import Predictor
 
     answer = Predictor.__call__
@@ -52,7 +49,7 @@ def test_a_row_that_cannot_be_read_does_not_end_it(say: Say, adapter: Path, monk
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
-def test_a_loaded_adapter_answers_again_and_again(adapter: Path) -> None:
+def test_a_loaded_adapter_answers_again_and_again(adapter):
     classify = loraxs_search.load(adapter)
     assert classify(TEXTS) == loraxs_search.predict(adapter, TEXTS) == classify(TEXTS)
     assert classify("so so") == classify(["so so"])
@@ -68,7 +65,7 @@ def test_a_loaded_adapter_answers_again_and_again(adapter: Path) -> None:
             classify(bad)  # type: ignore[arg-type]
 
 
-def test_rows_may_be_dicts_by_column_and_empty_ones_are_skipped_on_demand(adapter: Path, writer: Path) -> None:
+def test_rows_may_be_dicts_by_column_and_empty_ones_are_skipped_on_demand(adapter, writer):
     gaps = ["so so", float("nan"), None, " ", "fine"]
     with pytest.raises(TaskDataError):
         loraxs_search.predict(adapter, gaps)
@@ -82,7 +79,7 @@ def test_rows_may_be_dicts_by_column_and_empty_ones_are_skipped_on_demand(adapte
         loraxs_search.predict(writer, [{"first": "w1"}])
 
 
-def test_the_package_lists_its_public_names() -> None:
+def test_the_package_lists_its_public_names():
     assert dir(loraxs_search) == sorted(loraxs_search.__all__)
     assert {"load", "launch", "Predictor"} <= set(dir(loraxs_search))
     assert not {"Any", "annotations", "importlib"} & set(dir(loraxs_search))
@@ -91,7 +88,7 @@ def test_the_package_lists_its_public_names() -> None:
 
 
 # ---- trials before promotion -----------------------------------------------------------------------------------------
-def test_a_trial_is_tried_before_promotion(ask: Say, searched: object) -> None:
+def test_a_trial_is_tried_before_promotion(ask, searched):
     study = "reviews"
     trials = json.loads(ask("status", study, "--json").ok)["trials"]
     complete = next(trial["trial_id"] for trial in trials if trial["state"] == "COMPLETE")

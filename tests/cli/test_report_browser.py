@@ -30,7 +30,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
+def report(tmp_path_factory):
     """The report of a search of 60 trials."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(tmp_path_factory.mktemp("home")))

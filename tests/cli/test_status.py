@@ -7,9 +7,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.scripted_driver import ScriptedDriver
@@ -35,7 +34,7 @@ def states(say: Say) -> tuple[str, str]:
     return printed["state"], printed["trials"][0]["state"]
 
 
-def test_a_trial_of_a_study_that_nobody_works_on_does_not_run(driver: ScriptedDriver, say: Say) -> None:
+def test_a_trial_of_a_study_that_nobody_works_on_does_not_run(driver, say):
     with driver.folder.lock():
         assert states(say) == ("running", "RUNNING")
     assert states(say) == ("interrupted", "INTERRUPTED")
@@ -45,9 +44,7 @@ def test_a_trial_of_a_study_that_nobody_works_on_does_not_run(driver: ScriptedDr
     assert states(say) == ("finished", "COMPLETE")
 
 
-def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
-    storage_folder: Path, say: Say, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_that_another_machine_has_taken_over_is_elsewhere(storage_folder, say, monkeypatch):
     driver = ScriptedDriver(study("mine", storage=str(storage_folder)))
     driver.begin()
     driver.train("00000", 20)
@@ -67,7 +64,7 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
     assert states(say) == ("interrupted", "INTERRUPTED"), "a storage that is away changes nothing"
 
 
-def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, say: Say) -> None:
+def test_a_search_that_is_to_finish_says_what_is_left(driver, say):
     command = Command("c", "finish", sent_by="ann")
     driver.journal.append(Commanded(command=command))
     driver.journal.append(Answered(answer=CommandAnswer("c", AnswerState.DONE, "so")))
@@ -79,7 +76,7 @@ def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, sa
 
 
 @pytest.fixture
-def storage_folder(tmp_path: Path) -> Path:
+def storage_folder(tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
     return folder
@@ -101,14 +98,7 @@ def storage_folder(tmp_path: Path) -> Path:
         ("elsewhere's", "class", ({},), b"", {"pooling": None, "head_init": None}),
     ],
 )
-def test_it_says_what_heads_read_and_where_they_start(
-    kind: str,
-    pooling: str,
-    params: Sequence[dict[str, str]],
-    probe: bytes | None,
-    heads: Mapping[str, str | None],
-    say: Say,
-) -> None:
+def test_it_says_what_heads_read_and_where_they_start(kind, pooling, params, probe, heads, say):
     task = replace(TASK, kind=kind, pooling=pooling, labels=("no", "yes"))
     folder = searched("mine", [Tried(own, 0.8, state=TrialState.FAIL) for own in params], task=task)
     if probe is not None:
@@ -128,7 +118,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_has_every_field_and_param(say: Say) -> None:
+def test_csv_has_every_field_and_param(say):
     trials = [Tried(PARAMS, 0.8), Tried({"rank": 8, 'odd, "name"': "a,b"}, 0.7, state=TrialState.FAIL)]
     searched("mine", trials)
     first, second = rows_of(say("status", "mine", "--csv").ok)
@@ -141,13 +131,13 @@ def test_csv_has_every_field_and_param(say: Say) -> None:
     assert set(first) == (set(printed) - {"params"}) | {f"params.{name}" for name in (*PARAMS, 'odd, "name"')}
 
 
-def test_studies_are_listed_as_csv_too(say: Say) -> None:
+def test_studies_are_listed_as_csv_too(say):
     searched("mine", [Tried(PARAMS, 0.8)])
     (row,) = rows_of(say("status", "--csv").ok)
     assert (row["study"], row["task"], row["state"], row["trials"]) == ("mine", "t", "finished", "1/1")
 
 
-def test_an_interrupted_study_is_told_and_ends(driver: ScriptedDriver, say: Say) -> None:
+def test_an_interrupted_study_is_told_and_ends(driver, say):
     *_, last = watch("mine")
     assert last.state == "interrupted"
     assert say("status", "mine", "--watch").ok.splitlines()[1].split()[:2] == ["00000", "INTERRUPTED"]
@@ -160,5 +150,5 @@ def test_an_interrupted_study_is_told_and_ends(driver: ScriptedDriver, say: Say)
         (("--watch",), "`--watch` must be given with a study"),
     ],
 )
-def test_contrary_options_are_refused(say: Say, options: tuple[str, ...], said: str) -> None:
+def test_contrary_options_are_refused(say, options, said):
     assert say("status", *options).is_error(2, said)

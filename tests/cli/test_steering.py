@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.searched_studies import Tried, searched
 
 from loraxs_search.records.trial import TrialState
-from loraxs_search.studies.folder import StudyFolder
 
 SPACE = """
 task: sst2
@@ -23,7 +20,7 @@ PARAMS = {"rank": 4, "learning_rate": 0.01}
 
 
 @pytest.fixture
-def folder(fresh_home: Path) -> StudyFolder:
+def folder(fresh_home):
     """A study that was interrupted, with a trial that has ended and one that has not."""
     tried = [Tried(PARAMS, 0.9, state=TrialState.PRUNED), Tried(PARAMS, 0.9, state=TrialState.RUNNING)]
     return searched("s", tried, space=SPACE, finished=False)
@@ -39,7 +36,7 @@ def folder(fresh_home: Path) -> StudyFolder:
         (["extend", "s", "--trials", "12", "--time", "1h"], {}),
     ],
 )
-def test_a_command_is_queued_and_status_names_it(say: Any, folder: StudyFolder, line: list[str], params: Any) -> None:
+def test_a_command_is_queued_and_status_names_it(say, folder, line, params):
     said = say(*line)
     assert (said.ok, "s: queued: nobody runs study 's' on this machine" in said.err) == ("", True)
     assert "`loraxs-search resume s` carries it out first" in said.err
@@ -60,18 +57,16 @@ def test_a_command_is_queued_and_status_names_it(say: Any, folder: StudyFolder, 
         (["finish", "nothing"], 1, ("but there is no 'nothing'", "ssh MACHINE")),
     ],
 )
-def test_what_is_refused_says_why_and_what_to_do(
-    say: Any, folder: StudyFolder, line: list[str], code: int, parts: tuple[str, ...]
-) -> None:
+def test_what_is_refused_says_why_and_what_to_do(say, folder, line, code, parts):
     assert say(*line).is_error(code, *parts)
     assert not list(folder.inbox().waiting())
 
 
-def test_the_answer_as_json(say: Any, folder: StudyFolder) -> None:
+def test_the_answer_as_json(say, folder):
     assert json.loads(say("stop", "s", "1", "--json").ok)["state"] == "queued"
 
 
-def test_a_damaged_study_is_said_to_be(say: Any, folder: StudyFolder) -> None:
+def test_a_damaged_study_is_said_to_be(say, folder):
     (folder.path / "space.yaml").write_text("task: [")
     assert say("add", "s", "--set", "rank=4").is_error(1, "must be valid YAML")
     (folder.path / "journal.jsonl").write_text("{\n")

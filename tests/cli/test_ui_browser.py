@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def link(searched, tmp_path_factory) -> Iterator[str]:
+def link(searched, tmp_path_factory):
     """What `loraxs-search ui STUDY` prints; it is ended with Ctrl-C, and leaves no process."""
     shell = searched.shell
     said = tmp_path_factory.mktemp("ui") / "stderr"
@@ -58,13 +57,13 @@ def link(searched, tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
+def page(browser):
     """A page that nothing fails on but what MLflow asks for in vain."""
     page = browser.new_page(viewport={"width": 1900, "height": 1000})
     page.set_default_timeout(60_000)
@@ -81,7 +80,7 @@ def _said(message: Any) -> str:
 
 
 @pytest.fixture
-def shoot(page: Any, tmp_path: Path) -> Callable[[str], None]:
+def shoot(page, tmp_path):
     """Keep a picture of the page."""
     folder = Path(os.environ.get("LORAXS_TEST_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,7 +26,7 @@ def run(tmp_path: Path, *arguments: str, benchmark: str = "bench_gpu") -> dict[s
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def run_here(monkeypatch):
     """Run a benchmark in this process, for those that change nothing of it; one of its own takes seconds to start."""
 
     def run(name: str, *arguments: str) -> None:
@@ -40,13 +39,13 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
-def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, run_here: Callable[..., None]) -> None:
+def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path, run_here):
     run_here("bench_gpu.py", f"--threads={torch.get_num_threads()}", f"--json={tmp_path / 'found.json'}")
     assert json.loads((tmp_path / "found.json").read_text()) == {"not measured": "there is no GPU"}
 
 
 @pytest.mark.long(part="search")
-def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: Path) -> None:
+def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path, in_warm_home):
     short = ("--rounds", "1", "--warmup", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
     found = run(tmp_path, "--on-cpu", "--bases", "tiny-decoder", *short)["tiny-decoder"]
     assert isinstance(found, dict)
@@ -54,9 +53,7 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
     assert found["processes_steps_per_s"] > 0
 
 
-def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(
-    tmp_path: Path, run_here: Callable[..., None]
-) -> None:
+def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(tmp_path, run_here):
     """200 searches of equally good trials from a fixed seed: what took 8 trials' best by test rows is biased."""
     run_here("bench_promotion.py", "--quick", f"--json={tmp_path / 'found.json'}")
     found = json.loads((tmp_path / "found.json").read_text())

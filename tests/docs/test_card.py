@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture
-def pulled(make_adapter, store_uri, tmp_path, warm_home, monkeypatch) -> Callable[[BaseModelRef, int], Path]:
+def pulled(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
     """Promote an adapter with a number of labels and pull it: a folder with its card."""
 
     def pull(ref: BaseModelRef, num_labels: int) -> Path:

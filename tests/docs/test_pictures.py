@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from support.pages import ROOT, fixed_words
 from support.recorded_searches import recorded_search
@@ -15,7 +14,7 @@ from loraxs_search.reports.html.page import report_page
 from loraxs_search.reports.html.summary import read_facts
 
 
-def test_its_words_are_those_of_a_report_of_today(fresh_home: Path) -> None:
+def test_its_words_are_those_of_a_report_of_today(fresh_home):
     """Where this fails, `python tests/docs/screenshots.py` makes the pictures anew."""
     folder = recorded_search("reviews", 6, task=replace(TASK, labels=("negative", "positive")))
     folder.write_baselines([Baseline("tfidf", {"accuracy": 0.7}, {"accuracy": 0.7})])

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import threading
 import warnings
-from pathlib import Path
 
 import pytest
 from support.characters import characters
@@ -158,7 +157,7 @@ def test_the_server_answers_what_the_readme_asks_it(searched):
 
 
 @pytest.fixture(scope="module")
-def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def readme_folder(tmp_path_factory):
     """Where a reader who goes from top to bottom is, with rows of their own."""
     folder, train = tmp_path_factory.mktemp("readme"), shipped_space_path("movie_reviews").parent / TRAIN
     with gzip.open(train, "rt") as rows, (folder / "reviews.csv").open("w", newline="") as file:

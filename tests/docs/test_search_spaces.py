@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -25,7 +24,7 @@ RUN = [command for command in OURS if command not in (*LAUNCHES, *MORE_ROWS)]
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Where a reader who goes from top to bottom is."""
     return tmp_path_factory.mktemp("spaces")
 

@@ -13,13 +13,7 @@ from support.bases import language_model
 from support.families import families
 from support.toy_language import choosing, save_base, writing
 from support.word_pairs import WordPairs
-from transformers import (
-    Gemma2Config,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    SmolLM3Config,
-)
+from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, SmolLM3Config
 
 import loraxs_search
 from loraxs_search import AdapterBank, Sampling

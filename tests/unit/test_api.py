@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 
 
 @pytest.fixture
-def folder(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+def folder(tiny_base, make_adapter, tmp_path):
     return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=TARGETS)
 
 
@@ -34,7 +33,7 @@ def test_one_name_goes_for_every_text_of_a_bank(folder):
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def shadow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shadow(folder, tmp_path, monkeypatch):
     """A folder in the working directory that is called as a task is."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -81,7 +80,7 @@ def test_a_device_that_is_not_there_is_refused(folder, use, device):
         use(str(folder), device=device)
 
 
-def test_a_view_and_progress_exclude_one_another() -> None:
+def test_a_view_and_progress_exclude_one_another():
     for verb in (loraxs_search.launch, loraxs_search.resume):
         with pytest.raises(UsageError, match="`progress` must go without a `view`"):
             verb("movie_reviews", progress=True, view=SilentView())

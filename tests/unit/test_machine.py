@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,11 +25,11 @@ def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, give
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path):
     return tmp_path / "own"
 
 
-def test_without_groups_it_is_the_machines(tmp_path: Path, own: Path) -> None:
+def test_without_groups_it_is_the_machines(tmp_path, own):
     assert available_bytes(tmp_path, own) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
     own.write_text("0::/\n")
     group(tmp_path, V2, "max", 0)
@@ -38,9 +37,7 @@ def test_without_groups_it_is_the_machines(tmp_path: Path, own: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "names", "under"), [("0::{}", V2, ""), ("4:cpu,memory:{}", V1, "memory")])
-def test_the_least_that_any_group_around_leaves(
-    line: str, names: tuple[str, str, str], under: str, tmp_path: Path, own: Path
-) -> None:
+def test_the_least_that_any_group_around_leaves(line, names, under, tmp_path, own):
     own.write_text(f"9:pids:/elsewhere\n{line.format('/job/step')}\n")
     root = tmp_path / under
     group(root / "job" / "step", names, str(100 * MIB), 10 * MIB)
@@ -51,14 +48,14 @@ def test_the_least_that_any_group_around_leaves(
     assert available_bytes(tmp_path, own) == 0
 
 
-def test_a_container_sees_the_root_of_its_group_alone(tmp_path: Path, own: Path) -> None:
+def test_a_container_sees_the_root_of_its_group_alone(tmp_path, own):
     own.write_text("4:memory:/kubepods/pod1/abc\n")
     group(tmp_path / "memory", V1, str(64 * MIB), MIB)
     assert available_bytes(tmp_path, own) == 63 * MIB
 
 
 @pytest.fixture
-def real_group() -> Iterator[Path]:
+def real_group():
     """A control group of this kernel's with a limit of 256 MiB."""
     mounted = Path("/sys/fs/cgroup")
     root, limit = (mounted / "memory", V1[0]) if (mounted / "memory").is_dir() else (mounted, V2[0])
@@ -74,7 +71,7 @@ def real_group() -> Iterator[Path]:
     made.rmdir()
 
 
-def test_a_real_group(real_group: Path) -> None:
+def test_a_real_group(real_group):
     ask = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); from loraxs_search.machine import *; "
     command = [sys.executable, "-c", f"{ask} print(available_bytes())", str(real_group / "cgroup.procs")]
     found = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -44,7 +44,7 @@ def server(accounts: list[str | None], status: int = 200, location: str | None =
             thread.join()
 
 
-def test_the_account_of_mlflows_variables_goes_along_as_mlflow_sends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_account_of_mlflows_variables_goes_along_as_mlflow_sends_it(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p@ß 100%25 ☃")
     accounts: list[str | None] = []
@@ -53,14 +53,14 @@ def test_the_account_of_mlflows_variables_goes_along_as_mlflow_sends_it(monkeypa
     assert accounts == ["Basic " + base64.b64encode("me:p@ß 100%25 ☃".encode()).decode()]
 
 
-def test_without_variables_no_account_is_sent() -> None:
+def test_without_variables_no_account_is_sent():
     accounts: list[str | None] = []
     with server(accounts) as uri:
         get(uri, timeout_s=5)
     assert accounts == [None]
 
 
-def test_a_server_that_sends_on_to_another_does_not_send_the_password_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_sends_on_to_another_does_not_send_the_password_there(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     first: list[str | None] = []
@@ -72,17 +72,17 @@ def test_a_server_that_sends_on_to_another_does_not_send_the_password_there(monk
 
 
 @pytest.mark.parametrize("status", [200, 401, 403])
-def test_a_server_that_wants_an_account_is_alive(status: int) -> None:
+def test_a_server_that_wants_an_account_is_alive(status):
     with server([], status) as uri:
         check_server(uri)
 
 
-def test_a_server_that_answers_with_a_fault_is_not() -> None:
+def test_a_server_that_answers_with_a_fault_is_not():
     with server([], 502) as uri, pytest.raises(TrackingError, match=r"/health .*502"):
         check_server(uri)
 
 
-def test_a_server_that_is_not_there_is_said_with_the_systems_words_and_without_its_password() -> None:
+def test_a_server_that_is_not_there_is_said_with_the_systems_words_and_without_its_password():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there_is_said_with_the_systems_words_and_without_i
     assert "--tracking-uri" in str(away.value.hint)
 
 
-def test_a_server_that_hangs_is_given_up_in_time() -> None:
+def test_a_server_that_hangs_is_given_up_in_time():
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
@@ -101,9 +101,7 @@ def test_a_server_that_hangs_is_given_up_in_time() -> None:
             check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
 
 
-def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_names_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_names_one(tmp_path, monkeypatch):
     with https_server(tmp_path) as (uri, authority):
         with pytest.raises(TrackingError, match="certificate verify failed") as refused:
             check_server(uri)
@@ -112,9 +110,7 @@ def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_na
         check_server(uri)
 
 
-def test_a_certificate_of_another_server_is_no_matter_of_the_authority(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_of_another_server_is_no_matter_of_the_authority(tmp_path, monkeypatch):
     with https_server(tmp_path, "DNS:mlflow.example.org") as (uri, authority):
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
         with pytest.raises(TrackingError, match="certificate verify failed") as refused:
@@ -123,7 +119,7 @@ def test_a_certificate_of_another_server_is_no_matter_of_the_authority(
 
 
 @pytest.mark.parametrize("uri", ["http://host.invalid:5000", "http://:5000", "http://[::1"])
-def test_an_address_that_leads_nowhere_is_said(uri: str) -> None:
+def test_an_address_that_leads_nowhere_is_said(uri):
     with pytest.raises(TrackingError, match=r"must be reachable, but: .+"):
         check_server(uri)
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_requirements_pin_each_dependency_by_hash_and_name_no_address() -> None:
+def test_requirements_pin_each_dependency_by_hash_and_name_no_address():
     text = (ROOT / "requirements.txt").read_text()
     pinned: dict[str, set[str]] = defaultdict(set)
     for name, version in re.findall(r"^([\w.-]+)==(\S+).* \\\n    --hash=sha256:\w{64}", text, re.MULTILINE):
@@ -50,7 +50,7 @@ def size(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("folder", PROJECT["tool"]["size"])
-def test_code_grows_on_purpose_and_what_shrinks_stays_small(folder: str) -> None:
+def test_code_grows_on_purpose_and_what_shrinks_stays_small(folder):
     for what, count in size(ROOT / folder).items():
         most = PROJECT["tool"]["size"][folder][what]
         assert most - 300 <= count <= most, f"{folder} has {count} {what}: write it into pyproject.toml if it is meant"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from loraxs_search.safetensors_header import MAX_BYTES, entry_of, numbers_by_dty
 CONTENT = save({"x": np.arange(3.0)}, {"about": json.dumps({"rank": 4})})
 
 
-def test_an_entry_is_read_from_bytes_and_from_a_file(tmp_path: Path) -> None:
+def test_an_entry_is_read_from_bytes_and_from_a_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(CONTENT)
     assert entry_of(CONTENT, "about") == entry_of(path, "about") == {"rank": 4}
@@ -31,12 +30,12 @@ def test_an_entry_is_read_from_bytes_and_from_a_file(tmp_path: Path) -> None:
         ((MAX_BYTES + 1).to_bytes(8, "little") + b"{}", "must have at most"),
     ],
 )
-def test_what_is_no_such_file_is_refused(content: bytes, fault: str) -> None:
+def test_what_is_no_such_file_is_refused(content, fault):
     with pytest.raises(ValueError, match=fault):
         entry_of(content, "other")
 
 
-def test_numbers_are_counted_by_type(tmp_path: Path) -> None:
+def test_numbers_are_counted_by_type(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32), "c": np.zeros((), np.int64)}
     path.write_bytes(save(tensors, {"about": "{}"}))

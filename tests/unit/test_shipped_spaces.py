@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-
-from support.said import Said
 
 import loraxs_search
 
 
-def test_they_are_what_the_command_line_lists(say: Callable[..., Said]) -> None:
+def test_they_are_what_the_command_line_lists(say):
     spaces = loraxs_search.spaces()
     assert json.loads(say("spaces", "ls", "--json").ok) == [vars(space) for space in spaces]
     assert "movie_reviews" in [space.space for space in spaces]

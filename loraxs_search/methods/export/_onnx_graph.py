@@ -166,13 +166,13 @@ class RowGraph(nn.Module):
             part.ClearField("metadata_props")  # traces of nodes name files of this machine
             part.ClearField("doc_string")
         if precision is not None:
-            stored_as(model, precision)
+            _stored_as(model, precision)
         model.metadata_props.add(key=PRECISION, value=precision or "float32")
         content: bytes = model.SerializeToString(deterministic=True)
         return content
 
 
-def stored_as(model: ModelProto, precision: OnnxPrecision) -> None:
+def _stored_as(model: ModelProto, precision: OnnxPrecision) -> None:
     """Replace the matrices of a float32 model by what is read back to nearly the same; it is changed in place."""
     from onnx import TensorProto as Type
 

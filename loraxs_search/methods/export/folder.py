@@ -12,13 +12,7 @@ from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import disk_faults, exclusive, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import method_of
 from loraxs_search.methods._base import Method
-from loraxs_search.methods.export._base import (
-    ExportFormat,
-    ExportOptions,
-    LoadedAdapter,
-    MergedDtype,
-    OnnxPrecision,
-)
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged

@@ -41,18 +41,18 @@ _STORED = "It computes in float32; matrices are stored as {}, which moves answer
 _PRECISIONS = {"": "In float32."} | {name: _STORED.format(name, limit) for name, limit in LIMITS.items()}
 
 
-def is_tagger(task: Task) -> bool:
+def _is_tagger(task: Task) -> bool:
     """Whether an adapter answers for each token of a row."""
     return kind_of(task).model.auto_class == "AutoModelForTokenClassification"
 
 
-def onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
+def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
     """Return README.md: what the files are, and the code that asks them."""
     task = manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     answer = "the label's is the largest" if task.labels else "the first one is the number"
     code, of, shown = ("", "row", "logits")
-    if is_tagger(task):
+    if _is_tagger(task):
         code, of, shown = _TAGS, "token", "tags"
     return f"""# {task.registered_name}
 
@@ -149,7 +149,7 @@ class ONNX(ExportFormat):
                 f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
                 hint=extra_hint("onnx"),
             )
-        if not is_tagger(task) and kind_of(task).model.auto_class != _CLASSIFIER:
+        if not _is_tagger(task) and kind_of(task).model.auto_class != _CLASSIFIER:
             raise UsageError(
                 f"`--format onnx` must be of an adapter with a head, but {task.registered_name} is of kind"
                 f" {task.kind}.",
@@ -187,14 +187,14 @@ class ONNX(ExportFormat):
             "padding_side": adapter.tokenizer.padding_side,
             "precision": precision or "float32",
             "pooling": pooling,
-            "answers": "first token of each word" if is_tagger(task) else "row",
+            "answers": "first token of each word" if _is_tagger(task) else "row",
             "token_inputs": tokens,
             "row_inputs": list(inputs),
             "model": {"key": key, "sha256": file_sha256(folder / MODEL)},
         }
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", onnx_page(manifest, precision))
+        write_atomic(folder / "README.md", _onnx_page(manifest, precision))
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------

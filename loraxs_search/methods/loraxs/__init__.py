@@ -10,12 +10,7 @@ from loraxs_search.methods.loraxs.config import (
     register,
     split_tensors,
 )
-from loraxs_search.methods.loraxs.layer import (
-    LoraXSLinear,
-    checked_factors,
-    current_factor_store,
-    use_factor_store,
-)
+from loraxs_search.methods.loraxs.layer import LoraXSLinear, checked_factors, current_factor_store, use_factor_store
 from loraxs_search.methods.loraxs.model import LoraXSModel
 
 __all__ = [

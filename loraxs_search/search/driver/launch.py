@@ -25,11 +25,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error
-from loraxs_search.search.driver.result import (
-    SearchResult,
-    close_finished,
-    lacks_baseline,
-)
+from loraxs_search.search.driver.result import SearchResult, close_finished, lacks_baseline
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import asks_for_more, foreseen

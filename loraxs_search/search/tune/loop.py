@@ -21,14 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import (
-    ClusterError,
-    LoraxsError,
-    SearchInterruptedError,
-    TrialsFailError,
-    UsageError,
-    counted,
-)
+from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedError, TrialsFailError, UsageError, counted
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import Lineage, TrialReport, TrialState

@@ -243,16 +243,16 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[:start]
 
 
-def num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def _num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many begin tokens a prompt has: one, or none."""
     return int(bool(ids) and ids[0] == tokenizer.bos_token_id)
 
 
-def cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
     if len(ids) <= limit:
         return ids
-    begin = num_begin(ids, tokenizer)
+    begin = _num_begin(ids, tokenizer)
     return ids[:begin] + ids[len(ids) - (limit - begin) :]
 
 
@@ -314,7 +314,7 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
     for number in range(len(rows)):
         asked, rest = _parts(rows, number)
         context = tokenizer.model_max_length - max(room, len(rest))
-        kept = cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
+        kept = _cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
         ids.append(kept + rest)
         places.append(list(range(len(kept) - 1, len(kept) + len(rest))))
     return EncodedRows(Ragged.of(ids, np.int32), positions=Ragged.of(places, np.int32), targets=rows.targets)
@@ -530,7 +530,7 @@ class LanguageModelKind(TaskKind):
         empty = [row for row, (ids, answer) in enumerate(zip(prompts, learnt, strict=True)) if not ids or not answer]
         with collected(errors):
             refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
-        if short := [row for row, limit in enumerate(limits) if limit < 1 + num_begin(prompts[row], tokenizer)]:
+        if short := [row for row, limit in enumerate(limits) if limit < 1 + _num_begin(prompts[row], tokenizer)]:
             longest = most - min(limits)
             errors.append(
                 TaskDataError(
@@ -541,8 +541,8 @@ class LanguageModelKind(TaskKind):
                 )
             )
         raise_joined(self.task, errors)
-        kept = [cut_prompt(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
-        asked = [cut_prompt(ids, most - 1, tokenizer) for ids in prompts]
+        kept = [_cut_prompt(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
+        asked = [_cut_prompt(ids, most - 1, tokenizer) for ids in prompts]
         longer = [ids if len(ids) > len(own) else [] for ids, own in zip(asked, kept, strict=True)]
         places = [range(len(p) - 1, len(p) + len(a) - 1) for p, a in zip(kept, learnt, strict=True)]
         return EncodedRows(

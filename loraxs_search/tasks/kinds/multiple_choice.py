@@ -46,7 +46,7 @@ SEPARATOR = "|"  # between the options of a question that is given as one text
 
 
 @dataclass(frozen=True)
-class OptionTexts:
+class _OptionTexts:
     """How the options of a row are written.
 
     Args:
@@ -60,7 +60,7 @@ class OptionTexts:
     adds_space: bool = False
 
     @classmethod
-    def of(cls, options: str | Sequence[str], *, adds_space: bool) -> OptionTexts:
+    def of(cls, options: str | Sequence[str], *, adds_space: bool) -> _OptionTexts:
         """Read the key `options`: a list of templates, a column, or one template around a column.
 
         Args:
@@ -102,7 +102,7 @@ class OptionTexts:
         return [f" {text}" if self.adds_space and not text[:1].isspace() else text for text in texts]
 
 
-def shown_options(options: Sequence[str]) -> str:
+def _shown_options(options: Sequence[str]) -> str:
     """Return options as one text."""
     return f" {SEPARATOR} ".join(option.strip() for option in options)
 
@@ -115,8 +115,8 @@ def _broken_law(texts: Sequence[str]) -> str:
     return "be two or more" if len(texts) < 2 else "" if all(texts) else "each have text"
 
 
-def read_options(
-    form: OptionTexts, rows: Sequence[Mapping[str, Any]], stored: Sequence[Any], task: Task, place: SourceLocation
+def _read_options(
+    form: _OptionTexts, rows: Sequence[Mapping[str, Any]], stored: Sequence[Any], task: Task, place: SourceLocation
 ) -> tuple[list[list[str]], list[TaskDataError]]:
     """Return each row's options, none of a row whose options are faulty, and the faults.
 
@@ -164,7 +164,7 @@ def _read(way: str, value: Any, options: Sequence[str]) -> int | None:
 _WAYS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
 
 
-def option_labels(
+def _option_labels(
     values: Sequence[Any], options: Sequence[Sequence[str]], task: Task, place: SourceLocation
 ) -> npt.NDArray[np.int64]:
     """Return the index of each row's right option, (N,).
@@ -208,7 +208,7 @@ def option_labels(
     return labels
 
 
-def named_labels(
+def _named_labels(
     values: Sequence[Any], names: Sequence[Any], options: Sequence[Sequence[str]], task: Task, place: SourceLocation
 ) -> npt.NDArray[np.int64]:
     """Return the index of each row's right option, (N,), where the column holds names of options.
@@ -434,7 +434,7 @@ class MultipleChoice(LanguageModelKind):
         names, options = keys.get("option_names"), keys.get("options")
         if options is not None:
             try:
-                form = OptionTexts.of(options, adds_space=False)
+                form = _OptionTexts.of(options, adds_space=False)
             except ValueError as error:
                 yield ("options",), f"{error}."
             else:
@@ -460,11 +460,11 @@ class MultipleChoice(LanguageModelKind):
         return f"{cls.name} with a column of options" if isinstance(keys.get("options"), str) else cls.name
 
     @property
-    def options(self) -> OptionTexts:
+    def options(self) -> _OptionTexts:
         """How each row's options are written."""
         end = self.prompt.contents[-1].parts[-1][0]  # what stands behind the last column
         adds_space = not self.prompt.roles and not end[-1:].isspace()
-        return OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
+        return _OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -489,18 +489,18 @@ class MultipleChoice(LanguageModelKind):
                 asked: Sequence[Mapping[str, Any]] = [{form.column: items_of(value)} for value in stored]
             else:
                 asked = self.written_rows(form.columns, columns, place, errors)
-                stored = [shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
+                stored = [_shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
             if len(errors) == known:  # missing values are no options without text too, which would count them again
-                options, faults = read_options(form, asked, stored, task, place)
+                options, faults = _read_options(form, asked, stored, task, place)
                 errors += faults
         labels: npt.NDArray[Any] = np.empty(0)
         values, names = columns.values[task.settings["label"]], task.settings.get("option_names")
         with collected(errors):
             if names is None:
-                labels = option_labels(values, options, task, place)
+                labels = _option_labels(values, options, task, place)
             else:
                 named = columns.values[names] if isinstance(names, str) else [names] * len(values)
-                labels = named_labels(values, named, options, task, place)
+                labels = _named_labels(values, named, options, task, place)
         raise_joined(task, errors)
         return self._rows(texts, options, labels, extras)
 
@@ -509,7 +509,7 @@ class MultipleChoice(LanguageModelKind):
     ) -> Rows:
         if self.options.fixed is not None:
             return Rows(texts, None, labels, extras)
-        return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
+        return Rows(texts, [_shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
         names, form = self.task.settings.get("option_names"), self.options
@@ -532,7 +532,7 @@ class MultipleChoice(LanguageModelKind):
 
     @property
     def example(self) -> tuple[str, ...]:
-        options = shown_options(["an option", "another one"])
+        options = _shown_options(["an option", "another one"])
         texts = zip(self.question_columns, super().example, strict=True)
         return tuple(options if name == self.options.column else text for name, text in texts)
 
@@ -549,7 +549,7 @@ class MultipleChoice(LanguageModelKind):
             for row in asked:
                 own = items_of(row[form.column])
                 row[form.column] = [it.strip() for it in own.split(SEPARATOR)] if isinstance(own, str) else list(own)
-        options, faults = read_options(form, asked, [self.as_texts(row) for row in rows], self.task, place)
+        options, faults = _read_options(form, asked, [self.as_texts(row) for row in rows], self.task, place)
         raise_joined(self.task, faults)
         contents, extras = self.prompts(asked)
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 
 MODULES = tuple(f"encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 TARGETS = tuple(f"bert.{name}" for name in MODULES)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _factor_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _factor_store(tmp_path_factory):
     with use_factor_store(FactorStore(tmp_path_factory.mktemp("factors"))):
         yield
 
 
 @pytest.fixture(scope="session")
-def base(tiny_base: Path) -> BaseModel:
+def base(tiny_base):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(tiny_base.parent / "base-home"))
         return locate(BaseModelRef(str(tiny_base)))
 
 
 @pytest.fixture(scope="session")
-def folders(
-    base: BaseModel, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def folders(base, make_adapter, tmp_path_factory):
     """Three adapters of one shape and one of another."""
     kinds = {
         "a": {"rank": 4},
@@ -49,6 +44,6 @@ def folders(
 
 
 @pytest.fixture(scope="session")
-def inputs() -> dict[str, torch.Tensor]:
+def inputs():
     ids = torch.randint(1000, 20000, (6, 7), generator=torch.Generator().manual_seed(2))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

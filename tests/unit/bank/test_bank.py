@@ -56,7 +56,7 @@ R_BYTES, HEAD_BYTES = 4 * 4 * 4 * len(TARGETS), 4 * (2 * 32 + 2)
 
 
 @pytest.fixture
-def bank(base, folders) -> AdapterBank:
+def bank(base, folders):
     bank = AdapterBank(base)
     for name, folder in folders.items():
         bank.load(name, folder)

@@ -41,7 +41,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 @pytest.fixture(autouse=True)
-def loraxs_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def loraxs_home(tmp_path, monkeypatch):
     """An empty home folder for each test."""
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
@@ -55,12 +55,12 @@ def save_tokenizer(folder: Path, **special: str) -> None:
 
 
 @pytest.fixture(params=families(CONFIGS))
-def family(request: pytest.FixtureRequest) -> str:
+def family(request):
     return str(request.param)
 
 
 @pytest.fixture
-def make_base(tmp_path: Path) -> Callable[[str], BaseModel]:
+def make_base(tmp_path):
     """Save a tiny body with random weights (no head) as a folder and locate it."""
 
     def make(name: str) -> BaseModel:
@@ -77,5 +77,5 @@ def make_base(tmp_path: Path) -> Callable[[str], BaseModel]:
 
 
 @pytest.fixture
-def quickstart(quickstart_base: BaseModel) -> BaseModel:
+def quickstart(quickstart_base):
     return quickstart_base

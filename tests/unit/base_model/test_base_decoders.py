@@ -26,7 +26,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import Projection, check_projection, last_states
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
@@ -37,7 +37,7 @@ SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 48, "pad_token_id": 0, "e
 
 
 @pytest.fixture(params=families(DECODERS))
-def base(request, tmp_path) -> BaseModel:
+def base(request, tmp_path):
     return locate(BaseModelRef(id=str(save_language_model(tmp_path / "m", DECODERS[request.param]))))
 
 
@@ -112,7 +112,7 @@ def test_tokenizer_writes_any_text_and_has_a_chat_template(tmp_path):
 
 
 @pytest.mark.long(part="bases")
-def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2: BaseModel):
+def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2):
     model, tokenizer = load_model(smollm2, LANGUAGE_MODEL), load_tokenizer(smollm2)
     assert (model.dtype, len(linear_modules(smollm2, LANGUAGE_MODEL))) == (torch.bfloat16, 210)
     turn = [{"role": "user", "content": "What is the capital of France?"}]

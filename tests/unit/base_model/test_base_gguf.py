@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -21,7 +20,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, HomeError
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
@@ -74,7 +73,7 @@ def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", *, begin:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path, monkeypatch):
     """A folder of installed distributions with one that carries a GGUF file."""
     site = tmp_path / "site"
     info = site / "gguf_carrier-1.0.dist-info"
@@ -87,7 +86,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def leftovers(loraxs_home: Path) -> Callable[[], list[str]]:
+def leftovers(loraxs_home):
     """Return what lies beside the digests and whole models in the home."""
 
     def find() -> list[str]:
@@ -162,7 +161,7 @@ CODE = (
 
 
 @pytest.fixture
-def start(site: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def start(site):
     """Start processes that find the installed distribution."""
     running: list[subprocess.Popen[str]] = []
 
@@ -258,7 +257,7 @@ SMOLLM2_DIGEST = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a45524
 
 
 @pytest.mark.long(part="bases")
-def test_smollm2_has_the_same_digest_everywhere(smollm2: BaseModel):
+def test_smollm2_has_the_same_digest_everywhere(smollm2):
     """Measured with numpy 2.4, gguf 0.19 and torch 2.13 on x86-64; a machine that gives another one breaks adapters."""
     assert smollm2.weight_digest == SMOLLM2_DIGEST
     tokenizer = load_tokenizer(smollm2)

@@ -7,9 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +52,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def ask(tmp_path: Path) -> Iterator[Callable[[str, str | None], tuple[str, str]]]:
+def ask(tmp_path):
     """Locate a base on that hub in a process of its own; return message and hint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

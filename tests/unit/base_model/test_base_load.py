@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from loraxs_search.base_model.load import load_model, with_setup
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.kinds import classifier, regressor
 
 HEADS = {
@@ -212,7 +211,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     }
 
 
-def test_a_digest_is_of_what_a_tokenizer_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_digest_is_of_what_a_tokenizer_does(tmp_path, capfd):
     digests = {name: tokenizer_digest(tokenizer) for name, tokenizer in tokenizers().items()}
     assert len(set(digests.values())) == len(digests)
     for name, tokenizer in tokenizers().items():
@@ -223,11 +222,11 @@ def test_a_digest_is_of_what_a_tokenizer_does(tmp_path: Path, capfd: pytest.Capt
     assert capfd.readouterr().err == ""
 
 
-def test_a_digest_stays_what_it_was() -> None:
+def test_a_digest_stays_what_it_was():
     assert tokenizer_digest(characters()) == "6867a832f2870ad9ef88386c5a72727f4d02e88cb5164b297614b022d718a3bb"
 
 
-def test_what_differs_is_named_with_both_values(make_base: Callable[[str], BaseModel]) -> None:
+def test_what_differs_is_named_with_both_values(make_base):
     base = with_setup(make_base("llama"))
     assert base.setup is not None and with_setup(base) is base
     path = Path(base.path) / "config.json"

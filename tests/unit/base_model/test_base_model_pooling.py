@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.reading import place_pooling, pooling_of, resolved_pooling, trained_pooling
-from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling
 from loraxs_search.tasks.kinds import classifier
 
@@ -38,9 +36,7 @@ def logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", POOLED)
-def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(
-    pooling: Pooling, make_base: Callable[[str], BaseModel], family: str
-) -> None:
+def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(pooling, make_base, family):
     """Each row alone, without padding, gives what it gives beside others; and the numbers are those of its states."""
     base = make_base(family)
     model = load_model(base, classifier(3, pooling))
@@ -62,7 +58,7 @@ def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(
     assert not torch.allclose(together[0], together[1], atol=1e-4)
 
 
-def test_pools_do_not_depend_on_the_side_of_padding() -> None:
+def test_pools_do_not_depend_on_the_side_of_padding():
     from loraxs_search.base_model.reading import pool
 
     states = torch.randn(2, 9, 4)
@@ -78,9 +74,7 @@ def test_pools_do_not_depend_on_the_side_of_padding() -> None:
             torch.testing.assert_close(pool(states, mask, pooling), value)
 
 
-def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(
-    make_base: Callable[[str], BaseModel],
-) -> None:
+def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(make_base):
     base, inputs = make_base("bert"), rows(6)
     plain = logits(load_model(base, classifier(2)), inputs)
     model = load_model(base, classifier(2, "mean"))
@@ -95,14 +89,14 @@ def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(
     assert torch.equal(logits(copied, inputs), mean)
 
 
-def test_the_pool_of_a_base_in_half_precision_is_taken_in_float32(make_base: Callable[[str], BaseModel]) -> None:
+def test_the_pool_of_a_base_in_half_precision_is_taken_in_float32(make_base):
     model = load_model(make_base("roberta"), classifier(2, "mean"), dtype=torch.bfloat16)
     with torch.no_grad():
         assert model.base_model(**rows(6))[0].dtype == torch.float32
     assert logits(model, rows(6)).dtype == torch.float32
 
 
-def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base: Callable[[str], BaseModel], family: str) -> None:
+def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base, family):
     base, inputs = make_base(family), rows(7)
     model = load_model(base, classifier(2))
     expected = []
@@ -142,18 +136,14 @@ MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pool
         ("modernbert", {"pooling_mode_cls_token": True}, "class"),  # as its configuration says
     ],
 )
-def test_auto_is_what_a_sentence_encoders_folder_says(
-    name: str, given: dict[str, Any], expected: Pooling, make_base: Callable[[str], BaseModel]
-) -> None:
+def test_auto_is_what_a_sentence_encoders_folder_says(name, given, expected, make_base):
     base = make_base(name)
     encoder(Path(base.path), **given)
     assert trained_pooling(base) == (expected, "")
 
 
 @pytest.mark.parametrize("pads", [True, False])
-def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(
-    pads: bool, make_base: Callable[[str], BaseModel]
-) -> None:
+def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(pads, make_base):
     """Its class reads the token before that one, since it looks for the last one that is not padding.
 
     A tokenizer without a padding token pads with the one that ends texts.
@@ -174,7 +164,7 @@ def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(
     assert trained_pooling(base) == ("last", "")
 
 
-def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base: Callable[[str], BaseModel]) -> None:
+def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base):
     base = make_base("modernbert")
     config = AutoConfig.from_pretrained(base.path)
     config.classifier_pooling = "mean"
@@ -187,7 +177,7 @@ def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base: Callab
     )
 
 
-def test_a_decoder_reads_the_last_token_by_itself(make_base: Callable[[str], BaseModel]) -> None:
+def test_a_decoder_reads_the_last_token_by_itself(make_base):
     base = make_base("llama")
     model, inputs = load_model(base, classifier(2)), rows(7)
     padding = inputs["attention_mask"] == 0
@@ -198,7 +188,7 @@ def test_a_decoder_reads_the_last_token_by_itself(make_base: Callable[[str], Bas
 
 
 @pytest.mark.parametrize("given", [{"pooling_mode_max_tokens": True}, MEAN | {"pooling_mode_cls_token": True}])
-def test_what_is_no_pool_of_ours_is_said(given: dict[str, Any], make_base: Callable[[str], BaseModel]) -> None:
+def test_what_is_no_pool_of_ours_is_said(given, make_base):
     base = make_base("bert")
     encoder(Path(base.path), **given)
     pooling, note = trained_pooling(base)
@@ -206,11 +196,11 @@ def test_what_is_no_pool_of_ours_is_said(given: dict[str, Any], make_base: Calla
     assert "max" in note or "cls and mean" in note
 
 
-def test_other_bases_are_read_as_their_class_does(make_base: Callable[[str], BaseModel], family: str) -> None:
+def test_other_bases_are_read_as_their_class_does(make_base, family):
     assert trained_pooling(make_base(family)) == ("class", "")
 
 
-def test_the_quickstarts_base_was_trained_with_its_mean(quickstart: BaseModel) -> None:
+def test_the_quickstarts_base_was_trained_with_its_mean(quickstart):
     assert trained_pooling(quickstart) == ("mean", "")
     assert [resolved_pooling(given, quickstart) for given in ("auto", "class", "cls")] == ["mean", "class", "cls"]
     assert pooling_of(load_model(quickstart, classifier(2, "auto"))) == "mean"

@@ -8,12 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 from support.bases import BART, BERT, XLNET, base
-from torch import Tensor
 
 from loraxs_search.base_model.reading import close_to, dummy_inputs, joined, rounding
 
 
-def test_segments_that_one_batch_lacks_are_zero_in_its_rows() -> None:
+def test_segments_that_one_batch_lacks_are_zero_in_its_rows():
     segmented = {"input_ids": torch.tensor([[5, 6]]), "token_type_ids": torch.tensor([[0, 1]])}
     plain = {"input_ids": torch.tensor([[7, 8, 9]])}
     for parts, types in (([segmented, plain], [[0, 1, 0], [0, 0, 0]]), ([plain, segmented], [[0, 0, 0], [0, 1, 0]])):
@@ -25,7 +24,7 @@ def test_segments_that_one_batch_lacks_are_zero_in_its_rows() -> None:
 LOGITS = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
 
-def test_rounding_leaves_results_alike() -> None:
+def test_rounding_leaves_results_alike():
     assert close_to(LOGITS, LOGITS)
     assert close_to(LOGITS.bfloat16().float(), LOGITS)
     assert close_to(LOGITS[:, :1], LOGITS[:, :1])
@@ -39,17 +38,17 @@ def test_rounding_leaves_results_alike() -> None:
     [torch.zeros(2, 2), LOGITS[:1].expand(2, 2), LOGITS[:1] + LOGITS * 1e-4, LOGITS * torch.nan, LOGITS * torch.inf],
     ids=["zero", "the same for each row", "nearly so", "no numbers", "no finite ones"],
 )
-def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits: Tensor) -> None:
+def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits):
     assert not close_to(logits, logits)
 
 
-def test_no_made_up_token_is_the_padding_and_each_row_has_its_length() -> None:
+def test_no_made_up_token_is_the_padding_and_each_row_has_its_length():
     rows = dummy_inputs(base(BERT), num_rows=3, width=16)
     assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
     assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
 
 
-def test_rows_are_made_up_as_a_base_takes_them() -> None:
+def test_rows_are_made_up_as_a_base_takes_them():
     left = dummy_inputs(base(XLNET))
     assert left["attention_mask"].tolist() == [[1] * 7, [0] * 2 + [1] * 5]
     ended = dummy_inputs(base(BART))["input_ids"]
@@ -57,5 +56,5 @@ def test_rows_are_made_up_as_a_base_takes_them() -> None:
     base(BART)(**dummy_inputs(base(BART)))
 
 
-def test_single_precision_is_held_to_more_than_half() -> None:
+def test_single_precision_is_held_to_more_than_half():
     assert rounding(base(BERT)) < 1e-3 < rounding(base(BERT).bfloat16())

@@ -24,7 +24,7 @@ Install = Callable[..., Path]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path, monkeypatch):
     """Install a distribution that must not be imported, holding the given files."""
     site = tmp_path / "site"
 
@@ -55,7 +55,7 @@ def test_plain_folder_is_used_where_it_is(install):
     assert locate(REF).path == str(site / "carrier_model" / "data")
 
 
-def test_a_package_is_not_taken_for_another_model(install) -> None:
+def test_a_package_is_not_taken_for_another_model(install):
     """A user who changed `id` alone once trained the old base under the new name."""
     site = install({f"carrier_model/{name}": data for name, data in MODEL.items()})
     other = replace(REF, id="org/another")
@@ -182,7 +182,7 @@ QUICKSTART_ID, QUICKSTART_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "a
 
 
 @pytest.fixture
-def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_hub(tmp_path, monkeypatch):
     """An offline machine with an empty hub cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

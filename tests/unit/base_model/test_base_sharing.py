@@ -17,7 +17,6 @@ from transformers import (
     LongformerConfig,
     ModernBertConfig,
     NystromformerConfig,
-    PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
     T5Config,
@@ -69,9 +68,7 @@ def layers_of(model: PreTrainedModel) -> list[str]:
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_layers_that_are_given_positions_or_tokens_before_rows(
-    config: PretrainedConfig, endings: tuple[str, ...], dtype: torch.dtype
-) -> None:
+def test_layers_that_are_given_positions_or_tokens_before_rows(config, endings, dtype):
     model = base(config, noise=0.1).to(dtype)
     names = layers_of(model)
     assert len(names) >= 4
@@ -81,11 +78,11 @@ def test_layers_that_are_given_positions_or_tokens_before_rows(
 
 
 @pytest.mark.parametrize("config", [CONVOLVED, NYSTROM], ids=lambda config: config.model_type)
-def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass(config: PretrainedConfig) -> None:
+def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass(config):
     assert probe_sharing(base(config, noise=0.1), ()).fault == "what a row gives depends on its padding"
 
 
-def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch):
     model = base(XLNET, noise=0.1)
     assert probe_sharing(model, ()).fault == ""
     first = copy.deepcopy(XLNET)
@@ -113,7 +110,7 @@ def spoilt(spoil: Any) -> str:
     ],
     ids=["nothing", "padding", "company", "width"],
 )
-def test_one_part_in_a_hundred_is_seen(spoil: Any, fault: str) -> None:
+def test_one_part_in_a_hundred_is_seen(spoil, fault):
     assert spoilt(spoil) == fault
 
 
@@ -130,7 +127,7 @@ class Expert(nn.Module):
         return y
 
 
-def test_a_layer_that_is_given_some_tokens_of_each_row_is_unpackable() -> None:
+def test_a_layer_that_is_given_some_tokens_of_each_row_is_unpackable():
     model = base(BERT, noise=0.1)
     dense = model.bert.encoder.layer[0].intermediate
     dense.dense = Expert(dense.dense)
@@ -138,14 +135,14 @@ def test_a_layer_that_is_given_some_tokens_of_each_row_is_unpackable() -> None:
     assert probe_sharing(model, [name]).unpackable == {name}
 
 
-def test_a_layer_that_is_never_called_is_unpackable() -> None:
+def test_a_layer_that_is_never_called_is_unpackable():
     model = base(BERT)
     model.bert.encoder.layer[0].spare = nn.Linear(32, 32)
     name = "bert.encoder.layer.0.spare"
     assert probe_sharing(model, [name, "bert.encoder.layer.0.output.dense"]).unpackable == {name}
 
 
-def test_of_a_base_that_cannot_be_probed_nothing_is_packable() -> None:
+def test_of_a_base_that_cannot_be_probed_nothing_is_packable():
     model = base(SPARSE)
     names = layers_of(model)
     found = probe_sharing(model, names)
@@ -154,7 +151,7 @@ def test_of_a_base_that_cannot_be_probed_nothing_is_packable() -> None:
     assert model.config.attention_type == "block_sparse"
 
 
-def test_a_head_that_is_given_more_than_rows_shares_no_pass() -> None:
+def test_a_head_that_is_given_more_than_rows_shares_no_pass():
     class Asking(nn.Linear):
         def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
             return super().forward(x)

@@ -10,7 +10,7 @@ from loraxs_search.engine.generation import closed_up
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), data=st.data())
-def test_rows_that_are_left_stand_group_by_group(sizes: list[int], data: st.DataObject) -> None:
+def test_rows_that_are_left_stand_group_by_group(sizes, data):
     groups = np.repeat(np.arange(len(sizes)) * 3, sizes)
     stays = np.array(data.draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups))))
     order = closed_up(stays, groups)
@@ -18,7 +18,7 @@ def test_rows_that_are_left_stand_group_by_group(sizes: list[int], data: st.Data
     assert (np.diff(groups[order]) >= 0).all()
 
 
-def test_few_rows_move() -> None:
+def test_few_rows_move():
     stays = np.ones(40, bool)
     stays[3] = False
     order = closed_up(stays, np.repeat(np.arange(4), 10))

@@ -17,7 +17,7 @@ from loraxs_search.errors import BaseModelError
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned: bool) -> None:
+def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned):
     torch.manual_seed(0)
     ours, theirs = GrowingLayer(turned), DynamicCache().layer_class_to_replicate()  # type: ignore[misc]
     for length in (5, 1, 1, 3, *[1] * 70):
@@ -34,7 +34,7 @@ def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned: bool) -> 
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_forked_rows_go_on_by_themselves(turned: bool) -> None:
+def test_forked_rows_go_on_by_themselves(turned):
     layer, (keys, values) = GrowingLayer(turned), torch.randn(2, 2, 2, 5, 8).unbind()
     layer.update(keys, values)
     for rows in ([1, 0, 1], [0], [1, 0]):
@@ -47,7 +47,7 @@ def test_forked_rows_go_on_by_themselves(turned: bool) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_joined_rows_end_in_one_column(turned: bool) -> None:
+def test_joined_rows_end_in_one_column(turned):
     numbers, rows = {5: torch.randn(2, 2, 2, 5, 8), 3: torch.randn(2, 1, 2, 3, 8)}, [[2, 0], [1]]
     layers = [GrowingLayer(turned) for _ in numbers]
     for layer, both in zip(layers, numbers.values(), strict=True):
@@ -63,7 +63,7 @@ def test_joined_rows_end_in_one_column(turned: bool) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_first_tokens_can_be_dropped(turned: bool) -> None:
+def test_first_tokens_can_be_dropped(turned):
     layer, both, more = GrowingLayer(turned), torch.randn(2, 3, 2, 70, 8), torch.randn(2, 2, 2, 1, 8)
     layer.update(*both)
     layer.reorder_cache(torch.tensor([2, 0]))
@@ -77,7 +77,7 @@ def test_first_tokens_can_be_dropped(turned: bool) -> None:
 
 @pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma"]))
 @torch.inference_mode()
-def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:
+def test_token_by_token_gives_the_states_of_whole_rows(family):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(DECODERS[family](), attn_implementation="eager").eval()
     ids = torch.randint(4, 60, (3, 50))
@@ -93,7 +93,7 @@ def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family: str) -> None:
+def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family):
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval()
@@ -102,9 +102,7 @@ def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family: str) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "mamba", "lfm2"])
-def test_a_decoder_that_does_not_read_its_cache_is_refused(
-    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_that_does_not_read_its_cache_is_refused(family, dtype, monkeypatch):
     monkeypatch.setattr(kv_cache, "_cache_argument", lambda _: "cache_that_nobody_reads")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval().to(dtype)

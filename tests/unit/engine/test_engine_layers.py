@@ -80,7 +80,7 @@ slots_of_update = st.lists(st.integers(0, SLOTS - 1), max_size=SLOTS)
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @given(slots_of_rows, slots_of_update, slots_of_update, st.sampled_from([(), (1,), (3,), (2, 2)]))
-def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, second, positions) -> None:
+def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, second, positions):
     """The sum of two updates, by slots of their own, at any number of positions; in two passes of two workers."""
     base, context = a_layer(kind), PassContext()
     updates = [Gain(1, first), Gain(2, second)]
@@ -105,7 +105,7 @@ def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, seco
 
 
 @given(slots_of_rows, slots_of_update)
-def test_without_gradients_a_layer_computes_the_same(slots, adapted) -> None:
+def test_without_gradients_a_layer_computes_the_same(slots, adapted):
     base, context, update = a_layer("linear"), PassContext(), Gain(1, adapted)
     x = torch.randn(len(slots), 2, IN, dtype=torch.float64)
     with torch.inference_mode(), context.computing(row_map(slots)):
@@ -114,7 +114,7 @@ def test_without_gradients_a_layer_computes_the_same(slots, adapted) -> None:
     torch.testing.assert_close(y, torch.stack(expected))
 
 
-def test_an_update_is_trained_where_nothing_that_enters_needs_a_gradient() -> None:
+def test_an_update_is_trained_where_nothing_that_enters_needs_a_gradient():
     context, update = PassContext(), Gain(1, [0])
     layer = AdaptedLinear(a_layer("linear"), context, [update])
     with context.computing(row_map([0, 1])):
@@ -122,14 +122,14 @@ def test_an_update_is_trained_where_nothing_that_enters_needs_a_gradient() -> No
     assert update.grads[0].count_nonzero() == 1
 
 
-def test_rows_that_nothing_adapts_build_no_graph() -> None:
+def test_rows_that_nothing_adapts_build_no_graph():
     context = PassContext()
     layer = AdaptedLinear(a_layer("linear"), context, [Gain(1, [0])])
     with context.computing(row_map([1, 2])):
         assert not layer(torch.randn(2, IN, dtype=torch.float64)).requires_grad
 
 
-def test_x_is_not_kept_for_backward() -> None:
+def test_x_is_not_kept_for_backward():
     """Only what an update asks for is: here two numbers a position."""
     context, kept = PassContext(), []
     layer = AdaptedLinear(a_layer("linear"), context, [Gain(1, [0])])
@@ -142,7 +142,7 @@ def test_x_is_not_kept_for_backward() -> None:
     assert kept == [(14, OUT)]
 
 
-def test_the_base_keeps_its_parameters_and_no_other() -> None:
+def test_the_base_keeps_its_parameters_and_no_other():
     base = a_layer("linear")
     layer = AdaptedLinear(base, PassContext(), [Gain(1, [0])])
     assert layer.weight is base.weight
@@ -181,7 +181,7 @@ def through(states: list[tuple[HeadState, int]], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("make", [lambda labels: nn.Linear(WIDTH, labels), deep], ids=["linear", "deep"])
 @pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH)])
-def test_rows_go_through_their_own_weights(make, shape) -> None:
+def test_rows_go_through_their_own_weights(make, shape):
     """Shared by a segment's rows, each row's own, and the module's as they are; widths differ."""
     two, five, plain = make(2), make(5), make(3)
     shared, each = drawn(two), drawn(five, rows=3)
@@ -199,7 +199,7 @@ def test_rows_go_through_their_own_weights(make, shape) -> None:
 
 @pytest.mark.parametrize("kept", ["weight", "bias"])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_what_is_not_given_is_the_modules_own(kept, per_row) -> None:
+def test_what_is_not_given_is_the_modules_own(kept, per_row):
     module = nn.Linear(WIDTH, 2)
     own = {name: value for name, value in drawn(module, rows=3 if per_row else None).items() if name != kept}
     x = torch.randn(3, WIDTH)
@@ -209,7 +209,7 @@ def test_what_is_not_given_is_the_modules_own(kept, per_row) -> None:
         torch.testing.assert_close(y[i], alone(module, row, x[i]))
 
 
-def test_a_head_is_float32_whatever_enters() -> None:
+def test_a_head_is_float32_whatever_enters():
     module = deep(2)
     x = torch.randn(3, WIDTH).bfloat16()
     y = through([(HeadState(module, drawn(module)), 3)], x)
@@ -229,7 +229,7 @@ class Patient(nn.Module):
         return self.inner(x)
 
 
-def test_threads_do_not_see_each_others_weights() -> None:
+def test_threads_do_not_see_each_others_weights():
     """`functional_call` puts values into a module that all threads share."""
     num = 3
     module, context = Patient(num), PassContext()

@@ -41,7 +41,7 @@ def padding(wanted: Wanted, passes: Sequence[Pass]) -> float:
 
 
 @given(WANTED, st.integers(90, 700))
-def test_a_plan_is_a_partition_within_budget(wanted: Wanted, max_tokens: int) -> None:
+def test_a_plan_is_a_partition_within_budget(wanted, max_tokens):
     passes, order = plan_passes(wanted, max_tokens), list(wanted)
     served: Counter[tuple[str, int]] = Counter()
     for shared in passes:
@@ -61,7 +61,7 @@ def test_a_plan_is_a_partition_within_budget(wanted: Wanted, max_tokens: int) ->
 
 @pytest.mark.parametrize("num_trials", [4, 32])
 @pytest.mark.parametrize("mean", [24, 90])
-def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean: int) -> None:
+def test_little_is_padded_for_the_batches_that_trials_draw(num_trials, mean):
     """Lengths as in movie reviews (5 to 64, mean 27) and as in long reviews, batches of 16 as trials draw them."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.gamma(4.0, mean / 4.0, size=6000).astype(np.int32) + 3, 5, 64 if mean == 24 else 512)
@@ -76,14 +76,14 @@ def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean
 
 
 @pytest.mark.parametrize(("positions", "longest"), [(300, 297), (513, 513), (1000, 993)])
-def test_no_row_is_padded_beyond_the_positions_of_a_base(positions: int, longest: int) -> None:
+def test_no_row_is_padded_beyond_the_positions_of_a_base(positions, longest):
     wanted = {"1": np.array([longest, longest - 1, 20])}
     assert max(shared.width for shared in plan_passes(wanted, 4096)) > positions
     assert max(shared.width for shared in plan_passes(wanted, 4096, positions)) in range(longest, positions + 1)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_engine_pads_no_row_beyond_the_positions_of_its_base(wrapped: bool) -> None:
+def test_an_engine_pads_no_row_beyond_the_positions_of_its_base(wrapped):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = BertConfig(**sizes, vocab_size=9, max_position_embeddings=300)
     model: nn.Module = BertForSequenceClassification(config)
@@ -93,7 +93,7 @@ def test_an_engine_pads_no_row_beyond_the_positions_of_its_base(wrapped: bool) -
     assert 297 <= shared.width <= 300
 
 
-def test_shapes_of_passes_are_few_so_that_kernels_are_made_once() -> None:
+def test_shapes_of_passes_are_few_so_that_kernels_are_made_once():
     random = np.random.default_rng(1)
     shapes = set()
     for _ in range(200):
@@ -103,7 +103,7 @@ def test_shapes_of_passes_are_few_so_that_kernels_are_made_once() -> None:
     assert all(width <= 32 or width % 2 == 0 for _, width in shapes)
 
 
-def test_a_row_longer_than_the_budget_is_refused() -> None:
+def test_a_row_longer_than_the_budget_is_refused():
     with pytest.raises(UsageError, match=r"max_tokens=64 for a row of 65 tokens, asked by 7"):
         plan_passes({"7": np.array([3, 65])}, 64)
 
@@ -113,9 +113,7 @@ def test_a_row_longer_than_the_budget_is_refused() -> None:
     max_rows=st.integers(1, 20),
     num_workers=st.integers(1, 4),
 )
-def test_every_written_row_is_in_one_batch_within_both_bounds(
-    lengths: list[int], max_rows: int, num_workers: int
-) -> None:
+def test_every_written_row_is_in_one_batch_within_both_bounds(lengths, max_rows, num_workers):
     batches = plan_writing(np.array(lengths), max_rows, num_workers)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= max_rows for batch in batches)
@@ -126,7 +124,7 @@ def test_every_written_row_is_in_one_batch_within_both_bounds(
 
 
 @pytest.mark.parametrize(("rows", "workers", "sizes"), [(65, 1, [33, 32]), (20, 2, [10, 10]), (1, 2, [1])])
-def test_batches_are_few_and_even(rows: int, workers: int, sizes: list[int]) -> None:
+def test_batches_are_few_and_even(rows, workers, sizes):
     assert [len(batch) for batch in plan_writing(np.full(rows, 100), 64, workers)] == sizes
 
 
@@ -138,16 +136,16 @@ PASSES = [a_pass(width) for width in (9, 1, 5, 5, 3)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_results_come_in_the_order_of_the_passes(count: int) -> None:
+def test_results_come_in_the_order_of_the_passes(count):
     assert PassExecutor(count).run(PASSES, lambda worker, shared: shared.width) == [9, 1, 5, 5, 3]
 
 
-def test_a_pass_goes_to_the_worker_with_least_to_do_whatever_the_timing() -> None:
+def test_a_pass_goes_to_the_worker_with_least_to_do_whatever_the_timing():
     executor = PassExecutor(2)
     assert [executor.run(PASSES, lambda worker, shared: worker) for _ in range(3)] == [[0, 1, 1, 1, 0]] * 3
 
 
-def test_a_worker_is_one_thread_with_its_own_number_of_threads() -> None:
+def test_a_worker_is_one_thread_with_its_own_number_of_threads():
     before = torch.get_num_threads()
     executor = PassExecutor(2, threads=1)
     names = executor.run(PASSES, lambda worker, shared: (threading.current_thread().name, torch.get_num_threads()))
@@ -155,7 +153,7 @@ def test_a_worker_is_one_thread_with_its_own_number_of_threads() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_fault_is_raised_once_all_workers_are_done() -> None:
+def test_a_fault_is_raised_once_all_workers_are_done():
     finished = threading.Event()
 
     def compute(worker: int, shared: Pass) -> None:
@@ -169,7 +167,7 @@ def test_a_fault_is_raised_once_all_workers_are_done() -> None:
     assert finished.is_set()
 
 
-def test_an_accelerator_has_one_worker() -> None:
+def test_an_accelerator_has_one_worker():
     assert workers_for(torch.device("cuda")) == (1, 1)
     count, threads = workers_for(torch.device("cpu"))
     assert 1 <= count * threads <= torch.get_num_threads()

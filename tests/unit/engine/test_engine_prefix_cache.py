@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification
 
 from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.engine.prefix_cache import PrefixCache
@@ -18,12 +18,12 @@ BLOCK = "bert.encoder.layer"
 
 
 @pytest.fixture
-def model() -> PreTrainedModel:
+def model():
     torch.manual_seed(0)
     return BertForSequenceClassification(BertConfig(**SIZE, pad_token_id=0)).eval().requires_grad_(False)
 
 
-def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model: PreTrainedModel) -> None:
+def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model):
     names = [f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense"]
     assert repeated_layers(model, names) == (BLOCK, model.bert.encoder.layer)
     assert repeated_layers(model, ["bert.pooler.dense"]) == ("", None)
@@ -35,7 +35,7 @@ def inputs() -> dict[str, Tensor]:
     return {"input_ids": torch.arange(14).view(2, 7) + 3, "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
 
 
-def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTrainedModel) -> None:
+def test_a_pass_begins_at_the_given_layer_with_the_given_states(model):
     whole, layers = model(**inputs()).logits, list(model.bert.encoder.layer)
     shortcut = PrefixCache(model, model.bert.encoder.layer)
     shortcut.place(3, ())
@@ -51,7 +51,7 @@ def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTraine
     assert shortcut.depth == 0
 
 
-def test_threads_have_their_own_states(model: PreTrainedModel) -> None:
+def test_threads_have_their_own_states(model):
     shortcut = PrefixCache(model, model.bert.encoder.layer)
     shortcut.place(2, ())
     states, found = shortcut.entering(inputs()), []
@@ -88,7 +88,7 @@ class Looks(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["tuples", "looks", "mixes rows"])
-def test_a_base_that_is_no_chain_is_computed_in_full(model: PreTrainedModel, kind: str) -> None:
+def test_a_base_that_is_no_chain_is_computed_in_full(model, kind):
     layers = model.bert.encoder.layer
     if kind == "tuples":
         layers[1] = Tuples(layers[1])

@@ -88,7 +88,7 @@ def positions_of_top(model: PreTrainedModel) -> list[int]:
 
 
 @pytest.mark.parametrize("family", READ_FIRST)
-def test_under_a_head_only_the_first_token_goes_on_behind_the_last_attention(family: str) -> None:
+def test_under_a_head_only_the_first_token_goes_on_behind_the_last_attention(family):
     model = base(READ_FIRST[family])
     whole, pruning = model(**inputs()).logits, pruned(model)
     with pruning.placed():
@@ -99,7 +99,7 @@ def test_under_a_head_only_the_first_token_goes_on_behind_the_last_attention(fam
 
 
 @pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
-def test_under_a_head_that_reads_others_nothing_is_cut_not_even_to_see(config: PretrainedConfig) -> None:
+def test_under_a_head_that_reads_others_nothing_is_cut_not_even_to_see(config):
     """MPT's would index tokens that are not there, which ends a GPU's process."""
     model = base(config)
     seen = positions_of_top(model)
@@ -107,13 +107,13 @@ def test_under_a_head_that_reads_others_nothing_is_cut_not_even_to_see(config: P
     assert len(set(seen)) <= 1 or config.model_type == "longformer"
 
 
-def test_a_base_with_two_lists_of_layers_is_computed_whole() -> None:
+def test_a_base_with_two_lists_of_layers_is_computed_whole():
     model = base(BART)
     model(**dummy_inputs(model))
     assert not LastLayerPruning(model, model.model.encoder.layers).is_possible
 
 
-def test_a_base_that_short_rows_would_change_is_left_alone() -> None:
+def test_a_base_that_short_rows_would_change_is_left_alone():
     model = base(BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4))
     assert not pruned(model).is_possible
     assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
@@ -126,9 +126,7 @@ class MeanPooler(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("weight", "bias"), [(0.0, 0.0), (0.0, 1.0), (1e-6, 1.0), (1.0, 0.0)])
-def test_a_head_that_reads_every_token_or_says_the_same_of_any_row_is_computed_whole(
-    weight: float, bias: float
-) -> None:
+def test_a_head_that_reads_every_token_or_says_the_same_of_any_row_is_computed_whole(weight, bias):
     model = base(BERT)
     model.bert.pooler = MeanPooler()
     model.classifier.weight.mul_(weight)
@@ -137,7 +135,7 @@ def test_a_head_that_reads_every_token_or_says_the_same_of_any_row_is_computed_w
 
 
 @pytest.mark.parametrize("family", families(CUT))
-def test_what_follows_the_last_attention_is_computed_at_the_reads_alone(family: str) -> None:
+def test_what_follows_the_last_attention_is_computed_at_the_reads_alone(family):
     model = decoder(CUT[family])
     whole, pruning, cuts = last_states(model, inputs()), pruned(model), list[int]()
     pruning.place()
@@ -151,7 +149,7 @@ def test_what_follows_the_last_attention_is_computed_at_the_reads_alone(family: 
     assert seen == [24] * num_joint + [6] * (len(seen) - num_joint)
 
 
-def test_passes_that_read_nothing_are_computed_whole() -> None:
+def test_passes_that_read_nothing_are_computed_whole():
     model = decoder(CUT["llama"])
     whole, pruning = last_states(model, inputs()), pruned(model)
     with pruning.reading(READS, 8, lambda: None) as is_cut:
@@ -163,12 +161,12 @@ def test_passes_that_read_nothing_are_computed_whole() -> None:
 
 
 @pytest.mark.parametrize("config", WHOLE, ids=lambda config: config.model_type)
-def test_layers_of_another_form_are_computed_whole(config: PretrainedConfig) -> None:
+def test_layers_of_another_form_are_computed_whole(config):
     assert not pruned(decoder(config)).is_possible
 
 
 @pytest.mark.parametrize("kind", ["head", "reads"])
-def test_gradients_are_those_of_the_whole_layer(kind: str) -> None:
+def test_gradients_are_those_of_the_whole_layer(kind):
     model = base(BERT) if kind == "head" else decoder(CUT["llama"])
     pruning, found = pruned(model), []
     for cut in (False, True):

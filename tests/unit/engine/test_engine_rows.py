@@ -31,7 +31,7 @@ def runs(rows: SlotRowMap, *label_of_slot: int | None) -> list[tuple[int, int, i
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12),
     st.lists(st.none() | st.integers(0, 2), min_size=6, max_size=6),
 )
-def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels) -> None:
+def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels):
     rows = row_map(*slots_and_sizes)
     slot_of_row = [slot for slot, size in slots_and_sizes for _ in range(size)]
     assert rows.num_rows == len(slot_of_row)
@@ -42,7 +42,7 @@ def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels) -> No
     assert all(a[1] <= b[0] and (a[1] < b[0] or a[2] != b[2]) for a, b in pairwise(found))  # as long as they can be
 
 
-def test_each_thread_has_a_pass_of_its_own() -> None:
+def test_each_thread_has_a_pass_of_its_own():
     context: PassContext = PassContext()
     ready, seen = threading.Barrier(2), {}
 
@@ -59,7 +59,7 @@ def test_each_thread_has_a_pass_of_its_own() -> None:
     assert seen == {0: (0, 1, "adapter 0"), 1: (1, 2, "adapter 1")}
 
 
-def test_nothing_of_a_pass_stays_when_it_fails() -> None:
+def test_nothing_of_a_pass_stays_when_it_fails():
     context: PassContext = PassContext()
     with pytest.raises(ZeroDivisionError), context.computing(RowMap([RowSegment("a", 0, 1)])):
         raise ZeroDivisionError

@@ -259,7 +259,7 @@ def weight(kind: str) -> torch.Tensor:
 
 
 @pytest.fixture(params=["random", "axis-aligned"])
-def pair(request: pytest.FixtureRequest) -> Pair:
+def pair(request):
     return compute_factors(weight(request.param), rank=PROBED_RANK).ab(PROBED_RANK)
 
 

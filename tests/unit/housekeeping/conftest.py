@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture
-def base(fresh_home: Path) -> Callable[[str], str]:
+def base(fresh_home):
     """Make an unpacked base model, long unused, and return the digest of its weights."""
 
     def make(name: str) -> str:
@@ -34,7 +33,7 @@ def base(fresh_home: Path) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def factors(fresh_home: Path) -> Callable[[int], dict[str, str]]:
+def factors(fresh_home):
     """Make the factor file of a weight, long unused, and return its key and checksum."""
 
     def make(seed: int) -> dict[str, str]:
@@ -47,7 +46,7 @@ def factors(fresh_home: Path) -> Callable[[int], dict[str, str]]:
 
 
 @pytest.fixture
-def sealed() -> Callable[..., Path]:
+def sealed():
     """Write a sealed adapter that stands on a base and factors."""
 
     def make(folder: Path, study: str = "s", *, base_digest: str = "b" * 64, factors: dict[str, str]) -> Path:
@@ -79,7 +78,7 @@ def sealed() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def register(sealed: Callable[..., Path], tmp_path: Path) -> Callable[..., None]:
+def register(sealed, tmp_path):
     """Register an adapter as champion of the task `t`."""
 
     def make(uri: str, *, base_digest: str, factors: dict[str, str]) -> None:

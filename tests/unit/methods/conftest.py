@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from support.classifiers import FAMILIES, VOCAB, small_classifier
 from support.families import families
-from transformers import PreTrainedModel
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
@@ -25,23 +23,23 @@ from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _factor_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _factor_store(tmp_path_factory):
     with use_factor_store(FactorStore(tmp_path_factory.mktemp("factors"))):
         yield
 
 
 @pytest.fixture(params=families(FAMILIES))
-def family(request: pytest.FixtureRequest) -> str:
+def family(request):
     return request.param
 
 
 @pytest.fixture
-def make_base() -> Callable[..., PreTrainedModel]:
+def make_base():
     return small_classifier
 
 
 @pytest.fixture
-def adapt(make_base) -> Callable[..., PeftModel]:
+def adapt(make_base):
     """A model with a LoRA-XS adapter whose R is far from zero."""
 
     def build(family: str = "bert", **config) -> PeftModel:
@@ -53,7 +51,7 @@ def adapt(make_base) -> Callable[..., PeftModel]:
 
 
 @pytest.fixture(scope="session")
-def inputs() -> dict[str, torch.Tensor]:
+def inputs():
     ids = torch.randint(2, VOCAB, (5, 9), generator=torch.Generator().manual_seed(1))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -122,7 +120,7 @@ def _write_adapter(model, base, folder, **changes):
 
 
 @pytest.fixture
-def targets() -> tuple[str, ...]:
+def targets():
     return TARGETS
 
 

@@ -57,7 +57,7 @@ def shake(model: nn.Module) -> None:
         ({"dora": True}, {"use_dora": True}),
     ],
 )
-def test_it_begins_with_the_numbers_of_stock_peft(make_base, inputs, logits, params, own) -> None:
+def test_it_begins_with_the_numbers_of_stock_peft(make_base, inputs, logits, params, own):
     model, other = attached(make_base(), **params), make_base()
     torch.manual_seed(5)
     config = {"r": 4, "lora_alpha": 4, "target_modules": list(TARGETS["bert"]), "task_type": "SEQ_CLS", **own}
@@ -68,12 +68,12 @@ def test_it_begins_with_the_numbers_of_stock_peft(make_base, inputs, logits, par
     assert torch.equal(logits(model, inputs), logits(stock, inputs))
 
 
-def test_it_begins_in_float32_whatever_the_base_is_in(make_base) -> None:
+def test_it_begins_in_float32_whatever_the_base_is_in(make_base):
     halved, whole = attached(make_base().bfloat16()), attached(make_base())
     assert all(torch.equal(pairs(halved)[name], value) for name, value in pairs(whole).items())
 
 
-def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base, inputs, logits) -> None:
+def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base, inputs, logits):
     model = attached(make_base("gpt2"), "gpt2", dora=True)
     torch.testing.assert_close(logits(model, inputs), logits(make_base("gpt2"), inputs), atol=1e-6, rtol=1e-5)
     shake(model)
@@ -84,7 +84,7 @@ def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("params", [{"rslora": True, "scale": 3.0}, {"scale": 0.5}])
-def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, inputs, logits, tmp_path) -> None:
+def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, inputs, logits, tmp_path):
     model = attached(make_base(family), family, **params)
     shake(model)
     expected = logits(model, inputs)
@@ -97,28 +97,28 @@ def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, input
     torch.testing.assert_close(logits(loaded, inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_its_files_are_the_same_bytes_each_time(make_base) -> None:
+def test_its_files_are_the_same_bytes_each_time(make_base):
     method = get_method("lora")
     first, second = (method.files(attached(make_base()), ()) for _ in range(2))
     assert first == second
     assert b'"bert.encoder.layer.0.attention.self.query",\n' in first["adapter_config.json"]
 
 
-def test_what_is_no_linear_layer_is_refused(make_base) -> None:
+def test_what_is_no_linear_layer_is_refused(make_base):
     wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
     with pytest.raises(TargetModulesError, match="`target_modules`"):
         get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
 @pytest.mark.parametrize("name", ["lora", "lora-xs"])
-def test_rank_is_held_against_the_smaller_side(name: str) -> None:
+def test_rank_is_held_against_the_smaller_side(name):
     modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method(name)
     method.check(method.with_defaults({"rank": 8}), modules)
     with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
         method.check(method.with_defaults({"rank": 9}), modules)
 
 
-def test_its_options_are_true_or_false_in_yaml() -> None:
+def test_its_options_are_true_or_false_in_yaml():
     given = "parameters={rank: 4, learning_rate: 1.0e-3, rslora: {choice: [yes, no]}, dora: %s}"
     space = load_space("movie_reviews", overrides=["method=lora", given % "true"])
     assert list(space.parameters["rslora"].possible or ()) == [True, False]
@@ -148,6 +148,6 @@ for name in sys.argv[1:]:
 """
 
 
-def test_its_parts_may_be_what_imports_peft_first() -> None:
+def test_its_parts_may_be_what_imports_peft_first():
     """Importing PEFT imports LoRA-XS, and what that needs."""
     subprocess.run([sys.executable, "-c", IMPORT_EACH_FIRST, *PARTS], check=True)

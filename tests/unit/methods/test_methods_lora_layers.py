@@ -47,7 +47,7 @@ def segments(lengths: list[tuple[int, int]]) -> list[RowSegment[int]]:
     rslora=st.booleans(),
     needs_dx=st.booleans(),
 )
-def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, rslora, needs_dx) -> None:
+def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, rslora, needs_dx):
     slots = [adapter(r, seed, ("q",) if seed == 1 else ("q", "v"), rslora=rslora) for seed, r in enumerate(ranks)]
     packed = PackedLora([*slots, None], linears(), NUM_WORKERS)  # the last slot is of another method
     copies = [slot.vector.detach().clone().requires_grad_() for slot in slots]
@@ -79,7 +79,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
         torch.testing.assert_close(slot.vector.grad, copy.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base() -> None:
+def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base():
     slot = adapter(2, 3)
     packed = PackedLora([slot], linears(torch.bfloat16), NUM_WORKERS)
     rows, update = LayerRows(SlotRowMap(segments([(0, 2)]), CPU), 3, 1), packed.update("q")

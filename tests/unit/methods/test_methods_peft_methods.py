@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ def hyper(base: nn.Module, peft_type: str, **fixed: Any) -> Hyperparameters:
     ("peft_type", "fixed"),
     [("LORA", {"init_lora_weights": "pissa"}), ("LORA", {"bias": "all"}), ("LORA", {"init_lora_weights": "typo"})],
 )
-def test_what_would_change_the_shared_base_is_refused(peft_type: str, fixed: dict[str, Any]) -> None:
+def test_what_would_change_the_shared_base_is_refused(peft_type, fixed):
     base = bases.base(bases.BERT, noise=0.05).requires_grad_(False)
     before = {name: value.clone() for name, value in base.state_dict().items()}
     own = hyper(base, peft_type, **fixed)
@@ -53,7 +52,7 @@ def test_what_would_change_the_shared_base_is_refused(peft_type: str, fixed: dic
 @pytest.mark.long(part="software")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("peft_type", peft_types())
-def test_every_type_is_counted_trained_stored_and_loaded(peft_type: str, tmp_path: Path) -> None:
+def test_every_type_is_counted_trained_stored_and_loaded(peft_type, tmp_path):
     base = bases.base(bases.BERT, noise=0.05).requires_grad_(False)
     own = hyper(base, peft_type, **NEEDED.get(peft_type, {}))
     method, ids = get_method("mine", own.peft), torch.arange(4, 25).reshape(3, 7)

@@ -65,7 +65,7 @@ def run(trials: Sequence[Trial], num_steps: int) -> None:
 
 
 @pytest.fixture(autouse=True, params=["per_tensor", "foreach"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(request, monkeypatch):
     """Both ways, whatever the device."""
     for name in ("per_tensor", "foreach"):
         monkeypatch.setattr(room, name, getattr(room, request.param))
@@ -86,14 +86,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         max_size=4,
     )
 )
-def test_each_trial_goes_as_with_an_optimizer_of_its_own(trials: list[Trial]) -> None:
+def test_each_trial_goes_as_with_an_optimizer_of_its_own(trials):
     run(trials, 6)
     for trial in trials:
         for ours, theirs in zip(trial.ours, trial.theirs, strict=True):
             torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_company_changes_no_bit() -> None:
+def test_company_changes_no_bit():
     def make() -> list[Trial]:
         return [Trial((1e-2, 1e-3), (0.9, 0.99), 0.1, 1.0, seed=1), Trial((5e-3, 1e-2), (0.8, 0.999), 0.0, 0.0, seed=2)]
 
@@ -105,7 +105,7 @@ def test_company_changes_no_bit() -> None:
         assert all(map(torch.equal, one.ours, other.ours))
 
 
-def test_a_tensor_without_a_gradient_is_left_as_it_is() -> None:
+def test_a_tensor_without_a_gradient_is_left_as_it_is():
     kept, moved = torch.ones(2), torch.ones(2)
     moved.grad = torch.ones(2)
     moments = [torch.zeros(2) for _ in range(4)]

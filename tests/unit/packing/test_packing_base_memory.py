@@ -42,7 +42,7 @@ def test_what_is_counted_is_what_the_loaded_models_take(tmp_path, own, dtype, de
 
 
 @pytest.fixture
-def huge(tmp_path: Path):
+def huge(tmp_path):
     """Make a base of a billion numbers, of which only the header is written."""
 
     def make(own: str) -> BaseModel:

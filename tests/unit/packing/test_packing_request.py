@@ -46,7 +46,7 @@ def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tupl
     return scored
 
 
-def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each() -> None:
+def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each():
     a, b, again, c, d = request("a"), request("b"), request("a"), request("c"), request("d")
     admitted, left = admit([a], [again, b, c, d], 3)
     assert admitted == [b, c]
@@ -55,7 +55,7 @@ def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each() -> None:
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=30), st.integers(1, 4), st.data())
-def test_no_trial_starves_whoever_comes_and_goes(arrivals: list[str], num_slots: int, data: st.DataObject) -> None:
+def test_no_trial_starves_whoever_comes_and_goes(arrivals, num_slots, data):
     """Whoever waits is passed by those only who came before, or whose own trial is in; all are served in the end."""
     active: list[AdvanceRequest] = []
     waiting = [request(name) for name in arrivals]
@@ -79,15 +79,15 @@ def test_no_trial_starves_whoever_comes_and_goes(arrivals: list[str], num_slots:
     assert len(served) == len(arrivals)
 
 
-def test_a_trial_that_comes_soon_after_the_others_is_scored_with_them() -> None:
+def test_a_trial_that_comes_soon_after_the_others_is_scored_with_them():
     assert play({0: [request("a", 40), request("b", 40)], 10: [request("c", 40)]}, 3) == [(49, ["a", "b", "c"])]
 
 
-def test_a_trial_that_comes_late_begins_when_the_others_are_scored() -> None:
+def test_a_trial_that_comes_late_begins_when_the_others_are_scored():
     assert play({0: [request("a", 40)], 11: [request("c", 40)]}, 2) == [(39, ["a"]), (79, ["c"])]
 
 
-def test_a_trial_waits_for_one_score_at_most_whoever_trains_on() -> None:
+def test_a_trial_waits_for_one_score_at_most_whoever_trains_on():
     """Others that report often would keep it out for ever."""
     going, late = request("a", 100), request("c", 200)
     assert admit([going], [late], 2) == ([], [late])
@@ -95,11 +95,11 @@ def test_a_trial_waits_for_one_score_at_most_whoever_trains_on() -> None:
     assert admit([going], [late], 2) == ([late], [])
 
 
-def test_a_trial_that_reports_sooner_than_all_others_does_not_wait() -> None:
+def test_a_trial_that_reports_sooner_than_all_others_does_not_wait():
     assert play({0: [request("a", 40)], 11: [request("c", 10)]}, 2) == [(20, ["c"]), (39, ["a"])]
 
 
-def test_trials_that_start_one_after_another_come_into_step() -> None:
+def test_trials_that_start_one_after_another_come_into_step():
     """The third is more than ten steps behind the first: it waits, and the fourth begins with it."""
     arrivals = {10 * place: [request(name, 40)] for place, name in enumerate("abcd")}
     assert play(arrivals, 4) == [(49, ["a", "b"]), (89, ["c", "d"])]
@@ -109,7 +109,7 @@ def test_trials_that_start_one_after_another_come_into_step() -> None:
     st.lists(st.tuples(st.integers(0, 100), st.integers(1, 60)), min_size=1, max_size=24),
     st.integers(1, 6),
 )
-def test_every_trial_is_scored_once_whenever_it_comes(comers: list[tuple[int, int]], num_slots: int) -> None:
+def test_every_trial_is_scored_once_whenever_it_comes(comers, num_slots):
     arrivals: dict[int, list[AdvanceRequest]] = {}
     for place, (number, num_steps) in enumerate(comers):
         arrivals.setdefault(number, []).append(request(str(place), num_steps))

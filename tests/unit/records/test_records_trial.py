@@ -21,9 +21,7 @@ def scheduled(max_steps: int, warmup: float, schedule: str) -> Hyperparameters:
     schedule=st.sampled_from(["linear", "cosine", "constant"]),
     data=st.data(),
 )
-def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
-    max_steps: int, warmup: float, schedule: str, data: st.DataObject
-) -> None:
+def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(max_steps, warmup, schedule, data):
     factors = [scheduled(max_steps, warmup, schedule).lr_factor(step) for step in range(max_steps)]
     peak = math.ceil(warmup * max_steps)
     assert all(0 < f <= 1 for f in factors)
@@ -35,5 +33,5 @@ def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
     ("schedule", "step", "expected"),
     [("linear", 0, 0.5), ("linear", 1, 1.0), ("linear", 5, 5 / 9), ("cosine", 1, 1.0), ("constant", 9, 1.0)],
 )
-def test_known_values(schedule: str, step: int, expected: float) -> None:
+def test_known_values(schedule, step, expected):
     assert scheduled(10, 0.1, schedule).lr_factor(step) == pytest.approx(expected)

@@ -14,13 +14,7 @@ import loraxs_search
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.page import (
-    class_tables,
-    cost_table,
-    failure_table,
-    repeat_command,
-    report_page,
-)
+from loraxs_search.reports.html.page import class_tables, cost_table, failure_table, repeat_command, report_page
 from loraxs_search.reports.html.summary import duration, read_facts, saved_seconds, summary
 from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space

@@ -24,7 +24,7 @@ from loraxs_search.reports.search_state import HostLine, Pace, SearchState, expe
 
 
 @pytest.fixture
-def state() -> SearchState:
+def state():
     """A search at 1080 s: trial 0 is complete, trial 1 was stopped after 20 steps, two are at step 40."""
     state = SearchState()
     for event in training():
@@ -32,7 +32,7 @@ def state() -> SearchState:
     return state
 
 
-def test_who_has_seen_the_events_knows_how_the_trials_stand(state: SearchState) -> None:
+def test_who_has_seen_the_events_knows_how_the_trials_stand(state):
     assert state.study == "mine"
     assert state.is_training
     assert state.num_ended == 2
@@ -47,7 +47,7 @@ def test_who_has_seen_the_events_knows_how_the_trials_stand(state: SearchState) 
     assert state.score_range() == pytest.approx((0.0, 0.6))
 
 
-def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState) -> None:
+def test_steps_since_the_last_report_count_until_the_next_one(state):
     steps = state.steps_done
     advanced = TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})
     state.happened(advanced)
@@ -59,7 +59,7 @@ def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState
     assert [line.trial for line in state.lines()][:2] == ["00002", "00003"]
 
 
-def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchState) -> None:
+def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state):
     steps = state.steps_done
     state.happened(TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57}))
     again = next(event for event in training() if event.event == "search_started")
@@ -70,7 +70,7 @@ def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchStat
 @pytest.mark.parametrize(
     ("direction", "best", "mark", "lead"), [("maximize", 0, "tfidf", 0.18), ("minimize", 3, "constant", 0.0)]
 )
-def test_the_best_is_held_against_the_best_baseline(direction: str, best: int, mark: str, lead: float) -> None:
+def test_the_best_is_held_against_the_best_baseline(direction, best, mark, lead):
     state = SearchState()
     for event in training():
         state.happened(replace(event, direction=direction) if event.event == "search_started" else event)
@@ -80,7 +80,7 @@ def test_the_best_is_held_against_the_best_baseline(direction: str, best: int, m
     assert state.lead == pytest.approx(lead)
 
 
-def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state: SearchState) -> None:
+def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state):
     state.baselines.clear()
     assert (state.best_baseline, state.lead) == (None, None)
     state.happened(BaselineScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
@@ -89,7 +89,7 @@ def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_comp
     assert state.best_baseline is None
 
 
-def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state: SearchState) -> None:
+def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state):
     """At step 20 three of four went on, and of those that got farther the only one whose fate is known did too."""
     assert state.steps_done == 80 + 20 + 40 + 40
     assert state.trial_steps() == 80 + 20 + 80 + 80
@@ -101,14 +101,14 @@ def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state: S
     assert state.seconds_left(9999.0) == pytest.approx(240 / (180 / 8999)), "it is late: the pace up to now counts"
 
 
-def test_a_time_budget_limits_what_trials_and_refits_take() -> None:
+def test_a_time_budget_limits_what_trials_and_refits_take():
     state = SearchState()
     for event in training():
         state.happened(replace(event, time_left_s=90.0) if event.event == "search_started" else event)
     assert state.seconds_left(1080.0) == pytest.approx(10)
 
 
-def test_before_the_first_report_no_time_is_named() -> None:
+def test_before_the_first_report_no_time_is_named():
     state = SearchState()
     assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
     Teller(state.happened).started(FACTS)
@@ -116,7 +116,7 @@ def test_before_the_first_report_no_time_is_named() -> None:
     assert (state.share_done(), state.seconds_left(1010.0)) == (0.0, None)
 
 
-def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> None:
+def test_hosts_have_trials_slots_and_a_pace_of_their_own(state):
     """Of the last minute: node 3 had trials 0 and 2, node 4 the others."""
     first, second = state.hosts(1080.0)
     assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60, 16 * (20 + 20 + 20 + 20) / 60)
@@ -124,7 +124,7 @@ def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> 
     assert state.hosts(9999.0)[0].steps_per_s == 0.0
 
 
-def test_rows_a_second_are_of_each_trials_own_batches() -> None:
+def test_rows_a_second_are_of_each_trials_own_batches():
     state = SearchState()
     view = Teller(state.happened)
     view.started(FACTS)
@@ -134,7 +134,7 @@ def test_rows_a_second_are_of_each_trials_own_batches() -> None:
     assert state.hosts(1020.0)[0] == HostLine(NODES[0], 2, 2, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)
 
 
-def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state: SearchState) -> None:
+def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state):
     view = Teller(state.happened)
     view.started(replace(FACTS, at=1080.0, num_trials=4, finishing="finished by a person"))
     assert (state.finishing, state.num_trials) == ("finished by a person", 4)
@@ -146,14 +146,14 @@ def on_a_device(event: ShownEvent) -> ShownEvent:
     return replace(event, report=replace(event.report, host=f"{event.report.host} GPU 1"))
 
 
-def test_the_devices_of_a_node_are_one_host() -> None:
+def test_the_devices_of_a_node_are_one_host():
     state = SearchState()
     for event in training():
         state.happened(on_a_device(event))
     assert [host.address for host in state.hosts(1080.0)] == list(NODES)
 
 
-def test_trials_are_on_the_only_host_before_they_report() -> None:
+def test_trials_are_on_the_only_host_before_they_report():
     state = SearchState()
     view = Teller(state.happened)
     view.started(replace(FACTS, slots={NODES[0]: 4}))
@@ -161,7 +161,7 @@ def test_trials_are_on_the_only_host_before_they_report() -> None:
     assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
 
 
-def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace() -> None:
+def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace():
     events, known = [], []
     before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
     half = reported(begun(1, 10.0), 40, 0.4, 20.0)
@@ -184,7 +184,7 @@ def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pac
     assert state.seconds_left(1010.0) == pytest.approx((20 + 2 * 80 + 160) / 2.0)
 
 
-def test_the_same_events_in_the_order_of_a_journal_say_the_same() -> None:
+def test_the_same_events_in_the_order_of_a_journal_say_the_same():
     """A journal has an earlier driver's trials before the second `search_started`, and a launch after it."""
     told, known = [], []
     Teller(told.append, known.append).started(FACTS, reported(begun(0, 10.0), 40, 0.5, 20.0))
@@ -197,7 +197,7 @@ def test_the_same_events_in_the_order_of_a_journal_say_the_same() -> None:
     assert states[0].best is not None
 
 
-def test_refits_are_counted_and_their_time_measured_by_themselves(state: SearchState) -> None:
+def test_refits_are_counted_and_their_time_measured_by_themselves(state):
     for event in finishing():
         state.happened(event)
     assert not state.is_training
@@ -211,7 +211,7 @@ def test_refits_are_counted_and_their_time_measured_by_themselves(state: SearchS
     assert state.refit_steps == 160
 
 
-def test_the_end_ends_every_estimate(state: SearchState) -> None:
+def test_the_end_ends_every_estimate(state):
     state.happened(Warned(study="mine", at=1090.0, text="many answers were cut"))
     state.happened(SearchEnded(study="mine", at=1100.0, state="finished"))
     assert (state.share_done(), state.seconds_left(1100.0), state.is_training) == (1.0, None, False)
@@ -231,9 +231,7 @@ RUNNING, COMPLETE, PRUNED, FAIL = TrialState
         ([(40, RUNNING)], (1, 50, 20), 50),  # the last report comes at the last step
     ],
 )
-def test_the_share_that_went_on_is_expected_to_go_on(
-    trials: list[tuple[int, TrialState]], plan: tuple[int, int, int], steps: float
-) -> None:
+def test_the_share_that_went_on_is_expected_to_go_on(trials, plan, steps):
     assert expected_steps(trials, *plan) == pytest.approx(steps)
 
 
@@ -241,9 +239,7 @@ def test_the_share_that_went_on_is_expected_to_go_on(
     st.lists(st.tuples(st.integers(0, 4), st.sampled_from([RUNNING, COMPLETE, PRUNED, FAIL])), max_size=12),
     st.integers(0, 20),
 )
-def test_the_estimate_lies_between_what_is_done_and_what_is_possible(
-    given_trials: list[tuple[int, TrialState]], more: int
-) -> None:
+def test_the_estimate_lies_between_what_is_done_and_what_is_possible(given_trials, more):
     trials = [(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
     running = sum(state is RUNNING for _, state in trials)
     done = sum(steps for steps, _ in trials)
@@ -251,7 +247,7 @@ def test_the_estimate_lies_between_what_is_done_and_what_is_possible(
     assert done + 20 * more <= expected <= done + 80 * (running + more) + 1e-9
 
 
-def test_a_pace_is_what_was_done_over_the_time_it_took() -> None:
+def test_a_pace_is_what_was_done_over_the_time_it_took():
     pace = Pace(100.0)
     assert pace.per_s() is None
     pace.add(110.0, 20)
@@ -259,7 +255,7 @@ def test_a_pace_is_what_was_done_over_the_time_it_took() -> None:
     assert (pace.per_s(), pace.per_s(140.0)) == (2.0, 1.0)
 
 
-def test_a_window_forgets() -> None:
+def test_a_window_forgets():
     pace = Pace(0.0, window_s=60.0)
     pace.add(10.0, 600)
     assert pace.per_s() == 60.0
@@ -268,7 +264,7 @@ def test_a_window_forgets() -> None:
     assert pace.per_s(1000.0) == 0.0
 
 
-def test_bars_stand_between_the_lowest_and_the_highest() -> None:
+def test_bars_stand_between_the_lowest_and_the_highest():
     assert sparkline([0.0, 0.5, 1.0], 0.0, 1.0, width=8) == "▁▅█"
     assert sparkline([0.1] * 20, 0.0, 1.0, width=8) == "▁" * 8
     assert sparkline([0.5], 0.5, 0.5, width=8) == "▁"

@@ -11,12 +11,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from support.said import Said
 from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
 from support.studies import study
@@ -31,7 +28,7 @@ from loraxs_search.reports.study_status import StudyEvents, watch
 TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "learning_rate": 1e-3}, 0.9))
 
 
-def test_it_is_what_the_command_line_prints(fresh_home: Path, say: Callable[..., Said]) -> None:
+def test_it_is_what_the_command_line_prints(fresh_home, say):
     assert loraxs_search.status() == []
     searched("s", TRIALS)
     (summary,) = loraxs_search.status()
@@ -45,7 +42,7 @@ def test_it_is_what_the_command_line_prints(fresh_home: Path, say: Callable[...,
     assert (status.progress.ended, status.commands, status.place) == (2, [], "")
 
 
-def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Callable[..., Said]) -> None:
+def test_a_running_search_stands_as_live_views_draw_it(fresh_home, say):
     driver = ScriptedDriver(study("s"))
     driver.begin()
     driver.train("00000", 20)
@@ -65,7 +62,7 @@ def untimed(events: list[ShownEvent]) -> list[ShownEvent]:
     return [replace(event, at=0.0) if event.event == "phase" else event for event in events]
 
 
-def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
+def test_a_follower_gets_the_events_that_the_launch_tells():
     driver = ScriptedDriver(study("mine"))
     follower, seen = StudyEvents(driver.folder), []
     with driver.folder.lock():
@@ -89,7 +86,7 @@ def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
     assert last.state == "finished"
 
 
-def test_a_follower_learns_how_far_trials_are_between_reports() -> None:
+def test_a_follower_learns_how_far_trials_are_between_reports():
     driver = ScriptedDriver(study("mine"))
     folder = driver.folder
     stale = TrialsAdvanced(study="mine", at=1.0, steps={"00000": 99})
@@ -109,7 +106,7 @@ def never(_: float) -> None:
     raise AssertionError("there is nothing to wait for")
 
 
-def test_a_driver_that_was_killed_has_interrupted_its_study() -> None:
+def test_a_driver_that_was_killed_has_interrupted_its_study():
     driver = ScriptedDriver(study("mine"))
     driver.begin()
     driver.train("00000", 20)
@@ -120,7 +117,7 @@ def test_a_driver_that_was_killed_has_interrupted_its_study() -> None:
     assert last.state == "interrupted"
 
 
-def test_a_study_that_goes_on_while_it_is_watched_has_not_ended() -> None:
+def test_a_study_that_goes_on_while_it_is_watched_has_not_ended():
     driver = ScriptedDriver(study("mine"))
     follower = StudyEvents(driver.folder)
     assert follower.new() == [], "its driver may be about to begin"
@@ -134,7 +131,7 @@ def test_a_study_that_goes_on_while_it_is_watched_has_not_ended() -> None:
     assert len(follower.new()) == 1
 
 
-def test_a_damaged_journal_is_said_with_its_place() -> None:
+def test_a_damaged_journal_is_said_with_its_place():
     folder = searched("damaged", [Tried({"rank": 4}, 0.8)])
     whole = folder.journal_path.stat().st_size
     with folder.journal_path.open("a") as file:
@@ -143,7 +140,7 @@ def test_a_damaged_journal_is_said_with_its_place() -> None:
         list(watch("damaged", sleep=never))
 
 
-def test_watching_from_another_process_loads_nothing_heavy() -> None:
+def test_watching_from_another_process_loads_nothing_heavy():
     searched("mine", [Tried({"rank": 4}, 0.8)])
     program = """
         import sys, loraxs_search

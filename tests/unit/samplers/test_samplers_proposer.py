@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
 
 
 @pytest.fixture(scope="module")
-def space() -> Space:
+def space():
     return load_space("movie_reviews")
 
 
@@ -54,7 +54,7 @@ def _history(num_trials: int) -> StudyTrials:
     return history
 
 
-def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
+def test_a_window_holds_the_best_the_latest_and_those_that_run():
     history = [_ended(i * 37 % 1009 / 1009) for i in range(1009)]
     history.insert(100, create_trial(state=TrialState.RUNNING))
     history.insert(200, _ended(0.999, TrialState.PRUNED, last_step=40))
@@ -77,9 +77,7 @@ def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
 
 
 @pytest.mark.parametrize("longest", [1000, 30])
-def test_proposals_depend_on_seed_and_history_alone(
-    longest: int, space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proposals_depend_on_seed_and_history_alone(longest, space, monkeypatch):
     monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
     first, second = _history(60), _history(60)
     params, proposal = Proposer(first, space).propose(5)
@@ -89,7 +87,7 @@ def test_proposals_depend_on_seed_and_history_alone(
     assert set(proposal.params) == set(proposal.distributions) == set(space.distributions())
 
 
-def test_a_short_history_proposes_what_optuna_itself_would(space: Space) -> None:
+def test_a_short_history_proposes_what_optuna_itself_would(space):
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         itself = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=5)
     study = optuna.create_study(direction="maximize", sampler=itself)
@@ -97,14 +95,14 @@ def test_a_short_history_proposes_what_optuna_itself_would(space: Space) -> None
     assert Proposer(_history(60), space).propose(5)[0] == space.suggest(study.ask())
 
 
-def test_a_long_history_still_teaches(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_history_still_teaches(space, monkeypatch):
     monkeypatch.setattr(proposer, "MAX_HISTORY", 30)
     search = Proposer(_history(300), space)
     rates = [float(search.propose(seed)[0]["learning_rate"]) for seed in range(12)]
     assert sorted(rates)[len(rates) // 2] > 0.011, "the best trials have the highest rates"
 
 
-def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown() -> None:
+def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown():
     """TPE leaves out the trial whose number is that of the one it is asked for."""
     shown = ShownHistory(_history(3).trials, 3)
     study = optuna.create_study(storage=shown)
@@ -115,7 +113,7 @@ def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown() -> None:
     assert study.get_trials()[3].params == trial.params
 
 
-def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
+def test_each_of_several_methods_has_one_of_the_first_trials():
     """Drawn by chance, two trials of two methods are of one method half of the time."""
     rivals = load_space("rivals_movie_reviews")
     history = StudyTrials(rivals.task, rivals.search)
@@ -129,7 +127,7 @@ def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
-def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it(sampler: str) -> None:
+def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it(sampler):
     whole = load_space("movie_reviews", overrides=(f"search.sampler={sampler}",))
     first = _first(whole)
     recipe = {name: values[0] for name, values in LoraXS().recipe({"rank": 16}).items()}
@@ -141,7 +139,7 @@ def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it(sampler: str) 
     assert params["rank"] == recipe["rank"]
 
 
-def test_a_trial_follows_the_recipe_by_all_that_the_space_has_of_it() -> None:
+def test_a_trial_follows_the_recipe_by_all_that_the_space_has_of_it():
     space = load_space("movie_reviews")
     params = _first(space)
     assert space.follows_recipe(params)
@@ -150,7 +148,7 @@ def test_a_trial_follows_the_recipe_by_all_that_the_space_has_of_it() -> None:
     assert not load_space("rivals_movie_reviews").follows_recipe({**params, "method": "vera"})
 
 
-def test_a_space_that_only_has_the_recipes_constants_has_no_trial_by_it() -> None:
+def test_a_space_that_only_has_the_recipes_constants_has_no_trial_by_it():
     """Its first trial is the sampler's, and may be stopped."""
     given = ("parameters.rank=16", "parameters.target_modules=all-linear", "parameters.head_learning_rate=0.005")
     space = load_space("movie_reviews", overrides=(*given, "parameters.learning_rate={log_uniform: [1.0e-3, 2.0e-3]}"))
@@ -158,7 +156,7 @@ def test_a_space_that_only_has_the_recipes_constants_has_no_trial_by_it() -> Non
     assert not space.follows_recipe(_first(space))
 
 
-def test_a_recipe_is_found_where_a_constant_decides() -> None:
+def test_a_recipe_is_found_where_a_constant_decides():
     rates = "[{log_uniform: [1.0e-3, 2.0e-2], when: {rank: 8}}, 1.0e-3]"
     space = load_space("movie_reviews", overrides=("parameters.rank=8", f"parameters.learning_rate={rates}"))
     assert _first(space)["learning_rate"] == 1.6e-2
@@ -179,13 +177,13 @@ def test_a_recipe_is_found_where_a_constant_decides() -> None:
         ("24", "[1.0e-4, 1.0e-1]", (24, 5.3e-3)),
     ],
 )
-def test_the_recipes_rate_is_that_of_the_rank(rank: str, rates: str, first: tuple[int, float]) -> None:
+def test_the_recipes_rate_is_that_of_the_rank(rank, rates, first):
     given = (f"parameters.rank={rank}", f"parameters.learning_rate={{log_uniform: {rates}}}")
     params = _first(load_space("movie_reviews", overrides=given))
     assert (params["rank"], params["learning_rate"]) == first
 
 
-def test_what_hangs_on_the_rate_is_chosen_by_it() -> None:
+def test_what_hangs_on_the_rate_is_chosen_by_it():
     """Whatever the order in the file: the rate comes after the rank, and before this."""
     heads = "[{choice: [0.004], when: {learning_rate: 0.008}}, {choice: [0.005, 0.006]}]"
     given = ("parameters.learning_rate={choice: [0.004, 0.008]}", f"parameters.head_learning_rate={heads}")
@@ -193,13 +191,13 @@ def test_what_hangs_on_the_rate_is_chosen_by_it() -> None:
     assert (first["rank"], first["learning_rate"], first["head_learning_rate"]) == (16, 0.008, 0.004)
 
 
-def test_beyond_the_ranks_that_were_measured_the_rate_is_the_samplers() -> None:
+def test_beyond_the_ranks_that_were_measured_the_rate_is_the_samplers():
     space = load_space("movie_reviews", overrides=("parameters.rank=128",))
     assert all("learning_rate" not in params for params in space.first_params())
     assert not space.follows_recipe(_first(space))
 
 
-def test_a_task_without_a_head_has_no_recipe() -> None:
+def test_a_task_without_a_head_has_no_recipe():
     text = load_space("movie_reviews_text")
     assert text.first_params() == []
     assert not text.follows_recipe({"rank": 16, "learning_rate": 8e-3})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from support.searched_studies import proposal
 from support.studies import study as new_study
@@ -80,12 +78,12 @@ class Search:
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Space:
+def space(tmp_path):
     return parse_space(SPACE, source="s.yaml", folder=tmp_path)
 
 
 @pytest.fixture
-def folder(store_uri: str) -> StudyFolder:
+def folder(store_uri):
     return new_study("s", store_uri)
 
 
@@ -93,9 +91,7 @@ def same(first: StudyTrials, second: StudyTrials) -> bool:
     return [vars(trial) for trial in first.trials] == [vars(trial) for trial in second.trials]
 
 
-def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(
-    folder: StudyFolder, space: Space
-) -> None:
+def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(folder, space):
     search = Search(folder, space)
     search.run(30)
     again = Search(folder, space)
@@ -117,7 +113,7 @@ parameters:
 """
 
 
-def test_of_several_methods_too(folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_methods_too(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     space = parse_space(METHODS_SPACE, source="s.yaml", folder=tmp_path)
     search = Search(folder, space)
@@ -145,7 +141,7 @@ def ended(folder: StudyFolder, space: Space, plan: SearchPlan) -> StudyTrials:
     return read(folder, space, plan)
 
 
-def test_the_ends_reach_optuna_with_value_and_reason(folder: StudyFolder, space: Space) -> None:
+def test_the_ends_reach_optuna_with_value_and_reason(folder, space):
     trials = ended(folder, space, SearchPlan()).trials
     assert [t.state.name for t in trials] == ["COMPLETE", "PRUNED", "FAIL"]
     assert [t.user_attrs["reason"] for t in trials] == ["because 0", "because 1", "because 2"]
@@ -153,7 +149,7 @@ def test_the_ends_reach_optuna_with_value_and_reason(folder: StudyFolder, space:
     assert [t.intermediate_values for t in trials] == [{4: 0.5, 8: 0.6}, {4: 0.6, 8: 0.7}, {4: 0.7, 8: 0.8}]
 
 
-def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder, space: Space) -> None:
+def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder, space):
     journal = folder.journal()
     params = {"rank": 4, "learning_rate": 0.01, "sigma": "input"}
     journal.append(TrialStarted(trial_id="00000", params=params, proposal=proposal(space, params)))

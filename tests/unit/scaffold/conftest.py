@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ class Drafted(NamedTuple):
 
 
 @pytest.fixture
-def drafted(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Drafted]:
+def drafted(fresh_home, tmp_path, monkeypatch):
     """Write a file here and draft a space of it; without another `base`, none is at hand, and no token is counted."""
     (tmp_path / "rows").mkdir()
     monkeypatch.chdir(tmp_path / "rows")

@@ -22,7 +22,7 @@ NO_BASE = "no-such-org/no-such-base"
 
 
 @pytest.fixture
-def folder(fresh_home: Path, tmp_path: Path) -> Path:
+def folder(fresh_home, tmp_path):
     (tmp_path / "tickets").mkdir()
     return tmp_path / "tickets"
 
@@ -37,7 +37,7 @@ def files(draft: Draft) -> dict[str, str]:
 
 
 # ---- a test file -----------------------------------------------------------------------------------------------------
-def test_a_test_file_beside_train_is_taken_and_said(folder: Path) -> None:
+def test_a_test_file_beside_train_is_taken_and_said(folder):
     rows = [{"text": text, "label": "neg", "more": 1} for text in texts(30)]
     (folder / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     (folder / "dev.csv").write_text(csv_of(20))
@@ -52,14 +52,14 @@ def test_a_test_file_beside_train_is_taken_and_said(folder: Path) -> None:
     assert files(drafted(folder / "other.csv")) == {"train": "other.csv"}
 
 
-def test_a_test_file_without_answers_is_not_taken_and_said(folder: Path) -> None:
+def test_a_test_file_without_answers_is_not_taken_and_said(folder):
     (folder / "test.csv").write_text("text\n" + "\n".join(texts(20)))
     draft = drafted(folder / "train.csv")
     assert files(draft) == {"train": "train.csv"}
     assert any("test.csv" in warning and "label" in warning for warning in draft.warnings)
 
 
-def test_a_test_file_is_named(folder: Path) -> None:
+def test_a_test_file_is_named(folder):
     (folder / "held.csv").write_text(csv_of(20))
     draft = drafted(folder / "rows.csv", test=str(folder / "held.csv"))
     assert files(draft) == {"train": "rows.csv", "test": "held.csv"}
@@ -75,12 +75,12 @@ def test_a_test_file_is_named(folder: Path) -> None:
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["train.csv", "Training.jsonl.gz"])
-def test_rows_called_train_have_the_name_of_their_folder(folder: Path, name: str) -> None:
+def test_rows_called_train_have_the_name_of_their_folder(folder, name):
     assert task_name(folder / name, Choices()) == "tickets"
     assert task_name(folder / "spam.csv", Choices()) == "spam"
 
 
-def test_columns_of_a_file_without_a_header_are_named(folder: Path) -> None:
+def test_columns_of_a_file_without_a_header_are_named(folder):
     content = csv_of(60).partition("\n")[2]
     draft = drafted(folder / "rows.csv", content, columns=("text", "label"))
     draft.save(folder / "space.yaml")
@@ -93,7 +93,7 @@ def test_columns_of_a_file_without_a_header_are_named(folder: Path) -> None:
 
 
 # ---- repeated texts --------------------------------------------------------------------------------------------------
-def test_a_text_with_different_labels_is_said_with_its_lines(folder: Path) -> None:
+def test_a_text_with_different_labels_is_said_with_its_lines(folder):
     draft = drafted(folder / "rows.csv", csv_of(200) + "late again,neg\nfine,pos\nlate again,pos\nfine,pos\n")
     (warning,) = [warning for warning in draft.warnings if "different labels" in warning]
     assert "line 202 (neg)" in warning and "line 204 (pos)" in warning
@@ -101,9 +101,7 @@ def test_a_text_with_different_labels_is_said_with_its_lines(folder: Path) -> No
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_without_a_gpu_the_budget_is_minutes(
-    folder: Path, in_warm_home: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
-) -> None:
+def test_without_a_gpu_the_budget_is_minutes(folder, in_warm_home, monkeypatch, has_gpu):
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     rows = "text,label\n" + "".join(f"{' '.join(['word'] * 100)} {i},{'ab'[i % 2]}\n" for i in range(5000))
@@ -124,14 +122,14 @@ def frame(**columns: Any) -> Any:
     return pd.DataFrame({"review": texts(40), "verdict": ["good", "bad"] * 20, "day": "2024-05-01", **columns})
 
 
-def test_what_python_makes_of_a_frame_is_its_text(fresh_home: Path) -> None:
+def test_what_python_makes_of_a_frame_is_its_text(fresh_home):
     space = loraxs_search.init(frame(note=texts(40)), text="review", name="films", base=NO_BASE)
     for part in ("verdict: bad (20), good (20)", "sequence-classification", "40 rows are few"):
         assert part in str(space)
     assert space == load_space(space.source) or space.task == load_space(space.source).task
 
 
-def test_rows_of_a_frame_are_named_by_their_index(fresh_home: Path) -> None:
+def test_rows_of_a_frame_are_named_by_their_index(fresh_home):
     import pandas as pd
 
     gaps = frame(verdict=[None, "good", *["bad", "good"] * 19]).set_index(pd.Index(range(100, 140)))
@@ -143,7 +141,7 @@ def test_rows_of_a_frame_are_named_by_their_index(fresh_home: Path) -> None:
     assert "1 row without text or answer is left out" in str(space)
 
 
-def test_python_overwrites_on_demand(fresh_home: Path, folder: Path) -> None:
+def test_python_overwrites_on_demand(fresh_home, folder):
     (folder / "space.yaml").write_text("old")
     with pytest.raises(UsageError):
         loraxs_search.init(frame(), name="films", base=NO_BASE, out=folder / "space.yaml")

@@ -55,7 +55,7 @@ ROWS = {"doubled rows": 96, "500 labels of many rows": 8000}  # of train; 48 of 
 
 
 @pytest.mark.parametrize("variant", GOOD)
-def test_rows_give_a_space_whose_rows_can_be_read(drafted, variant: str) -> None:
+def test_rows_give_a_space_whose_rows_can_be_read(drafted, variant):
     name, content, choices = GOOD[variant]
     task = drafted(name, content, **choices).task
     assert task.kind == KINDS.get(variant, "sequence-classification")
@@ -99,7 +99,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("variant", BAD)
-def test_what_is_wrong_is_reported_with_its_line_and_a_remedy(drafted, variant: str) -> None:
+def test_what_is_wrong_is_reported_with_its_line_and_a_remedy(drafted, variant):
     content, message = BAD[variant]
     with pytest.raises(LoraxsError) as caught:
         drafted("rows.csv", content)

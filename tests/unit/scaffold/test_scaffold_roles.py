@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from loraxs_search.scaffold.roles import Choices, UndecidedError
 
 
 @pytest.fixture
-def draft(fresh_home: Path, tmp_path: Path):
+def draft(fresh_home, tmp_path):
     """Draft a space of columns in a .csv, and return its task, and the draft."""
 
     def make(columns: Mapping[str, Sequence[Any]], **choices: Any) -> tuple[dict[str, Any], Any]:
@@ -38,7 +37,7 @@ WHOLE = [random.Random(i).randrange(10, 40) * 25 for i in range(80)]
 @pytest.mark.parametrize("names", ["description,rent", "text,price", "Text,Toxicity", "price,description"])
 @pytest.mark.parametrize("numbers", [PRICES, WHOLE])
 @pytest.mark.parametrize("kind", [None, "regression"])
-def test_numbers_beside_words_are_the_answers(draft, names: str, numbers: list[float], kind: str | None) -> None:
+def test_numbers_beside_words_are_the_answers(draft, names, numbers, kind):
     words, answers = sorted(names.split(","), key=lambda name: name.lower() not in ("description", "text"))
     columns = {words: texts(80), answers: numbers}
     task, made = draft({name: columns[name] for name in names.split(",")}, kind=kind)
@@ -46,7 +45,7 @@ def test_numbers_beside_words_are_the_answers(draft, names: str, numbers: list[f
     assert "--label" in made.guesses["answers"]
 
 
-def test_numbers_that_tell_rows_apart_are_no_answers(draft) -> None:
+def test_numbers_that_tell_rows_apart_are_no_answers(draft):
     with pytest.raises(UndecidedError) as asked:
         draft({"number": range(80), "first": texts(80), "second": texts(80)[::-1]})
     assert (asked.value.option, asked.value.default) == ("label", "")
@@ -55,19 +54,19 @@ def test_numbers_that_tell_rows_apart_are_no_answers(draft) -> None:
 
 
 @pytest.mark.parametrize("form", ["${}", "{} %", "{} €"])
-def test_numbers_with_signs_are_to_be_written_plainly(draft, form: str) -> None:
+def test_numbers_with_signs_are_to_be_written_plainly(draft, form):
     with pytest.raises(TaskDataError, match=r"plain number, but got .* \(line 2\)"):
         draft({"text": texts(80), "price": [form.format(price) for price in PRICES]})
 
 
-def test_many_values_that_come_again_are_rather_classes_than_words(draft) -> None:
+def test_many_values_that_come_again_are_rather_classes_than_words(draft):
     for times, kind in ((4, "sequence-classification"), (1, "text-generation")):
         with pytest.raises(UndecidedError) as asked:
             draft({"text": texts(240), "intent": [f"kind {i // times}" for i in range(240)]})
         assert (asked.value.option, asked.value.default) == ("kind", kind)
 
 
-def test_a_date_is_neither_text_nor_answer(draft) -> None:
+def test_a_date_is_neither_text_nor_answer(draft):
     dates = [f"2024-{1 + i % 12:02}-{1 + i % 28:02} 10:30:00" for i in range(80)]
     task, _ = draft({"created": dates, "note": texts(80), "price": PRICES})
     assert task["columns"] == {"text": "note", "label": "price"}
@@ -85,7 +84,7 @@ def test_a_date_is_neither_text_nor_answer(draft) -> None:
         (range(0, 100, 5), "regression"),
     ],
 )
-def test_numbers_of_many_values_with_an_order_are_a_regression(draft, values: Sequence[int], kind: str) -> None:
+def test_numbers_of_many_values_with_an_order_are_a_regression(draft, values, kind):
     task, _ = draft({"text": texts(400), "label": [values[i % len(values)] for i in range(400)]})
     assert task["kind"] == kind
 
@@ -96,19 +95,19 @@ def labelled(counts: Mapping[str, int]) -> dict[str, list[str]]:
     return {"text": texts(len(labels)), "label": labels}
 
 
-def test_numbered_names_are_no_misspellings(draft) -> None:
+def test_numbered_names_are_no_misspellings(draft):
     counts = {f"intent_{i}": 10 + i for i in range(77)}
     task, _ = draft(labelled(counts))
     assert set(task["labels"]) == set(counts)
 
 
-def test_a_label_with_as_many_rows_as_others_is_no_misspelling(draft) -> None:
+def test_a_label_with_as_many_rows_as_others_is_no_misspelling(draft):
     counts = {"card_arrival": 12, "card_arrived": 8} | {f"{'abcdefghij'[i]}{i}" * 4: 100 for i in range(10)}
     task, _ = draft(labelled(counts))
     assert set(task["labels"]) == set(counts)
 
 
-def test_many_labels_that_look_alike_are_said_once(draft) -> None:
+def test_many_labels_that_look_alike_are_said_once(draft):
     pairs = {"delivery_late": "delivery_lates", "refund_asked": "refund_askeds", "login_fails": "login_failss"}
     pairs |= {"invoice_wrong": "invoice_wrongs", "app_crashes": "app_crashess"}
     counts = dict.fromkeys(pairs, 100) | dict.fromkeys(pairs.values(), 2)
@@ -120,7 +119,7 @@ def test_many_labels_that_look_alike_are_said_once(draft) -> None:
     assert "--map delivery_lates=delivery_late" in str(caught.value.hint)
 
 
-def test_a_rare_label_is_said(draft) -> None:
+def test_a_rare_label_is_said(draft):
     _, made = draft(labelled({"good": 100, "odd": 2}))
     assert any("'odd' is rare" in warning for warning in made.warnings)
 
@@ -137,9 +136,7 @@ def test_a_rare_label_is_said(draft) -> None:
         ("AB", list("ab"), ["a", "b"]),
     ],
 )
-def test_columns_of_options_are_multiple_choice(
-    draft, names: Sequence[str], answers: Sequence[str], option_names: list[str] | None
-) -> None:
+def test_columns_of_options_are_multiple_choice(draft, names, answers, option_names):
     columns = {name: [f"{name} {text}" for text in texts(60)] for name in names}
     task, made = draft({"question": texts(60), **columns, "answer": [answers[i % len(answers)] for i in range(60)]})
     assert (task["kind"], task["label"]) == ("multiple-choice", "answer")
@@ -150,14 +147,14 @@ def test_columns_of_options_are_multiple_choice(
     assert task["prompt"] == "Question: {question}\nAnswer:"
 
 
-def test_columns_of_options_may_hold_the_answer_itself(draft) -> None:
+def test_columns_of_options_may_hold_the_answer_itself(draft):
     columns = {name: [f"{name} {text}" for text in texts(60)] for name in "ABC"}
     answers = [columns["ABC"[i % 3]][i] for i in range(60)]
     task, _ = draft({"question": texts(60), **columns, "correct": answers})
     assert (task["kind"], task["options"]) == ("multiple-choice", [" {A}", " {B}", " {C}"])
 
 
-def test_letters_that_name_no_option_are_no_choice(draft) -> None:
+def test_letters_that_name_no_option_are_no_choice(draft):
     columns = {name: texts(60) for name in ("a", "b")}
     task, _ = draft({"question": texts(60), **columns, "label": ["x", "y"] * 30})
     assert task["kind"] == "sequence-classification"

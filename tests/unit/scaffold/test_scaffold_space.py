@@ -22,7 +22,7 @@ def jsonl(rows: list[dict[str, object]]) -> str:
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
-def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted) -> None:
+def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted):
     made = drafted("rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
     assert made.task.labels == ("0", "1")
     assert "label: 0 (30), 1 (30)" in made.draft.guesses["answers"]
@@ -45,7 +45,7 @@ def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted) 
         ("k\x7f", "other"),
     ],
 )
-def test_a_name_is_written_and_read_as_it_is(drafted, labels: tuple[str, ...]) -> None:
+def test_a_name_is_written_and_read_as_it_is(drafted, labels):
     made = drafted("rows.csv", csv_of(labels=labels), kind="sequence-classification")
     assert made.task.labels == tuple(sorted(labels))
     rows = load_data(made.task).rows.values()
@@ -53,12 +53,12 @@ def test_a_name_is_written_and_read_as_it_is(drafted, labels: tuple[str, ...]) -
     assert "  # tokens of a row" in made.draft.text, "comments stay aligned"
 
 
-def test_labels_that_look_alike_are_one(drafted) -> None:
+def test_labels_that_look_alike_are_one(drafted):
     labels = ("caf\u00e9", "cafe\u0301", "tea")
     assert drafted("rows.csv", csv_of(labels=labels)).task.labels == ("caf\u00e9", "tea")
 
 
-def test_a_word_for_nothing_is_dropped_or_meant(drafted) -> None:
+def test_a_word_for_nothing_is_dropped_or_meant(drafted):
     """Programs write nan; `none` may be a class, so it is one where many rows have it."""
     content = csv_of(labels=("a", "nan", "None", "b"))
     made = drafted("rows.csv", content, drop_empty=True)
@@ -69,14 +69,14 @@ def test_a_word_for_nothing_is_dropped_or_meant(drafted) -> None:
     assert not any("may say that the answer is missing" in own for own in made.draft.warnings)
 
 
-def test_ratings_may_be_a_regression(drafted) -> None:
+def test_ratings_may_be_a_regression(drafted):
     made = drafted("rows.csv", csv_of(labels=("1", "2", "3", "4", "5")))
     assert made.task.kind == "sequence-classification"
     assert "--kind regression" in made.draft.guesses["kind"]
     assert "--kind" not in drafted("two.csv", csv_of(labels=("1", "2"))).draft.guesses["kind"]
 
 
-def test_labels_say_that_answers_are_classes(drafted) -> None:
+def test_labels_say_that_answers_are_classes(drafted):
     numbers = tuple(str(number) for number in range(1, 26))
     content = csv_of(100, labels=numbers)
     assert drafted("rows.csv", content, labels=numbers).task.labels == numbers
@@ -85,7 +85,7 @@ def test_labels_say_that_answers_are_classes(drafted) -> None:
 
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
-def test_question_and_context_are_both_read_and_other_texts_named(drafted) -> None:
+def test_question_and_context_are_both_read_and_other_texts_named(drafted):
     rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
     made = drafted("rows.jsonl", jsonl(rows), kind="text-generation")
     assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in made.draft.text
@@ -93,7 +93,7 @@ def test_question_and_context_are_both_read_and_other_texts_named(drafted) -> No
     assert "generation:" not in made.draft.text, "what is not counted is not written"
 
 
-def test_options_are_known_by_their_name_in_json_too(drafted) -> None:
+def test_options_are_known_by_their_name_in_json_too(drafted):
     rows = [{"q": t, "answer": i % 2, "choices": [t, "no, never"]} for i, t in enumerate(texts(60))]
     text = io.StringIO()
     writer = csv.writer(text)
@@ -104,7 +104,7 @@ def test_options_are_known_by_their_name_in_json_too(drafted) -> None:
         assert load_data(task)
 
 
-def test_lists_of_tags_are_no_options(drafted) -> None:
+def test_lists_of_tags_are_no_options(drafted):
     content = jsonl([{"text": t, "label": "ab"[i % 2], "tags": ["x", t]} for i, t in enumerate(texts(60))])
     assert drafted("rows.jsonl", content).task.kind == "sequence-classification"
     assert drafted("rows.jsonl", content, kind="multiple-choice").task.settings["options"] == "tags"
@@ -116,7 +116,7 @@ TAGGED = [
 ] + [(["Oslo"], ["B-LOC"])]
 
 
-def test_words_beside_tags_are_a_token_classification(drafted) -> None:
+def test_words_beside_tags_are_a_token_classification(drafted):
     lines = jsonl([{"id": i, "words": w, "ner_tags": t} for i, (w, t) in enumerate(TAGGED)])
     conll = "\n".join("".join(f"{a}\t{b}\n" for a, b in zip(w, t, strict=True)) for w, t in TAGGED)
     text = io.StringIO()
@@ -130,7 +130,7 @@ def test_words_beside_tags_are_a_token_classification(drafted) -> None:
         assert len(load_data(made.task).rows["train"]) > 40
 
 
-def test_a_sentence_with_more_words_than_tags_is_named(drafted) -> None:
+def test_a_sentence_with_more_words_than_tags_is_named(drafted):
     content = jsonl([{"tokens": words, "tags": tags} for words, tags in [*TAGGED, (["one", "more"], ["O"])]])
     with pytest.raises(TaskDataError, match="a tag for each word, but line 62 has not"):
         drafted("rows.jsonl", content)
@@ -144,11 +144,11 @@ def test_a_sentence_with_more_words_than_tags_is_named(drafted) -> None:
 
 # ---- names and copies ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("file", "name"), [("new\nrows: [.csv", "new-rows"), ("latest.csv", "task-latest")])
-def test_a_file_may_have_any_name(drafted, file: str, name: str) -> None:
+def test_a_file_may_have_any_name(drafted, file, name):
     assert drafted(file, csv_of()).task.name == name
 
 
-def test_lines_of_json_stay_what_they_are_in_a_copy(drafted) -> None:
+def test_lines_of_json_stay_what_they_are_in_a_copy(drafted):
     rows: list[dict[str, object]] = [
         {"text": text, "label": i % 3, "tags": ["a", "b"]} for i, text in enumerate(texts(60))
     ]
@@ -159,7 +159,7 @@ def test_lines_of_json_stay_what_they_are_in_a_copy(drafted) -> None:
     assert len(load_data(made.task).rows["train"]) == 47
 
 
-def test_a_copy_of_other_rows_is_not_overwritten(drafted) -> None:
+def test_a_copy_of_other_rows_is_not_overwritten(drafted):
     content = csv_of(separator=";") + ";pos\n"
     made = drafted("rows.csv", content, drop_empty=True)
     assert "the space reads rows.plain.csv, a plain copy; change rows there)" in made.draft.guesses["rows"]
@@ -173,7 +173,7 @@ def test_a_copy_of_other_rows_is_not_overwritten(drafted) -> None:
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("|", "bars"), ("\t", "tabs")])
-def test_another_separator_needs_no_copy(drafted, separator: str, name: str) -> None:
+def test_another_separator_needs_no_copy(drafted, separator, name):
     made = drafted("rows.csv", csv_of(separator=separator))
     assert f" in rows.csv ({name} instead of commas)" in made.draft.guesses["rows"]
     assert [path.name for path in Path.cwd().iterdir() if path.suffix == ".csv"] == ["rows.csv"]
@@ -190,9 +190,7 @@ COMMENTS = {
 
 
 @pytest.mark.parametrize("kind", COMMENTS)
-def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
-    drafted, in_warm_home: Path, kind: str
-) -> None:
+def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home, kind):
     answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
     rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
     if kind != "multiple-choice":
@@ -216,14 +214,14 @@ def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
         (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
     ],
 )
-def test_steps_fit_the_rows(drafted, rows: int, steps: int, every: int, scored: int, said: str) -> None:
+def test_steps_fit_the_rows(drafted, rows, steps, every, scored, said):
     space, draft = drafted("rows.csv", "text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
     assert (space.search.max_steps, space.search.report_every, space.task.validation_rows) == (steps, every, scored)
     assert said in draft.text
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
-def test_options_and_long_answers_fit_the_space(drafted, in_warm_home: Path) -> None:
+def test_options_and_long_answers_fit_the_space(drafted, in_warm_home):
     """A prompt may lose its beginning; an option or an answer that does not fit would be refused at launch."""
     long, chosen = "so " * 90, {"base": QUICKSTART["id"], "text": ("text",), "label": "answer"}
     rows = [{"text": t, "answer": 0, "choices": [t, long if i == 37 else "no"]} for i, t in enumerate(texts(300))]
@@ -242,15 +240,13 @@ def test_options_and_long_answers_fit_the_space(drafted, in_warm_home: Path) -> 
     ],
     ids=["German", "Russian", "Chinese", "English"],
 )
-def test_a_base_that_does_not_know_the_language_is_named(
-    drafted, in_warm_home: Path, text: str, is_warned: bool
-) -> None:
+def test_a_base_that_does_not_know_the_language_is_named(drafted, in_warm_home, text, is_warned):
     rows = csv_of(40).replace(" film", f" {text.replace(',', '')} " * 3)
     draft = drafted("rows.csv", rows, base=QUICKSTART["id"]).draft
     assert any("may not know their language" in warning for warning in draft.warnings) == is_warned
 
 
-def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in_warm_home: Path) -> None:
+def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in_warm_home):
     words = [f"{own} " + " ".join(["word"] * (40 * (i % 100 < 30))) for i, own in enumerate(texts(6000))]
     rows = "text,label\n" + "".join(f"{own},{'ab'[i % 2]}\n" for i, own in enumerate(words))
     draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"]).draft
@@ -259,7 +255,7 @@ def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in
 
 
 # ---- data sets of the hub --------------------------------------------------------------------------------------------
-def test_a_data_set_is_read_as_its_features_say(drafted) -> None:
+def test_a_data_set_is_read_as_its_features_say(drafted):
     """A folder that is laid out as a data set: no hub is reached here."""
     features = datasets.Features(text=datasets.Value("string"), verdict=datasets.ClassLabel(names=["pos", "neg"]))
     rows = datasets.Dataset.from_list([{"text": t, "verdict": i % 2} for i, t in enumerate(texts(40))], features)
@@ -273,7 +269,7 @@ def test_a_data_set_is_read_as_its_features_say(drafted) -> None:
         drafted("my-set", None, split="validation")
 
 
-def test_a_data_set_of_several_configurations_lists_them(drafted) -> None:
+def test_a_data_set_of_several_configurations_lists_them(drafted):
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
     Path("both").mkdir()
     Path("both/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
@@ -285,6 +281,6 @@ def test_a_data_set_of_several_configurations_lists_them(drafted) -> None:
     assert (task.name, task.source.config, task.labels) == ("both-two", "two", ("bad", "good"))
 
 
-def test_a_data_set_out_of_reach_is_named(drafted) -> None:
+def test_a_data_set_out_of_reach_is_named(drafted):
     with pytest.raises(LoraxsError, match="no-such-org/no-such-set must be a readable data set"):
         drafted("no-such-org/no-such-set", None)

@@ -40,9 +40,7 @@ SCORES = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.integers(0, 3).ma
     st.sampled_from([(4, 64, 2), (4, 64, 3), (40, 160, 2), (5, 64, 4), (1, 1000, 10), (3, 96, 6), (7, 7, 2)]),
     st.sampled_from(["maximize", "minimize"]),
 )
-def test_it_decides_as_rays_own_does(
-    reports: list[tuple[int, float]], shape: tuple[int, int, int], direction: Any
-) -> None:
+def test_it_decides_as_rays_own_does(reports, shape, direction):
     every, steps, factor = shape
     scheduler = asha(
         plan=SearchPlan(max_steps=steps, report_every=every, params={"reduction_factor": factor}), direction=direction
@@ -63,7 +61,7 @@ def test_it_decides_as_rays_own_does(
             assert goes_on(scheduler, str(number), step, score) == (decision == "CONTINUE")
 
 
-def test_a_decision_costs_the_same_with_many_trials_behind_it() -> None:
+def test_a_decision_costs_the_same_with_many_trials_behind_it():
     scheduler = asha()
     reports = [report(str(number), 4, number % 977) for number in range(20_000)]
     began = time.process_time()
@@ -71,13 +69,13 @@ def test_a_decision_costs_the_same_with_many_trials_behind_it() -> None:
     assert time.process_time() - began < 10, "some 20 microseconds each; Ray's takes a millisecond by then"
 
 
-def test_trials_that_were_scored_together_are_held_against_each_other_whichever_reports_first() -> None:
+def test_trials_that_were_scored_together_are_held_against_each_other_whichever_reports_first():
     reports = together({"00000": 0.5, "00001": 0.8, "00002": 0.6, "00003": 0.9}, 4)
     for order in (reports, reports[::-1]):
         assert asha(*order).stopped.keys() == {"00000", "00002"}
 
 
-def test_a_peer_whose_own_report_never_came_counts() -> None:
+def test_a_peer_whose_own_report_never_came_counts():
     first = together({"00000": 0.5, "00001": 0.8}, 4)[0]  # the driver died before the other was journaled
     scheduler = asha(first)
     assert scheduler.stopped.keys() == {"00000"}
@@ -85,7 +83,7 @@ def test_a_peer_whose_own_report_never_came_counts() -> None:
     assert not goes_on(scheduler, "00002", 4, 0.6)
 
 
-def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score() -> None:
+def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score():
     scheduler = asha()
     assert goes_on(scheduler, "a", 4, 0.8)
     assert not goes_on(scheduler, "b", 4, 0.6)
@@ -94,20 +92,20 @@ def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score() -> No
     }
 
 
-def test_rungs_are_told_apart() -> None:
+def test_rungs_are_told_apart():
     scheduler = asha(report("00000", 4, 0.8), report("00001", 4, 0.9), report("00000", 8, 0.3))
     assert goes_on(scheduler, "00001", 8, 0.4), "0.4 is the best at step 8, and would be the worst at step 4"
     assert not goes_on(scheduler, "00002", 4, 0.4)
 
 
-def test_decisions_depend_on_the_order_in_which_reports_came() -> None:
+def test_decisions_depend_on_the_order_in_which_reports_came():
     """The first at a rung goes on, whichever started first."""
     first, second = report("00000", 4, 0.6), report("00001", 4, 0.8)
     assert not asha(first, second).stopped
     assert list(asha(second, first).stopped) == ["00000"]
 
 
-def test_minimising_keeps_the_small() -> None:
+def test_minimising_keeps_the_small():
     scheduler = asha(direction="minimize")
     assert goes_on(scheduler, "a", 4, 0.2)
     assert not goes_on(scheduler, "b", 4, 0.9)

@@ -31,12 +31,12 @@ print(json.dumps(loaded))
 
 
 @pytest.fixture(scope="module")
-def imported() -> dict[str, list[str]]:
+def imported():
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_driver_snapshot_store_and_trainables_load_no_torch(imported: dict[str, list[str]], module: str) -> None:
+def test_driver_snapshot_store_and_trainables_load_no_torch(imported, module):
     """Each is a process of its own on a cluster; only hosts pay for torch."""
     assert imported[module] == []

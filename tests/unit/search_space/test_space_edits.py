@@ -37,14 +37,14 @@ def narrowed(text: str, methods: str):
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_one_method_of_a_shipped_space_has_the_parameters_that_its_trials_had(name: str) -> None:
+def test_one_method_of_a_shipped_space_has_the_parameters_that_its_trials_had(name):
     whole, alone = load_space("rivals_movie_reviews"), load_space("rivals_movie_reviews", overrides=[f"method={name}"])
     assert alone.methods == (name,)
     assert alone.parameters == whole.parameters_of(name)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> None:
+def test_any_methods_have_the_parameters_that_their_trials_had(number):
     whole = parse_space(SPACE, source="space.yaml", folder=Path())
     for names in itertools.combinations(whole.methods, number):
         promoted = tuple(name for name in ("lora-xs", "lora") if name in names)
@@ -59,7 +59,7 @@ def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> N
         assert some.promotion.methods == promoted
 
 
-def test_a_condition_on_what_other_methods_alone_take_never_holds() -> None:
+def test_a_condition_on_what_other_methods_alone_take_never_holds():
     text = SPACE.split("parameters:", maxsplit=1)[0].replace(", ia3", "") + (
         "parameters:\n  learning_rate: 1.0e-3\n  basis: {choice: [top, middle]}\n"
         "  rank: [{choice: [64], when: {basis: middle}}, {choice: [8, 16]}]\n"
@@ -71,13 +71,13 @@ def test_a_condition_on_what_other_methods_alone_take_never_holds() -> None:
 
 
 @pytest.mark.parametrize("given", ["parameters.sigma=none", "parameters.dora=true"])
-def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given: str) -> None:
+def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given):
     """It was typed, so it is not passed over as what the file says of other methods is."""
     with pytest.raises(SpaceError, match=rf"--set {given}: parameters"):
         parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["method={choice: [vera, ia3]}", given])
 
 
-def test_a_method_that_is_not_installed_may_be_left_out() -> None:
+def test_a_method_that_is_not_installed_may_be_left_out():
     text = SPACE.replace("lora, vera, ia3]}", "lora, absent]}", 1).replace("[lora-xs, ia3]}}", "[lora-xs, absent]}}")
     text = text.replace("[lora, ia3]", "[lora, absent]").replace("methods: [lora-xs, lora]", "methods: [lora, absent]")
     alone = narrowed(text, "lora")
@@ -89,14 +89,14 @@ def test_a_method_that_is_not_installed_may_be_left_out() -> None:
     assert "nonsense" in caught.value.message
 
 
-def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
+def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says():
     for given in ("full", "{choice: [lora, full]}"):
         with pytest.raises(SpaceError) as caught:
             narrowed(SPACE, given)
         assert "learning_rate[0].when.method" in caught.value.message
 
 
-def test_what_is_wrong_stays_wrong_at_its_line() -> None:
+def test_what_is_wrong_stays_wrong_at_its_line():
     faulty = SPACE.replace("rank: 4", "rank: 5").replace("method: [lora, ia3]", "method: [lora, ia4]")
     with pytest.raises(SpaceError) as caught:
         narrowed(faulty, "lora")
@@ -106,7 +106,7 @@ def test_what_is_wrong_stays_wrong_at_its_line() -> None:
     assert "space.yaml:13: parameters.weight_decay[0].when.method" in str(caught.value)
 
 
-def test_a_space_without_parameters_or_of_another_form_is_told_so() -> None:
+def test_a_space_without_parameters_or_of_another_form_is_told_so():
     for text in (yaml.safe_dump({**yaml.safe_load(SPACE), "parameters": 3}), "method: {choice: [lora, vera]}\n", "3\n"):
         with pytest.raises(SpaceError):
             narrowed(text, "lora")

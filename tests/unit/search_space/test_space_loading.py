@@ -269,7 +269,7 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text, "task.metric=f1").task.report_metric is None
 
 
-def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
+def test_what_says_nothing_to_some_trials_is_noted(parse):
     head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, lora, head-only, full]}\nparameters:\n"
     text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"
     (note,) = [note for note in notes(parse(text + "start_from: mnli\n")) if "mnli" in note]
@@ -280,7 +280,7 @@ def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
     ("methods", "remedy"),
     [("[lora-xs, head-only, full]", "add `when: {method: [lora-xs]}`"), ("[full]", "leave it out")],
 )
-def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy) -> None:
+def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy):
     text = f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n  learning_rate: 1.0e-3\n"
     text += "  rank: 4\n" if "lora-xs" in methods else ""
     searched = "{choice: [attention, ffn]"
@@ -293,7 +293,7 @@ def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy) 
 
 
 # ---- what people give in place of a file -----------------------------------------------------------------------------
-def test_a_mapping_is_a_space(tmp_path, monkeypatch) -> None:
+def test_a_mapping_is_a_space(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"s": "fine", "l": 1}\n')
     task = {"name": "t", "kind": "sequence-classification", "labels": ("no", "yes"), "metrics": ["accuracy"]}
@@ -314,7 +314,7 @@ def test_a_mapping_is_a_space(tmp_path, monkeypatch) -> None:
     assert "mapping" in str(refused.value.hint)
 
 
-def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text) -> None:
+def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text):
     (folder / "mine.yaml").write_text(text)
     (folder / "base").mkdir(exist_ok=True)
     values = {"parameters.rank": {"choice": np.array([4, 8])}, "parameters.learning_rate": np.float64(0.5)}
@@ -325,7 +325,7 @@ def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text) -> None:
     assert open_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
 
 
-def test_rows_are_no_space(tmp_path) -> None:
+def test_rows_are_no_space(tmp_path):
     path = tmp_path / "tickets.csv.gz"
     path.write_text("text,label\n")
     with pytest.raises(SpaceError) as caught:
@@ -333,7 +333,7 @@ def test_rows_are_no_space(tmp_path) -> None:
     assert f"loraxs-search init {path}" in str(caught.value.hint)
 
 
-def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch) -> None:
+def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews.yaml").write_text("")
     (tmp_path / "reviews.csv").write_text("text,label\n")  # no space: it is not meant
@@ -355,7 +355,7 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch) -> None:
     ("override", "meant"),
     [("trials=3", "search.trials"), ("rank=4", "parameters.rank"), ("seeds=1", "promotion.seeds")],
 )
-def test_a_key_without_its_section_is_asked_for_with_it(parse, text, override, meant) -> None:
+def test_a_key_without_its_section_is_asked_for_with_it(parse, text, override, meant):
     with pytest.raises(SpaceError) as caught:
         parse(text, override)
     assert f"did you mean {meant}?" in caught.value.message

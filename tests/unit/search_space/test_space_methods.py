@@ -49,7 +49,7 @@ class IA3(ToyIA3):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
+def _registered():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(METHODS, "_entries", {entry.name: entry for entry in (LoraXS, IA3, RankedIA3)})
         yield
@@ -63,7 +63,7 @@ def draws(space: Space, number: int = 40, seed: int = 0) -> Iterator[tuple[Any, 
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
-def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(parse: Any) -> None:
+def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(parse):
     space = parse(TEXT)
     assert space.methods == ("lora-xs", "ia3", "ranked")
     assert list(space.parameters) == ["method", "learning_rate", "rank", "sigma", "side"]
@@ -84,7 +84,7 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
     }
 
 
-def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
+def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse):
     space = parse(TEXT)
     assert space.distributions() == {
         "method": CategoricalDistribution(("lora-xs", "ia3", "ranked")),
@@ -101,7 +101,7 @@ def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
 
 
 # ---- what a space amounts to -----------------------------------------------------------------------------------------
-def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
+def test_factors_bytes_and_sizes_are_each_methods_own(parse):
     text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")
     space = parse(text.replace("[input, both], when: {method: ranked, rank: 8}", "[input, both]"))
     assert [(each.basis, each.rank) for each in space.factor_sets()] == [("top", 128)]
@@ -117,7 +117,7 @@ def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
     assert described.methods["ranked"].largest.params == {"side": "both"}
 
 
-def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
+def test_those_that_cannot_share_passes_are_named_once(parse):
     space = parse(TEXT)
     assert (space.is_packable, space.unpackable_methods) == (True, ("ia3", "ranked"))
     (note,) = notes(space)
@@ -130,9 +130,7 @@ def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
 
 
-def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(
-    parse: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(parse, monkeypatch):
     monkeypatch.setitem(METHODS._entries, "lora", Lora)
     rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
     some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
@@ -147,13 +145,13 @@ def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(
     assert (every.is_packable, notes(every)) == (True, ())
 
 
-def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
+def test_a_whole_choice_may_be_overridden(parse):
     space = parse(TEXT, "method.choice=[lora-xs, ranked]", "parameters.side={value: both, when: {method: ranked}}")
     assert space.methods == ("lora-xs", "ranked")
     assert parse(space.text).parameters == space.parameters
 
 
-def test_a_value_of_a_condition_is_meant_by_the_law_of_any_method_that_has_it(parse: Any) -> None:
+def test_a_value_of_a_condition_is_meant_by_the_law_of_any_method_that_has_it(parse):
     space = parse(TEXT, "parameters.weight_decay=[{value: 0.1, when: {side: both}}, 0.0]")
     assert space.parameters["weight_decay"].alternatives[0].when == (("side", ("both",)),)
 
@@ -182,7 +180,7 @@ ROWS = [tuple(row.strip().split(" | ")) for row in FAULTS.strip().splitlines()]
 
 
 @pytest.mark.parametrize(("line", "key", "told"), ROWS, ids=[row[1] for row in ROWS])
-def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told: str) -> None:
+def test_a_fault_has_its_line_and_remedy(faults, line, key, told):
     name = line.partition(":")[0]
     kept = [each for each in TEXT.splitlines() if not each.strip().startswith((f"{name}:", "- {"))]
     if name == "side" or "side" not in line:
@@ -211,19 +209,19 @@ def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told:
         ("{choice: []}", "method.choice", "at least one value"),
     ],
 )
-def test_a_choice_of_methods_that_is_none(faults: Any, given: str, key: str, told: str) -> None:
+def test_a_choice_of_methods_that_is_none(faults, given, key, told):
     (line,) = faults(TEXT.replace("{choice: [lora-xs, ia3, ranked]}", given))
     assert line.startswith(f"space.yaml:3: {key}: ")
     assert told in line
 
 
-def test_what_a_method_needs_is_missed_with_its_name(faults: Any) -> None:
+def test_what_a_method_needs_is_missed_with_its_name(faults):
     text = TEXT.replace("  rank: {choice: [4, 8]}\n", "").replace(", rank: 8", "").replace("rank: 4", "side: input")
     (line,) = faults(text)
     assert line == "space.yaml:4: parameters.rank: is required by lora-xs: an integer in 1..65536, or a range of them."
 
 
-def test_words_that_no_value_fits_need_an_item_for_each_method(faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_no_value_fits_need_an_item_for_each_method(faults, monkeypatch):
     law = RankedIA3.parameters["side"]
     monkeypatch.setattr(RankedIA3, "parameters", {**RankedIA3.parameters, "side": type(law)("float", default=0.5)})
     (line,) = faults(TEXT, "parameters.side=input")
@@ -286,7 +284,7 @@ def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> d
 
 @few
 @given(st.data())
-def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse: Any, data: st.DataObject) -> None:
+def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse, data):
     methods = data.draw(st.lists(st.sampled_from(["lora-xs", "ia3", "ranked"]), min_size=1, unique=True))
     document = {
         "task": "sst2",

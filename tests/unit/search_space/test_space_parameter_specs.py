@@ -37,7 +37,7 @@ print(*drawing_order(parse_space(text, source="s.yaml", folder=Path("/")).parame
 """
 
 
-def test_parameters_are_drawn_in_one_order_whatever_the_process() -> None:
+def test_parameters_are_drawn_in_one_order_whatever_the_process():
     """Python hashes names anew in each process, so no set may decide."""
     runs = [
         subprocess.run(

@@ -33,7 +33,7 @@ def parse(text: str, *overrides: str) -> Space:
     return parse_space(text, source="space.yaml", folder=Path(), overrides=overrides)
 
 
-def test_such_a_name_stands_where_methods_stand() -> None:
+def test_such_a_name_stands_where_methods_stand():
     space = parse(TEXT)
     assert space.peft_methods == {
         "mine": PeftSettings("VERA", {"d_initial": 0.2}, {"r": "int"}),
@@ -51,7 +51,7 @@ def test_such_a_name_stands_where_methods_stand() -> None:
     assert alone.parameters == space.parameters_of("mine")
 
 
-def test_what_is_stored_is_counted_before_anything_is_trained() -> None:
+def test_what_is_stored_is_counted_before_anything_is_trained():
     described = describe(parse(TEXT), MODULES).methods
     assert [(each.params, each.size.r_parameters) for each in vars(described["mine"]).values()] == [
         ({"r": 16}, 2 * (64 + 16)),
@@ -63,7 +63,7 @@ def test_what_is_stored_is_counted_before_anything_is_trained() -> None:
     assert described["scaled"].largest.size.without_projection is None
 
 
-def test_what_peft_refuses_is_refused_before_anything_is_trained() -> None:
+def test_what_peft_refuses_is_refused_before_anything_is_trained():
     for config, said in {
         "{peft_type: MISS}": "must be less than or equal to in_features",
         "{peft_type: LORA, init_lora_weights: eva}": "is computed from rows",
@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_faults_name_what_was_meant(case: str) -> None:
+def test_faults_name_what_was_meant(case):
     change, key, said = FAULTS[case]
     with pytest.raises(SpaceError) as caught:
         parse(TEXT.replace(*change))
@@ -99,6 +99,6 @@ def test_faults_name_what_was_meant(case: str) -> None:
     assert any(place in line and said in line for line in caught.value.message.splitlines()), caught.value.message
 
 
-def test_what_is_not_stored_is_not_counted() -> None:
+def test_what_is_not_stored_is_not_counted():
     space = parse(TEXT.replace("d_initial: 2e-1", "save_projection: false"))
     assert describe(space, MODULES).methods["mine"].largest.size.without_projection is None

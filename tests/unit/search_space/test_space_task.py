@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import pytest
@@ -100,7 +99,7 @@ def test_a_variant_is_a_championship_of_its_own(parse, text):
 
 # ---- rows as the cards have them -------------------------------------------------------------------------------------
 @pytest.fixture
-def hub(tmp_path: Path):
+def hub(tmp_path):
     """Folders that stand for the data sets of a task, with made-up rows in the shape of their cards."""
 
     def local(name: str) -> str:

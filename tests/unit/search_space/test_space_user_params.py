@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,19 +55,19 @@ def space(text: str = CONDITIONS) -> Space:
         ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
     ],
 )
-def test_what_no_trial_could_have_is_a_fault(params: dict[str, Any], law: str) -> None:
+def test_what_no_trial_could_have_is_a_fault(params, law):
     _, (fault,) = place_given(space(), params)
     assert law in fault
 
 
-def test_all_faults_are_reported_at_once_and_texts_stand_for_numbers() -> None:
+def test_all_faults_are_reported_at_once_and_texts_stand_for_numbers():
     _, faults = place_given(space(), {"rnak": 3, "basis": "bottom", "sigma": "sqrt", "learning_rate": "fast"})
     assert len(faults) == 3
     fine = place_given(space(), {"basis": "top", "rank": "8", "learning_rate": "1e-2", "sigma": "sqrt"})
     assert fine == ({"basis": "top", "rank": 8, "learning_rate": 0.01, "sigma": "sqrt"}, [])
 
 
-def test_with_several_methods_a_parameter_of_one_needs_the_method() -> None:
+def test_with_several_methods_a_parameter_of_one_needs_the_method():
     law = place_given(space(METHODS), {"basis": "top"})[1]
     assert law == ["`basis` must come with what decides whether a trial has it: add --set method=...."]
     assert not place_given(space(METHODS), {"basis": "top", "method": "lora-xs"})[1]
@@ -78,12 +77,12 @@ def test_with_several_methods_a_parameter_of_one_needs_the_method() -> None:
 SOURCE = {"basis": "top", "rank": 8, "learning_rate": 0.01, "sigma": "sqrt", "batch_size": 8}
 
 
-def test_what_is_not_given_is_as_in_the_source() -> None:
+def test_what_is_not_given_is_as_in_the_source():
     assert place_given(space(), {"rank": 4}, SOURCE)[0] == {**SOURCE, "rank": 4}
     assert place_given(space(), {}, SOURCE)[0] == SOURCE
 
 
-def test_what_another_method_or_condition_lacks_is_left_behind() -> None:
+def test_what_another_method_or_condition_lacks_is_left_behind():
     source = {"method": "lora-xs", "rank": 4, "learning_rate": 0.01, "basis": "gaussian"}
     made = place_given(space(METHODS), {"method": "lora", "rank": 8}, source)
     assert made == ({"method": "lora", "rank": 8, "learning_rate": 0.01}, [])
@@ -93,7 +92,7 @@ def test_what_another_method_or_condition_lacks_is_left_behind() -> None:
 
 @few
 @given(st.data())
-def test_whatever_a_trial_of_the_space_has_can_be_given(data: st.DataObject) -> None:
+def test_whatever_a_trial_of_the_space_has_can_be_given(data):
     made = space(data.draw(st.sampled_from([CONDITIONS, METHODS])))
     distributions = {
         "method": st.sampled_from(["lora-xs", "lora"]),

@@ -23,7 +23,7 @@ from loraxs_search.cli.serve import listen
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import Task, TaskModel
@@ -77,7 +77,7 @@ def running(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def registry(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Promote]]:
+def registry(store_template, tmp_path_factory):
     """The address of a store in a home of the module's own, and what promotes an adapter folder there."""
     folder = tmp_path_factory.mktemp("served")
     home = folder / "home"
@@ -113,14 +113,12 @@ TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) 
 
 
 @pytest.fixture(scope="package")
-def base(tiny_base: Path, registry: tuple[str, Promote]) -> BaseModel:
+def base(tiny_base, registry):
     return locate(BaseModelRef(str(tiny_base)))
 
 
 @pytest.fixture(scope="package")
-def folders(
-    base: BaseModel, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def folders(base, make_adapter, tmp_path_factory):
     """Adapters of classifiers of two and three labels, and of a regression; `two-again` is of the first one's task."""
     folder = tmp_path_factory.mktemp("adapters")
     kinds: dict[str, dict[str, Any]] = {
@@ -136,7 +134,7 @@ def folders(
 
 
 @pytest.fixture(scope="package")
-def encoder(registry: tuple[str, Promote], folders: dict[str, Path]) -> Iterator[Running]:
+def encoder(registry, folders):
     """A server of task-2, task-3 and task-1 on the tiny encoder, which looks the registry up again and again."""
     uri, promote = registry
     for name in ("two", "three", "number"):
@@ -156,9 +154,7 @@ WRITERS: dict[str, Task] = {
 
 
 @pytest.fixture(scope="package")
-def decoder(
-    registry: tuple[str, Promote], make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def decoder(registry, make_adapter, tmp_path_factory):
     """A server of adapters that write and choose, on a decoder of a toy language with a chat template."""
     uri, promote = registry
     folder = tmp_path_factory.mktemp("decoder")

@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,6 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy
-
-from .conftest import Promote, Running
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
 
@@ -67,7 +64,7 @@ def replicas() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def cluster(registry: tuple[str, Promote]) -> Iterator[str]:
+def cluster(registry):
     """The address of a Ray on this machine, in the home of the registry; this process is connected to it."""
     import ray
 
@@ -78,7 +75,7 @@ def cluster(registry: tuple[str, Promote]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def port() -> str:
+def port():
     return str(free_port())
 
 
@@ -104,9 +101,7 @@ def test_a_port_in_use_is_said(cluster, registry):
 
 # ---- two replicas ----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def serve(
-    cluster: str, port: str, registry: tuple[str, Promote], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Served]]:
+def serve(cluster, port, registry, tmp_path_factory):
     """Serve tasks on the cluster as a user does, and return when they answer; all is taken down at the end."""
     home = Path(registry[0].removeprefix("sqlite:///")).parent
     keys = tmp_path_factory.mktemp("keys") / "keys"
@@ -134,7 +129,7 @@ def serve(
 
 
 @pytest.fixture(scope="module")
-def pair(serve: Callable[..., Served], registry: tuple[str, Promote], folders: dict[str, Path]) -> Served:
+def pair(serve, registry, folders):
     """Two replicas that serve one task."""
     registry[1](folders["two"])
     return serve("task-2", "--replicas", "2")
@@ -239,7 +234,7 @@ def test_replicas_outlive_a_driver_that_is_killed_and_are_taken_down_by_name(pai
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def writer(serve: Callable[..., Served], decoder: Running) -> Served:
+def writer(serve, decoder):
     """One replica of a task that writes."""
     return serve("one", "--queue", "8")
 

@@ -11,14 +11,7 @@ from support.tracked import Tracked
 
 from loraxs_search.records.search import SearchPlan, StudyDescription
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.tracking.run_texts import (
-    dataset_input,
-    run_name,
-    task_note,
-    trials_view,
-    view_key,
-    write_view,
-)
+from loraxs_search.tracking.run_texts import dataset_input, run_name, task_note, trials_view, view_key, write_view
 from loraxs_search.tracking.store import connect
 
 

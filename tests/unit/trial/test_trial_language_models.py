@@ -17,7 +17,7 @@ from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import compare_reference_logits
 from loraxs_search.records.adapter import ReferenceLogits
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Task, TaskModel
 from loraxs_search.trial.evaluate import score_folder
 
@@ -25,13 +25,13 @@ LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 
 
 @pytest.fixture
-def base(tmp_path) -> BaseModel:
+def base(tmp_path):
     save_base(tmp_path / "base")
     return locate(BaseModelRef(str(tmp_path / "base")))
 
 
 @pytest.fixture
-def source(tmp_path) -> DataSource:
+def source(tmp_path):
     save_rows(tmp_path)
     return DataSource(data_files={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "test")})
 
@@ -87,7 +87,7 @@ def test_long_texts_are_cut_for_people(make, source, monkeypatch):
 
 
 @pytest.fixture
-def own_attention(monkeypatch) -> list[int]:
+def own_attention(monkeypatch):
     """The number of keys at each call of our own attention."""
     seen: list[int] = []
 

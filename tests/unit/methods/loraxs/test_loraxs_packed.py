@@ -31,7 +31,7 @@ def a_pair(rank: int) -> FactorPair:
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared) -> None:
+def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared):
     """y_i + B C_i A x_i, each row with a core of its own, or one for all."""
     pair = a_pair(rank)
     x = torch.randn(rows, positions, IN, dtype=torch.float64, requires_grad=True)
@@ -51,7 +51,7 @@ def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4), st.permutations(range(6)), st.booleans())
-def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many) -> None:
+def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many):
     """Few rows are computed by every core at once, many slot by slot; a slot that has diverged harms no other."""
     pair, cores = a_pair(rank), torch.randn(6, rank, rank, dtype=torch.float64)
     cores[order[len(sizes)]] = torch.nan
@@ -87,19 +87,19 @@ def settings(rank: int, basis: str = "top", sigma: str = "input", scale: float =
 
 
 @pytest.fixture
-def linears() -> dict[str, nn.Module]:
+def linears():
     layers = {"first": nn.Linear(IN, OUT), "second": Conv1D(OUT, IN)}
     return {name: layer.requires_grad_(False) for name, layer in layers.items()}
 
 
 @pytest.fixture
-def pairs(linears, tmp_path) -> FactorPairs:
+def pairs(linears, tmp_path):
     store = FactorStore(tmp_path / "factors")
     return FactorPairs(linears, lambda: store)
 
 
 @pytest.mark.parametrize("companies", [[(0, 1, 2)], [(0, 2), (1,)]], ids=["one method", "beside another method's"])
-def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs, companies) -> None:
+def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs, companies):
     slots = [
         OneSlot({"first": settings(2), "second": settings(2)}),
         OneSlot({"second": settings(3, "bottom", "sqrt", 0.5)}),
@@ -152,7 +152,7 @@ def _alone(linears, pairs, slot: OneSlot, r: Tensor, module: str, x: Tensor) -> 
     return y + own.scale * x @ a.T @ r[list(slot.settings).index(module)].T @ b.T
 
 
-def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None:
+def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs):
     key = settings(2).factor_key
     pair = pairs.pair("second", key, 2)
     assert pairs.pair("second", key, 2) is pair
@@ -163,7 +163,7 @@ def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None
     assert pairs.pair("second", key, 2) is not pair
 
 
-def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs) -> None:
+def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs):
     key = settings(2).factor_key
     pair = pairs.pair("first", key, 6)
     whole = pairs.factors("first", key)
@@ -173,7 +173,7 @@ def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs) -> No
     assert not pair.b_t[4:].any()
 
 
-def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs) -> None:
+def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs):
     linears["first"].bfloat16()
     key = settings(2).factor_key
     assert pairs.pair("first", key, 2).a.dtype == torch.bfloat16
@@ -182,7 +182,7 @@ def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs
     assert torch.equal(pairs.pair("first", other, 2).a, pairs.pair("second", key, 2).a.bfloat16())
 
 
-def test_pairs_that_were_drawn_for_adapters_which_left_are_forgotten(linears, pairs) -> None:
+def test_pairs_that_were_drawn_for_adapters_which_left_are_forgotten(linears, pairs):
     own = [ModuleSettings(2, 1.0, "none", "gaussian", "exact", 2, str(seed)) for seed in range(2)]
     first = pairs.pair("first", own[0].factor_key, 2)
     assert not torch.equal(first.a, pairs.pair("first", own[1].factor_key, 2).a)

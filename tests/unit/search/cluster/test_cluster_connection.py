@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -17,7 +16,7 @@ from loraxs_search.search.cluster import connection
 from loraxs_search.search.cluster.connection import check_answers, connected, own_error
 
 
-def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch):
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup.")  # as Ray does
 
@@ -56,9 +55,7 @@ UNMADE = (
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(
-    error: Exception, parts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(error, parts, monkeypatch):
     """As where each host dies before it begins: nobody is shown Ray's traceback."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ClusterError) as caught, connected(None):
@@ -68,7 +65,7 @@ def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(
     assert caught.value.hint
 
 
-def test_a_fault_of_ours_in_another_process_is_not_taken_for_rays() -> None:
+def test_a_fault_of_ours_in_another_process_is_not_taken_for_rays():
     fault = RayTaskError("advance", "", ValueError("oh"))
     assert own_error(fault) is fault
     told = own_error(RayTaskError("advance", "", UsageError("wrong")))
@@ -76,7 +73,7 @@ def test_a_fault_of_ours_in_another_process_is_not_taken_for_rays() -> None:
 
 
 @pytest.fixture
-def web_server() -> Iterator[int]:
+def web_server():
     """The port of a program that speaks HTTP, as Ray's dashboard and MLflow do."""
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -86,7 +83,7 @@ def web_server() -> Iterator[int]:
         thread.join()
 
 
-def test_another_program_is_not_taken_for_ray(web_server: int) -> None:
+def test_another_program_is_not_taken_for_ray(web_server):
     began = time.monotonic()
     with pytest.raises(
         ClusterError, match=f"at 127.0.0.1:{web_server} must be reachable, but: another program"
@@ -96,7 +93,7 @@ def test_another_program_is_not_taken_for_ray(web_server: int) -> None:
     assert "6379" in str(caught.value.hint)
 
 
-def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_says_nothing_is_not_waited_for_long(monkeypatch):
     monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -105,24 +102,24 @@ def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch
         check_answers(f"127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_an_address_where_nobody_is_is_refused() -> None:
+def test_an_address_where_nobody_is_is_refused():
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 .*Connection refused"):
         check_answers("127.0.0.1:9")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
-def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can(address: str) -> None:
+def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can(address):
     with pytest.raises(UsageError, match=f"must be HOST:PORT .* but got {address}") as caught:
         check_answers(address)
     assert "ray job submit" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("address", [None, "", "local", "head", "head:abc", "head:99999"])
-def test_what_ray_itself_knows_at_once_is_left_to_it(address: str | None) -> None:
+def test_what_ray_itself_knows_at_once_is_left_to_it(address):
     check_answers(address)
 
 
-def test_auto_is_the_cluster_of_this_machine(web_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_cluster_of_this_machine(web_server, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web_server}")
     with pytest.raises(ClusterError, match="another program listens there"):
         check_answers("auto")

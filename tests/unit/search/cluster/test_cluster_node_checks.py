@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ def result_of(check: str, **changes: Any) -> CheckResult:
     return result
 
 
-def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
+def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well():
     results = list(evaluate("10.0.0.2", SOUND, *EXPECTED))
     checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
     assert [it.check for it in results] == checks
@@ -71,7 +70,7 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
         ("optuna", None, "warn"),
     ],
 )
-def test_versions_that_change_results_fail_and_others_warn(package: str, version: str | None, verdict: str) -> None:
+def test_versions_that_change_results_fail_and_others_warn(package, version, verdict):
     theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
     result = result_of("versions", versions=theirs)
     assert result.verdict == verdict
@@ -104,21 +103,19 @@ GPU = ("NVIDIA H100", "81559", "80000")
         ("gpus", {"torch_gpus": 1, "gpus": [GPU]}, "warn", "Ray offers 0, torch sees 1"),
     ],
 )
-def test_each_fault_has_its_verdict_its_value_and_a_hint(
-    check: str, changes: dict[str, Any], verdict: str, value: str
-) -> None:
+def test_each_fault_has_its_verdict_its_value_and_a_hint(check, changes, verdict, value):
     result = result_of(check, **changes)
     assert (result.node, result.verdict) == ("10.0.0.2", verdict)
     assert value in result.value
     assert bool(result.hint) == (verdict != "ok")
 
 
-def test_the_fast_look_asks_for_less() -> None:
+def test_the_fast_look_asks_for_less():
     assert [it.check for it in evaluate("n", FAST, *EXPECTED)] == ["versions", "mlflow", "files"]
     assert [it.check for it in evaluate("n", FAST, HERE, None, [])] == ["versions"]
 
 
-def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
+def test_a_file_that_differs_between_nodes_is_named_with_both_digests():
     train, test = "/data/train.csv", "/data/test.csv"
     nodes = {
         "driver": {},  # it only drives
@@ -131,7 +128,7 @@ def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
     assert result.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
 
 
-def test_a_certificate_is_the_drivers_to_trust(tmp_path: Path) -> None:
+def test_a_certificate_is_the_drivers_to_trust(tmp_path):
     """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
     question = {"files": [], "base": None, "hub": False, "thorough": False}
     with https_server(tmp_path) as (uri, _):
@@ -142,7 +139,7 @@ def test_a_certificate_is_the_drivers_to_trust(tmp_path: Path) -> None:
     assert node_checks.facts_here(question | {"mlflow": closed})["mlflow_problem"] is not None
 
 
-def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_says_of_itself_what_facts_hold(tmp_path, monkeypatch):
     """The real facts, here: every key is a field, and this machine is fit."""
     question = {
         "mlflow": "http://me:secret@127.0.0.1:9",
@@ -170,7 +167,7 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     assert node_checks.facts_here(question)["home_problem"]
 
 
-def test_a_storage_is_looked_at_before_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_is_looked_at_before_a_search(tmp_path, monkeypatch):
     def unreachable(*_: object, **__: object) -> None:
         raise ClusterError("no Ray here")
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.errors import ClusterError
-from loraxs_search.records.literals import SearchDevice
 from loraxs_search.search.cluster.placement import (
     SAY_EVERY_S,
     Node,
@@ -26,13 +25,13 @@ SMALL, LARGE = Node("small", 2), Node("large", 8)
 GPUS = Node("gpus", 16, 4)
 
 
-def test_where_a_gpu_is_only_gpus_are_used() -> None:
+def test_where_a_gpu_is_only_gpus_are_used():
     slots = share_out([HEAD, SMALL, GPUS], 2, "auto")
     assert slots == Slots({"CPU": 0.0, "GPU": 0.5}, {"gpus": 8})
     assert share_out([SMALL, GPUS], 1, "cpu").resources == {"CPU": 2.0}
 
 
-def test_a_larger_node_takes_its_share_with_all_its_threads() -> None:
+def test_a_larger_node_takes_its_share_with_all_its_threads():
     slots = share_out([HEAD, SMALL, LARGE], 2, "auto")
     assert slots == Slots({"CPU": 1.0}, {"small": 2, "large": 8})
     assert host_shape(LARGE, False, [HEAD, SMALL, LARGE], 64) == (8, 4)
@@ -43,21 +42,21 @@ def test_a_larger_node_takes_its_share_with_all_its_threads() -> None:
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
-def test_what_an_autoscaler_is_asked_for_is_known_without_a_node(device: str) -> None:
+def test_what_an_autoscaler_is_asked_for_is_known_without_a_node(device):
     slots = share_out([HEAD], 4, device)  # type: ignore[arg-type]
     assert slots.num_slots == 0
     assert slots.resources == ({"CPU": 0.0, "GPU": 0.25} if device == "gpu" else {"CPU": 0.25})
 
 
 @given(st.integers(1, 64), st.integers(1, 8))
-def test_as_many_shares_fit_as_ray_counts_them(pack_size: int, cpus: int) -> None:
+def test_as_many_shares_fit_as_ray_counts_them(pack_size, cpus):
     """Ray rounds a share to ten-thousandths; six times 0.1667 would be more than one GPU."""
     for nodes, name, whole in (([Node("a", 1, 1)], "GPU", 1), ([Node("a", cpus)], "CPU", cpus)):
         share = share_out(nodes, pack_size, "auto").resources[name]
         assert round(share * 10_000) * pack_size <= whole * 10_000
 
 
-def test_the_first_host_is_on_a_living_node_that_fits() -> None:
+def test_the_first_host_is_on_a_living_node_that_fits():
     assert first_place([HEAD, SMALL, GPUS], "auto", "head") == ("gpus", "0")
     assert first_place([HEAD, SMALL, GPUS], "cpu", "head") == ("small", None)
     assert first_place([SMALL, LARGE], "auto", "large") == ("large", None)
@@ -65,7 +64,7 @@ def test_the_first_host_is_on_a_living_node_that_fits() -> None:
     assert first_place([HEAD], "auto", "head") == ("head", None)
 
 
-def test_a_cluster_without_anything_is_refused_unless_trials_are_expected_to_fit_later() -> None:
+def test_a_cluster_without_anything_is_refused_unless_trials_are_expected_to_fit_later():
     with pytest.raises(ClusterError, match="GPU or a CPU") as caught:
         check_can_run([HEAD], "auto", None)
     assert "search.concurrent" in str(caught.value.hint)
@@ -74,7 +73,7 @@ def test_a_cluster_without_anything_is_refused_unless_trials_are_expected_to_fit
 
 
 @pytest.mark.parametrize(("device", "without"), [("gpu", SMALL), ("cpu", Node("gpus", 0, 4))])
-def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device: SearchDevice, without: Node) -> None:
+def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device, without):
     """Its trials would wait for ever."""
     with pytest.raises(ClusterError, match=f"must have a {device.upper()} ") as caught:
         check_can_run([HEAD, without], device, None)
@@ -82,7 +81,7 @@ def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device: Searc
     check_can_run([HEAD, without], device, 1)
 
 
-def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left() -> None:
+def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left():
     nodes, said = [LARGE], list[str]()
     now = [0.0]
     wait = SlotWait(lambda: nodes, lambda: share_out(nodes, 2, "cpu"), said.append, lambda: now[0])
@@ -105,7 +104,7 @@ def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_th
     assert not wait.look(share_out(nodes, 2, "cpu").resources), "that is there, and taken"
 
 
-def test_slots_are_counted_anew_every_few_seconds() -> None:
+def test_slots_are_counted_anew_every_few_seconds():
     now, nodes = [0.0], [SMALL]
     counter = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
     assert counter.max_concurrent == 1
@@ -118,12 +117,12 @@ def test_slots_are_counted_anew_every_few_seconds() -> None:
     assert counter.max_concurrent == 1, "one trial waits, for a node to come"
 
 
-def test_the_number_asked_for_stands_whatever_there_is() -> None:
+def test_the_number_asked_for_stands_whatever_there_is():
     assert SlotCounter(lambda: share_out([], 1, "gpu"), concurrent=6).max_concurrent == 6
     assert SlotCounter(lambda: share_out([LARGE, SMALL], 1, "auto"), concurrent=2).max_concurrent == 2
 
 
-def test_studies_share_the_slots() -> None:
+def test_studies_share_the_slots():
     counter = SlotCounter(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3)
     assert counter.max_concurrent == 2
     assert counter.slots.num_slots == 8
@@ -134,7 +133,7 @@ def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int =
     return chosen.size, chosen.reason
 
 
-def test_auto_fills_each_device_in_even_rounds_and_says_why() -> None:
+def test_auto_fills_each_device_in_even_rounds_and_says_why():
     assert auto(8) == (8, "8 trials fill a device")
     assert auto(24) == (8, "8 trials fill a device")
     assert auto(12) == (6, "8 trials fill a device, and the 12 trials make 2 even rounds")
@@ -144,13 +143,13 @@ def test_auto_fills_each_device_in_even_rounds_and_says_why() -> None:
     assert auto(16, num_devices=0)[0] == 8, "all nodes are still to come"
 
 
-def test_a_size_that_was_asked_for_stands_unless_memory_holds_less() -> None:
+def test_a_size_that_was_asked_for_stands_unless_memory_holds_less():
     assert choose_pack_size(4, fits=9, fills=8, num_trials=2, num_devices=1).size == 4
     assert choose_pack_size(64, fits=9, fills=8, num_trials=2, num_devices=1).size == 9
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
-def test_auto_takes_no_more_rounds_than_full_devices_would(trials: int, fits: int, fills: int, devices: int) -> None:
+def test_auto_takes_no_more_rounds_than_full_devices_would(trials, fits, fills, devices):
     size = auto(trials, fits=fits, fills=fills, num_devices=devices)[0]
     full = min(fits, fills)
     assert 1 <= size <= full

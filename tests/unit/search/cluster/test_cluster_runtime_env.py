@@ -15,14 +15,14 @@ from loraxs_search.search.cluster.connection import connected, job_environment, 
 PACKAGE = str(Path(loraxs_search.__file__).parent)
 
 
-def test_the_package_goes_to_every_node(tmp_path: Path) -> None:
+def test_the_package_goes_to_every_node(tmp_path):
     assert job_environment(None) == {"py_modules": [PACKAGE], "excludes": ["__pycache__"]}
     file = tmp_path / "env.yaml"
     file.write_text("uv: [peft==0.21.2]\n")
     assert job_environment(str(file)) == {"uv": ["peft==0.21.2"], **job_environment(None)}
 
 
-def test_modules_that_were_chosen_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_that_were_chosen_stand(tmp_path, monkeypatch):
     file = tmp_path / "env.yaml"
     file.write_text("py_modules: [gs://bucket/ours.zip]\n")
     assert job_environment(str(file)) == {"py_modules": ["gs://bucket/ours.zip"]}
@@ -32,7 +32,7 @@ def test_modules_that_were_chosen_stand(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("text", ["[a, b]", "a: [", "1: x"])
-def test_a_file_that_is_no_environment_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_environment_is_refused(text, tmp_path):
     file = tmp_path / "env.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match="--runtime-env"):
@@ -52,7 +52,7 @@ def test_a_file_that_is_no_environment_is_refused(text: str, tmp_path: Path) -> 
         ("working_dir: /none/such", "/none/such"),
     ],
 )
-def test_what_ray_does_not_take_is_refused_with_the_file(text: str, message: str, tmp_path: Path) -> None:
+def test_what_ray_does_not_take_is_refused_with_the_file(text, message, tmp_path):
     file = tmp_path / "env.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
@@ -60,7 +60,7 @@ def test_what_ray_does_not_take_is_refused_with_the_file(text: str, message: str
     assert str(file) in str(caught.value)
 
 
-def test_keys_of_plugins_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_plugins_are_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_RUNTIME_ENV_PLUGINS", "[]")
     file = tmp_path / "env.yaml"
     file.write_text("ours: 1\n")
@@ -98,10 +98,10 @@ RuntimeError: Changing the ray version is not allowed:
         (RAY, "current version: 2.59.0, .*"),
     ],
 )
-def test_why_an_environment_was_not_made_is_one_line(output: str, problem: str) -> None:
+def test_why_an_environment_was_not_made_is_one_line(output, problem):
     assert re.fullmatch(problem, setup_problem(output))
 
 
-def test_an_environment_without_a_cluster_is_refused() -> None:
+def test_an_environment_without_a_cluster_is_refused():
     with pytest.raises(UsageError, match="with --address"), connected(None, runtime_env="env.yaml"):
         pass

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +31,7 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
 
 
-def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home: Path) -> None:
+def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home):
     folder, measured = (
         study("s"),
         (
@@ -62,9 +61,7 @@ class Stopped:
 
 
 @pytest.mark.parametrize("error", [None, HOST_LOST[0](), RayTaskError("baselines", "", ValueError("unheard of"))])
-def test_a_linear_model_that_failed_is_measured_again(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
-) -> None:
+def test_a_linear_model_that_failed_is_measured_again(fresh_home, monkeypatch, error):
     folder = study("s")
     constant, alone = Baseline("constant", {"accuracy": 0.5}, answer=0), Baseline("zero-shot", {"accuracy": 0.5})
     tfidf = Baseline("tfidf", {"accuracy": 0.7}, {"accuracy": 0.7}, applies=True)
@@ -156,7 +153,7 @@ class Hosts:
 
 
 @pytest.fixture
-def folder(fresh_home: Any, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+def folder(fresh_home, monkeypatch):
     monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
     made = study("s", task=TASK, promotion=PromotionRule())
     made.write_baselines([CONSTANT])
@@ -169,7 +166,7 @@ def alone(folder: StudyFolder, hosts: Hosts, task: Task = TASK) -> BaseModelBase
     return BaseModelBaseline(folder, actors, task, hosts.spread)
 
 
-def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_once(folder: StudyFolder) -> None:
+def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_once(folder):
     hosts = Hosts({0: 5, 4: 4})
     measured = alone(folder, hosts)
     assert not measured.is_measured
@@ -192,9 +189,7 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
     assert len(hosts.asked) == before
 
 
-def test_validation_rows_that_choose_are_few_and_spread_evenly(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_rows_that_choose_are_few_and_spread_evenly(folder, monkeypatch):
     """Asking a base that writes costs more than a search; rows may be sorted."""
     monkeypatch.setitem(ROWS, "validation", 10_050)
     hosts = Hosts({0: 5, 4: 4})
@@ -206,14 +201,14 @@ def test_validation_rows_that_choose_are_few_and_spread_evenly(
     assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
 
 
-def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder: StudyFolder) -> None:
+def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder):
     hosts = Hosts({0: 4, 4: 4})
     alone(folder, hosts).measure()
     assert (0, "test") in {(shots, split) for shots, split, _ in hosts.asked}
 
 
 @pytest.mark.parametrize("items", range(6))
-def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder, items: int) -> None:
+def test_what_was_answered_before_a_kill_is_not_asked_again(folder, items):
     killed, undisturbed = Hosts({0: 5, 4: 4}, dies_after=items), Hosts({0: 5, 4: 4})
     with pytest.raises(KeyboardInterrupt):
         alone(folder, killed).measure()
@@ -225,7 +220,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder,
     assert (folder.baselines() or ())[2].test_metrics["exact_match"] == 0.25
 
 
-def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: StudyFolder) -> None:
+def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder):
     """A storage gets `baselines.json` first: a copy that is cut short lacks the rows."""
     hosts = Hosts({0: 5, 4: 4})
     alone(folder, hosts).measure()
@@ -238,9 +233,7 @@ def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: Stud
     assert len(hosts.asked) == before
 
 
-def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
-    folder: StudyFolder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(folder, caplog):
     hosts = Hosts({0: 5})
     alone(folder, hosts).measure()
     before = len(hosts.asked)
@@ -252,7 +245,7 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
     assert len(hosts.asked) == before, "what has failed is not asked again"
 
 
-def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> None:
+def test_a_base_that_could_not_be_asked_is_asked_again(folder):
     hosts = Hosts({4: 4})
     alone(folder, hosts).measure()
     assert [(each.failed != "", each.applies) for each in (folder.baselines() or ())[1:]] == [
@@ -269,7 +262,7 @@ def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> N
     assert not lacks_baseline(folder)
 
 
-def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -> None:
+def test_what_a_promotion_lacks_is_what_resuming_measures(folder):
     folder.write_baselines([CONSTANT])
     assert lacks_baseline(folder), "it was never asked"
     alone(folder, Hosts({0: 5, 4: 4})).measure()
@@ -280,7 +273,7 @@ def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -
     assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))
 
 
-def test_a_base_without_a_finite_score_has_answered(folder: StudyFolder) -> None:
+def test_a_base_without_a_finite_score_has_answered(folder):
     folder.write_baselines([CONSTANT, *(Baseline(f"{name}-shot", {"loss": math.nan}) for name in ("zero", "4"))])
     assert lacks_baseline(folder)
     by_loss, hosts = replace(TASK, metric="loss", direction="minimize", metrics=("loss",)), Hosts({0: 5, 4: 4})
@@ -293,7 +286,7 @@ def test_a_base_without_a_finite_score_has_answered(folder: StudyFolder) -> None
     assert not lacks_baseline(folder)
 
 
-def test_other_kinds_ask_no_base_alone(folder: StudyFolder) -> None:
+def test_other_kinds_ask_no_base_alone(folder):
     hosts = Hosts({})
     other = alone(folder, hosts, TOY)
     assert other.is_measured

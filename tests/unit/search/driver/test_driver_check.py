@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.said import Said
 from support.studies import TASK
 
 import loraxs_search
@@ -26,7 +23,7 @@ from loraxs_search.search.driver.check import Measured, add_up, estimate_search,
 from loraxs_search.search_space.load import load_space
 
 
-def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, say: Callable[..., Said]) -> None:
+def test_it_is_what_the_command_line_prints(fresh_home, tiny_space, say):
     checked = loraxs_search.check(str(tiny_space), data=True, overrides={"search.trials": 3})
     printed = say("check", str(tiny_space), "--data", "--set", "search.trials=3", "--json").ok
     assert json.loads(printed) == json.loads(to_json(checked))
@@ -37,7 +34,7 @@ def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, 
     assert loraxs_search.check(str(tiny_space)).rows is None
 
 
-def test_it_reports_every_fault(fresh_home: Path, tiny_space: Path) -> None:
+def test_it_reports_every_fault(fresh_home, tiny_space):
     with pytest.raises(SpaceError, match=r"search\.trials[\s\S]*search\.max_steps"):
         loraxs_search.check(str(tiny_space), overrides={"search.trials": 0, "search.max_steps": 0})
 
@@ -85,9 +82,7 @@ def test_parts_add_up():
     ("budget_s", "trials_s", "refits", "candidates_s"),
     [(240.0, 240 - 10 - (72 + 38), 6, 38), (100.0, 100 - 10 - 50, 2, 22), (20.0, 0, 0, 10)],
 )
-def test_a_time_budget_bounds_trials_and_refits(
-    budget_s: float, trials_s: float, refits: int, candidates_s: float
-) -> None:
+def test_a_time_budget_bounds_trials_and_refits(budget_s, trials_s, refits, candidates_s):
     """The end takes at most half of it: refits that do not fit are left out, then candidates."""
     plan = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget=budget_s)
     estimate = add_up(plan, PromotionRule(candidates=3, seeds=2), TASK, INFO, FAST)

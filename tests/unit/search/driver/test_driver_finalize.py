@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,30 +68,30 @@ def chosen(rule: PromotionRule, found: list[TrialRecord] = FOUND, task: Task = T
         (replace(SMALLEST, max_bytes=5000, tolerance=0.1), [3, 5, 6]),
     ],
 )
-def test_candidates_follow_the_rule(rule: PromotionRule, expected: list[int]) -> None:
+def test_candidates_follow_the_rule(rule, expected):
     assert chosen(rule) == expected
 
 
-def test_of_equal_scores_the_smallest_comes_first_then_the_oldest() -> None:
+def test_of_equal_scores_the_smallest_comes_first_then_the_oldest():
     found = trials((0.9, 500), (0.977, 9000), (0.977, 3000), (0.977, 3000))
     selection = CheckpointSelection("pearson", "maximize")
     assert [int(record.trial_id) for record in completed_trials(found, selection)] == [2, 3, 1, 0]
 
 
-def test_losses_are_better_when_small() -> None:
+def test_losses_are_better_when_small():
     task = replace(TASK, metric="mse", direction="minimize")
     found = trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse")
     assert chosen(SMALLEST, found, task) == [0, 1, 2]
 
 
-def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_the_sizes() -> None:
+def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_the_sizes():
     """A tolerance of the metric says nothing about a loss."""
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     found = trials((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000), metric="loss")
     assert chosen(SMALLEST, found, task) == [0, 2, 4]
 
 
-def test_a_study_without_complete_trials_has_no_candidates() -> None:
+def test_a_study_without_complete_trials_has_no_candidates():
     assert chosen(SMALLEST, []) == []
 
 
@@ -156,16 +155,14 @@ def ending(
 
 
 @pytest.fixture
-def folder(fresh_home: Path) -> StudyFolder:
+def folder(fresh_home):
     made = searched("s", TRIED, finished=False, space=SPACE)
     for name, record in made.journal().records.items():
         made.snapshots.write(name, state(name, *record.reports))
     return made
 
 
-def test_what_people_ask_while_refits_train_is_answered_at_once(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_people_ask_while_refits_train_is_answered_at_once(folder, monkeypatch):
     folder.journal().append(TrainingEnded(notice=""))
     folder.inbox().put(new_command("finish"))
     study, stop = steered(folder, folder.journal()), threading.Event()
@@ -180,9 +177,7 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(
         end.on_loop_step()
 
 
-def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folder, monkeypatch, caplog):
     """The others count their steps, also between reports, and are not trained again after a kill."""
     hosts, counted = Hosts(10), list[tuple[Any, ...]]()
     budget: Any = SimpleNamespace(deadline=SimpleNamespace(left_s=65.0), end=EndTime(20.0, 0.0, 0.0), is_used_up=bool)
@@ -203,9 +198,7 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(
     assert [refit.seed - HYPERPARAMETERS.seed for refit in first.refits] == [0, 2 << 32]
 
 
-def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(folder, monkeypatch):
     folder.confirmations().write_validation("00000", {"accuracy": 0.71})
     hosts, short = Hosts(5), SimpleNamespace(deadline=SimpleNamespace(left_s=2.0), end=EndTime(9.0, 1.0, 0.0))
     budget: Any = short
@@ -215,9 +208,7 @@ def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_
     assert [each.trial_id for each in end.validate(FREE)] == ["00001", "00002", "00000"]
 
 
-def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(folder, monkeypatch):
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
     found = folder.confirmations().candidate("00000")
     assert found is not None

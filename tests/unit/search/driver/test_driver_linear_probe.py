@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +45,7 @@ def get(answer: LinearProbe | Exception, check_stop: Any) -> LinearProbe:
 
 
 @pytest.fixture
-def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def make(fresh_home, monkeypatch):
     monkeypatch.setattr("loraxs_search.search.driver.session.await_answer", get)
     said: list[str] = []
 
@@ -63,7 +62,7 @@ def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return probe
 
 
-def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make: Any) -> None:
+def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make):
     host = HostStub(FITTED)
     probe = make(host)
     digest = probe.digest()
@@ -75,7 +74,7 @@ def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make: Any) -> None:
     assert len(make.said) == 1, "a phase of the search"
 
 
-def test_a_base_without_one_is_said_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_base_without_one_is_said_once(make, caplog):
     probe = make(HostStub(LinearProbe(reason="no numbers")))
     assert [probe.digest(), probe.digest()] == [None, None]
     assert [record.getMessage() for record in caplog.records] == [
@@ -84,7 +83,7 @@ def test_a_base_without_one_is_said_once(make: Any, caplog: pytest.LogCaptureFix
     assert make.folder.assets() == {PROBE: NOTHING}
 
 
-def test_trials_of_a_resumed_study_start_as_the_first_ones_did(make: Any) -> None:
+def test_trials_of_a_resumed_study_start_as_the_first_ones_did(make):
     """Refits would be of another recipe otherwise."""
     assert make(HostStub(LinearProbe(reason="no numbers"))).digest() is None
     resumed = HostStub(FITTED)
@@ -93,16 +92,14 @@ def test_trials_of_a_resumed_study_start_as_the_first_ones_did(make: Any) -> Non
 
 
 @pytest.mark.parametrize("kind", [ClusterError, HomeError])
-def test_a_node_that_is_not_fit_ends_the_search(make: Any, kind: type[ClusterError | HomeError]) -> None:
+def test_a_node_that_is_not_fit_ends_the_search(make, kind):
     with pytest.raises(kind):
         make(HostStub(kind("No space left."))).digest()
     assert not make.folder.assets()
 
 
 @pytest.mark.parametrize("answers", [[FITTED], [HOST_LOST[0](), FITTED]])
-def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(
-    make: Any, answers: list[Any]
-) -> None:
+def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make, answers):
     looks = list[None]()
 
     def stop() -> None:
@@ -116,19 +113,17 @@ def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fit
     assert make(HostStub(FITTED)).digest() is not None
 
 
-def test_a_lost_host_is_replaced(make: Any) -> None:
+def test_a_lost_host_is_replaced(make):
     assert make(HostStub(HOST_LOST[0](), FITTED)).digest() is not None
 
 
 @pytest.mark.parametrize("errors", [[HOST_LOST[0](), HOST_LOST[0]()]])
-def test_where_none_can_be_had_heads_start_at_random(
-    make: Any, errors: list[Exception], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_where_none_can_be_had_heads_start_at_random(make, errors, caplog):
     assert make(HostStub(*errors)).digest() is None
     assert "heads start at random" in caplog.text
 
 
-def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make: Any) -> None:
+def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make):
     host = HostStub(FITTED)
     probe = make(host, ("random",))
     assert host.num_asked == 0

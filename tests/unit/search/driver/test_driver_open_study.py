@@ -23,7 +23,6 @@ from loraxs_search.log.events import DriverStarted, TrainingEnded
 from loraxs_search.records.adapter import AdapterRef, StartFrom
 from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
-from loraxs_search.records.literals import Pooling
 from loraxs_search.search.driver import open_study as module
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import search_study
@@ -37,7 +36,7 @@ from loraxs_search.tracking.store import has_waiting
 
 
 @pytest.fixture
-def folder(store_uri: str) -> StudyFolder:
+def folder(store_uri):
     return study("s", store_uri)
 
 
@@ -62,7 +61,7 @@ def opened(
         yield study
 
 
-def test_a_search_that_loses_its_lease_stops_no_other_one(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_loses_its_lease_stops_no_other_one(folder, monkeypatch):
     taken, stop, seen = StudyError("another driver took over"), threading.Event(), list[tuple[bool, bool]]()
 
     @contextlib.contextmanager
@@ -79,7 +78,7 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(folder: StudyFolder, m
 
 
 @pytest.fixture
-def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def interrupted(folder, monkeypatch):
     """Have a search stopped once its log is open."""
 
     def search() -> None:
@@ -90,9 +89,7 @@ def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return search
 
 
-def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
-    folder: StudyFolder, interrupted: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder, interrupted, monkeypatch):
     """Nor does anything wait for MLflow then."""
 
     @contextlib.contextmanager
@@ -109,17 +106,13 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
     assert (state, last) == ("search_finished", "search_ended")
 
 
-def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
-    folder: StudyFolder, interrupted: Callable[[], None]
-) -> None:
+def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(folder, interrupted):
     interrupted()
     assert not has_waiting(folder.path)
 
 
 @pytest.mark.parametrize("is_resumed", [False, True])
-def test_a_search_is_stopped_while_its_first_host_loads(
-    is_resumed: bool, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, monkeypatch):
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
     monkeypatch.setattr(study_actors, "start_snapshot_store", lambda study: ("snapshots", None))
     monkeypatch.setattr(study_actors, "kill", lambda actor: None)
@@ -135,9 +128,7 @@ def test_a_search_is_stopped_while_its_first_host_loads(
 
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
-def test_ctrl_c_is_heard_while_a_host_is_waited_for(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, waits_for: str, trains: bool
-) -> None:
+def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_for, trains):
     """Before trials train it interrupts the program, and then it sets what each look at the host looks at."""
     looks = list[int]()
 
@@ -182,8 +173,8 @@ START = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_h
     ("given", "kept", "with_head"), [("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)]
 )
 def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
-    given: Pooling, kept: Pooling, with_head: bool, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    given, kept, with_head, fresh_home, monkeypatch
+):
     monkeypatch.setattr(module, "trial_shapes", lambda *_: ())
     head = HYPERPARAMETERS.head
     overrides = [f"task.pooling={given}", f"parameters.head={head}"]
@@ -202,9 +193,7 @@ def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
         (replace(START, hyperparameters=replace(HYPERPARAMETERS, head="output")), UsageError, "write `head: output`"),
     ],
 )
-def test_a_start_that_trials_cannot_begin_at_is_refused(
-    start: StartFrom, error: type[BaseModelError | UsageError], said: str, fresh_home: Path
-) -> None:
+def test_a_start_that_trials_cannot_begin_at_is_refused(start, error, said, fresh_home):
     space = parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["parameters.head=full"])
     with pytest.raises(error) as refused:
         settled(

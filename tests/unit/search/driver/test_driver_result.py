@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ def result_of(folder: StudyFolder) -> SearchResult:
     return SearchResult(folder.name, records, tuple(folder.candidates() or ()), 12.3)
 
 
-def test_the_best_is_the_finalists_trial_and_without_one_the_best_complete_trial(fresh_home: Path) -> None:
+def test_the_best_is_the_finalists_trial_and_without_one_the_best_complete_trial(fresh_home):
     folder = searched("s", TRIALS)
     best = result_of(folder).best
     assert best is not None
@@ -58,7 +57,7 @@ def test_the_best_is_the_finalists_trial_and_without_one_the_best_complete_trial
     assert result_of(searched("none", TRIALS[2:], finished=False)).best is None
 
 
-def test_a_table_has_a_row_for_each_trial_best_first(fresh_home: Path) -> None:
+def test_a_table_has_a_row_for_each_trial_best_first(fresh_home):
     table = result_of(searched("s", TRIALS)).to_pandas()
     assert list(table["trial_id"]) == ["00001", "00000", "00002"]
     assert list(table["state"]) == ["COMPLETE", "COMPLETE", "PRUNED"]
@@ -71,7 +70,7 @@ def test_a_table_has_a_row_for_each_trial_best_first(fresh_home: Path) -> None:
     assert "stored_bytes" in empty
 
 
-def test_it_is_short_in_a_shell_and_a_table_in_a_notebook(fresh_home: Path) -> None:
+def test_it_is_short_in_a_shell_and_a_table_in_a_notebook(fresh_home):
     result = result_of(searched("s", TRIALS))
     assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
     page = result._repr_html_()
@@ -81,7 +80,7 @@ def test_it_is_short_in_a_shell_and_a_table_in_a_notebook(fresh_home: Path) -> N
     assert "and 2 more" in result_of(searched("many", TRIALS[:1] * 12))._repr_html_()
 
 
-def test_a_study_that_is_gone_is_said_to_be(fresh_home: Path) -> None:
+def test_a_study_that_is_gone_is_said_to_be(fresh_home):
     with pytest.raises(StudyError, match="gone"):
         _ = SearchResult("gone", (), (), 1.0).best
 
@@ -91,7 +90,7 @@ BEGAN, ENDED = 1_000_000.0, 1_000_075.0
 
 
 @pytest.fixture
-def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+def finished(store_uri, monkeypatch):
     """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
     folder = new_study("s", store_uri)
     with monkeypatch.context() as patch:
@@ -114,7 +113,7 @@ def shown(uri: str) -> tuple[Any, ...]:
     return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
 
 
-def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder) -> None:
+def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished):
     uri = finished.info.tracking_uri
     with Tracked("s", finished.path, uri, "t") as tracker:
         tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
@@ -125,13 +124,13 @@ def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder
     assert shown(uri) == before
 
 
-def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished: StudyFolder) -> None:
+def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished):
     close_finished(finished)
     assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
 
 
 @pytest.fixture
-def over(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+def over(store_uri, monkeypatch):
     """A search that ended, whose driver was killed before it could say so; its folder is at its store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     folder = searched("s", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7)])
@@ -147,7 +146,7 @@ def kept(uri: str) -> list[str]:
     return [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
 
 
-def test_a_finished_search_gets_its_report_once(over: StudyFolder, store_uri: str) -> None:
+def test_a_finished_search_gets_its_report_once(over, store_uri):
     close_finished(over)
     path = over.path / "report.html"
     assert "The best so far" in path.read_text()
@@ -159,7 +158,7 @@ def test_a_finished_search_gets_its_report_once(over: StudyFolder, store_uri: st
     assert over.journal_path.read_bytes() == log
 
 
-def test_a_report_that_is_not_in_the_folder_is_written_again(over: StudyFolder, store_uri: str) -> None:
+def test_a_report_that_is_not_in_the_folder_is_written_again(over, store_uri):
     close_finished(over)
     (over.path / "report.html").unlink()  # as on another machine: a storage keeps no copy of it
     close_finished(over)
@@ -167,15 +166,13 @@ def test_a_report_that_is_not_in_the_folder_is_written_again(over: StudyFolder, 
     assert kept(store_uri) == ["report.html", "space.yaml"]
 
 
-def test_while_its_driver_holds_it_a_finished_search_is_not_running(over: StudyFolder, store_uri: str) -> None:
+def test_while_its_driver_holds_it_a_finished_search_is_not_running(over, store_uri):
     with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
         keep_report(over, tracked.journal)
     assert 'class="state finished"' in (over.path / "report.html").read_text()
 
 
-def test_a_report_that_cannot_be_made_stops_nothing(
-    over: StudyFolder, store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch, caplog):
     def broken(facts: object) -> str:
         raise ZeroDivisionError("no pen")
 
@@ -208,7 +205,7 @@ def states(uri: str) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in runs if run.data.tags["loraxs.kind"] == "search"}
 
 
-def test_what_waits_is_carried_over_once(store_uri: str) -> None:
+def test_what_waits_is_carried_over_once(store_uri):
     study("one", store_uri)
     study("two", store_uri, finished=True)
     for _ in range(2):
@@ -219,7 +216,7 @@ def test_what_waits_is_carried_over_once(store_uri: str) -> None:
     assert StudyFolder.open("two").journal_path.stat().st_size == size, "a repetition tells nothing"
 
 
-def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str, tmp_path: Path) -> None:
+def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri, tmp_path):
     """Its records are newer: those that wait here would set its runs back."""
     folder = study("one", store_uri)
     storage, shared = Storage(str(tmp_path / "shared")), tmp_path / "shared"
@@ -236,7 +233,7 @@ def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str,
     assert (synced.state, synced.problem) == ("elsewhere", "another machine has continued with it: sync there")
 
 
-def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri: str, tmp_path: Path) -> None:
+def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri, tmp_path):
     """Else another machine records it in its own way, and neither goes on with what the other has."""
     folder = study("one", store_uri, finished=True)
     (tmp_path / "shared").mkdir()
@@ -249,9 +246,7 @@ def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri: str, tmp_pat
     assert storage.get("one/journal.jsonl") == folder.journal_path.read_bytes()
 
 
-def test_records_wait_while_mlflow_is_away(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_records_wait_while_mlflow_is_away(store_uri, monkeypatch, capsys):
     monkeypatch.setattr(sync_module, "_AWAY_AFTER_S", 0.5)
     study("gone", AWAY)
     assert run(["sync", "gone", "--json"]) == 1
@@ -260,7 +255,7 @@ def test_records_wait_while_mlflow_is_away(
     assert "127.0.0.1:9" in shown["problem"]
 
 
-def test_a_study_at_work_is_left_to_its_driver(store_uri: str) -> None:
+def test_a_study_at_work_is_left_to_its_driver(store_uri):
     folder = study("busy", store_uri)
     with folder.lock():
         assert list(sync("busy")) == [Synced("busy", "running")]
@@ -268,7 +263,7 @@ def test_a_study_at_work_is_left_to_its_driver(store_uri: str) -> None:
         list(sync("idle"))
 
 
-def test_the_command_prints_a_table(store_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(store_uri, capsys):
     study("shown", store_uri)
     assert run(["sync"]) == 0
     heading, row = capsys.readouterr().out.splitlines()
@@ -276,9 +271,7 @@ def test_the_command_prints_a_table(store_uri: str, capsys: pytest.CaptureFixtur
     assert row.split() == ["shown", "complete"]
 
 
-def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(store_uri, monkeypatch):
     study("one", store_uri)
     study("two", store_uri)
     lock = StudyFolder.lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from support.reports import measured
 from support.toy_language import writing
 
@@ -11,7 +10,7 @@ from loraxs_search.search.driver.session import ScoreWatch
 CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
 
 
-def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog):
     watch = ScoreWatch(writing(), max_steps=20)
     watch.reported(measured("00000", 9, CUT))
     assert not caplog.records

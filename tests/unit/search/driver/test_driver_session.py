@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +32,7 @@ parameters:
 
 
 @pytest.fixture
-def ended(fresh_home: Path) -> StudyFolder:
+def ended(fresh_home):
     tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)]
     folder = searched("s", tried, space=SPACE, finished=False, promotion=PromotionRule())
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
@@ -47,7 +46,7 @@ def reopen(folder: StudyFolder) -> bool:
 
 
 @pytest.mark.parametrize("asked_first", [False, True])
-def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(asked_first: bool) -> None:
+def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(asked_first):
     space = load_space("movie_reviews")
     recipe = space.drawn_params(space._by_recipe("lora-xs"))
     records: Any = {"00000": SimpleNamespace(params=recipe | {"rank": 2}, command="1")} if asked_first else {}
@@ -55,7 +54,7 @@ def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(a
     assert [is_recipe(name, space, records) for name in records] == [*[False] * asked_first, True, False]
 
 
-def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
+def test_what_waits_is_foreseen_and_nothing_is_written(ended):
     before = (ended.path / "journal.jsonl").read_bytes()
     assert not asks_for_more(foreseen(ended))
     ended.inbox().put(new_command("extend", arguments={"trials": 0}))  # it will be refused
@@ -66,7 +65,7 @@ def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> No
     assert (ended.path / "journal.jsonl").read_bytes() == before
 
 
-def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
+def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     ended.inbox().put(new_command("add", params={"rank": 16}))
     take_commands(steered(ended, ended.journal()))
     assert asks_for_more(foreseen(ended)), "a driver that died here has answered and done nothing"
@@ -85,9 +84,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     assert ended.candidates() == []
 
 
-def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
-    ended: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(ended, monkeypatch):
     launched = "loraxs_search.search.driver.launch."
     monkeypatch.setattr(StudyFolder, "space", lambda _: load_space("movie_reviews"))
     ended.write_baselines([Baseline("tfidf", failed="disk full", applies=True)])
@@ -116,7 +113,7 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
     assert done == ["end"], "its trials have ended"
 
 
-def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended: StudyFolder) -> None:
+def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended):
     journal, done = ended.journal(), list[str]()
     ended.set_candidates_aside()
     journal.append(Reopened(number=1))

@@ -43,14 +43,12 @@ def resolved(monkeypatch: pytest.MonkeyPatch, task: Task, method: str = "lora-xs
         ("vera", r"must name an adapter of a method of the space"),
     ],
 )
-def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
-    method: str, law: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(method, law, monkeypatch):
     with pytest.raises(UsageError, match=law):
         resolved(monkeypatch, TASK, method)
 
 
-def test_the_head_of_one_variant_answers_another_of_the_same_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_of_one_variant_answers_another_of_the_same_task(monkeypatch):
     numbers = replace(TASK, kind="regression", labels=(), variant="de")  # of which labels do not tell
     assert resolved(monkeypatch, numbers, variant="fr").with_head
     assert resolved(monkeypatch, numbers, variant="").with_head

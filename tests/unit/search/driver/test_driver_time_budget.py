@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,14 +25,14 @@ INFO = HostInfo(
 )
 
 
-def test_the_end_of_a_task_that_writes_is_counted_in_answers() -> None:
+def test_the_end_of_a_task_that_writes_is_counted_in_answers():
     """1,000 test rows by the finalist and the base, 200 others twice by the base, 2,000 by each candidate."""
     task = replace(TASK, kind="text-generation", report_metric="loss")
     end = EndTime.of(task, INFO, trial_s=30.0, scoring_s=1.0, answer_s=0.1, num_devices=2)
     assert end == EndTime(15.0, 100.0, (1000 + 1000 + 2 * 200) * 0.05)
 
 
-def test_what_does_not_fit_is_left_out_the_refits_first() -> None:
+def test_what_does_not_fit_is_left_out_the_refits_first():
     end = EndTime(refit_s=20.0, candidate_s=5.0, fixed_s=10.0)
     assert [end.fitting(left_s, 3, 6) for left_s in (0.0, 21.0, 26.0, 76.0, 1000.0)] == [
         (1, 0),
@@ -49,9 +48,7 @@ def test_what_does_not_fit_is_left_out_the_refits_first() -> None:
     ("budget_s", "now", "is_over", "is_late"),
     [(300, 206, False, False), (300, 207, True, False), (300, 217, True, True), (100, 44, False, False)],
 )
-def test_a_time_budget_keeps_time_for_refits(
-    monkeypatch: pytest.MonkeyPatch, fresh_home: Path, budget_s: float, now: float, is_over: bool, is_late: bool
-) -> None:
+def test_a_time_budget_keeps_time_for_refits(monkeypatch, fresh_home, budget_s, now, is_over, is_late):
     """Four refits of 20 s take 80 s, with a margin 88 s, but at most half; the trial that runs reports after 10 s."""
     tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8, state=TrialState.RUNNING)]
     folder = searched("s", tried, plan=SearchPlan(time_budget=budget_s), promotion=PromotionRule(), finished=False)
@@ -68,9 +65,7 @@ def test_a_time_budget_keeps_time_for_refits(
     assert (budget.deadline.is_over, budget.deadline.is_late) == (is_over, is_late)
 
 
-def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, fresh_home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(monkeypatch, fresh_home, caplog):
     rule, plan = PromotionRule(candidates=1, seeds=1), SearchPlan(trials=10, max_steps=100, time_budget=60.0)
     monkeypatch.setattr("loraxs_search.steering.state.steady_time", lambda: 0.0)
     folder = study("s", search=plan, promotion=rule)

@@ -25,7 +25,7 @@ TASKS = {
 
 
 @pytest.fixture
-def spaces(tmp_path: Path) -> dict[str, str]:
+def spaces(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"x": "a b", "y": 1}\n')
     for name, task in TASKS.items():
         space = f"task: {{name: {name}, {task}}}\nbase_model: org/base\nparameters: {{rank: 4, learning_rate: 0.001}}\n"
@@ -34,9 +34,7 @@ def spaces(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("names", [("stars", "sums"), ("turns", "sums", "prices")])
-def test_a_head_and_none_are_refused_before_ray_starts(
-    fresh_home: Path, spaces: dict[str, str], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_and_none_are_refused_before_ray_starts(fresh_home, spaces, names, monkeypatch):
     monkeypatch.setattr(launch, "connected", lambda *_, **__: pytest.fail("Ray was started"))
     with pytest.raises(UsageError) as refused:
         launch_together([spaces[name] for name in names])
@@ -47,21 +45,19 @@ def test_a_head_and_none_are_refused_before_ray_starts(
 
 
 @pytest.mark.parametrize("stem", ["my reviews", "größe", "_x", "-x", "v1+2", "映画", "a" * 90])
-def test_a_file_of_any_name_gives_its_study_a_name(
-    fresh_home: Path, spaces: dict[str, str], tmp_path: Path, stem: str
-) -> None:
+def test_a_file_of_any_name_gives_its_study_a_name(fresh_home, spaces, tmp_path, stem):
     path = Path(spaces["stars"]).rename(tmp_path / f"{stem}.yaml")
     info = launch.new_study(load_space(str(path)), None, "sqlite:///mlflow.db")
     StudyFolder.check_new(info.name)
 
 
-def test_errors_of_other_processes_are_their_messages_and_not_rays_tracebacks() -> None:
+def test_errors_of_other_processes_are_their_messages_and_not_rays_tracebacks():
     far = RayTaskError("info", "Traceback (most recent call last): ...", TaskDataError("No label.", hint="add one"))
     joined = joined_errors([far, LoraxsError("The disk is full.", hint="free some space")])
     assert isinstance(joined, LoraxsError)
     assert (joined.message, joined.hint) == ("No label.\nThe disk is full.", "add one\nfree some space")
 
 
-def test_the_only_error_stays_as_it_is() -> None:
+def test_the_only_error_stays_as_it_is():
     error = SearchInterruptedError("stopped", hint="go on")
     assert joined_errors([error]) is error

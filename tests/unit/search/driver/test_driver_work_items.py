@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,7 +73,7 @@ def test_answers_of_several_hosts_add_up(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["validation", "test"])
-def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_ends_no_search(fresh_home: Path, asked: str) -> None:
+def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_ends_no_search(fresh_home, asked):
     """What else goes wrong is put right, and then done by the search that continues."""
     folder = study("s")
     trained, confirmed = Trained(SPEC, folder, {}, AdapterSize(1, 1, 1)), folder.confirmations()
@@ -91,7 +90,7 @@ def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_ends_no_search
     assert all(math.isnan(value) for value in metrics.values())
 
 
-def test_a_refit_that_is_late_is_left_out(fresh_home: Path) -> None:
+def test_a_refit_that_is_late_is_left_out(fresh_home):
     folder, late = study("s"), list[bool]()
     refit = refit_work(refit_spec(SPEC, 1), TASK, 2, folder, is_late=lambda: bool(late))
     report = TrialReport("00001.1", 2, {}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
@@ -124,9 +123,7 @@ def spread_over_a_host_that_raises(monkeypatch: pytest.MonkeyPatch, error: Excep
     ],
     ids=type,
 )
-def test_a_fault_of_a_node_ends_the_search_and_is_blamed_on_no_refit(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, fresh_home: Path
-) -> None:
+def test_a_fault_of_a_node_ends_the_search_and_is_blamed_on_no_refit(error, monkeypatch, fresh_home):
     """What failed once is not done again: nobody may be named for what is not theirs."""
     folder = study("s")
     with pytest.raises(type(error)):
@@ -134,7 +131,7 @@ def test_a_fault_of_a_node_ends_the_search_and_is_blamed_on_no_refit(
     assert folder.confirmations().refit("00001.1") is None
 
 
-def test_a_refit_that_diverges_has_failed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refit_that_diverges_has_failed_by_itself(monkeypatch):
     reasons = list[str]()
     item: WorkItem[Any] = WorkItem(no_answer, no_answer, lambda error: reasons.append(reason_of(error)))
     spread_over_a_host_that_raises(monkeypatch, TrialDivergedError("`training loss` must be finite."), item)
@@ -145,7 +142,7 @@ TASK_OF_THREE = replace(SST2, labels=("Law", "News", "Sports"))
 WRONG = Sample("a text", "Law", "News")
 
 
-def test_classes_are_counted_over_all_parts() -> None:
+def test_classes_are_counted_over_all_parts():
     parts = [Answers((1, 1), (0, 1), 0.0, wrong=(WRONG,)), Answers((1, 2), (0, 2), 0.0, wrong=(WRONG,) * 30)]
     report = class_report(parts, TASK_OF_THREE)
     assert report is not None
@@ -158,5 +155,5 @@ def test_classes_are_counted_over_all_parts() -> None:
     assert report.wrong == (WRONG,) * 20
 
 
-def test_numbers_have_no_classes() -> None:
+def test_numbers_have_no_classes():
     assert class_report([Answers((0.5,), (0.25,), 0.0)], replace(TASK, labels=())) is None

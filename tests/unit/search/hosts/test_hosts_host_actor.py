@@ -41,13 +41,13 @@ OTHER = replace(TASK, name="other")
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
-def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_for_ever() -> None:
+def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_for_ever():
     done = subprocess.run([sys.executable, "-c", THREADLESS], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
 
 
-def test_another_version_is_refused_with_node_package_and_both() -> None:
+def test_another_version_is_refused_with_node_package_and_both():
     check_versions("10.0.0.7", with_python() | {"mlflow": "2.0.0"})  # only the driver needs it
     here = re.escape(with_python()["peft"])
     with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has peft {here}, the driver has 0\.0\.1\.") as caught:
@@ -55,7 +55,7 @@ def test_another_version_is_refused_with_node_package_and_both() -> None:
     assert "--runtime-env" in (caught.value.hint or "")
 
 
-def test_a_node_without_the_rows_is_at_fault_to_its_trials() -> None:
+def test_a_node_without_the_rows_is_at_fault_to_its_trials():
     def make(*_: Any) -> Any:
         raise TaskDataError("rows.csv must be there.", hint="put it there")
 
@@ -67,7 +67,7 @@ def test_a_node_without_the_rows_is_at_fault_to_its_trials() -> None:
         host.info(TASK)
 
 
-def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too() -> None:
+def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too():
     disk = Disk()
     host = actor(disk)
     assert advance(host, SPEC, TASK) == ("base", "rows of t")
@@ -145,7 +145,7 @@ def begun_with(base: str, rows: str) -> TrialSpec:
     return replace(SPEC, identity=Identity(base, rows))
 
 
-def test_a_warm_host_describes_and_trains_on_the_rows_of_now() -> None:
+def test_a_warm_host_describes_and_trains_on_the_rows_of_now():
     disk = Disk()
     host = actor(disk)
     assert host.info(TASK).identity == Identity("base", "rows of t")
@@ -155,7 +155,7 @@ def test_a_warm_host_describes_and_trains_on_the_rows_of_now() -> None:
     assert disk.num_loads == 1
 
 
-def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() -> None:
+def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs():
     """As on a second node: trials are given to it without more ado."""
     disk = Disk()
     host = actor(disk)
@@ -166,7 +166,7 @@ def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() ->
     assert disk.num_loads == 2
 
 
-def test_a_warm_host_has_the_weights_of_now() -> None:
+def test_a_warm_host_has_the_weights_of_now():
     disk = Disk()
     host = actor(disk)
     host.info(TASK)
@@ -177,7 +177,7 @@ def test_a_warm_host_has_the_weights_of_now() -> None:
 
 @pytest.mark.parametrize("call", [advance, confirm, answer_without_adapter])
 @pytest.mark.parametrize("changed", ["rows", "weights"])
-def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: Any, changed: str) -> None:
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call, changed):
     """Trials, refits, confirmations and the untouched base go through these calls."""
     disk = Disk()
     if changed == "rows":
@@ -192,7 +192,7 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
     assert advance(host, spec, TASK) == ("base", "rows of t")
 
 
-def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
+def test_studies_that_share_a_host_are_each_held_to_their_own_rows():
     disk = Disk()
     host = actor(disk)
     assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
@@ -202,7 +202,7 @@ def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
     assert advance(host, begun_with("base", "rows of t"), TASK) == ("base", "rows of t")
 
 
-def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates() -> None:
+def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates():
     disk, study = Disk(), replace(TASK, validation_rows=10, report_metric="f1", report_direction="maximize")
     host = actor(disk)
     for task in (study, study.for_candidates, study):
@@ -210,7 +210,7 @@ def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates() -> None
     assert disk.num_loads == 1
 
 
-def test_a_study_goes_on_with_what_it_began_with() -> None:
+def test_a_study_goes_on_with_what_it_began_with():
     began = Identity("0123456789abcdef-base", "rows")
     check_unchanged("s", None, began)  # it is new
     check_unchanged("s", began, began)
@@ -220,7 +220,7 @@ def test_a_study_goes_on_with_what_it_began_with() -> None:
     assert "launch a new study" in (caught.value.hint or "")
 
 
-def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
+def test_a_host_has_threads_for_its_callers_and_not_for_any_number():
     packed = replace(CONFIG, pack_size=4)
     assert CONFIG.max_callers(1) == 2
     assert packed.max_callers(1) == 5
@@ -230,7 +230,7 @@ def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
     )  # that many threads kept it from starting
 
 
-def test_a_disk_that_is_full_is_named_with_its_node() -> None:
+def test_a_disk_that_is_full_is_named_with_its_node():
     disk = Disk()
 
     def full(*_: object) -> None:

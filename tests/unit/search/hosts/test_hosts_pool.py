@@ -29,7 +29,7 @@ CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora
 
 
 @pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch) -> HostPool:
+def hosts(monkeypatch):
     """Make a pool on one node, whose directory nobody asks."""
     monkeypatch.setattr(pool, "expected_versions", dict)
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
@@ -37,9 +37,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> HostPool:
     return HostPool(CONFIG, [SearchPlan()])
 
 
-def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
-    hosts: HostPool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(hosts, caplog):
     space: Any = SimpleNamespace(is_packable=True)
     with caplog.at_level(logging.WARNING):
         assert hosts.pack_size(INFO, space).size == 64
@@ -51,7 +49,7 @@ def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
         assert "`search.pack_size` is 4, but trials of method ia3" in caplog.text
 
 
-def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch):
     """It may be one that a cut network keeps from its caller, with the base in the device's memory."""
     killed = list[object]()
     monkeypatch.setattr(pool, "kill", killed.append)
@@ -72,7 +70,7 @@ LOSSES = [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its
 
 
 @pytest.fixture
-def found(hosts: HostPool, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def found(hosts, monkeypatch):
     """The hosts that were lost when another was looked for; a host is what it answers, or how it is lost."""
 
     def get(answer: Any) -> Any:
@@ -97,21 +95,17 @@ def ask(hosts: HostPool, found: list[Any], losses: list[Exception], look: Callab
 
 
 @pytest.mark.parametrize("num_losses", [0, 3])
-def test_a_lost_host_is_replaced_and_the_question_asked_again(
-    hosts: HostPool, found: list[Any], num_losses: int
-) -> None:
+def test_a_lost_host_is_replaced_and_the_question_asked_again(hosts, found, num_losses):
     assert ask(hosts, found, LOSSES[:num_losses]) == "answer"
     assert found == [None, *LOSSES[:num_losses]]
 
 
-def test_hosts_that_keep_dying_end_it(hosts: HostPool, found: list[Any]) -> None:
+def test_hosts_that_keep_dying_end_it(hosts, found):
     with pytest.raises(RayActorError):
         ask(hosts, found, [*LOSSES, RayActorError()])
 
 
-def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
-    hosts: HostPool, found: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, found, monkeypatch):
     looks = list[None]()
 
     def look() -> None:
@@ -125,7 +119,7 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
 
 
 # ---- asking all hosts ------------------------------------------------------------------------------------------------
-def test_a_node_says_how_busy_it_is_under_mlflows_names() -> None:
+def test_a_node_says_how_busy_it_is_under_mlflows_names():
     reader = NodeUsage()
     usage = reader.read()
     assert usage.keys() >= {
@@ -137,7 +131,7 @@ def test_a_node_says_how_busy_it_is_under_mlflows_names() -> None:
     assert usage["system_memory_usage_megabytes"] > 10
 
 
-def test_processors_are_read_since_the_reading_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_are_read_since_the_reading_before(monkeypatch):
     times = namedtuple("times", "user idle iowait guest")  # as psutil has them
     readings = iter([times(100.0, 900.0, 0.0, 5.0), times(103.0, 906.0, 1.0, 5.0), times(103.0, 906.0, 1.0, 5.0)])
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(readings))
@@ -155,9 +149,7 @@ class Asked:
         return dict.fromkeys(self._names, 3)
 
 
-def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
-    hosts: HostPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(hosts, monkeypatch):
     ended = list[Any]()
     monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([host for host in asked if not host.is_silent], []))
     monkeypatch.setattr(pool.ray, "get", Asked.answer)
@@ -169,9 +161,7 @@ def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
     assert hosts.steps("s") == {"00001": 3, "00000": 3}
 
 
-def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(
-    hosts: HostPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(hosts, monkeypatch):
     asked = list[Any]()
     both: Any = [SimpleNamespace(cancel=SimpleNamespace(remote=asked.append)) for _ in range(2)]
     monkeypatch.setattr(hosts, "hosts", lambda: both)
@@ -180,7 +170,7 @@ def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(
     assert asked == [["s/00000"], ["s/00000"]]
 
 
-def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
+def test_hosts_are_asked_until_the_end_whatever_goes_wrong():
     answers = iter([{"a": 1.0}, OSError("lost"), {}, {"a": 2.0}])
     recorded, enough = list[dict[str, float]](), threading.Event()
 

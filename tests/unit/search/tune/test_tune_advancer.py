@@ -113,16 +113,16 @@ def calls(**verbs: Any) -> Any:
         (report(4, "f1"), "`accuracy` must be among a report's metrics, but got f1."),
     ],
 )
-def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: TrialReport | Exception, reason: str) -> None:
+def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer, reason):
     assert Advancer(answer).now() == {STEP: 0, FAILED: reason, "done": True}
 
 
-def test_a_trial_that_is_given_up_ends_without_a_report() -> None:
+def test_a_trial_that_is_given_up_ends_without_a_report():
     given_up = Advancer(TrialCancelledError("given up"), kept=state(4)).now(after=4)
     assert given_up == {STEP: 4, CANCELLED: True, "done": True}
 
 
-def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
+def test_a_disk_that_is_full_is_not_the_trials_fault():
     fatal = {STEP: 0, FATAL: ["No space.", "free some"], "done": True}
     assert Advancer(full=HomeError("No space.", hint="free some")).now() == fatal
     assert Advancer(HomeError("No space.", hint="free some")).now() == fatal, "of the host's node"
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
     ("actor", "verb"),
     [("_snapshot_store", "read_snapshot"), ("_snapshot_store", "write_snapshot"), ("_directory", "host_for")],
 )
-def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_no_trial(actor: str, verb: str) -> None:
+def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_no_trial(actor, verb):
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
@@ -144,13 +144,13 @@ def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_
     assert "resume" in result[FATAL][1]
 
 
-def test_a_report_says_where_it_was_trained() -> None:
+def test_a_report_says_where_it_was_trained():
     result = Advancer().now()
     assert (result[STEP], result[OBJECTIVE], result["done"]) == (4, 0.5, False)
     assert from_json(TrialReport, result[REPORT]).host == "10.0.0.7 GPU 1"
 
 
-def test_a_slot_reads_the_state_of_its_trial_once_unless_it_was_elsewhere_in_between() -> None:
+def test_a_slot_reads_the_state_of_its_trial_once_unless_it_was_elsewhere_in_between():
     advancer = Advancer()
     assert [advancer.now(after=step)[STEP] for step in (0, 4, 8)] == [4, 8, 12]
     assert (advancer.asked[-1], advancer.num_reads) == ((12, state(4, 8)), 1)
@@ -162,14 +162,14 @@ def test_a_slot_reads_the_state_of_its_trial_once_unless_it_was_elsewhere_in_bet
 
 
 @pytest.mark.parametrize("after", [0, 4])
-def test_reports_that_were_kept_but_not_returned_are_returned_and_not_trained_again(after: int) -> None:
+def test_reports_that_were_kept_but_not_returned_are_returned_and_not_trained_again(after):
     """A process that is killed between the two is asked again by the one in its place, of a first report too."""
     advancer = Advancer(kept=state(*range(4, after + 9, 4)))
     assert [advancer.now(after=after + step)[STEP] - after for step in (0, 4, 8)] == [4, 8, 12]
     assert [until for until, _ in advancer.asked] == [after + 12]
 
 
-def test_a_trial_that_had_ended_is_not_trained_further() -> None:
+def test_a_trial_that_had_ended_is_not_trained_further():
     advancer = Advancer(kept=state(4, MAX_STEPS))
     result = advancer.now(after=MAX_STEPS)
     assert (result[STEP], result["done"], advancer.asked) == (MAX_STEPS, True, [])
@@ -185,7 +185,7 @@ def test_a_trial_that_had_ended_is_not_trained_further() -> None:
     ],
     ids=type,
 )
-def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
+def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss):
     advancer = Advancer(*[loss] * SETTINGS.max_failures)
     assert advancer.now()[STEP] == 4
     assert len(advancer.lost) == SETTINGS.max_failures + 1
@@ -197,13 +197,13 @@ def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exceptio
     assert len(given_up.lost) == SETTINGS.max_failures + 2, "the directory hears of the last one, for the next trial"
 
 
-def test_a_state_that_cannot_be_read_ends_the_trial_with_the_reason() -> None:
+def test_a_state_that_cannot_be_read_ends_the_trial_with_the_reason():
     result = Advancer(kept=b"no state").now(after=4)
     assert (result[STEP], result["done"]) == (4, True)
     assert "snapshot" in result[FAILED]
 
 
-def test_few_states_are_kept_where_memory_would_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_states_are_kept_where_memory_would_be_short(monkeypatch):
     monkeypatch.setattr(module, "_MAX_KEPT_BYTES", 2 * len(state(4)))
     advancer = Advancer()
     for slot in ("0", "1", "2", "0"):
@@ -230,7 +230,7 @@ class Recorded(Advancers):
         return SimpleNamespace(advance=SimpleNamespace(remote=lambda *_: number))
 
 
-def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(monkeypatch):
     killed, died, living = list[Any](), list[Any](), ["a", "b"]
     monkeypatch.setattr(slots, "kill", killed.append)
     monkeypatch.setattr(slots, "_has_died", lambda call: call in died)
@@ -251,6 +251,6 @@ def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(mo
     assert len(killed) == 4
 
 
-def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed() -> None:
+def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed():
     factory = TrialTrainable.default_resource_request({RESOURCES: {"CPU": 0.0, "GPU": 0.25}})
     assert factory.required_resources == {"GPU": 0.25}

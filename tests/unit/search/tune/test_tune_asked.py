@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,12 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import AnswerState
 from loraxs_search.records.trial import Lineage, Proposal, TrialState
 from loraxs_search.search.tune.advancer import CANCELLED, STEP
-from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
 
 
 # ---- add -------------------------------------------------------------------------------------------------------------
-def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder) -> None:
+def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder):
     driver = drive(folder)
     assert driver.begin() == "00000"
     driver.end("00000")
@@ -40,7 +38,7 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
     assert in_optuna.value == pytest.approx(0.51), "the sampler learns from it"
 
 
-def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_given_is_what_the_sampler_proposes(folder, monkeypatch):
     monkeypatch.setattr(LoraXS, "recipe", lambda *_: {})  # whose trial is not the sampler's
     undisturbed = drive(folder)
     undisturbed.begin()
@@ -63,16 +61,14 @@ def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder, mon
         ({"batch_size": 16}, "`batch_size` must be as the space has it, 8, but got 16"),
     ],
 )
-def test_params_outside_of_the_space_are_refused_with_the_law(
-    folder: StudyFolder, params: dict[str, Any], law: str
-) -> None:
+def test_params_outside_of_the_space_are_refused_with_the_law(folder, params, law):
     driver = drive(folder)
     command = send(folder, "add", params=params)
     assert driver.run() == ["00000", "00001", "00002"]
     assert law in refusal(folder, command)
 
 
-def test_an_added_trial_has_its_sources_params_but_for_those_given(folder: StudyFolder) -> None:
+def test_an_added_trial_has_its_sources_params_but_for_those_given(folder):
     driver = drive(folder)
     driver.begin()
     driver.end("00000")
@@ -90,9 +86,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("source", [(), ("00000",)])
 @pytest.mark.parametrize("kill_at", range(8))
-def test_killed_between_any_two_writes_a_command_is_carried_out_once(
-    folder: StudyFolder, source: tuple[str, ...], kill_at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_between_any_two_writes_a_command_is_carried_out_once(folder, source, kill_at, monkeypatch):
     """Every write to the study folder is a place to die: before it, nothing of it is there."""
     first = drive(folder)
     first.begin()
@@ -139,7 +133,7 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
     assert asked.params["learning_rate"] == 0.02
 
 
-def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder: StudyFolder) -> None:
+def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder):
     """Whether the driver is killed after each trial or never."""
     undisturbed = study("undisturbed", folder.info.tracking_uri, task=TASK, search=PLAN)
     write_space(undisturbed)
@@ -159,7 +153,7 @@ def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder
 
 
 # ---- extend ----------------------------------------------------------------------------------------------------------
-def test_an_extended_search_proposes_more_and_sees_its_new_deadline(folder: StudyFolder) -> None:
+def test_an_extended_search_proposes_more_and_sees_its_new_deadline(folder):
     driver = drive(folder)
     driver.begin()
     driver.end("00000")
@@ -171,7 +165,7 @@ def test_an_extended_search_proposes_more_and_sees_its_new_deadline(folder: Stud
     assert len(folder.journal().records) == PLAN.trials + 2
 
 
-def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
+def test_two_extensions_add_up_and_survive_a_kill(folder):
     driver = drive(folder)
     for _ in range(2):
         send(folder, "extend", trials=1)
@@ -188,16 +182,14 @@ def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
         ({"time": "-1"}, "`--time` must be a time"),
     ],
 )
-def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, arguments: dict[str, Any], law: str) -> None:
+def test_an_extension_that_says_nothing_is_refused(folder, arguments, law):
     command = send(folder, "extend", **arguments)
     drive(folder).searcher.hear()
     assert law in refusal(folder, command)
 
 
 # ---- a time budget that cuts -----------------------------------------------------------------------------------------
-def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_their_next_step(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_their_next_step(fresh_home, monkeypatch):
     made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget=60.0))
     write_space(made)
     driver = drive(made)
@@ -210,7 +202,7 @@ def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_thei
     assert (record.state, record.is_cut) == (TrialState.PRUNED, True)
 
 
-def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home: Path) -> None:
+def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home):
     made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget=1e-9))
     write_space(made)
     journal = made.journal()

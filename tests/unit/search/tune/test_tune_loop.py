@@ -8,7 +8,6 @@ How Ray Tune asks our schedulers.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -69,13 +68,11 @@ def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
         ([0.0, 100.0, 200.0], 3),
     ],
 )
-def test_losses_that_follow_closely_are_one(
-    losses_at: list[float], num_losses: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_that_follow_closely_are_one(losses_at, num_losses, monkeypatch):
     assert len(losses_at) - (allowed(losses_at, monkeypatch) - 3) == num_losses
 
 
-def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:
+def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes():
     def ends(left_s: float, *trials: Any) -> bool:
         deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 60 + left_s)
         return LoopWatch(deadline, pytest.fail).is_late(trials)
@@ -104,9 +101,7 @@ class Late:
         return self._watch.is_late([RUNNING, PENDING])
 
 
-def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_search(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_search(monkeypatch):
     """Its host may be stuck: alive, and without an answer."""
     late = Late(monkeypatch)
     late.report(10.0)
@@ -120,7 +115,7 @@ def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_searc
     assert late.overdue == [[RUNNING]]
 
 
-def test_reports_that_take_long_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_that_take_long_are_waited_for_longer(monkeypatch):
     late = Late(monkeypatch)
     late.report(GRACE_S)
     late.report(1.0)
@@ -132,7 +127,7 @@ def test_reports_that_take_long_are_waited_for_longer(monkeypatch: pytest.Monkey
     assert [first.ends(0.0), first.ends(3 * GRACE_S), first.ends(1.0)] == [False, False, True], "nothing is known yet"
 
 
-def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch):
     looks, now, holds, stranded = list[Any](), [0.0], [False], [False]
 
     def ask_anew(asked: Any, others_have_slots: bool) -> bool:
@@ -158,7 +153,7 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.
     assert looks == [(ASKED, False), (ASKED, True), ({"CPU": 16.0}, True), (ASKED, False)]
 
 
-def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
+def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path):
     errors = list[ClusterError]()
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=str(tmp_path / "error.txt"))
     watch = LoopWatch(NO_BUDGET, errors.append)
@@ -185,11 +180,11 @@ def asked(scheduler: TuneScheduler, trial_id: str, step: int, score: float) -> s
 
 
 @pytest.fixture
-def asha() -> Scheduler:
+def asha():
     return make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
 
 
-def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha: Scheduler) -> None:
+def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha):
     scheduler, nothing = TuneScheduler(searching(asha), METRIC), cast("Any", None)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
     stopped = dict(asha.stopped)
@@ -200,14 +195,14 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha:
     assert asked(scheduler, "a", 4, 0.9) == "CONTINUE"
 
 
-def test_each_trial_stops_at_its_first_report_after_the_deadline() -> None:
+def test_each_trial_stops_at_its_first_report_after_the_deadline():
     searcher = searching(NoScheduler(SchedulerConfig("maximize", 16, 4)))
     assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
     searcher._deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 61)
     assert asked(TuneScheduler(searcher, METRIC), "00000", 8, 0.8) == "STOP"
 
 
-def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha: Scheduler) -> None:
+def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha):
     searcher = searching(asha)
     scheduler = TuneScheduler(searcher, METRIC)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
@@ -222,7 +217,7 @@ def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(a
     assert chosen == ["d", "a", "c"]
 
 
-def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
+def test_a_scheduler_that_raises_ends_the_search_and_no_trial():
     class Broken(Scheduler):
         name = "broken"
 
@@ -235,9 +230,7 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
 
 
 @pytest.mark.parametrize("loss", [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")], ids=type)
-def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(
-    loss: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(loss, monkeypatch):
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
     slots.outlive_lost_processes.cache_clear()
     slots.outlive_lost_processes()

@@ -34,14 +34,14 @@ HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 
 
 @pytest.fixture
-def make_searcher(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
+def make_searcher(store_uri, monkeypatch):
     """Make the searcher of a study with these values of its plan."""
     monkeypatch.setattr("loraxs_search.search.tune.loop.to_json", lambda record: "")
     return lambda stop=bool, **changes: _searcher(store_uri, stop, changes)
 
 
 @pytest.fixture
-def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
+def searcher(make_searcher):
     return make_searcher()
 
 
@@ -61,7 +61,7 @@ def _searcher(store_uri: str, stop: Callable[[], bool], changes: dict[str, Any])
 
 
 @pytest.fixture
-def started(searcher: StudySearcher) -> StudySearcher:
+def started(searcher):
     """A searcher with two trials under way."""
     assert isinstance(searcher.suggest("x"), dict)
     assert isinstance(searcher.suggest("y"), dict)
@@ -77,7 +77,7 @@ def states(searcher: StudySearcher) -> list[TrialState]:
     return [record.state for record in searcher._log.records.values()]
 
 
-def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
+def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started):
     started.on_trial_complete("x", {STEP: 0, FATAL: ["On node 10.0.0.2: No space left.", "free some space"]})
     assert isinstance(started.fatal_error, LoraxsError)
     assert (started.fatal_error.message, started.fatal_error.hint) == (
@@ -89,11 +89,11 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     assert started.suggest("z") == Searcher.FINISHED, "Tune asks no more"
 
 
-def test_a_search_that_is_stopped_has_tune_ask_no_more(make_searcher: Callable[..., StudySearcher]) -> None:
+def test_a_search_that_is_stopped_has_tune_ask_no_more(make_searcher):
     assert make_searcher(lambda: True).suggest("z") == Searcher.FINISHED
 
 
-def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: StudySearcher) -> None:
+def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started):
     """As at the end of a time budget that a user extends later."""
     started._log.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget is used up"))
     started.begin_loop()
@@ -101,9 +101,7 @@ def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: St
     assert started._trial_ids == {"z": "00001"}
 
 
-def test_what_the_log_cannot_write_is_left_to_the_driver(
-    started: StudySearcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_log_cannot_write_is_left_to_the_driver(started, monkeypatch):
     def full(*_: object) -> None:
         raise HomeError("No space left to write it.", hint="free some space")
 
@@ -116,9 +114,7 @@ def test_what_the_log_cannot_write_is_left_to_the_driver(
     assert started.fatal_error is first, "the first cause is the one to tell"
 
 
-def test_params_that_no_trial_can_have_cost_that_trial_alone(
-    searcher: StudySearcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_params_that_no_trial_can_have_cost_that_trial_alone(searcher, monkeypatch):
     """It had ended the search, and `resume` met the same trial again."""
     made = searcher._actors.spec
 
@@ -136,7 +132,7 @@ def test_params_that_no_trial_can_have_cost_that_trial_alone(
     assert searcher.fatal_error is None
 
 
-def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) -> None:
+def test_a_trial_that_fails_is_recorded_with_its_reason(started):
     started.on_trial_complete("x", {STEP: 0, FAILED: "it diverged"})
     started.on_trial_complete("y", None, error=True)
     assert states(started) == [TrialState.FAIL] * 2
@@ -148,14 +144,14 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) 
 
 
 @pytest.mark.parametrize("seed", [4295, 2**31, 2**32 - 1])
-def test_every_seed_that_a_space_may_have_proposes(make_searcher: Callable[..., StudySearcher], seed: int) -> None:
+def test_every_seed_that_a_space_may_have_proposes(make_searcher, seed):
     """TPE takes 32 bits."""
     searcher = make_searcher(seed=seed)
     assert isinstance(searcher.suggest("x"), dict)
     assert searcher.fatal_error is None
 
 
-def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., StudySearcher]) -> None:
+def test_a_small_seed_proposes_what_it_always_has(make_searcher):
     searcher = make_searcher(seed=3)
     searcher.suggest("x")
     space = load_space("movie_reviews")
@@ -164,7 +160,7 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
 
 
 @pytest.mark.parametrize("report_first", [False, True])
-def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher, report_first: bool) -> None:
+def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher, report_first):
     for number, name in enumerate("abcde"):
         assert isinstance(searcher.suggest(name), dict)
         if report_first:
@@ -174,7 +170,7 @@ def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: Stu
     assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"
 
 
-def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[..., StudySearcher]) -> None:
+def test_five_failures_among_many_trials_end_nothing(make_searcher):
     searcher = make_searcher(trials=100, max_steps=40)
     for number in range(30):
         assert isinstance(searcher.suggest("x"), dict), f"after {number} trials"
@@ -195,7 +191,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
     return False
 
 
-def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None:
+def test_a_stopped_trial_ends_at_its_next_report(started):
     started._state.stopping["00000"] = "stopped by a person"
     started.apply_commands()
     assert states(started) == [TrialState.RUNNING] * 2, "its report is still to come"
@@ -206,7 +202,7 @@ def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None
     assert len(record.reports) == 1
 
 
-def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearcher) -> None:
+def test_a_trial_that_its_host_gave_up_ends_without_a_report(started):
     started._state.stopping["00000"] = "stopped by a person"
     started._state.at_once.add("00000")
     assert started.to_cancel == ["00000"]
@@ -215,13 +211,13 @@ def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearc
     assert started.to_cancel == []
 
 
-def test_a_stop_that_comes_with_the_last_report_is_no_stop(started: StudySearcher) -> None:
+def test_a_stop_that_comes_with_the_last_report_is_no_stop(started):
     started._state.stopping["00000"] = "stopped by a person"
     assert not report(started, "x", 160, "00000")
     assert states(started)[0] is TrialState.COMPLETE
 
 
-def test_finishing_lets_the_running_trials_train(started: StudySearcher) -> None:
+def test_finishing_lets_the_running_trials_train(started):
     started._state.finishing = "finished by a person"
     report(started, "x", 160, "00000")
     assert started.suggest("z") is None, "more may be asked for while a trial trains"
@@ -246,7 +242,5 @@ WHY = "`loss` must be finite, but got nan."
         ([WHY] * 20, 20, (20, WHY)),
     ],
 )
-def test_the_latest_trials_decide_whether_all_fail(
-    reasons: list[str], num_slots: int, found: tuple[int, str] | None
-) -> None:
+def test_the_latest_trials_decide_whether_all_fail(reasons, num_slots, found):
     assert common_failure(reasons, num_slots) == found
