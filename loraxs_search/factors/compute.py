@@ -120,8 +120,7 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
 
     Args:
         weight: Base weight, shape (out, in), any float dtype and device; read, not changed.
-        basis: `top` (largest singular values), `bottom` (smallest first), `middle` (from the centre outwards),
-            `random` (one fixed permutation).
+        basis: `top` (largest singular values), `bottom` (smallest first), `middle` (from the centre outwards).
         driver: `exact` (LAPACK), `randomized` (torch.svd_lowrank), or `auto` by size.
     Returns:
         Factors of rank `rank`, float32, contiguous, on the CPU.

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
-_BASES = ("top", "middle", "bottom", "gaussian")
 
 
 _RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
@@ -83,7 +82,7 @@ class LoraXS(PeftMethod):
             ),
             "basis": ParameterSpec(
                 "name",
-                names=_BASES,
+                names=get_args(Basis),
                 default=Hyperparameters.basis,
                 about="Which of W's singular vectors: the `top`, `middle` or `bottom` ones. `gaussian` draws A"
                 " and B from the trial's seed, the paper's control.",

@@ -286,7 +286,7 @@ class StoreReader:
     def _search(self, what: str, only: str, size: int, order: str, token: str) -> tuple[list[Any], str]:
         query = {"filter": only, "max_results": str(size), "order_by": order, "page_token": token}
         answer = self._ask(f"{what.replace('_', '-')}/search", timeout_s=_PAGE_TIMEOUT_S, **query)
-        return getattr(answer, what, []), getattr(answer, "next_page_token", "")
+        return getattr(answer, what, []), getattr(answer, "next_page_token", "") or ""
 
 
 def _entity(fields: dict[str, Any]) -> SimpleNamespace:

@@ -128,10 +128,10 @@ def _record_use(finalist: Candidate) -> None:
     """Record that a finalist has answered its test rows; again changes nothing."""
     if not finalist.test_fingerprint:
         return
-    path, own = _read_uses(finalist.test_fingerprint)[0], [finalist.task, finalist.key]
+    path, own = _uses_path(finalist.test_fingerprint), [finalist.task, finalist.key]
     ensure_dir(path.parent)
     with disk_faults(path), exclusive(path):
-        if own not in (known := _read_uses(finalist.test_fingerprint)[1]):
+        if own not in (known := _read_uses(path)):
             write_atomic(path, json.dumps([*known, own], indent=1))
 
 
@@ -141,15 +141,18 @@ def uses(task: str, test_fingerprint: str) -> list[str]:
     Raises:
         HomeError: the file is damaged.
     """
-    return [key for known, key in _read_uses(test_fingerprint)[1] if known == task]
+    return [key for known, key in _read_uses(_uses_path(test_fingerprint)) if known == task]
 
 
-def _read_uses(test_fingerprint: str) -> tuple[Path, list[list[str]]]:
-    path = home() / "test_set_uses" / f"{test_fingerprint}.json"
+def _uses_path(test_fingerprint: str) -> Path:
+    return home() / "test_set_uses" / f"{test_fingerprint}.json"
+
+
+def _read_uses(path: Path) -> list[list[str]]:
     try:
-        return path, [[str(task), str(key)] for task, key in json.loads(path.read_text())]
+        return [[str(task), str(key)] for task, key in json.loads(path.read_text())]
     except FileNotFoundError:
-        return path, []
+        return []
     except (ValueError, TypeError) as error:
         raise HomeError(
             f"{path} must list the finalists that have answered these test rows, but it is damaged.",

@@ -367,8 +367,8 @@ class Tracker:
                         params = dict(vars(resolved))
                         # Their names are in the adapter's manifest; here they would pass MLflow's limit on a param.
                         params["num_target_modules"] = len(params.pop("target_modules"))
-                        for name in () if resolved.method == LoraXS.name else (*LoraXS.parameters, "factor_rank"):
-                            params.pop(name, None)
+                        for other in () if resolved.method == LoraXS.name else (*LoraXS.parameters, "factor_rank"):
+                            params.pop(other, None)
                         params |= params.pop("method_params")
                     batch.add(params=params | dict(event.params))
                     batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})

@@ -20,7 +20,7 @@ from torch import Tensor
 from loraxs_search.errors import IntegrityError, RankError, UsageError
 from loraxs_search.factors.compute import Driver, default_factor_rank, resolve_driver
 from loraxs_search.methods.names import ROOT, R
-from loraxs_search.records.literals import SVD_BASES, Basis, Pooling, Sigma
+from loraxs_search.records.literals import Basis, Pooling, Sigma
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"
@@ -67,8 +67,8 @@ class LoraXSConfig(PeftConfig):
         scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
         loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
         sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
-        basis: Which singular vectors: `top`, `middle`, `bottom`, or `random`, one fixed permutation of them. Or
-            `gaussian`: A and B are drawn from (init_seed, module name), and W decides nothing.
+        basis: Which singular vectors: `top`, `middle` or `bottom`. Or `gaussian`: A and B are drawn from (init_seed,
+            module name), and W decides nothing.
         factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
             says what was used, or stays `auto` when its modules differ.
         factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
@@ -143,7 +143,7 @@ class LoraXSConfig(PeftConfig):
         def is_rank(value: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
-        known = {"sigma": get_args(Sigma), "basis": (*SVD_BASES, "gaussian"), "factor_driver": get_args(Driver)}
+        known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
         known |= {"bias": ("none",), "pooling": tuple(set(get_args(Pooling)) - {"auto"})}
         faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."

@@ -276,10 +276,8 @@ class Finalization:
         """Return a completed trial's adapter, or a refit's."""
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
-            refit, spec = (
-                self._folder.confirmations().refit(trial_id),
-                self._actors.spec(record.trial_id, record.params),
-            )
+            refit = self._folder.confirmations().refit(trial_id)
+            spec = self._actors.spec(record.trial_id, record.params)
             kept = self._folder.checkpoint_selection.select(record.reports)
             metrics = kept.metrics
             if refit is not None:

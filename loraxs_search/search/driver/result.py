@@ -220,7 +220,7 @@ class Synced:
         state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
             itself; `elsewhere` when a driver on another machine has continued with the study, and what waits here is
             old; `waiting` when MLflow is away, or the storage that says whether another machine has continued;
-            `damaged` when the study cannot be read, or its folder not written.
+            `unreadable` when the study cannot be read, or its folder not written.
         problem: Why they wait, or what is damaged.
     """
 

@@ -51,6 +51,7 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
 _MAX_LOST_HOSTS = 3
+_logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -319,9 +320,6 @@ def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
     return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
 
 
-log = logging.getLogger(__name__)
-
-
 class StudyBaselines:
     """Begins to measure a study's baselines on the first host, unless they are in its folder, and waits at the end.
 
@@ -343,7 +341,11 @@ class StudyBaselines:
             self._asked = actors.pool.host().baselines.remote(task)
 
     def take(self) -> None:
-        """Write those that are measured by now; waits for nothing, and leaves what went wrong to `result`."""
+        """Write those that are measured by now; waits for nothing, and leaves a host's fault to `result`.
+
+        Raises:
+            HomeError: the folder cannot be written.
+        """
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
             with contextlib.suppress(*HOST_LOST, RayTaskError):
                 self._write(ray.get(self._asked))
@@ -361,6 +363,8 @@ class StudyBaselines:
             try:
                 try:
                     measured = await_answer(self._asked, on_loop_step)
+                except HomeError:
+                    raise
                 except (*HOST_LOST, RayTaskError):
                     measured = self._actors.pool.ask(lambda host: host.baselines.remote(self._task), on_loop_step)
                 self._write(measured)
@@ -368,11 +372,11 @@ class StudyBaselines:
                 raise
             except (*HOST_LOST, RayTaskError) as error:
                 reason = first_line(getattr(error, "cause", error))
-                log.warning("the study's baselines cannot be measured: %s", reason)
+                _logger.warning("the study's baselines cannot be measured: %s", reason)
                 known = {one.name: one for one in self.known if not one.failed}
                 failed = [Baseline(name, failed=reason[:200], applies=True) for name in self._fitting]
                 self._write(tuple(known.get(one.name, one) for one in failed))
-        return self.known
+        return self._folder.baselines() or ()
 
     def _write(self, measured: tuple[Baseline, ...]) -> None:
         self._folder.write_baselines(measured)
@@ -447,7 +451,7 @@ class BaseModelBaseline:
             failure, failed, applies = confirmed.base_failure(shots), "", True
             if failure is not None:
                 failed, applies = failure.reason[:200], failure.applies
-                log.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
+                _logger.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
             seconds = sum(part.seconds for split in _SPLITS for part in confirmed.base_answers(shots, split).values())
             metrics = validation[shots], test if shots == best else {}
             measured.append(Baseline(shots_name(shots), *metrics, seconds=seconds, failed=failed, applies=applies))
