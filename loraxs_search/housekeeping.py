@@ -98,7 +98,7 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
             digests[redact(uri)] = {digest for _, digest, _ in found}
     # What names last meant on this machine, but for versions that were removed since; another store is not known.
     pulled = dict[str, object]()
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # one that is no object says nothing
         pulled |= json.loads((home / "adapters" / "names.json").read_text())
     for whole, entry in pulled.items():
         digest = entry.get("digest") if isinstance(entry, dict) else None

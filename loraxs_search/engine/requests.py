@@ -311,8 +311,11 @@ class Engine:
 def _in_order(computed: list[_Computed]) -> Results:
     """Return each request's results in the order of its rows."""
     results: Results = {}
-    for name in dict.fromkeys(own[0] for own in computed):
-        positions, values = zip(*(own[1:] for own in computed if own[0] == name), strict=True)
+    parts: dict[str, list[Any]] = {}
+    for name, *part in computed:
+        parts.setdefault(name, []).append(part)
+    for name, own in parts.items():
+        positions, values = zip(*own, strict=True)
         order = torch.from_numpy(np.argsort(np.concatenate(positions)))
         results[name] = tuple(torch.cat(column)[order] for column in zip(*values, strict=True))
     return results

@@ -155,7 +155,6 @@ class PackedModel(TrainedBase):
     """
 
     model: PreTrainedModel
-    context: PassContext
     prefix: PrefixCache
 
     def __init__(
@@ -168,9 +167,7 @@ class PackedModel(TrainedBase):
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
-        context: PassContext = PassContext()
-        super().__init__(model, context)
-        self.context = context
+        super().__init__(model, PassContext())
         self._factors, self._num_workers = factors, num_workers
         self._modules = {module.name: module for module in modules}
         self._linears = {name: model.get_submodule(name) for name in self._modules}
@@ -179,7 +176,7 @@ class PackedModel(TrainedBase):
         sharing = sharing or probe_sharing(model, tuple(self._modules))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
         self.unpackable = sharing.unpackable
-        self._checkpointing = GradientCheckpointing(layers, context)
+        self._checkpointing = GradientCheckpointing(layers, self.context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._head_parts = output_head(model) if self._head_modules else ("", ())
         self._pruning = LastLayerPruning(model, layers)

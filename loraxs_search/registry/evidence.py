@@ -225,7 +225,6 @@ def describe_slices(slices: Sequence[SliceScore]) -> str:
 
 # ---- baselines -------------------------------------------------------------------------------------------------------
 CONSTANT = "constant"
-_MAX_CONSTANTS = 32  # the likeliest ones; the metric is computed for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +330,8 @@ def _constant(
     known = measured.answer if measured is not None and not measured.failed else None
     if known is not None and metric.name == task.metric:
         return _always(rows, known)
-    answers = [*kind_of(task).constants(rows.labels)[:_MAX_CONSTANTS], *([] if known is None else [known])]
+    kind = kind_of(task)
+    answers = [*kind.constants(rows.labels)[: kind.most_constants], *([] if known is None else [known])]
     return max(
         (_always(rows, answer) for answer in answers),
         key=lambda said: sign * metric.score(said.predictions, said.labels),

@@ -231,8 +231,12 @@ class SearchState:
 
     def score_range(self) -> tuple[float, float]:
         """Return the lowest and the highest score of all reports."""
-        scores = [score for trial in self.trials.values() for score in trial.scores if math.isfinite(score)]
-        return self._once("range", lambda: (min(scores, default=0.0), max(scores, default=0.0)))
+
+        def extremes() -> tuple[float, float]:
+            scores = [score for trial in self.trials.values() for score in trial.scores if math.isfinite(score)]
+            return min(scores, default=0.0), max(scores, default=0.0)
+
+        return self._once("range", extremes)
 
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -91,7 +91,6 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenLogpro
 
 Json = dict[str, Any]
 Texts = str | list[str]
-Stop = Annotated[str, Field(min_length=1)]
 Row = str | dict[str, Any]
 
 _SEED = 2**63  # as a float has it exactly: so do clients that read the schema
@@ -127,11 +126,19 @@ class StreamOptions(_Strict):
     include_obfuscation: Annotated[bool, _UNUSED] = False
 
 
+def _no_empty_text(stop: Texts | None) -> Texts | None:
+    if "" in ([stop] if isinstance(stop, str) else stop or []):
+        raise ValueError("must be texts that are not empty")
+    return stop
+
+
 class _WritingBody(_Body):
     temperature: Annotated[float | None, Field(ge=0, le=100, description="default: what the task says, or 0")] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-_SEED, le=_SEED, description="default: the task's own, or drawn")] = None
-    stop: Annotated[Stop | list[Stop] | None, Field(description="default: what the task says")] = None
+    stop: Annotated[Texts | None, AfterValidator(_no_empty_text), Field(description="default: what the task says")] = (
+        None
+    )
     n: Annotated[int, Field(ge=1, le=16)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -83,9 +83,6 @@ def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
     )
 
 
-_MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
-
-
 def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
     """Return the constant answer that is best on the train rows, by the task's metric.
 
@@ -95,7 +92,7 @@ def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
         train: Their labels, (N,).
     """
     sign, metric = 1.0 if kind.task.direction == "maximize" else -1.0, kind.metrics[kind.task.metric]
-    answers: list[int | float | str] = kind.constants(train)[:_MAX_CONSTANTS]
+    answers: list[int | float | str] = kind.constants(train)[: kind.most_constants]
     if metric.column != "predictions":  # the likeliest: no answer has such a score
         return answers[0]
     gains = [sign * metric.score(repeated(answer, len(train)), train) for answer in answers]

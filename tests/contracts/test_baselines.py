@@ -1,4 +1,4 @@
-"""What every baseline keeps to, whatever it learns; see `tasks/baselines/_base.py`. One of them is from outside."""
+"""What every baseline keeps to, whatever it learns; see `tasks/baselines.py`. One of them is from outside."""
 
 from __future__ import annotations
 

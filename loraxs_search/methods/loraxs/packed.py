@@ -205,7 +205,7 @@ class TrainedCores:
                 by_every = torch.mm(z, own.flatten(0, 1).T)  # (m, s k)
                 u = by_every.view(-1, z.shape[1]).index_select(0, run.places)
             else:
-                u = torch.cat([torch.mm(z[at], self.cores[slot].T) for slot, at in _rows(run.segments)])
+                u = torch.cat([torch.mm(z[own_rows], self.cores[slot].T) for slot, own_rows in _rows(run.segments)])
             y[at].addmm_(u, pair.b_t)
             saved.append(z)
         return saved

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 
 _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
-_MOST_CONSTANTS = 8
 _MOST_FORMULAS = 500
 _OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 

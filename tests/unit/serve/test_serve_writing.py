@@ -408,7 +408,7 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "one", "prompt": "w1", "max_tokens": 0}, 422, "max_tokens"),
         ("completions", {"model": "one", "prompt": "w1", "temperature": -1}, 422, "temperature"),
         ("completions", {"model": "one", "prompt": "w1", "top_p": 0}, 422, "top_p"),
-        ("completions", {"model": "one", "prompt": "w1", "stop": [""]}, 422, "stop"),
+        ("completions", {"model": "one", "prompt": "w1", "stop": [""]}, 422, "must be texts"),
         ("completions", {"model": "one", "prompt": "w1", "n": 0}, 422, "n"),
         ("completions", {"model": "one", "prompt": "w1", "echo": True}, 422, "echo"),
         ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
