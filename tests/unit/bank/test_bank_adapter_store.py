@@ -89,3 +89,12 @@ def test_the_nearest_names_are_listed_unless_there_are_too_many(monkeypatch):
     monkeypatch.setattr("loraxs_search.bank.adapter_store._MANY", 0)
     with pytest.raises(UsageError, match=r"none of 1\."):
         store.take(["movie-review"])
+
+
+def test_what_moved_into_a_gap_is_known_by_its_name_there():
+    store = AdapterStore(None, CPU)
+    for name in "abcd":
+        put(store, name)
+    for name in "bca":  # "d" moves to where "b" was, and then to where "a" was
+        store.drop(name)
+    assert (store.names, value(store, "d")) == (["d"], float(ord("d")))

@@ -209,3 +209,10 @@ def _first(space: Space) -> dict[str, Any]:
 
 def started(number: int, params: dict[str, Any], proposal: Proposal) -> TrialStarted:
     return TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal)
+
+
+def test_of_pruned_trials_the_one_that_came_furthest_stands_for_them() -> None:
+    history = [_ended(0.5, TrialState.PRUNED, last_step=step) for step in (120, 80, 40)]
+    for number, trial in enumerate(history):
+        trial.number = number
+    assert [trial.number for trial in History(StudyDirection.MAXIMIZE, 1).window(history)] == [0, 2]

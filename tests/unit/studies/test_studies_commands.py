@@ -94,3 +94,10 @@ def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path, monkeypa
     journal.append(Answered(answer=CommandAnswer("a" * 32, AnswerState.DONE, "so")))
     journal.append(Reopened(number=1))
     assert journal.spent_s == StudyLog(tmp_path / "journal.jsonl").spent_s == 10.0
+
+
+def test_commands_wait_in_the_order_they_came_whatever_the_folders_is(tmp_path):
+    inbox = CommandInbox(tmp_path / "commands")
+    for number in range(1, 17):
+        inbox.put(Command(f"c{number * 7 % 16:02}", "finish", issued_at=float(number)))
+    assert [command.issued_at for command in inbox.waiting()] == [float(number) for number in range(1, 17)]

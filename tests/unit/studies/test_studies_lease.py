@@ -271,3 +271,13 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(storage, machine,
     assert "one on two took over" in str(kept.lost_to)
     assert storage.get("s/journal.jsonl") is None
     assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]
+
+
+def test_the_time_of_a_sign_of_life_counts_from_before_it_was_written(storage, machine, make_clock, monkeypatch):
+    machine("one")
+    own = Lease(storage, "s", clock := make_clock())
+    own.take()
+    write = Lease._write_info
+    monkeypatch.setattr(Lease, "_write_info", lambda lease: (clock.sleep(LEASE_S), write(lease)))
+    own.renew()
+    assert not own.is_sure, "others have waited as long as they must"

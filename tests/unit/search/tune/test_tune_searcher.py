@@ -244,3 +244,8 @@ WHY = "`loss` must be finite, but got nan."
 )
 def test_the_latest_trials_decide_whether_all_fail(reasons, num_slots, found):
     assert common_failure(reasons, num_slots) == found
+
+
+def test_no_more_trials_are_at_work_than_there_is_room_for(started):
+    assert started.suggest("z") is None
+    assert states(started) == [TrialState.RUNNING] * 2
