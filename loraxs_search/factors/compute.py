@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
 from loraxs_search.machine import single_thread
-from loraxs_search.records.literals import SVD_BASES, Basis, Sigma
+from loraxs_search.records.literals import SVD_BASES, Basis, Sigma, factor_bucket
 
 
 def check_rank(rank: int, limit: int) -> None:
@@ -84,12 +84,9 @@ class Factors:
 
 
 def default_factor_rank(rank: int, out_features: int, in_features: int) -> int:
-    """Return the rank at which factors are stored for an adapter of `rank`: one bucket serves many ranks.
-
-    The bucket is the next power of two, at least 64, at most min(out, in).
-    """
+    """Return the rank at which factors are stored for an adapter of `rank`: `factor_bucket`, at most min(out, in)."""
     check_rank(rank, min(out_features, in_features))
-    return min(max(64, 1 << (rank - 1).bit_length()), out_features, in_features)
+    return min(factor_bucket(rank), out_features, in_features)
 
 
 def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features: int) -> Literal["exact", "randomized"]:

@@ -31,7 +31,7 @@ from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Basis, Scalar, Sigma
+from loraxs_search.records.literals import Basis, Scalar, Sigma, factor_bucket
 from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._base import Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
-
-_SMALLEST_FACTOR_RANK = 64
-
 
 _RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
 _RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
@@ -267,9 +264,8 @@ class LoraXS(PeftMethod):
 
 
 def _factor_rank(possible: Possible) -> int:
-    """Return the rank at which factors are computed and stored: a power of two, at least 64, so that spaces share them.
+    """Return the rank at which factors are computed and stored, the same for all trials of a space.
 
     It may be above a small module's side; the factors of that module then end at its side.
     """
-    largest = max(int(rank) for rank in possible["rank"] or ())
-    return max(_SMALLEST_FACTOR_RANK, 1 << (largest - 1).bit_length())
+    return factor_bucket(max(int(rank) for rank in possible["rank"] or ()))

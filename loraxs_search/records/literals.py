@@ -59,6 +59,14 @@ def sign_of(direction: Direction) -> float:
     return 1.0 if direction == "maximize" else -1.0
 
 
+def factor_bucket(rank: int) -> int:
+    """Return the rank at which factors are stored for an adapter of `rank`: a power of two, at least 64.
+
+    So adapters of many ranks share one file.
+    """
+    return max(64, 1 << (rank - 1).bit_length())
+
+
 def as_number(value: object) -> object:
     """Return `1e-3`, which YAML 1.1 reads as text since it has no dot, as the number that is meant."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
