@@ -38,7 +38,7 @@ from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.lookup import kept_adapter
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
-from loraxs_search.tasks.questions import is_frame, listed, question_rows, rows_of_tasks
+from loraxs_search.tasks.questions import is_frame, listed, question_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -245,7 +245,9 @@ class AdapterBank:
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(list(dict.fromkeys(names)))
         if is_frame(rows):
-            rows = rows_of_tasks(rows, [kind_of(task).question_columns for task in tasks])
+            columns = [tuple(kind_of(task).question_columns) for task in tasks]
+            read = {own: question_rows(rows, own) for own in dict.fromkeys(columns)}
+            rows = [read[own][number] for number, own in enumerate(columns)]
         return answer(tasks, names, rows, BankRows(self._model, parts), self.tokenizer, self._tokenizing)
 
     def generate(

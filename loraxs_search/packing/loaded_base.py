@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.layers import head_names, head_shapes, linear_modules, repeated_layers
 from loraxs_search.base_model.load import load_model, with_setup
+from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.kv_cache import check_continuation
@@ -31,7 +32,7 @@ from loraxs_search.records.literals import Precision
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
-from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
+from loraxs_search.tasks.prepared import PreparedTask, joining_row_faults, prepare
 from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
 from loraxs_search.trial.evaluate import ask
 from loraxs_search.trial.snapshot import Snapshot
@@ -82,7 +83,9 @@ class LoadedBase:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.base = with_setup(locate_for(task, ref))
+        with joining_row_faults(task):
+            located = locate(ref)
+        self.base = with_setup(located)
         self.task = self.with_pooling(task)
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[TaskModel, PreTrainedModel] = {}

@@ -17,10 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.home import ensure_dir
-from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport, Serving, Task
@@ -289,16 +287,6 @@ def encode(
     """
     rows = kind.questions(questions, place)
     return _check_tokens(kind.encode(rows, tokenizer), kind, rows)
-
-
-def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
-    """Find a base model as `locate` does; a user who must fix that sees at once what else is wrong.
-
-    Raises:
-        BaseModelError: it is not found, or not what it should be; its message has the faults of the task's rows too.
-    """
-    with joining_row_faults(task):
-        return locate(ref)
 
 
 @contextlib.contextmanager

@@ -62,18 +62,6 @@ def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ..
     return rows
 
 
-def rows_of_tasks(frame: Any, columns: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
-    """Return the rows of a DataFrame that several tasks read.
-
-    Args:
-        columns: Those that the task of each row reads.
-    Raises:
-        UsageError: it lacks one.
-    """
-    read = {own: question_rows(frame, own) for own in {tuple(own) for own in columns}}
-    return [read[tuple(own)][number] for number, own in enumerate(columns)]
-
-
 def is_frame(texts: Any) -> bool:
     """Whether this is a DataFrame of pandas, which is not imported for that."""
     pandas = sys.modules.get("pandas")

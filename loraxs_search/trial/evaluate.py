@@ -89,7 +89,9 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
     given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
     lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
     labels = data.labels(split)[rows]
-    answers = scores.answers_like(labels)
+    answers = scores.predictions
+    if answers is None:  # placeholders: no metric needs answers
+        answers = np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)
     if split == "test":
         lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
         lists["wrong"] = _wrong(data, rows, answers, labels)

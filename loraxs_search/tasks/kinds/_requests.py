@@ -185,12 +185,6 @@ class RowScores:
     correct: npt.NDArray[np.int64] | None = None
     ended: npt.NDArray[np.bool_] | None = None
 
-    def answers_like(self, labels: Values) -> Values:
-        """Return the predictions, or placeholders of the same length if no metric needs them: empty texts, or -1."""
-        if self.predictions is not None:
-            return self.predictions
-        return np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)
-
     @property
     def loss(self) -> float:
         """The mean loss over all reads."""
