@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
+from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import Identity
 from loraxs_search.records.literals import Direction, Scalar, sign_of
 from loraxs_search.records.promotion import Candidate
@@ -104,10 +105,10 @@ def _read(name: str) -> _Study:
             from loraxs_search.search_space.document import as_mapping, parse_document
 
             # Whatever else has become of the space or the methods that there are: the text was valid once.
-            given = as_mapping(parse_document(folder.space_text(), name).data).get(METHOD, "lora-xs")
+            given = as_mapping(parse_document(folder.space_text(), name).data).get(METHOD)
             while isinstance(given, dict | list):
-                given = next(iter(given.values() if isinstance(given, dict) else given), "lora-xs")
-            method = str(given)
+                given = next(iter(given.values() if isinstance(given, dict) else given), None)
+            method = str(given or LoraXS.name)
         trials.append(
             _Trial(
                 name=f"{name}/{record.trial_id}",

@@ -16,7 +16,7 @@ import numpy as np
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import Split, sign_of
 from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
@@ -91,7 +91,7 @@ def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
     Args:
         train: Their labels, (N,).
     """
-    sign, metric = 1.0 if kind.task.direction == "maximize" else -1.0, kind.metrics[kind.task.metric]
+    sign, metric = sign_of(kind.task.direction), kind.metrics[kind.task.metric]
     answers: list[int | float | str] = kind.constants(train)[: kind.most_constants]
     if metric.column != "predictions":  # the likeliest: no answer has such a score
         return answers[0]
