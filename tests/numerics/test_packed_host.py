@@ -20,7 +20,6 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.trial.snapshot import Snapshot
 
 Make = Callable[..., TrialHost]
-Distance = Callable[[bytes, bytes], float]
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from sklearn import metrics as sklearn_metrics
 
 from loraxs_search.tasks.metrics import METRICS, TAG_METRICS, TEXT_METRICS
 
-PREDICTED = np.array([0, 1, 1, 0, 1, 1])
-TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative
+TRUE = np.array([0, 1, 0, 1, 1, 1])
 
 
 def test_regression_metrics_by_hand():

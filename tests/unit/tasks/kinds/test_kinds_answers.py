@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.tasks.kinds import _answers as _numbers
+from loraxs_search.tasks.kinds import _answers
 from loraxs_search.tasks.kinds._answers import (
     Extraction,
     ExtractSection,
@@ -335,8 +335,8 @@ def test_threads_may_compare():
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     broken = tmp_path / "worker.py"
     broken.write_text("raise ImportError('no module named math_verify')")
-    monkeypatch.setattr(_numbers, "_WORKER", broken)
-    workers = _numbers._Workers()
+    monkeypatch.setattr(_answers, "_WORKER", broken)
+    workers = _answers._Workers()
     with pytest.raises(LoraxsError, match="no module named math_verify") as error:
         workers.ask("1", "2")
     assert "install math-verify" in str(error.value.hint)

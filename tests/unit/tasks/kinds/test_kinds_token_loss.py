@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +15,6 @@ from loraxs_search.tasks.kinds._token_loss import chunk_rows, row_sums, token_lo
 COUNTS = torch.tensor([5, 1, 4, 7])
 M, WIDTH, VOCABULARY = 17, 6, 11
 SOFT_CAP = 2.0
-
-Project = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(autouse=True)
