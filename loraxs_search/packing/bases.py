@@ -220,8 +220,7 @@ class PackedModel(TrainedBase):
         self._updates: list[SlotUpdates] = []
         for name in dict.fromkeys(methods):
             if name not in self._bases:
-                packed = get_method(name).packed_updates(self._linears, self._factors, self._num_workers)
-                self._bases[name] = packed
+                self._bases[name] = get_method(name).packed_updates(self._linears, self._factors, self._num_workers)
             own = [slot.tensors.adapter if own == name else None for own, slot in zip(methods, wanted, strict=True)]
             self._updates.append(self._bases[name](own))
         self._heads = _PackedHeads(wanted, self._num_workers)
