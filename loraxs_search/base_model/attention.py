@@ -209,7 +209,7 @@ def padded_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     length = key.shape[2]
     mask = key.new_zeros(1, 1, 1, length) if attention_mask is None else attention_mask[..., :length]
-    # In float32, as wide as whole vectors; what is beyond the keys is never looked at.
+    # In float32, as wide as whole vectors; what is beyond the keys is never read.
     wide = pad(mask.to(torch.float32), (0, -length % _VECTOR), value=float("-inf"))
     return _padded_product(query, key, value, wide, scale), None
 

@@ -144,7 +144,7 @@ def _damaged(archive: Path, error: Exception) -> BaseModelError:
 
 
 class _KnownPackage(NamedTuple):
-    """A distribution, the version that was looked at, and the digest of the weights in it.
+    """A distribution, the version that was checked, and the digest of the weights in it.
 
     Args:
         is_rounded: Whether its weights are not the hub's own.

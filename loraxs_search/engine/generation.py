@@ -337,8 +337,8 @@ def _read_prompts(
     """Compute the prompts of all rows; return the rows as they continue, and the last token's states, (n, D)."""
     begun, device = Decoding(base.model), base.device
     _, first, group_of_n = np.unique(owners, return_index=True, return_inverse=True)
-    # What the prompts of each owner begin with is computed once, where that is worth it. What the last token gives is
-    # read, so that one follows.
+    # What the prompts of each owner begin with is computed once, where that is worth it. It leaves out the last token,
+    # whose state is read.
     own = [[prompts[i] for i in np.flatnonzero(group_of_n == group).tolist()] for group in range(len(first))]
     sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
     saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))

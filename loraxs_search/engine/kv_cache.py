@@ -279,8 +279,8 @@ def _cache_argument(forward: Callable[..., Any]) -> str:
 
 
 # ---- what rows begin with alike --------------------------------------------------------------------------------------
-# What whole rows may take in tokens of what shared prompts take, and still be computed whole: prompts are copied for
-# each row, and take their own pass.
+# Rows are computed whole unless that takes more than so many times the tokens of shared prompts: these are copied for
+# each row, and take one more pass.
 _WORTH = 1.25
 
 
@@ -293,7 +293,7 @@ def is_worth_sharing(source: EncodedRows, rows: Indices) -> bool:
 
 
 def prompt_groups(source: EncodedRows, rows: Indices) -> list[tuple[int, Indices]]:
-    """Return of each prompt its tokens and those of what follows it, and the places in `rows` that continue it.
+    """Return for each prompt how many tokens it and its rows have, and the places in `rows` that continue it.
 
     Rows without prompts are each by themselves.
     """
@@ -361,7 +361,7 @@ def padded(rows: Sequence[npt.NDArray[np.int32]], side: str, device: torch.devic
 
 
 def is_worth_beginning(whole: int, saved: int) -> bool:
-    """Return whether so many tokens are computed faster without those that are saved, in a pass more."""
+    """Return whether leaving out `saved` of `whole` tokens is worth one more pass."""
     return whole > _WORTH * (whole - saved)
 
 

@@ -75,7 +75,7 @@ class _RowRun:
 
     @cached_property
     def places(self) -> Tensor:
-        """Where each row's own is among n x slots, if there were one of each row for each of `slot_span`, (n,)."""
+        """Where each row's own product is among those of all rows with all slots of `slot_span`, (n,)."""
         span = self.slot_span
         first = torch.arange(self.stop - self.start, device=self.slots.device) * (span.stop - span.start)
         places: Tensor = first + self.slots - span.start

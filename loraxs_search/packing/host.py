@@ -304,7 +304,7 @@ class TrialHost:
             pooling=data.task.pooling,
             num_slots=self._num_slots,
             full_slots=self._full_slots,
-            # Of its first task, trials that adapt them take turns.
+            # Trials of the first task that adapt these layers take turns instead.
             unpackable=frozenset() if self._takes_turns and loaded.is_first(task) else self._unpackable,
         )
 
@@ -534,7 +534,7 @@ class TrialHost:
     def _is_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is a pack of one: its method, or a layer that it adapts, cannot share passes.
 
-        Only trials of the first task may be.
+        Only trials of the first task are ever a pack of one.
         """
         hyper = spec.hyperparameters
         method = method_of(hyper)

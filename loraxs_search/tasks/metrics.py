@@ -32,8 +32,8 @@ Span = tuple[str, int, int]  # an entity: type, first word, the word behind the 
 class Metric:
     """A metric: which way is better, and its value, in the simplest form that it has.
 
-    That makes comparing two adapters quick: thousands of times, some rows' answers are exchanged, or rows are drawn. Of
-    `whole` alone, the metric is computed each time. Predictions and labels are of shape (N,).
+    Comparing two adapters exchanges some rows' answers, or draws rows, thousands of times: the simpler forms make that
+    quick. A metric that has only `whole` is computed anew each time. Predictions and labels are of shape (N,).
 
     Args:
         row_counts: (predictions, labels) to counts of each row, (N, k), where the metric follows from their sum alone,

@@ -267,7 +267,7 @@ class Extraction:
         one_of: The answer is the one that comes first, as its own word, whatever its case.
         form: `text`: without the white space around it; behind `after` it is the rest of that line, without the marks
             that end a sentence. `number`: the first one; where neither `after` nor `regex` says where, the last one;
-            see `_numbers`. `math`: what math-verify holds equal is equal.
+            see `numbers`. `math`: what math-verify holds equal is equal.
     """
 
     after: str | None = None

@@ -321,11 +321,11 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
 
 
 def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the tokens with which a prompt begins when it is the first one alone, and those between an answer, without
-    its end token, and the rest of the next prompt.
+    """Return the tokens that only the first prompt begins with, and those that stand between two turns.
 
-    In a chat, the first are what a template writes once, such as a system message. Where it differs from row to row, no
-    prompt begins with them.
+    The latter stand behind an answer without its end token, before the rest of the next prompt. In a chat, the former
+    are what a template writes once, such as a system message. Where it differs from row to row, no prompt begins with
+    them.
     """
     if not prompt.roles:
         begin = tokenizer.bos_token_id
