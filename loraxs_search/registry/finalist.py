@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.literals import Direction
+from loraxs_search.records.literals import Direction, sign_of
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import Task
 
@@ -31,7 +31,7 @@ class Criterion:
         """Return a rule's criterion for a task, whose own metric and direction are the defaults."""
         metric = rule.metric or task.metric
         known = better_when(metric, task.direction) if rule.metric else task.direction
-        return cls(metric, 1.0 if (rule.direction or known) == "maximize" else -1.0)
+        return cls(metric, sign_of(rule.direction or known))
 
     def value(self, metrics: Mapping[str, float]) -> float:
         """Return the metric, turned so that more is better."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import (
     NEGATIVE_FLIPS,
     SLICE_LOSS,
@@ -542,7 +543,7 @@ class PromotionTest:
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
             if new is None or old is None:
                 return f"guard: {name} must be known of both, but one has none"
-            sign = 1.0 if better_when(name, "maximize") == "maximize" else -1.0
+            sign = sign_of(better_when(name, "maximize"))
             if not sign * (old - new) <= allowed + NOISE:  # NaN is a fall
                 return f"guard: {name} would go from {old:.4f} to {new:.4f}, and may fall by {allowed:g}"
         return None

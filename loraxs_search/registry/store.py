@@ -30,6 +30,7 @@ from loraxs_search.errors import (
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets, versions
@@ -441,7 +442,7 @@ class Registry:
                     hint=f"{first}, or add --force",
                 )
             metric, rows = target.decision.metric, target.candidate.test_fingerprint
-            sign = 1.0 if better_when(metric, "maximize") == "maximize" else -1.0
+            sign = sign_of(better_when(metric, "maximize"))
             scores = {
                 version.version: sign * version.candidate.test_metrics.get(metric, -sign * math.inf)
                 for version in listed

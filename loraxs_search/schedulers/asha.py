@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.plugins import ParameterSpec
+from loraxs_search.records.literals import sign_of
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 
 
@@ -70,7 +71,7 @@ class ASHA(Scheduler):
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(config)
         self._factor = int(config.parameters["reduction_factor"])
-        self._sign = 1.0 if config.direction == "maximize" else -1.0
+        self._sign = sign_of(config.direction)
         self._rungs: list[tuple[int, _Rung]] = []  # highest first
         step = config.report_every
         while step < config.max_steps:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from loraxs_search.errors import SearchInterruptedError, counted
 from loraxs_search.log.events import CandidateScored
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.host import Confirmation
+from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
@@ -52,11 +54,11 @@ def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelect
 
     Ties, which few validation rows often make, go to the smaller adapter, then to the older trial.
     """
-    sign = -1.0 if selection.direction == "maximize" else 1.0
+    sign = sign_of(selection.direction)
 
     def order(record: TrialRecord) -> tuple[float, int, str]:
         kept = selection.select(record.reports)
-        return sign * kept.metrics[selection.metric], kept.size.stored_bytes, record.trial_id
+        return -sign * kept.metrics[selection.metric], kept.size.stored_bytes, record.trial_id
 
     return sorted((record for record in records if record.state is TrialState.COMPLETE), key=order)
 
@@ -176,8 +178,8 @@ class Finalization:
             scores = {name: confirmed.validation(name) or {} for name in names}
         if (unscored := len(self.best) - len(set(map(trial_of, names)))) > 0:
             _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(self.best))
-        sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
-        names.sort(key=lambda name: (sign * scores[name].get(task.metric, worst), name))
+        sign = sign_of(task.direction)
+        names.sort(key=lambda name: (-sign * scores[name].get(task.metric, -sign * math.inf), name))
         for name in names:
             log.say(CandidateScored(trial=name, split="validation", metrics=scores[name]))
         return [self._candidate(self._trained(name), scores) for name in names]

@@ -31,7 +31,7 @@ from loraxs_search.errors import (
 )
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores
 from loraxs_search.records.host import Answers
-from loraxs_search.records.literals import Split
+from loraxs_search.records.literals import Split, sign_of
 from loraxs_search.records.promotion import (
     BASE_MODEL_ROWS,
     Baseline,
@@ -437,7 +437,7 @@ class BaseModelBaseline:
         confirmed.forget_base_failures()
         self.spread([item for shots in self.shots for item in self._work("validation", shots)])
         validation = {shots: self._scored("validation", shots)[0] for shots in self.shots}
-        sign = 1.0 if task.direction == "maximize" else -1.0
+        sign = sign_of(task.direction)
         values = {shots: sign * metrics[task.metric] for shots, metrics in validation.items() if metrics}
         best, test = None, dict[str, float]()
         if values:  # none may be finite, which is a result
