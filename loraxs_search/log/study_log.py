@@ -26,6 +26,7 @@ from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import CommandRecord
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
+JOURNAL = "journal.jsonl"  # in a study's folder
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
 STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _OF_NO_LINE = ("event", "at", "study")

@@ -27,7 +27,7 @@ from loraxs_search.home import (
     write_atomic,
 )
 from loraxs_search.log.events import TrialsAdvanced
-from loraxs_search.log.study_log import StudyLog
+from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
@@ -93,7 +93,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path, self._lock_path = path, path / "study.lock"
         self.space_path, self.resolved_space_path = path / "space.yaml", path / _RESOLVED_SPACE  # with its defaults
-        self.journal_path, self.adapters_path = path / "journal.jsonl", path / "adapters"
+        self.journal_path, self.adapters_path = path / JOURNAL, path / "adapters"
         self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
         self.name = self.info.name
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError, unknown_name
 from loraxs_search.home import ensure_dir, paths_under, write_atomic
 from loraxs_search.log.clock import Clock
-from loraxs_search.log.study_log import StudyLog
+from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
@@ -27,13 +27,13 @@ from loraxs_search.studies.storage import Storage
 # not among it.
 _ORDER = (
     *("tracking.", "space.", "identity.json", "assets/", "assets.json", "baselines."),
-    *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "mlflow.offset", "confirmed/"),
+    *("snapshots/", "adapters/", "candidates-", "round.json", JOURNAL, "mlflow.offset", "confirmed/"),
     *("candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
-READ_FIRST = ("mlflow.offset", "journal.jsonl")
-_GROWING = "journal.jsonl"  # by whole lines: copied in parts; only the last one changes
+READ_FIRST = ("mlflow.offset", JOURNAL)
+_GROWING = JOURNAL  # by whole lines: copied in parts; only the last one changes
 PART_BYTES = 1 << 17
 _IN_PARTS = b'"This file is copied in parts."\n'
 _PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
@@ -395,7 +395,7 @@ def _download(name: str, storage: Storage, path: Path, without: Collection[str])
     for key in in_copy_order(keys - {"study.json", *without}):
         if (content := read_copy(storage, name, key)) is not None:
             write_atomic(path / key, content)
-    known = StudyLog(path / "journal.jsonl").records
+    known = StudyLog(path / JOURNAL).records
     for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:
         if snapshot.name.partition(".")[0] not in known:  # the trial that gets its number here is another
             snapshot.unlink()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, lock_beside, write_atomic
-from loraxs_search.log.study_log import lines_from
+from loraxs_search.log.study_log import JOURNAL, lines_from
 from loraxs_search.mlflow_uri import (
     ENV_PASSWORD,
     ENV_USER,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STUDY_ID = "loraxs.study_id"  # a tag of all runs of a study
 OFFSET = "mlflow.offset"  # the file that says how much of the log MLflow has
-_ID, _LOG = "tracking.id", "journal.jsonl"
+_ID = "tracking.id"
 
 
 def ensure_store(uri: str) -> None:
@@ -108,7 +108,7 @@ def read_offset(folder: Path) -> int:
     """Return how many bytes of a study's log MLflow has; 0 where no line begins there, as after a power cut."""
     try:
         offset = int((folder / OFFSET).read_text())
-        with (folder / _LOG).open("rb") as file:
+        with (folder / JOURNAL).open("rb") as file:
             file.seek(max(0, offset - 1))
             return offset if offset > 0 and file.read(1) == b"\n" else 0
     except (FileNotFoundError, ValueError):
@@ -117,7 +117,7 @@ def read_offset(folder: Path) -> int:
 
 def has_waiting(folder: Path) -> bool:
     """Return whether events of a study folder have yet to reach MLflow; it needs no lock, and writes nothing."""
-    return bool(recorded_id(folder)) and any(True for _ in lines_from(folder / _LOG, read_offset(folder)))
+    return bool(recorded_id(folder)) and any(True for _ in lines_from(folder / JOURNAL, read_offset(folder)))
 
 
 def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:

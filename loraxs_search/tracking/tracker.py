@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.home import disk_faults, ensure_dir, write_atomic
 from loraxs_search.log import events as log_events
-from loraxs_search.log.study_log import append_lines, lines_from, read_events, to_line
+from loraxs_search.log.study_log import JOURNAL, append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
 from loraxs_search.records.search import CheckpointSelection, SearchRun, StudyDescription
@@ -85,7 +85,7 @@ class Tracker:
     ) -> None:
         self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
         self._selection, self._is_ours = selection, is_ours
-        self._log_path, self._refused_path = study_dir / "journal.jsonl", study_dir / "tracking.refused.jsonl"
+        self._log_path, self._refused_path = study_dir / JOURNAL, study_dir / "tracking.refused.jsonl"
         self._identity = {run_texts.STUDY: study, STUDY_ID: study_id(study_dir)}
         self._applied = read_offset(study_dir)
 

@@ -17,7 +17,7 @@ from loraxs_search.errors import LoraxsError, SearchInterruptedError, UsageError
 from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase
-from loraxs_search.log.study_log import STUDY_THREADS, SearchView, StudyLog
+from loraxs_search.log.study_log import JOURNAL, STUDY_THREADS, SearchView, StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import AdapterRef, StartFrom
@@ -92,7 +92,7 @@ def search_study(
         SearchInterruptedError: stopped before the budget was used.
         TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
     """
-    log, started_at = StudyLog(studies_root() / info.name / "journal.jsonl", info.name, view), steady_time()
+    log, started_at = StudyLog(studies_root() / info.name / JOURNAL, info.name, view), steady_time()
     log.phase("loading the base model and the data")
     from loraxs_search.search.driver.open_study import open_study
     from loraxs_search.search.driver.session import SearchSession  # Ray Tune and Optuna load while the host does
