@@ -404,12 +404,12 @@ class PromotionTest:
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
                 return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
             for name, said in finalist.answers.items():
-                about = (said.task or candidate.task, said.test_rows or candidate.test_fingerprint)
-                of_others = about != (candidate.task, candidate.test_fingerprint)
-                if of_others or (rows is not None and len(said.values) != len(rows.labels)):
-                    others = f"{len(said.values)} test rows, but there are {len(rows.labels) if rows else 0}"
-                    if of_others:
-                        others = f"test rows of {about[0]} with fingerprint {about[1][:16]}"
+                about, others = (said.task or candidate.task, said.test_rows or candidate.test_fingerprint), ""
+                if about != (candidate.task, candidate.test_fingerprint):
+                    others = f"test rows of {about[0]} with fingerprint {about[1][:16]}"
+                elif rows is not None and len(said.values) != len(rows.labels):
+                    others = f"{len(said.values)} test rows, but there are {len(rows.labels)}"
+                if others:
                     return f"the answers of {name} are to {others}: {_CONSTANT}; {_FORCE}"
         unscored = next((each for each in self.baselines if not math.isfinite(each.score)), None)
         if unscored is None:
