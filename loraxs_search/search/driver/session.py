@@ -157,8 +157,7 @@ class SearchSession:
             trials.apply(event)
             if isinstance(event, TrialReported):
                 self._watch.reported(event.report)
-                self._baselines.take()
-                self._say_baselines(self._baselines.known)
+                self._say_baselines(self._baselines.take())
                 self._budget.keep_time_for_end()
 
         log.follow = follow
@@ -219,8 +218,9 @@ class SearchSession:
         """
         folder, log = self._study.folder, self._log
         end = self._finalization = Finalization(self._opened, self._hear)
-        log.append(BaselinesMeasured(baselines=self._baselines.result(end.on_loop_step)))
-        self._say_baselines(self._baselines.known)
+        baselines = self._baselines.result(end.on_loop_step)
+        log.append(BaselinesMeasured(baselines=baselines))
+        self._say_baselines(baselines)
         candidates = end.validate(self._budget)
         for candidate in candidates[:1]:
             self._watch.scored(candidate.trial_id, candidate.validation_metrics)

@@ -333,15 +333,17 @@ class StudyBaselines:
         self._folder, self._actors, self._task = folder, actors, task
         self._fitting = fitting_baselines(kind_of(task))
         self._asked: ObjectRef[tuple[Baseline, ...]] | None = None
-        self.known = folder.baselines() or ()  # those that are in the study folder by now
+        self._known = folder.baselines() or ()  # those that are in the study folder by now: reports read no file
         kept = folder.baseline_answers()
-        measured = {one.name for one in self.known if not one.failed and (one.answer is not None or one.name in kept)}
-        hopeless = {one.name for one in self.known if one.failed and not one.applies}
+        measured = {one.name for one in self._known if not one.failed and (one.answer is not None or one.name in kept)}
+        hopeless = {one.name for one in self._known if one.failed and not one.applies}
         if set(self._fitting) - measured - hopeless:
             self._asked = actors.pool.host().baselines.remote(task)
 
-    def take(self) -> None:
-        """Write those that are measured by now; waits for nothing, and leaves a host's fault to `result`.
+    def take(self) -> tuple[Baseline, ...]:
+        """Write those that are measured by now, and return all that are in the study folder.
+
+        Waits for nothing, and leaves a host's fault to `result`.
 
         Raises:
             HomeError: the folder cannot be written.
@@ -349,6 +351,7 @@ class StudyBaselines:
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
             with contextlib.suppress(*HOST_LOST, RayTaskError):
                 self._write(ray.get(self._asked))
+        return self._known
 
     def result(self, on_loop_step: Callable[[], None]) -> tuple[Baseline, ...]:
         """Return the baselines once they are in the study folder; those that cannot be had say why.
@@ -373,14 +376,14 @@ class StudyBaselines:
             except (*HOST_LOST, RayTaskError) as error:
                 reason = first_line(getattr(error, "cause", error))
                 _logger.warning("the study's baselines cannot be measured: %s", reason)
-                known = {one.name: one for one in self.known if not one.failed}
+                known = {one.name: one for one in self._known if not one.failed}
                 failed = [Baseline(name, failed=reason[:200], applies=True) for name in self._fitting]
                 self._write(tuple(known.get(one.name, one) for one in failed))
         return self._folder.baselines() or ()
 
     def _write(self, measured: tuple[Baseline, ...]) -> None:
         self._folder.write_baselines(measured)
-        self.known, self._asked = self._folder.baselines() or (), None
+        self._known, self._asked = self._folder.baselines() or (), None
 
 
 _ASKED_ROWS = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
