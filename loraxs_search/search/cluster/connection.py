@@ -354,7 +354,7 @@ def expected_versions() -> dict[str, str]:
     """Return the versions that the search's processes must have on every node: those of this one, connected to Ray."""
     import ray
 
-    here = with_python()
+    own = with_python()
     if ray.get_runtime_context().runtime_env.get("py_modules"):
-        here.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
-    return here
+        own.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
+    return own

@@ -165,8 +165,7 @@ class Finalization:
 
         log.phase("scoring the candidates on all validation rows")
         names = [name for r in self.best for name, refit in self._recipe(r.trial_id).items() if not refit.failed]
-        trained = list(map(self._trained, names))
-        scores = {adapter.spec.trial_id: adapter.validation_metrics for adapter in trained}
+        scores = {name: self._trained(name).validation_metrics for name in names}
         rows = self._actors.info.num_rows["validation"]
         # Reports scored something else than candidates are compared by, or a part of the rows.
         if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):

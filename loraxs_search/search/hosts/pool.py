@@ -214,8 +214,9 @@ class HostPool:
         A host remembers nothing of a trial that it does not advance at the moment, and only the process that asks for a
         trial knows its host: whoever wants to be sure asks again.
         """
-        for host in self.hosts() if trials else ():
-            host.cancel.remote([f"{study}/{trial_id}" for trial_id in trials])
+        names = [f"{study}/{trial_id}" for trial_id in trials]
+        for host in self.hosts() if names else ():
+            host.cancel.remote(names)
 
     def end_silent_hosts(self, study: str, trials: Collection[str]) -> None:
         """End the hosts that say nothing, or still hold one of these trials; the next calls find others in their place.
