@@ -513,7 +513,8 @@ def _chunks(total: int, width: int) -> Iterator[Ids]:
 def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> tuple[int, Callable[[Numbers], Numbers], int]:
     """Return how many rows two adapters answer differently, and what `first` gains where some of them are exchanged.
 
-    Gains are of (exchanges, rows) of 0 and 1, to (exchanges,). The last number is how many an exchange takes.
+    The gains take (exchanges, rows) of 0 and 1, and return (exchanges,). The last value is how many numbers an exchange
+    takes.
     """
     if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
         apart = (sums - others)[sums != others]

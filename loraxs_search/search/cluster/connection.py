@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster by address, or one on this machine that lives as long as the search; what runs there.
+"""Connecting to Ray, a cluster by address or one here that lives as long as the search; its processes' environment.
 
 An address is checked in seconds: Ray itself tries for minutes to reach an address that does not answer.
 """

@@ -157,7 +157,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
 
 
 def simulated_steps(plan: SearchPlan, at_once: int) -> tuple[list[int], float]:
-    """Return the steps of all trials of each of some simulated searches, and their reports, in the mean.
+    """Return the steps of all trials together, of each simulated search, and the mean number of their reports.
 
     Their trials have scores drawn at random, and the plan's scheduler stops them. A trial keeps its score, so early
     stopping is right about it; the better a sampler gets, the fewer it stops.

@@ -105,7 +105,8 @@ class Finalization:
         hear: Called again and again while hosts work, to answer what people ask.
     Attributes:
         trials: Completed ones, best first.
-        best: `promotion.candidates` of those whose method may be promoted; they and their refits are candidates.
+        best: The trials that are candidates, as are their refits: `promotion.candidates` of those whose method may be
+            promoted.
     """
 
     def __init__(self, opened: OpenStudy, hear: Callable[[], None]) -> None:
@@ -253,7 +254,7 @@ class Finalization:
         """Have every item done on all hosts.
 
         Args:
-            shared: Pieces share passes where hosts pack.
+            shared: Items share passes where hosts pack.
             unit: What items are called where they are counted; empty where they count themselves.
         """
 

@@ -179,7 +179,7 @@ def launch_together(
 
 
 def _shared(space: Space) -> dict[str, object]:
-    """Return what spaces that are searched together have in common, by where it stands."""
+    """Return what spaces that are searched together must agree in, by its name in messages."""
     body = kind_of(space.task).model.body
     head = "no head" if body.num_outputs is None else f"a head with pooling {body.pooling}"
     return {

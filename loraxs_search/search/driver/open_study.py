@@ -33,7 +33,7 @@ class OpenStudy:
 
     Args:
         study: Its folder, its log, and what people have made of it.
-        is_stopped: Whether this search is to end, with all that run together or alone.
+        is_stopped: Whether this search is to end, by itself or with all that run beside it.
         run_of: Returns the run of a trial in MLflow, if it has one by now.
     """
 

@@ -181,8 +181,8 @@ def lacks_baseline(folder: StudyFolder) -> bool:
 def record_end(folder: StudyFolder, journal: StudyLog) -> SearchResult:
     """Record once what MLflow receives at the end of a search, and return the result.
 
-    That is the adapter of every completed trial that has one, and the finalist where that is a refit, with the scores
-    of those that are candidates; the baselines; the report, which a study's folder has, too.
+    MLflow receives the adapter of every completed trial that has one, and the finalist's if that is a refit, with the
+    candidates' scores; the baselines; and the report, which the study's folder keeps, too.
     """
     candidates = tuple(folder.candidates() or ())
     result = SearchResult(

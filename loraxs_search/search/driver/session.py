@@ -109,7 +109,7 @@ class StudyProbe:
 
 
 class ScoreWatch:
-    """Warns once of each thing.
+    """Warns of what scores show to be wrong with how a task is asked, once of each thing.
 
     Args:
         max_steps: Of each trial. One that has trained less than half of them proves nothing.

@@ -122,7 +122,7 @@ class TimeBudget:
         self.deadline.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
 
     def say_what_fits(self, steps: Mapping[str, int], now: float) -> None:
-        """Say once, from a few timed steps, how many trials there is room for, where not for all.
+        """Say once, from a few timed steps, how many trials there is room for, unless all fit.
 
         Args:
             steps: That trials have taken, by trial.

@@ -1,8 +1,8 @@
 """Work that any host can do, item by item, mapped over all hosts of a pool; the baselines of a study are such work.
 
 Refits train the candidates' recipes again from fresh seeds: hosts that pack advance them in the same rounds. They do
-not go through Ray Tune, as nothing proposes or stops them and no log has their reports; the lines that spread scores,
-answers and adapter files over the hosts do for them, too.
+not go through Ray Tune, as nothing proposes or stops them and no log has their reports: they are spread over the hosts
+as scores, answers and adapter files are.
 """
 
 from __future__ import annotations
@@ -492,7 +492,7 @@ class BaseModelBaseline:
         return {range(part.start, part.stop): part for part in parts}
 
     def _scored(self, split: Split, shots: int) -> tuple[dict[str, float], ScoredRows | None]:
-        """Return the metrics of a split and the rows; none if some answers could not be had."""
+        """Return the metrics of a split and the rows; {} and None if some answers are missing."""
         answered, parts = self.folder.confirmations().base_answers(shots, split), self._parts(split)
         if not parts or parts.keys() - answered.keys():
             return {}, None

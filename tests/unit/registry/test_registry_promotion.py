@@ -148,7 +148,7 @@ def test_the_nth_look_at_the_same_rows_is_held_to_more():
     assert [d.comparisons[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
     assert decide(RULE, TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
     late = decide(RULE, TASK, finalist, champion, ComparisonSetup(number=100)).reasons[-1]
-    assert "comparison 100 on these rows, confidence 0.999995" in late, "it is told from certainty"
+    assert "comparison 100 on these rows, confidence 0.999995" in late, "it is not rounded to certainty"
 
 
 @pytest.mark.parametrize("champion", [None, "old"])

@@ -129,7 +129,7 @@ def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, 
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
 def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_for, trains):
-    """Before trials train it interrupts the program, and then it sets what each look at the host looks at."""
+    """Before trials train it interrupts the program; then it sets the event that the wait checks at each turn."""
     looks = list[int]()
 
     def nothing_yet(answers: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
