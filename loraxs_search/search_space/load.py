@@ -132,9 +132,11 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         parameters = read_parameters(document, sections[PARAMETERS], method, named)
         if len(methods) == 1:  # nothing hangs on the method
             parameters = {} if document.faults else parameters_of(parameters, methods)
-    for key, it in list(named.items()):
-        named[key] = replace(it, searched={name: kind for name, kind in it.searched.items() if name in parameters})
-    named = {key: it for key, it in named.items() if key in methods}
+    named = {
+        key: replace(it, searched={name: kind for name, kind in it.searched.items() if name in parameters})
+        for key, it in named.items()
+        if key in methods
+    }
     trained = {key: get_method(key, named.get(key)) for key in methods}
     if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
         for key, method_ in trained.items():
@@ -358,7 +360,7 @@ def _narrow(document: Document, earlier: Sequence[str], named: Mapping[str, Peft
     if not isinstance(section, dict) or document.place((PARAMETERS,))[0] == BEHIND_FILES:
         return True
     every = Parameter(METHOD, (Alternative(Distribution("choice", tuple(earlier))),))
-    whole = read_parameters(document, section, every, named)
+    whole = read_parameters(document, section, every, named, wanted)
     if document.is_faulty(PARAMETERS):
         return False
     kept = parameters_of(whole, wanted)

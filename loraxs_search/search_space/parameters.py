@@ -384,7 +384,11 @@ class _Item:
 
 
 def read_parameters(
-    document: Document, section: object, method: Parameter, named: Mapping[str, PeftSettings]
+    document: Document,
+    section: object,
+    method: Parameter,
+    named: Mapping[str, PeftSettings],
+    trained: Sequence[str] | None = None,
 ) -> dict[str, Parameter]:
     """Read the section into parameters, in the file's order; faults go to the document.
 
@@ -394,12 +398,15 @@ def read_parameters(
         method: The methods whose own parameters the section may have beside those of all. It comes first in what is
             returned. What the section says of those that are not installed is passed over.
         named: The methods of `peft_methods`.
+        trained: Those of the methods that trials train, all by default. What the section says of the others is passed
+            over, too.
     """
     if not isinstance(section, dict):
         document.fault((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
         return {}
     asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
-    methods = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
+    installed = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
+    methods = [each for each in installed if trained is None or each.name in trained]
     absent = frozenset(asked) - {each.name for each in methods}
     laws: dict[str, dict[str, ParameterSpec]] = {}
     for each in methods:
@@ -407,7 +414,11 @@ def read_parameters(
             laws.setdefault(name, {})[each.name] = spec
     reader = _SectionReader(document, tuple(each.name for each in methods), absent, laws)
     parameters, forms = {METHOD: method}, dict[str, list[_Item]]()
+    untrained = {name for each in installed for name in each.parameters} - laws.keys()
     for name, given in section.items():
+        if name in untrained:
+            forms[name] = []
+            continue
         if name not in laws:
             law = next((each.not_offered[name] for each in methods if name in each.not_offered), "")
             owners = [other for other, entry in known.items() if name in entry.parameters]
@@ -453,7 +464,7 @@ class _SectionReader:
     """Reads what stands at each parameter.
 
     Args:
-        absent: Methods of the space that are not installed.
+        absent: Methods of the space that are not installed, or that no trial trains.
         laws: Of each parameter, by the methods that take it.
     """
 
@@ -539,6 +550,8 @@ class _SectionReader:
                 names = [*([METHOD] if len(self.methods) > 1 else []), *forms]
                 law = must_be(other, names, "must name a parameter of this space")
                 fault((*path, other), f"{law}, but got {other!r}.")
+            elif forms.get(other) == []:  # no trial has it
+                conditions.append((other, ()))
             elif other in parameters:  # else its own fault is known already
                 conditions.append((other, self._wanted((*path, other), parameters[other], wanted)))
                 takers = tuple(self.laws[other]) if other != METHOD else item.methods

@@ -77,6 +77,17 @@ def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given):
         parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["method={choice: [vera, ia3]}", given])
 
 
+@pytest.mark.parametrize("rank", ["4", "{choice: [4], when: {method: lora}}"])
+def test_what_is_set_is_held_against_the_methods_that_are_left(rank):
+    """Conditions and needs of the others are not: `sigma` hangs on rank 8 here."""
+    text = yaml.safe_load(SPACE)
+    del text["parameters"]["learning_rate"]  # needed, and brought by an override too
+    given = ["method=lora", f"parameters.rank={rank}", "parameters.learning_rate=0.001"]
+    parameters = parse_space(yaml.safe_dump(text), source="s.yaml", folder=Path(), overrides=given).parameters
+    assert list(parameters) == ["dora", "rank", "weight_decay", "learning_rate"]
+    assert list(parameters["rank"].possible) == [4]
+
+
 def test_a_method_that_is_not_installed_may_be_left_out():
     text = SPACE.replace("lora, vera, ia3]}", "lora, absent]}", 1).replace("[lora-xs, ia3]}}", "[lora-xs, absent]}}")
     text = text.replace("[lora, ia3]", "[lora, absent]").replace("methods: [lora-xs, lora]", "methods: [lora, absent]")
