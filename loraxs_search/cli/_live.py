@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraxs_search.cli import live_text
-from loraxs_search.cli._out import PlainText, plain
+from loraxs_search.cli._out import PlainText, plain, score_cell
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records.trial import TrialState
@@ -83,7 +83,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
             trial.trial,
             trial.state.value,
             f"{max(trial.step, trial.current_step)}/{facts.max_steps}",
-            "-" if trial.score is None else f"{trial.score:.4f}",
+            score_cell(trial.score),
             sparkline(trial.scores, low, high, width=_CURVE, ascii_only=console.options.ascii_only),
             *([f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []),
             " ".join(f"{_SHORT_NAMES.get(name, name)}={value}" for name, value in params.items()),

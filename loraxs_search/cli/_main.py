@@ -20,7 +20,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
 from loraxs_search.cli import check, init, launch, predict, registry, report, serve, shipped, studies
-from loraxs_search.cli._out import PlainText, plain
+from loraxs_search.cli._out import PlainText, plain, tell
 from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
 from loraxs_search.mlflow_uri import redact, resolve_uri
 from loraxs_search.records.codec import to_json
@@ -176,7 +176,7 @@ def _report(error: BaseException, as_json: bool) -> int:
     elif isinstance(error, TyperException):
         context: Any = getattr(error, "ctx", None)
         if context is not None and error.format_message() == context.get_help():  # a group without a verb
-            print(error.format_message(), file=sys.stderr)
+            tell(error.format_message())
             return error.exit_code
         message = _bad_value(error) or error.format_message()
         if hasattr(error, "possibilities"):  # an unknown option
@@ -187,9 +187,9 @@ def _report(error: BaseException, as_json: bool) -> int:
     else:
         message, code = f"{type(error).__name__}: {error}", 1
         hint = f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it"
-    print(f"error: {message}", file=sys.stderr)
+    tell(f"error: {message}")
     if hint:
-        print(f"\nhint: {hint}", file=sys.stderr)
+        tell(f"\nhint: {hint}")
     if as_json:
         print(to_json({"error": {"message": message, "hint": hint, "exit_code": code}}, indent=2))
     return code
@@ -199,4 +199,4 @@ class Talk(logging.Handler):
     """Writes to what stderr is at the time: a live table stands in for it while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {plain(record.getMessage())}", file=sys.stderr)
+        tell(f"{record.levelname.lower()}: {plain(record.getMessage())}")

@@ -14,7 +14,7 @@ from typer.exceptions import Exit
 
 from loraxs_search.cli import _out
 from loraxs_search.cli.live_text import data_lines
-from loraxs_search.errors import counted
+from loraxs_search.errors import both, counted
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, est
     """Check a space and print what was seen; `launch --dry-run` prints the same."""
     from loraxs_search.search_space.load import open_space
 
-    loaded = open_space(space, tuple(overrides))  # its faults come before what takes long to load
+    loaded = open_space(space, overrides)  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
     with _out.saying("measuring a few steps of drawn trials on this machine") if estimate else contextlib.nullcontext():
@@ -126,10 +126,10 @@ def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
     if description.combinations is not None:
-        combinations = f"{description.combinations:,} combination{'s' * (description.combinations != 1)}"
+        combinations = counted(description.combinations, "combination")
     else:
-        names = " and ".join(filter(None, (", ".join(continuous[:-1]), continuous[-1])))
-        combinations = f"any number of combinations, as {names} {'is' if len(continuous) == 1 else 'are'} continuous"
+        verb = "is" if len(continuous) == 1 else "are"
+        combinations = f"any number of combinations, as {both(continuous)} {verb} continuous"
     yield "searched", f"{', '.join(searched) or 'nothing'}: {combinations}"
     firsts = [", ".join(f"{plain_name(name)} {value}" for name, value in it.items()) for it in space.first_params()]
     if firsts:

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from typer import Argument, Option
 
-from loraxs_search.cli._out import TrackingOption, shown_bytes
+from loraxs_search.cli._out import TrackingOption, shown_bytes, tell
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 
@@ -122,7 +122,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
             signal.signal(number, end)
         listening.listen()  # whoever reads the address may connect at once
-        print(f"{counted(len(models.bank), 'adapter')} of {models.base.id} ({size}) at {at}", file=sys.stderr)
+        tell(f"{counted(len(models.bank), 'adapter')} of {models.base.id} ({size}) at {at}")
         running.run(sockets=[listening])
 
 
@@ -143,15 +143,15 @@ def _serve_on(
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         args = ServeArgs(**asked).fitted(living_nodes(), device)
-        deployed = deploy(args, host=host, port=port, keys=keys, say=lambda line: print(line, file=sys.stderr))
+        deployed = deploy(args, host=host, port=port, keys=keys, say=tell)
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
-        print(f"{counted(args.replicas, 'replica')} ({args.device}) at {' '.join(deployed.urls)}", file=sys.stderr)
+        tell(f"{counted(args.replicas, 'replica')} ({args.device}) at {' '.join(deployed.urls)}")
         if deployed.wait(stopped):
             take_down()
         else:
-            print("another process has taken it down, or deployed anew", file=sys.stderr)
+            tell("another process has taken it down, or deployed anew")
 
 
 def _check_installed(modules: Sequence[str], extra: str) -> None:
@@ -232,5 +232,5 @@ def ui(
     if sqlite_path(uri) is None:
         show(uri)
         return
-    print("starting the UI; Ctrl-C ends it", file=sys.stderr)
+    tell("starting the UI; Ctrl-C ends it")
     raise typer.Exit(run_ui(uri, host=host, port=port, ready=show))
