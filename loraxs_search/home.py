@@ -26,7 +26,8 @@ REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
 _ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_NOT_WRITABLE += (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def home() -> Path:
@@ -164,7 +165,7 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
             if setting == ENV_HOME:  # studies name the database in it by its path
                 larger = f"move {home()} to a larger disk and leave a link to it: `ln -s NEW {home()}`"
             raise HomeError(f"No space left to write {path}.", hint=f"free some space, or {larger}") from error
-        if error.errno in (*_NOT_WRITABLE, errno.ELOOP):
+        if error.errno in _NOT_WRITABLE:
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
                 hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",
