@@ -53,7 +53,7 @@ class _Needs:
     unknown: str = ""
 
     def add(self, adapter: Manifest | Path, who: str) -> None:
-        """Note what an adapter stands on; of a folder that is not there, nothing.
+        """Note the base and the factors that an adapter needs; a folder that does not exist needs none.
 
         Raises:
             StudyError: the folder has no manifest.
@@ -148,15 +148,8 @@ LOSSES = {  # kinds of things, and what it takes to have one back
     "copies of assets": "the next trial of their study brings them again",
     "leftovers": "nothing",
 }
-FOLDERS = (
-    "studies",
-    "factors",
-    "base_models",
-    "datasets",
-    "adapters",
-    "states",
-    "assets",
-)  # of the home, that have them
+# The folders of the home in which these things lie.
+FOLDERS = ("studies", "factors", "base_models", "datasets", "adapters", "states", "assets")
 _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is a user's own, and stays.
 _BY_CONTENT = r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors"

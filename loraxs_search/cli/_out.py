@@ -42,7 +42,7 @@ class PlainText:
 
 
 def say(text: str) -> None:
-    """Print a line of text to stdout for people to read: it steers no terminal, also behind a pipe."""
+    """Print a line of text to stdout that steers no terminal, not even behind a pipe."""
     print(plain(text))
 
 
@@ -130,7 +130,7 @@ def print_json(value: Any) -> None:
 
 
 def emit(as_json: bool, value: Any, text: str) -> None:
-    """Print a value as JSON, or what is to be said of it."""
+    """Print a value as JSON, or its text."""
     if as_json:
         print_json(value)
     else:

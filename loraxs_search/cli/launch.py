@@ -41,7 +41,7 @@ def _interrupts(
 
     Args:
         say: Called from the signal handler; must not write to a buffered stream.
-        is_training: Whether the event is being looked at now.
+        is_training: Whether the search polls the event now.
         studies: What the hint tells to resume.
     """
     count, stop = 0, threading.Event()

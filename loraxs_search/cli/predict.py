@@ -28,7 +28,7 @@ _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u20
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
-def predict(  # each is an option
+def predict(
     name: str = Argument(
         help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
     ),
@@ -215,12 +215,12 @@ def _write_rows(
 ) -> None:
     """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
 
-    An answer may be a number, and has how likely it is.
+    A score says how likely an answer is; an answer that is a number has none.
 
     Args:
         lines: Where the rows stand in their file; none if that is not shown.
     """
-    names: dict[str, str] = {}  # of what stands behind a row
+    names: dict[str, str] = {}  # of the columns behind a row
     for number, (row, it) in enumerate(zip(rows, predictions, strict=True)):
         is_number = it.label is None
         answer: dict[str, Any] = {"prediction": it.score if is_number else it.label}

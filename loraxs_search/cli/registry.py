@@ -234,7 +234,7 @@ def rm(
     _out.emit(as_json, decision, f"{name}: removed")
 
 
-def pull(  # each is an option
+def pull(
     name: str = Argument(help="TASK (its champion), TASK@alias or TASK:version."),
     form: str = Option(
         "native",

@@ -104,7 +104,7 @@ def _read(name: str) -> _Study:
         if METHOD not in record.params and not method:  # the only one of the space
             from loraxs_search.search_space.document import as_mapping, parse_document
 
-            # Whatever else has become of the space or the methods that there are: the text was valid once.
+            # The text was valid once, whatever has become of the space or of the installed methods.
             given = as_mapping(parse_document(folder.space_text(), name).data).get(METHOD)
             while isinstance(given, dict | list):
                 given = next(iter(given.values() if isinstance(given, dict) else given), None)

@@ -475,7 +475,7 @@ def _relative(path: Path, folder: Path, mark: str = "") -> str:
 
 
 # ---- what users read -------------------------------------------------------------------------------------------------
-def _guesses(  # each is a source of guesses
+def _guesses(
     table: Table,
     roles: Roles,
     base: BaseModelRef,

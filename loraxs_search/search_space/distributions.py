@@ -166,7 +166,7 @@ class Parameter:
         return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
 
     def of_methods(self, methods: Sequence[str], known: Container[str]) -> Parameter | None:
-        """Return what it is to trials of some methods, conditions on the method resolved; None if they lack it.
+        """Return the parameter as trials of some methods have it, conditions on methods resolved; None if they lack it.
 
         Args:
             known: Other parameters that such trials have; where a condition needs another, it never holds.
@@ -184,7 +184,7 @@ class Parameter:
         return Parameter(self.name, tuple(resolved), () if takers == tuple(methods) else takers) if resolved else None
 
     def written(self) -> Any:
-        """Return it as a space file has it."""
+        """Return the parameter as a space file writes it."""
         forms = list[Any]()
         for each in self.alternatives:
             own = each.distribution

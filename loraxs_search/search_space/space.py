@@ -150,8 +150,8 @@ class Space:
 
     def largest(self) -> LargestTrial:
         """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""
-        alone = self.unpackable_methods if self.is_packable else ()
-        packed = [self.method(name) for name in self.methods if name not in alone]
+        unpacked = self.unpackable_methods if self.is_packable else ()
+        packed = [self.method(name) for name in self.methods if name not in unpacked]
         batches = [int(value) for m in packed for value in self.possible_values(m.name, "batch_size") or ()]
         adapters = [(m.name, shape) for m in packed if m.packs for shape in self.reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
@@ -280,7 +280,7 @@ class Space:
         return tuple(dict.fromkeys((*values, default)))
 
 
-_LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
+_LISTED = 64  # of more numbers than these, `reachable` takes only the ends
 
 
 def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedParameter, ...]:

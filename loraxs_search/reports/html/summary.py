@@ -200,8 +200,8 @@ class Summary:
     @property
     def opening(self) -> tuple[str, ...]:
         """What was found, the verdict, and what is never answered: that a baseline wins comes first."""
-        both = (self.verdict, self.found) if self.is_beaten else (self.found, self.verdict)
-        return tuple(filter(None, (*both, self.never)))
+        head = (self.verdict, self.found) if self.is_beaten else (self.found, self.verdict)
+        return tuple(filter(None, (*head, self.never)))
 
 
 def summary(facts: ReportFacts) -> Summary:
