@@ -26,8 +26,8 @@ REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
 _ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-_NOT_WRITABLE += (errno.ENAMETOOLONG, errno.ELOOP)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_WRITABLE = (*_NO_ACCESS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def home() -> Path:

@@ -544,7 +544,7 @@ class _SectionReader:
         if not isinstance(given, dict) or not given:
             fault(path, f"must map parameters to the values they must have, but got {shown(given)}.")
             return ()
-        conditions = []
+        conditions = list[tuple[str, tuple[Scalar, ...]]]()
         for other, wanted in given.items():
             if other != METHOD and other not in forms:
                 names = [*([METHOD] if len(self.methods) > 1 else []), *forms]
