@@ -182,10 +182,12 @@ def meant(name: object, known: Iterable[str]) -> str:
 
     Another number is another thing, no slip: of `reviews-2`, `reviews-1` is not meant.
     """
-    wanted = _folded(str(name))
+    wanted, number = _folded(str(name)), _NUMBER.findall
     folded = {each: _folded(each) for each in known}
     alike = [each for each, text in folded.items() if text == wanted]
-    if not alike and not any(_differ_in_number(text, wanted) for text in folded.values()):
+    bare = _NUMBER.sub("", wanted) if number(wanted) else None
+    others = (text for text in folded.values() if number(text) and _NUMBER.sub("", text) == bare)
+    if not alike and all(number(text) == number(wanted) for text in others):
         near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
         scores = [SequenceMatcher(None, text, wanted).ratio() for text in near]
         clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
@@ -197,11 +199,6 @@ def _folded(name: str) -> str:
     """Return what names that mean the same have in common: `7` and `00007` do."""
     text = name.casefold().strip()
     return (text.lstrip("0") or "0") if text.isdigit() else text
-
-
-def _differ_in_number(one: str, other: str) -> bool:
-    numbers = [_NUMBER.findall(text) for text in (one, other)]
-    return all(numbers) and numbers[0] != numbers[1] and _NUMBER.sub("", one) == _NUMBER.sub("", other)
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

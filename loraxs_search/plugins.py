@@ -40,6 +40,11 @@ class ParameterSpec:
     optional: bool = False
     about: str = field(default="", compare=False)
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a space must give a value."""
+        return self.default is None and not self.optional
+
     def __str__(self) -> str:
         if self.kind == "name":
             return f"one of: {one_of(self.names)}"

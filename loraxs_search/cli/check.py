@@ -112,7 +112,7 @@ def _show(space: Space, seen: CheckedSpace) -> None:
 
 def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
     """Yield what is searched, how and for how long: names and values."""
-    from loraxs_search.search_space.distributions import plain_name
+    from loraxs_search.search_space.parameters import plain_name
     from loraxs_search.tasks.kinds import kind_of
 
     task, plan, rule, description = space.task, space.search, space.promotion, seen.description

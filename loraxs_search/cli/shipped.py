@@ -102,7 +102,7 @@ def _tasks_ls(as_json: _out.JsonOption = False) -> None:
     Example: loraxs-search tasks ls
     """
     from loraxs_search.paths import shipped_tasks
-    from loraxs_search.search_space.task import catalogue_entry
+    from loraxs_search.search_space.sections import catalogue_entry
 
     facts = [_facts(*catalogue_entry(name)) for name in shipped_tasks()]
 
@@ -122,7 +122,7 @@ def _tasks_show(
 
     Example: loraxs-search tasks show gsm8k
     """
-    from loraxs_search.search_space.task import catalogue_entry
+    from loraxs_search.search_space.sections import catalogue_entry
 
     text, section = catalogue_entry(name)
     _out.emit(as_json, _facts(text, section) | {"task": section}, text.rstrip("\n"))

@@ -83,7 +83,7 @@ def importances(folder: StudyFolder) -> Importances:
     from optuna.trial import TrialState as OptunaState
     from optuna.trial import create_trial
 
-    from loraxs_search.search_space.distributions import plain_name
+    from loraxs_search.search_space.parameters import plain_name
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():

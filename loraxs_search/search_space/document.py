@@ -7,7 +7,6 @@ written is kept so that a fault can show it. Faults are collected, and all are r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -22,8 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.constructor import SafeConstructor
 
-from loraxs_search.errors import SpaceError, UsageError, did_you_mean, must_be, one_of
-from loraxs_search.paths import meant_file, shipped_space_path, shipped_spaces, user_path
+from loraxs_search.errors import SpaceError, must_be, one_of
 
 KeyPath = tuple[str | int, ...]
 BEHIND_FILES = 1_000_000_000  # no file has so many lines
@@ -147,15 +145,16 @@ def portable_text(path: Path) -> str:
     put into.
     """
     text = path.read_text(encoding="utf-8")
-    root, nodes = yaml.compose(text), list[yaml.ScalarNode]()
-    base = _get(root, "base_model")
-    base = _get(base, "id") or base
-    if isinstance(base, yaml.ScalarNode) and base.value.startswith("."):  # else a hub id, or absolute
-        nodes.append(base)
-    files = _get(_get(_get(root, "task"), "data"), "data_files")
-    for _, file in files.value if isinstance(files, yaml.MappingNode) else ():
-        if isinstance(file, yaml.ScalarNode) and not file.value.startswith(("/", "~")):
-            nodes.append(file)
+
+    def keys(node: Any) -> dict[str, yaml.Node]:
+        return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+
+    sections = keys(yaml.compose(text))
+    base = sections.get("base_model")
+    base = keys(base).get("id", base)
+    nodes = [base] if isinstance(base, yaml.ScalarNode) and base.value.startswith(".") else []  # else a hub id
+    files = keys(keys(keys(sections.get("task")).get("data")).get("data_files")).values()
+    nodes += [it for it in files if isinstance(it, yaml.ScalarNode) and not it.value.startswith(("/", "~"))]
     # The last one first, so that the places of the others hold.
     for node in sorted(nodes, key=lambda node: int(node.start_mark.index), reverse=True):
         absolute = str((path.parent / node.value).resolve())
@@ -164,13 +163,9 @@ def portable_text(path: Path) -> str:
     return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
 
 
-def _get(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-    return next((value for name, value in pairs if name.value == key), None)
-
-
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"str", "timestamp", "value"}
+_SCALARS = SafeConstructor()
 _MAX_VALUES = 20_000  # aliases can make a short text unfold into any number of values
 _MAX_DEPTH = 30
 _REMEDIES = {  # by what PyYAML says
@@ -220,27 +215,29 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         )
 
 
+@dataclass
 class _NodeReader:
     """Turns YAML's nodes into plain values, and notes where they stand.
 
     Args:
         place: Of all of them, if they are not of the file.
+        left: How many values may still be read.
     """
 
-    def __init__(self, document: Document, place: Place | None = None) -> None:
-        self._document, self._place = document, place
-        self._scalars, self._left = SafeConstructor(), _MAX_VALUES
+    document: Document
+    place: Place | None = None
+    left: int = _MAX_VALUES
 
     def read(self, node: yaml.Node | None, path: KeyPath) -> Any:
         if node is None:
-            self._document.places[path] = self._place or (0, 0, f"{self._document.source}:1")
+            self.document.places[path] = self.place or (0, 0, f"{self.document.source}:1")
             return None
-        self._left -= 1
-        if self._left < 0 or len(path) > _MAX_DEPTH:
+        self.left -= 1
+        if self.left < 0 or len(path) > _MAX_DEPTH:
             law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
             hint = "write values out: aliases (`*name`) can unfold into any number of them"
-            fail_with(self._document.source, [f"{self._place_of(node)[2]}: {dotted(path[:5])}: {law}."], hint=hint)
-        self._document.places.setdefault(path, self._place_of(node))
+            fail_with(self.document.source, [f"{self._place_of(node)[2]}: {dotted(path[:5])}: {law}."], hint=hint)
+        self.document.places.setdefault(path, self._place_of(node))
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
@@ -249,97 +246,47 @@ class _NodeReader:
         for key_node, value_node in node.value:
             key, place = key_node.value if isinstance(key_node, yaml.ScalarNode) else None, self._place_of(key_node)
             if key_node.tag == f"{_TAG}merge":
-                self._document.fault(path, "merge keys (`<<`) are not read: write the keys out.", place)
+                self.document.fault(path, "merge keys (`<<`) are not read: write the keys out.", place)
             elif not isinstance(key, str) or key_node.tag != f"{_TAG}str":
                 law = f"a key must be text, but got {key or 'a list or mapping'}: quote it."
-                self._document.fault(path, law, place)
+                self.document.fault(path, law, place)
             elif key in seen:
                 law = f"must be given once, but stands at {seen[key][2]} already."
-                self._document.fault((*path, key), law, place)
+                self.document.fault((*path, key), law, place)
             else:
-                seen[key] = self._document.places[(*path, key)] = place
+                seen[key] = self.document.places[(*path, key)] = place
                 values[key] = self.read(value_node, (*path, key))
         return values
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        kind, text = node.tag.removeprefix(_TAG), str(node.value)
-        if not isinstance(node, yaml.ScalarNode):
-            kind = "other"
-        self._document.written[path] = text
+        text = self.document.written[path] = str(node.value)
+        kind = node.tag.removeprefix(_TAG) if isinstance(node, yaml.ScalarNode) else "other"
         if kind == "null":
             return None
         digits = text.lstrip("+-")
         # Only YAML 1.1 reads these as a number: in base 60 (`1:30`), as 16 (`1_6`), or in base 8 (`010`).
         is_trap = ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
+        readable = None
         if kind in _TEXT_TAGS or (kind in ("int", "float") and is_trap):
-            if not text.isascii() and (readable := text.encode(errors="replace").decode()) != text:
-                return self._unreadable(node, path, "must be valid Unicode, but holds half of a character.", readable)
-            return text
-        if kind in ("bool", "int", "float"):
+            readable = text.encode(errors="replace").decode()
+            if readable == text:
+                return text
+            law = "must be valid Unicode, but holds half of a character."
+        elif kind in ("bool", "int", "float"):
             try:
-                return getattr(self._scalars, f"construct_yaml_{kind}")(node)
+                return getattr(_SCALARS, f"construct_yaml_{kind}")(node)
             except (ValueError, KeyError):
-                return self._unreadable(node, path, f"must be what its tag says ({kind}), but got {text!r}.")
-        allowed = one_of(["text", "a number", "a boolean", "a list", "a mapping"])
-        tag = node.tag.replace(_TAG, "!!")
-        return self._unreadable(node, path, f"must be plain YAML ({allowed}), but has the tag {tag}.")
-
-    def _unreadable(self, node: yaml.Node, path: KeyPath, message: str, value: str | None = None) -> str | None:
-        self._document.fault(path, message, self._place_of(node))
-        self._document.unread.add(path)
-        return value
+                law = f"must be what its tag says ({kind}), but got {text!r}."
+        else:
+            allowed = one_of(["text", "a number", "a boolean", "a list", "a mapping"])
+            law = f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}."
+        self.document.fault(path, law, self._place_of(node))
+        self.document.unread.add(path)
+        return readable
 
     def _place_of(self, node: yaml.Node) -> Place:
         line = node.start_mark.line + 1
-        return self._place or (line, node.start_mark.column + 1, f"{self._document.source}:{line}")
-
-
-_MAX_BYTES = 1_000_000
-_ROWS = {".csv", ".tsv", ".jsonl", ".parquet", ".conll"}  # JSON is YAML
-
-
-def read_file(path_or_name: str) -> tuple[Path, str, str]:
-    """Return a space file, what to call it (a path as given, or the whole path of a shipped space), and its text.
-
-    Raises:
-        SpaceError: there is no such file and no such shipped space; or it cannot be read, is too large to be a space,
-            or is not text.
-    """
-    hint = f"shipped spaces: {one_of(shipped_spaces(), Path(path_or_name).stem)}"
-    try:
-        is_file, is_folder = (path := user_path(path_or_name)).is_file(), path.is_dir()
-    except ValueError as error:
-        law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
-        raise SpaceError(law, hint=hint) from None
-    file, source = Path(path_or_name).expanduser(), path_or_name
-    if is_file and _ROWS & {ending.lower() for ending in path.suffixes}:
-        hint = f"`loraxs-search init {path_or_name}` writes a space for them"
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
-    if not is_file and file.name == path_or_name:  # no folder in it: may be a shipped space's name
-        with contextlib.suppress(UsageError):
-            file, is_file = shipped_space_path(path_or_name), True
-            source = str(file)
-    if not is_file and is_folder:
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=hint)
-    if not is_file:
-        wanted = Path(path_or_name if Path(path_or_name).suffix else f"{path_or_name}.yaml")
-        first = meant_file(wanted) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
-        law = "`space` must be a YAML file or the name of a shipped space, but there is no"
-        raise SpaceError(f"{first}{law} {path_or_name}.", hint=hint)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        law = f"{source} must be readable, but the system says: {error.strerror}."
-        raise SpaceError(law, hint=hint) from error
-    if len(content) > _MAX_BYTES:
-        law = f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?"
-        raise SpaceError(law, hint=hint)
-    try:
-        return file, source, content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        law = f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not."
-        raise SpaceError(law, hint="save the file as UTF-8") from error
+        return self.place or (line, node.start_mark.column + 1, f"{self.document.source}:{line}")
 
 
 # ---- sections with fixed keys, read into records by pydantic; its faults in our words ----

@@ -6,61 +6,62 @@ Overrides change a document before it is read: `--set search.trials=24` is a dot
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError, both, must_be, one_of
+from loraxs_search.errors import SpaceError, UsageError, asking, both, did_you_mean, meant, must_be, one_of
 from loraxs_search.methods import METHODS, get_method
-from loraxs_search.methods._base import Method
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.paths import user_path
-from loraxs_search.plugins import EntryPoints, ParameterSpec
+from loraxs_search.paths import meant_file, shipped_space_path, shipped_spaces, user_path
+from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
+from loraxs_search.records.literals import Scalar
+from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import PeftSettings
-from loraxs_search.samplers import SAMPLERS, make_sampler
-from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space.distributions import (
-    METHOD,
-    PARAMETERS,
-    Alternative,
-    Distribution,
-    Parameter,
-    parameters_of,
-)
 from loraxs_search.search_space.document import (
     BEHIND_FILES,
     Document,
+    KeyPath,
     as_mapping,
     keys_of,
     parse_document,
-    read_file,
     read_section,
     shown,
 )
 from loraxs_search.search_space.parameters import (
-    PEFT_METHODS,
-    check_entry,
+    METHOD,
+    PARAMETERS,
+    Alternative,
+    Condition,
+    Distribution,
+    Parameter,
+    drawing_order,
+    method_spec,
     parameter_specs,
-    read_method,
-    read_parameters,
-    read_peft_methods,
+    parameters_of,
 )
-from loraxs_search.search_space.space import Space, searched_parameters
-from loraxs_search.search_space.task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
-from loraxs_search.tasks.kinds import find_metric, kind_of
+from loraxs_search.search_space.sections import TaskSection, entry_keys, read_promotion, read_search, read_task
+from loraxs_search.search_space.space import Space
+from loraxs_search.tasks.kinds import kind_of
 
+_PEFT_METHODS = "peft_methods"
 _REQUIRED = ("task", "base_model", PARAMETERS)
-_SECTIONS = (*_REQUIRED, METHOD, PEFT_METHODS, "search", "promotion", "start_from")
-_OF_METRICS, _OF_METHODS = "must be one of the task's metrics", "must be among the space's methods"
+_SECTIONS = (*_REQUIRED, METHOD, _PEFT_METHODS, "search", "promotion", "start_from")
 _HEAD_PARAMETERS = {"head", "head_init", "head_learning_rate"}
+_OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form
+_MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
+_MAX_BYTES = 1_000_000
+_ROWS = {".csv", ".tsv", ".jsonl", ".parquet", ".conll"}  # JSON is YAML
 Overrides = Sequence[str] | Mapping[str, Any]
 SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 
@@ -73,10 +74,46 @@ def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
         overrides: One or more `dotted.path=YAML value`, or a mapping of paths to values, put in before checking; later
             ones win.
     Raises:
-        SpaceError: there is no such file, or it has faults; the message lists all of them with their lines.
+        SpaceError: there is no such file, or it cannot be read, or it has faults; the message lists all of them with
+            their lines.
     """
-    path, source, text = read_file(path_or_name)
-    return parse_space(text, source=source, folder=path.parent, name=path.stem, overrides=overrides)
+    given, hint = Path(path_or_name), f"shipped spaces: {one_of(shipped_spaces(), Path(path_or_name).stem)}"
+    try:
+        path = user_path(path_or_name)
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except ValueError as error:
+        law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
+        raise SpaceError(law, hint=hint) from None
+    if is_file and _ROWS & {ending.lower() for ending in path.suffixes}:
+        hint = f"`loraxs-search init {path_or_name}` writes a space for them"
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
+    file, source = given.expanduser(), path_or_name
+    if not is_file and file.name == path_or_name:  # no folder in it: may be a shipped space's name
+        with contextlib.suppress(UsageError):
+            file, is_file = shipped_space_path(path_or_name), True
+            source = str(file)
+    if not is_file and is_folder:
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=hint)
+    if not is_file:
+        first = meant_file(given if given.suffix else Path(f"{path_or_name}.yaml"))
+        first = first or did_you_mean(given.stem, shipped_spaces())
+        law = "`space` must be a YAML file or the name of a shipped space, but there is no"
+        raise SpaceError(f"{first}{law} {path_or_name}.", hint=hint)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        law = f"{source} must be readable, but the system says: {error.strerror}."
+        raise SpaceError(law, hint=hint) from error
+    if len(content) > _MAX_BYTES:
+        law = f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?"
+        raise SpaceError(law, hint=hint)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        law = f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not."
+        raise SpaceError(law, hint="save the file as UTF-8") from error
+    return parse_space(text, source=source, folder=file.parent, name=file.stem, overrides=overrides)
 
 
 def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
@@ -112,24 +149,28 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     Raises:
         SpaceError: the text has faults; the message lists all of them with their lines.
     """
-    document, changes = parse_document(text, source), as_texts(overrides)
+    document, changes, folder = parse_document(text, source), as_texts(overrides), folder.resolve()
     earlier = _names(as_mapping(document.data).get(METHOD))
     for index, override in enumerate(changes):
         document.put(override, index)
-    sections, named = _sections(document), read_peft_methods(document)
+    _check_keys(document)
+    sections, named = as_mapping(document.data), _read_peft_methods(document)
     is_readable = _narrow(document, earlier, named)
     if changes:  # new YAML below a line for each override: the original's comments may no longer be true
         header = "".join(f"# {source} with --set {json.dumps(override)}\n" for override in changes)
         text = header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
-    folder = folder.resolve()
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _read_base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    is_known = not document.is_faulty(PEFT_METHODS)  # else names would be said to be unknown
-    method = read_method(document, sections.get(METHOD, LoraXS.name), named) if is_known else None
-    methods = tuple(str(name) for name in method.possible or ()) if method else ()
+
+    method: Parameter | None = None
+    if not document.is_faulty(_PEFT_METHODS):  # else names would be said to be unknown
+        written = sections.get(METHOD, LoraXS.name)
+        drawn = _read_form(document, (METHOD,), method_spec(named), written, extra=())
+        method = None if drawn is None else Parameter(METHOD, (Alternative(drawn),))
+    methods = tuple(str(each) for each in method.possible or ()) if method else ()
     parameters: Mapping[str, Parameter] = {}
     if PARAMETERS in sections and method and is_readable:
-        parameters = read_parameters(document, sections[PARAMETERS], method, named)
+        parameters = _read_parameters(document, sections[PARAMETERS], method, named)
         if len(methods) == 1:  # nothing hangs on the method
             parameters = {} if document.faults else parameters_of(parameters, methods)
     named = {
@@ -139,26 +180,27 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     }
     trained = {key: get_method(key, named.get(key)) for key in methods}
     if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
-        for key, method_ in trained.items():
-            if method_.needs_head:
+        for key, own in trained.items():
+            if own.needs_head:
                 document.fault((METHOD,), f"must be for a task with a head, but got {key} for {task.kind}.")
         for key in _HEAD_PARAMETERS & as_mapping(sections.get(PARAMETERS)).keys():
             document.fault((PARAMETERS, key), f"must be left out: an adapter for {task.kind} has no head.")
-    search, task = _read_search(document, sections, task, parameters)
-    promotion = _read_promotion(document, sections, task, trained)
+    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
+    idle = [key for key in methods if not trained[key].adapts_layers]
+    if idle and not document.is_faulty(PARAMETERS):
+        searched = {key: parameters_of(parameters, [key]).get("target_modules") for key in idle}
+        if chosen := [key for key, modules in searched.items() if modules is not None and modules.size != 1]:
+            others = [key for key in methods if key not in idle]
+            remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
+            law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
+            document.fault((PARAMETERS, "target_modules"), law)
+
+    search, task = read_search(document, task, parameters)
+    promotion = read_promotion(document, task, trained)
     start_from = sections.get("start_from")  # the registry is asked for it at launch
     if start_from is not None and not (isinstance(start_from, str) and start_from):
         law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
         document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
-    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
-    idle = [name for name in methods if not trained[name].adapts_layers]
-    if idle and not document.is_faulty(PARAMETERS):
-        searched = [(name, parameters_of(parameters, [name]).get("target_modules")) for name in idle]
-        if chosen := [name for name, modules in searched if modules is not None and modules.size != 1]:
-            others = [name for name in methods if name not in idle]
-            remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
-            law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
-            document.fault((PARAMETERS, "target_modules"), law)
     if document.faults or task is None or base_model is None or method is None:
         document.fail()
     return Space(
@@ -181,24 +223,23 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     )
 
 
-def _sections(document: Document) -> dict[str, Any]:
-    data = document.data
-    if not isinstance(data, dict):
+def _check_keys(document: Document) -> None:
+    """Report keys at the top that no section has, and required sections that are missing."""
+    if not isinstance(data := document.data, dict):
         got = "nothing" if data is None else shown(data)
         document.fault((), f"must hold keys: {one_of(_SECTIONS)}, but holds {got}.")
-        return {}
+        return
     for key in data.keys() - set(_SECTIONS):
         # Keys of sections, for who leaves out the section's name.
         taken = {name for method in METHODS.importable().values() for name in parameter_specs(method)}
         inner = {PARAMETERS: taken, "search": {*keys_of(SearchPlan), *entry_keys()}}
         inner |= {"promotion": set(keys_of(PromotionRule)), "task": set(keys_of(TaskSection))}
-        meant = " or ".join(f"{section}.{key}" for section, keys in inner.items() if key in keys)
-        law = f"did you mean {meant}? It must be one of: {one_of(_SECTIONS)}" if meant else must_be(key, _SECTIONS)
+        place = " or ".join(f"{section}.{key}" for section, keys in inner.items() if key in keys)
+        law = f"did you mean {place}? It must be one of: {one_of(_SECTIONS)}" if place else must_be(key, _SECTIONS)
         document.fault((key,), f"{law}, but got {key!r}.")
     for key in _REQUIRED:
         if key not in data:
             document.fault((key,), "is required.")
-    return data
 
 
 def _read_base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
@@ -216,102 +257,6 @@ def _read_base_model(document: Document, given: object, folder: Path) -> BaseMod
     if not found.is_dir():
         document.fault((*path, "id"), f"{law}, and {found} is no folder.")
     return replace(ref, id=str(found))
-
-
-def entry_keys() -> dict[str, ParameterSpec]:
-    """Return every key that a scheduler or sampler takes; of two that take one, the first one's.
-
-    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
-    """
-    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
-    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
-    return {name: next(own[name] for own in taken if name in own) for own in taken for name in own}
-
-
-def _read_search(
-    document: Document, sections: Mapping[str, Any], task: Task | None, parameters: Mapping[str, Parameter]
-) -> tuple[SearchPlan, Task | None]:
-    """Read how to search (the defaults after a fault), and what the running trials of the task are compared by."""
-    # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
-    keys, given = entry_keys(), sections.get("search") or {}
-    plan, written, params = read_section(document, ("search",), SearchPlan, given, keys), as_mapping(given), {}
-    for name, key in keys.items():
-        try:
-            params[name] = key.check(written.get(name, key.default))
-        except ValueError as error:
-            document.fault(("search", name), f"{error}, but got {document.got(('search', name), written[name])}.")
-    registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
-    for name, registry in registries.items():
-        if isinstance(entry := written.get(name), str):
-            try:
-                check_entry(registry, f"a {name}", entry)
-            except ValueError as error:
-                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
-    pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
-    is_sound = not any(document.is_faulty("search", key) for key in pace)
-    if is_sound and pace["report_every"] > pace["max_steps"]:
-        got = " and ".join(f"{key}={value}" for key, value in pace.items())
-        document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
-    if plan is None or document.is_faulty("search"):
-        plan = SearchPlan()
-    else:
-        taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
-        plan = replace(plan, params={name: value for name, value in params.items() if name in taken})
-        if not document.is_faulty(PARAMETERS):
-            for fault in make_sampler(plan, searched_parameters(parameters)).faults():
-                document.fault(("search", "sampler"), fault)
-    where, metric = ("search", "metric"), written.get("metric")
-    if document.is_faulty(*where):
-        return plan, task
-    if task is None:
-        if metric is not None and find_metric(metric) is None:
-            document.fault(where, f"must be the name of a metric, but got {shown(metric)}.")
-        return plan, None
-    kind = kind_of(task)
-    if metric is not None and (unfit := unfit_metric(kind, kind.keys(), metric)):
-        document.fault(where, unfit)
-    elif (reported := metric or kind.report_metric or task.metric) != task.metric:
-        task = replace(task, report_metric=reported, report_direction=kind.metrics[reported].direction)
-    return plan, task
-
-
-def _read_promotion(
-    document: Document, sections: Mapping[str, Any], task: Task | None, methods: Mapping[str, Method]
-) -> PromotionRule:
-    """Read the rule, and hold it against the task and the methods; the default comes back if there is a fault."""
-    given = sections.get("promotion") or {}
-    rule, keys = read_section(document, ("promotion",), PromotionRule, given), as_mapping(given)
-    sound = {key: value for key, value in keys.items() if not document.is_faulty("promotion", key)}
-    guards, metric = as_mapping(keys.get("guards")), keys.get("metric")
-
-    def fault(key: str, law: str) -> None:
-        document.fault(("promotion", key), law)
-
-    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
-    named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
-    for key, name in named:
-        if isinstance(name, str) and metrics and name not in metrics:
-            fault(key, f"{must_be(name, metrics, _OF_METRICS)}, but got {shown(name)}.")
-    decides, direction = metric or (task.metric if task else None), sound.get("direction")
-    if decides in metrics and isinstance(direction, str) and (law := direction_fault(direction, decides)):
-        fault("direction", law)
-    if keys.get("choose") == "smallest":
-        if not keys.get("tolerance", PromotionRule.tolerance):
-            law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
-            fault("choose", f"{law}, but there is none; write tolerance: 0.005, or choose: best.")
-        if sound.get("candidates", PromotionRule.candidates) == 1:
-            law = "must be at least 2 beside choose: smallest, since tolerance counts from the best, but got 1."
-            fault("candidates", law)
-    if SLICE_LOSS in guards and as_mapping(sections.get("task")).get("slices") is None:
-        fault("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
-    if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
-        fault("guards", f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong.")
-    for name in rule.methods if rule is not None and methods else ():
-        if name not in methods:
-            fault("methods", f"{must_be(name, methods, _OF_METHODS)}, but got {shown(name)}.")
-        elif not methods[name].has_adapter:
-            fault("methods", f"must have adapters, but of {name} only metrics are recorded.")
-    return rule or PromotionRule()
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
@@ -360,7 +305,7 @@ def _narrow(document: Document, earlier: Sequence[str], named: Mapping[str, Peft
     if not isinstance(section, dict) or document.place((PARAMETERS,))[0] == BEHIND_FILES:
         return True
     every = Parameter(METHOD, (Alternative(Distribution("choice", tuple(earlier))),))
-    whole = read_parameters(document, section, every, named, wanted)
+    whole = _read_parameters(document, section, every, named, wanted)
     if document.is_faulty(PARAMETERS):
         return False
     kept = parameters_of(whole, wanted)
@@ -377,3 +322,378 @@ def _names(given: object) -> list[str]:
     named = given.get("choice") if isinstance(given, dict) else given
     names = named if isinstance(named, list) else [named]
     return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []
+
+
+# ---- one form --------------------------------------------------------------------------------------------------------
+class _Refused(Exception):  # noqa: N818  # it ends the reading of one form, and is no error
+    """A form cannot be read: the message, empty if the document has it already, and where in the form."""
+
+
+def _read_form(
+    document: Document,
+    path: KeyPath,
+    spec: ParameterSpec,
+    given: object,
+    extra: Sequence[str] = ("when",),
+    suffix: str = "",
+) -> Distribution | None:
+    """Read a value or a form into what may be drawn; None if there is a fault, which the document has then.
+
+    Args:
+        extra: Keys that may stand beside a form.
+        suffix: Follows a fault of a value: for which methods the law is.
+    """
+
+    def checked(values: Mapping[KeyPath, object]) -> tuple[Scalar, ...]:
+        own = list[Scalar]()
+        for inside, value in values.items():
+            here = (*path, *inside)
+            try:
+                own.append(spec.check(value))
+            except ValueError as error:
+                document.fault(here, f"{error}, but got {document.got(here, value)}{suffix}.")
+        if len(own) < len(values):
+            raise _Refused("")
+        return tuple(own)
+
+    try:
+        if not isinstance(given, dict):
+            if isinstance(given, list) and spec.kind != "modules":
+                raise _Refused(f"must be a value or a form, but got a list; write {{choice: {shown(given)}}}.")
+            return Distribution("constant", checked({(): given}))
+        forms = [form for form in _OPTIONS if form in given]
+        if len(forms) != 1:
+            got = f"{len(forms)}: {one_of(forms)}" if forms else one_of(given) or "none"
+            slip = next((key for key in given if key not in forms and meant(key, _OPTIONS)), "")
+            law = asking(f"must have exactly one of: {one_of(_OPTIONS)}", slip, _OPTIONS)
+            raise _Refused(f"{law}, but got {got}.")
+        (form,) = forms
+        known, written = (form, *_OPTIONS[form], *extra), given[form]
+        for key in given.keys() - set(known):
+            document.fault((*path, key), f"{must_be(key, known)}, but got {key!r}.")
+        if form == "value":
+            return Distribution("constant", checked({("value",): written}))
+        if form == "choice":
+            if not isinstance(written, list) or not written:
+                raise _Refused(f"must be a list of at least one value, but got {shown(written)}.", form)
+            values = checked({(form, index): item for index, item in enumerate(written)})
+            for index, value in enumerate(values):
+                if any(spec.same(value, other) for other in values[:index]):
+                    raise _Refused(f"must list each value once, but {shown(written[index])} came before.", form, index)
+            return Distribution("choice", values)
+        return _read_range(document, path, spec, given, form, checked)
+    except _Refused as refused:
+        message, *inside = refused.args
+        if message:
+            document.fault((*path, *inside), message)
+        return None
+
+
+def _read_range(
+    document: Document,
+    path: KeyPath,
+    spec: ParameterSpec,
+    given: Mapping[str, Any],
+    form: str,
+    checked: Callable[[Mapping[KeyPath, object]], tuple[Scalar, ...]],
+) -> Distribution:
+    bounds: Any = given[form]
+    log, step = form == "log_uniform" or given.get("log", False), given.get("step")
+    if spec.kind != ("int" if form == "int" else "float"):
+        remedy = {"int": "int or choice", "float": "uniform (with step) or choice"}.get(spec.kind, "choice")
+        raise _Refused(f"must be {spec}, so {form} does not fit; use {remedy}.", form)
+    if not isinstance(log, bool):
+        raise _Refused(f"must be true or false, but got {shown(log)}.", "log")
+    if form == "log_uniform":
+        step = None
+    elif step is not None:
+        try:
+            step = ParameterSpec(spec.kind, low=0, above=True).check(step)
+        except ValueError as error:
+            document.fault((*path, "step"), f"{error}, but got {shown(step)}.")
+            step = None
+    if log and step not in (None, 1):
+        raise _Refused("must be left out beside log: true, where steps grow with the value.", "step")
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise _Refused(f"must be [low, high], but got {shown(bounds)}.", form)
+    low, high = map(float, checked({(form, index): bound for index, bound in enumerate(bounds)}))
+    if low >= high:
+        raise _Refused(f"must have low < high, but got {shown(bounds)}; one value is a constant.", form)
+    if log and low <= 0:
+        raise _Refused(f"must be above 0, as logarithms need, but got {shown(bounds[0])}.", form, 0)
+    if step is not None:
+        first, last, by = (Decimal(str(number)) for number in (*bounds, step))
+        if last - first > by * _MAX_STEPS:
+            law = f"must divide {first} to {last} into at most {_MAX_STEPS:,} steps"
+            raise _Refused(f"{law}, but got {step}.", "step")
+        if (last - first) % by:
+            end = first + (last - first) // by * by
+            law = f"must lead from {first} to {last} exactly, but got {step}"
+            raise _Refused(f"{law}; nearest: high {end} or {end + by}.", "step")
+    if form == "int":
+        return Distribution("int", low=int(low), high=int(high), step=int(step or 1), log=log)
+    return Distribution("float", low=low, high=high, step=None if step is None else float(step), log=log)
+
+
+# ---- the section of parameters ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Item:
+    """One of the forms that a parameter is declared by.
+
+    Args:
+        methods: To whose trials it may apply: they take the parameter, and no item before it is for all of them. None
+            if there is a fault.
+        distribution: None if there is a fault.
+    """
+
+    path: KeyPath
+    given: object
+    methods: tuple[str, ...]
+    distribution: Distribution | None
+
+
+def _read_parameters(
+    document: Document,
+    section: object,
+    method: Parameter,
+    named: Mapping[str, PeftSettings],
+    trained: Sequence[str] | None = None,
+) -> dict[str, Parameter]:
+    """Read the section into parameters, in the file's order; faults go to the document.
+
+    Conditions are read last, since they may name parameters that come later.
+
+    Args:
+        method: The methods whose own parameters the section may have beside those of all. It comes first in what is
+            returned. What the section says of those that are not installed is passed over.
+        named: The methods of `peft_methods`.
+        trained: Those of the methods that trials train, all by default. What the section says of the others is passed
+            over, too.
+    """
+    if not isinstance(section, dict):
+        document.fault((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
+        return {}
+    asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
+    installed = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
+    methods = {each.name: each for each in installed if trained is None or each.name in trained}
+    laws: dict[str, dict[str, ParameterSpec]] = {}
+    for each in methods.values():
+        for name, spec in parameter_specs(each).items():
+            laws.setdefault(name, {})[each.name] = spec
+    reader = _ParametersReader(document, tuple(methods), frozenset(asked) - methods.keys(), laws)
+    parameters, forms = {METHOD: method}, dict[str, list[_Item]]()
+    untrained = {name for each in installed for name in each.parameters} - laws.keys()
+    for name, given in section.items():
+        if name in untrained:
+            forms[name] = []
+        elif name in laws:
+            forms[name] = reader.items(name, given)
+            alternatives = tuple(Alternative(item.distribution) for item in forms[name] if item.distribution)
+            if len(alternatives) == len(forms[name]):
+                takers = tuple(laws[name])
+                parameters[name] = Parameter(name, alternatives, () if takers == reader.methods else takers)
+        else:
+            law = next((each.not_offered[name] for each in methods.values() if name in each.not_offered), "")
+            owners = [other for other, entry in known.items() if name in entry.parameters]
+            if name == METHOD:
+                law = "must stand at the top of the file, beside `parameters`: `method: {choice: [...]}`."
+            elif not law and owners:
+                lacking = f"{both(reader.methods)} {'does' if len(methods) == 1 else 'do'} not"
+                belongs = f"which method {one_of(owners)} takes and {lacking}"
+                law = f"{must_be(name, laws)}, but got {name!r}, {belongs}."
+            document.fault((PARAMETERS, name), law or f"{must_be(name, laws)}, but got {name!r}.")
+    for name, by_method in laws.items():
+        needing = [each for each, spec in by_method.items() if spec.is_required]
+        if name not in section and needing:
+            by_methods = f" by {one_of(needing)}" if len(methods) > 1 else ""
+            law = f"is required{by_methods}: {by_method[needing[0]]}, or a range of them."
+            document.fault((PARAMETERS, name), law)
+    for name, items in forms.items():
+        whens = [reader.condition(parameters, forms, name, item) for item in items]
+        if (read := parameters.get(name)) is not None:
+            pairs = zip(read.alternatives, whens, strict=True)
+            parameters[name] = replace(read, alternatives=tuple(replace(each, when=when) for each, when in pairs))
+    try:
+        drawing_order(parameters.values())
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        law = f"must not lead back to itself, but got {' -> '.join(reversed(circle))}."
+        document.fault((PARAMETERS, circle[-1], "when"), law)
+    return parameters
+
+
+@dataclass(frozen=True)
+class _ParametersReader:
+    """Reads what stands at each parameter.
+
+    Args:
+        absent: Methods of the space that are not installed, or that no trial trains.
+        laws: Of each parameter, by the methods that take it.
+    """
+
+    document: Document
+    methods: tuple[str, ...]
+    absent: frozenset[str]
+    laws: Mapping[str, Mapping[str, ParameterSpec]]
+
+    def items(self, name: str, given: object) -> list[_Item]:
+        """Return the forms of a parameter, each with the methods that it may be for.
+
+        An item behind one that always holds is a fault, and so is a required parameter that some trial would lack.
+        """
+        path, takers, document = (PARAMETERS, name), tuple(self.laws[name]), self.document
+        given_items: list[tuple[KeyPath, object]] = [(path, given)]
+        if isinstance(given, list) and any(isinstance(item, dict) for item in given):
+            given_items = [((*path, index), form) for index, form in enumerate(given)]
+        items, left = list[_Item](), takers
+        for here, form in given_items:
+            when, methods = as_mapping(form).get("when", {}), left or takers
+            if METHOD in (named := as_mapping(when)):
+                is_list = isinstance(named[METHOD], list)
+                wanted = named[METHOD] if is_list else [named[METHOD]]
+                for number, method in enumerate(wanted):
+                    if method in self.methods and method not in takers:
+                        law = f"must name a method that takes {name}: {one_of(takers)}"
+                        inside = (*here, "when", METHOD, *([number] if is_list else []))
+                        document.fault(inside, f"{law}, but got {shown(method)}.")
+                if wanted and all(method in self.absent for method in wanted):
+                    continue
+                asked = tuple(method for method in takers if method in wanted)
+                methods = tuple(method for method in asked if method in left) or asked
+            drawn = None
+            if (spec := self._joint_law(name, here, methods)) is not None:
+                is_joint = spec not in self.laws[name].values()
+                suffix = f", as {both(methods)} take it" if is_joint else ""
+                drawn = _read_form(document, here, spec, form, suffix=suffix)
+            items.append(_Item(here, form, methods, drawn))
+            if isinstance(when, dict) and when.keys() <= {METHOD}:  # every trial of its methods has it
+                left = tuple(method for method in left if method not in methods)
+            if here != given_items[-1][0] and "when" not in as_mapping(form):
+                law = "must have `when`, as all but the last of a list: those after it would never be drawn."
+                document.fault(here, law)
+        if uncovered := [method for method in left if self.laws[name][method].is_required]:
+            of_methods = f" of {both(uncovered)}" if len(self.methods) > 1 else ""
+            why = f"since every trial{of_methods} needs a {name}."
+            if given_items[0][0] == path:
+                document.fault((*path, "when"), f"must stand in a list of forms whose last has no `when`, {why}")
+            else:
+                document.fault(path, f"must end with an item without `when`, {why}")
+        return items
+
+    def _joint_law(self, name: str, path: KeyPath, methods: Sequence[str]) -> ParameterSpec | None:
+        """Return the law of a value that suits all of these methods; None if there is none."""
+        by_method = self.laws[name]
+        laws = list(dict.fromkeys(by_method[method] for method in methods or by_method))
+        if not methods and len(laws) > 1:
+            return None  # whose law it is meant by is not known
+        law = laws[0]
+        if len({replace(each, default=None) for each in laws}) == 1:
+            return law
+        low, high = max(each.low for each in laws), min(each.high for each in laws)
+        names = tuple(word for word in law.names if all(word in each.names for each in laws))
+        is_joint = all(type(each) is ParameterSpec and each.kind == law.kind for each in laws)
+        if not is_joint or (law.kind == "name" and not names) or low > high:
+            each_law = "; ".join(f"{by_method[method]} for {method}" for method in methods)
+            remedy = "must be declared in a list, an item for each method with `when: {method: ...}`"
+            self.document.fault(path, f"{remedy}, since its values differ: {each_law}.")
+            return None
+        above = any(each.above and each.low == low for each in laws)
+        below = any(each.below and each.high == high for each in laws)
+        return ParameterSpec(law.kind, low=low, above=above, high=high, below=below, names=names)
+
+    def condition(
+        self, parameters: Mapping[str, Parameter], forms: Mapping[str, object], name: str, item: _Item
+    ) -> Condition:
+        """Return the parameters that an item's `when` asks for, each with the values that it may have."""
+        if "when" not in as_mapping(item.given):
+            return ()
+        path, given, fault = (*item.path, "when"), as_mapping(item.given)["when"], self.document.fault
+        if not isinstance(given, dict) or not given:
+            fault(path, f"must map parameters to the values they must have, but got {shown(given)}.")
+            return ()
+        conditions = list[tuple[str, tuple[Scalar, ...]]]()
+        for other, wanted in given.items():
+            if other != METHOD and other not in forms:
+                names = [*([METHOD] if len(self.methods) > 1 else []), *forms]
+                law = must_be(other, names, "must name a parameter of this space")
+                fault((*path, other), f"{law}, but got {other!r}.")
+            elif forms.get(other) == []:  # no trial has it
+                conditions.append((other, ()))
+            elif other in parameters:  # else its own fault is known already
+                conditions.append((other, self._wanted((*path, other), parameters[other], wanted)))
+                takers = tuple(self.laws[other]) if other != METHOD else item.methods
+                if item.methods and not set(item.methods) & set(takers):  # no trial has both
+                    law = f"must name a parameter that trials with {name} have (those of {both(item.methods)})"
+                    verb = "takes" if len(takers) == 1 else "take"
+                    fault((*path, other), f"{law}, but only {both(takers)} {verb} {other}.")
+        return tuple(conditions)
+
+    def _wanted(self, path: KeyPath, other: Parameter, wanted: object) -> tuple[Scalar, ...]:
+        """Return the values of another parameter that a condition asks for."""
+        if (possible := other.possible) is None:
+            law = f"must be a parameter with a list of values, but {other.name} may take any number in a range."
+            self.document.fault(path, law)
+            return ()
+        if wanted == []:
+            self.document.fault(path, "must be a value or a list of values, but got an empty list.")
+        values = list[Scalar]()
+        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec((*self.methods, *self.absent))}).values())
+        for index, item in enumerate(wanted if isinstance(wanted, list) else [wanted]):
+            here, law = (*path, index) if isinstance(wanted, list) else path, ""
+            for spec in laws:  # the first that fits is the one that the value is meant by
+                try:
+                    value = spec.check(item)
+                except ValueError as error:
+                    law = law or str(error)
+                    continue
+                found = [each for each in possible if spec.same(value, each)][:1]
+                known = list(map(str, possible[:20]))
+                law = "" if found else must_be(value, known, f"must be a value that {other.name} may have")
+                values += found
+                break
+            if law:
+                self.document.fault(here, f"{law}, but got {shown(item)}.")
+        return tuple(values)
+
+
+def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
+    """Return what the section says, by name, with all that `parameters` may search; faults go to the document."""
+    section, read = as_mapping(document.data).get(_PEFT_METHODS), dict[str, PeftSettings]()
+    if not isinstance(section, dict | None):
+        message = f"must map names to configs of PEFT, as in {{vera: {{peft_type: VERA}}}}, but got {shown(section)}."
+        document.fault((_PEFT_METHODS,), message)
+    if not as_mapping(section):
+        return read
+    from loraxs_search.methods.peft_methods import REFUSED_FIELDS, config_fields, peft_types, refused_type
+
+    for name, given in as_mapping(section).items():
+        path, before, config = (_PEFT_METHODS, name), len(document.faults), as_mapping(given)
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
+            law = "must be a name of its own, in lower case, of letters, digits and hyphens"
+            document.fault(path, f"{law}, but got {shown(name)}.")
+        peft_type = config.get("peft_type")
+        if peft_type not in (known := list(peft_types())):
+            reason = refused_type(str(peft_type))
+            law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
+            document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
+            continue
+        fields, fixed = config_fields(peft_type), dict[str, object]()
+        for field, value in config.items():
+            here, spec = (*path, field), fields.get(field)
+            if field in REFUSED_FIELDS:
+                document.fault(here, f"{REFUSED_FIELDS[field]}.")
+            elif field.endswith("dropout") and value:
+                document.fault(here, "must be left out: trials train without dropout.")
+            elif field not in fields and field != "peft_type":
+                document.fault(here, f"{must_be(field, fields)}, but got {field!r}.")
+            if field in fields:  # lists, mappings and null are PEFT's to judge
+                try:
+                    fixed[field] = value if spec is None or value is None else spec.check(value)
+                except ValueError as error:
+                    form = "; search it in `parameters`" if isinstance(value, dict) else ""
+                    document.fault(here, f"{error}, but got {document.got(here, value)}{form}.")
+        others = {key: spec for key, spec in fields.items() if spec and key not in config}
+        searched = {key: spec.kind for key, spec in others.items() if not key.endswith("dropout")}
+        if len(document.faults) == before:
+            read[name] = PeftSettings(peft_type, fixed, searched)
+    return read

@@ -1,35 +1,31 @@
-"""`method`, and the parameters that a space may search: the law of each, and the `parameters` section.
+"""The parameters that a space may search: the law of each, what a trial draws, and when it has one.
 
-A parameter is a value, a form, or a list of these under conditions. `target_modules` are group expressions, which
-become full module names: `attention`, `query+value`, `all-linear@last-2`.
+`target_modules` are group expressions, which become full module names: `attention`, `query+value`, `all-linear@last-2`.
+Distributions are plain frozen records, stored and compared without Optuna, which takes half a second to import.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from graphlib import CycleError
-from typing import Any, get_args
+from graphlib import TopologicalSorter
+from itertools import chain
+from math import isclose
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from loraxs_search.errors import TargetModulesError, UsageError, asking, both, did_you_mean, meant, must_be, one_of
-from loraxs_search.methods import METHODS, get_method
+from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
+from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Head, HeadInit, LrSchedule, Scalar
-from loraxs_search.records.trial import Hyperparameters, PeftSettings
-from loraxs_search.search_space.distributions import (
-    METHOD,
-    PARAMETERS,
-    Alternative,
-    Condition,
-    Distribution,
-    Parameter,
-    drawing_order,
-)
-from loraxs_search.search_space.document import Document, KeyPath, as_mapping, shown
+from loraxs_search.records.trial import Hyperparameters
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
 
 # ---- module groups ---------------------------------------------------------------------------------------------------
 GROUPS = ("attention", "ffn", "all-linear")
@@ -234,400 +230,213 @@ def method_spec(named: Collection[str] = ()) -> ParameterSpec:
     return _MethodSpec("name", names=tuple(dict.fromkeys([*METHODS.names(), *named])))
 
 
-PEFT_METHODS = "peft_methods"
-_OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form
-_MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
-
-
-# ---- one form --------------------------------------------------------------------------------------------------------
-class _Refused(Exception):  # noqa: N818  # it ends the reading of one form, and is no error
-    """A form cannot be read.
-
-    Args:
-        inside: Where in it.
-        message: What is wrong; empty if the document has it already.
-    """
-
-    def __init__(self, inside: KeyPath = (), message: str = "") -> None:
-        self.inside, self.message = inside, message
+# ---- what a trial draws ----
+Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
+METHOD = "method"  # the parameter that spaces of several methods have
+PARAMETERS = "parameters"  # the section
 
 
 @dataclass(frozen=True)
-class _FormReader:
-    """Reads a value or a form.
+class Distribution:
+    """What a parameter's value may be, and how a trial draws it.
 
     Args:
-        extra: Keys that may stand beside a form.
-        suffix: Follows a fault: for which methods the law is.
+        form: A `constant`, of which Optuna never hears; one of several values without an order, all of one type; or a
+            range, drawn evenly, in steps if there is a step, or evenly in the logarithm.
+        choices: Of a constant its one value.
     """
 
-    document: Document
-    path: KeyPath
-    spec: ParameterSpec
-    extra: tuple[str, ...] = ("when",)
-    suffix: str = ""
+    form: Literal["constant", "choice", "int", "float"]
+    choices: tuple[Scalar, ...] = ()
+    low: int | float = 0
+    high: int | float = 0
+    step: int | float | None = None
+    log: bool = False
 
-    def read(self, given: object) -> Distribution | None:
-        """Return what may be drawn; None if there is a fault, which the document has then."""
-        try:
-            return self._form(given)
-        except _Refused as refused:
-            if refused.message:
-                self.document.fault((*self.path, *refused.inside), refused.message)
+    def __str__(self) -> str:
+        if self.choices:
+            known = ", ".join(map(str, self.choices))
+            return known if self.form == "constant" else f"one of {known}"
+        return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step not in (None, 1) else ''}"
+
+    @property
+    def values(self) -> Sequence[Scalar] | None:
+        """Every value; None for a range of numbers, on which no condition can hang."""
+        return (
+            range(int(self.low), int(self.high) + 1, int(self.step or 1))
+            if self.form == "int"
+            else self.choices or None
+        )
+
+    @property
+    def size(self) -> int | None:
+        """How many values there are; None without a step."""
+        if self.form == "float":  # Decimal, as in Optuna: 0.1 has no exact float
+            low, high, step = (Decimal(str(number or 0)) for number in (self.low, self.high, self.step))
+            return int((high - low) / step) + 1 if step else None
+        return len(self.values or ())
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the equal value that may be drawn, or None."""
+        if self.form != "float":
+            known = [value] if self.form == "int" and value in (self.values or ()) else self.choices
+            return next((each for each in known if same(each, value)), None)
+        if isinstance(value, str) or not self.low <= value <= self.high:
             return None
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return float(value) if isclose(steps, round(steps), abs_tol=1e-8) else None
 
-    def _form(self, given: object) -> Distribution:
-        if not isinstance(given, dict):
-            if isinstance(given, list) and self.spec.kind != "modules":
-                law = "must be a value or a form, but got a list"
-                raise _Refused((), f"{law}; write {{choice: {shown(given)}}}.")
-            return Distribution("constant", self._values({(): given}))
-        forms = [form for form in _OPTIONS if form in given]
-        if len(forms) != 1:
-            got = f"{len(forms)}: {one_of(forms)}" if forms else one_of(given) or "none"
-            slip = next((key for key in given if key not in forms and meant(key, _OPTIONS)), "")
-            law = asking(f"must have exactly one of: {one_of(_OPTIONS)}", slip, _OPTIONS)
-            raise _Refused((), f"{law}, but got {got}.")
-        (form,) = forms
-        known = (form, *_OPTIONS[form], *self.extra)
-        for key in given:
-            if key not in known:
-                self.document.fault((*self.path, key), f"{must_be(key, known)}, but got {key!r}.")
-        if form == "value":
-            return Distribution("constant", self._values({("value",): given["value"]}))
-        if form != "choice":
-            return self._range(form, given)
-        if not isinstance(items := given["choice"], list) or not items:
-            raise _Refused(("choice",), f"must be a list of at least one value, but got {shown(items)}.")
-        values = self._values({("choice", index): item for index, item in enumerate(items)})
-        for index, value in enumerate(values):
-            if any(self.spec.same(value, other) for other in values[:index]):
-                law = f"must list each value once, but {shown(items[index])} came before."
-                raise _Refused(("choice", index), law)
-        return Distribution("choice", values)
+    def suggest(self, trial: BaseTrial, name: str) -> Scalar:
+        """Draw a value."""
+        if self.form == "constant":
+            return self.choices[0]
+        if self.form == "choice":
+            value: Scalar = trial.suggest_categorical(name, list(self.choices))  # type: ignore[assignment]
+            return value
+        if self.form == "int":
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
-    def _range(self, form: str, given: Mapping[str, Any]) -> Distribution:
-        kind, log, bounds = self.spec.kind, form == "log_uniform" or given.get("log", False), given[form]
-        if kind != ("int" if form == "int" else "float"):
-            remedy = {"int": "int or choice", "float": "uniform (with step) or choice"}.get(kind, "choice")
-            raise _Refused((form,), f"must be {self.spec}, so {form} does not fit; use {remedy}.")
-        if not isinstance(log, bool):
-            raise _Refused(("log",), f"must be true or false, but got {shown(log)}.")
-        step: Any = given.get("step") if "step" in _OPTIONS[form] else None
-        if step is not None:
-            try:
-                step = ParameterSpec(kind, low=0, above=True).check(step)
-            except ValueError as error:
-                self.document.fault((*self.path, "step"), f"{error}, but got {shown(step)}.")
-                step = None
-        if log and step not in (None, 1):
-            raise _Refused(("step",), "must be left out beside log: true, where steps grow with the value.")
-        if not isinstance(bounds, list) or len(bounds) != 2:
-            raise _Refused((form,), f"must be [low, high], but got {shown(bounds)}.")
-        low, high = map(float, self._values({(form, index): bound for index, bound in enumerate(bounds)}))
-        if low >= high:
-            raise _Refused((form,), f"must have low < high, but got {shown(bounds)}; one value is a constant.")
-        if log and low <= 0:
-            raise _Refused((form, 0), f"must be above 0, as logarithms need, but got {shown(bounds[0])}.")
-        if step is not None:
-            first, last, by = (Decimal(str(number)) for number in (*bounds, step))
-            if last - first > by * _MAX_STEPS:
-                law = f"must divide {first} to {last} into at most {_MAX_STEPS:,} steps"
-                raise _Refused(("step",), f"{law}, but got {step}.")
-            if (last - first) % by:
-                end = first + (last - first) // by * by
-                law = f"must lead from {first} to {last} exactly"
-                raise _Refused(("step",), f"{law}, but got {step}; nearest: high {end} or {end + by}.")
-        if form == "int":
-            return Distribution("int", low=int(low), high=int(high), step=int(step or 1), log=log)
-        return Distribution("float", low=low, high=high, step=step, log=log)
+    def optuna(self) -> BaseDistribution:
+        """Return Optuna's own; only what is drawn has one."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    def _values(self, given: Mapping[KeyPath, object]) -> tuple[Scalar, ...]:
-        """Return values in the parameter's own type; every fault goes to the document."""
-        values = []
-        for inside, value in given.items():
-            try:
-                values.append(self.spec.check(value))
-            except ValueError as error:
-                got = self.document.got((*self.path, *inside), value)
-                self.document.fault((*self.path, *inside), f"{error}, but got {got}{self.suffix}.")
-        if len(values) < len(given):
-            raise _Refused
-        return tuple(values)
+        if self.form == "choice":
+            return CategoricalDistribution(self.choices)
+        if self.form == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-def read_method(document: Document, given: object, named: Mapping[str, PeftSettings]) -> Parameter | None:
-    """Read the `method` of a space, one or a choice of several; None if its parameters cannot be read then.
-
-    Args:
-        named: The methods of `peft_methods`.
-    """
-    distribution = _FormReader(document, (METHOD,), method_spec(named), extra=()).read(given)
-    return None if distribution is None else Parameter(METHOD, (Alternative(distribution),))
+def plain_name(drawn: str) -> str:
+    """Return the parameter that Optuna knows by a name that `Parameter.drawn_name` has given."""
+    return drawn.partition("[")[0]
 
 
-# ---- the section -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Item:
-    """One of the forms that a parameter is declared by.
-
-    Args:
-        methods: To whose trials it may apply: they take the parameter, and no item before it is for all of them. None
-            if there is a fault.
-        distribution: None if there is a fault.
-    """
-
-    path: KeyPath
-    given: object
-    methods: tuple[str, ...]
-    distribution: Distribution | None
-
-
-def read_parameters(
-    document: Document,
-    section: object,
-    method: Parameter,
-    named: Mapping[str, PeftSettings],
-    trained: Sequence[str] | None = None,
-) -> dict[str, Parameter]:
-    """Read the section into parameters, in the file's order; faults go to the document.
-
-    Conditions are read last, since they may name parameters that come later.
-
-    Args:
-        method: The methods whose own parameters the section may have beside those of all. It comes first in what is
-            returned. What the section says of those that are not installed is passed over.
-        named: The methods of `peft_methods`.
-        trained: Those of the methods that trials train, all by default. What the section says of the others is passed
-            over, too.
-    """
-    if not isinstance(section, dict):
-        document.fault((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
-        return {}
-    asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
-    installed = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
-    methods = [each for each in installed if trained is None or each.name in trained]
-    absent = frozenset(asked) - {each.name for each in methods}
-    laws: dict[str, dict[str, ParameterSpec]] = {}
-    for each in methods:
-        for name, spec in parameter_specs(each).items():
-            laws.setdefault(name, {})[each.name] = spec
-    reader = _SectionReader(document, tuple(each.name for each in methods), absent, laws)
-    parameters, forms = {METHOD: method}, dict[str, list[_Item]]()
-    untrained = {name for each in installed for name in each.parameters} - laws.keys()
-    for name, given in section.items():
-        if name in untrained:
-            forms[name] = []
-            continue
-        if name not in laws:
-            law = next((each.not_offered[name] for each in methods if name in each.not_offered), "")
-            owners = [other for other, entry in known.items() if name in entry.parameters]
-            if name == METHOD:
-                law = "must stand at the top of the file, beside `parameters`: `method: {choice: [...]}`."
-            elif not law and owners:
-                lacking = f"{both(reader.methods)} {'does' if len(methods) == 1 else 'do'} not"
-                belongs = f"which method {one_of(owners)} takes and {lacking}"
-                law = f"{must_be(name, laws)}, but got {name!r}, {belongs}."
-            document.fault((PARAMETERS, name), law or f"{must_be(name, laws)}, but got {name!r}.")
-            continue
-        forms[name] = reader.items(name, given)
-        alternatives = tuple(Alternative(item.distribution) for item in forms[name] if item.distribution)
-        if len(alternatives) == len(forms[name]):
-            takers = tuple(laws[name])
-            parameters[name] = Parameter(name, alternatives, () if takers == reader.methods else takers)
-    for name, by_method in laws.items():
-        if name not in section and (needing := _needing(by_method)):
-            by_methods = f" by {one_of(needing)}" if len(methods) > 1 else ""
-            law = f"is required{by_methods}: {by_method[needing[0]]}, or a range of them."
-            document.fault((PARAMETERS, name), law)
-    for name, items in forms.items():
-        whens = [reader.condition(parameters, forms, name, item) for item in items]
-        if (read := parameters.get(name)) is not None:
-            pairs = zip(read.alternatives, whens, strict=True)
-            parameters[name] = replace(read, alternatives=tuple(replace(each, when=when) for each, when in pairs))
-    try:
-        drawing_order(parameters.values())
-    except CycleError as error:
-        circle: list[str] = error.args[1]
-        law = f"must not lead back to itself, but got {' -> '.join(reversed(circle))}."
-        document.fault((PARAMETERS, circle[-1], "when"), law)
-    return parameters
-
-
-def _needing(by_method: Mapping[str, ParameterSpec]) -> list[str]:
-    """Return the methods whose trials must have a parameter."""
-    return [method for method, spec in by_method.items() if spec.default is None and not spec.optional]
+Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold
 
 
 @dataclass(frozen=True)
-class _SectionReader:
-    """Reads what stands at each parameter.
+class Alternative:
+    """One way to draw a parameter.
 
     Args:
-        absent: Methods of the space that are not installed, or that no trial trains.
-        laws: Of each parameter, by the methods that take it.
+        when: What must hold for it. A parameter that is itself absent does not hold.
     """
 
-    document: Document
-    methods: tuple[str, ...]
-    absent: frozenset[str]
-    laws: Mapping[str, Mapping[str, ParameterSpec]]
+    distribution: Distribution
+    when: Condition = ()
 
-    def items(self, name: str, given: object) -> list[_Item]:
-        """Return the forms of a parameter, each with the methods that it may be for.
 
-        An item behind one that always holds is a fault, and so is a required parameter that some trial would lack.
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a space.
+
+    Args:
+        alternatives: The first whose condition holds is drawn.
+            Where no condition holds, trials are without the parameter, and the record's default stands.
+        methods: Those of the space's methods that take it, where some do not: trials of others never have it.
+    """
+
+    name: str
+    alternatives: tuple[Alternative, ...]
+    methods: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int | None:
+        """How many values may be drawn; None is a range of numbers."""
+        sizes = [alternative.distribution.size for alternative in self.alternatives]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def possible(self) -> Sequence[Scalar] | None:
+        """Every value a trial may show, or None when there is no list of them."""
+        values = [alternative.distribution.values for alternative in self.alternatives]
+        listed = [each for each in values if each is not None]
+        if len(listed) < len(values):
+            return None
+        return listed[0] if len(listed) == 1 else tuple(dict.fromkeys(chain(*listed)))
+
+    def chosen(self, params: Mapping[str, Scalar]) -> int | None:
+        """Return the index of the alternative that is drawn after these params; None when none is."""
+        if self.methods and params.get(METHOD) not in self.methods:
+            return None
+        for index, alternative in enumerate(self.alternatives):
+            if all(other in params and params[other] in values for other, values in alternative.when):
+                return index
+        return None
+
+    def drawn_name(self, index: int) -> str:
+        """Return the name that Optuna knows an alternative by; the first has the parameter's own."""
+        return f"{self.name}[{index}]" if index else self.name
+
+    def parents(self) -> list[str]:
+        """Return the parameters that must be drawn before it."""
+        implied = [METHOD] if self.methods else []
+        return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
+
+    def of_methods(self, methods: Sequence[str], known: Container[str]) -> Parameter | None:
+        """Return the parameter as trials of some methods have it, conditions on methods resolved; None if they lack it.
+
+        Args:
+            known: Other parameters that such trials have; where a condition needs another, it never holds.
         """
-        path, takers, document = (PARAMETERS, name), tuple(self.laws[name]), self.document
-        given_items: list[tuple[KeyPath, object]] = [(path, given)]
-        if isinstance(given, list) and any(isinstance(item, dict) for item in given):
-            given_items = [((*path, index), form) for index, form in enumerate(given)]
-        items, left = list[_Item](), takers
-        for here, form in given_items:
-            when, methods = as_mapping(form).get("when", {}), left or takers
-            if METHOD in (named := as_mapping(when)):
-                is_list = isinstance(named[METHOD], list)
-                wanted = named[METHOD] if is_list else [named[METHOD]]
-                for number, method in enumerate(wanted):
-                    if method in self.methods and method not in takers:
-                        law = f"must name a method that takes {name}: {one_of(takers)}"
-                        inside = (*here, "when", METHOD, *([number] if is_list else []))
-                        document.fault(inside, f"{law}, but got {shown(method)}.")
-                if wanted and all(method in self.absent for method in wanted):
-                    continue
-                asked = tuple(method for method in takers if method in wanted)
-                methods = tuple(method for method in asked if method in left) or asked
-            items.append(_Item(here, form, methods, self._distribution(name, here, form, methods)))
-            if isinstance(when, dict) and when.keys() <= {METHOD}:  # every trial of its methods has it
-                left = tuple(method for method in left if method not in methods)
-            if here != given_items[-1][0] and "when" not in as_mapping(form):
-                law = "must have `when`, as all but the last of a list: those after it would never be drawn."
-                document.fault(here, law)
-        if uncovered := [method for method in _needing(self.laws[name]) if method in left]:
-            of_methods = f" of {both(uncovered)}" if len(self.methods) > 1 else ""
-            why = f"since every trial{of_methods} needs a {name}."
-            if given_items[0][0] == path:
-                document.fault((*path, "when"), f"must stand in a list of forms whose last has no `when`, {why}")
+        takers = tuple(method for method in methods if not self.methods or method in self.methods)
+        resolved, left = list[Alternative](), takers
+        for each in self.alternatives:
+            asked = dict(each.when).get(METHOD, takers)
+            fitting = tuple(method for method in left if method in asked)
+            others = tuple(condition for condition in each.when if condition[0] != METHOD)
+            if fitting and all(other in known for other, _ in others):
+                when = others if fitting == left else (*others, (METHOD, fitting))
+                resolved.append(replace(each, when=when))
+                left = left if others else tuple(method for method in left if method not in fitting)
+        return Parameter(self.name, tuple(resolved), () if takers == tuple(methods) else takers) if resolved else None
+
+    def written(self) -> Any:
+        """Return the parameter as a space file writes it."""
+        forms = list[Any]()
+        for each in self.alternatives:
+            own = each.distribution
+            if own.form in ("constant", "choice"):
+                form: dict[str, Any] = (
+                    {"choice": list(own.choices)} if own.form == "choice" else {"value": own.choices[0]}
+                )
+            elif own.form == "int":
+                form = {"int": [own.low, own.high], "step": own.step, "log": own.log}
             else:
-                document.fault(path, f"must end with an item without `when`, {why}")
-        return items
-
-    def _distribution(self, name: str, path: KeyPath, form: object, methods: Sequence[str]) -> Distribution | None:
-        """Read a form by the law of a value that suits all of these methods."""
-        by_method = self.laws[name]
-        laws = list(dict.fromkeys(by_method[method] for method in methods or by_method))
-        if not methods and len(laws) > 1:
-            return None  # whose law it is meant by is not known
-        law = laws[0]
-        if len({replace(each, default=None) for each in laws}) > 1:
-            low, high = max(each.low for each in laws), min(each.high for each in laws)
-            names = tuple(word for word in law.names if all(word in each.names for each in laws))
-            is_joint = all(type(each) is ParameterSpec and each.kind == law.kind for each in laws)
-            if not is_joint or (law.kind == "name" and not names) or low > high:
-                each_law = "; ".join(f"{by_method[method]} for {method}" for method in methods)
-                remedy = "must be declared in a list, an item for each method with `when: {method: ...}`"
-                self.document.fault(path, f"{remedy}, since its values differ: {each_law}.")
-                return None
-            above = any(each.above and each.low == low for each in laws)
-            below = any(each.below and each.high == high for each in laws)
-            law = ParameterSpec(law.kind, low=low, above=above, high=high, below=below, names=names)
-        suffix = "" if law in laws else f", as {both(methods)} take it"
-        return _FormReader(self.document, path, law, suffix=suffix).read(form)
-
-    def condition(
-        self, parameters: Mapping[str, Parameter], forms: Mapping[str, object], name: str, item: _Item
-    ) -> Condition:
-        """Return the parameters that an item's `when` asks for, each with the values that it may have."""
-        if "when" not in as_mapping(item.given):
-            return ()
-        path, given, fault = (*item.path, "when"), as_mapping(item.given)["when"], self.document.fault
-        if not isinstance(given, dict) or not given:
-            fault(path, f"must map parameters to the values they must have, but got {shown(given)}.")
-            return ()
-        conditions = list[tuple[str, tuple[Scalar, ...]]]()
-        for other, wanted in given.items():
-            if other != METHOD and other not in forms:
-                names = [*([METHOD] if len(self.methods) > 1 else []), *forms]
-                law = must_be(other, names, "must name a parameter of this space")
-                fault((*path, other), f"{law}, but got {other!r}.")
-            elif forms.get(other) == []:  # no trial has it
-                conditions.append((other, ()))
-            elif other in parameters:  # else its own fault is known already
-                conditions.append((other, self._wanted((*path, other), parameters[other], wanted)))
-                takers = tuple(self.laws[other]) if other != METHOD else item.methods
-                if item.methods and not set(item.methods) & set(takers):  # no trial has both
-                    law = f"must name a parameter that trials with {name} have (those of {both(item.methods)})"
-                    verb = "takes" if len(takers) == 1 else "take"
-                    fault((*path, other), f"{law}, but only {both(takers)} {verb} {other}.")
-        return tuple(conditions)
-
-    def _wanted(self, path: KeyPath, other: Parameter, wanted: object) -> tuple[Scalar, ...]:
-        """Return the values of another parameter that a condition asks for."""
-        if (possible := other.possible) is None:
-            law = f"must be a parameter with a list of values, but {other.name} may take any number in a range."
-            self.document.fault(path, law)
-            return ()
-        if wanted == []:
-            self.document.fault(path, "must be a value or a list of values, but got an empty list.")
-        values = list[Scalar]()
-        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec((*self.methods, *self.absent))}).values())
-        for index, item in enumerate(wanted if isinstance(wanted, list) else [wanted]):
-            here, law = (*path, index) if isinstance(wanted, list) else path, ""
-            for spec in laws:  # the first that fits is the one that the value is meant by
-                try:
-                    value = spec.check(item)
-                except ValueError as error:
-                    law = law or str(error)
-                    continue
-                found = [each for each in possible if spec.same(value, each)][:1]
-                known = list(map(str, possible[:20]))
-                law = "" if found else must_be(value, known, f"must be a value that {other.name} may have")
-                values += found
-                break
-            if law:
-                self.document.fault(here, f"{law}, but got {shown(item)}.")
-        return tuple(values)
+                form = {"log_uniform" if own.log else "uniform": [own.low, own.high]}
+                form |= {"step": own.step} if own.step else {}
+            when = {other: list(values) for other, values in each.when}
+            forms.append({**form, "when": when} if when else form.get("value", form))
+        return forms if len(forms) > 1 else forms[0]
 
 
-# ---- peft_methods ----
-def read_peft_methods(document: Document) -> dict[str, PeftSettings]:
-    """Return what the section says, by name, with all that `parameters` may search; faults go to the document."""
-    section, read = as_mapping(document.data).get(PEFT_METHODS), dict[str, PeftSettings]()
-    if not isinstance(section, dict | None):
-        message = f"must map names to configs of PEFT, as in {{vera: {{peft_type: VERA}}}}, but got {shown(section)}."
-        document.fault((PEFT_METHODS,), message)
-    if not as_mapping(section):
-        return read
-    from loraxs_search.methods.peft_methods import REFUSED_FIELDS, config_fields, peft_types, refused_type
+def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the names so that each parameter comes after those its condition needs; the file's order otherwise.
 
-    for name, given in as_mapping(section).items():
-        path, before, config = (PEFT_METHODS, name), len(document.faults), as_mapping(given)
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
-            law = "must be a name of its own, in lower case, of letters, digits and hyphens"
-            document.fault(path, f"{law}, but got {shown(name)}.")
-        peft_type = config.get("peft_type")
-        if peft_type not in (known := list(peft_types())):
-            reason = refused_type(str(peft_type))
-            law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
-            document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
-            continue
-        fields, fixed = config_fields(peft_type), dict[str, object]()
-        for field, value in config.items():
-            here, spec = (*path, field), fields.get(field)
-            if field in REFUSED_FIELDS:
-                document.fault(here, f"{REFUSED_FIELDS[field]}.")
-            elif field.endswith("dropout") and value:
-                document.fault(here, "must be left out: trials train without dropout.")
-            elif field not in fields and field != "peft_type":
-                document.fault(here, f"{must_be(field, fields)}, but got {field!r}.")
-            if field in fields:  # lists, mappings and null are PEFT's to judge
-                try:
-                    fixed[field] = value if spec is None or value is None else spec.check(value)
-                except ValueError as error:
-                    form = "; search it in `parameters`" if isinstance(value, dict) else ""
-                    document.fault(here, f"{error}, but got {document.got(here, value)}{form}.")
-        others = {key: spec for key, spec in fields.items() if spec and key not in config}
-        searched = {key: spec.kind for key, spec in others.items() if not key.endswith("dropout")}
-        if len(document.faults) == before:
-            read[name] = PeftSettings(peft_type, fixed, searched)
-    return read
+    Args:
+        later: Names that come after another one too.
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    # No sets: their order would differ between processes, and with it what is drawn.
+    graph = {
+        p.name: dict.fromkeys([*p.parents(), *([later[p.name]] if later and p.name in later else [])])
+        for p in parameters
+    }
+    return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
+
+
+def parameters_of(parameters: Mapping[str, Parameter], methods: Sequence[str]) -> dict[str, Parameter]:
+    """Return the parameters of the trials of some methods, without the choice of the method, in the file's order.
+
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    known: dict[str, Parameter] = {}
+    for name in drawing_order(parameters.values()):
+        parameter = parameters[name].of_methods(methods, known)
+        if parameter is not None and name != METHOD:
+            known[name] = parameter
+    return {name: known[name] for name in parameters if name in known}

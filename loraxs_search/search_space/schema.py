@@ -24,9 +24,8 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import keys_of
-from loraxs_search.search_space.load import entry_keys
 from loraxs_search.search_space.parameters import COMMON, method_spec, parameter_specs
-from loraxs_search.search_space.task import TaskSection, task_section
+from loraxs_search.search_space.sections import TaskSection, entry_keys, task_section
 from loraxs_search.tasks.kinds import KINDS
 
 Schema = dict[str, Any]
@@ -46,6 +45,7 @@ _START_FROM = (
     " with the same `basis` and `sigma`, no more layers and no larger rank. Its head is taken too if the labels are"
     " the same."
 )
+_NOTHING: Schema = {"type": "null"}  # of a section whose lines may all be commented out
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 
 
@@ -85,19 +85,19 @@ def space_schema() -> Schema:
             "method": {"description": _METHOD, "anyOf": [named, _forms(named, with_conditions=False)]},
             "peft_methods": {
                 "description": _PEFT_METHODS,
-                **_or_nothing({"type": "object", "additionalProperties": config}),
+                **_any([{"type": "object", "additionalProperties": config}, _NOTHING]),
             },
             "parameters": {
                 "type": "object",
-                "additionalProperties": _declared(_SCALAR, {"type": "object"}),
+                "additionalProperties": _parameter(_SCALAR, {"type": "object"}),
                 "properties": {
-                    name: {"description": first.about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
+                    name: {"description": first.about, **_parameter(_to(f"{name}.value"), _to(f"{name}.forms"))}
                     for name, (first, *_) in specs.items()
                 },
             },
-            "search": _or_nothing(_to("SearchPlan")),
-            "promotion": _or_nothing(_to("PromotionRule")),
-            "start_from": {"description": _START_FROM, **_or_nothing(_TEXT)},
+            "search": _any([_to("SearchPlan"), _NOTHING]),
+            "promotion": _any([_to("PromotionRule"), _NOTHING]),
+            "start_from": {"description": _START_FROM, **_any([_TEXT, _NOTHING])},
         },
         "if": {"not": {"required": ["peft_methods"]}},
         "then": {"properties": installed},
@@ -120,11 +120,6 @@ def schema_text() -> str:
     definitions = schema.pop("definitions")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in definitions.items())
     return f'{json.dumps(schema, indent=1)[:-2]},\n "definitions": {{\n{lines}\n }}\n}}\n'
-
-
-def _or_nothing(schema: Schema) -> Schema:
-    """Return the schema of a section whose lines may all be commented out."""
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 # ---- task ------------------------------------------------------------------------------------------------------------
@@ -161,12 +156,6 @@ def _of_spec(spec: ParameterSpec) -> Schema:
     return {"type": "integer" if spec.kind == "int" else "number", **low, **high}
 
 
-def _declared(value: Schema, forms: Schema) -> Schema:
-    """Return the schema of a parameter: a value, a form, or a list of these with conditions."""
-    one: Schema = {"anyOf": [value, forms]}
-    return {"anyOf": [value, forms, _list_of(one)]}
-
-
 def _forms(value: Schema, *, with_conditions: bool = True) -> Schema:
     """Return the schema of a mapping with one of the forms, and what may stand beside it."""
     pair = {"type": "array", "items": value, "minItems": 2, "maxItems": 2}
@@ -184,6 +173,11 @@ def _forms(value: Schema, *, with_conditions: bool = True) -> Schema:
 
 def _list_of(schema: Schema) -> Schema:
     return {"type": "array", "items": schema, "minItems": 1}
+
+
+def _parameter(value: Schema, forms: Schema) -> Schema:
+    """Return the schema of a parameter: a value, a form, or a list of these with conditions."""
+    return {"anyOf": [value, forms, _list_of({"anyOf": [value, forms]})]}
 
 
 def _any(schemas: Iterable[Schema]) -> Schema:
@@ -274,7 +268,7 @@ def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _spec_row(name: str, spec: ParameterSpec) -> tuple[str, ...]:
-    default = "required" if spec.default is None and not spec.optional else _written(spec.default)
+    default = "required" if spec.is_required else _written(spec.default)
     return f"`{name}`", _law(_of_spec(spec), {}), default, spec.about
 
 

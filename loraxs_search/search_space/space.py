@@ -24,16 +24,16 @@ from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 from loraxs_search.samplers import make_sampler
 from loraxs_search.samplers._base import SearchedParameter
-from loraxs_search.search_space.distributions import (
+from loraxs_search.search_space.document import fail_with, shown
+from loraxs_search.search_space.parameters import (
     METHOD,
     Parameter,
-    branches_of,
     drawing_order,
-    mentioned_values,
+    method_spec,
+    parameter_specs,
     parameters_of,
+    resolve_modules,
 )
-from loraxs_search.search_space.document import fail_with, shown
-from loraxs_search.search_space.parameters import method_spec, parameter_specs, resolve_modules
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -156,10 +156,6 @@ class Space:
         adapters = [(m.name, shape) for m in packed if m.packs for shape in self.reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
-    def parameters_of(self, method: str) -> dict[str, Parameter]:
-        """Return the parameters of the trials of one method, without the choice of the method."""
-        return parameters_of(self.parameters, [method])
-
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
         return {
@@ -193,15 +189,11 @@ class Space:
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
-        of_methods = [self.parameters_of(method) for method in self.methods]
+        of_methods = [parameters_of(self.parameters, [method]) for method in self.methods]
         if any(parameter.size is None for parameters in of_methods for parameter in parameters.values()):
             return None
-        branches = (branches_of(parameters, mentioned_values(parameters)) for parameters in of_methods)
+        branches = (_branches_of(parameters, _mentioned_values(parameters)) for parameters in of_methods)
         return sum(weight for found in branches for _, weight in found)
-
-    def head_inits(self) -> set[Scalar]:
-        """Return where the heads of trials may start."""
-        return {value for name in self.methods for value in self.possible_values(name, "head_init") or ()}
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recipe(self, method: str, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
@@ -240,13 +232,13 @@ class Space:
         Args:
             ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
         """
-        parameters, defaults = self.parameters_of(method.name), self.defaults.get(method.name, {})
+        parameters, defaults = parameters_of(self.parameters, [method.name]), self.defaults.get(method.name, {})
         needed, waiting = dict[str, Parameter](), [name for name in names if name in parameters]
         while waiting:  # with those that conditions hang on
             name = waiting.pop()
             needed[name] = parameters[name]
             waiting += [other for other in parameters[name].parents() if other not in needed]
-        distinct = mentioned_values(needed)
+        distinct = _mentioned_values(needed)
         for name in needed.keys() & set(names):
             named = distinct.setdefault(name, set())
             mentioned = set(named)
@@ -256,7 +248,7 @@ class Space:
                 takes_ends = numbers and (ends or len(others) > _LISTED)
                 named.update((min(numbers), max(numbers)) if takes_ends else others)
         shapes = dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]]()
-        for params, _ in branches_of(needed, distinct):
+        for params, _ in _branches_of(needed, distinct):
             # What is missing although its condition holds is between the ends.
             if any(name in needed and name not in params and needed[name].chosen(params) is not None for name in names):
                 continue
@@ -271,7 +263,7 @@ class Space:
 
     def possible_values(self, method: str, name: str) -> Sequence[Scalar] | None:
         """Return every value of a parameter that a method's trials may have, its default included; None for a range."""
-        default, parameter = self.defaults.get(method, {}).get(name), self.parameters_of(method).get(name)
+        default, parameter = self.defaults.get(method, {}).get(name), parameters_of(self.parameters, [method]).get(name)
         values = () if parameter is None else parameter.possible
         # Conditions that complete each other are not seen to.
         is_always_there = parameter is not None and not all(each.when for each in parameter.alternatives)
@@ -294,6 +286,44 @@ def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedPa
         for index, alternative in enumerate(parameter.alternatives)
         if alternative.distribution.form != "constant"
     )
+
+
+# ---- configurations are counted, conditions included, without listing them ----
+def _branches_of(
+    parameters: Mapping[str, Parameter], distinct: Mapping[str, set[Scalar]]
+) -> Iterator[tuple[dict[str, Scalar], int]]:
+    """Yield each way in which conditions can fall, with the number of configurations that fall so.
+
+    A parameter branches into its distinct values and one branch, in which it is not listed, for all its others: an
+    integer range of thousands costs as much as the few values that conditions mention.
+    """
+    branches: list[tuple[dict[str, Scalar], int]] = [({}, 1)]
+    for name in drawing_order(parameters.values()):
+        parameter, grown = parameters[name], []
+        for params, weight in branches:
+            index = parameter.chosen(params)
+            if index is None:
+                grown.append((params, weight))
+                continue
+            distribution = parameter.alternatives[index].distribution
+            values = distribution.values or ()
+            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
+            grown += [(params | {name: value}, weight) for value in named]
+            others = (distribution.size or 1) - len(named)
+            if others:
+                grown.append((params, weight * others))
+        branches = grown
+    yield from branches
+
+
+def _mentioned_values(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
+    """The values of each parameter that some condition asks for."""
+    mentioned: dict[str, set[Scalar]] = {}
+    for parameter in parameters.values():
+        for alternative in parameter.alternatives:
+            for other, values in alternative.when:
+                mentioned.setdefault(other, set()).update(values)
+    return mentioned
 
 
 # ---- params that a user gives ----

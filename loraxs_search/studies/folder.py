@@ -192,8 +192,8 @@ class StudyFolder:
         Raises:
             StudyError: the study's files are damaged.
         """
-        from loraxs_search.search_space.distributions import METHOD, PARAMETERS  # late: a list of studies does without
         from loraxs_search.search_space.document import as_mapping, parse_document
+        from loraxs_search.search_space.parameters import METHOD, PARAMETERS  # late: a list of studies does without
         from loraxs_search.search_space.space import Space
 
         info, text, space = self.info, self.space_text(), read_record(Space, self.resolved_space_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loraxs_search.records.task import Task
 from loraxs_search.search_space.document import Document
-from loraxs_search.search_space.task import catalogue_entry, read_task
+from loraxs_search.search_space.sections import catalogue_entry, read_task
 
 REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
 QUICKSTART = {

@@ -76,7 +76,8 @@ class StudyProbe:
         self._asked: ObjectRef[LinearProbe] | None = None
         has_none = kind_of(space.task).model.num_outputs is None
         self._is_settled = known is not None or has_none
-        if not self._is_settled and "probe" in space.head_inits():
+        starts = [space.possible_values(name, "head_init") or () for name in space.methods]
+        if not self._is_settled and any("probe" in own for own in starts):
             say("fitting a linear probe for heads to start from")
             self._asked = actors.pool.host().linear_probe.remote(space.task)
 

@@ -10,6 +10,7 @@ import yaml
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.search_space.load import load_space, parse_space
+from loraxs_search.search_space.parameters import parameters_of
 
 RIVALS = ("lora-xs", "lora", "vera", "head-only", "full")
 SPACE = """\
@@ -40,7 +41,7 @@ def narrowed(text: str, methods: str):
 def test_one_method_of_a_shipped_space_has_the_parameters_that_its_trials_had(name):
     whole, alone = load_space("rivals_movie_reviews"), load_space("rivals_movie_reviews", overrides=[f"method={name}"])
     assert alone.methods == (name,)
-    assert alone.parameters == whole.parameters_of(name)
+    assert alone.parameters == parameters_of(whole.parameters, [name])
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -54,8 +55,10 @@ def test_any_methods_have_the_parameters_that_their_trials_had(number):
             continue
         some = narrowed(SPACE, f"{{choice: [{', '.join(names)}]}}")
         assert some.methods == names
-        assert [some.parameters_of(name) for name in names] == [whole.parameters_of(name) for name in names]
-        assert narrowed(some.text, promoted[0]).parameters == whole.parameters_of(promoted[0])
+        assert [parameters_of(some.parameters, [name]) for name in names] == [
+            parameters_of(whole.parameters, [name]) for name in names
+        ]
+        assert narrowed(some.text, promoted[0]).parameters == parameters_of(whole.parameters, [promoted[0]])
         assert some.promotion.methods == promoted
 
 
@@ -66,8 +69,8 @@ def test_a_condition_on_what_other_methods_alone_take_never_holds():
         "  weight_decay: [{value: 0.1, when: {basis: top}}, 0.2]\n"
     )
     whole = parse_space(text, source="space.yaml", folder=Path())
-    assert narrowed(text, "vera").parameters == whole.parameters_of("vera")
-    assert narrowed(text, "lora-xs").parameters == whole.parameters_of("lora-xs")
+    assert narrowed(text, "vera").parameters == parameters_of(whole.parameters, ["vera"])
+    assert narrowed(text, "lora-xs").parameters == parameters_of(whole.parameters, ["lora-xs"])
 
 
 @pytest.mark.parametrize("given", ["parameters.sigma=none", "parameters.dora=true"])

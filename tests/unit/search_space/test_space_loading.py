@@ -17,9 +17,8 @@ from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.scaffold.table import read_table
-from loraxs_search.search_space.distributions import Distribution
 from loraxs_search.search_space.load import load_space, open_space, parse_space
-from loraxs_search.search_space.parameters import parameter_specs
+from loraxs_search.search_space.parameters import Distribution, parameter_specs
 from loraxs_search.search_space.space import notes
 from loraxs_search.tasks.questions import question_path
 

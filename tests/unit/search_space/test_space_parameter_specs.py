@@ -29,7 +29,7 @@ SPECS = parameter_specs(LoraXS)
 DRAWN = """
 from pathlib import Path
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.distributions import drawing_order
+from loraxs_search.search_space.parameters import drawing_order
 text = "task: sst2\\nbase_model: a/b\\nparameters:\\n  rank: 4\\n"
 text += "  learning_rate: [{value: 0.1, when: {sigma: sqrt, head_init: probe}}, 0.2]\\n"
 text += "  sigma: {choice: [input, sqrt]}\\n  head_init: {choice: [random, probe]}\\n"

@@ -11,6 +11,7 @@ from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.parameters import parameters_of
 from loraxs_search.search_space.space import Space, describe, notes, place_given
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
@@ -48,7 +49,7 @@ def test_such_a_name_stands_where_methods_stand():
     assert place_given(space, {"method": "scaled", "r": 16})[1]
     alone = parse(TEXT, "method=mine")
     assert (alone.methods, alone.peft_methods.keys()) == (("mine",), {"mine"})
-    assert alone.parameters == space.parameters_of("mine")
+    assert alone.parameters == parameters_of(space.parameters, ["mine"])
 
 
 def test_what_is_stored_is_counted_before_anything_is_trained():

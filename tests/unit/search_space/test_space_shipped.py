@@ -21,6 +21,7 @@ import loraxs_search
 from loraxs_search.paths import shipped_space_path, shipped_spaces
 from loraxs_search.search_space.document import portable_text
 from loraxs_search.search_space.load import load_space
+from loraxs_search.search_space.parameters import parameters_of
 
 SPACES = shipped_spaces()
 
@@ -29,7 +30,7 @@ SPACES = shipped_spaces()
 def test_a_shipped_space_is_sound_and_can_be_drawn_from(name):
     space = load_space(name)
     params = space.suggest(create_study().ask())
-    own = space.parameters_of(space.method_of(params).name)
+    own = parameters_of(space.parameters, [space.method_of(params).name])
     always = {parameter.name for parameter in own.values() if not all(each.when for each in parameter.alternatives)}
     assert space.name == name
     assert always <= set(params) - {"method"} <= set(own)

@@ -10,7 +10,7 @@ from support.spaces import catalogue_task
 
 from loraxs_search.paths import shipped_tasks
 from loraxs_search.records.task import SplitSource, Task
-from loraxs_search.search_space.task import catalogue_entry
+from loraxs_search.search_space.sections import catalogue_entry
 from loraxs_search.tasks.kinds import KINDS, checked
 from loraxs_search.tasks.prepared import load_data
 
@@ -160,7 +160,7 @@ def test_catalogue_names_metrics_and_batches_need_no_torch():
         "import sys; from loraxs_search.tasks.encoded import epoch_batches;"
         "from loraxs_search.tasks.metrics import METRICS;"
         "from pathlib import Path; from loraxs_search.search_space.document import Document;"
-        "from loraxs_search.search_space.task import catalogue_entry, read_task;"
+        "from loraxs_search.search_space.sections import catalogue_entry, read_task;"
         "assert read_task(Document('cola'), catalogue_entry('cola')[1], Path());"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
     )

@@ -1,4 +1,7 @@
-"""The `task` section: written out, or a task of the catalogue with some keys changed; and the laws between its keys."""
+"""The sections `task`, `search` and `promotion` of a space, and the laws between their keys.
+
+A task is written out, or one of the catalogue with some keys changed.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,19 @@ from typing import Annotated, Any
 from pydantic import create_model
 
 from loraxs_search.errors import asking, meant, must_be, one_of, shortened
+from loraxs_search.methods._base import Method
 from loraxs_search.paths import shipped_task_path, shipped_tasks, user_path
+from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
+from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
+from loraxs_search.samplers import SAMPLERS, make_sampler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
-from loraxs_search.search_space.parameters import check_entry
-from loraxs_search.tasks.kinds import KINDS, Names, Section, TaskKind, find_metric
+from loraxs_search.search_space.parameters import PARAMETERS, Parameter, check_entry
+from loraxs_search.search_space.space import searched_parameters
+from loraxs_search.tasks.kinds import KINDS, Names, Section, TaskKind, find_metric, kind_of
 
 _NAME = "(?!latest$)[a-z0-9][a-z0-9._-]*"
 _NAME_LAW = (
@@ -108,10 +118,10 @@ def _check_kind(document: Document, given: Mapping[str, Any], kind: type[TaskKin
         document.fault(("task", "metrics"), law)
     named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
     for here, name in [*named, *([(("metric",), metric)] if metric else [])]:
-        if fault := unfit_metric(kind, keys, name):
+        if fault := _unfit_metric(kind, keys, name):
             document.fault(("task", *here), fault)
     searched = str(metric or next(iter(metrics or ()), ""))
-    if searched in known and (fault := direction_fault(_sound(document, given, "direction"), searched)):
+    if searched in known and (fault := _direction_fault(_sound(document, given, "direction"), searched)):
         document.fault(("task", "direction"), fault)
 
 
@@ -165,6 +175,7 @@ def catalogue_entry(name: str) -> tuple[str, dict[str, Any]]:
     return text, parse_document(text, str(path)).data["task"]
 
 
+_OF_METRICS, _OF_METHODS = "must be one of the task's metrics", "must be among the space's methods"
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
 
 
@@ -233,7 +244,7 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name: str) -> str | None:
+def _unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name: str) -> str | None:
     """Say why a metric cannot score a task of a kind with these keys; None if it can."""
     fitting = kind.fitting_metrics(keys)
     if name in fitting:
@@ -242,7 +253,7 @@ def unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name:
     return f"{asking(law, name, fitting)}, but got {shown(name)}."
 
 
-def meant_metrics(given: object) -> tuple[str, ...]:
+def _meant_metrics(given: object) -> tuple[str, ...]:
     """Return the metrics that a faulty task section means, so that what must be among them can be checked too.
 
     None of them where one cannot be known.
@@ -257,9 +268,105 @@ def meant_metrics(given: object) -> tuple[str, ...]:
     return tuple(likely) if all(likely) else ()
 
 
-def direction_fault(given: str | None, metric: str) -> str | None:
+def _direction_fault(given: str | None, metric: str) -> str | None:
     """Say what is wrong with a `direction` beside a metric, whose own it must be."""
     known = find_metric(metric)
     if known is None or given in {None, known.direction}:
         return None
     return f"must be left out, or be {known.direction}, the direction of {metric}, but got {given}."
+
+
+# ---- search and promotion ----
+def entry_keys() -> dict[str, ParameterSpec]:
+    """Return every key that a scheduler or sampler takes; of two that take one, the first one's.
+
+    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
+    """
+    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
+    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
+    return {name: next(own[name] for own in taken if name in own) for own in taken for name in own}
+
+
+def read_search(
+    document: Document, task: Task | None, parameters: Mapping[str, Parameter]
+) -> tuple[SearchPlan, Task | None]:
+    """Read how to search (the defaults after a fault), and what the running trials of the task are compared by."""
+    # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
+    keys, given = entry_keys(), as_mapping(document.data).get("search") or {}
+    plan, written, params = read_section(document, ("search",), SearchPlan, given, keys), as_mapping(given), {}
+    for name, key in keys.items():
+        try:
+            params[name] = key.check(written.get(name, key.default))
+        except ValueError as error:
+            document.fault(("search", name), f"{error}, but got {document.got(('search', name), written[name])}.")
+    registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
+    for name, registry in registries.items():
+        if isinstance(entry := written.get(name), str):
+            try:
+                check_entry(registry, f"a {name}", entry)
+            except ValueError as error:
+                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
+    pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
+    is_sound = not any(document.is_faulty("search", key) for key in pace)
+    if is_sound and pace["report_every"] > pace["max_steps"]:
+        got = " and ".join(f"{key}={value}" for key, value in pace.items())
+        document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
+    if plan is None or document.is_faulty("search"):
+        plan = SearchPlan()
+    else:
+        taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
+        plan = replace(plan, params={name: value for name, value in params.items() if name in taken})
+        if not document.is_faulty(PARAMETERS):
+            for fault in make_sampler(plan, searched_parameters(parameters)).faults():
+                document.fault(("search", "sampler"), fault)
+    where, metric = ("search", "metric"), written.get("metric")
+    if document.is_faulty(*where):
+        return plan, task
+    if task is None:
+        if metric is not None and find_metric(metric) is None:
+            document.fault(where, f"must be the name of a metric, but got {shown(metric)}.")
+        return plan, None
+    kind = kind_of(task)
+    if metric is not None and (unfit := _unfit_metric(kind, kind.keys(), metric)):
+        document.fault(where, unfit)
+    elif (reported := metric or kind.report_metric or task.metric) != task.metric:
+        task = replace(task, report_metric=reported, report_direction=kind.metrics[reported].direction)
+    return plan, task
+
+
+def read_promotion(document: Document, task: Task | None, methods: Mapping[str, Method]) -> PromotionRule:
+    """Read the rule, and hold it against the task and the methods; the default comes back if there is a fault."""
+    sections = as_mapping(document.data)
+    given = sections.get("promotion") or {}
+    rule, keys = read_section(document, ("promotion",), PromotionRule, given), as_mapping(given)
+    sound = {key: value for key, value in keys.items() if not document.is_faulty("promotion", key)}
+    guards, metric = as_mapping(keys.get("guards")), keys.get("metric")
+
+    def fault(key: str, law: str) -> None:
+        document.fault(("promotion", key), law)
+
+    metrics = task.metrics if task else _meant_metrics(sections.get("task"))
+    named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
+    for key, name in named:
+        if isinstance(name, str) and metrics and name not in metrics:
+            fault(key, f"{must_be(name, metrics, _OF_METRICS)}, but got {shown(name)}.")
+    decides, direction = metric or (task.metric if task else None), sound.get("direction")
+    if decides in metrics and isinstance(direction, str) and (law := _direction_fault(direction, decides)):
+        fault("direction", law)
+    if keys.get("choose") == "smallest":
+        if not keys.get("tolerance", PromotionRule.tolerance):
+            law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
+            fault("choose", f"{law}, but there is none; write tolerance: 0.005, or choose: best.")
+        if sound.get("candidates", PromotionRule.candidates) == 1:
+            law = "must be at least 2 beside choose: smallest, since tolerance counts from the best, but got 1."
+            fault("candidates", law)
+    if SLICE_LOSS in guards and as_mapping(sections.get("task")).get("slices") is None:
+        fault("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
+    if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
+        fault("guards", f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong.")
+    for name in rule.methods if rule is not None and methods else ():
+        if name not in methods:
+            fault("methods", f"{must_be(name, methods, _OF_METHODS)}, but got {shown(name)}.")
+        elif not methods[name].has_adapter:
+            fault("methods", f"must have adapters, but of {name} only metrics are recorded.")
+    return rule or PromotionRule()
