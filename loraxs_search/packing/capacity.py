@@ -54,24 +54,33 @@ def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: to
     return max(_MIN_TOKENS, min(limit, int(_MEMORY_SHARE * free_bytes(device) / per_token)))
 
 
-def full_tokens(device: torch.device, max_tokens: int, time_pass: Callable[[int], float]) -> int:
-    """Return the tokens of a pass that fill a device, or one worker of a CPU.
+def full_slots(
+    device: torch.device,
+    max_tokens: int,
+    num_workers: int,
+    batch_tokens: float,
+    time_pass: Callable[[int], float] = lambda _: 0.0,
+) -> int:
+    """Return how many trials fill a device, at least one.
 
-    A CPU's number is fixed. On an accelerator passes are timed, each of twice the tokens, until that gains less than a
-    tenth.
+    The tokens of a pass that fill one worker of a CPU are a fixed number. On an accelerator passes are timed, each of
+    twice the tokens, until that gains less than a tenth.
 
     Args:
-        time_pass: Returns the seconds that a pass of so many tokens takes.
+        max_tokens: Of a pass.
+        batch_tokens: Real tokens of one trial's batch.
+        time_pass: Returns the seconds that a pass of so many tokens takes on this accelerator.
     """
     if device.type == "cpu":
-        return min(max_tokens, _CPU_FULL_TOKENS)
-    tokens, seconds = _MIN_TOKENS, time_pass(_MIN_TOKENS)
-    while 2 * tokens <= max_tokens:
-        longer = time_pass(2 * tokens)
-        if 2 * seconds < _MIN_GAIN * longer:
-            break
-        tokens, seconds = 2 * tokens, longer
-    return tokens
+        tokens = min(max_tokens, _CPU_FULL_TOKENS)
+    else:
+        tokens, seconds = _MIN_TOKENS, time_pass(_MIN_TOKENS)
+        while 2 * tokens <= max_tokens:
+            longer = time_pass(2 * tokens)
+            if 2 * seconds < _MIN_GAIN * longer:
+                break
+            tokens, seconds = 2 * tokens, longer
+    return max(1, min(MAX_AUTO_PACK_SIZE, round(num_workers * tokens / max(1.0, batch_tokens))))
 
 
 @torch.no_grad()
@@ -94,16 +103,6 @@ def time_pass(model: PreTrainedModel, num_tokens: int) -> float:
             raise
         return math.inf
     return min(seconds)
-
-
-def full_slots(tokens: int, num_workers: int, batch_tokens: float) -> int:
-    """Return how many trials fill a device, at least one.
-
-    Args:
-        tokens: What fills one worker.
-        batch_tokens: Real tokens of one trial's batch.
-    """
-    return max(1, min(MAX_AUTO_PACK_SIZE, round(num_workers * tokens / max(1.0, batch_tokens))))
 
 
 def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:

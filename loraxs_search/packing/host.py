@@ -32,10 +32,9 @@ from loraxs_search.home import factor_path
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
 from loraxs_search.packing import capacity
-from loraxs_search.packing.bases import PeftBase
+from loraxs_search.packing.bases import PeftBase, Slot
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack, shared_pack
-from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
@@ -56,13 +55,15 @@ from loraxs_search.trial.snapshot import NodeStates, Snapshot
 _LAG = 4
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AdvanceRequest:
     """One caller's `advance`, from its arrival to its answer; `task` is None for the host's first one.
 
     Args:
         is_unpacked: Whether it cannot share passes: its trial is in a pack of one, between the rounds of the others.
         may_start: Whether it may join at any time: others have been scored since it arrived.
+        slot: Once it has one.
+        num_steps: From the trial's step on arrival to the requested one.
     """
 
     spec: TrialSpec
@@ -72,28 +73,17 @@ class AdvanceRequest:
     is_unpacked: bool = False
     may_start: bool = False
     answer: Future[tuple[TrialReport, bytes]] = field(default_factory=Future)
-    assigned: Slot | None = None
+    slot: Slot = field(init=False)
+    num_steps: int = field(init=False)
 
-    @property
-    def slot(self) -> Slot:
-        """The slot, once it has one."""
-        assert self.assigned is not None
-        return self.assigned
-
-    @property
-    def target(self) -> int:
-        """The step to stop at."""
-        return min(self.until, self.spec.hyperparameters.max_steps)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps from the trial's step on arrival to the requested one."""
-        return self.target - (self.snapshot.step if self.snapshot else 0)
+    def __post_init__(self) -> None:
+        self.until = min(self.until, self.spec.hyperparameters.max_steps)
+        self.num_steps = self.until - (self.snapshot.step if self.snapshot else 0)
 
     @property
     def steps_left(self) -> int:
-        """Steps left to the requested one, once it has a slot; none if the trial is there or beyond."""
-        return max(0, self.target - self.slot.step)
+        """Steps left to the requested one; none if the trial is there or beyond."""
+        return max(0, self.until - self.slot.step)
 
 
 def admit(
@@ -142,22 +132,49 @@ def _between_rounds(
 
     @functools.wraps(method)
     def run(self: TrialHost, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        def on_bare_base() -> ResultT:
-            self.clear()
-            return method(self, *args, **kwargs)
-
-        return self.in_turn(on_bare_base)
+        return self.in_turn(functools.partial(method, self, *args, **kwargs), on_bare_base=True)
 
     return run
 
 
 class TrialHost:
-    """A `Host` that advances many trials at once, of one task or several; None is the task that it began with.
+    """Holds one base and its factors on one device, and trains many trials on them at once: the contract of a host.
 
-    A separate thread does all computation but baselines: it forms a round of every trial that waits, so trials
-    join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
-    `slots` trials stay on the device between calls. A trial whose layers or method cannot share passes is a pack of
-    one, advanced between rounds.
+    Who calls: one `HostActor` in its own process, whose callers are trials and the driver. A host is built for a
+    base and a first task; building it loads both.
+
+    Threads: called from many threads at once; each call blocks until it is answered. A separate thread does all
+    computation but baselines: it forms a round of every trial that waits, so trials join and leave between rounds, and
+    each caller gets its answer when its own trial is where it was asked to be. Up to `slots` trials stay on the device
+    between calls. A trial whose layers or method cannot share passes is a pack of one, advanced between rounds. After
+    `close` only `close` is called.
+
+    Tasks: it serves any number of tasks that load its base in the same way but for the number of outputs; None is the
+    task that it began with. What cannot share passes, a method or a layer, only trials of that first task can have.
+    Every call on behalf of a trial names the trial's task.
+
+    What is kept: a host may keep trials, rows and factors between calls, and owns none of them. Each `advance` returns
+    the whole state of its trial as a snapshot, and the caller's snapshot decides: where the host has the
+    same trial at another step, or with other hyperparameters, it restores the caller's. So a host may die at any
+    time, a call may be repeated, on another host too, and the numbers are the same: on one device, at one number of
+    threads and in the same company to the last bit, otherwise within the rounding of float32.
+
+    Raises, in any call: an error of one trial is raised to its own caller, and does not affect the next call.
+    The kind of `LoraxsError` says whose fault it is:
+
+    - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
+      the node's fault where another host has had both.
+    - FactorMismatchError: the trial began beside other singular vectors than this machine computes.
+    - TrialDivergedError: the trial's loss, gradient, a metric or an answer is not finite.
+    - TrialCancelledError: `cancel` named the trial.
+    - RankError, TargetModulesError: the trial asks for what the base does not have.
+    - StudyError: a snapshot cannot be read.
+    - UsageError: the trial cannot share passes, and is of another task than the host's first one.
+
+    Any other exception is the trial's own failure too, and is reported with its type.
+
+    A host knows trials by `TrialSpec.name`, unique across studies. Metrics are plain floats, finite. Snapshots are
+    safetensors with the trial's reports in the header (`trial.Snapshot`).
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
@@ -214,9 +231,9 @@ class TrialHost:
             sharing=sharing,
         )
         self._unpacked = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
-        tokens = capacity.full_tokens(loaded.device, budget, functools.partial(capacity.time_pass, loaded.model))
         batch_tokens = largest.batch_size * float(loaded.prepared().lengths("train").mean())
-        self._full_slots = capacity.full_slots(tokens, executor.num_workers, batch_tokens)
+        timed = functools.partial(capacity.time_pass, loaded.model)
+        self._full_slots = capacity.full_slots(loaded.device, budget, executor.num_workers, batch_tokens, timed)
         if self._takes_turns and sharing.unpackable == names:
             self._full_slots = slots = 1
         head_parameters = max(loaded.head_parameters.values())
@@ -226,7 +243,7 @@ class TrialHost:
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
-        self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []  # between rounds
+        self._jobs: list[tuple[Callable[[], Any], bool, Future[Any]]] = []  # between rounds; whether on the bare base
         self._called = Counter[str]()  # how many callers of a trial wait for an answer
         self._cancelled: set[str] = set()
         self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
@@ -239,7 +256,18 @@ class TrialHost:
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
-        """Train with all others that wait; trials that are in step are scored in one evaluation, as peers."""
+        """Train a trial up to a step, score the validation rows, and return the report and the state to keep.
+
+        It trains with all others that wait; trials that are in step are scored in one evaluation, as peers.
+
+        Args:
+            until: Step to stop at; the trial's `max_steps` where that is less. A trial that is at that step already is
+                scored without training.
+            snapshot: The trial's last state; None starts at step 0.
+        Returns:
+            The report of that step; trials of the study that were scored in the same evaluation are its peers, with
+            what they store. And a snapshot that holds all of the trial's reports, this one last.
+        """
         state = Snapshot.from_bytes(snapshot) if snapshot else None
         request = AdvanceRequest(spec, until, state, task, self._is_unpacked(spec, task))
         with self._changed:
@@ -248,7 +276,7 @@ class TrialHost:
             if request.is_unpacked:
 
                 def run() -> None:
-                    active = [request] if self._assign(request) else []
+                    active = self._placed([request])
                     while active := self._wanted(active):
                         self._steps = {spec.name: request.slot.step}
                         active = self._round(active)
@@ -267,16 +295,22 @@ class TrialHost:
                     self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
 
     def cancel(self, names: Collection[str]) -> None:
-        """End these trials before their next step, whether they are in a pack or wait for it."""
+        """End the trials of these `TrialSpec.name`s before their next step, in a pack or waiting; returns at once.
+
+        Their callers get a TrialCancelledError. Of other names nothing is remembered: who wants to be sure asks again.
+        """
         with self._changed:
             self._cancelled.update(self._called.keys() & set(names))
 
     def steps(self) -> Mapping[str, int]:
-        """Return the steps of the trials in the present round."""
+        """Return the steps that trials of the present round have taken, by name; returns at once.
+
+        It is for display: a trial that waits, loads or is scored may be missing, or a step late.
+        """
         return self._steps
 
     def close(self) -> None:
-        """End the host's thread once all who wait are answered; the host takes no more calls."""
+        """End the host's thread once all who wait are answered; a second call does nothing."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -285,7 +319,12 @@ class TrialHost:
     # ---- what is asked of the bare base ------------------------------------------------------------------------------
     @_between_rounds
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
-        """Describe base, data and device."""
+        """Describe base, rows and device; a task that is new to the host is read first.
+
+        Args:
+            anew: Read the rows again; where they differ from those in use, trials that start or resume later use
+                the new ones.
+        """
         loaded, data = self._loaded, self._loaded.prepared(task, anew=anew)
         loaded.exact_for(data.task)  # so that its head is counted
         note = trained_pooling(loaded.base)[1] if (task or data.task).pooling == "auto" else ""
@@ -315,7 +354,7 @@ class TrialHost:
 
     @_between_rounds
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
-        """Get the factors of these layers ahead of their use; quick when they are on disk."""
+        """Get the factors of these layers ahead of their use; quick when they are on disk. Changes no result."""
         weights = [matrix(self._loaded.model.get_submodule(name)) for name in names]
         self._loaded.factors.prepare(weights, rank=rank, basis=basis)
 
@@ -333,7 +372,7 @@ class TrialHost:
             loaded.factors.identify(weights[it.module], rank=it.rank, basis=it.basis, driver=it.driver)
             for it in method.factors(hyper, sizes)
         )
-        fingerprint = self._body_fingerprint  # before weights change
+        fingerprint = body_fingerprint(loaded.exact)  # before weights change
         with loaded.trained(spec, state, task) as (model, data):
             base = base_of(model)
             fold_outputs(base, data.kind.outputs)
@@ -344,7 +383,10 @@ class TrialHost:
 
     @_between_rounds
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
-        """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`."""
+        """Return a trained adapter's answers to consecutive test rows, as it will be loaded; see `confirm`.
+
+        They are answers whatever the task's reports are scored by.
+        """
         loaded, state, indices = self._loaded, self._whole(spec, snapshot, task), np.arange(rows.start, rows.stop)
         with loaded.trained(spec, state, (task or loaded.task).for_candidates) as (model, data):
             scores = loaded.ask(model, data, data.kind.score(data, "test", indices))
@@ -353,7 +395,12 @@ class TrialHost:
 
     @_between_rounds
     def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
-        """Return the answers of the base without an adapter to rows of a split, as it will be loaded."""
+        """Return the answers of the base without an adapter to consecutive rows, as it will be loaded.
+
+        Args:
+            rows: Of `split` as the task scores it, validation or test.
+            shots: Worked examples in each prompt; one of those that the task's kind declares.
+        """
         loaded, indices = self._loaded, np.arange(rows.start, rows.stop, rows.step)
         data = loaded.prepared((task or loaded.task).for_candidates)
         exact, started = loaded.exact_for(data.task), time.perf_counter()
@@ -362,7 +409,7 @@ class TrialHost:
 
     @_between_rounds
     def linear_probe(self, task: Task | None = None) -> LinearProbe:
-        """Return the output layer that heads of a task may start from."""
+        """Return the output layer that heads of a task may start from, fitted on the untouched base within seconds."""
         return fit_linear_probe(self._loaded.prepared(task), self._loaded.model)
 
     def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
@@ -375,22 +422,12 @@ class TrialHost:
         return factor_path(key, self._loaded.factors.root).read_bytes()
 
     # ---- the worker's side -------------------------------------------------------------------------------------------
-    def clear(self) -> None:
-        """Take every trial off the base; for jobs of `in_turn`."""
-        self._shared.base.clear()
-        self._unpacked.base.clear()
-
-    @functools.cached_property
-    def _body_fingerprint(self) -> tuple[float, ...]:
-        """Of the one body that the models of all tasks share."""
-        return body_fingerprint(self._loaded.exact)
-
     def _work(self) -> None:
         torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
         active: list[AdvanceRequest] = []
         while True:
             arrived: list[AdvanceRequest] = []
-            jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
+            jobs: list[tuple[Callable[[], Any], bool, Future[Any]]] = []
             try:
                 with self._changed:
                     self._await_work(active)
@@ -399,20 +436,21 @@ class TrialHost:
                     if active or not self._jobs:  # requests that arrive during the jobs may begin together
                         arrived, self._arrived = admit(active, self._arrived, self._num_slots)
                     jobs, self._jobs = self._jobs, []
-                for run, answer in jobs:
+                for run, on_bare_base, answer in jobs:
                     try:
+                        if on_bare_base:
+                            self._clear()
                         answer.set_result(run())
                     except Exception as error:  # noqa: BLE001  # the caller handles it
                         answer.set_exception(error)
-                active += [request for request in arrived if self._assign(request)]
-                active = self._wanted(active)
+                active = self._wanted(active + self._placed(arrived))
                 if active:
                     active = self._round(active)
                 self._steps = {request.spec.name: request.slot.step for request in active}
             except Exception as error:  # noqa: BLE001  # memory may end anywhere; without this thread, nobody is answered
-                _refuse([*(request.answer for request in (*active, *arrived)), *(answer for _, answer in jobs)], error)
+                _refuse([*(request.answer for request in (*active, *arrived)), *(answer for *_, answer in jobs)], error)
                 active = []
-        self.clear()
+        self._clear()
 
     def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
         """Answer those who wait for a trial that was given up; return the requests of the round that are left."""
@@ -443,13 +481,16 @@ class TrialHost:
                 lambda: len(active) + len(self._arrived) >= wanted or self._jobs or self._closing, self._linger_s
             )
 
-    def _assign(self, request: AdvanceRequest) -> bool:
-        """Give a request its slot; False where it cannot have one and is answered with the reason."""
-        try:
-            request.assigned = self._slot(request.spec, request.snapshot, request.task, request.is_unpacked)
-        except Exception as error:  # noqa: BLE001  # the caller handles it
-            request.answer.set_exception(error)
-        return request.assigned is not None
+    def _placed(self, requests: Sequence[AdvanceRequest]) -> list[AdvanceRequest]:
+        """Give requests their slots; return those that have one. The others are answered with the reason."""
+        placed = list[AdvanceRequest]()
+        for request in requests:
+            try:
+                request.slot = self._slot(request.spec, request.snapshot, request.task, request.is_unpacked)
+                placed.append(request)
+            except Exception as error:  # noqa: BLE001  # the caller handles it
+                request.answer.set_exception(error)
+        return placed
 
     def _slot(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None, is_unpacked: bool) -> Slot:
         """Return the trial's slot: the one that is here at its step, or a new one in the state of its snapshot."""
@@ -467,6 +508,11 @@ class TrialHost:
         other.base.clear()
         return pack
 
+    def _clear(self) -> None:
+        """Take every trial off the base."""
+        self._shared.base.clear()
+        self._unpacked.base.clear()
+
     def _whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None) -> Snapshot:
         """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
 
@@ -482,11 +528,11 @@ class TrialHost:
                 for error in self._pack(is_unpacked).step([slot]).values():
                     raise error
             state = slot.snapshot()
-            self.clear()
+            self._clear()
         return state
 
     def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
-        """Train every trial by one step, answer those that have reached their step, and return the others."""
+        """Train every trial by one step, score together those that have reached theirs, and return the others."""
         try:
             pack = self._pack(active[0].is_unpacked)
             training = [request for request in active if request.steps_left]
@@ -494,41 +540,37 @@ class TrialHost:
             for request in training:
                 if error := errors.get(request.spec.name):
                     request.answer.set_exception(error)
-            self._report(pack, scored_now([request for request in active if not request.answer.done()]))
+            reached = scored_now([request for request in active if not request.answer.done()])
+            trained_s = [request.slot.device_s for request in reached]
+            scores = pack.evaluate([request.slot for request in reached], "validation") if reached else {}
+            for request, before_s in zip(reached, trained_s, strict=True):
+                metrics, slot = scores[request.spec.name], request.slot
+                if isinstance(metrics, LoraxsError):
+                    request.answer.set_exception(metrics)
+                    continue
+                report = slot.report(metrics, slot.device_s - before_s)
+                if not request.is_unpacked:
+                    self._idle[slot.name] = slot
+                    while len(self._idle) > self._num_slots:
+                        self._idle.pop(next(iter(self._idle)))
+                is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
+                state = self._states.kept(request.spec, slot.snapshot(), is_last=is_last)
+                metric = slot.data.task.search_metric
+                peers = {  # step and score of the other trials of the same study
+                    other.spec.trial_id: (other.slot.step, own[metric])
+                    for other in reached
+                    if other is not request and other.spec.study == request.spec.study
+                    if not isinstance(own := scores[other.spec.name], LoraxsError) and metric in own
+                }
+                request.answer.set_result((replace(report, peers=peers), state))
+            if reached:
+                self._expected += 0 if reached[0].is_unpacked else len(reached)
+                with self._changed:
+                    for waiting in self._arrived:
+                        waiting.may_start = True
         except Exception as error:  # noqa: BLE001  # every waiting caller gets an answer
             _refuse([request.answer for request in active], error)
         return [request for request in active if not request.answer.done()]
-
-    def _report(self, pack: Pack, requests: list[AdvanceRequest]) -> None:
-        """Score the slots of these requests together, and answer them."""
-        if not requests:
-            return
-        trained_s = [request.slot.device_s for request in requests]
-        scores = pack.evaluate([request.slot for request in requests], "validation")
-        for request, before_s in zip(requests, trained_s, strict=True):
-            metrics, slot = scores[request.spec.name], request.slot
-            if isinstance(metrics, LoraxsError):
-                request.answer.set_exception(metrics)
-                continue
-            report = slot.report(metrics, slot.device_s - before_s)
-            if not request.is_unpacked:
-                self._idle[slot.name] = slot
-                while len(self._idle) > self._num_slots:
-                    self._idle.pop(next(iter(self._idle)))
-            is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
-            state = self._states.kept(request.spec, slot.snapshot(), is_last=is_last)
-            metric = slot.data.task.search_metric
-            peers = {  # step and score of the other trials of the same study
-                other.spec.trial_id: (other.slot.step, own[metric])
-                for other in requests
-                if other is not request and other.spec.study == request.spec.study
-                if not isinstance(own := scores[other.spec.name], LoraxsError) and metric in own
-            }
-            request.answer.set_result((replace(report, peers=peers), state))
-        self._expected += 0 if requests[0].is_unpacked else len(requests)
-        with self._changed:
-            for waiting in self._arrived:
-                waiting.may_start = True
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _is_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
@@ -541,11 +583,11 @@ class TrialHost:
         takes_turns = self._takes_turns and not self._unpackable.isdisjoint(hyper.target_modules)
         return (takes_turns or not method.can_pack(method.params(hyper))) and self._loaded.is_first(task)
 
-    def in_turn(self, run: Callable[[], ResultT]) -> ResultT:
-        """Run a job in the host's own thread, between rounds."""
+    def in_turn(self, run: Callable[[], ResultT], *, on_bare_base: bool = False) -> ResultT:
+        """Run a job in the host's own thread, between rounds; on request with every trial off the base."""
         answer: Future[ResultT] = Future()
         with self._open():
-            self._jobs.append((run, answer))
+            self._jobs.append((run, on_bare_base, answer))
         return answer.result()
 
     @contextlib.contextmanager

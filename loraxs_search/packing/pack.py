@@ -26,8 +26,7 @@ from loraxs_search.engine.passes import Indices, PassExecutor, Reduced, Requeste
 from loraxs_search.engine.requests import Engine, RowTooLongError
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.packing.bases import PackedModel, TrainedBase
-from loraxs_search.packing.slot import Slot
+from loraxs_search.packing.bases import PackedModel, Slot, TrainedBase
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Split
 from loraxs_search.records.trial import TrialSpec
@@ -217,11 +216,6 @@ def gradient_norms(slots: Sequence[Sequence[Tensor]]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(norms) for norms in each])
 
 
-def clip_factor(norm: float, limit: float) -> float:
-    """Return what a gradient of this norm is multiplied with; a limit of 0 means no clip."""
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0  # torch's own formula
-
-
 @torch.no_grad()
 def adamw(tensors: Sequence[AdamWUpdate]) -> None:
     """Take the step of each tensor, as `torch.optim.AdamW` does of a gradient that was clipped."""
@@ -275,7 +269,8 @@ def _updates(slot: Slot, norm: float) -> Iterator[AdamWUpdate]:
     """Yield the AdamW update of each tensor of a slot, given the norm of its whole gradient."""
     hyper, tensors = slot.spec.hyperparameters, slot.tensors
     factor, betas = hyper.lr_factor(slot.step), (hyper.adam_beta1, hyper.adam_beta2)
-    clip = clip_factor(norm, hyper.max_grad_norm)
+    limit = hyper.max_grad_norm
+    clip = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0  # torch's own formula
     rates = chain(repeat(hyper.learning_rate, len(tensors.adapter.tensors)), repeat(hyper.head_learning_rate))
     for parameter, moments, rate in zip(slot.parameters, slot.moments, rates, strict=False):
         yield AdamWUpdate(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, slot.step + 1)

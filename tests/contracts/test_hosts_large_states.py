@@ -13,7 +13,6 @@ import torch
 from support.spaces import SPACE
 
 from loraxs_search.home import home
-from loraxs_search.packing._base import Host
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.search_space.load import parse_space
@@ -33,9 +32,9 @@ def space(tiny_base):
 @pytest.fixture
 def make(space, monkeypatch, tmp_path, in_warm_home):
     """Make hosts whose states travel up to so many bytes, each on a node that has states of its own."""
-    made: list[Host] = []
+    made: list[TrialHost] = []
 
-    def host(max_state_bytes: int) -> Host:
+    def host(max_state_bytes: int) -> TrialHost:
         node = tmp_path / f"node-{len(made)}"
         node.mkdir()
         for shared in ("base_models", "datasets", "factors"):
@@ -51,7 +50,7 @@ def make(space, monkeypatch, tmp_path, in_warm_home):
         each.close()
 
 
-def spec_of(host: Host, space: Space, **changes: Any) -> TrialSpec:
+def spec_of(host: TrialHost, space: Space, **changes: Any) -> TrialSpec:
     names = tuple(module.name for module in host.info(space.task).modules)
     values: dict[str, Any] = {"rank": 2, "target_modules": names[:4], "batch_size": 8, "max_steps": 8}
     rates = {"learning_rate": 1e-2, "head_learning_rate": 1e-2, "init_std": 1e-2, "seed": 5}

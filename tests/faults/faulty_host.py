@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraxs_search.packing._base import Host
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
+
+if TYPE_CHECKING:
+    from loraxs_search.packing.host import TrialHost
 
 SPOILT = {"00001": "raises", "00002": "memory", "00003": "metric"}
 
@@ -21,7 +23,7 @@ class FaultyHost:
         spoilt: What is to happen to a trial at its second report, by its id.
     """
 
-    def __init__(self, host: Host, spoilt: Mapping[str, str]) -> None:
+    def __init__(self, host: TrialHost, spoilt: Mapping[str, str]) -> None:
         self._host, self._spoilt = host, spoilt
 
     def __getattr__(self, name: str) -> Any:
@@ -42,6 +44,6 @@ class FaultyHost:
         return report, state
 
 
-def faulty_host(config: HostConfig, task: Task, threads: int) -> Host:
+def faulty_host(config: HostConfig, task: Task, threads: int) -> TrialHost:
     """Return the host of a config; see `HostConfig.make`."""
     return FaultyHost(training_host(config, task, threads), SPOILT)

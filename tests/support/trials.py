@@ -16,10 +16,9 @@ from loraxs_search.engine.passes import AdaptedBase, PassExecutor, Requester
 from loraxs_search.engine.requests import Engine
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.bases import PeftBase
+from loraxs_search.packing.bases import PeftBase, Slot
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack, shared_pack
-from loraxs_search.packing.slot import Slot
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec

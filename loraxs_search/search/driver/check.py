@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.packing._base import Host
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Head, Pooling, Split
@@ -37,6 +36,9 @@ from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import ShownRow, first_rows, joining_row_faults, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
+
+if TYPE_CHECKING:
+    from loraxs_search.packing.host import TrialHost
 
 _MEASURED_S = 4.0  # of steps, about
 _MARGIN = 0.2  # what a machine's speed varies by, from minute to minute and from trial to trial
@@ -186,7 +188,7 @@ def simulated_steps(plan: SearchPlan, at_once: int) -> tuple[list[int], float]:
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
-def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured:
+def _measure(host: TrialHost, info: HostInfo, space: Space, began: float) -> Measured:
     """Time a few steps of trials that are drawn from the space, and a scoring."""
     import optuna
 
@@ -225,7 +227,7 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
 
 
 def _advance(
-    host: Host, specs: Sequence[TrialSpec], until: int, snapshots: Sequence[bytes | None], task: Task
+    host: TrialHost, specs: Sequence[TrialSpec], until: int, snapshots: Sequence[bytes | None], task: Task
 ) -> tuple[float, list[bytes | None]]:
     """Advance trials side by side as a search does; return the seconds and their states."""
     began = time.monotonic()
@@ -318,7 +320,7 @@ def _expected_pack_size(
     import torch
 
     from loraxs_search.engine.passes import workers_for
-    from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
+    from loraxs_search.packing.capacity import fitting_slots, full_slots, slot_bytes, token_budget
 
     if not space.is_packable:
         return unshared(space.methods)
@@ -327,7 +329,7 @@ def _expected_pack_size(
     device = torch.device("cpu")
     largest, (num_workers, _) = space.largest(), workers_for(device)
     budget = token_budget(modules, torch.float32, device)
-    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, largest.batch_size * row_tokens)
+    fills = full_slots(device, budget, num_workers, largest.batch_size * row_tokens)
     asked = space.search.pack_size
     wanted = fills if asked == "auto" else asked
     slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
@@ -19,7 +19,6 @@ import ray
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
 from loraxs_search.home import in_use
-from loraxs_search.packing._base import Host
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
@@ -31,6 +30,9 @@ from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.node_checks import compare_versions
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
+
+if TYPE_CHECKING:
+    from loraxs_search.packing.host import TrialHost
 
 _MEGABYTE = 1e6  # as MLflow counts them
 UNBORN_S = 10.0  # a thread begins within milliseconds
@@ -101,7 +103,7 @@ def _end_with_unborn_threads() -> None:
 
 
 class HostActor:
-    """A host in its own process; each of its methods is one of `packing.Host`, which says what it does.
+    """A host in its own process; each of its methods is one of `TrialHost`, which says what it does.
 
     The host is built at the first call, so that its errors keep their type. Ray calls it from `HostConfig.max_callers`
     threads, and from one more for each of the groups `baselines` and `commands`. A node may have joined after the
@@ -116,7 +118,7 @@ class HostActor:
     def __init__(self, config: HostConfig, threads: int, address: str) -> None:
         threading.Thread(target=_end_with_unborn_threads, name="unborn-threads", daemon=True).start()
         self._config, self._threads, self._address = config, threads, address
-        self._host: Host | None = None
+        self._host: TrialHost | None = None
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
@@ -186,7 +188,9 @@ class HostActor:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
-    def _serving(self, task: Task, spec: TrialSpec | None = None, identity: Identity | None = None) -> Iterator[Host]:
+    def _serving(
+        self, task: Task, spec: TrialSpec | None = None, identity: Identity | None = None
+    ) -> Iterator[TrialHost]:
         """Yield the host with this task's rows, and what a trial starts from; what differs is read again.
 
         Args:

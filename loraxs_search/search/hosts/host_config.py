@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from loraxs_search.packing._base import Host
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, Precision
@@ -14,11 +13,14 @@ from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
 
+if TYPE_CHECKING:
+    from loraxs_search.packing.host import TrialHost
+
 MAX_CALLERS = 1000
 _GATHER_S = 1.0  # between the first calls of trials that start together
 
 
-def training_host(config: HostConfig, task: Task, threads: int) -> Host:
+def training_host(config: HostConfig, task: Task, threads: int) -> TrialHost:
     """Return the host that trains."""
     import torch  # here, so that the driver, the snapshot store and the directory stay without it
 
@@ -54,7 +56,7 @@ class HostConfig:
     precision: Precision
     pack_size: int | Literal["auto"]
     largest: LargestTrial
-    make: Callable[[HostConfig, Task, int], Host] = training_host
+    make: Callable[[HostConfig, Task, int], TrialHost] = training_host
     versions: Mapping[str, str] = field(default_factory=dict)
     max_state_bytes: int = MAX_STATE_BYTES
     body: TaskModel | None = None

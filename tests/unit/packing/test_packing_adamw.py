@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loraxs_search.packing import pack as room
-from loraxs_search.packing.pack import AdamWUpdate, adamw, clip_factor, gradient_norms
+from loraxs_search.packing.pack import AdamWUpdate, adamw, gradient_norms
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Trial:
 
     def updates(self, norm: float) -> list[AdamWUpdate]:
         self.step += 1
-        clip = clip_factor(norm, self.limit)
+        clip = min(1.0, self.limit / (norm + 1e-6)) if self.limit else 1.0
         return [
             AdamWUpdate(p, *moments, rate, self.betas, self.decay, clip, self.step)
             for p, moments, rate in zip(self.ours, self.moments, self.rates, strict=True)

@@ -32,15 +32,17 @@ def test_the_budget_is_bounded_on_both_sides(free):
     assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 256
 
 
-@pytest.mark.parametrize(("batch_tokens", "slots"), [(400.0, 15), (3072.0, 2), (1e6, 1), (1.0, 64), (0.0, 64)])
-def test_slots_fill_every_worker_once(batch_tokens, slots):
-    assert capacity.full_slots(3072, 2, batch_tokens) == slots
-
-
-def test_the_quickstarts_trials_fill_two_workers_of_a_cpu_at_eight():
-    tokens = capacity.full_tokens(CPU, 3072, lambda tokens: pytest.fail("a CPU is not timed"))
-    assert capacity.full_slots(tokens, 2, 16 * 27.0) == 8
-    assert capacity.full_tokens(CPU, 1000, lambda tokens: 1.0) == 1000
+@pytest.mark.parametrize(
+    ("max_tokens", "batch_tokens", "slots"),
+    [
+        (3072, 16 * 27.0, 8),  # the quickstart's
+        (1000, 400.0, 5),
+        (1000, 1e6, 1),
+        (1000, 0.0, 64),
+    ],
+)
+def test_a_cpus_trials_fill_every_worker_once(max_tokens, batch_tokens, slots):
+    assert capacity.full_slots(CPU, max_tokens, 2, batch_tokens, lambda _: pytest.fail("a CPU is not timed")) == slots
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_the_quickstarts_trials_fill_two_workers_of_a_cpu_at_eight():
     ],
 )
 def test_an_accelerator_is_full_where_twice_the_tokens_gain_less_than_a_tenth(seconds, full):
-    assert capacity.full_tokens(torch.device("cuda"), 65536, seconds) == full
+    assert capacity.full_slots(torch.device("cuda"), 65536, 16, full, seconds) == 16
 
 
 def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):

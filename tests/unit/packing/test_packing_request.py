@@ -15,7 +15,7 @@ from loraxs_search.records.trial import Hyperparameters, TrialSpec
 def request(trial_id: str, num_steps: int = 1) -> AdvanceRequest:
     hyper = Hyperparameters(rank=1, target_modules=("m",), learning_rate=1.0, head_learning_rate=1.0, max_steps=1000)
     made: Any = AdvanceRequest(TrialSpec(trial_id, {}, hyper), num_steps, None)
-    made.assigned = SimpleNamespace(step=0)
+    made.slot = SimpleNamespace(step=0)
     return made
 
 
