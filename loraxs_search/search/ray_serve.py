@@ -26,7 +26,6 @@ from ray.exceptions import ActorDiedError, RayError
 
 from loraxs_search.errors import ClusterError, LoraxsError, UsageError
 from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, resolve_uri, sqlite_path
-from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.serve.api_keys import read_keys
@@ -186,7 +185,7 @@ class Deployed:
         """
         while not stopped.wait(_POLL_S):
             try:
-                app = ray_private.serve_details().get("applications", {}).get(APP)
+                app = serve_details().get("applications", {}).get(APP)
             except ActorDiedError:  # Ray Serve was shut down
                 return False
             except RayError as error:
@@ -210,7 +209,7 @@ def deploy(
         UsageError: Ray Serve runs there at another address.
         ClusterError: Ray Serve cannot run on the cluster, or a replica cannot start.
     """
-    listens = ray_private.serve_details().get("http_options")
+    listens = serve_details().get("http_options")
     if listens is not None and (listens["host"], listens["port"]) != (host, port):
         raise UsageError(
             f"Ray Serve listens at {listens['host']}:{listens['port']} on this cluster, not at {host}:{port}.",
@@ -250,7 +249,7 @@ def take_down() -> bool:
     was_there = APP in serve.status().applications
     if was_there:
         serve.delete(APP)
-    if (details := ray_private.serve_details()) and not details["applications"]:
+    if (details := serve_details()) and not details["applications"]:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray says that it kills
             serve.shutdown()
     return was_there
@@ -263,12 +262,13 @@ def _quiet() -> None:
 def _until_running(say: Callable[[str], None]) -> None:
     """Wait until all replicas of what was deployed run."""
     said = ""
-    while True:
-        app = serve.status().applications[APP]
-        if app.status == "RUNNING":
-            return
+    while (app := serve.status().applications[APP]).status != "RUNNING":
         found = (app.deployments[DEPLOYMENT].message if DEPLOYMENT in app.deployments else "") or app.message
-        message = _short(found)
+        if _CANNOT in found:  # what a replica itself said; else the last line of an error, or the first one
+            message = found.rpartition(_CANNOT)[2].strip()
+        else:
+            text, _, error = found.partition("Error:\n")
+            message = error.strip().splitlines()[-1] if error.strip() else text.strip().partition("\n")[0]
         if app.status == "DEPLOY_FAILED":
             raise ClusterError(f"Every replica must start, but: {message}")
         if message and message != said:
@@ -277,9 +277,12 @@ def _until_running(say: Callable[[str], None]) -> None:
         time.sleep(_POLL_S)
 
 
-def _short(message: str) -> str:
-    """Return what a replica itself said in a message of Ray Serve; else the last line of an error, or the first one."""
-    if _CANNOT in message:
-        return message.rpartition(_CANNOT)[2].strip()
-    text, _, error = message.partition("Error:\n")
-    return error.strip().splitlines()[-1] if error.strip() else text.strip().partition("\n")[0]
+def serve_details() -> Mapping[str, Any]:
+    """Return Ray Serve's own status on the connected cluster, as its REST API does; empty if it does not run.
+
+    There is no public way to it from Python.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return {} if client is None else client.get_serve_details()

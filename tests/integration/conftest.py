@@ -52,15 +52,15 @@ def ray_here(search_home):
 
     started: dict[str, Any] = {}
 
-    @functools.wraps(pool.start_directory)
-    def start_directory(config: HostConfig) -> Any:
+    @functools.wraps(pool.start_named)
+    def start_named(directory: Any, config: HostConfig) -> Any:
         key = repr(config)
         if key not in started:
-            started[key] = start(config)
+            started[key] = start(directory, config)
         return started[key]
 
-    start, patch = pool.start_directory, _RAY.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(pool, "start_directory", start_directory)
+    start, patch = pool.start_named, _RAY.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(pool, "start_named", start_named)
     patch.setattr(pool.HostPool, "close", lambda _: None)
     with pytest.MonkeyPatch.context() as here:
         here.setenv("LORAXS_HOME", str(search_home))

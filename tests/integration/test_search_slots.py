@@ -45,7 +45,7 @@ class Killer(SilentView):
 def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hosts_is_killed(
     title, simulated, tiny_space, agree, descendants, monkeypatch
 ):
-    monkeypatch.setattr(pool, "start_directory", pool.start_directory.__wrapped__)  # not one that other searches share
+    monkeypatch.setattr(pool, "start_named", pool.start_named.__wrapped__)  # not one that other searches share
     others = set(descendants(os.getpid(), "ray::")) - set(
         descendants(os.getpid(), "ray::IDLE", 0)
     )  # idle ones take new work

@@ -12,10 +12,10 @@ import ray
 from support.studies import state, study
 
 from loraxs_search.errors import ClusterError
-from loraxs_search.search.cluster.connection import NAMESPACE, connected
-from loraxs_search.search.hosts import study_actors
+from loraxs_search.search.cluster import connection
+from loraxs_search.search.cluster.connection import NAMESPACE, connected, start_named
 from loraxs_search.search.hosts.answers import kill
-from loraxs_search.search.hosts.study_actors import start_snapshot_store
+from loraxs_search.search.hosts.study_actors import SnapshotStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -26,7 +26,7 @@ def pid_of(snapshot_store: Any) -> int:
 
 def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_here):
     folder = study("kept-on")
-    name, snapshot_store = start_snapshot_store("kept-on")
+    name, snapshot_store = start_named(SnapshotStore, "kept-on")
     try:
         ray.get(snapshot_store.write_snapshot.remote("00000", state("00000", "first")))
         first = pid_of(snapshot_store)
@@ -39,7 +39,7 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
         kill(snapshot_store)
 
 
-class Dying(study_actors.SnapshotStore):
+class Dying(SnapshotStore):
     """Dies before it begins, whenever it is started."""
 
     def __init__(self, name: str) -> None:
@@ -49,8 +49,7 @@ class Dying(study_actors.SnapshotStore):
 @pytest.mark.long(part="faults")
 def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(ray_here, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
-    monkeypatch.setattr(study_actors, "SnapshotStore", Dying)
-    monkeypatch.setattr(study_actors, "MAX_RESTARTS", 1)
-    _, snapshot_store = start_snapshot_store("dying")
+    monkeypatch.setattr(connection, "MAX_RESTARTS", 1)
+    _, snapshot_store = start_named(Dying, "dying")
     with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):
         ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=240)

@@ -14,21 +14,22 @@ import signal
 import socket
 import threading
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from loraxs_search.errors import ClusterError, LoraxsError, UsageError, unknown_name
 from loraxs_search.home import home
-from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.versions import with_python
 
 if TYPE_CHECKING:
-    from ray.exceptions import RayError
+    from ray.actor import ActorProxy
 
+ActorT = TypeVar("ActorT")
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 20.0
 # How a client opens HTTP/2, which Ray speaks, with empty settings. The server's own come back at once.
 _OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -53,8 +54,10 @@ def check_answers(address: str | None) -> None:
         )
     place = address
     if address == "auto":
+        from ray._private.services import get_ray_address_from_environment  # there is no public way to this address
+
         try:
-            place = ray_private.address_of_this_node()
+            place = str(get_ray_address_from_environment("auto", None))
         except ConnectionError:  # no Ray runs here
             return
     parts = urllib.parse.urlsplit(f"//{place or ''}")
@@ -64,9 +67,15 @@ def check_answers(address: str | None) -> None:
         return
     if not host or not port:  # there are none yet, as with `local`
         return
+    is_ray = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # then only Ray can read the answer
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S) as connection:
-            is_ray = _speaks_grpc(connection)
+            if not is_ray:
+                connection.settimeout(_ANSWER_TIMEOUT_S)
+                connection.sendall(_OPENING)
+                with connection.makefile("rb") as answer:
+                    head = answer.read(_HEAD_SIZE)
+                is_ray = len(head) == _HEAD_SIZE and head[_KIND] == _SETTINGS
     except OSError as error:
         raise ClusterError(
             f"a Ray cluster at {address} must be reachable, but: {error.strerror or error}.",
@@ -77,29 +86,29 @@ def check_answers(address: str | None) -> None:
             f"a Ray cluster at {address} must be reachable, but: another program listens there.",
             hint="the port of Ray's head is wanted, 6379 if `ray start` was given no other; not the dashboard's (8265)",
         )
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import AuthenticationError, RayError
 
-    try:  # a wrong or missing token: Ray itself tries for 20 s, and then does not mention tokens
-        ray_private.ask_head(f"{host}:{port}", _CONNECT_TIMEOUT_S)
+    # Ask the head for anything, with the token of this process. With a wrong or missing one `ray.init` tries for 20 s,
+    # and then does not mention tokens; it has no public way to ask sooner.
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
+        GcsClient(address=f"{host}:{port}").internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
     except AuthenticationError as error:
         raise _token_error(address) from error
     except (RayError, RuntimeError, ConnectionError):
         return  # `ray.init` reports any other error
 
 
-def _speaks_grpc(connection: socket.socket) -> bool:
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # then only Ray can read the answer
-        return True
-    connection.settimeout(_ANSWER_TIMEOUT_S)
-    connection.sendall(_OPENING)
-    with connection.makefile("rb") as answer:
-        head = answer.read(_HEAD_SIZE)
-    return len(head) == _HEAD_SIZE and head[_KIND] == _SETTINGS
+def shows_token() -> bool:
+    """Whether this process shows a token to its cluster."""
+    return os.environ.get("RAY_AUTH_MODE") == "token"
 
 
 def _token_error(address: str | None) -> ClusterError:
     """Say that a cluster asks for another token."""
-    sent = "another token than its own" if os.environ.get("RAY_AUTH_MODE") == "token" else "no token"
+    sent = "another token than its own" if shows_token() else "no token"
     return ClusterError(
         f"The Ray cluster at {address} refused the connection: it got {sent}.",
         hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
@@ -144,53 +153,54 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the log has reasons
     import ray
+    from ray.exceptions import RayError
+
+    is_brought = ray.is_initialized()  # by a program, which keeps its connection
+    if not is_brought:
+        _start(address, runtime_env)
+    try:
+        yield
+    except RayError as error:  # raise our own in its place, where there is one
+        if (own := own_error(error)) is not error:
+            raise own from error
+        raise
+    finally:
+        if not is_brought:
+            ray.shutdown()
+
+
+def _start(address: str | None, runtime_env: str | None) -> None:
+    """Connect this process to the cluster, or to a Ray that is started here."""
+    import ray
     from ray.exceptions import AuthenticationError
 
-    if ray.is_initialized():  # a program that brought its own connection keeps it
-        with _own_errors():
-            yield
-        return
     env = None if address is None else job_environment(runtime_env)
     check_answers(address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    on_sigterm, home_before = signal.getsignal(signal.SIGTERM), os.environ.get("LORAXS_HOME")
+    # Ray's processes here inherit it: a runtime environment would have to be made first.
+    os.environ["LORAXS_HOME"] = str(home())
     try:
-        # Ray's processes here inherit it: a runtime environment would have to be made first.
-        with _home_in_environment():
-            ray.init(
-                address=address or "local",
-                namespace=NAMESPACE,
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=env,
-            )
+        ray.init(
+            address=address or "local",
+            namespace=NAMESPACE,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=env,
+        )
     except AuthenticationError as error:
         raise _token_error(address) from error
     except Exception as error:  # Ray raises plain ones too, such as for a node that takes more than 30 s to start
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else _LOCAL_HINT
         raise ClusterError(f"{where} must be reachable, but: {str(error).rstrip('.')}.", hint=hint) from error
+    finally:
+        if home_before is None:
+            del os.environ["LORAXS_HOME"]
+        else:
+            os.environ["LORAXS_HOME"] = home_before
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
-    try:
-        with _own_errors():
-            yield
-    finally:
-        ray.shutdown()
-
-
-def own_error(error: BaseException) -> BaseException:
-    """Return our error of another process as it was raised there, and for a process that Ray has lost one of ours.
-
-    What else another process raised is a fault of this program, and stays as it is.
-    """
-    from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
-
-    if isinstance(error, RayTaskError):
-        return own_error(error.cause) if isinstance(error.cause, LoraxsError | RayError) else error
-    if isinstance(error, RuntimeEnvSetupError):
-        return setup_error(str(error))
-    return ClusterError(_lost(error), hint=_LOST_HINT) if isinstance(error, RayError) else error
 
 
 _LOST_HINT = (
@@ -201,43 +211,27 @@ _LOST_HINT = (
 _FACT = re.compile(r"^\s+(class_name|ip): (.+)$", re.MULTILINE)  # in what Ray says of an actor that died
 
 
-def _lost(error: RayError) -> str:
-    """Say in a sentence what Ray says in a page: facts, which are indented, between a general line and the cause."""
-    from ray.exceptions import RayActorError
+def own_error(error: BaseException) -> BaseException:
+    """Return our error of another process as it was raised there, and for a process that Ray has lost one of ours.
 
+    What else another process raised is a fault of this program, and stays as it is.
+    """
+    from ray.exceptions import RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+
+    if isinstance(error, RayTaskError):
+        return own_error(error.cause) if isinstance(error.cause, LoraxsError | RayError) else error
+    if isinstance(error, RuntimeEnvSetupError):
+        return setup_error(str(error))
+    if not isinstance(error, RayError):
+        return error
+    # Ray says it in a page: facts, which are indented, between a general line and the cause.
     facts = dict(_FACT.findall(str(error)))
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
     lines = lines or [type(error).__name__]
     is_traceback = isinstance(error, RayActorError) and error.actor_init_failed
     why = lines[-1] if is_traceback else lines[1] if facts and len(lines) > 1 else lines[0]
     who, where = facts.get("class_name", "one of them"), f" on {facts['ip']}" if "ip" in facts else ""
-    return f"Ray must keep the processes of a search alive, but lost {who}{where}: {why}"
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raise our own errors in place of Ray's, where it has one; see `own_error`."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        if (own := own_error(error)) is not error:
-            raise own from error
-        raise
-
-
-@contextlib.contextmanager
-def _home_in_environment() -> Iterator[None]:
-    before = os.environ.get("LORAXS_HOME")
-    os.environ["LORAXS_HOME"] = str(home())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LORAXS_HOME"]
-        else:
-            os.environ["LORAXS_HOME"] = before
+    return ClusterError(f"Ray must keep the processes of a search alive, but lost {who}{where}: {why}", hint=_LOST_HINT)
 
 
 def living_nodes() -> list[Node]:
@@ -274,6 +268,16 @@ def pinned(node_id: str) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def start_named(kind: type[ActorT], *args: object, **options: Any) -> tuple[str, ActorProxy[ActorT]]:
+    """Start an actor on this node, which Ray starts anew if it dies; return the name that finds it, and its handle."""
+    import ray
+
+    name = f"{kind.__name__}-{uuid.uuid4().hex}"
+    again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
+    actor = ray.remote(kind).options(name=name, namespace=NAMESPACE, **pinned(here()), **again, **options)
+    return name, actor.remote(*args)
 
 
 # ---- the environment of processes ------------------------------------------------------------------------------------

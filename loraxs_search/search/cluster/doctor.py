@@ -12,7 +12,7 @@ from loraxs_search import versions as package_versions
 from loraxs_search.base_model.locate import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.search.cluster import node_checks, ray_private
+from loraxs_search.search.cluster import node_checks
 from loraxs_search.search.cluster.connection import (
     SETUP_HINT,
     connected,
@@ -20,6 +20,7 @@ from loraxs_search.search.cluster.connection import (
     living_nodes,
     pinned,
     setup_problem,
+    shows_token,
 )
 from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, unlike_files
 from loraxs_search.search.cluster.placement import Node
@@ -73,7 +74,7 @@ def examine(
             hint = "start Ray with --num-cpus or --num-gpus above 0, or give search.concurrent"
             is_fit = bool(cpus or gpus)
             results.append(CheckResult(_CLUSTER, "ray", "ok" if is_fit else "warn", value, "" if is_fit else hint))
-            if address is not None and ray_private.is_token_auth_enabled():
+            if address is not None and shows_token():
                 results.append(CheckResult(_CLUSTER, "token", "ok", "every node and client must show it"))
             elif address is not None:
                 hint = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes and here: see cluster/README.md"

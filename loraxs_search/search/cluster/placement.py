@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.errors import ClusterError, counted
+from loraxs_search.errors import counted
 from loraxs_search.records.literals import SearchDevice
 
 COUNT_EVERY_S = 3.0
@@ -23,6 +23,10 @@ class Node:
     num_cpus: int
     num_gpus: int = 0
     address: str = ""
+
+    def offers(self, asked: Mapping[str, float]) -> bool:
+        """Whether it has what a trial asks for, whoever holds it now."""
+        return self.num_cpus >= asked.get("CPU", 0.0) and self.num_gpus >= asked.get("GPU", 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,64 +52,13 @@ def share_out(nodes: Iterable[Node], pack_size: int, device: SearchDevice) -> Sl
     """
     nodes = list(nodes)
     gpus = {node.node_id: node.num_gpus * pack_size for node in nodes if node.num_gpus > 0}
-    if device == "gpu" or (device == "auto" and gpus):
-        return Slots({"CPU": 0.0, "GPU": _part(1.0, pack_size)}, gpus)
     cpus = {node.node_id: node.num_cpus for node in nodes if node.num_cpus > 0}
-    share = min(cpus.values(), default=1)
-    return Slots({"CPU": _part(share, pack_size)}, {key: n // share * pack_size for key, n in cpus.items()})
-
-
-def host_shape(node: Node | None, gpu: bool, nodes: Iterable[Node], spare_cpus: int) -> tuple[int, int]:
-    """Return a host's threads, and how many times the smallest node's trials it serves.
-
-    Args:
-        node: Where it is to be; None when it is not among the living.
-        spare_cpus: Threads on a node that offers trials nothing, like a head that only drives.
-    """
-    if gpu:
-        return 1, 1
-    if node is None or node.num_cpus < 1:
-        return spare_cpus, 1
-    smallest = min(n.num_cpus for n in (*nodes, node) if n.num_cpus > 0)
-    return node.num_cpus, node.num_cpus // smallest
-
-
-def first_place(nodes: Sequence[Node], device: SearchDevice, here: str) -> tuple[str, str | None]:
-    """Choose the node and the GPU for what one host does for all: facts, factors, scores.
-
-    A GPU if there is any; else the driver's own node if it offers CPUs, another that does, the driver's own at last.
-    """
-    if device != "cpu" and (with_gpu := [node for node in nodes if node.num_gpus > 0]):
-        return with_gpu[0].node_id, "0"
-    with_cpu = [node.node_id for node in nodes if node.num_cpus > 0]
-    return (with_cpu[0] if with_cpu and here not in with_cpu else here), None
-
-
-def offers(node: Node, asked: Mapping[str, float]) -> bool:
-    """Whether a node has what a trial asks for, whoever holds it now."""
-    return node.num_cpus >= asked.get("CPU", 0.0) and node.num_gpus >= asked.get("GPU", 0.0)
-
-
-_DEVICES: Mapping[SearchDevice, str] = {"auto": "a GPU or a CPU", "gpu": "a GPU", "cpu": "a CPU"}
-
-
-def check_can_run(nodes: Sequence[Node], device: SearchDevice, concurrent: int | None) -> None:
-    """Refuse a cluster that can run no trial.
-
-    Args:
-        concurrent: Slots that the user expects of nodes that an autoscaler starts later.
-
-    Raises:
-        ClusterError: no node offers what a trial asks for, and none that would is expected.
-    """
-    asked = share_out(nodes, 1, device).resources
-    if concurrent is None and not any(offers(node, asked) for node in nodes):
-        other = "" if device == "auto" else f", or leave out `search.device: {device}`"
-        raise ClusterError(
-            f"A cluster must have {_DEVICES[device]} to run trials on, but its nodes offer none.",
-            hint=f"start Ray with --num-cpus or --num-gpus above 0{other}; where workers start later, "
-            "give the number of trials that they hold: --set search.concurrent=N",
-        )
+    is_gpu = device == "gpu" or (device == "auto" and bool(gpus))
+    whole = 1 if is_gpu else min(cpus.values(), default=1)
+    share = math.floor(whole * _UNITS / pack_size) / _UNITS  # Ray rounds, and rounded up the last one would never fit
+    if is_gpu:
+        return Slots({"CPU": 0.0, "GPU": share}, gpus)
+    return Slots({"CPU": share}, {node_id: n // whole * pack_size for node_id, n in cpus.items()})
 
 
 SAY_EVERY_S = 60.0
@@ -137,7 +90,7 @@ class SlotWait:
         have slots, they are not disturbed.
         """
         nodes = self._nodes()
-        is_held = any(offers(node, asked) for node in nodes)
+        is_held = any(node.offers(asked) for node in nodes)
         if not is_held and not others_have_slots and self._slots().num_slots:
             return True
         if (is_held and others_have_slots) or self._clock() < self._next:
@@ -235,8 +188,3 @@ class SlotCounter:
     def max_concurrent(self) -> int:
         """Trials that this study may have in flight, at least one."""
         return self._concurrent or max(1, self.slots.num_slots // self._num_studies)
-
-
-def _part(whole: float, parts: int) -> float:
-    """Return a share of which `parts` fit into `whole`: Ray rounds, and rounded up the last one would never fit."""
-    return math.floor(whole * _UNITS / parts) / _UNITS

@@ -206,7 +206,8 @@ class SearchSession:
             self._searcher.run()
             log.append(TrainingEnded(notice=self._searcher.notice))
 
-        with self._actors.watched(self._record_usage, self._show_steps, lambda: self._searcher.to_cancel):
+        hosts, name = self._actors.pool, self._study.name
+        with hosts.watched(name, self._record_usage, self._show_steps, lambda: self._searcher.to_cancel):
             run_stages(folder, log, train, self._finalize, self._wants_more)
         self._log.close()
         return record_end(folder, log)

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -38,52 +38,34 @@ _MEGABYTE = 1e6  # as MLflow counts them
 UNBORN_S = 10.0  # a thread begins within milliseconds
 
 
-class NodeUsage:
-    """Reads how busy the node is, and this process's GPU if it has one and computes on it.
+def node_usage(since: tuple[float, float] = (0.0, 0.0)) -> tuple[dict[str, float], tuple[float, float]]:
+    """Read how busy the node is, and this process's GPU if it has one and computes on it.
 
     psutil's own percentage is of each thread that asks, and of the first question it says 0.
+
+    Args:
+        since: What all processors had spent at the reading before, at work and in all.
+    Returns:
+        The readings, that of processors since then; and what they have spent by now.
     """
-
-    def __init__(self) -> None:
-        self._before = _processor_seconds()
-
-    def read(self) -> dict[str, float]:
-        """Return readings; that of processors is since the reading before, by whatever thread."""
-        memory, (busy, total) = psutil.virtual_memory(), _processor_seconds()
-        before, self._before = self._before, (busy, total)
-        spent = total - before[1]
-        node = {
-            "cpu_utilization_percentage": 100.0 * (busy - before[0]) / spent if spent > 0 else 0.0,
-            "system_memory_usage_megabytes": memory.used / _MEGABYTE,
-            "system_memory_usage_percentage": memory.percent,
-        }
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return node | {f"gpu_{gpu}_{name}": value for name, value in _gpu_usage().items()}
-
-
-def _processor_seconds() -> tuple[float, float]:
-    """Return what all processors have spent since the machine started: at work, and in all."""
     times = psutil.cpu_times()._asdict()
     total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # in `user` and `nice` already
-    return total - times["idle"] - times.get("iowait", 0.0), total
-
-
-def _gpu_usage() -> Mapping[str, float]:
-    """Return readings of the only GPU that this process sees; how busy it is only where NVIDIA's library is there."""
-    if "torch" not in sys.modules:
-        return {}
-    import torch
-
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return {}
-    free, total = torch.cuda.mem_get_info()
+    busy, memory = total - times["idle"] - times.get("iowait", 0.0), psutil.virtual_memory()
+    spent = total - since[1]
     readings = {
-        "memory_usage_megabytes": (total - free) / _MEGABYTE,
-        "memory_usage_percentage": 100.0 * (total - free) / total,
+        "cpu_utilization_percentage": 100.0 * (busy - since[0]) / spent if spent > 0 else 0.0,
+        "system_memory_usage_megabytes": memory.used / _MEGABYTE,
+        "system_memory_usage_percentage": memory.percent,
     }
-    with contextlib.suppress(ImportError, RuntimeError):  # no nvidia-ml-py; a driver that says nothing
-        readings["utilization_percentage"] = float(torch.cuda.utilization())
-    return readings
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        gpu = f"gpu_{os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+        free, in_all = torch.cuda.mem_get_info()
+        readings[f"{gpu}_memory_usage_megabytes"] = (in_all - free) / _MEGABYTE
+        readings[f"{gpu}_memory_usage_percentage"] = 100.0 * (in_all - free) / in_all
+        with contextlib.suppress(ImportError, RuntimeError):  # no nvidia-ml-py; a driver that says nothing
+            readings[f"{gpu}_utilization_percentage"] = float(torch.cuda.utilization())
+    return readings, (busy, total)
 
 
 def _end_with_unborn_threads() -> None:
@@ -105,10 +87,10 @@ def _end_with_unborn_threads() -> None:
 class HostActor:
     """A host in its own process; each of its methods is one of `TrialHost`, which says what it does.
 
-    The host is built at the first call, so that its errors keep their type. Ray calls it from `HostConfig.max_callers`
-    threads, and from one more for each of the groups `baselines` and `commands`. A node may have joined after the
-    driver looked at all there were: whatever keeps a host from being built there is a `ClusterError` to the trials that
-    were given to it. A call on behalf of a study is answered by a host that holds what the study began with.
+    The host is built at the first call, so that its errors keep their type. Ray calls it from a thread for each caller,
+    and from one more for each of the groups `baselines` and `commands`. A node may have joined after the driver looked
+    at all there were: whatever keeps a host from being built there is a `ClusterError` to the trials that were given to
+    it. A call on behalf of a study is answered by a host that holds what the study began with.
 
     Args:
         threads: CPU threads for computation.
@@ -122,7 +104,7 @@ class HostActor:
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
-        self._usage = NodeUsage()
+        self._processors = node_usage()[1]  # what they have spent, at work and in all
 
     @ray.method
     def info(self, task: Task) -> HostInfo:
@@ -184,7 +166,8 @@ class HostActor:
     @ray.method(concurrency_group="commands")
     def usage(self) -> tuple[str, dict[str, float]]:
         """Return the address of the node, and how busy it and the device are."""
-        return self._address, self._usage.read()
+        readings, self._processors = node_usage(self._processors)
+        return self._address, readings
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -235,7 +218,10 @@ class HostActor:
             self._host = None
             self._loaded.clear()
         if self._host is None:
-            check_versions(self._address, self._config.versions)
+            versions = compare_versions(self._address, with_python(), self._config.versions)
+            if versions.verdict == "fail":
+                message = f"Every node must have the driver's versions, but {self._address} has {versions.value}."
+                raise ClusterError(message, hint=versions.hint)
             self._home_in_use.enter_context(in_use())
             self._host = self._config.make(self._config, task, self._threads)
             info = self._host.info(task)
@@ -243,16 +229,3 @@ class HostActor:
             info = self._host.info(task, anew=True)
         self._loaded[to_json(task)] = info.identity
         return info
-
-
-def check_versions(node: str, expected: Mapping[str, str]) -> None:
-    """Refuse to train in this process when its versions are not the driver's.
-
-    Raises:
-        ClusterError: with the node, the packages, and both versions of each.
-    """
-    result = compare_versions(node, with_python(), expected)
-    if result.verdict == "fail":
-        raise ClusterError(
-            f"Every node must have the driver's versions, but {node} has {result.value}.", hint=result.hint
-        )

@@ -16,7 +16,6 @@ from loraxs_search.tasks.kinds import kind_of
 if TYPE_CHECKING:
     from loraxs_search.packing.host import TrialHost
 
-MAX_CALLERS = 1000
 _GATHER_S = 1.0  # between the first calls of trials that start together
 
 
@@ -66,19 +65,11 @@ class HostConfig:
         """Trials that a host of the smallest node advances at once, at most."""
         return MAX_AUTO_PACK_SIZE if self.pack_size == "auto" else self.pack_size
 
-    def max_callers(self, times: int) -> int:
-        """Return how many may be inside a host at once: one more than wait for a round, so that a question is answered.
-
-        Ray makes a thread for each when the actor starts. Trials beyond `MAX_CALLERS` wait before the actor.
-
-        Args:
-            times: What an `auto` host may take over one of the smallest node.
-        """
-        return 1 + min(self.max_trials * (times if self.pack_size == "auto" else 1), MAX_CALLERS)
-
 
 def host_config(spaces: Sequence[Space]) -> HostConfig:
     """Return the hosts that serve all of these spaces, which agree in base, body and precision."""
+    largest = [space.largest() for space in spaces]
+    adapters = {repr(adapter): adapter for each in largest for adapter in each.adapters}
     sizes = [space.search.pack_size for space in spaces]
     fixed = [size for size in sizes if size != "auto"]
     return HostConfig(
@@ -86,13 +77,10 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
         precision=spaces[0].search.precision,
         # Each study has its own slot at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
-        largest=_largest([space.largest() for space in spaces]),
+        # As large as each of them; the same for spaces that are alike, however many there are.
+        largest=LargestTrial(
+            max(each.batch_size for each in largest), tuple(adapters[key] for key in sorted(adapters))
+        ),
         max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
         body=kind_of(spaces[0].task).model.body,
     )
-
-
-def _largest(trials: Sequence[LargestTrial]) -> LargestTrial:
-    """Return what is as large as each of these; the same for spaces that are alike, however many there are."""
-    adapters = {repr(adapter): adapter for each in trials for adapter in each.adapters}
-    return LargestTrial(max(each.batch_size for each in trials), tuple(adapters[key] for key in sorted(adapters)))

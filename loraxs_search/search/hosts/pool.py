@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -17,27 +16,13 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 from ray.exceptions import RayError
 
+from loraxs_search.errors import ClusterError
 from loraxs_search.records.host import HostInfo
+from loraxs_search.records.literals import SearchDevice
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.search.cluster.connection import (
-    MAX_RESTARTS,
-    NAMESPACE,
-    expected_versions,
-    here,
-    living_nodes,
-    pinned,
-)
-from loraxs_search.search.cluster.placement import (
-    PackSize,
-    SlotCounter,
-    check_can_run,
-    choose_pack_size,
-    first_place,
-    host_shape,
-    share_out,
-    unshared,
-)
+from loraxs_search.search.cluster.connection import expected_versions, here, living_nodes, pinned, start_named
+from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared
 from loraxs_search.search.hosts.answers import HOST_LOST, await_answer, kill
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -46,13 +31,15 @@ from loraxs_search.search_space.space import Space
 _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 HostProxy = ActorProxy[HostActor]
+MAX_CALLERS = 1000  # inside a host at once: Ray makes a thread for each when the actor starts; others wait before it
 _MAX_LOSSES = 3  # of hosts, until nobody is asked any more
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # Baselines have their own thread: no trial waits for them. So have commands, which wait for no trial.
-_RemoteHost = ray.remote(concurrency_groups={"baselines": 1, "commands": 1})(HostActor)  # type: ignore[call-overload]  # not in Ray's
+RemoteHost = ray.remote(concurrency_groups={"baselines": 1, "commands": 1})(HostActor)  # type: ignore[call-overload]  # not in Ray's
+_DEVICES: Mapping[SearchDevice, str] = {"auto": "a GPU or a CPU", "gpu": "a GPU", "cpu": "a CPU"}
 
 
 class HostDirectory:
@@ -87,26 +74,25 @@ class HostDirectory:
         return list(self._hosts.values())
 
     def _create(self, node_id: str, gpu: str | None) -> HostProxy:
+        """A host has all threads of its node; one of twice the CPUs of the smallest node serves twice its trials."""
         nodes = living_nodes()
         node = next((n for n in nodes if n.node_id == node_id), None)
-        threads, times = host_shape(node, gpu is not None, nodes, spare_cpus=os.cpu_count() or 1)
+        threads, times = 1, 1
+        if gpu is None and node is not None and node.num_cpus:
+            threads = node.num_cpus
+            times = threads // min(n.num_cpus for n in nodes if n.num_cpus)
+        elif gpu is None:  # it offers trials nothing, like a head that only drives
+            threads = os.cpu_count() or 1
         config = self._config
+        # A thread for each caller, and one so that a question is answered while all others wait for a round.
+        callers = 1 + min(config.max_trials * times, MAX_CALLERS)
         if config.pack_size != "auto":
             config = replace(config, pack_size=config.pack_size * times)
         env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
-        callers = config.max_callers(times)
-        actor = _RemoteHost.options(runtime_env={"env_vars": env}, max_concurrency=callers, **pinned(node_id))
+        actor = RemoteHost.options(runtime_env={"env_vars": env}, max_concurrency=callers, **pinned(node_id))
         return cast("HostProxy", actor.remote(config, threads, node.address if node else node_id))
-
-
-def start_directory(config: HostConfig) -> tuple[str, ActorProxy[HostDirectory]]:
-    """Start a directory on this node; return the name under which it is found, and its handle."""
-    name = f"directory-{uuid.uuid4().hex}"
-    # Its hosts die with it, and are asked for anew.
-    options = {"name": name, "namespace": NAMESPACE, "max_restarts": MAX_RESTARTS, "max_task_retries": -1}
-    return name, ray.remote(HostDirectory).options(**options, **pinned(here())).remote(config)
 
 
 class HostPool:
@@ -119,19 +105,27 @@ class HostPool:
         plans: Of the studies that share the hosts; each gets its part of the slots.
 
     Raises:
-        ClusterError: the cluster can run no trial.
+        ClusterError: no node offers what a trial asks for, and none that would is expected.
     """
 
     def __init__(self, config: HostConfig, plans: Sequence[SearchPlan]) -> None:
         self.config = replace(config, versions=expected_versions())
         self._plans = tuple(plans)
         nodes = living_nodes()
-        check_can_run(nodes, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
-        self._device = plans[0].device
+        device = self._device = plans[0].device
+        asked = share_out(nodes, 1, device).resources
+        is_expected = any(plan.concurrent for plan in plans)  # of nodes that an autoscaler starts later
+        if not is_expected and not any(node.offers(asked) for node in nodes):
+            other = "" if device == "auto" else f", or leave out `search.device: {device}`"
+            raise ClusterError(
+                f"A cluster must have {_DEVICES[device]} to run trials on, but its nodes offer none.",
+                hint=f"start Ray with --num-cpus or --num-gpus above 0{other}; where workers start later, "
+                "give the number of trials that they hold: --set search.concurrent=N",
+            )
         if self._device == "auto" and any(node.num_gpus for node in nodes):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
         self._place: tuple[str, str | None] | None = None
-        self.directory_name, self._directory = start_directory(self.config)
+        self.directory_name, self._directory = start_named(HostDirectory, self.config)  # its hosts die with it
 
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is raised by its `info`."""
@@ -235,16 +229,66 @@ class HostPool:
         """End directory and hosts now."""
         kill(self._directory)
 
+    @contextlib.contextmanager
+    def watched(
+        self,
+        study: str,
+        measured: Callable[[Usage], None],
+        advanced: Callable[[Steps], None],
+        to_cancel: Callable[[], Collection[str]],
+    ) -> Iterator[None]:
+        """Ask hosts now and then how busy they are and how far trials have got, and have them give up others.
+
+        Whatever goes wrong with that stops no search.
+
+        Args:
+            measured, advanced: Called with what they say, unless it is empty, each from its own thread.
+            to_cancel: Returns the ids of the trials that are to end at their next step.
+        """
+        closing = threading.Event()
+
+        def repeat(every_s: float, ask: Callable[[], Any], record: Callable[[Any], object]) -> None:
+            while not closing.is_set():
+                try:
+                    if (answer := ask()) and not closing.is_set():
+                        record(answer)
+                except Exception as error:  # noqa: BLE001  # shown to users only, or asked again
+                    _logger.info("hosts cannot be asked: %s", error)
+                closing.wait(every_s)
+
+        asked: list[tuple[float, Callable[[], Any], Callable[[Any], object]]] = [
+            (_USAGE_EVERY_S, self.usage, measured),
+            (_STEPS_EVERY_S, lambda: self.steps(study), advanced),
+            (_CANCEL_EVERY_S, lambda: self.cancel(study, to_cancel()), bool),
+        ]
+        threads = [threading.Thread(target=repeat, args=each, name="host-watch", daemon=True) for each in asked]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            closing.set()
+            for thread in threads:
+                thread.join(2 * _WAIT_S)
+
     def _living_place(self) -> tuple[str, str | None]:
-        nodes = living_nodes()
-        place = first_place(nodes, self._device, here())
-        gone = self._place is None or self._place[0] not in {node.node_id for node in nodes}
-        if gone or (self._place and self._place[1] is None and place[1] is not None):  # a GPU has come
+        """Return the node and the GPU for what one host does for all: facts, factors, scores.
+
+        A GPU if there is any; else the driver's own node if it offers CPUs, another that does, the driver's own at
+        last. It stays while its node lives, unless a GPU comes.
+        """
+        nodes, own = living_nodes(), here()
+        with_gpu = [node.node_id for node in nodes if node.num_gpus > 0 and self._device != "cpu"]
+        with_cpu = [node.node_id for node in nodes if node.num_cpus > 0]
+        place = (with_gpu[0], "0") if with_gpu else (with_cpu[0] if with_cpu and own not in with_cpu else own, None)
+        is_gone = self._place is None or self._place[0] not in {node.node_id for node in nodes}
+        if is_gone or (self._place and self._place[1] is None and place[1] is not None):
             self._place = place
         return self._place or place
 
 
 _WAIT_S = 5.0
+_USAGE_EVERY_S, _STEPS_EVERY_S, _CANCEL_EVERY_S = 15.0, 3.0, 1.0
 _MAX_HOSTS = 100  # whose steps are asked for: a call takes a fraction of a millisecond, and nobody looks at more
 Usage = Mapping[str, Mapping[str, float]]  # readings by the address of a node
 Steps = Mapping[str, int]  # by trial
@@ -256,32 +300,3 @@ def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[tuple[ObjectRef[Answer
     for answer in done:
         with contextlib.suppress(RayError):  # the host is lost: the others are not
             yield answer, ray.get(answer)
-
-
-@contextlib.contextmanager
-def repeated(ask: Callable[[], AnswerT], every_s: float, record: Callable[[AnswerT], object]) -> Iterator[None]:
-    """Ask hosts again and again in a thread beside the search's loop.
-
-    Args:
-        ask: Returns what hosts say; whatever goes wrong stops no search.
-        every_s: Seconds between two questions.
-        record: Called with what they say, unless it is empty.
-    """
-    closing = threading.Event()
-
-    def work() -> None:
-        while not closing.is_set():
-            try:
-                if (answer := ask()) and not closing.is_set():
-                    record(answer)
-            except Exception as error:  # noqa: BLE001  # shown to users only, or asked again
-                _logger.info("hosts cannot be asked: %s", error)
-            closing.wait(every_s)
-
-    thread = threading.Thread(target=work, name="host-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closing.set()
-        thread.join(2 * _WAIT_S)

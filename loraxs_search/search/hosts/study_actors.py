@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import ray
-from ray.actor import ActorProxy
 
 from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import StudyError
@@ -20,9 +18,9 @@ from loraxs_search.records.base import Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import living_nodes, start_named
 from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
-from loraxs_search.search.hosts.pool import HostPool, Steps, Usage, repeated
+from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
@@ -61,21 +59,8 @@ class SnapshotStore:
         return self._folder
 
 
-def start_snapshot_store(study: str) -> tuple[str, ActorProxy[SnapshotStore]]:
-    """Start the snapshot store of a study on this node; return the name under which others find it, and its handle."""
-    name = f"snapshots-{uuid.uuid4().hex}"
-    # The driver's home, whatever this node's Ray was started with.
-    env = {"env_vars": {"LORAXS_HOME": str(home())}}
-    again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
-    actor = ray.remote(SnapshotStore).options(
-        name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again
-    )
-    return name, actor.remote(study)
-
-
 _logger = logging.getLogger(__name__)
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
-_USAGE_EVERY_S, _STEPS_EVERY_S, _CANCEL_EVERY_S = 15.0, 3.0, 1.0
 _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one core
 
 
@@ -103,10 +88,16 @@ class StudyActors:
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
         # It starts while the host loads.
-        self.snapshot_store_name, self.snapshot_store = start_snapshot_store(study.name)
+        env = {"env_vars": {"LORAXS_HOME": str(home())}}  # the driver's, whatever this node's Ray was started with
+        self.snapshot_store_name, self.snapshot_store = start_named(SnapshotStore, study.name, runtime_env=env)
         try:
             self.info: HostInfo = pool.ask(lambda host: host.info.remote(space.task), check_stop)
-            check_unchanged(study.name, recorded, self.info.identity)
+            if recorded is not None and (differs := recorded.difference(self.info.identity)):
+                raise StudyError(
+                    f"Study {study.name!r} must go on with the base and the data that it began with, but the files now"
+                    f" have {differs}.",
+                    hint="put the files back that it began with, or launch a new study",
+                )
             for warning in data_warnings(self.info.data, self.info.num_rows, space.task.metric):
                 _logger.warning("task %s: %s", space.task.name, warning)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
@@ -178,40 +169,3 @@ class StudyActors:
             "trials_per_device": self.pack_size.size,
         }
         return facts, sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
-
-    @contextlib.contextmanager
-    def watched(
-        self,
-        measured: Callable[[Usage], None],
-        advanced: Callable[[Steps], None],
-        to_cancel: Callable[[], Sequence[str]],
-    ) -> Iterator[None]:
-        """Ask hosts now and then how busy they are and how far trials have got, and have them give up others.
-
-        Args:
-            measured, advanced: Called with what they say, each from its own thread.
-            to_cancel: Returns the ids of the trials that are to end at their next step.
-        """
-        name, pool = self._study.name, self.pool
-        with (
-            repeated(pool.usage, _USAGE_EVERY_S, measured),
-            repeated(lambda: pool.steps(name), _STEPS_EVERY_S, advanced),
-            repeated(lambda: pool.cancel(name, to_cancel()), _CANCEL_EVERY_S, bool),
-        ):
-            yield
-
-
-def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:
-    """Refuse to continue a study on a base or rows that differ from those it began with.
-
-    Args:
-        recorded: What it began with; None if it has not begun.
-    Raises:
-        StudyError: they differ; the message has both values.
-    """
-    if recorded is not None and (differs := recorded.difference(actual)):
-        raise StudyError(
-            f"Study {study!r} must go on with the base and the data that it began with, but the files now have"
-            f" {differs}.",
-            hint="put the files back that it began with, or launch a new study",
-        )

@@ -25,8 +25,7 @@ from support.shell import start
 from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry.store import Registry
-from loraxs_search.search.cluster import ray_private
-from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy
+from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy, serve_details
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
 
@@ -59,7 +58,7 @@ class Served:
 
 def replicas() -> dict[str, int]:
     """Return the processes of the replicas that run."""
-    deployment = ray_private.serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
+    deployment = serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
     return {one["replica_id"]: one["pid"] for one in deployment["replicas"] if one["state"] == "RUNNING"}
 
 
@@ -84,7 +83,7 @@ def test_a_task_that_is_not_there_is_said_and_leaves_nothing_behind(cluster, reg
     args = ServeArgs(tasks=("nothing-here",), tracking_uri=registry[0])
     with pytest.raises(ClusterError, match="but got 'nothing-here'"):
         deploy(args, host="127.0.0.1", port=int(port))
-    assert ray_private.serve_details() == {}
+    assert serve_details() == {}
 
 
 def test_a_registry_that_is_not_where_a_replica_runs_is_said(cluster, port, tmp_path):
@@ -227,7 +226,7 @@ def test_replicas_outlive_a_driver_that_is_killed_and_are_taken_down_by_name(pai
     second.driver.wait()
     assert second.classify("task-2").ok
     assert say("serve", "--down", "--address", cluster).code == 0
-    assert ray_private.serve_details() == {}
+    assert serve_details() == {}
     said = say("serve", "--down", "--address", cluster)
     assert (said.code, "Nothing is served" in said.err) == (1, True)
 

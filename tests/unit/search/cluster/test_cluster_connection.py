@@ -6,8 +6,11 @@ What goes to every node with a search.
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -130,6 +133,23 @@ def test_auto_is_the_cluster_of_this_machine(web_server, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web_server}")
     with pytest.raises(ClusterError, match="another program listens there"):
         check_answers("auto")
+
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+ASK = "import sys; from loraxs_search.search.cluster.connection import check_answers; check_answers(sys.argv[1])"
+
+
+def test_a_head_that_is_asked_for_nothing_more_than_it_answers_is_left_to_ray():
+    """The private names of Ray, in a process of its own: it tries for 40 s unless it is started with these."""
+    soon = {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", ASK, f"127.0.0.1:{server.getsockname()[1]}"]
+        asking = subprocess.Popen(command, env=os.environ | soon, stderr=subprocess.PIPE, text=True)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(SETTINGS)
+    _, error = asking.communicate(timeout=120)
+    assert asking.returncode == 0, error
 
 
 # ---- the environment of processes ------------------------------------------------------------------------------------

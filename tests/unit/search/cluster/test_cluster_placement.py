@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster.placement import (
     SAY_EVERY_S,
     Node,
     SlotCounter,
     Slots,
     SlotWait,
-    check_can_run,
     choose_pack_size,
-    first_place,
-    host_shape,
     share_out,
 )
 
@@ -34,11 +30,6 @@ def test_where_a_gpu_is_only_gpus_are_used():
 def test_a_larger_node_takes_its_share_with_all_its_threads():
     slots = share_out([HEAD, SMALL, LARGE], 2, "auto")
     assert slots == Slots({"CPU": 1.0}, {"small": 2, "large": 8})
-    assert host_shape(LARGE, False, [HEAD, SMALL, LARGE], 64) == (8, 4)
-    assert host_shape(SMALL, False, [HEAD, SMALL, LARGE], 64) == (2, 1)
-    assert host_shape(GPUS, True, [GPUS], 64) == (1, 1)
-    assert host_shape(HEAD, False, [HEAD, SMALL], 64) == (64, 1)
-    assert host_shape(None, False, [SMALL], 64) == (64, 1)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
@@ -54,31 +45,6 @@ def test_as_many_shares_fit_as_ray_counts_them(pack_size, cpus):
     for nodes, name, whole in (([Node("a", 1, 1)], "GPU", 1), ([Node("a", cpus)], "CPU", cpus)):
         share = share_out(nodes, pack_size, "auto").resources[name]
         assert round(share * 10_000) * pack_size <= whole * 10_000
-
-
-def test_the_first_host_is_on_a_living_node_that_fits():
-    assert first_place([HEAD, SMALL, GPUS], "auto", "head") == ("gpus", "0")
-    assert first_place([HEAD, SMALL, GPUS], "cpu", "head") == ("small", None)
-    assert first_place([SMALL, LARGE], "auto", "large") == ("large", None)
-    assert first_place([HEAD, SMALL], "gpu", "head") == ("small", None), "the GPUs are still to come"
-    assert first_place([HEAD], "auto", "head") == ("head", None)
-
-
-def test_a_cluster_without_anything_is_refused_unless_trials_are_expected_to_fit_later():
-    with pytest.raises(ClusterError, match="GPU or a CPU") as caught:
-        check_can_run([HEAD], "auto", None)
-    assert "search.concurrent" in str(caught.value.hint)
-    check_can_run([HEAD, SMALL], "auto", None)
-    check_can_run([HEAD], "auto", 4)
-
-
-@pytest.mark.parametrize(("device", "without"), [("gpu", SMALL), ("cpu", Node("gpus", 0, 4))])
-def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device, without):
-    """Its trials would wait for ever."""
-    with pytest.raises(ClusterError, match=f"must have a {device.upper()} ") as caught:
-        check_can_run([HEAD, without], device, None)
-    assert f"search.device: {device}" in str(caught.value.hint)
-    check_can_run([HEAD, without], device, 1)
 
 
 def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,14 +12,13 @@ import pytest
 from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.errors import ClusterError, HomeError, StudyError, TaskDataError
+from loraxs_search.errors import ClusterError, HomeError, TaskDataError
 from loraxs_search.records.base import BaseModel, BaseModelRef, Identity
 from loraxs_search.records.host import HostInfo, LargestTrial
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.search.hosts.host_actor import HostActor, check_versions
-from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
-from loraxs_search.search.hosts.study_actors import check_unchanged
+from loraxs_search.search.hosts.host_actor import HostActor
+from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
 
 # A host one of whose threads has no memory to begin.
@@ -45,14 +43,6 @@ def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_f
     done = subprocess.run([sys.executable, "-c", THREADLESS], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
-
-
-def test_another_version_is_refused_with_node_package_and_both():
-    check_versions("10.0.0.7", with_python() | {"mlflow": "2.0.0"})  # only the driver needs it
-    here = re.escape(with_python()["peft"])
-    with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has peft {here}, the driver has 0\.0\.1\.") as caught:
-        check_versions("10.0.0.7", with_python() | {"peft": "0.0.1"})
-    assert "--runtime-env" in (caught.value.hint or "")
 
 
 def test_a_node_without_the_rows_is_at_fault_to_its_trials():
@@ -210,24 +200,14 @@ def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates():
     assert disk.num_loads == 1
 
 
-def test_a_study_goes_on_with_what_it_began_with():
-    began = Identity("0123456789abcdef-base", "rows")
-    check_unchanged("s", None, began)  # it is new
-    check_unchanged("s", began, began)
-    message = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
-    with pytest.raises(StudyError, match=message) as caught:
-        check_unchanged("s", began, Identity("other", "edited"))
-    assert "launch a new study" in (caught.value.hint or "")
-
-
-def test_a_host_has_threads_for_its_callers_and_not_for_any_number():
-    packed = replace(CONFIG, pack_size=4)
-    assert CONFIG.max_callers(1) == 2
-    assert packed.max_callers(1) == 5
-    assert replace(packed, pack_size="auto").max_callers(2) == 129
-    assert (
-        replace(packed, pack_size=100_000).max_callers(1) == MAX_CALLERS + 1
-    )  # that many threads kept it from starting
+def test_another_version_is_refused_with_node_package_and_both():
+    disk, own = Disk(), with_python()
+    HostActor(replace(CONFIG, make=disk.make, versions=own | {"mlflow": "2.0.0"}), 1, "10.0.0.7").info(TASK)
+    assert disk.num_loads == 1, "only the driver needs MLflow"
+    other = HostActor(replace(CONFIG, make=disk.make, versions=own | {"peft": "0.0.1"}), 1, "10.0.0.7")
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 has peft .*, the driver has 0\.0\.1\.") as caught:
+        other.info(TASK)
+    assert "--runtime-env" in (caught.value.hint or "")
 
 
 def test_a_disk_that_is_full_is_named_with_its_node():

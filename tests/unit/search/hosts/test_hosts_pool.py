@@ -14,27 +14,107 @@ import psutil
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
-from loraxs_search.errors import SearchInterruptedError
+from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.host import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
-from loraxs_search.search.hosts.host_actor import NodeUsage
+from loraxs_search.search.hosts.host_actor import node_usage
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.pool import HostDirectory, HostPool, repeated
+from loraxs_search.search.hosts.pool import HostDirectory, HostPool
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
+HEAD, SMALL, LARGE, GPUS = Node("head", 0), Node("small", 2), Node("large", 8, address="10.0.0.8"), Node("gpus", 16, 4)
+
+
+class Directory:
+    """Says which device it was asked for the host of."""
+
+    def __init__(self) -> None:
+        self.host_for = SimpleNamespace(remote=lambda node_id, gpu, lost: (node_id, gpu))
+
+
 @pytest.fixture
-def hosts(monkeypatch):
-    """Make a pool on one node, whose directory nobody asks."""
-    monkeypatch.setattr(pool, "expected_versions", dict)
-    monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
-    monkeypatch.setattr(pool, "start_directory", lambda config: ("directory", None))
-    return HostPool(CONFIG, [SearchPlan()])
+def make(monkeypatch):
+    """Makes a pool on these nodes, with the driver on the first, whose directory only echoes."""
+
+    def made(*nodes: Node, **plan: Any) -> HostPool:
+        monkeypatch.setattr(pool, "expected_versions", dict)
+        monkeypatch.setattr(pool, "living_nodes", lambda: list(nodes))
+        monkeypatch.setattr(pool, "here", lambda: nodes[0].node_id)
+        monkeypatch.setattr(pool, "start_named", lambda *_: ("directory", Directory()))
+        monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
+        return HostPool(CONFIG, [SearchPlan(**plan)])
+
+    return made
+
+
+@pytest.fixture
+def hosts(make):
+    return make(Node("n", 2))
+
+
+def test_the_one_host_for_all_is_on_a_living_node_that_fits(make, monkeypatch):
+    places = [
+        ((HEAD, SMALL, GPUS), "auto", ("gpus", "0")),
+        ((HEAD, SMALL, GPUS), "cpu", ("small", None)),
+        ((LARGE, SMALL), "auto", ("large", None)),
+        ((HEAD, SMALL), "auto", ("small", None)),
+    ]
+    for nodes, device, place in places:
+        assert make(*nodes, device=device).host() == place
+    hosts = make(HEAD, SMALL, device="gpu", concurrent=1)
+    assert hosts.host() == ("small", None), "the GPUs are still to come"
+    for now, place in [([HEAD, LARGE, SMALL], "small"), ([HEAD, LARGE], "large"), ([HEAD, LARGE, GPUS], "gpus")]:
+        monkeypatch.setattr(pool, "living_nodes", lambda now=now: now)
+        assert hosts.host()[0] == place, "it stays while its node lives, until a GPU comes"  # type: ignore[index]
+
+
+def test_a_cluster_without_what_trials_ask_for_is_refused_unless_it_is_expected_later(make):
+    faults = [
+        (HEAD, "auto", "a GPU or a CPU", "search.concurrent"),
+        (SMALL, "gpu", "a GPU", "search.device: gpu"),
+        (Node("gpus", 0, 4), "cpu", "a CPU", "search.device: cpu"),
+    ]
+    for node, device, what, hint in faults:
+        with pytest.raises(ClusterError, match=f"must have {what} to run") as caught:
+            make(HEAD, node, device=device)
+        assert hint in str(caught.value.hint)
+        make(HEAD, node, device=device, concurrent=1)
+
+
+@pytest.mark.parametrize(
+    ("node", "gpu", "size", "expected"),
+    [
+        ("large", None, 2, (8, 8, 9)),  # four times the smallest node's trials
+        ("small", None, 2, (2, 2, 3)),
+        ("gpus", "3", 2, (1, 2, 3)),
+        ("head", None, 2, (64, 2, 3)),
+        ("left", None, 2, (64, 2, 3)),
+        ("large", None, "auto", (8, "auto", 1 + 4 * 64)),
+        ("small", None, 100_000, (2, 100_000, 1 + pool.MAX_CALLERS)),  # that many threads kept it from starting
+    ],
+)
+def test_a_host_has_the_threads_of_its_node_and_one_for_each_caller(monkeypatch, node, gpu, size, expected):
+    made = list[Any]()
+
+    def options(**options: Any) -> Any:
+        return SimpleNamespace(remote=lambda config, threads, _: made.append((options, config, threads)))
+
+    monkeypatch.setattr(pool, "RemoteHost", SimpleNamespace(options=options))
+    monkeypatch.setattr(pool, "living_nodes", lambda: [HEAD, SMALL, LARGE, GPUS])
+    monkeypatch.setattr(pool, "pinned", lambda node_id: {})
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 64)
+    directory: Any = HostDirectory(replace(CONFIG, pack_size=size))
+    directory.host_for(node, gpu, None)
+    ((given, config, threads),) = made
+    assert (threads, config.pack_size, given["max_concurrency"]) == expected
+    env = given["runtime_env"]["env_vars"]
+    assert (env["OMP_NUM_THREADS"], env.get("CUDA_VISIBLE_DEVICES")) == (str(threads), gpu)
 
 
 def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(hosts, caplog):
@@ -119,24 +199,16 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, fo
 
 
 # ---- asking all hosts ------------------------------------------------------------------------------------------------
-def test_a_node_says_how_busy_it_is_under_mlflows_names():
-    reader = NodeUsage()
-    usage = reader.read()
-    assert usage.keys() >= {
-        "cpu_utilization_percentage",
-        "system_memory_usage_megabytes",
-        "system_memory_usage_percentage",
-    }
-    assert 0 < usage["system_memory_usage_percentage"] <= 100
-    assert usage["system_memory_usage_megabytes"] > 10
-
-
-def test_processors_are_read_since_the_reading_before(monkeypatch):
+def test_a_node_says_how_busy_it_is_since_the_reading_before_under_mlflows_names(monkeypatch):
     times = namedtuple("times", "user idle iowait guest")  # as psutil has them
     readings = iter([times(100.0, 900.0, 0.0, 5.0), times(103.0, 906.0, 1.0, 5.0), times(103.0, 906.0, 1.0, 5.0)])
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(readings))
-    reader = NodeUsage()
-    assert [reader.read()["cpu_utilization_percentage"] for _ in range(2)] == [pytest.approx(30.0), 0.0]
+    _, spent = node_usage()
+    usage, spent = node_usage(spent)
+    assert usage["cpu_utilization_percentage"] == pytest.approx(30.0)
+    assert 0 < usage["system_memory_usage_percentage"] <= 100
+    assert usage["system_memory_usage_megabytes"] > 10
+    assert node_usage(spent)[0]["cpu_utilization_percentage"] == 0.0
 
 
 class Asked:
@@ -170,11 +242,11 @@ def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(hos
     assert asked == [["s/00000"], ["s/00000"]]
 
 
-def test_hosts_are_asked_until_the_end_whatever_goes_wrong():
+def test_hosts_are_asked_until_the_end_whatever_goes_wrong(hosts, monkeypatch):
     answers = iter([{"a": 1.0}, OSError("lost"), {}, {"a": 2.0}])
-    recorded, enough = list[dict[str, float]](), threading.Event()
+    recorded, enough, cancelled = list[Any](), threading.Event(), list[Any]()
 
-    def ask() -> dict[str, float]:
+    def usage() -> Any:
         answer = next(answers, None)
         if answer is None:
             enough.set()
@@ -183,6 +255,12 @@ def test_hosts_are_asked_until_the_end_whatever_goes_wrong():
             raise answer
         return answer
 
-    with repeated(ask, 0.0, recorded.append):
+    monkeypatch.setattr(pool, "_USAGE_EVERY_S", 0.0)
+    monkeypatch.setattr(hosts, "usage", usage)
+    monkeypatch.setattr(hosts, "steps", lambda study: {study: 3})
+    monkeypatch.setattr(hosts, "cancel", lambda *of: cancelled.append(of))
+    steps = list[Any]()
+    with hosts.watched("s", recorded.append, steps.append, lambda: ["00000"]):
         assert enough.wait(60)
     assert recorded == [{"a": 1.0}, {"a": 2.0}]
+    assert (steps[0], cancelled[0]) == ({"s": 3}, ("s", ["00000"]))
