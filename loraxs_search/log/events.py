@@ -178,21 +178,6 @@ class ReportWritten(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostsMeasured(_Aside):
-    """How busy hosts are.
-
-    Args:
-        step: Seconds since the study was created: what MLflow draws it over.
-        usage: Readings by the address of a node, under MLflow's names.
-    """
-
-    step: int
-    usage: Mapping[str, Mapping[str, float]]
-    event: Literal["hosts_measured"] = "hosts_measured"
-    is_flushed: ClassVar[bool] = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchFinished(_Aside):
     """A driver ended, with or without the search; numbers of `summary` become metrics, the rest tags."""
 
@@ -351,7 +336,6 @@ LoggedEvent = (
     | AdapterWritten
     | BaselinesMeasured
     | ReportWritten
-    | HostsMeasured
     | SearchFinished
     | WatchedEvent
 )

@@ -129,55 +129,44 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a base that the free memory of its device cannot hold.
 
+    Its weights are held in the checkpoint's own precision, and in `dtype` if that is another one. They are counted from
+    what its files say of themselves; files that are no safetensors count as long as they are.
+
     Args:
         dtype: Precision that trials run in.
     Raises:
         BaseModelError: it needs more than is free; the hint says what would fit.
     """
-    free, needed = free_bytes(device), needed_bytes(base, dtype)
-    if needed <= free:
+    stored = numbers_by_dtype(Path(base.path))
+    numbers = {_DTYPES[name]: count for name, count in stored.items() if name in _DTYPES}
+    num_floats, own = sum(numbers.values()), None
+    if numbers:  # what `from_pretrained` gives by default: the configuration's, else that of most numbers
+        config = json.loads((Path(base.path) / "config.json").read_text())
+        declared = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
+        own = declared if declared in _DTYPES.values() else max(numbers, key=lambda dtype: numbers[dtype])
+
+    def needed(dtype: torch.dtype) -> int:
+        if own is None:
+            return weight_bytes(Path(base.path))
+        return num_floats * (own.itemsize + (dtype.itemsize if dtype != own else 0))
+
+    free = free_bytes(device)
+    if needed(dtype) <= free:
         return
-    own, num_floats = _floats(base)
     names = [str(it).removeprefix("torch.") for it in (own, dtype)]
     copies = f" as {names[0]} and, for trials, as {names[1]}" if own not in (None, dtype) else ""
     options = {
-        "set `search.precision` to bfloat16": needed_bytes(base, torch.bfloat16),
-        "set `search.precision` to float32": needed_bytes(base, torch.float32),
+        "set `search.precision` to bfloat16": needed(torch.bfloat16),
+        "set `search.precision` to float32": needed(torch.float32),
     }
     if own not in (None, torch.bfloat16):
         options["use a copy of the base that is saved as bfloat16"] = num_floats * torch.bfloat16.itemsize
     fitting = [f"{what}, which takes {size / 2**30:.2f} GiB" for what, size in options.items() if size <= free]
     raise BaseModelError(
-        f"A base must fit into the memory of its device, but {base.id} takes {needed / 2**30:.2f} GiB{copies}, and"
-        f" {free / 2**30:.2f} GiB of {device} are free.",
+        f"A base must fit into the memory of its device, but {base.id} takes {needed(dtype) / 2**30:.2f} GiB{copies},"
+        f" and {free / 2**30:.2f} GiB of {device} are free.",
         hint="; or ".join([*fitting, "use a device with more memory, or a smaller base"]),
     )
-
-
-def needed_bytes(base: BaseModel, dtype: torch.dtype) -> int:
-    """Return the memory of a base's weights: in the checkpoint's own precision, and in `dtype` if that is another one.
-
-    Counted from what its files say of themselves; files that are no safetensors count as long as they are.
-    """
-    own, num_floats = _floats(base)
-    if own is None:
-        return weight_bytes(Path(base.path))
-    return num_floats * (own.itemsize + (dtype.itemsize if dtype != own else 0))
-
-
-def _floats(base: BaseModel) -> tuple[torch.dtype | None, int]:
-    """Return the precision that `from_pretrained` gives by default, and how many numbers there are.
-
-    It is the configuration's, else that of most numbers; None if the files do not say what is in them.
-    """
-    stored = numbers_by_dtype(Path(base.path))
-    numbers = {_DTYPES[name]: count for name, count in stored.items() if name in _DTYPES}
-    if not numbers:
-        return None, 0
-    config = json.loads((Path(base.path) / "config.json").read_text())
-    declared = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
-    own = declared if declared in _DTYPES.values() else max(numbers, key=lambda dtype: numbers[dtype])
-    return own, sum(numbers.values())
 
 
 _CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}

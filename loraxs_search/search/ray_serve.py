@@ -30,7 +30,7 @@ from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.serve.api_keys import read_keys
 
-log = logging.getLogger(__name__)
+log, _serve_log = logging.getLogger(__name__), logging.getLogger("ray.serve")
 
 APP, DEPLOYMENT = "loraxs-search", "adapters"
 _PASSED_ON = (ENV_USER, ENV_PASSWORD)  # of whoever deploys, to the replicas
@@ -137,7 +137,7 @@ class Replica:
 
 
 def build_app(args: dict[str, Any] | ServeArgs) -> serve.Application:
-    """Return the application for `serve deploy`, `serve run` or a RayService.
+    """Return the application for `serve deploy`, `serve run` or a RayService, which take a function of one argument.
 
     Args:
         args: The fields of `ServeArgs`.
@@ -215,7 +215,7 @@ def deploy(
             f"Ray Serve listens at {listens['host']}:{listens['port']} on this cluster, not at {host}:{port}.",
             hint=f"give --host {listens['host']} --port {listens['port']}, or end it: `serve shutdown`",
         )
-    _quiet()
+    _serve_log.setLevel(logging.ERROR)  # it talks of each step
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     token = uuid.uuid4().hex
     before = serve.status().applications.get(APP)
@@ -245,7 +245,7 @@ def take_down() -> bool:
 
     Returns: whether there was anything.
     """
-    _quiet()
+    _serve_log.setLevel(logging.ERROR)  # it talks of each step
     was_there = APP in serve.status().applications
     if was_there:
         serve.delete(APP)
@@ -253,10 +253,6 @@ def take_down() -> bool:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray says that it kills
             serve.shutdown()
     return was_there
-
-
-def _quiet() -> None:
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it talks of each step
 
 
 def _until_running(say: Callable[[str], None]) -> None:

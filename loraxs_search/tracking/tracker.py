@@ -36,7 +36,6 @@ _STATE, _REASON = "loraxs.state", "loraxs.reason"
 _MODEL_ID = "loraxs.model_id"
 _LINEAGE = "loraxs.lineage"  # study and trial whose params a trial was added with
 _SEARCH = ""  # the search's own run has no trial id
-_NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSED_BY_DATABASE = "BAD_REQUEST"  # of two searches that insert one row at once, it refuses one
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", _REFUSED_BY_DATABASE, "RESOURCE_DOES_NOT_EXIST")
@@ -305,10 +304,6 @@ class Tracker:
                     if not path.is_file():
                         raise ValueError(f"the report {path} is gone")
                     client.log_artifact(run_id, str(path))
-                case log_events.HostsMeasured():  # MLflow's page of a run draws what is named so under `System metrics`
-                    for address, usage in event.usage.items():
-                        prefix = f"system/{_NOT_IN_A_NAME.sub('-', address)}"
-                        batch.add({f"{prefix}/{key}": value for key, value in usage.items()}, event.at, event.step)
                 case log_events.SearchFinished(summary=summary):
                     numbers = {
                         key: value
@@ -549,12 +544,7 @@ def _run_of(event: log_events.LoggedEvent) -> str | None:
             return event.trial_id
         case log_events.DriverStarted(run=SearchRun()):
             return _SEARCH
-        case (
-            log_events.BaselinesMeasured()
-            | log_events.ReportWritten()
-            | log_events.HostsMeasured()
-            | log_events.SearchFinished()
-        ):
+        case log_events.BaselinesMeasured() | log_events.ReportWritten() | log_events.SearchFinished():
             return _SEARCH
     return None
 

@@ -12,6 +12,7 @@ import ray
 from support.studies import state, study
 
 from loraxs_search.errors import ClusterError
+from loraxs_search.home import home
 from loraxs_search.search.cluster import connection
 from loraxs_search.search.cluster.connection import NAMESPACE, connected, start_named
 from loraxs_search.search.hosts.answers import kill
@@ -26,7 +27,7 @@ def pid_of(snapshot_store: Any) -> int:
 
 def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_here):
     folder = study("kept-on")
-    name, snapshot_store = start_named(SnapshotStore, "kept-on")
+    name, snapshot_store = start_named(SnapshotStore, "kept-on", str(home()))
     try:
         ray.get(snapshot_store.write_snapshot.remote("00000", state("00000", "first")))
         first = pid_of(snapshot_store)
@@ -42,7 +43,7 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
 class Dying(SnapshotStore):
     """Dies before it begins, whenever it is started."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, home: str) -> None:
         os._exit(1)
 
 
@@ -50,6 +51,6 @@ class Dying(SnapshotStore):
 def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(ray_here, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
     monkeypatch.setattr(connection, "MAX_RESTARTS", 1)
-    _, snapshot_store = start_named(Dying, "dying")
+    _, snapshot_store = start_named(Dying, "dying", str(home()))
     with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):
         ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=240)

@@ -12,7 +12,6 @@ from loraxs_search.log.events import (
     AdapterWritten,
     BaselinesMeasured,
     DriverStarted,
-    HostsMeasured,
     ReportWritten,
     SearchFinished,
     TrialEnded,
@@ -101,9 +100,6 @@ class Tracked:
 
     def baselines_measured(self, baselines: Sequence[Baseline]) -> None:
         self.journal.append(BaselinesMeasured(baselines=tuple(baselines)))
-
-    def hosts_measured(self, usage: Mapping[str, Mapping[str, float]], since: float) -> None:
-        self.journal.append(HostsMeasured(step=round(time.time() - since), usage=usage))
 
     def search_finished(self, state: Any, summary: Mapping[str, Scalar] | None = None) -> None:
         self.journal.append(SearchFinished(state=state, summary=summary or {}))

@@ -270,13 +270,13 @@ def pinned(node_id: str) -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
-def start_named(kind: type[ActorT], *args: object, **options: Any) -> tuple[str, ActorProxy[ActorT]]:
+def start_named(kind: type[ActorT], *args: object) -> tuple[str, ActorProxy[ActorT]]:
     """Start an actor on this node, which Ray starts anew if it dies; return the name that finds it, and its handle."""
     import ray
 
     name = f"{kind.__name__}-{uuid.uuid4().hex}"
     again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
-    actor = ray.remote(kind).options(name=name, namespace=NAMESPACE, **pinned(here()), **again, **options)
+    actor = ray.remote(kind).options(name=name, namespace=NAMESPACE, **pinned(here()), **again)
     return name, actor.remote(*args)
 
 

@@ -21,7 +21,6 @@ from loraxs_search.log.events import (
     CandidateScored,
     DataRead,
     DriverStarted,
-    HostsMeasured,
     Reopened,
     SearchStarted,
     TrainingEnded,
@@ -47,7 +46,6 @@ from loraxs_search.search.driver.result import SearchResult, record_end
 from loraxs_search.search.driver.time_budget import TimeBudget
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
 from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
-from loraxs_search.search.hosts.pool import Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.space import Space, notes
@@ -206,8 +204,7 @@ class SearchSession:
             self._searcher.run()
             log.append(TrainingEnded(notice=self._searcher.notice))
 
-        hosts, name = self._actors.pool, self._study.name
-        with hosts.watched(name, self._record_usage, self._show_steps, lambda: self._searcher.to_cancel):
+        with self._actors.pool.watched(self._study.name, self._show_steps, lambda: self._searcher.to_cancel):
             run_stages(folder, log, train, self._finalize, self._wants_more)
         self._log.close()
         return record_end(folder, log)
@@ -284,13 +281,6 @@ class SearchSession:
             self._finalization.reached(steps)
         else:
             self._budget.say_what_fits(steps, steady_time())
-
-    def _record_usage(self, usage: Usage) -> None:
-        """Record how busy hosts are; called from its own thread, for MLflow only."""
-        with contextlib.suppress(HomeError):
-            age = round(steady_time() - self._study.folder.info.created_at)
-            readings = {name: dict(each) for name, each in usage.items()}
-            self._log.append(HostsMeasured(step=age, usage=readings))
 
     def _say_plan(self) -> None:
         """Say what the search is about to do; the view begins anew."""

@@ -1,19 +1,14 @@
-"""The process of a host: it has the base and the rows that each study began with, or refuses the study's trials.
-
-It says how busy its node and device are, under MLflow's own names of system metrics.
-"""
+"""The process of a host: it has the base and the rows that each study began with, or refuses the study's trials."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import ray
 
 from loraxs_search import assets
@@ -34,38 +29,7 @@ from loraxs_search.versions import with_python
 if TYPE_CHECKING:
     from loraxs_search.packing.host import TrialHost
 
-_MEGABYTE = 1e6  # as MLflow counts them
 UNBORN_S = 10.0  # a thread begins within milliseconds
-
-
-def node_usage(since: tuple[float, float] = (0.0, 0.0)) -> tuple[dict[str, float], tuple[float, float]]:
-    """Read how busy the node is, and this process's GPU if it has one and computes on it.
-
-    psutil's own percentage is of each thread that asks, and of the first question it says 0.
-
-    Args:
-        since: What all processors had spent at the reading before, at work and in all.
-    Returns:
-        The readings, that of processors since then; and what they have spent by now.
-    """
-    times = psutil.cpu_times()._asdict()
-    total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # in `user` and `nice` already
-    busy, memory = total - times["idle"] - times.get("iowait", 0.0), psutil.virtual_memory()
-    spent = total - since[1]
-    readings = {
-        "cpu_utilization_percentage": 100.0 * (busy - since[0]) / spent if spent > 0 else 0.0,
-        "system_memory_usage_megabytes": memory.used / _MEGABYTE,
-        "system_memory_usage_percentage": memory.percent,
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        gpu = f"gpu_{os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
-        free, in_all = torch.cuda.mem_get_info()
-        readings[f"{gpu}_memory_usage_megabytes"] = (in_all - free) / _MEGABYTE
-        readings[f"{gpu}_memory_usage_percentage"] = 100.0 * (in_all - free) / in_all
-        with contextlib.suppress(ImportError, RuntimeError):  # no nvidia-ml-py; a driver that says nothing
-            readings[f"{gpu}_utilization_percentage"] = float(torch.cuda.utilization())
-    return readings, (busy, total)
 
 
 def _end_with_unborn_threads() -> None:
@@ -104,7 +68,6 @@ class HostActor:
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
-        self._processors = node_usage()[1]  # what they have spent, at work and in all
 
     @ray.method
     def info(self, task: Task) -> HostInfo:
@@ -162,12 +125,6 @@ class HostActor:
     def steps(self) -> dict[str, int]:
         """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
         return {} if (host := self._host) is None else dict(host.steps())
-
-    @ray.method(concurrency_group="commands")
-    def usage(self) -> tuple[str, dict[str, float]]:
-        """Return the address of the node, and how busy it and the device are."""
-        readings, self._processors = node_usage(self._processors)
-        return self._address, readings
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -188,13 +189,6 @@ class HostPool:
             num_studies=len(self._plans),
         )
 
-    def usage(self) -> Usage:
-        """Return how busy the hosts are that answer within seconds, those of one node together."""
-        usage: dict[str, dict[str, float]] = {}
-        for _, (address, readings) in _answers([host.usage.remote() for host in self.hosts()]):
-            usage.setdefault(address, {}).update(readings)
-        return usage
-
     def steps(self, study: str) -> Steps:
         """Return how far the trials of a study have got on the hosts that answer within seconds; of many, on some."""
         begin, steps = f"{study}/", dict[str, int]()
@@ -231,45 +225,36 @@ class HostPool:
 
     @contextlib.contextmanager
     def watched(
-        self,
-        study: str,
-        measured: Callable[[Usage], None],
-        advanced: Callable[[Steps], None],
-        to_cancel: Callable[[], Collection[str]],
+        self, study: str, advanced: Callable[[Steps], None], to_cancel: Callable[[], Collection[str]]
     ) -> Iterator[None]:
-        """Ask hosts now and then how busy they are and how far trials have got, and have them give up others.
+        """Have hosts give up trials, and ask them now and then how far the others have got.
 
         Whatever goes wrong with that stops no search.
 
         Args:
-            measured, advanced: Called with what they say, unless it is empty, each from its own thread.
-            to_cancel: Returns the ids of the trials that are to end at their next step.
+            advanced: Called with what hosts say, unless it is empty, from a thread of its own.
+            to_cancel: Returns the ids of the trials that are to end at their next step; called from that thread.
         """
         closing = threading.Event()
 
-        def repeat(every_s: float, ask: Callable[[], Any], record: Callable[[Any], object]) -> None:
-            while not closing.is_set():
+        def watch() -> None:
+            for turn in itertools.count():
                 try:
-                    if (answer := ask()) and not closing.is_set():
-                        record(answer)
+                    self.cancel(study, to_cancel())
+                    if turn % _STEPS_EVERY == 0 and (steps := self.steps(study)) and not closing.is_set():
+                        advanced(steps)
                 except Exception as error:  # noqa: BLE001  # shown to users only, or asked again
                     _logger.info("hosts cannot be asked: %s", error)
-                closing.wait(every_s)
+                if closing.wait(_CANCEL_EVERY_S):
+                    return
 
-        asked: list[tuple[float, Callable[[], Any], Callable[[Any], object]]] = [
-            (_USAGE_EVERY_S, self.usage, measured),
-            (_STEPS_EVERY_S, lambda: self.steps(study), advanced),
-            (_CANCEL_EVERY_S, lambda: self.cancel(study, to_cancel()), bool),
-        ]
-        threads = [threading.Thread(target=repeat, args=each, name="host-watch", daemon=True) for each in asked]
-        for thread in threads:
-            thread.start()
+        thread = threading.Thread(target=watch, name="host-watch", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             closing.set()
-            for thread in threads:
-                thread.join(2 * _WAIT_S)
+            thread.join(2 * _WAIT_S)
 
     def _living_place(self) -> tuple[str, str | None]:
         """Return the node and the GPU for what one host does for all: facts, factors, scores.
@@ -288,9 +273,8 @@ class HostPool:
 
 
 _WAIT_S = 5.0
-_USAGE_EVERY_S, _STEPS_EVERY_S, _CANCEL_EVERY_S = 15.0, 3.0, 1.0
+_CANCEL_EVERY_S, _STEPS_EVERY = 1.0, 3  # seconds, and turns of these
 _MAX_HOSTS = 100  # whose steps are asked for: a call takes a fraction of a millisecond, and nobody looks at more
-Usage = Mapping[str, Mapping[str, float]]  # readings by the address of a node
 Steps = Mapping[str, int]  # by trial
 
 

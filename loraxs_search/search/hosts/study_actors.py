@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,7 +35,8 @@ class SnapshotStore:
     repeated: Ray starts a process that dies anew, and asks that one what the first had not answered.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, home: str) -> None:
+        os.environ["LORAXS_HOME"] = home  # the driver's, whatever this node's Ray was started with
         self._name = name
         self._folder: StudyFolder | None = None  # opened at first use: the snapshot store starts before there is one
 
@@ -88,8 +90,7 @@ class StudyActors:
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
         # It starts while the host loads.
-        env = {"env_vars": {"LORAXS_HOME": str(home())}}  # the driver's, whatever this node's Ray was started with
-        self.snapshot_store_name, self.snapshot_store = start_named(SnapshotStore, study.name, runtime_env=env)
+        self.snapshot_store_name, self.snapshot_store = start_named(SnapshotStore, study.name, str(home()))
         try:
             self.info: HostInfo = pool.ask(lambda host: host.info.remote(space.task), check_stop)
             if recorded is not None and (differs := recorded.difference(self.info.identity)):

@@ -14,7 +14,6 @@ from loraxs_search.log.events import (
     CandidateScored,
     Commanded,
     DriverStarted,
-    HostsMeasured,
     LoggedEvent,
     Phase,
     Reopened,
@@ -57,7 +56,6 @@ EVENTS: list[LoggedEvent] = [
     AdapterWritten(at=9.0, trial_id="00000.1", folder="adapters/00000.1", run_of="00000", scores={"test.f1": 0.5}),
     BaselinesMeasured(at=9.0, baselines=(Baseline("constant", {"accuracy": 0.5}, answer=1),)),
     ReportWritten(at=9.0, path="report.html"),
-    HostsMeasured(at=9.0, step=30, usage={"10.0.0.1": {"cpu": 12.5}}),
     SearchFinished(at=9.0, state="KILLED", summary={"wall_s": 1.5, "notice": "so"}),
 ]
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -60,21 +59,6 @@ def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, st
     assert (points["r_parameters"], points["stored_bytes"]) == ([(0, 32.0)], [(0, 400.0)])
     assert (child.metrics["wall_s"], child.metrics["total_device_s"]) == (12.5, 8.0)
     assert child.tags["loraxs.reason"] == "weak at step 80"
-
-
-def test_how_busy_hosts_are_is_among_the_system_metrics_of_the_search(open_tracker, look, store_uri):
-    tracker = open_tracker()
-    tracker.search_started("task: sst2\n", SearchPlan(), params={})
-    usage = {"10.0.0.1": {"cpu_utilization_percentage": 12.5}, "fe80::1": {"gpu_0_memory_usage_percentage": 40.0}}
-    tracker.hosts_measured(usage, since=time.time() - 30.0)
-    assert tracker.flush(60)
-    (parent,) = look().parents
-    assert parent.data.metrics == {
-        "system/10.0.0.1/cpu_utilization_percentage": 12.5,
-        "system/fe80--1/gpu_0_memory_usage_percentage": 40.0,
-    }
-    history = connect(store_uri).get_metric_history(parent.info.run_id, "system/10.0.0.1/cpu_utilization_percentage")
-    assert [point.step for point in history] == [30]
 
 
 @pytest.mark.parametrize("lost", [("mlflow.offset",), ("mlflow.offset", "tracking.runs.jsonl")])

@@ -114,7 +114,7 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(folder, interru
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, monkeypatch):
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
-    monkeypatch.setattr(study_actors, "start_named", lambda *_, **__: ("snapshots", None))
+    monkeypatch.setattr(study_actors, "start_named", lambda *_: ("snapshots", None))
     monkeypatch.setattr(study_actors, "kill", lambda actor: None)
     monkeypatch.setattr(answers.ray, "wait", lambda asked, **_: ([], asked))
     folder, stop = study("s"), threading.Event()

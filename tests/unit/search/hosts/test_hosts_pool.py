@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
@@ -20,7 +18,6 @@ from loraxs_search.records.host import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
-from loraxs_search.search.hosts.host_actor import node_usage
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.pool import HostDirectory, HostPool
 
@@ -199,18 +196,6 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, fo
 
 
 # ---- asking all hosts ------------------------------------------------------------------------------------------------
-def test_a_node_says_how_busy_it_is_since_the_reading_before_under_mlflows_names(monkeypatch):
-    times = namedtuple("times", "user idle iowait guest")  # as psutil has them
-    readings = iter([times(100.0, 900.0, 0.0, 5.0), times(103.0, 906.0, 1.0, 5.0), times(103.0, 906.0, 1.0, 5.0)])
-    monkeypatch.setattr(psutil, "cpu_times", lambda: next(readings))
-    _, spent = node_usage()
-    usage, spent = node_usage(spent)
-    assert usage["cpu_utilization_percentage"] == pytest.approx(30.0)
-    assert 0 < usage["system_memory_usage_percentage"] <= 100
-    assert usage["system_memory_usage_megabytes"] > 10
-    assert node_usage(spent)[0]["cpu_utilization_percentage"] == 0.0
-
-
 class Asked:
     """A host that says how far its trials are, or nothing."""
 
@@ -242,25 +227,22 @@ def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(hos
     assert asked == [["s/00000"], ["s/00000"]]
 
 
-def test_hosts_are_asked_until_the_end_whatever_goes_wrong(hosts, monkeypatch):
-    answers = iter([{"a": 1.0}, OSError("lost"), {}, {"a": 2.0}])
+def test_hosts_are_watched_until_the_end_whatever_goes_wrong(hosts, monkeypatch):
+    answers = iter([{"a": 1}, OSError("lost"), {}, {"a": 2}])
     recorded, enough, cancelled = list[Any](), threading.Event(), list[Any]()
 
-    def usage() -> Any:
+    def steps(study: str) -> Any:
         answer = next(answers, None)
-        if answer is None:
-            enough.set()
-            return {}
         if isinstance(answer, Exception):
             raise answer
+        if answer is None:
+            enough.set()
         return answer
 
-    monkeypatch.setattr(pool, "_USAGE_EVERY_S", 0.0)
-    monkeypatch.setattr(hosts, "usage", usage)
-    monkeypatch.setattr(hosts, "steps", lambda study: {study: 3})
+    monkeypatch.setattr(pool, "_CANCEL_EVERY_S", 0.0)
+    monkeypatch.setattr(hosts, "steps", steps)
     monkeypatch.setattr(hosts, "cancel", lambda *of: cancelled.append(of))
-    steps = list[Any]()
-    with hosts.watched("s", recorded.append, steps.append, lambda: ["00000"]):
+    with hosts.watched("s", recorded.append, lambda: ["00000"]):
         assert enough.wait(60)
-    assert recorded == [{"a": 1.0}, {"a": 2.0}]
-    assert (steps[0], cancelled[0]) == ({"s": 3}, ("s", ["00000"]))
+    assert recorded == [{"a": 1}, {"a": 2}]
+    assert cancelled[0] == ("s", ["00000"])
