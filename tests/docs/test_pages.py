@@ -74,7 +74,8 @@ def test_names_that_contributing_places_are_in_their_files():
     placed = re.findall(r"`(\w+)`(?: \([^)]*\))? in `([\w/]+\.py)`", CONTRIBUTING.text)
     assert len(placed) > 10
     for name, path in placed:
-        assert re.search(rf"\b{name}\b", (ROOT / "loraxs_search" / path).read_text()), f"{name} in {path}"
+        folder = "tests/contracts" if path.startswith("test_") else "loraxs_search"
+        assert re.search(rf"\b{name}\b", (ROOT / folder / path).read_text()), f"{name} in {path}"
 
 
 # ---- installing -----------------------------------------------------------------------------------------------------
