@@ -25,8 +25,7 @@ from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
 from loraxs_search.registry.versions import RegisteredAdapter, Rescored, TaskSummary
 from loraxs_search.studies.confirmations import uses
-from loraxs_search.studies.folder import StudyFolder, list_studies
-from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
+from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +61,8 @@ def promote(
         raise StudyError("There is no study yet.", hint="start one with `loraxs-search launch movie_reviews`")
     folder = StudyFolder.open(study or names[0])
     _finished(folder)
-    with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
-        candidates, confirmed = _finished(folder), folder.confirmations()
+    with folder.lock(to_read=True):  # nobody extends the study, removes it or decides about it meanwhile
+        candidates, confirmed = _finished(folder), folder.confirmed
         uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
         task, rule, registry = folder.info.task, folder.info.promotion, Registry(uri)
         rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}

@@ -26,9 +26,9 @@ from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
-from loraxs_search.studies.lease import idle_elsewhere
-from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, store_of, studies_root
+from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import has_waiting, remove_runs
 
 
@@ -123,7 +123,7 @@ def _add_study(needs: _Needs, folder: StudyFolder) -> None:
         StudyError: the journal, which says so, is damaged or gone.
     """
     who, candidates = f"study {folder.name}", folder.candidates()
-    if (identity := folder.identity()) is not None:
+    if (identity := folder.identity.read()) is not None:
         needs.bases.setdefault(identity.base_digest, who)
     for adapter in sorted((folder.path / "adapters").glob("[!.]*")):
         needs.add(adapter, who)
@@ -369,7 +369,8 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
     info, (num_bytes, _), unasked = folder.info, _size_and_use(folder.path), ""
     with folder.lock(), contextlib.ExitStack() as held:
         try:  # keep drivers on other machines from it
-            held.enter_context(idle_elsewhere(info.storage, name))
+            if info.storage is not None:
+                held.enter_context(Lease(Storage(info.storage), name).held())
         except StorageError as error:
             if not force:
                 hints = [error.hint, "if the storage is gone for good, add --force"]

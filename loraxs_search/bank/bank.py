@@ -35,7 +35,7 @@ from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
-from loraxs_search.studies.lookup import kept_adapter
+from loraxs_search.studies.folder import kept_adapter
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
 from loraxs_search.tasks.questions import is_frame, listed, question_rows

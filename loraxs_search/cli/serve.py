@@ -211,8 +211,7 @@ def ui(
 
     Example: loraxs-search ui reviews
     """
-    from loraxs_search.studies.folder import StudyFolder
-    from loraxs_search.studies.lookup import store_of
+    from loraxs_search.studies.folder import StudyFolder, store_of
     from loraxs_search.tracking.store import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 

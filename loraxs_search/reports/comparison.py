@@ -22,6 +22,7 @@ from loraxs_search.reports.leaderboard import pareto_front
 from loraxs_search.reports.optuna_study import Importances, importances
 from loraxs_search.reports.study_status import study_state
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import read_text
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
 # Fields of a task: rows are compared by content, other metrics change no score, scores are in the labels' own units.
@@ -91,7 +92,7 @@ class _Study:
 
 def _read(name: str) -> _Study:
     folder = StudyFolder.open(name)
-    state, candidates, identity = study_state(folder), folder.candidates() or (), folder.identity()
+    state, candidates, identity = study_state(folder), folder.candidates() or (), folder.identity.read()
     if identity is None and candidates:
         identity = Identity(candidates[0].base_digest, candidates[0].data_fingerprint)
     rule, has_probe, trials, method = folder.checkpoint_selection, folder.has_probe, list[_Trial](), ""
@@ -105,7 +106,7 @@ def _read(name: str) -> _Study:
             from loraxs_search.search_space.document import as_mapping, parse_document
 
             # The text was valid once, whatever has become of the space or of the installed methods.
-            given = as_mapping(parse_document(folder.space_text(), name).data).get(METHOD)
+            given = as_mapping(parse_document(read_text(folder.space_path), name).data).get(METHOD)
             while isinstance(given, dict | list):
                 given = next(iter(given.values() if isinstance(given, dict) else given), None)
             method = str(given or LoraXS.name)
@@ -495,7 +496,7 @@ def _group(
     rows = None
     if finalist is not None:
         folder = next(study.folder for study in studies if study.folder.name == finalist.study)
-        path = folder.confirmations().rows_path(finalist.trial_id)
+        path = folder.confirmed.rows_path(finalist.trial_id)
         rows = path if path.is_file() else None
     group = ComparedGroup(
         value=value,

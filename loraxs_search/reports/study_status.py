@@ -83,7 +83,7 @@ class StudyEvents:
             self._offset = end
             events += [event] if isinstance(event, ShownEvent) else []
         self._began_at = max([self._began_at, *(each.at for each in events if isinstance(each, SearchStarted))])
-        steps = self._folder.read_steps() if state == "running" and self._began_at else None
+        steps = self._folder.steps.read() if state == "running" and self._began_at else None
         if steps is not None and steps.at > max(self._began_at, self._steps_at):  # not what an earlier driver said
             self._steps_at = steps.at
             events.append(steps)

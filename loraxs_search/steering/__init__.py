@@ -264,7 +264,7 @@ def open_commands(study: SteeredStudy) -> list[Command]:
     """Return the commands that no driver has answered yet, of those that reach the study through its folder."""
     taken = study.journal.commands
     left_open = [record.command for record in taken.values() if record.answer is None]
-    return [*left_open, *(each for each in study.folder.inbox().waiting() if each.command_id not in taken)]
+    return [*left_open, *(each for each in study.folder.inbox.waiting() if each.command_id not in taken)]
 
 
 def foreseen(folder: StudyFolder) -> SteeredStudy:
@@ -347,7 +347,7 @@ def take_commands(study: SteeredStudy, say: Callable[[Steered], None] = lambda _
     Raises:
         HomeError: the journal cannot be written; nothing has followed from a command that it does not have.
     """
-    journal, inbox = study.journal, study.folder.inbox()
+    journal, inbox = study.journal, study.folder.inbox
 
     def answer(command: Command) -> bool:
         if journal.commands[command.command_id].answer is not None:

@@ -89,7 +89,7 @@ def send(study: str, command: Command) -> CommandAnswer:
     folder = StudyFolder.open(study)
     storage, answer = folder.info.storage, None
     if folder.is_running():
-        folder.inbox().put(command)
+        folder.inbox.put(command)
         why = "the search is starting or busy: it will be carried out in a moment, or by the next `resume`; "
         why += f"`loraxs-search status {study}` shows what waits"
         journal, until = folder.journal(), time.monotonic() + WAIT_S
@@ -109,7 +109,7 @@ def send(study: str, command: Command) -> CommandAnswer:
         if foretold.state is AnswerState.REFUSED:
             answer = foretold
         else:
-            folder.inbox().put(command)
+            folder.inbox.put(command)
         why = f"nobody runs study {study!r} on this machine: `loraxs-search resume {study}` carries it out first"
     if answer is None:
         return CommandAnswer(command.command_id, AnswerState.QUEUED, why)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from loraxs_search.studies.storage import Storage
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9-]{1,64})\.json")
-
-
 _FOLDER = "commands"  # of a study, in a storage
 
 
@@ -43,7 +40,7 @@ class CommandInbox:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._unreadable: set[str] = set()  # files that were warned of
+        self._unreadable: set[Path] = set()  # those that were warned of
 
     def put(self, command: Command) -> None:
         """Leave a command for the driver, behind those that wait there, even if the clock has been set back since.
@@ -65,20 +62,21 @@ class CommandInbox:
             command = replace(command, issued_at=math.nextafter(latest, math.inf))
         write_atomic(self._path / f"{command.command_id}.json", to_json(command), parents=False)
 
-    def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:
-        """Yield the commands that lie there, oldest first; other files are skipped.
+    def waiting(self, *, set_aside: bool = False) -> list[Command]:
+        """Return the commands that lie there, oldest first; other files are skipped.
+
+        What cannot be read is warned of once: one file stops neither the search nor other commands.
 
         Args:
             set_aside: Rename other files, with a warning: the driver looks often.
         """
-        commands = list[Command]()
+        commands, unreadable = list[Command](), dict[Path, OSError]()
         try:
             paths = [path for path in self._path.iterdir() if _NAME.fullmatch(path.name)]
         except FileNotFoundError:
-            paths = []
+            return []
         except OSError as error:
-            self._warn(self._path, error)
-            paths = []
+            paths, unreadable = [], {self._path: error}
         for path in paths:
             try:
                 command = from_json(Command, path.read_bytes())
@@ -88,7 +86,7 @@ class CommandInbox:
             except FileNotFoundError:  # its sender took it back
                 continue
             except OSError as error:  # as of a file that only its owner may read
-                self._warn(path, error)
+                unreadable[path] = error
                 continue
             except ValueError:
                 pass  # not a command
@@ -96,13 +94,15 @@ class CommandInbox:
                 _logger.warning("%s is no command to the search; it is set aside", path)
                 with disk_faults(path):
                     path.replace(path.with_suffix(".damaged"))
-        yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))
+        for path in unreadable.keys() - self._unreadable:
+            self._unreadable.add(path)
+            _logger.warning("commands in %s cannot be read: %s", path, unreadable[path].strerror)
+        return sorted(commands, key=lambda command: (command.issued_at, command.command_id))
 
     def remove(self, command_id: str) -> None:
         """Remove an answered command; a missing one changes nothing."""
-        name = f"{command_id}.json"
         with disk_faults(self._path):
-            (self._path / name).unlink(missing_ok=True)
+            (self._path / f"{command_id}.json").unlink(missing_ok=True)
 
     def take_from(self, storage: Storage, study: str) -> None:
         """Bring here what `put_elsewhere` has left in a storage; one that comes again after a kill counts once.
@@ -116,9 +116,3 @@ class CommandInbox:
             if content and _NAME.fullmatch(name):
                 write_atomic(self._path / name, content)
             storage.delete(key)
-
-    def _warn(self, path: Path, error: OSError) -> None:
-        """Say once what cannot be read: one file stops neither the search nor other commands."""
-        if path.name not in self._unreadable:
-            self._unreadable.add(path.name)
-            _logger.warning("commands in %s cannot be read: %s", path, error.strerror)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.assets import NOTHING, PROBE, digest_of
-from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
+from loraxs_search.errors import HomeError, LoraxsError, StudyError, TrackingError, unknown_name
 from loraxs_search.home import (
     are_aside,
     disk_faults,
@@ -28,22 +28,18 @@ from loraxs_search.home import (
 )
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.log.study_log import JOURNAL, StudyLog
-from loraxs_search.mlflow_uri import without_account
+from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path, without_account
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
 from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_untouched
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.info import StudyInfo, check_name, parse_info, read_record, read_text, stored
+from loraxs_search.studies.info import RecordFile, StudyInfo, parse_info, read_text
 from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from loraxs_search.search_space.space import Space
-
-_SCORES, _ANSWERS = "baselines.json", "baselines.answers.json"
-_CANDIDATES = "candidates.json"
-_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search continued
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,6 @@ class _CandidateFile:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_RESOLVED_SPACE = "space.json"
-_STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
 
@@ -88,14 +82,33 @@ def broken_studies() -> list[str]:
 
 
 class StudyFolder:
-    """A study's files. Reading needs no lock; a driver holds `lock()` while it works."""
+    """A study's files. Reading needs no lock; a driver holds `lock()` while it works.
+
+    Attributes:
+        identity: The base and the data that the study began with; there is none before a host has loaded them.
+        steps: How far trials were when that was last recorded.
+        inbox: Commands of people on this machine that no driver has answered yet.
+        confirmed: What has been confirmed of its candidates so far.
+        checkpoint_selection: Which step of a trial becomes its adapter.
+        snapshots: The states of its trials.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock_path = path, path / "study.lock"
-        self.space_path, self.resolved_space_path = path / "space.yaml", path / _RESOLVED_SPACE  # with its defaults
-        self.journal_path, self.adapters_path = path / JOURNAL, path / "adapters"
-        self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
+        self.space_path, self.journal_path, self.adapters_path = path / "space.yaml", path / JOURNAL, path / "adapters"
+        self.info = parse_info(read_text(path / "study.json"), str(path))
         self.name = self.info.name
+        self.identity = RecordFile(Identity, path / "identity.json", indent=2)
+        self.steps = RecordFile(TrialsAdvanced, path / "steps.json")
+        self.inbox = CommandInbox(path / "commands")
+        self.confirmed = Confirmations(path / "confirmed")
+        self.checkpoint_selection = CheckpointSelection.of(self.info.task, self.info.search)
+        self.snapshots = Snapshots(path / "snapshots", self.name, self.checkpoint_selection)
+        self._assets = RecordFile(dict[str, str], path / "assets.json", indent=2)
+        self._baselines = RecordFile(tuple[Baseline, ...], path / "baselines.json", indent=2)
+        self._answers = RecordFile(dict[str, KeptAnswers], path / "baselines.answers.json")
+        self._candidates = RecordFile(_CandidateFile, path / "candidates.json", indent=2)
+        self._round = RecordFile(int, path / "round.json")  # how often the search continued after its candidates
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str, resolved: Space | None = None) -> StudyFolder:
@@ -115,7 +128,7 @@ class StudyFolder:
             ensure_dir(building / "snapshots")
             write_atomic(building / "space.yaml", space_text)
             if resolved is not None:
-                write_atomic(building / _RESOLVED_SPACE, to_json(replace(resolved, text=""), indent=2))
+                write_atomic(building / "space.json", to_json(replace(resolved, text=""), indent=2))
             write_atomic(building / "study.json", to_json(info, indent=2))
             building.rename(path)
         except OSError:
@@ -175,16 +188,10 @@ class StudyFolder:
             hint = "`loraxs-search status` lists them" if known else "start one with `loraxs-search launch SPACE`"
             raise StudyError(unknown_name("study", name, known), hint=hint)
         folder = cls(studies_root() / name)
-        check_name(folder.info, name, str(folder.path))  # it would be trained where its name leads
         if are_aside(folder.adapters_path):
             with contextlib.suppress(LoraxsError), folder.lock():  # which restores them; its holder replaces them now
                 pass
         return folder
-
-    @property
-    def checkpoint_selection(self) -> CheckpointSelection:
-        """Which step of a trial becomes its adapter."""
-        return CheckpointSelection.of(self.info.task, self.info.search)
 
     def space(self) -> Space:
         """Return what the study searches, with the defaults that there were at its launch.
@@ -196,7 +203,8 @@ class StudyFolder:
         from loraxs_search.search_space.parameters import METHOD, PARAMETERS  # late: a list of studies does without
         from loraxs_search.search_space.space import Space
 
-        info, text, space = self.info, self.space_text(), read_record(Space, self.resolved_space_path)
+        info, text = self.info, read_text(self.space_path)
+        space = RecordFile(Space, self.path / "space.json").load()
         # Samplers draw and encode in the order of the file: a stored record has its keys sorted.
         written = (METHOD, *as_mapping(as_mapping(parse_document(text, space.source).data).get(PARAMETERS)))
         place = {parameter: number for number, parameter in enumerate(written)}
@@ -212,110 +220,68 @@ class StudyFolder:
             promotion=info.promotion,
         )
 
-    def space_text(self) -> str:
-        """Return the space as it was launched."""
-        return read_text(self.space_path)
-
     def journal(self) -> StudyLog:
         """Read the journal as it stands now."""
         return StudyLog(self.journal_path, self.name)
-
-    def inbox(self) -> CommandInbox:
-        """Return the commands of people on this machine that no driver has answered yet."""
-        return CommandInbox(self.path / "commands")
 
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
         return is_locked(self._lock_path)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, to_read: bool = False) -> Iterator[None]:
         """Hold the study as its only driver; the system lets go of it when the process dies.
 
         Whoever asks whether it is held, holds it for a moment.
 
+        Args:
+            to_read: Keep drivers out also of a study that this process may not write to.
         Raises:
             StudyError: another process holds it, or the study is gone.
         """
         from filelock import Timeout
 
-        lock = file_lock(self._lock_path)
-        try:
-            with disk_faults(self.path):
-                held = lock.acquire(timeout=_PROBE_S)
-        except Timeout as error:
-            raise self._held_by_another() from error
-        except FileNotFoundError:
-            self._check_there()
-            raise
-        with held:
-            self._check_there()
-            with disk_faults(self.path):
-                restore_folders(self.adapters_path)
-            yield
-
-    @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Keep drivers out while a study is read. One that this process may not write to can be read, too.
-
-        Raises:
-            StudyError: another process is at work on it, or the study is gone.
-        """
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as held:
+            is_held = True
             try:
-                stack.enter_context(self.lock())
+                with disk_faults(self.path):
+                    held.enter_context(file_lock(self._lock_path).acquire(timeout=_PROBE_S))
+            except Timeout:
+                is_held = False
             except HomeError:
-                if not stack.enter_context(shared_lock(self._lock_path)):
-                    raise self._held_by_another() from None
+                if not to_read:
+                    raise
+                is_held = held.enter_context(shared_lock(self._lock_path))
+            except FileNotFoundError:
+                if (self.path / "study.json").is_file():
+                    raise
+            if not is_held:
+                raise StudyError(
+                    f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
+                    hint=f"watch it with `loraxs-search status {self.name}`",
+                )
+            if not (self.path / "study.json").is_file():  # removed since it was opened; the lock may have made a folder
+                with contextlib.suppress(OSError):
+                    if [path.name for path in self.path.iterdir()] == ["study.lock"]:
+                        shutil.rmtree(self.path)
+                raise StudyError(
+                    f"Study {self.name!r} was removed meanwhile.", hint="`loraxs-search status` lists what is left"
+                )
+            if not to_read:
+                with disk_faults(self.path):
+                    restore_folders(self.adapters_path)
             yield
-
-    def _held_by_another(self) -> StudyError:
-        return StudyError(
-            f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
-            hint=f"watch it with `loraxs-search status {self.name}`",
-        )
-
-    def _check_there(self) -> None:
-        """Refuse a study that was removed between its opening and its lock, and take away what the lock has made.
-
-        Raises:
-            StudyError: it was.
-        """
-        if (self.path / "study.json").is_file():
-            return
-        with contextlib.suppress(OSError):
-            if [path.name for path in self.path.iterdir()] == ["study.lock"]:
-                shutil.rmtree(self.path)
-        raise StudyError(
-            f"Study {self.name!r} was removed meanwhile.", hint="`loraxs-search status` lists what is left"
-        )
-
-    def write_identity(self, identity: Identity) -> None:
-        """Record the base and the data that the study begins with, before its first trial."""
-        write_atomic(self.path / "identity.json", to_json(identity, indent=2))
-
-    def identity(self) -> Identity | None:
-        """Return the base and the data that the study began with; None if no host has loaded them yet."""
-        return stored(Identity, self.path / "identity.json")
-
-    def write_steps(self, steps: TrialsAdvanced) -> None:
-        """Say how far trials are, in place of what was said before."""
-        write_atomic(self.path / _STEPS, to_json(steps))
-
-    def read_steps(self) -> TrialsAdvanced | None:
-        """Return how far trials were when that was last recorded; None if it never was."""
-        return stored(TrialsAdvanced, self.path / _STEPS)
 
     def write_asset(self, name: str, content: bytes) -> str:
         """Keep what trials start from, under a name and its digest, which is returned."""
         digest = digest_of(content)
         write_atomic(self.path / "assets" / f"{digest}.safetensors", content)
-        write_atomic(self.path / "assets.json", to_json({**self.assets(), name: digest}, indent=2))
+        self._assets.write({**self.assets(), name: digest})
         return digest
 
     def assets(self) -> Mapping[str, str]:
         """Return the digests of the study's assets by name."""
-        return stored(dict[str, str], self.path / "assets.json") or {}
+        return self._assets.read() or {}
 
     @property
     def has_probe(self) -> bool:
@@ -337,20 +303,10 @@ class StudyFolder:
             )
         return content
 
-    # ---- snapshots and candidates ----------------------------------------------------------------------------------
-    @property
-    def snapshots(self) -> Snapshots:
-        """The states of its trials."""
-        return Snapshots(self.path / "snapshots", self.name, self.checkpoint_selection)
-
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""
         replace_folder(self.adapter_path(trial_id), files)
         return self.adapter_path(trial_id)
-
-    def confirmations(self) -> Confirmations:
-        """Return what has been confirmed of the study's candidates so far."""
-        return Confirmations(self.path / "confirmed")
 
     def adapter_path(self, trial_id: str) -> Path:
         return self.adapters_path / check_trial_id(trial_id)
@@ -365,29 +321,26 @@ class StudyFolder:
             baselines = [*baselines, *(one for one in self.baselines() or () if is_untouched(one.name))]
         task, answered = self.info.task.registered_name, [one for one in baselines if one.test_answers]
         if answered:
-            kept = {one.name: KeptAnswers(one.test_answers, task, one.test_rows) for one in answered}
-            write_atomic(self.path / _ANSWERS, to_json(kept))
-        scores = [replace(one, test_answers=(), test_rows="") for one in baselines]
-        write_atomic(self.path / _SCORES, to_json(scores, indent=2))
+            self._answers.write({one.name: KeptAnswers(one.test_answers, task, one.test_rows) for one in answered})
+        self._baselines.write(tuple(replace(one, test_answers=(), test_rows="") for one in baselines))
 
     def baseline_answers(self) -> Mapping[str, KeptAnswers]:
         """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
-        return stored(dict[str, KeptAnswers], self.path / _ANSWERS) or {}
+        return self._answers.read() or {}
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
-        return stored(tuple[Baseline, ...], self.path / _SCORES)
+        return self._baselines.read()
 
     # ---- candidates, once the search has come to its end -------------------------------------------------------------
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence means that the search is finished."""
-        file = _CandidateFile(time.time(), candidates, self._round())
-        write_atomic(self.path / _CANDIDATES, to_json(file, indent=2))
+        self._candidates.write(_CandidateFile(time.time(), candidates, self._round.read() or 0))
 
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search is not finished."""
-        file = stored(_CandidateFile, self.path / _CANDIDATES)
-        return file.candidates if file is not None and file.round >= self._round() else None
+        file = self._candidates.read()
+        return file.candidates if file is not None and file.round >= (self._round.read() or 0) else None
 
     def set_candidates_aside(self) -> None:
         """Have the candidates be none any more, since the search continues; what is known of each of them stays.
@@ -397,16 +350,77 @@ class StudyFolder:
         """
         if self.candidates() is None:
             return
-        number = self._round() + 1
-        write_atomic(self.path / f"{_EARLIER}{number}.json", (self.path / _CANDIDATES).read_bytes())
-        write_atomic(self.path / _ROUND, to_json(number))
+        number = (self._round.read() or 0) + 1
+        write_atomic(self._earlier(number).path, self._candidates.path.read_bytes())
+        self._round.write(number)
 
     def earlier_finalists(self) -> tuple[str, ...]:
         """Return the adapters that had answered the test rows when the search continued, in order."""
-        paths = (self.path / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
-        earlier = [read_record(_CandidateFile, path).candidates for path in paths]
+        earlier = [self._earlier(number).load().candidates for number in range(1, (self._round.read() or 0) + 1)]
         return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
 
-    def _round(self) -> int:
-        """Return how often the search has continued after candidates were scored."""
-        return stored(int, self.path / _ROUND) or 0
+    def _earlier(self, number: int) -> RecordFile[_CandidateFile]:
+        return RecordFile(_CandidateFile, self.path / f"candidates-{number}.json")  # before the search continued
+
+
+# ---- what a name leads to --------------------------------------------------------------------------------------------
+def store_of(study: StudyFolder) -> str:
+    """Return the address of the MLflow store that a study records in.
+
+    Nothing is asked, and nothing made. The embedded store that is in use now may be missing: the first search makes it,
+    or one that was fetched from a storage.
+
+    Raises:
+        TrackingError: it is another database, which is gone: a new one in its place would know no run and no champion.
+    """
+    uri = resolve_uri(study.info.tracking_uri)
+    path = sqlite_path(uri)
+    if path is None or path.exists() or uri == resolve_uri():
+        return uri
+    hint = "bring the file back"
+    if not path.parent.exists():
+        hint = f"if the home was moved, leave a link: `ln -s {home()} {path.parent}`; else {hint}"
+    raise TrackingError(f"The store that study {study.name!r} records in must be there, but {path} is not.", hint=hint)
+
+
+def next_step(study: StudyFolder) -> str:
+    """Return the command that brings a study nearer to a champion."""
+    if study.candidates() is not None:
+        return f"let its rule decide with `loraxs-search promote {study.name}`"
+    if study.is_running():
+        return f"wait for the search to end, and watch it with `loraxs-search status {study.name}`"
+    return f"continue with `loraxs-search resume {study.name}`"
+
+
+def next_step_of_task(task: str, uri: str) -> str | None:
+    """Return what the newest study of a task in this registry is waiting for; None if there is no study of it."""
+    for name in list_studies():
+        try:
+            study = StudyFolder.open(name)
+            if study.info.task.registered_name == task and redact(study.info.tracking_uri) == redact(uri):
+                return next_step(study)
+        except StudyError:  # a damaged study hides no other
+            continue
+    return None
+
+
+def kept_adapter(name: str) -> Path | None:
+    """Return the folder of an adapter that a study of this machine has kept; None if no name begins so.
+
+    Args:
+        name: `STUDY/TRIAL`.
+    Raises:
+        StudyError: there is no such study, or it has not kept that trial's adapter.
+    """
+    study, slash, trial = name.partition("/")
+    if not study or not slash or study.startswith((".", "~")):
+        return None
+    if study not in (studies := list_studies()):
+        hint = f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder"
+        raise StudyError(unknown_name("study", study, studies), hint=hint)
+    adapters = StudyFolder.open(study).adapters_path
+    kept = sorted(path.parent.name for path in adapters.glob("*/manifest.json"))
+    if trial not in kept:
+        hint = f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`"
+        raise StudyError(unknown_name(f"{study}/TRIAL", trial, kept), hint=hint)
+    return adapters / trial

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from loraxs_search.errors import StudyError
+from loraxs_search.home import write_atomic
 from loraxs_search.log.study_log import DAMAGED_HINT, unreadable
 from loraxs_search.records.adapter import StartFrom
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.codec import from_json
+from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
@@ -19,25 +20,36 @@ from loraxs_search.records.task import Task
 RecordT = TypeVar("RecordT")
 
 
-def read_record(cls: type[RecordT], path: Path) -> RecordT:
-    """Read a file that holds one record.
+@dataclass(frozen=True)
+class RecordFile(Generic[RecordT]):
+    """A file of a study that holds one record, written whole; `cls` is what pydantic reads it as."""
 
-    Raises:
-        StudyError: it is missing, cannot be read, or holds no such record.
-    """
-    return _parse_record(cls, read_text(path), str(path))
+    cls: type[RecordT]
+    path: Path
+    indent: int | None = None
+
+    def read(self) -> RecordT | None:
+        """Return the record; None if there is no file.
+
+        Raises:
+            StudyError: the file cannot be read, or holds no such record.
+        """
+        return self.load() if self.path.exists() else None
+
+    def load(self) -> RecordT:
+        """Return the record; a missing file is refused, too."""
+        return parse_record(self.cls, read_text(self.path), str(self.path))
+
+    def write(self, record: RecordT) -> None:
+        """Put a record in place of the one before.
+
+        Raises:
+            HomeError: the file cannot be written.
+        """
+        write_atomic(self.path, to_json(record, indent=self.indent))
 
 
-def stored(cls: type[RecordT], path: Path) -> RecordT | None:
-    """Read a file that holds one record; None if there is no file.
-
-    Raises:
-        StudyError: it cannot be read, or holds no such record.
-    """
-    return read_record(cls, path) if path.exists() else None
-
-
-def _parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
+def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
     """Read the text of a file that holds one record.
 
     Args:
@@ -104,34 +116,26 @@ class StudyInfo:
     format: int = STUDY_FORMAT
 
 
-def parse_info(text: str | bytes, place: str) -> StudyInfo:
+def parse_info(text: str | bytes, folder: str) -> StudyInfo:
     """Read the text of a `study.json`.
 
     Args:
-        place: The file, as people name it.
+        folder: The one that holds it, here or in a storage, as people name it.
     Raises:
-        StudyError: it is damaged, or of another format.
+        StudyError: it is damaged, of another format, or the folder was renamed or is a copy: a study would be trained
+            where its name leads.
     """
-    found = _parse_record(dict[str, object], text, place).get("format")
+    place = f"{folder}/study.json"
+    found = parse_record(dict[str, object], text, place).get("format")
     if found != STUDY_FORMAT:
         raise StudyError(
             f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
             hint="use the version of loraxs-search that launched the study, or launch its space again",
         )
-    return _parse_record(StudyInfo, text, place)
-
-
-def check_name(info: StudyInfo, name: str, place: str) -> None:
-    """Refuse a study whose folder was renamed, or is a copy.
-
-    Args:
-        name: Of its folder.
-        place: The folder, as people name it.
-    Raises:
-        StudyError: the study has another name.
-    """
-    if info.name != name:
+    info = parse_record(StudyInfo, text, place)
+    if info.name != folder.rpartition("/")[2]:
         raise StudyError(
-            f"A study's folder must have its name, but {place} holds study {info.name!r}.",
+            f"A study's folder must have its name, but {folder} holds study {info.name!r}.",
             hint=f"rename it back to {info.name}, or remove it if it is a copy",
         )
+    return info

@@ -44,11 +44,6 @@ class LeaseInfo:
     released: bool = False
     home_id: str = ""
 
-    @property
-    def place(self) -> tuple[str, ...]:
-        """Where there is a lock beside the lease."""
-        return self.host, self.boot, self.home, self.home_id
-
 
 class Lease:
     """Held by one driver, who renews it; one in which nothing was seen to change for 30 s may be taken over.
@@ -65,10 +60,10 @@ class Lease:
         boot = Path("/proc/sys/kernel/random/boot_id")
         started = boot.read_text().strip() if boot.exists() else str(uuid.getnode())
         self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), started, str(home()))
-        self._generation = 0
+        self._generation, self._key = 0, ""  # the latter of its object
         self._version: str | None = None
         self._renewed_at = self._seen_at = float("-inf")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def is_sure(self) -> bool:
@@ -86,8 +81,8 @@ class Lease:
         self._info = replace(self._info, home_id=home_id())
         seen = generation, content = self._latest()
         holder = _holder(content)
-        is_ours = holder is not None and (holder.released or holder.place == self._info.place)
-        if content is not None and not is_ours:
+        is_here = holder is not None and replace(holder, token=self._info.token, beat=self._info.beat) == self._info
+        if content is not None and not is_here and not (holder is not None and holder.released):
             host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
             wait = "a driver on %s held study %r: watching for %.0f s whether it still does"
             _logger.warning(wait, host, self._study, LEASE_S)
@@ -101,13 +96,14 @@ class Lease:
                 if latest != seen:
                     raise self._taken(f"one on {host} is at work")
         self._generation, began = generation + 1, self._clock.now()
-        self._version = self._storage.create(self._key(self._generation), to_json(self._info).encode())
+        self._key = f"{self._study}/lease/{self._generation:08d}.json"
+        self._version = self._storage.create(self._key, to_json(self._info).encode())
         if self._version is None:
             self._version = self._own_version()
         self._renewed_at = began
-        for older in self._generations():
+        for older, key in self._generations().items():
             if older < self._generation:
-                self._storage.delete(self._key(older))
+                self._storage.delete(key)
 
     def check(self) -> None:
         """See in the storage that no driver of a later generation has taken over; what was just seen counts.
@@ -118,7 +114,9 @@ class Lease:
         """
         with self._lock:
             if (now := self._clock.now()) - self._seen_at >= _SEEN_FOR_S:
-                self._check_generation(now)
+                if max(self._generations(), default=0) > self._generation:
+                    raise self._lost()
+                self._seen_at = now
 
     def renew(self) -> None:
         """Say that the driver is still at work.
@@ -127,8 +125,8 @@ class Lease:
             StudyError: another driver has taken the lease.
         """
         with self._lock:
-            began = self._clock.now()
-            self._check_generation(began)
+            began, self._seen_at = self._clock.now(), float("-inf")
+            self.check()
             self._info = replace(self._info, beat=self._info.beat + 1)
             self._write_info()
             self._renewed_at = began
@@ -166,38 +164,30 @@ class Lease:
             self.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _check_generation(self, now: float) -> None:
-        if max(self._generations(), default=0) > self._generation:
-            raise self._lost()
-        self._seen_at = now
-
     def _write_info(self) -> None:
         content = to_json(self._info).encode()
         try:
-            self._version = self._storage.write(self._key(self._generation), content, self._version)
+            self._version = self._storage.write(self._key, content, self._version)
         except StorageConflictError:  # taken over, or written by an earlier try of this driver
             self._version = self._own_version()
-            self._version = self._storage.write(self._key(self._generation), content, self._version)
+            self._version = self._storage.write(self._key, content, self._version)
 
     def _own_version(self) -> str:
-        key = self._key(self._generation)
-        version, content = self._storage.versions(f"{self._study}/lease").get(key), self._storage.get(key)
-        holder = _holder(content)
+        version = self._storage.versions(f"{self._study}/lease").get(self._key)
+        holder = _holder(self._storage.get(self._key))
         if version is None or holder is None or holder.token != self._info.token:
             raise self._lost()
         return version
 
     def _latest(self) -> tuple[int, bytes | None]:
-        generation = max(self._generations(), default=0)
-        return generation, self._storage.get(self._key(generation)) if generation else None
+        keys = self._generations()
+        return (latest := max(keys, default=0)), self._storage.get(keys[latest]) if keys else None
 
-    def _generations(self) -> list[int]:
-        keys = self._storage.keys(f"{self._study}/lease")
-        names = (key.rpartition("/")[2].removesuffix(".json") for key in keys)
-        return [int(name) for name in names if name.isdecimal()]
-
-    def _key(self, generation: int) -> str:
-        return f"{self._study}/lease/{generation:08d}.json"
+    def _generations(self) -> dict[int, str]:
+        names = {
+            key.rpartition("/")[2].removesuffix(".json"): key for key in self._storage.keys(f"{self._study}/lease")
+        }
+        return {int(name): key for name, key in names.items() if name.isdecimal()}
 
     def _lost(self) -> StudyError:
         content = self._latest()[1]
@@ -211,18 +201,6 @@ class Lease:
             f"Study {self._study!r} must have one driver at a time, but {why}.",
             hint=f"let it end, or stop it: it is taken over once it has said nothing for {LEASE_S:.0f} s",
         )
-
-
-@contextlib.contextmanager
-def idle_elsewhere(storage: str | None, study: str) -> Iterator[None]:
-    """Keep drivers on other machines from a study, which one that no storage shares has none of.
-
-    Raises:
-        StudyError: one is at work on it.
-        StorageError: the storage cannot be asked.
-    """
-    with contextlib.nullcontext() if storage is None else Lease(Storage(storage), study).held():
-        yield
 
 
 def holder_elsewhere(uri: str, study: str) -> str:

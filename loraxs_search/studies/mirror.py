@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import check_name, parse_info
+from loraxs_search.studies.info import parse_info
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.snapshots import KEPT
 from loraxs_search.studies.storage import Storage
@@ -32,16 +31,7 @@ _ORDER = (
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
-READ_FIRST = ("mlflow.offset", JOURNAL)
-_GROWING = JOURNAL  # by whole lines: copied in parts; only the last one changes
-PART_BYTES = 1 << 17
-_IN_PARTS = b'"This file is copied in parts."\n'
-_PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
-
-
-def files(path: Path) -> list[str]:
-    """Return the keys of what is copied, in the order of copying."""
-    return in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
+_READ_FIRST = ("mlflow.offset", JOURNAL)
 
 
 def in_copy_order(keys: Iterable[str]) -> list[str]:
@@ -51,47 +41,14 @@ def in_copy_order(keys: Iterable[str]) -> list[str]:
     return sorted(places, key=lambda key: (places[key], key))
 
 
-def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the objects that a file's content goes to, in order, of those behind what was copied before.
-
-    One that grows beyond a part is in parts from then on, and its own object says so: cut short before that, the copy
-    is one of an earlier moment.
-    """
-    whole = content[: content.rfind(b"\n") + 1]
-    if key != _GROWING or len(whole) <= PART_BYTES:
-        yield key, content
-        return
-    are_there = copied if copied > PART_BYTES else 0
-    for number in range(are_there // PART_BYTES, -(-len(whole) // PART_BYTES)):
-        yield f"{key}.{number:06d}", whole[number * PART_BYTES : (number + 1) * PART_BYTES]
-    if not are_there:
-        yield key, _IN_PARTS
-
-
-def _file_of(key: str) -> str:
-    """Return the file that an object is of, or a part of."""
-    return part["file"] if (part := _PART.fullmatch(key)) else key
-
-
-def read_copy(storage: Storage, name: str, key: str) -> bytes | None:
-    """Return a file of a study from its copy; None when there is none."""
-    content = storage.get(f"{name}/{key}")
-    if key != _GROWING or content != _IN_PARTS:
-        return content
-    content, number = b"", 0
-    while len(content) == number * PART_BYTES and (part := storage.get(f"{name}/{key}.{number:06d}")):
-        content, number = content + part, number + 1
-    return content
-
-
 def is_behind(path: Path, storage: Storage, name: str) -> bool:
     """Say whether the folder is behind the storage; a journal only ever grows.
 
     Raises:
         StudyError: each side holds what the other lacks.
     """
-    journal = path / _GROWING
-    here, there = journal.read_bytes() if journal.exists() else b"", read_copy(storage, name, _GROWING) or b""
+    journal = path / JOURNAL
+    here, there = journal.read_bytes() if journal.exists() else b"", storage.get(f"{name}/{JOURNAL}") or b""
     here, there = here[: here.rfind(b"\n") + 1], there[: there.rfind(b"\n") + 1]
     if here.startswith(there):
         return (
@@ -170,7 +127,6 @@ class Mirror:
         self._lease = Lease(storage, folder.name, clock)
         self._standstill = Standstill(f"study {folder.name!r} in {storage.uri}", clock)
         self._seen: dict[str, tuple[int, int]] = {}
-        self._copied_bytes: dict[str, int] = {}
         self._versions: dict[str, str] = {}
         self._copied = threading.Event()
         self._held = self._lease.held(self._beat)
@@ -219,23 +175,22 @@ class Mirror:
             StudyError: another driver has taken over.
             StorageError: the storage cannot be written, or may be another driver's by now.
         """
-        self._folder.inbox().take_from(self._storage, self._folder.name)
-        keys = files(self._folder.path)
-        first = {key: self._changed(key) for key in READ_FIRST}
+        self._folder.inbox.take_from(self._storage, self._folder.name)
+        path, is_best = self._folder.path, self._folder.checkpoint_selection.checkpoint == "best"
+        keys = in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
+        first = {key: self._changed(key) for key in _READ_FIRST}
         for key in keys:
             if KEPT in key:
                 continue  # read after the last state of its trial, and written before it
             stamp, content = first[key] if key in first else self._changed(key)
             beside = list[str]()  # the snapshots that are kept beside a trial's last one
-            is_best = self._folder.checkpoint_selection.checkpoint == "best"
             if content is not None and is_best and key.startswith("snapshots/"):
                 beside = [f"snapshots/{path.name}" for path in self._folder.snapshots.kept_paths(Path(key).stem)]
             changed = {**{name: self._changed(name) for name in beside}, key: (stamp, content)}
             for name, (its_stamp, its_content) in changed.items():
                 if its_content is not None:
-                    for part, its_bytes in parts(name, its_content, self._copied_bytes.get(name, 0)):
-                        self._write(f"{self._folder.name}/{part}", its_bytes)
-                    self._copied_bytes[name], self._seen[name] = its_content.rfind(b"\n") + 1, its_stamp
+                    self._write(f"{self._folder.name}/{name}", its_content)
+                    self._seen[name] = its_stamp
                     self._standstill.moved()
         self._standstill.moved()
 
@@ -278,10 +233,10 @@ class Mirror:
             self.copy()
             if last:  # what a driver wrote late, after this one took over, is written anew
                 there, start = self._storage.versions(self._folder.name), f"{self._folder.name}/"
-                foreign = [key.removeprefix(start) for key, known in self._versions.items() if there.get(key) != known]
-                if names := {_file_of(key) for key in foreign} & self._seen.keys():
+                foreign = {key.removeprefix(start) for key, known in self._versions.items() if there.get(key) != known}
+                if names := foreign & self._seen.keys():
                     for name in names:
-                        del self._seen[name], self._copied_bytes[name]
+                        del self._seen[name]
                     self.copy()
         except StudyError as error:
             self._lose(error)
@@ -359,10 +314,9 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
                 return folder  # its driver died, or was refused, before the first copy was whole
         known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
-    place = f"{storage.uri}/{name}/study.json"
+    place = f"{storage.uri}/{name}"
     with contextlib.ExitStack() as held:
         info = parse_info(content, place)
-        check_name(info, name, f"{storage.uri}/{name}")
         here = StudyFolder.open(name) if StudyFolder.exists(name) else None
         if here is not None:
             if here.info.study_id != info.study_id:
@@ -375,8 +329,22 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
         path = studies_root() / name
         if here is not None and not is_behind(path, storage, name):
             return here
+        shutil.rmtree(path / "tune", ignore_errors=True)
         # Of an embedded store, what came would speak of another machine's, whose path may be that of one here.
-        _download(name, storage, path, without=() if sqlite_path(info.tracking_uri) is None else _OF_ONE_MLFLOW_STORE)
+        without = () if sqlite_path(info.tracking_uri) is None else _OF_ONE_MLFLOW_STORE
+        for key in without:  # first: a fetch that is cut short behind the journal is not begun again
+            (path / key).unlink(missing_ok=True)
+        ensure_dir(path / "snapshots")
+        keys = {key.removeprefix(f"{name}/") for key in storage.keys(name)} - {"study.json", *without}
+        for key in in_copy_order(keys):
+            if (copied := storage.get(f"{name}/{key}")) is not None:
+                write_atomic(path / key, copied)
+        records = StudyLog(path / JOURNAL).records
+        for snapshot in (
+            path / "snapshots"
+        ).iterdir():  # a copy that was cut short may have one of a trial yet unknown:
+            if snapshot.name.partition(".")[0] not in records:  # the trial that gets its number here is another
+                snapshot.unlink()
         lease.check()
         info = replace(parse_info(storage.get(f"{name}/study.json") or content, place), storage=storage.uri)
         embedded = sqlite_path(info.tracking_uri)
@@ -384,18 +352,3 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             info = replace(info, tracking_uri=resolve_uri())
         write_atomic(path / "study.json", to_json(info, indent=2))  # with which the study exists here
         return StudyFolder(path)
-
-
-def _download(name: str, storage: Storage, path: Path, without: Collection[str]) -> None:
-    shutil.rmtree(path / "tune", ignore_errors=True)
-    for key in without:  # first: a fetch that is cut short behind the journal is not begun again
-        (path / key).unlink(missing_ok=True)
-    ensure_dir(path / "snapshots")
-    keys = {_file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
-    for key in in_copy_order(keys - {"study.json", *without}):
-        if (content := read_copy(storage, name, key)) is not None:
-            write_atomic(path / key, content)
-    known = StudyLog(path / JOURNAL).records
-    for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:
-        if snapshot.name.partition(".")[0] not in known:  # the trial that gets its number here is another
-            snapshot.unlink()

@@ -59,12 +59,6 @@ class _Bucket:
         self._by_generation = uri.startswith("gs:")
         self.faults: tuple[type[Exception], ...] = (OSError, obstore.exceptions.BaseError)
 
-    def create(self, key: str, content: bytes) -> str | None:
-        try:
-            return self._version(self._client.put(self._store, key, content, mode="create", use_multipart=False))
-        except self._client.exceptions.AlreadyExistsError:
-            return None
-
     def write(self, key: str, content: bytes, version: str | None) -> str:
         mode: Literal["create"] | UpdateVersion = "create"
         if version is not None:
@@ -85,11 +79,12 @@ class _Bucket:
     def delete(self, key: str) -> None:
         self._client.delete(self._store, key)
 
-    def keys(self, prefix: str) -> Iterable[str]:
-        return self._listed(prefix)
+    def listed(self, prefix: str) -> dict[str, Mapping[str, Any]]:
+        pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
+        return {str(item["path"]): item for page in pages for item in page}
 
     def versions(self, prefix: str) -> Mapping[str, str]:
-        listed = self._listed(prefix)
+        listed = self.listed(prefix)
         if self._by_generation:
 
             def head(key: str) -> Mapping[str, Any]:
@@ -102,10 +97,6 @@ class _Bucket:
             with ThreadPoolExecutor(_AT_ONCE) as callers:
                 listed = dict(zip(listed, callers.map(head, listed), strict=True))
         return {key: self._version(item) for key, item in listed.items() if item}
-
-    def _listed(self, prefix: str) -> dict[str, Mapping[str, Any]]:
-        pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
-        return {str(item["path"]): item for page in pages for item in page}
 
     def _version(self, seen: Mapping[str, Any]) -> str:
         return str(seen["version" if self._by_generation else "e_tag"] or "").removeprefix('"').removesuffix('"')
@@ -130,7 +121,14 @@ def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
             f"`--storage` must have no ?, #, control character or part . or .., but got {got}.",
             hint="name only the bucket and a prefix; the environment names the account",
         )
-    hint, endpoint = _HINTS[parts.scheme], _endpoint(parts.scheme)
+    hint, endpoint = _HINTS[parts.scheme], ""  # the server that the environment names in place of the cloud's own
+    if name := next((name for name in _ENDPOINTS[parts.scheme] if os.environ.get(name)), None):
+        endpoint = os.environ[name]
+        server = parts_of(endpoint)
+        is_server = server is not None and server.scheme in ("http", "https") and bool(server.hostname)
+        if not (is_server and "@" not in endpoint and endpoint.split() == [endpoint]):
+            # obstore would panic at it, and print it in each error
+            raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=hint)
     options: dict[str, Any] = {
         "prefix": "/".join(names) or None,
         "client_options": {
@@ -149,18 +147,6 @@ def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
     except BaseError as error:
         message = f"The storage at {uri} must have an account, but: {first_line(error)}."
         raise StorageError(message, hint=hint) from error
-
-
-def _endpoint(scheme: str) -> str:
-    """Return the server that the environment names in place of the cloud's own; empty if there is none."""
-    name = next((name for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
-    endpoint = os.environ[name] if name else ""
-    parts = parts_of(endpoint)
-    is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    if endpoint and not (is_server and "@" not in endpoint and endpoint.split() == [endpoint]):
-        # obstore would panic at it, and print it in each error
-        raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_HINTS[scheme])
-    return endpoint
 
 
 def _s3_config(endpoint: str) -> S3Config:
@@ -217,13 +203,11 @@ class _SharedFolder:
                 hint="name one beside it, on a file system that machines share",
             )
 
-    def create(self, key: str, content: bytes) -> str | None:
-        status = create_atomic(self._path(key), content)
-        return None if status is None else _version(status)
-
     def write(self, key: str, content: bytes, version: str | None) -> str:
         path = self._path(key)
-        if _version_at(path) != version:
+        if version is None and (made := create_atomic(path, content)) is not None:
+            return _version(made)
+        if version is None or _version_at(path) != version:
             raise StorageConflictError(f"{path} must be as this driver left it, but another one has written it.")
         write_atomic(path, content)
         return _version_at(path) or ""
@@ -247,7 +231,7 @@ class _SharedFolder:
         versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
         return {key: version for key, version in versions.items() if version is not None}
 
-    def keys(self, prefix: str) -> Iterable[str]:
+    def listed(self, prefix: str) -> Iterable[str]:
         return self.versions(prefix)
 
     def _path(self, key: str) -> Path:
@@ -321,8 +305,10 @@ class Storage:
         Raises:
             StorageError: it cannot be written.
         """
-        with self._faults("writable", key):
-            return self._objects.create(key, content)
+        try:
+            return self.write(key, content, None)
+        except StorageConflictError:
+            return None
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
         """Replace an object of that version, None for none, and return its new one.
@@ -357,7 +343,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            return sorted(key for key in self._objects.keys(prefix) if not key.rpartition("/")[2].startswith("."))
+            return sorted(key for key in self._objects.listed(prefix) if not key.rpartition("/")[2].startswith("."))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.

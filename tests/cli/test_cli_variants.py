@@ -16,7 +16,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies.lookup import next_step_of_task
+from loraxs_search.studies.folder import next_step_of_task
 
 LABELS = [0, 1] * 40
 GERMAN, FRENCH = (replace(TASK, variant=variant) for variant in ("de", "fr"))

@@ -46,7 +46,7 @@ def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home, say):
 
 def test_a_command_of_somebody_else_in_status(fresh_home, terminals):
     folder = study("s")
-    folder.inbox().put(Command("c1", "finish", sent_by="\x1b]0;stolen\x07\x1b[2Jsomebody"))
+    folder.inbox.put(Command("c1", "finish", sent_by="\x1b]0;stolen\x07\x1b[2Jsomebody"))
     command = [sys.executable, "-m", "loraxs_search", "status", "s"]
     terminals.append(seen := Terminal(command, dict(os.environ), columns=160))
     assert seen.wait() == 0

@@ -57,7 +57,7 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(storage_folder
     host = os.uname().nodename
     assert f"mine runs on {host}, or was killed there" in say("status", "mine").err
     assert f"study 'mine' runs on {host}, which takes it from {storage_folder}" in say("finish", "mine").err
-    assert not list(driver.folder.inbox().waiting()), "nobody would read it"
+    assert not list(driver.folder.inbox.waiting()), "nobody would read it"
     held.release()
     assert states(say) == ("interrupted", "INTERRUPTED")
     shutil.rmtree(storage_folder)

@@ -40,7 +40,7 @@ def test_a_command_is_queued_and_status_names_it(say, folder, line, params):
     said = say(*line)
     assert (said.ok, "s: queued: nobody runs study 's' on this machine" in said.err) == ("", True)
     assert "`loraxs-search resume s` carries it out first" in said.err
-    (command,) = folder.inbox().waiting()
+    (command,) = folder.inbox.waiting()
     assert (command.verb, dict(command.params)) == (line[0], params)
     assert f"not answered yet: {line[0]} " in say("status", "s").err
     assert [it["verb"] for it in json.loads(say("status", "s", "--json").ok)["commands"]] == [line[0]]
@@ -59,7 +59,7 @@ def test_a_command_is_queued_and_status_names_it(say, folder, line, params):
 )
 def test_what_is_refused_says_why_and_what_to_do(say, folder, line, code, parts):
     assert say(*line).is_error(code, *parts)
-    assert not list(folder.inbox().waiting())
+    assert not list(folder.inbox.waiting())
 
 
 def test_the_answer_as_json(say, folder):

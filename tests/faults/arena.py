@@ -31,7 +31,6 @@ from faults.world import World, kill_tree, outputs, signal_all, tree
 from loraxs_search.errors import StorageError
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies.mirror import read_copy
 from loraxs_search.studies.storage import Storage
 
 TASK = "faulty-reviews"
@@ -282,7 +281,7 @@ class Arena:
         path = self.world.home / "studies" / study / "journal.jsonl"
         if study == STORED:
             try:
-                after = read_copy(Storage(STORAGE), study, path.name) or b""
+                after = Storage(STORAGE).get(f"{study}/{path.name}") or b""
             except StorageError:  # killed, or frozen
                 return before, before
         elif path.exists():
@@ -293,7 +292,7 @@ class Arena:
     def differs_from_copy(self, study: str) -> bool:
         """Return whether a study has a copy in a storage that is not the same."""
         path = self.world.home / "studies" / study / "journal.jsonl"
-        return study == STORED and read_copy(Storage(STORAGE), study, path.name) != path.read_bytes()
+        return study == STORED and Storage(STORAGE).get(f"{study}/{path.name}") != path.read_bytes()
 
     def events(self, study: str) -> list[dict[str, Any]]:
         """Return a study's log."""

@@ -98,7 +98,7 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(whole, i
         )
     finalist = next(c for c in result.candidates if c.test_metrics)
     assert choose(folder.info.promotion, folder.info.task, result.candidates).finalist == finalist
-    rows = ScoredRows.from_bytes(folder.confirmations().rows_path(finalist.trial_id).read_bytes())
+    rows = ScoredRows.from_bytes(folder.confirmed.rows_path(finalist.trial_id).read_bytes())
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
     names = folder.info.task.labels
     assert rows.slices["sentiment"].tolist() == [names[label] for label in rows.labels]

@@ -75,7 +75,7 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
     plan = ("search.scheduler=none", "search.trials=3", "search.max_steps=40", "promotion.seeds=0")
     with pytest.raises(SearchInterruptedError):
         launch(str(tiny_space), name="changed", view=Stopping(), stop=stop, overrides=plan)
-    begun = StudyFolder.open("changed").identity()
+    begun = StudyFolder.open("changed").identity.read()
     assert begun is not None
     for what, differs in (
         ("rows", f"data fingerprint [0-9a-f]{{16}}, not {begun.data_fingerprint[:16]}"),
@@ -88,4 +88,4 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
             resume("changed")
         own_files[what].write_bytes(before)
     assert len(resume("changed").trials) == 3
-    assert StudyFolder.open("changed").identity() == begun
+    assert StudyFolder.open("changed").identity.read() == begun

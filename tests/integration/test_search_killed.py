@@ -159,7 +159,7 @@ def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(in_sea
     assert set(after) == {f"{c.trial_id}.refit.json" for c in candidates if "." in c.trial_id}
     assert all(len({refit.seed for refit in candidate.refits}) == 3 for candidate in candidates)
     (finalist,) = (candidate for candidate in candidates if candidate.test_metrics)
-    rows = ScoredRows.from_bytes(folder.confirmations().rows_path(finalist.trial_id).read_bytes())
+    rows = ScoredRows.from_bytes(folder.confirmed.rows_path(finalist.trial_id).read_bytes())
     assert float((rows.predictions == rows.labels).mean()) == pytest.approx(finalist.test_metrics["accuracy"])
 
 

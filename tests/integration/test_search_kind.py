@@ -120,7 +120,7 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     asked = max((zero, four), key=lambda it: it.validation_metrics["exact_match"])
     assert [bool(it.test_metrics) for it in (zero, four)] == [it is asked for it in (zero, four)]
     assert candidates[0].baselines == (constant, zero, four) or any(c.baselines for c in candidates)
-    alone = ScoredRows.from_bytes(folder.confirmations().base_rows_path.read_bytes())
+    alone = ScoredRows.from_bytes(folder.confirmed.base_rows_path.read_bytes())
     assert (len(alone.labels), alone.losses is not None) == (20, True)
 
     client = MlflowClient(folder.info.tracking_uri)

@@ -73,7 +73,7 @@ def check_alone(study: StudyFolder, folder: Path) -> None:
     assert all({"exact_match", "unparsed", "unended", "loss"} <= set(it.validation_metrics) for it in alone)
     (tested,) = (it for it in alone if it.test_metrics)
     assert tested.validation_metrics["exact_match"] == max(it.validation_metrics["exact_match"] for it in alone)
-    rows = ScoredRows.from_bytes(study.confirmations().base_rows_path.read_bytes())
+    rows = ScoredRows.from_bytes(study.confirmed.base_rows_path.read_bytes())
     assert np.mean(rows.predictions == rows.labels) == pytest.approx(tested.test_metrics["exact_match"])
     card = (folder / "README.md").read_text()
     assert (

@@ -41,7 +41,7 @@ def write_space(folder: StudyFolder) -> None:
     """Write the space as a launch does."""
     (folder.path / "space.yaml").write_text(SPACE)
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
-    folder.resolved_space_path.write_text(to_json(replace(space, text="")))
+    (folder.path / "space.json").write_text(to_json(replace(space, text="")))
 
 
 @dataclass
@@ -83,7 +83,7 @@ def report(trial_id: str, step: int, score: float) -> TrialReport:
 
 def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arguments: Any) -> str:
     command = new_command(verb, trials, arguments, params)
-    folder.inbox().put(command)
+    folder.inbox.put(command)
     return command.command_id
 
 

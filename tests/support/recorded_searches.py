@@ -58,7 +58,7 @@ def recorded_search(
     plan = SearchPlan(trials=num_trials, max_steps=STEPS, report_every=EVERY)
     folder = study(name, task=task, search=plan)
     (folder.path / "space.yaml").write_text(space)
-    folder.write_identity(IDENTITY)
+    folder.identity.write(IDENTITY)
     draw, slots = random.Random(0), Slots(hosts)
     trials = [_trial(f"{number:05d}", draw, slots, task.search_metric) for number in range(num_trials)]
     if not finished:

@@ -57,7 +57,7 @@ def searched(
     (folder.path / "space.yaml").write_text(space)
     known = _space(space, folder)
     if identity is not None:
-        folder.write_identity(identity)
+        folder.identity.write(identity)
     journal = folder.journal()
     for number, tried in enumerate(trials):
         trial_id, size = (
@@ -91,7 +91,7 @@ def _space(text: str, folder: StudyFolder) -> Space | None:
         space = parse_space(text, source="space.yaml", folder=folder.path)
     except SpaceError:
         return None
-    folder.resolved_space_path.write_text(to_json(replace(space, text="")))
+    (folder.path / "space.json").write_text(to_json(replace(space, text="")))
     return space
 
 
@@ -136,5 +136,5 @@ def confirm(
         test_fingerprint=test_fingerprint,
     )
     if answers is not None:
-        folder.confirmations().write_candidate(candidate, ScoredRows.of(answers, labels, slices=slices).to_bytes())
+        folder.confirmed.keep_finalist(candidate, ScoredRows.of(answers, labels, slices=slices).to_bytes())
     folder.write_candidates([*candidates, candidate])

@@ -23,6 +23,7 @@ from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.summary import ReportFacts, Summary, device_seconds, duration, read_facts, summary
 from loraxs_search.reports.leaderboard import leaderboard_table, value_cell
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.info import read_text
 from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def failure_table(facts: ReportFacts) -> _ReportTable:
 
 def _settings_table(facts: ReportFacts) -> _ReportTable:
     """Return what was searched, on what, and with which versions."""
-    info, identity = facts.info, facts.folder.identity()
+    info, identity = facts.info, facts.folder.identity.read()
     constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
     rows = [
         ("task", f"{info.task.registered_name} ({info.task.kind})"),
@@ -151,7 +152,7 @@ def repeat_command(facts: ReportFacts) -> str:
     """Return the command, with the overrides that the study was launched with and its own name."""
     source = facts.info.space_source
     words, start = ["loraxs-search", "launch", source], f"# {source} with --set "
-    for line in facts.folder.space_text().splitlines():  # its head has one for each override
+    for line in read_text(facts.folder.space_path).splitlines():  # its head has one for each override
         if line.startswith(start):
             words += ["--set", str(json.loads(line.removeprefix(start)))]
     return shlex.join([*words, "--name", f"{facts.info.name}-again"])
@@ -229,7 +230,7 @@ def report_page(facts: ReportFacts) -> str:
             failures=failure_table(facts),
             settings=_settings_table(facts),
             command=repeat_command(facts),
-            space=facts.folder.space_text(),
+            space=read_text(facts.folder.space_path),
             style=_template("report.css"),
             scripts=scripts,
             policy=f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:",

@@ -238,7 +238,7 @@ def _judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
     """
     from loraxs_search.registry.evidence import ScoredRows  # numpy
 
-    info, kept = folder.info, folder.confirmations()
+    info, kept = folder.info, folder.confirmed
     own, base = (
         ScoredRows.from_bytes(path.read_bytes()) if path.is_file() else None
         for path in (kept.rows_path(finalist.trial_id), kept.base_rows_path)

@@ -142,10 +142,10 @@ class Finalization:
             SearchInterruptedError: stopped from outside.
         """
         folder, log, task, seeds = self._folder, self._log, self._space.task, self._space.promotion.seeds
-        confirmed, every, left_s = folder.confirmations(), self._space.search.report_every, budget.deadline.left_s
+        confirmed, every, left_s = folder.confirmed, self._space.search.report_every, budget.deadline.left_s
         specs = [self._actors.spec(record.trial_id, record.params) for record in self.best]
         wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
-        missing, limit = [spec for spec in wanted if confirmed.refit(spec.trial_id) is None], None
+        missing, limit = [spec for spec in wanted if not confirmed.refit(spec.trial_id).path.exists()], None
         fitting = missing  # the first of each trial come first
         if budget.end is not None and left_s is not None:
             num_best, num_refits = budget.end.fitting(left_s, len(self.best), len(missing))
@@ -159,7 +159,7 @@ class Finalization:
             self._count_refits()
             items = [refit_work(spec, task, every, folder, self.reached, budget.is_used_up) for spec in fitting]
             self._map_over_hosts(items, shared=True)
-        if left_out := [spec for spec in missing if confirmed.refit(spec.trial_id) is None]:
+        if left_out := [spec for spec in missing if not confirmed.refit(spec.trial_id).path.exists()]:
             _logger.warning(
                 "The time budget has no room for %d of %s.", len(left_out), counted(seeds * len(self.best), "refit")
             )
@@ -170,12 +170,12 @@ class Finalization:
         rows = self._actors.info.num_rows["validation"]
         # Reports scored something else than candidates are compared by, or a part of the rows.
         if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):
-            has_score = {name: confirmed.validation(name) is not None for name in names}
+            has_score = {name: confirmed.validation(name).path.exists() for name in names}
             names.sort(key=lambda name: not has_score[name])
             names = names[: max(limit or len(names), sum(has_score.values()))]
             items = [validation_work(self._trained(name), task) for name in names if not has_score[name]]
             self._map_over_hosts(items, shared=True, unit="adapters")
-            scores = {name: confirmed.validation(name) or {} for name in names}
+            scores = {name: confirmed.validation(name).read() or {} for name in names}
         if (unscored := len(self.best) - len(set(map(trial_of, names)))) > 0:
             _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(self.best))
         sign = sign_of(task.direction)
@@ -186,13 +186,13 @@ class Finalization:
 
     def seal(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates."""
-        confirmed, task = self._folder.confirmations(), self._space.task
+        confirmed, task = self._folder.confirmed, self._space.task
         chosen = choose(self._space.promotion, task, candidates).finalist
         name = chosen.trial_id if chosen else ""
         # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
         answered_before = dict.fromkeys((*self._folder.earlier_finalists(), *confirmed.finalists()))
         earlier = tuple(other for other in answered_before if other != name)
-        if chosen and (done := confirmed.candidate(name)):
+        if chosen and (done := confirmed.finalist(name)):
             chosen = replace(done, baselines=self._folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
@@ -233,7 +233,7 @@ class Finalization:
             if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
                 self._folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
             if untested:
-                confirmed.write_candidate(chosen, rows)
+                confirmed.keep_finalist(chosen, rows)
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
 
     def on_loop_step(self) -> None:
@@ -269,16 +269,16 @@ class Finalization:
 
     def _recipe(self, trial_id: str) -> dict[str, Refit]:
         """Return a trial and its refits that have been trained, or have failed, by name."""
-        confirmed, seed = self._folder.confirmations(), self._trained(trial_id).spec.hyperparameters.seed
+        confirmed, seed = self._folder.confirmed, self._trained(trial_id).spec.hyperparameters.seed
         names = [f"{trial_id}.{number}" for number in range(1, self._space.promotion.seeds + 1)]
-        known = {name: refit for name in names if (refit := confirmed.refit(name)) is not None}
+        known = {name: refit for name in names if (refit := confirmed.refit(name).read()) is not None}
         return {trial_id: Refit(seed), **known}
 
     def _trained(self, trial_id: str) -> Trained:
         """Return a completed trial's adapter, or a refit's."""
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
-            refit = self._folder.confirmations().refit(trial_id)
+            refit = self._folder.confirmed.refit(trial_id).read()
             spec = self._actors.spec(record.trial_id, record.params)
             kept = self._folder.checkpoint_selection.select(record.reports)
             metrics = kept.metrics

@@ -29,9 +29,8 @@ from loraxs_search.search.driver.result import SearchResult, close_finished, lac
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import asks_for_more, foreseen
-from loraxs_search.studies.folder import StudyFolder, studies_root
+from loraxs_search.studies.folder import StudyFolder, store_of, studies_root
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.lookup import store_of
 from loraxs_search.studies.mirror import check_new_in, fetch
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tasks.kinds import kind_of

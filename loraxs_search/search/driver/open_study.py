@@ -75,7 +75,7 @@ def open_study(
     with contextlib.ExitStack() as closing:
         closing.enter_context(log.saying_warnings())
         folder = begun()
-        actors = StudyActors(info, space, pool, check_stop, folder.identity() if folder else None)
+        actors = StudyActors(info, space, pool, check_stop, folder.identity.read() if folder else None)
         closing.callback(actors.close)
         info, space = settled(info, space, actors.info)
         actors.prepare_factors(log.phase)
@@ -84,8 +84,8 @@ def open_study(
         if not is_locked:
             closing.enter_context(folder.lock())
         mirror = closing.enter_context(mirrored(folder, lost_lease.set))
-        if folder.identity() is None:
-            folder.write_identity(actors.info.identity)
+        if folder.identity.read() is None:
+            folder.identity.write(actors.info.identity)
         if lacks_baseline(folder):
             folder.set_candidates_aside()
         actors.start_from = _kept_start(folder)

@@ -20,8 +20,7 @@ from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.steering import steered, take_commands
-from loraxs_search.studies.folder import StudyFolder, list_studies
-from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.folder import StudyFolder, list_studies, store_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.tracker import Tracker
@@ -173,7 +172,7 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
     from loraxs_search.registry.evidence import unmeasured  # numpy
 
-    info, has_untouched = folder.info, folder.confirmations().base_rows_path.is_file()
+    info, has_untouched = folder.info, folder.confirmed.base_rows_path.is_file()
     found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_untouched=has_untouched)
     return info.promotion.require == "all" and found is not None and found[1]
 

@@ -51,8 +51,7 @@ from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search_space.space import Space, notes
 from loraxs_search.steering import take_commands
 from loraxs_search.steering.state import SteeredStudy, planned
-from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.lookup import store_of
+from loraxs_search.studies.folder import StudyFolder, store_of
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.run_texts import environment_tags
 
@@ -275,7 +274,7 @@ class SearchSession:
         """Say how far trials and refits have got since their last reports; called from its own thread."""
         event = TrialsAdvanced(study=self._study.name, steps=steps)
         with contextlib.suppress(HomeError):
-            self._study.folder.write_steps(event)
+            self._study.folder.steps.write(event)
         self._log.show(event)
         if self._finalization is not None:
             self._finalization.reached(steps)

@@ -29,6 +29,7 @@ from loraxs_search.errors import (
     TrialDivergedError,
     first_line,
 )
+from loraxs_search.home import write_atomic
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split, sign_of
@@ -47,6 +48,7 @@ from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
 from loraxs_search.search.hosts.pool import HostPool, HostProxy
 from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.studies.confirmations import BaseFailure
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.snapshots import read_reports
 
@@ -161,10 +163,10 @@ def refit_work(
         reached: Called with the step that it has reached, by its name; one that failed has no more to do.
         is_late: Whether there is no more time: it is left out then.
     """
-    name, max_steps, confirmed = spec.trial_id, spec.hyperparameters.max_steps, folder.confirmations()
+    name, max_steps, confirmed = spec.trial_id, spec.hyperparameters.max_steps, folder.confirmed
 
     def ended(metrics: Mapping[str, float], failed: str = "") -> None:
-        confirmed.write_refit(name, Refit(spec.hyperparameters.seed, metrics, failed=failed))
+        confirmed.refit(name).write(Refit(spec.hyperparameters.seed, metrics, failed=failed))
 
     def ask(host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = folder.snapshots.read(name)
@@ -227,7 +229,7 @@ class Trained:
 
 def validation_work(trained: Trained, task: Task) -> WorkItem[tuple[TrialReport, bytes]]:
     """Score an adapter on all validation rows, in the passes that score trials."""
-    confirmed, name = trained.folder.confirmations(), trained.spec.trial_id
+    confirmed, name = trained.folder.confirmed, trained.spec.trial_id
 
     def ask(host: HostProxy) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = trained.snapshot()
@@ -237,14 +239,14 @@ def validation_work(trained: Trained, task: Task) -> WorkItem[tuple[TrialReport,
     def failed(error: Exception) -> None:
         if not isinstance(error, TrialDivergedError):
             raise error
-        confirmed.write_validation(name, {})  # that it has no finite score is a result
+        confirmed.validation(name).write({})  # that it has no finite score is a result
 
-    return WorkItem(ask, lambda answer: confirmed.write_validation(name, answer[0].metrics), failed)
+    return WorkItem(ask, lambda answer: confirmed.validation(name).write(dict(answer[0].metrics)), failed)
 
 
 def answer_work(trained: Trained, rows: range, task: Task) -> WorkItem[Answers]:
     """Have some test rows answered by the finalist."""
-    confirmed, name = trained.folder.confirmations(), trained.spec.trial_id
+    confirmed, name = trained.folder.confirmed, trained.spec.trial_id
 
     def failed(error: Exception) -> None:
         if not isinstance(error, TrialDivergedError):
@@ -420,24 +422,25 @@ class BaseModelBaseline:
         known = self.folder.baselines() or ()
         if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
             return False
-        has_rows = self.folder.confirmations().base_rows_path.exists()
+        has_rows = self.folder.confirmed.base_rows_path.exists()
         return has_rows or all(each.failed for each in known if is_untouched(each.name))
 
     def seconds_per_row(self) -> float:
         """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
         if not self.shots:
             return 0.0
-        if not self.folder.confirmations().base_answers(self.shots[0], "validation"):
+        if not self.folder.confirmed.answers(self.shots[0], "validation"):
             self.spread(self._work("validation", self.shots[0])[:1])
-        answered = self.folder.confirmations().base_answers(self.shots[0], "validation").values()
+        answered = self.folder.confirmed.answers(self.shots[0], "validation").values()
         return sum(part.seconds for part in answered) / max(1, sum(len(part.labels) for part in answered))
 
     def measure(self) -> None:
         """Have the base answer what it has not answered yet, and write its baselines."""
         if self.is_measured:
             return
-        confirmed, task = self.folder.confirmations(), self.task
-        confirmed.forget_base_failures()
+        confirmed, task = self.folder.confirmed, self.task
+        for shots in self.shots:
+            confirmed.base_failure(shots).path.unlink(missing_ok=True)
         self.spread([item for shots in self.shots for item in self._work("validation", shots)])
         validation = {shots: self._scored("validation", shots)[0] for shots in self.shots}
         sign = sign_of(task.direction)
@@ -448,14 +451,14 @@ class BaseModelBaseline:
             self.spread(self._work("test", best))
             test, rows = self._scored("test", best)
             if rows is not None:  # before the baselines that they belong to
-                confirmed.write_base_rows(rows.to_bytes())
+                write_atomic(confirmed.base_rows_path, rows.to_bytes())
         measured = [each for each in self.folder.baselines() or () if not is_untouched(each.name)]
         for shots in self.shots:
-            failure, failed, applies = confirmed.base_failure(shots), "", True
+            failure, failed, applies = confirmed.base_failure(shots).read(), "", True
             if failure is not None:
                 failed, applies = failure.reason[:200], failure.applies
                 _logger.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
-            seconds = sum(part.seconds for split in _SPLITS for part in confirmed.base_answers(shots, split).values())
+            seconds = sum(part.seconds for split in _SPLITS for part in confirmed.answers(shots, split).values())
             metrics = validation[shots], test if shots == best else {}
             measured.append(Baseline(shots_name(shots), *metrics, seconds=seconds, failed=failed, applies=applies))
         self.folder.write_baselines(measured)
@@ -466,22 +469,22 @@ class BaseModelBaseline:
         Once a part has failed, the rest is not asked, and the reason is kept: a baseline stops no search. Worked
         examples may not fit, which no second try changes.
         """
-        confirmed, identity, task = self.folder.confirmations(), self.actors.info.identity, self.task.for_candidates
+        confirmed, identity, task = self.folder.confirmed, self.actors.info.identity, self.task.for_candidates
 
         def failed(error: Exception) -> None:
             applies = not (shots and isinstance(error, TaskDataError))
-            confirmed.write_base_failure(shots, reason_of(error), applies=applies)
+            confirmed.base_failure(shots).write(BaseFailure(reason_of(error), applies))
 
         def part(rows: range) -> WorkItem[Answers]:
             return WorkItem(
                 lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task),
-                lambda answers: confirmed.write_base_answers(shots, split, rows, answers),
+                lambda answers: confirmed.write_answers(shots, rows, answers, split),
                 failed,
             )
 
-        if confirmed.base_failure(shots):
+        if confirmed.base_failure(shots).path.exists():
             return []
-        done = confirmed.base_answers(shots, split)
+        done = confirmed.answers(shots, split)
         return [part(rows) for named, rows in self._parts(split).items() if named not in done]
 
     def _parts(self, split: Split) -> dict[range, range]:
@@ -493,7 +496,7 @@ class BaseModelBaseline:
 
     def _scored(self, split: Split, shots: int) -> tuple[dict[str, float], ScoredRows | None]:
         """Return the metrics of a split and the rows; {} and None if some answers are missing."""
-        answered, parts = self.folder.confirmations().base_answers(shots, split), self._parts(split)
+        answered, parts = self.folder.confirmed.answers(shots, split), self._parts(split)
         if not parts or parts.keys() - answered.keys():
             return {}, None
         return joined([answered[named] for named in parts], self.task.for_candidates)

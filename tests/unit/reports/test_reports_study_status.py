@@ -47,7 +47,7 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home, say):
     driver.begin()
     driver.train("00000", 20)
     driver.train("00001", 40)
-    driver.folder.write_steps(TrialsAdvanced(study="s", steps={"00000": 33, "00001": 47}))
+    driver.folder.steps.write(TrialsAdvanced(study="s", steps={"00000": 33, "00001": 47}))
     with driver.folder.lock():
         rows = {row.trial_id: (row.state, row.step) for row in loraxs_search.status("s").trials}
         assert rows == {"00000": ("RUNNING", 33), "00001": ("RUNNING", 47)}
@@ -90,14 +90,14 @@ def test_a_follower_learns_how_far_trials_are_between_reports():
     driver = ScriptedDriver(study("mine"))
     folder = driver.folder
     stale = TrialsAdvanced(study="mine", at=1.0, steps={"00000": 99})
-    folder.write_steps(stale)  # by an earlier driver
+    folder.steps.write(stale)  # by an earlier driver
     follower = StudyEvents(folder)
     with folder.lock():
         driver.begin()
         driver.train("00000", 40)
         assert "trials_advanced" not in [event.event for event in follower.new()]
         now = replace(stale, at=time.time() + 1, steps={"00000": 47})
-        folder.write_steps(now)
+        folder.steps.write(now)
         assert follower.new() == [now]
         assert follower.new() == []
 

@@ -57,10 +57,10 @@ def state(folder: StudyFolder) -> SteeringState:
 def take(folder: StudyFolder, *commands: Command) -> list[str]:
     """Have a driver of its own take commands; return what was said of them."""
     for each in commands:
-        folder.inbox().put(each)
+        folder.inbox.put(each)
     lines = list[str]()
     take_commands(steered(folder, folder.journal()), lambda said: lines.append(said.text))
-    assert not list(folder.inbox().waiting())
+    assert not list(folder.inbox.waiting())
     return lines
 
 
@@ -126,7 +126,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     calm, killed = begun(f"calm-{next(numbers)}"), begun(f"killed-{next(numbers)}")
     take(calm, *sent)
     for each in sent:
-        killed.inbox().put(each)
+        killed.inbox.put(each)
     for writes in kills:
         with pytest.MonkeyPatch.context() as patch:
             _dies_after(patch, writes)
@@ -189,7 +189,7 @@ def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(folder
     for now, verb in ((2000.0, "finish"), (1000.0, "extend"), (1000.0, "finish")):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         send("s", new_command(verb, arguments={"trials": 1} if verb == "extend" else None))
-    assert [each.verb for each in folder.inbox().waiting()] == ["finish", "extend", "finish"]
+    assert [each.verb for each in folder.inbox.waiting()] == ["finish", "extend", "finish"]
 
 
 def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_home, tmp_path, monkeypatch):
@@ -199,11 +199,11 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_
     Lease(there, "away").take()
     monkeypatch.setattr("loraxs_search.studies.lease.platform.node", lambda: "another")
     answer = send("away", new_command("finish"))
-    assert (answer.state, list(folder.inbox().waiting())) == (AnswerState.QUEUED, [])
-    folder.inbox().take_from(there, "away")  # as the driver's mirror does
-    assert [each.verb for each in folder.inbox().waiting()] == ["finish"]
-    folder.inbox().take_from(there, "away")
-    assert len(list(folder.inbox().waiting())) == 1
+    assert (answer.state, list(folder.inbox.waiting())) == (AnswerState.QUEUED, [])
+    folder.inbox.take_from(there, "away")  # as the driver's mirror does
+    assert [each.verb for each in folder.inbox.waiting()] == ["finish"]
+    folder.inbox.take_from(there, "away")
+    assert len(list(folder.inbox.waiting())) == 1
 
 
 def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
         answer = send("s", new_command("stop", ["00001"]))
     assert answer.state is AnswerState.QUEUED
     assert "carried out in a moment" in answer.text
-    assert len(list(folder.inbox().waiting())) == 1
+    assert len(list(folder.inbox.waiting())) == 1
 
 
 def test_a_decision_changes_nothing(folder):

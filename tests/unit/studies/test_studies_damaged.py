@@ -47,9 +47,9 @@ def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path
         ("candidates.json", b"{", StudyFolder.candidates),
         ("space.yaml", None, lambda folder: resume(folder.name)),
         ("space.yaml", b"\xff", lambda folder: resume(folder.name)),
-        ("confirmed/00000.json", b"{", lambda folder: folder.confirmations().candidate("00000")),
-        ("confirmed/00000.refit.json", b"{", lambda folder: folder.confirmations().refit("00000")),
-        ("confirmed/00000.test-0-9.json", b"{", lambda folder: folder.confirmations().answers("00000")),
+        ("confirmed/00000.json", b"{", lambda folder: folder.confirmed.finalist("00000")),
+        ("confirmed/00000.refit.json", b"{", lambda folder: folder.confirmed.refit("00000").read()),
+        ("confirmed/00000.test-0-9.json", b"{", lambda folder: folder.confirmed.answers("00000")),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(name, content, use):

@@ -20,7 +20,6 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.studies import folder as folder_module
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.mirror import files
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
@@ -34,8 +33,8 @@ def info(name: str) -> StudyInfo:
 def test_what_is_written_of_a_study_is_read_back():
     server = replace(info("one"), tracking_uri="https://me:secret@mlflow.example:5000")
     folder = StudyFolder.create(server, "task: t\n")
-    assert (folder.identity(), folder.candidates(), folder.snapshots.read("00000")) == (None, None, None)
-    folder.write_identity(Identity("weights", "rows"))
+    assert (folder.identity.read(), folder.candidates(), folder.snapshots.read("00000")) == (None, None, None)
+    folder.identity.write(Identity("weights", "rows"))
     candidate = Candidate("one", "00000", "t", {"accuracy": 0.8}, {"accuracy": 0.81}, 100, "d", "b")
     folder.write_candidates([candidate])
     for content in (b"1", b"2"):
@@ -45,11 +44,10 @@ def test_what_is_written_of_a_study_is_read_back():
     assert again.info == replace(server, tracking_uri="https://mlflow.example:5000"), "without its account"
     assert "secret" not in (folder.path / "study.json").read_text()
     assert again.space_path.read_text() == "task: t\n"
-    assert (again.identity(), again.candidates()) == (Identity("weights", "rows"), [candidate])
+    assert (again.identity.read(), again.candidates()) == (Identity("weights", "rows"), [candidate])
     assert again.snapshots.read("00000") == state("00000", "2")
     assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
     assert {p.name: p.read_bytes() for p in folder.adapter_path("00000").iterdir()} == {"2": b"2"}
-    assert {"identity.json", "study.json", "candidates.json"} <= set(files(folder.path))
     assert list_studies() == ["one"]
     with pytest.raises(StudyError, match="already exists") as caught:
         StudyFolder.create(info("one"), "second")
@@ -155,7 +153,7 @@ def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other):
 @pytest.mark.parametrize("name", ["../snapshots/00001", "/tmp/x", "..", "", "00000/1", "00000.step-8", "*", "٣"])
 def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name):
     folder = StudyFolder.create(info("one"), "")
-    confirmed, refit = folder.confirmations(), Refit(1)
+    confirmed, refit = folder.confirmed, Refit(1)
     uses: list[Callable[[], object]] = [
         lambda: folder.snapshots.read(name),
         lambda: folder.snapshots.write(name, state(name)),
@@ -163,8 +161,8 @@ def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name):
         lambda: folder.adapter_path(name),
         lambda: confirmed.rows_path(name),
         lambda: confirmed.refit(name),
-        lambda: confirmed.write_refit(name, refit),
-        lambda: confirmed.write_validation(name, {}),
+        lambda: confirmed.refit(name).write(refit),
+        lambda: confirmed.validation(name).write({}),
         lambda: confirmed.answers(name),
     ]
     before = sorted(studies_root().rglob("*"))

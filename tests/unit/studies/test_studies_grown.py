@@ -32,8 +32,8 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
     confirm(folder, "00001", [0.8], [1, 1], [1, 1])
     folder.set_candidates_aside()
     assert folder.earlier_finalists() == ("00000", "00001")
-    assert folder.confirmations().rows_path("00000").is_file(), "what it has answered is not asked again"
-    assert folder.confirmations().finalists() == ("00000", "00001"), "also where the end of a search was interrupted"
+    assert folder.confirmed.rows_path("00000").is_file(), "what it has answered is not asked again"
+    assert folder.confirmed.finalists() == ("00000", "00001"), "also where the end of a search was interrupted"
 
 
 def test_a_study_that_goes_on_has_no_end_in_its_journal(fresh_home):

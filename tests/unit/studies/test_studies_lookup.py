@@ -7,7 +7,7 @@ from support.studies import TASK, study
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.records.promotion import Candidate
-from loraxs_search.studies.lookup import next_step_of_task, store_of
+from loraxs_search.studies.folder import next_step_of_task, store_of
 
 URI = "sqlite:///mlflow.db"
 

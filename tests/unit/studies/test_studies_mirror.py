@@ -18,7 +18,7 @@ from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.studies import lease, mirror
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import Mirror, check_new_in, fetch, read_copy
+from loraxs_search.studies.mirror import Mirror, check_new_in, fetch
 from loraxs_search.studies.storage import Storage
 
 
@@ -89,6 +89,7 @@ def fail(error: OSError) -> bytes:
 def test_another_machine_goes_on_with_what_was_written(storage, machine):
     first = study(machine("one"), storage)
     (first.path / "mlflow.offset").write_text("17")
+    (first.path / "space.json").write_text("{}")
     with keep(first, storage):
         begin(first, 2, 4)
         (first.path / "adapters" / "00000").mkdir(parents=True)
@@ -100,6 +101,7 @@ def test_another_machine_goes_on_with_what_was_written(storage, machine):
     assert second.journal().records == first.journal().records
     assert second.snapshots.read("00000") == state("00000", "4")
     assert second.space_path.read_text() == "task: sst2\n"
+    assert (second.path / "space.json").read_text() == "{}"
     assert second.baselines() == first.baselines()
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
     assert second.info.storage == storage.uri
@@ -249,53 +251,3 @@ def test_names_in_the_storage_are_known(storage, machine):
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):
         fetch("s", storage)
-
-
-def test_a_journal_that_grows_is_copied_by_what_it_grew(storage, machine, slow_threads, monkeypatch, tmp_path):
-    """Copied whole every few seconds, one of 7 MB has been 184 MB to the storage by its end."""
-    first, sent, write = study(machine("one"), storage), list[int](), Storage.write
-
-    def counted(self: Storage, key: str, content: bytes, version: str | None) -> str:
-        sent.append(len(content) if "/journal.jsonl" in key else 0)
-        return write(self, key, content, version)
-
-    monkeypatch.setattr(Storage, "write", counted)
-    journal = first.journal()
-    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
-    line = b'{"event": "commanded later", "at": 1.0, "text": "' + b"x" * 20_000 + b'"}\n'
-    with keep(first, storage) as kept:
-        for _ in range(40):
-            with first.journal_path.open("ab") as file:
-                file.write(line)
-            kept.copy()
-    size = first.journal_path.stat().st_size
-    assert size > 800_000
-    assert sum(sent) < 6 * size
-    with first.journal_path.open("ab") as file:
-        file.write(b'{"event": "cut sho')
-    with keep(first, storage):  # a driver that knows nothing of the first one's copies
-        pass
-    machine("two")
-    there = fetch("s", storage).journal_path.read_bytes()
-    assert first.journal_path.read_bytes() == there + b'{"event": "cut sho'
-
-
-def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(storage, machine, slow_threads, monkeypatch):
-    first, write = study(machine("one"), storage), Storage.write
-    first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
-    before = first.journal_path.read_bytes()
-
-    def dying(self: Storage, key: str, content: bytes, version: str | None) -> str:
-        if key == "s/journal.jsonl":
-            raise StorageError("cut off")
-        return write(self, key, content, version)
-
-    with keep(first, storage) as kept, monkeypatch.context() as patched:
-        kept.copy()
-        with first.journal_path.open("ab") as file:
-            file.writelines([b'{"event": "commanded later", "at": 1.0, "x": "' + b"x" * 1000 + b'"}\n'] * 300)
-        patched.setattr(Storage, "write", dying)
-        with pytest.raises(StorageError):
-            kept.copy()
-        assert read_copy(storage, "s", "journal.jsonl") == before
-    assert read_copy(storage, "s", "journal.jsonl") == first.journal_path.read_bytes()

@@ -16,7 +16,6 @@ from loraxs_search.search_space import parameters
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.mirror import files
 
 TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  learning_rate: 0.001\n"
 MODULES = [LinearModule("layer.0.attention.query", 8, 8)]
@@ -47,11 +46,6 @@ def test_parameters_stay_in_the_order_of_the_file(fresh_home):
     """Samplers draw in it."""
     folder, space = launched(fresh_home)
     assert list(folder.space().parameters) == list(space.parameters) == ["rank", "learning_rate"]
-
-
-def test_it_is_part_of_a_copy(fresh_home):
-    folder, _ = launched(fresh_home)
-    assert folder.resolved_space_path.name in files(folder.path)
 
 
 @pytest.mark.parametrize("name", shipped_spaces())

@@ -180,7 +180,7 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
     assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.5)
     assert four.test_metrics == {"exact_match": 0.25, "loss": pytest.approx(sum(range(200)) / 400)}
     assert (zero.seconds, four.seconds) == (5.0, 12.0)
-    rows = ScoredRows.from_bytes(folder.confirmations().base_rows_path.read_bytes())
+    rows = ScoredRows.from_bytes(folder.confirmed.base_rows_path.read_bytes())
     assert (rows.predictions[:5].tolist(), len(rows.labels)) == (["a b", "", "", "", "a b"], 200)
     np.testing.assert_array_equal(rows.losses, np.arange(200, dtype=np.float32))
     assert measured.is_measured
@@ -224,7 +224,7 @@ def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder):
     """A storage gets `baselines.json` first: a copy that is cut short lacks the rows."""
     hosts = Hosts({0: 5, 4: 4})
     alone(folder, hosts).measure()
-    path, before = folder.confirmations().base_rows_path, len(hosts.asked)
+    path, before = folder.confirmed.base_rows_path, len(hosts.asked)
     content = path.read_bytes()
     path.unlink()
     assert not alone(folder, hosts).is_measured
@@ -267,7 +267,7 @@ def test_what_a_promotion_lacks_is_what_resuming_measures(folder):
     assert lacks_baseline(folder), "it was never asked"
     alone(folder, Hosts({0: 5, 4: 4})).measure()
     assert not lacks_baseline(folder)
-    folder.confirmations().base_rows_path.unlink()
+    folder.confirmed.base_rows_path.unlink()
     assert lacks_baseline(folder)
     asks_less = replace(folder.info, name="c", promotion=PromotionRule(require="constant"))
     assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))

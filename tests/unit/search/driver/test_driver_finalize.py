@@ -164,7 +164,7 @@ def folder(fresh_home):
 
 def test_what_people_ask_while_refits_train_is_answered_at_once(folder, monkeypatch):
     folder.journal().append(TrainingEnded(notice=""))
-    folder.inbox().put(new_command("finish"))
+    folder.inbox.put(new_command("finish"))
     study, stop = steered(folder, folder.journal()), threading.Event()
     end = ending(folder, Hosts(5), monkeypatch, hear=lambda: take_commands(study), stop=stop.is_set)
     end.on_loop_step()  # as `map_over_hosts` does while hosts work
@@ -199,7 +199,7 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folde
 
 
 def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(folder, monkeypatch):
-    folder.confirmations().write_validation("00000", {"accuracy": 0.71})
+    folder.confirmed.validation("00000").write({"accuracy": 0.71})
     hosts, short = Hosts(5), SimpleNamespace(deadline=SimpleNamespace(left_s=2.0), end=EndTime(9.0, 1.0, 0.0))
     budget: Any = short
     end = ending(folder, hosts, monkeypatch, seeds=0, validation_rows=5)
@@ -210,7 +210,7 @@ def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_
 
 def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(folder, monkeypatch):
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
-    found = folder.confirmations().candidate("00000")
+    found = folder.confirmed.finalist("00000")
     assert found is not None
     made = Manifest(
         task=TOY, base_model=BaseModelRef("b"), base_digest="base", data_fingerprint="data", study="s",

@@ -58,7 +58,7 @@ def make(fresh_home, monkeypatch):
         return StudyProbe(folder, actors, space, said.append)
 
     probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
-    probe.folder.resolved_space_path.write_text("{}")  # type: ignore[attr-defined]
+    (probe.folder.path / "space.json").write_text("{}")  # type: ignore[attr-defined]
     return probe
 
 

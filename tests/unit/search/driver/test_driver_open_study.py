@@ -140,7 +140,7 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_f
         return [], answers
 
     monkeypatch.setattr(answers.ray, "wait", nothing_yet)
-    folder.resolved_space_path.write_text("{}")
+    (folder.path / "space.json").write_text("{}")
     verb = SimpleNamespace(remote=str)
     host = SimpleNamespace(linear_probe=verb, baselines=verb)
     space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})

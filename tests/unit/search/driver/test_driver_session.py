@@ -57,16 +57,16 @@ def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(a
 def test_what_waits_is_foreseen_and_nothing_is_written(ended):
     before = (ended.path / "journal.jsonl").read_bytes()
     assert not asks_for_more(foreseen(ended))
-    ended.inbox().put(new_command("extend", arguments={"trials": 0}))  # it will be refused
+    ended.inbox.put(new_command("extend", arguments={"trials": 0}))  # it will be refused
     assert not asks_for_more(foreseen(ended))
-    ended.inbox().put(new_command("extend", arguments={"trials": 3}))
+    ended.inbox.put(new_command("extend", arguments={"trials": 3}))
     assert asks_for_more(foreseen(ended))
     assert foreseen(ended).state.trials == 2 + 3
     assert (ended.path / "journal.jsonl").read_bytes() == before
 
 
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
-    ended.inbox().put(new_command("add", params={"rank": 16}))
+    ended.inbox.put(new_command("add", params={"rank": 16}))
     take_commands(steered(ended, ended.journal()))
     assert asks_for_more(foreseen(ended)), "a driver that died here has answered and done nothing"
     journal = ended.journal()

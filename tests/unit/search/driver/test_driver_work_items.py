@@ -76,14 +76,14 @@ def test_answers_of_several_hosts_add_up(tmp_path):
 def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_ends_no_search(fresh_home, asked):
     """What else goes wrong is put right, and then done by the search that continues."""
     folder = study("s")
-    trained, confirmed = Trained(SPEC, folder, {}, AdapterSize(1, 1, 1)), folder.confirmations()
+    trained, confirmed = Trained(SPEC, folder, {}, AdapterSize(1, 1, 1)), folder.confirmed
     item: Any = validation_work(trained, TASK) if asked == "validation" else answer_work(trained, range(2), TASK)
     with pytest.raises(TaskDataError):
         item.failed(TaskDataError("elsewhere"))
-    assert (confirmed.validation("00001"), confirmed.answers("00001")) == (None, {})
+    assert (confirmed.validation("00001").read(), confirmed.answers("00001")) == (None, {})
     item.failed(TrialDivergedError("Logits must be finite."))
     if asked == "validation":
-        assert confirmed.validation("00001") == {}
+        assert confirmed.validation("00001").read() == {}
         return
     confirmed.write_answers("00001", range(2, 3), Answers((1,), (1,), 0.5))
     metrics, _ = joined(list(confirmed.answers("00001").values()), TASK)
@@ -98,7 +98,7 @@ def test_a_refit_that_is_late_is_left_out(fresh_home):
     assert refit.take((report, state))
     late.append(True)
     assert not refit.take((report, state))
-    assert folder.confirmations().refit("00001.1") is None
+    assert folder.confirmed.refit("00001.1").read() is None
 
 
 def no_answer(_: Any) -> bool:
@@ -128,7 +128,7 @@ def test_a_fault_of_a_node_ends_the_search_and_is_blamed_on_no_refit(error, monk
     folder = study("s")
     with pytest.raises(type(error)):
         spread_over_a_host_that_raises(monkeypatch, error, refit_work(refit_spec(SPEC, 1), TASK, 2, folder))
-    assert folder.confirmations().refit("00001.1") is None
+    assert folder.confirmed.refit("00001.1").read() is None
 
 
 def test_a_refit_that_diverges_has_failed_by_itself(monkeypatch):

@@ -128,7 +128,7 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(folder, sou
     assert len(records) == PLAN.trials + 1
     assert list(records) == [f"{number:05d}" for number in range(PLAN.trials + 1)]
     assert {record.state for record in records.values()} == {TrialState.COMPLETE}
-    assert not list(folder.inbox().waiting())
+    assert not list(folder.inbox.waiting())
     (asked,) = (record for record in records.values() if record.command)
     assert asked.params["learning_rate"] == 0.02
 
