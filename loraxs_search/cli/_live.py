@@ -21,13 +21,19 @@ from rich.table import Table
 from rich.text import Text
 
 from loraxs_search.cli import live_text
-from loraxs_search.cli._out import PlainText, plain, score_cell
+from loraxs_search.cli._out import PlainText, plain
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records.trial import TrialState
+from loraxs_search.reports.leaderboard import live_columns
 from loraxs_search.reports.search_state import SearchState
 
-_STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
+_STYLES: dict[str, str] = {
+    TrialState.COMPLETE: "green",
+    TrialState.PRUNED: "dim",
+    TrialState.FAIL: "red",
+    TrialState.RUNNING: "bold",
+}
 _MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
 _WITH_BYTES = 100  # columns from which stored bytes have one
 
@@ -67,28 +73,33 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     below.append(_text(live_text.browse(state.study, server), style="dim", **cut))
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
-    for name in ("trial", "state"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("step", no_wrap=True, justify="right")
-    table.add_column(facts.metric, justify="right", max_width=10, **cut)
-    table.add_column("curve", no_wrap=True, min_width=_CURVE)
-    if with_bytes := console.width >= _WITH_BYTES:
-        table.add_column("bytes", no_wrap=True, justify="right")
-    table.add_column("params", ratio=1, **cut)
-    low, high = state.score_range()
     left_rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
-    for trial in state.lines(max(1, min(_MAX_ROWS, left_rows))):
-        params = {name: f"{own:.3g}" if isinstance(own, float) else str(own) for name, own in trial.params.items()}
-        cells = [
-            trial.trial,
-            trial.state.value,
-            f"{max(trial.step, trial.current_step)}/{facts.max_steps}",
-            score_cell(trial.score),
-            sparkline(trial.scores, low, high, width=_CURVE, ascii_only=console.options.ascii_only),
-            *([f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []),
-            " ".join(f"{_SHORT_NAMES.get(name, name)}={value}" for name, value in params.items()),
-        ]
-        table.add_row(*map(_text, cells), style=_STYLES[trial.state])
+    rows, ascii_only = state.rows(max(1, min(_MAX_ROWS, left_rows))), console.options.ascii_only
+    columns = dict[str, list[str]]()
+    for heading, cells in live_columns(rows, facts.metric).items():
+        if heading == "step":
+            columns[heading] = [f"{row.step}/{facts.max_steps}" for row in rows]
+        elif heading != "bytes" or console.width >= _WITH_BYTES:
+            columns[heading] = cells
+        if heading == facts.metric:
+            of_trials, (low, high) = [state.scores(row.trial_id) for row in rows], state.score_range
+            bars = [sparkline(own, low, high, width=_CURVE, ascii_only=ascii_only) for own in of_trials]
+            columns["curve"] = bars
+    columns["params"] = [
+        " ".join(
+            f"{_SHORT_NAMES.get(name, name)}={f'{value:.3g}' if isinstance(value, float) else value}"
+            for name, value in row.params.items()
+        )
+        for row in rows
+    ]
+    looks: dict[str, dict[str, Any]] = {
+        **{"trial": {"no_wrap": True}, "state": {"no_wrap": True}, "curve": {"no_wrap": True, "min_width": _CURVE}},
+        **{facts.metric: {"justify": "right", "max_width": 10, **cut}, "params": {"ratio": 1, **cut}},
+    }
+    for heading in columns:
+        table.add_column(heading, **looks.get(heading, {"no_wrap": True, "justify": "right"}))
+    for row, *texts in zip(rows, *columns.values(), strict=True):
+        table.add_row(*map(_text, texts), style=_STYLES[row.state])
     return Group(*above, Text(""), table, *below)
 
 

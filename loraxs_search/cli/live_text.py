@@ -57,7 +57,7 @@ def browse(study: str, server: str) -> str:
 
 def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     """Return labels and what is to be said of the search: where it is, its budget, its best trial."""
-    counts, best, mark, lead = state.counts, state.best, state.best_baseline, state.lead
+    counts, best, mark = state.counts, state.best, state.best_baseline
     now = f"finishing: {counts[TrialState.RUNNING]} still running" if state.finishing else "training"
     if state.ended is not None:
         now = state.ended.state
@@ -69,12 +69,13 @@ def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     lines = [
         ("now", now),
         ("trials", f"{state.num_ended} of {state.num_trials} ended{f' ({known})' if known else ''}"),
-        ("steps", f"{state.steps_done:,} of about {state.trial_steps() + state.refit_steps:,.0f}{refits}"),
+        ("steps", f"{state.steps_done:,} of about {state.trial_steps + state.refit_steps:,.0f}{refits}"),
     ]
     if best is not None and state.facts is not None:
-        text = f"{best.name}  {state.facts.metric} {best.value:.4f}"
-        if mark is not None and lead is not None:
-            text += f", {abs(lead):.4f} {'better' if lead > 0 else 'worse'} than {mark.name} ({mark.value:.4f})"
+        text = f"{best[0]}  {state.facts.metric} {best[1]:.4f}"
+        if mark is not None:
+            lead = state.sign * (best[1] - mark[1])
+            text += f", {abs(lead):.4f} {'better' if lead > 0 else 'worse'} than {mark[0]} ({mark[1]:.4f})"
         lines.append(("best", text))
     if state.steered:
         lines.append(("asked", state.steered))
@@ -204,7 +205,7 @@ class LinesView:
             if state.facts is None or state.phase is not None:
                 parts = [f"still {phase_in_words(state.phase)}" if state.phase else "still starting"]
             else:
-                total = state.trial_steps() + state.refit_steps
+                total = state.trial_steps + state.refit_steps
                 parts = [f"{state.steps_done:,} of about {total:,.0f} steps"]
             left = time_left_in_words(state.seconds_left(now))
             self._write(", ".join([*parts, *([left] if left else [])]), now)
@@ -268,9 +269,9 @@ class LinesView:
         return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
 
     def _last_report(self, name: str) -> list[str]:
-        trial, facts = self.state.trials[name], self.state.facts
-        score = [f"{facts.metric} {trial.score:.4f}"] if facts is not None and trial.score is not None else []
-        return [f"step {trial.step}", *score]
+        facts, scores = self.state.facts, self.state.scores(name)
+        score = [f"{facts.metric} {scores[-1]:.4f}"] if facts is not None and scores else []
+        return [f"step {self.state.trials[name].step}", *score]
 
     def _line(self, text: str, at: float) -> str:
         return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"

@@ -23,7 +23,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.log import clock, events
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import CommandRecord
+from loraxs_search.records.search import Command, CommandAnswer
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 JOURNAL = "journal.jsonl"  # in a study's folder
@@ -69,7 +69,9 @@ def append_lines(path: Path, end: int, lines: bytes, *, flush_to_device: bool = 
     Raises:
         HomeError: no space left, or no right to write; the lines before are as they were.
     """
-    with disk_faults(path), open(path, "wb", buffering=0, opener=_not_emptied) as file:
+    not_emptied = os.O_WRONLY | os.O_CREAT
+    opener = lambda name, _: os.open(name, not_emptied, 0o666)  # noqa: E731
+    with disk_faults(path), open(path, "wb", buffering=0, opener=opener) as file:
         file.truncate(end)
         file.seek(end)
         left = memoryview(lines)
@@ -78,10 +80,6 @@ def append_lines(path: Path, end: int, lines: bytes, *, flush_to_device: bool = 
         if flush_to_device:
             os.fsync(file.fileno())
     return end + len(lines)
-
-
-def _not_emptied(path: str, _: int) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
 
 
 def unreadable(path: Path, error: OSError) -> StudyError:
@@ -101,14 +99,18 @@ def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tupl
     Raises:
         StudyError: the log is damaged.
     """
+    from pydantic import ValidationError
+
     for line, end in lines_from(path, offset):
-        event = None
+        event: events.LoggedEvent | None = None
         try:
             event = from_line(line, study)
-        except _UnknownKindError as error:  # such as later versions may add without another format
-            _logger.warning("journal %s holds an unknown event %r; it is ignored", path, error.args[0])
-        except (ValueError, TypeError) as error:
-            raise _damaged(path, offset) from error
+        except ValidationError as error:
+            kind = json.loads(line)["event"] if error.errors()[0]["type"] == "union_tag_invalid" else None
+            if not isinstance(kind, str):
+                raise _damaged(path, offset) from error
+            # such as later versions may add without another format
+            _logger.warning("journal %s holds an unknown event %r; it is ignored", path, kind)
         yield event, end
         offset = end
 
@@ -117,10 +119,6 @@ def _damaged(path: Path, at: int) -> StudyError:
     return StudyError(
         f"Every line of a journal must be an event, but {path} is damaged at byte {at}.", hint=DAMAGED_HINT
     )
-
-
-class _UnknownKindError(ValueError):
-    """No event is of this kind, the only argument."""
 
 
 def to_line(event: events.LoggedEvent) -> bytes:
@@ -141,16 +139,9 @@ def from_line(line: bytes, study: str | None = None) -> events.LoggedEvent:
     """Rebuild an event from its line.
 
     Raises:
-        ValueError: the line is no event.
+        pydantic.ValidationError: the line is no event.
     """
-    from pydantic import ValidationError
-
-    try:
-        event: events.LoggedEvent = _adapter().validate_json(line)
-    except ValidationError as error:
-        if error.errors()[0]["type"] != "union_tag_invalid" or not isinstance(kind := json.loads(line)["event"], str):
-            raise
-        raise _UnknownKindError(kind) from None
+    event: events.LoggedEvent = _adapter().validate_json(line)
     return replace(event, study=study)
 
 
@@ -159,6 +150,47 @@ def _adapter() -> Any:
     from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
 
     return TypeAdapter(Annotated[events.LoggedEvent, Field(discriminator="event")])
+
+
+# ---- what follows from events ----------------------------------------------------------------------------------------
+def apply_to_trials(records: dict[str, TrialRecord], event: events.TrialEvent) -> None:
+    """Take the next event of a trial into what is known of all trials.
+
+    Raises:
+        KeyError: the trial has not been started.
+    """
+    match event:
+        case events.TrialStarted():
+            records[event.trial_id] = TrialRecord(
+                trial_id=event.trial_id,
+                params=event.params,
+                state=TrialState.RUNNING,
+                started_at=event.at,
+                command=event.command,
+                lineage=event.lineage,
+            )
+        case events.TrialReported(report=report):
+            record = records[report.trial_id]
+            reports, times = (*record.reports, report), (*record.reported_at, event.at)
+            records[report.trial_id] = replace(record, reports=reports, reported_at=times)
+        case events.TrialEnded():
+            records[event.trial_id] = replace(
+                records[event.trial_id],
+                state=event.state,
+                reason=event.reason,
+                ended_at=event.at,
+                worked_s=event.worked_s,
+                is_cut=event.is_cut,
+            )
+        case events.TrialContinued():
+            records[event.trial_id] = replace(
+                records[event.trial_id],
+                state=TrialState.RUNNING,
+                reason="",
+                ended_at=None,
+                worked_s=None,
+                is_cut=False,
+            )
 
 
 # ---- the log of a study ----------------------------------------------------------------------------------------------
@@ -175,14 +207,6 @@ class SearchView(Protocol):
         """Take an event of an earlier driver's trials; these come right after the first `SearchStarted`."""
 
 
-class SilentView:
-    """A view that shows nothing; what a program calling `launch` gets by default."""
-
-    def happened(self, event: events.ShownEvent) -> None: ...
-
-    def known(self, event: events.ShownEvent) -> None: ...
-
-
 class StudyLog:
     """A study's `journal.jsonl`, and what its events say.
 
@@ -194,13 +218,13 @@ class StudyLog:
 
     Args:
         study: The study's name, which its events carry.
-        view: Who watches the driver that appends.
+        view: Who watches the driver that appends; None is nobody.
     Attributes:
         follow: Called with each trial's event after it was written and shown.
         records: Every trial known so far, by id, in the order they were started.
         reports: Every report of every trial, in the order they came.
         commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
-            out.
+            out; `answers` has those that it has decided on.
         last_at: When the last event was recorded, seconds since 1970.
         num_drivers: How many drivers have worked on the study, one after the other.
         notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
@@ -211,13 +235,14 @@ class StudyLog:
     """
 
     def __init__(self, path: Path, study: str | None = None, view: SearchView | None = None) -> None:
-        self._path, self._study, self._view = path, study, view or SilentView()
+        self._path, self._study, self._view = path, study, view
         self.follow: Callable[[events.TrialEvent], None] = lambda _: None
         self._has_shown_start, self._phase = False, ""
         self._end, self._lock = 0, threading.RLock()
         self.records: dict[str, TrialRecord] = {}
         self.reports: list[TrialReport] = []
-        self.commands: dict[str, CommandRecord] = {}
+        self.commands: dict[str, Command] = {}
+        self.answers: dict[str, CommandAnswer] = {}
         self.num_drivers = 0
         self.notice: str | None = None
         self.num_reopenings, self.is_reopened = 0, False
@@ -247,10 +272,6 @@ class StudyLog:
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials that were started and have not ended."""
         return [record for record in self.records.values() if record.state is TrialState.RUNNING]
-
-    def last_step(self, trial_id: str) -> int:
-        """Return the step of a trial's last report; 0 if it has none."""
-        return max((report.step for report in self.records[trial_id].reports[-1:]), default=0)
 
     def history(self) -> Iterator[events.LoggedEvent]:
         """Yield every event from the first one on."""
@@ -285,7 +306,8 @@ class StudyLog:
                 case events.TrialStarted():
                     is_known = event.trial_id in self.records
                 case events.TrialReported(report=report):
-                    is_known = any(each.step >= report.step for each in self.records[report.trial_id].reports[-1:])
+                    record = self.records[report.trial_id]
+                    is_known = bool(record.reports) and record.step >= report.step
                 case events.TrialEnded():
                     is_known = self.records[event.trial_id].state is not TrialState.RUNNING
                     worked_s = self._spent_until(event.at) - self._work_before_s[event.trial_id]
@@ -293,7 +315,7 @@ class StudyLog:
                 case events.Commanded(command=command):
                     is_known = command.command_id in self.commands
                 case events.Answered(answer=answer):
-                    is_known = self.commands[answer.command_id].answer is not None
+                    is_known = answer.command_id in self.answers
                 case events.BaselinesMeasured(baselines=baselines):
                     is_known = not baselines or baselines == self._baselines
                 case _:
@@ -315,41 +337,22 @@ class StudyLog:
         elif event.is_work:
             self._since = event.at if self._since is None else self._since
             self.last_at = max(self.last_at, event.at)
+        if isinstance(event, events.TrialContinued):
+            worked_s = self.records[event.trial_id].worked_s or 0.0
+            self._work_before_s[event.trial_id] = self.spent_s - worked_s
+        if isinstance(event, events.TrialEvent):
+            apply_to_trials(self.records, event)
         match event:
             case events.TrialStarted():
                 self._work_before_s[event.trial_id] = self.spent_s
-                self.records[event.trial_id] = TrialRecord(
-                    trial_id=event.trial_id,
-                    params=event.params,
-                    state=TrialState.RUNNING,
-                    started_at=event.at,
-                    command=event.command,
-                    lineage=event.lineage,
-                )
             case events.TrialReported(report=report):
-                record = self.records[report.trial_id]
                 self.reports.append(report)
-                reports, times = (*record.reports, report), (*record.reported_at, event.at)
-                self.records[report.trial_id] = replace(record, reports=reports, reported_at=times)
-            case events.TrialEnded():
-                self.records[event.trial_id] = replace(
-                    self.records[event.trial_id],
-                    state=event.state,
-                    reason=event.reason,
-                    ended_at=event.at,
-                    worked_s=event.worked_s,
-                    is_cut=event.is_cut,
-                )
-            case events.TrialContinued():
-                record = self.records[event.trial_id]
-                self._work_before_s[event.trial_id] = self.spent_s - (record.worked_s or 0.0)
-                self.records[event.trial_id] = replace(
-                    record, state=TrialState.RUNNING, reason="", ended_at=None, worked_s=None, is_cut=False
-                )
             case events.Commanded(command=command):
-                self.commands[command.command_id] = CommandRecord(command)
+                self.commands[command.command_id] = command
             case events.Answered(answer=answer):
-                self.commands[answer.command_id] = replace(self.commands[answer.command_id], answer=answer)
+                if answer.command_id not in self.commands:
+                    raise KeyError(answer.command_id)
+                self.answers[answer.command_id] = answer
             case events.TrainingEnded():
                 self.notice, self.is_reopened = event.notice, False
             case events.Reopened():
@@ -392,10 +395,12 @@ class StudyLog:
 
     def show(self, event: events.ShownEvent, *, is_known: bool = False) -> None:
         """Show an event that the file lacks or has already."""
+        if self._view is None:
+            return
         try:
             (self._view.known if is_known else self._view.happened)(event)
         except Exception as error:  # noqa: BLE001  # of a view that someone else wrote, or of a pipe without a reader
-            self._view = SilentView()
+            self._view = None
             _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
 
     def close(self) -> None:

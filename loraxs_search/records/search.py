@@ -75,18 +75,6 @@ class CommandAnswer:
     facts: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CommandRecord:
-    """A command that a search has taken, and how it stands.
-
-    Args:
-        answer: None until it is answered.
-    """
-
-    command: Command
-    answer: CommandAnswer | None = None
-
-
 def _seconds(value: object) -> object:
     if not isinstance(value, str):
         return value

@@ -225,3 +225,8 @@ class TrialRecord:
     reported_at: tuple[float, ...] = ()
     worked_s: float | None = None
     is_cut: bool = False
+
+    @property
+    def step(self) -> int:
+        """The step of its last report; 0 before the first."""
+        return self.reports[-1].step if self.reports else 0

@@ -11,7 +11,7 @@ from loraxs_search.records.literals import Scalar, sign_of
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import Lineage, TrialRecord, TrialState
+from loraxs_search.records.trial import Lineage, TrialRecord, TrialReport, TrialState
 
 ItemT = TypeVar("ItemT")
 
@@ -53,8 +53,6 @@ def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> 
     return [baseline if finished else replace(baseline, test_metrics={}) for baseline in baselines or ()]
 
 
-# Of trials that have not ended, of a study that nobody works on.
-INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
 
@@ -68,6 +66,7 @@ class _Column:
         is_number: Whether it stands at the right.
         is_optional: Whether it is left out where no row has a value.
         is_wide: Whether only a page has room for it.
+        is_live: Whether views of a running search have it too.
     """
 
     name: str
@@ -75,6 +74,7 @@ class _Column:
     is_number: bool = True
     is_optional: bool = False
     is_wide: bool = False
+    is_live: bool = False
 
 
 def _column(name: str, **look: Any) -> Mapping[str, _Column]:
@@ -103,19 +103,19 @@ class LeaderboardRow:
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
     """
 
-    trial_id: str = field(default="", metadata=_column("trial", is_number=False))
+    trial_id: str = field(default="", metadata=_column("trial", is_number=False, is_live=True))
     state: TrialState | Literal["INTERRUPTED", "BASELINE"] = field(
-        default=TrialState.RUNNING, metadata=_column("state", is_number=False)
+        default=TrialState.RUNNING, metadata=_column("state", is_number=False, is_live=True)
     )
-    step: int | None = field(default=None, metadata=_column("step"))
+    step: int | None = field(default=None, metadata=_column("step", is_live=True))
     kept_step: int | None = field(default=None, metadata=_column("kept", is_optional=True))
-    score: float | None = field(default=None, metadata=_column("{searched}"))
+    score: float | None = field(default=None, metadata=_column("{searched}", is_live=True))
     candidate_score: float | None = field(default=None, metadata=_column("validation {metric}", is_optional=True))
     test_score: float | None = field(default=None, metadata=_column("test {metric}"))
     unparsed: float | None = field(default=None, metadata=_column("unparsed", is_optional=True))
     unended: float | None = field(default=None, metadata=_column("unended", is_optional=True))
     r_parameters: int | None = field(default=None, metadata=_column("R"))
-    stored_bytes: int | None = field(default=None, metadata=_column("bytes"))
+    stored_bytes: int | None = field(default=None, metadata=_column("bytes", is_live=True))
     without_projection: int | None = field(default=None, metadata=_column("learnt bytes", is_optional=True))
     device_s: float = field(default=0.0, metadata=_column("device s", digits=1))
     wall_s: float | None = field(default=None, metadata=_column("wall s", digits=1))
@@ -198,6 +198,22 @@ def leaderboard_table(
     return _LeaderboardTable(tuple(columns), tuple(zip(*columns.values(), strict=True)), frozenset(right), alike)
 
 
+def live_columns(rows: Sequence[LeaderboardRow], searched: str) -> dict[str, list[str]]:
+    """Return the columns that views of a running search have, by heading.
+
+    Args:
+        searched: What trials are compared by.
+    """
+    looks = {each.name: each.metadata["column"] for each in fields(LeaderboardRow) if "column" in each.metadata}
+    return {
+        look.name.format(searched=searched): [
+            value_cell(getattr(row, name), look.digits, is_page=True) or "-" for row in rows
+        ]
+        for name, look in looks.items()
+        if look.is_live
+    }
+
+
 def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) -> str:
     """Return a value as tables show it; without `digits`, as of params, fractions have four that matter."""
     if value is None or value == "":
@@ -207,6 +223,33 @@ def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) 
     if isinstance(value, int) and digits is not None and is_page:
         return f"{value:,}"
     return value.trial_id if isinstance(value, Lineage) else str(value)
+
+
+def row_of(record: TrialRecord, metric: str, kept: TrialReport | None = None) -> LeaderboardRow:
+    """Return the row of a trial by its own reports.
+
+    Args:
+        metric: What trials are compared by.
+        kept: The report of the step that its adapter is of; the last one by default.
+    """
+    last = record.reports[-1] if record.reports else None
+    shown = kept or last
+    return LeaderboardRow(
+        trial_id=record.trial_id,
+        state=record.state,
+        step=record.step,
+        score=shown.metrics.get(metric) if shown else None,
+        unparsed=shown.metrics.get("unparsed") if shown else None,
+        unended=shown.metrics.get("unended") if shown else None,
+        r_parameters=last.size.r_parameters if last else None,
+        stored_bytes=last.size.stored_bytes if last else None,
+        without_projection=last.size.without_projection if last else None,
+        device_s=last.device_s if last else 0.0,
+        wall_s=record.worked_s,
+        lineage=record.lineage,
+        reason=record.reason,
+        params=record.params,
+    )
 
 
 def leaderboard(
@@ -229,41 +272,22 @@ def leaderboard(
     for record in records:
         candidate, finalist = scored.get(record.trial_id), tested.get(record.trial_id)
         validation = candidate.validation_metrics if candidate else {}
-        last = kept = record.reports[-1] if record.reports else None
-        is_complete = record.state is TrialState.COMPLETE
-        if is_complete:
-            kept = rule.select(record.reports)
-        written = validation or (kept.metrics if kept else {})
+        kept = rule.select(record.reports) if record.state is TrialState.COMPLETE else None
+        row = row_of(record, rule.metric, kept)
         rows.append(
-            LeaderboardRow(
-                trial_id=record.trial_id,
-                state=record.state,
-                step=last.step if last else 0,
-                kept_step=kept.step if kept and is_complete and checkpoint == "best" else None,
-                score=kept.metrics[rule.metric] if kept else None,
+            replace(
+                row,
+                kept_step=kept.step if kept and checkpoint == "best" else None,
                 candidate_score=validation.get(task.metric),
                 test_score=finalist.test_metrics.get(task.metric) if finalist else None,
-                unparsed=written.get("unparsed"),
-                unended=written.get("unended"),
-                r_parameters=last.size.r_parameters if last else None,
-                stored_bytes=last.size.stored_bytes if last else None,
-                without_projection=last.size.without_projection if last else None,
-                device_s=last.device_s if last else 0.0,
-                wall_s=record.worked_s,
-                lineage=record.lineage,
-                reason=record.reason,
+                unparsed=validation.get("unparsed") if validation else row.unparsed,
+                unended=validation.get("unended") if validation else row.unended,
                 finalist=finalist.trial_id if finalist else "",
-                params=record.params,
             )
         )
     sign = sign_of(task.search_direction)
     scores = {row.trial_id: math.inf if row.score is None else -sign * row.score for row in rows}
     return sorted(rows, key=lambda row: (_ORDER.index(TrialState(row.state)), scores[row.trial_id], row.trial_id))
-
-
-def interrupted(rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
-    """Return rows of a study that nobody works on: what has not ended waits for `resume`, and does not run."""
-    return [replace(row, state=INTERRUPTED) if row.state is TrialState.RUNNING else row for row in rows]
 
 
 def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:

@@ -13,15 +13,34 @@ from loraxs_search.home import disk_faults
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
+    import optuna
+
     from loraxs_search.samplers.trials import StudyTrials
 
 
-def _study_trials(folder: StudyFolder) -> StudyTrials:
-    """Return a study's trials as Optuna has them.
+def optuna_study(folder: StudyFolder) -> optuna.Study:
+    """Return a study's trials in Optuna's memory by their own numbers, each parameter under its plain name.
 
     Raises:
         StudyError: the log is damaged.
+        ValueError: Optuna does not know what a trial's params were drawn from.
     """
+    import optuna
+
+    from loraxs_search.search_space.parameters import plain_name
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    recorded = _recorded(folder)
+    study = optuna.create_study(direction=recorded.direction)
+    for trial in recorded.trials:
+        params, drawn_from = trial.params, trial.distributions
+        trial.params, trial.distributions = {}, {plain_name(name): value for name, value in drawn_from.items()}
+        trial.params = {plain_name(name): value for name, value in params.items()}
+        study.add_trial(trial)
+    return study
+
+
+def _recorded(folder: StudyFolder) -> StudyTrials:
     from loraxs_search.samplers.trials import StudyTrials
 
     trials = StudyTrials(folder.info.task, folder.info.search)
@@ -46,7 +65,7 @@ def export_optuna(study: str, path: Path) -> int:
     if path.exists():
         raise UsageError(f"`--optuna` must name a new file, but {path} exists.", hint="remove it, or name another file")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    exported = _study_trials(folder)
+    exported = _recorded(folder)
     with disk_faults(path):
         storage = JournalStorage(JournalFileBackend(str(path)))
         written = optuna.create_study(storage=storage, study_name=study, direction=exported.direction)
@@ -80,27 +99,16 @@ class Importances:
 def importances(folder: StudyFolder) -> Importances:
     """Return a study's importances, from its log; nothing is written."""
     import optuna
-    from optuna.trial import TrialState as OptunaState
-    from optuna.trial import create_trial
 
-    from loraxs_search.search_space.parameters import plain_name
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
         try:
-            recorded = _study_trials(folder)
-            study = optuna.create_study(direction=recorded.direction)
-            for trial in recorded.trials:
-                if trial.state is OptunaState.COMPLETE:  # each parameter under its own name
-                    params = {plain_name(name): value for name, value in trial.params.items()}
-                    drawn_from = {plain_name(name): value for name, value in trial.distributions.items()}
-                    study.add_trial(create_trial(values=trial.values, params=params, distributions=drawn_from))
+            study = optuna_study(folder)
         except (LoraxsError, ValueError) as error:  # the log is damaged
             reason = str(error).partition("\n")[0].rstrip(":")  # of all faults of a space, how many there are
             return Importances(folder.name, why=f"what its params were drawn from is not known: {reason}")
-        count = len(study.trials)
+        count = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
         if count < MIN_TRIALS:
             return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
         quantile = max(0.1, _BEST / count)

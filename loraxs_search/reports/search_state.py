@@ -5,13 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from loraxs_search.log import events
-from loraxs_search.records.literals import Scalar, sign_of
-from loraxs_search.records.trial import Hyperparameters, TrialState
+from loraxs_search.log.study_log import apply_to_trials
+from loraxs_search.records.literals import sign_of
+from loraxs_search.records.trial import Hyperparameters, TrialRecord, TrialState
+from loraxs_search.reports.leaderboard import LeaderboardRow, row_of
 
 
 def expected_steps(
@@ -73,42 +75,9 @@ class Pace:
         return amount / (end - start) if self._counts and end > start else None
 
 
-_T = TypeVar("_T")
-
 _RECENT_S = 60.0  # what hosts have done for so long says how fast they are now
 _ORDER = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass
-class TrialLine:
-    """A trial as it stands.
-
-    Args:
-        metric: What trials are compared by; empty while that is not known.
-        reports: Metrics of each of its reports.
-        host: Address of the node that it trains on; empty while that is not known.
-        current_step: The step that it has got to since its last report, as far as is known.
-    """
-
-    trial: str
-    params: Mapping[str, Scalar]
-    metric: str
-    state: TrialState = TrialState.RUNNING
-    step: int = 0
-    reports: list[Mapping[str, float]] = field(default_factory=list)
-    stored_bytes: int = 0
-    host: str = ""
-    current_step: int = 0
-
-    @property
-    def scores(self) -> list[float]:
-        """What it is compared by, in each of its reports."""
-        return [metrics[self.metric] for metrics in self.reports if self.metric in metrics]
-
-    @property
-    def score(self) -> float | None:
-        """Its last one; None before the first report."""
-        return self.reports[-1].get(self.metric) if self.reports else None
+_OF_EVENTS = ("counts", "best", "score_range", "trial_steps")  # computed at most once between two events
 
 
 @dataclass(frozen=True)
@@ -122,35 +91,41 @@ class HostLine:
     rows_per_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Score:
-    """The best of several by what trials are compared by."""
-
-    name: str
-    value: float
-
-
 class SearchState:
-    """Takes the events of one study, in their order, and says how its search stands."""
+    """Takes the events of one study, in their order, and says how its search stands.
+
+    Attributes:
+        trials: What is known of each, by id.
+        steps: The step that running trials have got to since their last reports, as far as is known.
+        baselines: Scores on validation rows.
+        steered: What people asked of the search last, and its answer.
+        finishing: Why the search ends without new trials.
+        sign: Turns a score so that more is better.
+    """
 
     def __init__(self) -> None:
         self.study = ""
         self.facts: events.SearchStarted | None = None
         self.phase: events.Phase | None = None
-        self.trials: dict[str, TrialLine] = {}
+        self.trials: dict[str, TrialRecord] = {}
+        self.steps: dict[str, int] = {}
         self.baselines: dict[str, Mapping[str, float]] = {}
-        self.steered = ""  # the last that people asked of the search, and its answer
-        self.finishing = ""  # why the search ends without new trials
+        self.steered = self.finishing = ""
         self.ended: events.SearchEnded | None = None
+        self.sign = 1.0
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
-        self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
 
     def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
-        self._derived.clear()
+        for name in _OF_EVENTS:
+            self.__dict__.pop(name, None)
         self.study = event.study or self.study
+        if isinstance(event, events.TrialReported):
+            self._measure(event)
+        if isinstance(event, events.TrialEvent):
+            apply_to_trials(self.trials, event)
         match event:  # views show the others once, as they come
             case events.Phase():
                 if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
@@ -162,22 +137,13 @@ class SearchState:
                     self._refit_steps, self._refit_total = event.done or 0, event.total or 0
             case events.SearchStarted():
                 self.facts, self.phase, self.ended = event, None, None
-                self._pace, self._hosts, self.finishing = Pace(event.at), {}, event.finishing
-                for trial in self.trials.values():
-                    trial.metric, trial.current_step = event.metric, 0
-            case events.TrialStarted():
-                metric = self.facts.metric if self.facts else ""
-                self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
-            case events.TrialReported():
-                self._reported(event)
+                self.sign, self.finishing = sign_of(event.direction), event.finishing
+                self._pace, self._hosts, self.steps = Pace(event.at), {}, {}
             case events.TrialEnded() | events.TrialContinued():
-                trial = self.trials[event.trial_id]
-                trial.state = event.state if isinstance(event, events.TrialEnded) else TrialState.RUNNING
-                trial.current_step = 0
+                self.steps.pop(event.trial_id, None)
             case events.TrialsAdvanced():
-                for name, step in event.steps.items():
-                    if name in self.trials and self.trials[name].state is TrialState.RUNNING:
-                        self.trials[name].current_step = step
+                running = (name for name, it in self.trials.items() if it.state is TrialState.RUNNING)
+                self.steps |= {name: event.steps[name] for name in running if name in event.steps}
             case events.Steered():
                 self.steered, self.finishing = event.text, event.finishing
             case events.BaselineScored():
@@ -185,16 +151,29 @@ class SearchState:
             case events.SearchEnded():
                 self.ended = event
 
+    def _measure(self, event: events.TrialReported) -> None:
+        """Count what a report says was trained, before it is among the trial's."""
+        facts, trial, address = self.facts, self.trials[event.trial_id], event.report.host.partition(" ")[0]
+        if facts is None or event.at < facts.at:
+            return
+        steps = event.report.step - trial.step
+        self._pace.add(event.at, steps)
+        if address:
+            begun = Pace(facts.at, _RECENT_S), Pace(facts.at, _RECENT_S)
+            steps_pace, rows_pace = self._hosts.setdefault(address, begun)
+            steps_pace.add(event.at, steps)
+            rows_pace.add(event.at, steps * int(trial.params.get("batch_size", Hyperparameters.batch_size)))
+
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
     def is_training(self) -> bool:
         """Whether trials train now, as far as is known."""
         return self.facts is not None and self.phase is None and self.ended is None
 
-    @property
+    @cached_property
     def counts(self) -> Counter[TrialState]:
         """How many trials are in which state."""
-        return self._once("counts", lambda: Counter(trial.state for trial in self.trials.values()))
+        return Counter(trial.state for trial in self.trials.values())
 
     @property
     def num_trials(self) -> int:
@@ -205,45 +184,47 @@ class SearchState:
     def num_ended(self) -> int:
         return len(self.trials) - self.counts[TrialState.RUNNING]
 
-    @property
-    def best(self) -> Score | None:
-        """The trial with the best score of its last report so far."""
-        scored = ((trial.trial, trial.score) for trial in self.trials.values())
-        return self._once("best", lambda: self._best({name: score for name, score in scored if score is not None}))
+    @cached_property
+    def best(self) -> tuple[str, float] | None:
+        """The trial with the best score of its last report so far, and that score."""
+        return self._best({name: trial.reports[-1].metrics for name, trial in self.trials.items() if trial.reports})
 
     @property
-    def lead(self) -> float | None:
-        """How much better the best trial is than the best baseline, negative where it is worse; None without both."""
-        best, mark = self.best, self.best_baseline
-        return None if best is None or mark is None else self._sign() * (mark.value - best.value)
+    def best_baseline(self) -> tuple[str, float] | None:
+        """The best baseline that is scored by what trials are compared by, and its score; None if there is none."""
+        return self._best(self.baselines)
 
-    @property
-    def best_baseline(self) -> Score | None:
-        """The best baseline that is scored by what trials are compared by; None if there is none."""
-        if self.facts is None:
-            return None
-        metric = self.facts.metric
-        return self._best({name: scores[metric] for name, scores in self.baselines.items() if metric in scores})
+    def scores(self, trial_id: str) -> list[float]:
+        """Return what a trial is compared by, in each of its reports; none before that is known."""
+        metric = self.facts.metric if self.facts else ""
+        return [each.metrics[metric] for each in self.trials[trial_id].reports if metric in each.metrics]
 
-    def lines(self, limit: int | None = None) -> list[TrialLine]:
+    def rows(self, limit: int | None = None) -> list[LeaderboardRow]:
         """Return the first trials of a table: running ones, the furthest on top, then the others, best first."""
-        return heapq.nsmallest(len(self.trials) if limit is None else limit, self.trials.values(), key=self._place)
 
+        def place(trial: TrialRecord) -> tuple[int, float, float, str]:
+            scores, is_running = self.scores(trial.trial_id)[-1:], trial.state is TrialState.RUNNING
+            score = -self.sign * scores[0] if scores else math.inf
+            return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial_id
+
+        count = len(self.trials) if limit is None else limit
+        metric = self.facts.metric if self.facts else ""
+        rows = [row_of(trial, metric) for trial in heapq.nsmallest(count, self.trials.values(), key=place)]
+        return [replace(row, step=max(row.step or 0, self.steps.get(row.trial_id, 0))) for row in rows]
+
+    @cached_property
     def score_range(self) -> tuple[float, float]:
-        """Return the lowest and the highest score of all reports."""
-
-        def extremes() -> tuple[float, float]:
-            scores = [score for trial in self.trials.values() for score in trial.scores if math.isfinite(score)]
-            return min(scores, default=0.0), max(scores, default=0.0)
-
-        return self._once("range", extremes)
+        """The lowest and the highest score of all reports."""
+        scores = [score for name in self.trials for score in self.scores(name) if math.isfinite(score)]
+        return min(scores, default=0.0), max(scores, default=0.0)
 
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""
         slots = self.facts.slots if self.facts else {}
         only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
-        running = (each for each in self.trials.values() if each.state is TrialState.RUNNING)
-        busy = Counter(filter(None, (each.host or only for each in running)))
+        running = (each.reports for each in self.trials.values() if each.state is TrialState.RUNNING)
+        hosts = (reports[-1].host.partition(" ")[0] if reports else "" for reports in running)
+        busy = Counter(filter(None, (host or only for host in hosts)))
         paces = {name: [pace.per_s(now) for pace in both] for name, both in self._hosts.items()}
         names = sorted({*slots, *paces})
         return [HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
@@ -252,19 +233,18 @@ class SearchState:
     @property
     def steps_done(self) -> int:
         """Steps trained so far, those of refits included."""
-        since_reports = sum(max(0, line.current_step - line.step) for line in self.trials.values())
-        return sum(trial.step for trial in self.trials.values()) + since_reports + self._refit_steps
+        trained = (max(trial.step, self.steps.get(name, 0)) for name, trial in self.trials.items())
+        return sum(trained) + self._refit_steps
 
+    @cached_property
     def trial_steps(self) -> float:
-        """Return how many steps trials are expected to have trained in the end."""
+        """How many steps trials are expected to have trained in the end."""
         if (facts := self.facts) is None:
             return 0.0
-        trials = self.trials.values()
+        trained = [(trial.step, trial.state) for trial in self.trials.values()]
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(trial.step for trial in trials))
-        trained = [(trial.step, trial.state) for trial in trials]
-        plan = (self.num_trials, facts.max_steps, facts.report_every)
-        return self._once("trial_steps", lambda: expected_steps(trained, *plan))
+            return float(sum(steps for steps, _ in trained))
+        return expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
 
     @property
     def refit_steps(self) -> int:
@@ -275,7 +255,7 @@ class SearchState:
         """Return how much of all steps is trained, from 0 to 1; 1 when the search has finished."""
         if self.ended is not None and self.ended.state == "finished":
             return 1.0
-        total = self.trial_steps() + self.refit_steps
+        total = self.trial_steps + self.refit_steps
         return min(1.0, self.steps_done / total) if total else 0.0
 
     def seconds_left(self, now: float) -> float | None:
@@ -285,57 +265,23 @@ class SearchState:
         """
         if self.ended is not None or self.facts is None:
             return None
+        pace, budget_s = self._pace, self.facts.time_left_s
         if (phase := self.phase) is not None:
-            measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
-            return self._left(measured, (phase.total or 0) - (phase.done or 0), now)
-        steps = self.trial_steps() - sum(trial.step for trial in self.trials.values())
-        left = self._left(self._pace, steps + self.refit_steps, now)
-        budget_s = self.facts.time_left_s
-        if left is None or budget_s is None:
-            return left
-        return min(left, max(0.0, self.facts.at + budget_s - now))
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    @staticmethod
-    def _left(pace: Pace, amount: float, now: float) -> float | None:
-        """Return how long an amount takes; where it should be done by now, at the pace that this leaves."""
+            pace = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
+            amount, budget_s = float((phase.total or 0) - (phase.done or 0)), None
+        else:
+            amount = self.trial_steps + self.refit_steps - sum(trial.step for trial in self.trials.values())
         if not (per_s := pace.per_s()):
             return None
         left = amount / per_s - (now - pace.last_at)
-        return left if left > 0 else amount / (pace.per_s(now) or per_s)
+        if left <= 0:  # it should be done by now: at the pace that this leaves
+            left = amount / (pace.per_s(now) or per_s)
+        return left if budget_s is None else min(left, max(0.0, self.facts.at + budget_s - now))
 
-    def _once(self, name: str, compute: Callable[[], _T]) -> _T:
-        """Return what has that name, computed at most once between two events."""
-        value = self._derived.get(name)
-        if value is None:
-            value = self._derived[name] = compute()
-        return value
-
-    def _sign(self) -> float:
-        return -sign_of(self.facts.direction) if self.facts is not None else 1.0
-
-    def _best(self, scores: Mapping[str, float]) -> Score | None:
-        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
-        if not finite:
-            return None
-        name = min(finite, key=lambda name: (self._sign() * finite[name], name))
-        return Score(name, finite[name])
-
-    def _place(self, trial: TrialLine) -> tuple[int, float, float, str]:
-        score = math.inf if trial.score is None else self._sign() * trial.score
-        is_running = trial.state is TrialState.RUNNING
-        return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial
-
-    def _reported(self, event: events.TrialReported) -> None:
-        report, trial = event.report, self.trials[event.trial_id]
-        steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
-        trial.stored_bytes = report.size.stored_bytes
-        trial.reports.append(report.metrics)
-        if self.facts is not None and event.at >= self.facts.at:
-            self._pace.add(event.at, steps)
-            if trial.host:
-                begun = Pace(self.facts.at, _RECENT_S), Pace(self.facts.at, _RECENT_S)
-                steps_pace, rows_pace = self._hosts.setdefault(trial.host, begun)
-                steps_pace.add(event.at, steps)
-                rows = int(trial.params.get("batch_size", Hyperparameters.batch_size))
-                rows_pace.add(event.at, steps * rows)
+    def _best(self, scores: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
+        """Return whose score is best of what has finite ones; None without one."""
+        metric = self.facts.metric if self.facts else ""
+        known = {
+            name: metrics[metric] for name, metrics in scores.items() if math.isfinite(metrics.get(metric, math.nan))
+        }
+        return min(known.items(), key=lambda item: (-self.sign * item[1], item[0]), default=None)

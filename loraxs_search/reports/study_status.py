@@ -21,7 +21,7 @@ from loraxs_search.records.literals import Pooling
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
-from loraxs_search.reports.leaderboard import LeaderboardRow, interrupted, leaderboard, score_warnings, shown_baselines
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.search_state import SearchState
 from loraxs_search.steering import open_commands, steered, whole_plan
 from loraxs_search.steering.state import planned
@@ -273,17 +273,14 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint)
-    rows, search = interrupted(rows) if state == "interrupted" else rows, SearchState()
+    search = SearchState()
     if state == "running":
         for event in StudyEvents(folder).new():
             search.happened(event)
-        steps = {name: trial.current_step for name, trial in search.trials.items()}  # as live views show them
-        rows = [
-            replace(row, step=max(row.step or 0, steps.get(row.trial_id, 0)))
-            if row.state is TrialState.RUNNING
-            else row
-            for row in rows
-        ]
+    for number, row in enumerate(rows):  # steps as live views show them; what is interrupted waits for `resume`
+        if row.state is TrialState.RUNNING:
+            step = max(row.step or 0, search.steps.get(row.trial_id, 0))
+            rows[number] = replace(row, step=step, state="INTERRUPTED" if state == "interrupted" else row.state)
     pooling, head_init = _head_facts(folder, records.values())
     return StudyStatus(
         study=folder.name,

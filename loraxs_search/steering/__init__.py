@@ -249,9 +249,9 @@ VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Finish(), Add(
 def steered(folder: StudyFolder, journal: StudyLog) -> SteeredStudy:
     """Return a study with the state that the commands in its journal give."""
     state = SteeringState()
-    for record in journal.commands.values():
-        if record.answer is not None:
-            apply(record.command, record.answer, state)
+    for command_id, command in journal.commands.items():
+        if command_id in journal.answers:
+            apply(command, journal.answers[command_id], state)
     return SteeredStudy(folder, journal, state)
 
 
@@ -262,8 +262,8 @@ def whole_plan(folder: StudyFolder, journal: StudyLog) -> SearchPlan:
 
 def open_commands(study: SteeredStudy) -> list[Command]:
     """Return the commands that no driver has answered yet, of those that reach the study through its folder."""
-    taken = study.journal.commands
-    left_open = [record.command for record in taken.values() if record.answer is None]
+    taken, answers = study.journal.commands, study.journal.answers
+    left_open = [command for command in taken.values() if command.command_id not in answers]
     return [*left_open, *(each for each in study.folder.inbox.waiting() if each.command_id not in taken)]
 
 
@@ -350,7 +350,7 @@ def take_commands(study: SteeredStudy, say: Callable[[Steered], None] = lambda _
     journal, inbox = study.journal, study.folder.inbox
 
     def answer(command: Command) -> bool:
-        if journal.commands[command.command_id].answer is not None:
+        if command.command_id in journal.answers:
             return False
         answer = decide(command, study)
         journal.append(Answered(answer=answer))
@@ -360,8 +360,8 @@ def take_commands(study: SteeredStudy, say: Callable[[Steered], None] = lambda _
         return True
 
     has_answered = False
-    for record in list(journal.commands.values()):
-        has_answered = answer(record.command) or has_answered
+    for command in list(journal.commands.values()):
+        has_answered = answer(command) or has_answered
     for command in inbox.waiting(set_aside=True):
         journal.append(Commanded(command=command))
         has_answered = answer(command) or has_answered

@@ -95,8 +95,7 @@ def send(study: str, command: Command) -> CommandAnswer:
         journal, until = folder.journal(), time.monotonic() + WAIT_S
         while True:
             journal.refresh()
-            record = journal.commands.get(command.command_id)
-            answer = record.answer if record is not None else None
+            answer = journal.answers.get(command.command_id)
             if answer is not None or time.monotonic() >= until:
                 break
             time.sleep(_LOOK_EVERY_S)

@@ -43,7 +43,7 @@ def state():
 def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state):
     """Params, names and answers come from files and from tags in MLflow."""
     nasty = "\x1b[2J\x9b31m\u202e[/bold][red]"
-    state.trials["00002"].params = {"rank": nasty}
+    state.trials["00002"] = replace(state.trials["00002"], params={"rank": nasty})
     state.study = state.steered = nasty
     console = Console(file=io.StringIO(), width=160, height=30, force_terminal=True, color_system=None)
     console.print(draw(state, console, 1080.0, 1000.0, nasty, nasty))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted, Warned
-from loraxs_search.log.study_log import SilentView
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search.driver.launch import launch
@@ -47,7 +47,7 @@ def cluster(in_search_home, monkeypatch):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Watching(SilentView):
+class Watching(SearchView):
     """Lets a test wait for what it needs to have seen."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from loraxs_search.log.events import (
     TrialReported,
     TrialStarted,
 )
-from loraxs_search.log.study_log import SilentView
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
@@ -213,7 +213,7 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(simulated, ag
     assert "time budget" in result.notice
 
 
-class Reports(SilentView):
+class Reports(SearchView):
     """Counts the reports of trials."""
 
     num_reports = 0
@@ -255,7 +255,7 @@ def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
     assert any(candidate.test_metrics for candidate in result.candidates)
 
 
-class Freezing(SilentView):
+class Freezing(SearchView):
     """At the first report, has the process of the newest host stand still: it lives, and says nothing."""
 
     def __init__(self, descendants: Callable[[int, str], list[int]]) -> None:
@@ -294,7 +294,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(simulated, tiny_space, 
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
 
-    class Stopping(SilentView):
+    class Stopping(SearchView):
         def happened(self, event: ShownEvent) -> None:
             if isinstance(event, SearchStarted):
                 stop.set()
@@ -373,7 +373,7 @@ def test_ctrl_c_ends_a_search_in_order(simulated, tiny_space, monkeypatch, capfd
 def test_long_work_before_the_first_trial_says_how_far_it_is(simulated, tiny_space, monkeypatch):
     phases: list[str] = []
 
-    class Watching(SilentView):
+    class Watching(SearchView):
         def happened(self, event: ShownEvent) -> None:
             if isinstance(event, Phase):
                 phases.append(event.text)

@@ -13,7 +13,7 @@ from support.spaces import REVIEWS
 
 from loraxs_search.errors import SearchInterruptedError, StudyError, TaskDataError, TrackingError
 from loraxs_search.log.events import ShownEvent, TrialReported
-from loraxs_search.log.study_log import SilentView
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.studies.folder import StudyFolder
 
@@ -67,7 +67,7 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
 ):
     stop = threading.Event()
 
-    class Stopping(SilentView):
+    class Stopping(SearchView):
         def happened(self, event: ShownEvent) -> None:
             if isinstance(event, TrialReported):
                 stop.set()

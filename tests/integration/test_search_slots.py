@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.log.events import ShownEvent, TrialReported
-from loraxs_search.log.study_log import SilentView
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.search.hosts import pool
 
@@ -19,7 +19,7 @@ AT_ONCE, EVERY, STEPS = 12, 10, 60
 PLAN = {"trials": AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report_every": EVERY, "scheduler": "none"}
 
 
-class Killer(SilentView):
+class Killer(SearchView):
     """Counts Ray's processes at two reports, and kills one at the first."""
 
     def __init__(self, descendants: Callable[[int, str], list[int]], title: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.log.events import SearchStarted, ShownEvent
-from loraxs_search.log.study_log import SilentView
+from loraxs_search.log.study_log import SearchView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, launch_together
 from loraxs_search.studies.folder import StudyFolder, list_studies
@@ -106,7 +106,7 @@ def test_studies_that_are_searched_together_share_a_full_device(ray_here, in_sea
     """Nobody asks for a pack size. Each study once had one slot, whatever the device held."""
     facts: list[SearchStarted] = []
 
-    class Watching(SilentView):
+    class Watching(SearchView):
         def happened(self, event: ShownEvent) -> None:
             if isinstance(event, SearchStarted):
                 facts.append(event)

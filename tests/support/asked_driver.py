@@ -89,7 +89,7 @@ def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arg
 
 def refusal(folder: StudyFolder, command_id: str) -> str:
     """Return why a command was refused."""
-    answer = folder.journal().commands[command_id].answer
+    answer = folder.journal().answers.get(command_id)
     assert answer is not None
     assert answer.state is AnswerState.REFUSED
     return answer.text

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optuna.distributions import distribution_to_json
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 from optuna.trial import FixedTrial
 
 from loraxs_search.errors import SpaceError
@@ -68,7 +68,7 @@ def searched(
             TrialStarted(
                 trial_id=trial_id,
                 params=tried.params,
-                proposal=proposal(known, tried.params) if known else Proposal({}, {}),
+                proposal=proposal(known, tried.params) if known else chosen(trials, tried.params),
             )
         )
         if tried.state is TrialState.FAIL:
@@ -101,6 +101,13 @@ def proposal(space: Space, params: Mapping[str, Scalar]) -> Proposal:
     space.suggest(fixed)
     distributions = {name: json.loads(distribution_to_json(each)) for name, each in fixed.distributions.items()}
     return Proposal(fixed.params, distributions)
+
+
+def chosen(trials: Sequence[Tried], params: Mapping[str, Scalar]) -> Proposal:
+    """Return params as if each was one of those that some trial has."""
+    choices = {name: list(dict.fromkeys(it.params[name] for it in trials if name in it.params)) for name in params}
+    distributions = {name: CategoricalDistribution(values) for name, values in choices.items()}
+    return Proposal(params, {name: json.loads(distribution_to_json(each)) for name, each in distributions.items()})
 
 
 def confirm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.locate import locate
+from loraxs_search.cli.live_text import LinesView
 from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
-from loraxs_search.log.study_log import SilentView
 from loraxs_search.records.base import BaseModelRef
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
@@ -83,4 +84,4 @@ def test_a_device_that_is_not_there_is_refused(folder, use, device):
 def test_a_view_and_progress_exclude_one_another():
     for verb in (loraxs_search.launch, loraxs_search.resume):
         with pytest.raises(UsageError, match="`progress` must go without a `view`"):
-            verb("movie_reviews", progress=True, view=SilentView())
+            verb("movie_reviews", progress=True, view=LinesView(io.StringIO(), ""))

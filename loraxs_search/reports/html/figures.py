@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape, unescape
+from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import counted
@@ -20,10 +21,9 @@ from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.html.summary import ReportFacts
 from loraxs_search.reports.leaderboard import front as front_of
-from loraxs_search.reports.optuna_study import importances
+from loraxs_search.reports.optuna_study import importances, optuna_study
 
 if TYPE_CHECKING:
-    import optuna
     from plotly.graph_objects import Figure, Scatter
 
 
@@ -80,17 +80,6 @@ def _thinner(width: float, count: int) -> float:
     return width / max(1.0, math.pow(count / 100, 0.4))
 
 
-def _log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Make an axis logarithmic, with a tick at 1, 2 and 5 of each power of ten that values come near to."""
-    low, high = min(values), max(values)
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    near = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
-    units = ((1e6, "M"), (1e3, "k"), (0.0, ""))
-    short = [next(f"{tick / (least or 1):g}{unit}" for least, unit in units if tick >= least) for tick in near]
-    axis.update(type="log", tickvals=near, ticktext=short)
-
-
 # ---- scores over steps -----------------------------------------------------------------------------------------------
 _LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
     TrialState.PRUNED: ({"color": _GREY, "width": 1}, 0.55),
@@ -98,7 +87,7 @@ _LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
     TrialState.COMPLETE: ({"color": _ACCENT, "width": 1.2}, 0.55),
     TrialState.RUNNING: ({"color": _PALE, "width": 1.5, "dash": "dot"}, 1.0),
 }
-_LINE = 0.045  # of the axis: what a line of text takes
+_DASHES = ("dot", "dash", "longdash", "dashdot")  # of baselines
 
 
 def _learning_curves(facts: ReportFacts) -> _FigureSection:
@@ -129,46 +118,16 @@ def _learning_curves(facts: ReportFacts) -> _FigureSection:
     best = next((r for r in reported if facts.best and r.trial_id == facts.best.trial_id), None)
     if best is not None and len(reported) > 1:
         figure.add_trace(lines([best], f"best, {best.trial_id}", {"color": _ACCENT, "width": 3.5}, 1.0))
-    figure.add_traces(_baseline_levels(facts, reported))
+    steps = [report.step for record in reported for report in record.reports]
+    ends, hover = [min(steps), max(*steps, min(steps) + 1)], "%{fullData.name}: %{y:.4f}<extra></extra>"
+    for baseline, dash in zip(facts.baselines, cycle(_DASHES), strict=False):
+        if math.isfinite(score := baseline.validation_metrics.get(facts.metric, math.nan)):
+            level = {"x": ends, "y": [score] * 2, "name": shown(baseline.name), "mode": "lines"}
+            figure.add_trace(Scatter(**level, line={"color": _INK, "width": 1.2, "dash": dash}, hovertemplate=hover))
     _styled(figure, "step", f"{facts.metric} on validation rows", height=400)
-    if facts.baselines:
-        figure.update_layout(margin={"r": 64})  # for their names
     kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
     says = f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
     return _FigureSection(name, title, says, {name: figure})
-
-
-def _baseline_levels(facts: ReportFacts, reported: Sequence[TrialRecord]) -> list[Scatter]:
-    """Return the lines of baselines across all steps; names that would overlap stand below each other."""
-    from plotly.graph_objects import Scatter
-
-    named = [(it.validation_metrics.get(facts.metric, math.nan), it.name) for it in facts.baselines]
-    named = [(score, name) for score, name in named if math.isfinite(score)]
-    if not named:
-        return []
-
-    def middle(group: Sequence[tuple[float, str]]) -> float:
-        return sum(score for score, _ in group) / len(group)
-
-    scores = [report.metrics[facts.metric] for record in reported for report in record.reports] + [s for s, _ in named]
-    height = (max(scores) - min(scores)) * _LINE
-    groups = list[list[tuple[float, str]]]()
-    for each in sorted(named, reverse=True):
-        group = [each]
-        while groups and middle(groups[-1]) - middle(group) < height * (len(groups[-1]) + len(group)) / 2:
-            group = [*groups.pop(), *group]
-        groups.append(group)
-    steps = [report.step for record in reported for report in record.reports]
-    ends = [min(steps), max(*steps, min(steps) + 1)]
-    line, look = {"color": _INK, "width": 1, "dash": "dash"}, {"showlegend": False, "cliponaxis": False}
-    hover = "%{fullData.name}: %{y:.4f}<extra></extra>"
-    lines = [
-        Scatter(x=ends, y=[score] * 2, mode="lines", name=shown(name), line=line, hovertemplate=hover, **look)
-        for score, name in named
-    ]
-    texts = ["<br>".join(shown(name) for _, name in group) for group in groups]
-    labels = Scatter(x=ends[1:] * len(groups), y=[middle(group) for group in groups], text=texts, mode="text", **look)
-    return [*lines, labels.update(textposition="middle right", hoverinfo="skip")]
 
 
 # ---- scores against bytes --------------------------------------------------------------------------------------------
@@ -203,7 +162,7 @@ def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
     if min(sizes) == max(sizes):  # one tick, not a range of a millionth of a byte
         figure.update_xaxes(range=[0.9 * sizes[0], 1.1 * sizes[0]], tickvals=sizes[:1])
     elif max(sizes) > _DECADE * min(sizes):
-        _log_axis(figure.layout.xaxis, sizes)
+        figure.update_xaxes(type="log", dtick="D2", tickformat="~s")
     if min(scores) == max(scores):
         figure.update_yaxes(range=[scores[0] - 0.05, scores[0] + 0.05])
     elif facts.sign < 0:
@@ -221,49 +180,7 @@ def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
 
 
 # ---- by Optuna: trials and their params ------------------------------------------------------------------------------
-_FEW = 6  # as many numbers are drawn side by side, each with its own tick
 _LONGEST = 18  # characters of a label
-
-
-def optuna_study(facts: ReportFacts) -> optuna.Study:
-    """Return the trials under their own numbers, with the params that vary.
-
-    Conditional params keep their plain names, and each is drawn over the values that trials had: the space may be of
-    another version. Numbers that no trial has begun become failed ones: the plots are of complete trials.
-    """
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-
-    scales = dict[str, BaseDistribution]()  # a range of numbers, or a choice of labels
-    for name in facts.varied:
-        values = [record.params[name] for record in facts.complete if name in record.params]
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        few = len(set(numbers)) <= min(_FEW, len(numbers) // 2)
-        whole = len(set(numbers)) <= _FEW and all(number == int(number) for number in numbers)
-        if len(numbers) < len(values):
-            scales[name] = CategoricalDistribution(sorted({shown(value) for value in values}))
-        elif few or whole:
-            scales[name] = CategoricalDistribution(sorted(set(numbers)))
-        elif values:
-            low, high = float(min(numbers)), float(max(numbers))
-            scales[name] = FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction=facts.task.search_direction)
-    records = {int(record.trial_id): record for record in facts.records}
-    for number in range(max(records, default=-1) + 1):
-        record = records.get(number)
-        if record is None or record.state is not TrialState.COMPLETE:
-            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
-            continue
-        own, params = {name: scale for name, scale in scales.items() if name in record.params}, dict[str, Scalar]()
-        for name, scale in own.items():
-            value = record.params[name]
-            if not isinstance(scale, CategoricalDistribution):
-                value = float(value)
-            params[name] = value if not hasattr(scale, "choices") or value in scale.choices else shown(value)
-        study.add_trial(optuna.trial.create_trial(value=facts.score(record), params=params, distributions=own))
-    return study
 
 
 def _history(facts: ReportFacts) -> _FigureSection:
@@ -272,7 +189,7 @@ def _history(facts: ReportFacts) -> _FigureSection:
     name, title, best = "history", "Best score over trials", facts.best
     if len(facts.complete) < 2 or best is None:
         return _FigureSection(name, title, "A history needs two trials that have trained all their steps.")
-    figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
+    figure = plot_optimization_history(optuna_study(facts.folder), target_name=facts.metric)
     trials, line = figure.data[:2]
     trials.update(name="complete trials", marker={"color": _GREY, "size": 6})
     line.update(name="best so far", line={"color": _ACCENT, "width": 2.5, "shape": "hv"})
@@ -315,7 +232,7 @@ def _slices(facts: ReportFacts) -> _FigureSection:
     plots: dict[str, Figure] = {}
     if len(facts.complete) < 2:
         return _FigureSection(section, title, "Slices need two trials that have trained all their steps.")
-    study = optuna_study(facts)
+    study = optuna_study(facts.folder)
     known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
     for name in (name for name in facts.varied if name in known):
         figure = plots[f"slice_{name}"] = plot_slice(study, params=[name], target_name=facts.metric)
@@ -328,13 +245,13 @@ def _slices(facts: ReportFacts) -> _FigureSection:
         axis = figure.layout.xaxis
         if axis.type == "category":  # Optuna quotes labels
             for trace in figure.data:
-                trace.x = [label.strip("'\"") for label in trace.x]
-            labels = [label.strip("'\"") for label in axis.categoryarray]
-            texts = [unescape(label) for label in labels]
+                trace.x = [shown(label.strip("'\"")) for label in trace.x]
+            texts = [label.strip("'\"") for label in axis.categoryarray]
+            labels = list(map(shown, texts))
             short = [shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
             figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=short)
         elif axis.type == "log":
-            _log_axis(axis, [x for trace in figure.data for x in trace.x])
+            axis.dtick = "D2"  # at 1, 2 and 5 of each power of ten
     says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
     return _FigureSection(
         section, title, says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots

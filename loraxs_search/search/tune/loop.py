@@ -139,7 +139,7 @@ class StudySearcher(_Unpickled, Searcher):
                 break
             wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
             watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
-            with contextlib.closing(Advancers(settings, self._log.last_step)) as advancers:
+            with contextlib.closing(Advancers(settings, lambda name: self._log.records[name].step)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
                 # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
@@ -376,7 +376,7 @@ class StudySearcher(_Unpickled, Searcher):
         self._log.append(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
 
     def _stop_reason(self, trial_id: str) -> str:
-        return f"{self._state.stopping[trial_id]} at step {self._log.last_step(trial_id)}"
+        return f"{self._state.stopping[trial_id]} at step {self._log.records[trial_id].step}"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study folder holds it."""

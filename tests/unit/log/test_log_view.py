@@ -20,7 +20,7 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.log.study_log import SilentView, StudyLog
+from loraxs_search.log.study_log import SearchView, StudyLog
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.studies.folder import StudyFolder
@@ -32,7 +32,7 @@ STARTED = SearchStarted(
 )
 
 
-class Watching(SilentView):
+class Watching(SearchView):
     def __init__(self) -> None:
         self.new, self.old = list[ShownEvent](), list[str]()
 
@@ -61,7 +61,7 @@ def view():
     return Watching()
 
 
-def driver_of(folder: StudyFolder, view: SilentView) -> StudyLog:
+def driver_of(folder: StudyFolder, view: SearchView | None) -> StudyLog:
     """Return the log as a driver opens it."""
     log = StudyLog(folder.journal_path, "s", view)
     log.append(DriverStarted(since=0.0))
@@ -98,7 +98,7 @@ def test_what_the_file_cannot_take_has_not_happened(folder, view, monkeypatch):
 
 
 def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
-    log = driver_of(folder, SilentView())
+    log = driver_of(folder, None)
     log.append(TrialStarted(trial_id="00000", params={}))
     log.append(TrialReported(report=report("00000", 4, 0.6)))
     reports = (report("00000", 4, 0.6), report("00000", 8, 0.7))
@@ -115,7 +115,7 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
 
 
 def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(folder, caplog):
-    log = driver_of(folder, SilentView())
+    log = driver_of(folder, None)
     for trial in ("00000", "00001"):
         log.append(TrialStarted(trial_id=trial, params={}))
         folder.snapshots.write(trial, Snapshot(trial, 4, {}, {}, (report(trial, 4, 0.6),), 1.0, 10).to_bytes())
@@ -138,7 +138,7 @@ def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(f
 
 
 # ---- what fails in front of people stops no search -------------------------------------------------------------------
-class ClosedView(SilentView):
+class ClosedView(SearchView):
     """A view whose reader went away."""
 
     shown = 0

@@ -11,9 +11,6 @@ from support.studies import TASK
 
 from loraxs_search import figures
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.figures import optuna_study
-from loraxs_search.reports.html.summary import read_facts
 
 
 @pytest.fixture
@@ -32,17 +29,17 @@ def test_figures_come_from_python_by_name(folder):
 
 def test_every_report_is_a_point_of_a_curve_and_stopped_ones_are_grey(folder):
     reports = folder.journal().reports
-    curves = {trace.name: trace for trace in figures("s")["learning_curves"].data if trace.showlegend is not False}
+    curves = {trace.name: trace for trace in figures("s")["learning_curves"].data if trace.mode != "lines"}
     points = [y for name, trace in curves.items() if not name.startswith("best") for y in trace.y if y is not None]
     assert sorted(points) == sorted(report.metrics["accuracy"] for report in reports)
     assert curves["stopped early"].line.color == "#98a1ab"
 
 
-def test_names_of_baselines_with_nearly_one_score_do_not_overlap(folder):
-    scores = {"constant": 0.2, "tfidf": 0.7, "features": 0.7, "mine": 0.7001}
-    folder.write_baselines([Baseline(name, {"accuracy": score}) for name, score in scores.items()])
-    (names,) = (trace for trace in figures("s")["learning_curves"].data if trace.mode == "text")
-    assert list(names.text) == ["mine<br>tfidf<br>features", "constant"]
+def test_each_baseline_is_a_level_across_all_steps(folder):
+    folder.write_baselines([Baseline("constant", {"accuracy": 0.2}), Baseline("<b>mine", {"accuracy": 0.7})])
+    levels = [trace for trace in figures("s")["learning_curves"].data if trace.mode == "lines"]
+    assert [(trace.name, *trace.y) for trace in levels] == [("constant", 0.2, 0.2), ("&lt;b&gt;mine", 0.7, 0.7)]
+    assert levels[0].line.dash != levels[1].line.dash
 
 
 def test_the_front_is_that_of_the_complete_trials(folder):
@@ -60,35 +57,15 @@ def test_the_best_is_on_top_where_less_is_better(fresh_home):
     assert turned == [None, "reversed"]
 
 
-def test_optuna_knows_trials_by_our_numbers_and_only_what_varies(folder):
-    study = optuna_study(read_facts(folder))
-    records = folder.journal().records
-    assert len(study.trials) == len(records)
-    for trial in study.trials:
-        record = records[f"{trial.number:05d}"]
-        if record.state is TrialState.COMPLETE:
-            assert trial.value == record.reports[-1].metrics["accuracy"]
-            assert set(trial.params) == {"rank", "learning_rate", "target_modules"}
-    assert study.best_trial.distributions["learning_rate"].log
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [
-        ([4, 8, 16, 4], "category"),  # a few whole numbers, each with its tick
-        ([0.5, 1.0, 0.5, 1.0], "category"),
-        ([0.0123456, 0.0134567, 0.0145678], None),  # a range of which there are only a few trials
-        ([1e-4, 2e-3, 5e-2], "log"),
-        (["attention", "ffn", "ffn"], "category"),
-        ([True, False], "category"),
-    ],
-)
-def test_a_parameter_is_drawn_as_what_its_values_are(values, shown, fresh_home):
-    searched("s", [Tried({"p": value}, number / 10) for number, value in enumerate(values)])
-    axis = figures("s")["slice_p"].layout.xaxis
-    assert axis.type == shown
-    if shown == "category":
-        assert list(axis.ticktext) == [str(value) for value in sorted(set(values))]
+def test_parameters_are_drawn_over_what_they_were_drawn_from(folder):
+    drawn = figures("s")
+    scores = {
+        f"{record.reports[-1].metrics['accuracy']}" for record in folder.journal().records.values() if record.reports
+    }
+    assert {str(y) for y in drawn["slice_rank"].data[0].y} <= scores
+    assert list(drawn["slice_rank"].layout.xaxis.ticktext) == ["4", "8", "16"]
+    assert drawn["slice_learning_rate"].layout.xaxis.type == "log"
+    assert max(drawn["history"].data[0].x) == 39, "trials have our numbers"
 
 
 def test_long_labels_are_cut_where_they_stand_side_by_side_and_stay_apart(fresh_home):

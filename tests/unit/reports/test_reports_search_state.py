@@ -37,26 +37,26 @@ def test_who_has_seen_the_events_knows_how_the_trials_stand(state):
     assert state.is_training
     assert state.num_ended == 2
     assert state.counts[TrialState.PRUNED] == 1
-    assert [(line.trial, line.step) for line in state.lines()] == [
+    assert [(row.trial_id, row.step) for row in state.rows()] == [
         ("00002", 40),
         ("00003", 40),
         ("00000", 80),
         ("00001", 20),
     ]
-    assert state.trials["00000"].scores == pytest.approx([0.3, 0.4, 0.5, 0.6])
-    assert state.score_range() == pytest.approx((0.0, 0.6))
+    assert state.scores("00000") == pytest.approx([0.3, 0.4, 0.5, 0.6])
+    assert state.score_range == pytest.approx((0.0, 0.6))
 
 
 def test_steps_since_the_last_report_count_until_the_next_one(state):
     steps = state.steps_done
     advanced = TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})
     state.happened(advanced)
-    assert (state.trials["00002"].step, state.trials["00002"].current_step) == (40, 57)
+    assert (state.trials["00002"].step, state.rows(1)[0].step) == (40, 57)
     assert state.steps_done == steps + 17, "an older answer, one of a trial that has ended and one of a refit add none"
     last = [event for event in training() if event.event == "reported" and event.trial_id == "00002"][-1]
     state.happened(replace(last, report=replace(last.report, step=60), at=1090.0))
     assert state.steps_done == steps + 20
-    assert [line.trial for line in state.lines()][:2] == ["00002", "00003"]
+    assert [row.trial_id for row in state.rows(2)] == ["00002", "00003"]
 
 
 def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state):
@@ -76,15 +76,15 @@ def test_the_best_is_held_against_the_best_baseline(direction, best, mark, lead)
         state.happened(replace(event, direction=direction) if event.event == "search_started" else event)
     assert state.best is not None
     assert state.best_baseline is not None
-    assert (state.best.name, state.best_baseline.name) == (f"{best:05d}", mark)
-    assert state.lead == pytest.approx(lead)
+    assert (state.best[0], state.best_baseline[0]) == (f"{best:05d}", mark)
+    assert state.sign * (state.best[1] - state.best_baseline[1]) == pytest.approx(lead)
 
 
 def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state):
     state.baselines.clear()
-    assert (state.best_baseline, state.lead) == (None, None)
+    assert state.best_baseline is None
     state.happened(BaselineScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
-    assert (state.best_baseline, state.lead) == (None, None)
+    assert state.best_baseline is None
     state.happened(BaselineScored(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
     assert state.best_baseline is None
 
@@ -92,7 +92,7 @@ def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_comp
 def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state):
     """At step 20 three of four went on, and of those that got farther the only one whose fate is known did too."""
     assert state.steps_done == 80 + 20 + 40 + 40
-    assert state.trial_steps() == 80 + 20 + 80 + 80
+    assert state.trial_steps == 80 + 20 + 80 + 80
     assert state.refit_steps == 2 * 80
     assert state.share_done() == 180 / 420
     # 180 steps in 80 s; 80 steps of trials and 160 of refits are left, and 2 s have passed since the last report.
@@ -112,7 +112,7 @@ def test_before_the_first_report_no_time_is_named():
     state = SearchState()
     assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
     Teller(state.happened).started(FACTS)
-    assert state.trial_steps() == 4 * 80, "none has been stopped: it is the most that there can be"
+    assert state.trial_steps == 4 * 80, "none has been stopped: it is the most that there can be"
     assert (state.share_done(), state.seconds_left(1010.0)) == (0.0, None)
 
 
@@ -203,7 +203,7 @@ def test_refits_are_counted_and_their_time_measured_by_themselves(state):
     assert not state.is_training
     assert state.phase is not None
     assert (state.phase.done, state.phase.total) == (80, 160)
-    assert state.trial_steps() == 180, "no trial is still to come"
+    assert state.trial_steps == 180, "no trial is still to come"
     assert state.share_done() == (180 + 80) / (180 + 160)
     assert state.seconds_left(1120.0) == pytest.approx(80 / 4.0)
     state.happened(Phase(study="mine", at=1140.0, text="scoring the candidates"))

@@ -98,7 +98,7 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(before, asked
     as_it_was = state(folder)
     (line,) = take(folder, asked)
     assert "refused" in line
-    answer = folder.journal().commands["c9"].answer
+    answer = folder.journal().answers["c9"]
     assert answer.state is AnswerState.REFUSED
     assert why in answer.text
     assert answer.hint
@@ -150,7 +150,8 @@ def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folde
 
 
 def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
-    return {name: each.answer and each.answer.state for name, each in folder.journal().commands.items()}
+    journal = folder.journal()
+    return {name: journal.answers[name].state if name in journal.answers else None for name in journal.commands}
 
 
 def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:

@@ -168,10 +168,9 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(folder, monkeypa
     study, stop = steered(folder, folder.journal()), threading.Event()
     end = ending(folder, Hosts(5), monkeypatch, hear=lambda: take_commands(study), stop=stop.is_set)
     end.on_loop_step()  # as `map_over_hosts` does while hosts work
-    (record,) = study.journal.commands.values()
-    assert record.answer is not None
-    assert record.answer.state is AnswerState.REFUSED
-    assert "Ctrl-C" in record.answer.hint
+    (answer,) = study.journal.answers.values()
+    assert answer.state is AnswerState.REFUSED
+    assert "Ctrl-C" in answer.hint
     stop.set()
     with pytest.raises(SearchInterruptedError):
         end.on_loop_step()

@@ -218,7 +218,7 @@ def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_
     journal.append(TrainingEnded(notice="the time budget is used up"))
     more = send(made, "extend", time="1h")
     drive(made).searcher.hear()
-    assert made.journal().commands[more].answer.state is AnswerState.DONE
+    assert made.journal().answers[more].state is AnswerState.DONE
     made.journal().append(Reopened(number=1))
     driver = drive(made)
     assert made.journal().records["00000"].state is TrialState.RUNNING
