@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from support.scripted_driver import ScriptedDriver
+from support.searched_studies import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
 

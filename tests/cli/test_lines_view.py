@@ -9,7 +9,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from support.recorded_search import FACTS, Teller, begun, closed, reported
+from support.recorded_search import FACTS, begun, ended, reported
 
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli._out import saying
@@ -51,7 +51,7 @@ def test_a_silent_search_says_within_half_a_minute_how_far_it_is():
     lines.happened(Phase(study="mine", at=1000.0, text="loading the base"))
     for now in (1029.0, 1030.0, 1059.0, 1060.0):
         lines.beat(now)
-    Teller(lines.happened, lines.known).started(replace(FACTS, at=1061.0, num_trials=1, num_slots=1, num_refits=0))
+    lines.happened(replace(FACTS, at=1061.0, num_trials=1, num_slots=1, num_refits=0))
     lines.beat(1095.0)
     still, *others = [text for text in texts(out) if "still" in text or "about" in text]
     assert (still, others) == ("still loading the base", ["still loading the base", "0 of about 80 steps"])
@@ -94,20 +94,20 @@ def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(fresh_home, monk
 def test_lines_say_each_event_once():
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)
-    view = Teller(lines.happened, lines.known)
-    view.phase("starting Ray")
-    view.started(replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)))
-    first = begun(0, 1000.0)
-    view.trial_changed(first)
-    view.trial_changed(reported(first, 20, 0.5, 1020.0))
-    for _ in range(2):
-        end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
-        view.trial_changed(end)
-    view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
-    view.noted(BaselineScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
-    view.noted(CandidateScored(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
-    view.noted(Warned(study="mine", at=1033.0, text="logging has said so"))
-    view.phase("done")
+    for event in (
+        Phase(study="mine", at=1000.0, text="starting Ray"),
+        replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)),
+        begun(0, 1000.0),
+        reported(0, 20, 0.5, 1020.0),
+        ended(0, TrialState.COMPLETE, 1020.0, "trained all 20 steps"),
+        begun(1, 1001.0),
+        ended(1, TrialState.FAIL, 1030.0, "no finite loss"),
+        BaselineScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}),
+        CandidateScored(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}),
+        Warned(study="mine", at=1033.0, text="logging has said so"),
+        Phase(study="mine", at=1034.0, text="done"),
+    ):
+        lines.happened(event)
     assert texts(out) == [
         "starting Ray",
         "study mine: 2 trials on cpu (float32), 1 slot",
@@ -126,13 +126,15 @@ def test_lines_say_each_event_once():
 
 def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace():
     out = io.StringIO()
-    view = Teller(LinesView(out, "ui", began=1000.0).happened)
-    view.started(replace(FACTS, num_trials=4, num_slots=2))
-    first, second = begun(0, 1000.0), begun(1, 1000.0)
-    view.trial_changed(first)
-    view.trial_changed(reported(first, 20, 0.5, 1020.0))  # the other one trains too: half of the pace
-    view.trial_changed(second)
-    view.trial_changed(reported(second, 20, 0.5, 1020.0))
+    lines = LinesView(out, "ui", began=1000.0)
+    for event in (
+        replace(FACTS, num_trials=4, num_slots=2),
+        begun(0, 1000.0),
+        reported(0, 20, 0.5, 1020.0),  # the other one trains too: half of the pace
+        begun(1, 1000.0),
+        reported(1, 20, 0.5, 1020.0),
+    ):
+        lines.happened(event)
     said = texts(out)
     assert said[1] == "then 2 refits of 80 steps"
     assert [line for line in said if " left" in line] == [

@@ -15,12 +15,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 from support.in_process import InProcess
-from support.recorded_search import FACTS, Teller, begun, closed, finishing, training
+from support.recorded_search import FACTS, begun, ended, finishing, training
 from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
 from loraxs_search.cli.live_text import LinesView
-from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
+from loraxs_search.log.events import Phase, Steered, TrialsAdvanced, Warned
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -85,7 +85,7 @@ def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what
     assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
     state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
     assert "and 5 more hosts" in drawn(state, 80)
-    Teller((early := SearchState()).happened).started(FACTS)
+    (early := SearchState()).happened(FACTS)
     assert "best" not in drawn(early, 80)
 
 
@@ -114,25 +114,23 @@ def test_a_small_window_has_the_first_trials_and_the_notice(state):
     assert [line.split()[0] for line in lines if line[:3] == "000"] == ["00002"]
 
 
-@pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
+@pytest.mark.parametrize(
+    "known", [(), (begun(0, 1.0), ended(0, TrialState.COMPLETE, 2.0), begun(1, 1.0))], ids=["new", "resumed"]
+)
 def test_a_search_that_goes_on_counts_what_had_ended(known):
     out, state = io.StringIO(), SearchState()
     lines = LinesView(out, "http://h:1")
-
-    def happened(event: ShownEvent) -> None:
-        lines.happened(event)
-        state.happened(event)
-
-    def before(event: ShownEvent) -> None:
+    new = [ended(1, TrialState.COMPLETE, 3.0)] if known else [begun(1, 1.0), ended(1, TrialState.COMPLETE, 3.0)]
+    lines.happened(FACTS)
+    for event in known:
         lines.known(event)
+    for event in new:
+        lines.happened(event)
+    for event in (FACTS, *known, *new):
         state.happened(event)
-
-    view = Teller(happened, before)
-    view.started(FACTS, *known)
-    view.trial_changed(closed(begun(1, 1.0), TrialState.COMPLETE, 3.0))
-    ended = len(known) or 1
-    assert f"[{ended}/4]" in out.getvalue()
-    assert f"{ended} of 4 ended" in drawn(state, 80)
+    count = 2 if known else 1
+    assert f"[{count}/4]" in out.getvalue()
+    assert f"{count} of 4 ended" in drawn(state, 80)
     assert ("00000" in drawn(state, 80)) is bool(known)
     assert "trial 00000" not in out.getvalue()
 

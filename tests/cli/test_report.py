@@ -7,7 +7,7 @@ import webbrowser
 from pathlib import Path
 
 import pytest
-from support.recorded_searches import recorded_search
+from support.searched_studies import recorded_search
 
 
 @pytest.fixture

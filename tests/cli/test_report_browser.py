@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.browsers import CHROMIUM, WIDTHS, chromium, opened
-from support.recorded_searches import recorded_search
-from support.searched_studies import Tried, confirm, searched
+from support.searched_studies import Tried, confirm, recorded_search, searched
 
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.records.trial import TrialState

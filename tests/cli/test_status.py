@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from support.scripted_driver import ScriptedDriver
-from support.searched_studies import Tried, searched
+from support.searched_studies import ScriptedDriver, Tried, searched
 from support.studies import TASK, study
 
 from loraxs_search import watch

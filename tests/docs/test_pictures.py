@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from support.pages import ROOT, fixed_words
-from support.recorded_searches import recorded_search
+from support.searched_studies import recorded_search
 from support.studies import TASK
 
 from loraxs_search.records.adapter import ClassReport, ClassScores

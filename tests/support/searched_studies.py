@@ -1,20 +1,35 @@
-"""Studies as searches leave them, from scores: for whoever compares."""
+"""Studies as searches leave them, from scores and without training: for whoever reads, shows or compares them."""
 
 from __future__ import annotations
 
 import json
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.trial import FixedTrial
 
 from loraxs_search.errors import SpaceError
-from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import (
+    BaselineScored,
+    CandidateScored,
+    DriverStarted,
+    LoggedEvent,
+    SearchStarted,
+    ShownEvent,
+    TrainingEnded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    Warned,
+)
+from loraxs_search.log.study_log import StudyLog, to_line
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule, Refit
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
@@ -23,13 +38,19 @@ from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
 from support.studies import TASK, study
+from support.toys import HYPERPARAMETERS
 
 IDENTITY = Identity("base" * 16, "data" * 16)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial and how it ended: complete with its last score, or pruned, failed or running as `state` says."""
+    """A trial and how it ended: complete with its last score, or pruned, failed or running as `state` says.
+
+    Args:
+        scores: One for each report; by default `score` in the first and, if it is complete, in the last one.
+        times: When it began, reported and ended, seconds since 1970; by default now.
+    """
 
     params: Mapping[str, Scalar]
     score: float
@@ -37,6 +58,30 @@ class Tried:
     r_parameters: int = 100
     state: TrialState = TrialState.COMPLETE
     without_projection: int | None = None
+    scores: Sequence[float] = ()
+    times: Sequence[float] = ()
+    device_s: Sequence[float] = ()
+    host: str = ""
+    reason: str = ""
+    proposal: Proposal | None = None
+
+    def events(self, trial_id: str, task: Task, plan: SearchPlan, proposal: Proposal) -> list[LoggedEvent]:
+        """Return what a log has of it."""
+        events: list[LoggedEvent] = [TrialStarted(trial_id=trial_id, params=self.params, proposal=proposal)]
+        size = AdapterSize(self.r_parameters, 10, self.stored_bytes, self.without_projection)
+        steps = [plan.report_every, *([plan.max_steps] if self.state is TrialState.COMPLETE else [])]
+        points = [(step, self.score) for step in steps if self.state is not TrialState.FAIL]
+        if self.times:
+            points = [(plan.report_every * number, score) for number, score in enumerate(self.scores, 1)]
+        for number, (step, score) in enumerate(points):
+            metrics = dict.fromkeys((*task.metrics, task.metric, task.search_metric), score)
+            device_s = self.device_s[number] if self.device_s else step / 10
+            report = TrialReport(trial_id, step, metrics, 0.5, device_s, 100 * step, size, host=self.host)
+            events.append(TrialReported(report=report))
+        if self.state is not TrialState.RUNNING:
+            reason = self.reason or ("it failed" if self.state is TrialState.FAIL else "")
+            events.append(TrialEnded(trial_id=trial_id, state=self.state, reason=reason))
+        return [replace(event, at=at) for event, at in zip(events, self.times, strict=False)] if self.times else events
 
 
 def searched(
@@ -48,51 +93,33 @@ def searched(
     identity: Identity | None = IDENTITY,
     finished: bool = True,
     max_steps: int = 20,
+    every: int = 10,
     plan: SearchPlan | None = None,
     promotion: PromotionRule | None = None,
 ) -> StudyFolder:
     """Create a study with these trials; a finished one has its best trial as only candidate, without refits."""
-    made = replace(plan or SearchPlan(), trials=max(1, len(trials)), max_steps=max_steps, report_every=10)
+    made = replace(plan or SearchPlan(), trials=max(1, len(trials)), max_steps=max_steps, report_every=every)
     folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
-    known = _space(space, folder)
+    known: Space | None = None
+    try:
+        known = parse_space(space, source="space.yaml", folder=folder.path)
+        (folder.path / "space.json").write_text(to_json(replace(known, text="")))  # as at launch
+    except SpaceError:
+        """The text is none."""
     if identity is not None:
         folder.identity.write(identity)
-    journal = folder.journal()
+    events = list[LoggedEvent]()
     for number, tried in enumerate(trials):
-        trial_id, size = (
-            f"{number:05d}",
-            AdapterSize(tried.r_parameters, 10, tried.stored_bytes, tried.without_projection),
-        )
-        journal.append(
-            TrialStarted(
-                trial_id=trial_id,
-                params=tried.params,
-                proposal=proposal(known, tried.params) if known else chosen(trials, tried.params),
-            )
-        )
-        if tried.state is TrialState.FAIL:
-            journal.append(TrialEnded(trial_id=trial_id, state=tried.state, reason="it failed"))
-            continue
-        steps = (10,) if tried.state is not TrialState.COMPLETE else (10, max_steps)
-        for step in steps:
-            metrics = dict.fromkeys((*task.metrics, task.metric, task.search_metric), tried.score)
-            journal.append(TrialReported(report=TrialReport(trial_id, step, metrics, 0.5, step / 10, 100 * step, size)))
-        if tried.state is not TrialState.RUNNING:
-            journal.append(TrialEnded(trial_id=trial_id, state=tried.state, reason=""))
+        drawn = tried.proposal or (proposal(known, tried.params) if known else chosen(trials, tried.params))
+        events += tried.events(f"{number:05d}", task, made, drawn)
+    if trials and trials[0].times:
+        events = [DriverStarted(since=BEGAN, at=BEGAN + 15.0), *sorted(events, key=lambda event: event.at)]
+        events += [TrainingEnded(notice="", at=events[-1].at)] if finished else []
+    folder.journal_path.write_bytes(b"".join(map(to_line, events)))
     if finished:
         folder.write_candidates([])
     return folder
-
-
-def _space(text: str, folder: StudyFolder) -> Space | None:
-    """Return a study's space, which is then in its folder as at launch; None where the text is none."""
-    try:
-        space = parse_space(text, source="space.yaml", folder=folder.path)
-    except SpaceError:
-        return None
-    (folder.path / "space.json").write_text(to_json(replace(space, text="")))
-    return space
 
 
 def proposal(space: Space, params: Mapping[str, Scalar]) -> Proposal:
@@ -118,6 +145,7 @@ def confirm(
     labels: Sequence[int] = (),
     test_fingerprint: str = "test",
     slices: Mapping[str, Sequence[str]] | None = None,
+    **changes: object,
 ) -> None:
     """Make a trial a candidate of its study, beside those that there are.
 
@@ -125,6 +153,7 @@ def confirm(
         scores: Its own on validation rows, then those of its refits.
         answers: To the test rows; with these it is the finalist.
         slices: Of the test rows, by column.
+        changes: Fields of the candidate.
     """
     task, candidates = folder.info.task, folder.candidates() or []
     refits = [Refit(number, {task.metric: score}) for number, score in enumerate(scores[1:], start=1)]
@@ -144,4 +173,135 @@ def confirm(
     )
     if answers is not None:
         folder.confirmed.keep_finalist(candidate, ScoredRows.of(answers, labels, slices=slices).to_bytes())
-    folder.write_candidates([*candidates, candidate])
+    folder.write_candidates([*candidates, replace(candidate, **changes)])  # type: ignore[arg-type]
+
+
+# ---- a search with curves, hosts and times ---------------------------------------------------------------------------
+STEPS, EVERY = 160, 40
+BEGAN = 1_790_000_000.0  # seconds since 1970
+MODULES = {"attention": 1.0, "ffn": 0.6, "all-linear": 1.6}
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "rank": CategoricalDistribution([4, 8, 16]),
+    "learning_rate": FloatDistribution(1e-3, 1e-1, log=True),
+    "target_modules": CategoricalDistribution(list(MODULES)),
+}
+DIVERGED = "its loss must be finite, but is nan at step 12"
+
+
+def recorded_search(name: str, num_trials: int, *, task: Task = TASK, finished: bool = True) -> StudyFolder:
+    """Make a study of trials on four slots of two hosts; one not finished has running trials, and no candidates."""
+    draw = random.Random(0)
+    free_at = [(BEGAN + 20.0 + number, host) for number in range(4) for host in ("10.0.0.1 GPU 0", "10.0.0.2 GPU 0")]
+    trials = [_drawn(draw, free_at) for _ in range(num_trials)]
+    if not finished:
+        trials[-3:] = [replace(trial, state=TrialState.RUNNING) for trial in trials[-3:]]
+    folder = searched(name, trials, task=task, max_steps=STEPS, every=EVERY, finished=finished)
+    scores = (("constant", 0.52), ("tfidf", 0.79), ("features", 0.76))
+    folder.write_baselines(
+        [Baseline(own, {task.metric: score}, {task.metric: score - 0.01}, seconds=0.5) for own, score in scores]
+    )
+    complete = {f"{i:05d}": trial.scores[-1] for i, trial in enumerate(trials) if trial.state is TrialState.COMPLETE}
+    best = sorted(complete.items(), key=lambda trial: -trial[1])[:3] if finished else []
+    for place, (trial_id, score) in enumerate(best):
+        refits = (Refit(1, {task.metric: score - 0.012}), Refit(2, {}, failed=DIVERGED))
+        tested = {} if place else {task.metric: score - 0.008}
+        confirm(folder, trial_id, [score - 0.004], test_fingerprint="", refits=refits, test_metrics=tested)
+    return folder
+
+
+def _drawn(draw: random.Random, free_at: list[tuple[float, str]]) -> Tried:
+    """Return a trial in the slot that is free first. The best rate is 0.01, more rank and modules help a little."""
+    rank, rate, modules = draw.choice([4, 8, 16]), 10 ** draw.uniform(-3, -1), draw.choice(list(MODULES))
+    params: dict[str, Scalar] = {"rank": rank, "learning_rate": rate, "target_modules": modules, "batch_size": 16}
+    at, host = free_at.pop(free_at.index(min(free_at)))
+    miss = abs(math.log10(rate) + 2)
+    ceiling = 0.8 - 0.12 * miss + 0.03 * math.log2(rank / 4) * 0.5 + 0.02 * MODULES[modules]
+    state, reason, scores, times, device_s = TrialState.COMPLETE, "", list[float](), [at], [0.0]
+    for step in range(EVERY, STEPS + 1, EVERY):
+        if draw.random() < 0.012:
+            state, reason = TrialState.FAIL, DIVERGED
+            break
+        seconds = draw.uniform(8, 12)
+        at += seconds
+        times.append(at)
+        device_s.append(device_s[-1] + 0.9 * seconds / 4)
+        scores.append(ceiling - 0.3 * math.exp(-step / 50) + draw.gauss(0, 0.008))
+        if step < STEPS and draw.random() < (0.75 if scores[-1] < 0.74 - 0.3 * math.exp(-step / 50) else 0.1):
+            state = TrialState.PRUNED
+            reason = (
+                f"ASHA stopped it at step {step}: {scores[-1]:.4g} is not among the best 1/2 that reached this step"
+            )
+            break
+    free_at.append((at + 0.5, host))
+    return Tried(
+        params,
+        scores[-1] if scores else 0.0,
+        round(9000 * rank / 4 * MODULES[modules]),
+        rank**2 * 12,
+        state,
+        scores=scores,
+        times=[*times, at],
+        device_s=device_s[1:],
+        host=host,
+        reason=reason,
+        proposal=Proposal(
+            {name: params[name] for name in DISTRIBUTIONS},
+            {name: json.loads(distribution_to_json(each)) for name, each in DISTRIBUTIONS.items()},
+        ),
+    )
+
+
+# ---- a search that goes on -------------------------------------------------------------------------------------------
+class ScriptedDriver:
+    """Has happen to a study, and to who watches it, what a search does, without training."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.seen: list[ShownEvent] = []
+        self.folder, self.journal = folder, StudyLog(folder.journal_path, folder.name, self)
+
+    def happened(self, event: ShownEvent) -> None:
+        self.seen.append(event)
+
+    def known(self, event: ShownEvent) -> None:
+        """Pass over an event of an earlier driver."""
+
+    def begin(self) -> None:
+        plan, task = self.folder.info.search, self.folder.info.task
+        self.journal.append(DriverStarted(since=1.0))
+        self.journal.say(
+            SearchStarted(
+                study=self.folder.name,
+                at=100.0,
+                task=task.name,
+                metric=task.search_metric,
+                direction=task.search_direction,
+                num_trials=plan.trials,
+                max_steps=plan.max_steps,
+                report_every=1,
+                num_refits=0,
+                device="cpu",
+                dtype="float32",
+                num_slots=2,
+            )
+        )
+
+    def train(self, trial_id: str, steps: int) -> None:
+        self.journal.append(TrialStarted(trial_id=trial_id, params={"rank": 4}, hyperparameters=HYPERPARAMETERS))
+        for step in range(20, steps + 1, 20):
+            report = TrialReport(trial_id, step, {"accuracy": 0.5}, 1.0, 1.0, 10, AdapterSize(16, 4, 80), host="a")
+            self.journal.append(TrialReported(report=report))
+
+    def end(self, trial_id: str, state: TrialState) -> None:
+        self.journal.append(TrialEnded(trial_id=trial_id, state=state, reason="so"))
+
+    def finish(self) -> None:
+        self.journal.append(TrainingEnded(notice=""))
+        self.journal.phase("training the best 1 again from 1 fresh seeds")
+        self.journal.counted(20, 40, "steps")
+        self.journal.say(Warned(text="many answers were cut"))
+        self.journal.say(BaselineScored(name="constant", metrics={"accuracy": 0.4}))
+        self.journal.say(CandidateScored(trial="00000", split="validation", metrics={"accuracy": 0.6}))
+        self.journal.close()
+        self.journal.phase("writing the last records to MLflow")
+        self.journal.append(TrainingEnded(notice=""))
+        confirm(self.folder, "00000", [0.6])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.recorded_searches import recorded_search
-from support.searched_studies import Tried, searched
+from support.searched_studies import Tried, recorded_search, searched
 from support.studies import TASK
 
 from loraxs_search import figures

@@ -8,8 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from support.recorded_searches import recorded_search
-from support.searched_studies import Tried, confirm, searched
+from support.searched_studies import Tried, confirm, recorded_search, searched
 from support.studies import TASK, study
 
 from loraxs_search.log.events import TrialEnded, TrialStarted

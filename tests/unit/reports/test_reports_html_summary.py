@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.recorded_searches import recorded_search
-from support.searched_studies import Tried, confirm, searched
+from support.searched_studies import Tried, confirm, recorded_search, searched
 from support.studies import TASK
 from support.toys import adapter
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recorded_search import FACTS, NODES, Teller, begun, closed, finishing, reported, training
+from support.recorded_search import FACTS, NODES, begun, ended, finishing, reported, training
 
 from loraxs_search.cli._live import sparkline
 from loraxs_search.log.events import (
@@ -111,7 +111,7 @@ def test_a_time_budget_limits_what_trials_and_refits_take():
 def test_before_the_first_report_no_time_is_named():
     state = SearchState()
     assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
-    Teller(state.happened).started(FACTS)
+    state.happened(FACTS)
     assert state.trial_steps == 4 * 80, "none has been stopped: it is the most that there can be"
     assert (state.share_done(), state.seconds_left(1010.0)) == (0.0, None)
 
@@ -126,17 +126,15 @@ def test_hosts_have_trials_slots_and_a_pace_of_their_own(state):
 
 def test_rows_a_second_are_of_each_trials_own_batches():
     state = SearchState()
-    view = Teller(state.happened)
-    view.started(FACTS)
+    state.happened(FACTS)
     for number, rows in ((0, 8), (2, 32)):
-        trial = replace(begun(number, 1000.0), params={"batch_size": rows})
-        view.trial_changed(reported(trial, 20, 0.5, 1020.0))
+        state.happened(replace(begun(number, 1000.0), params={"batch_size": rows}))
+        state.happened(reported(number, 20, 0.5, 1020.0))
     assert state.hosts(1020.0)[0] == HostLine(NODES[0], 2, 2, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)
 
 
 def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state):
-    view = Teller(state.happened)
-    view.started(replace(FACTS, at=1080.0, num_trials=4, finishing="finished by a person"))
+    state.happened(replace(FACTS, at=1080.0, num_trials=4, finishing="finished by a person"))
     assert (state.finishing, state.num_trials) == ("finished by a person", 4)
 
 
@@ -155,41 +153,30 @@ def test_the_devices_of_a_node_are_one_host():
 
 def test_trials_are_on_the_only_host_before_they_report():
     state = SearchState()
-    view = Teller(state.happened)
-    view.started(replace(FACTS, slots={NODES[0]: 4}))
-    view.trial_changed(begun(0, 1000.0))
+    state.happened(replace(FACTS, slots={NODES[0]: 4}))
+    state.happened(begun(0, 1000.0))
     assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
 
 
+BEFORE = [begun(0, 10.0), reported(0, 80, 0.5, 20.0), ended(0, TrialState.COMPLETE, 20.0)]
+BEFORE += [begun(1, 10.0), reported(1, 40, 0.4, 20.0)]
+
+
 def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace():
-    events, known = [], []
-    before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
-    half = reported(begun(1, 10.0), 40, 0.4, 20.0)
-    view = Teller(events.append, known.append)
-    view.started(replace(FACTS, slots={}), before, half)
-    view.trial_changed(half)
-    assert [event.event for event in events] == ["search_started"], "nothing is said twice"
-    assert [event.event for event in known] == [
-        *("started", "reported", "ended"),
-        *("started", "reported"),
-    ]
     state = SearchState()
-    for event in [*events, *known]:
+    for event in [replace(FACTS, slots={}), *BEFORE]:
         state.happened(event)
     assert state.steps_done == 120
     assert state.seconds_left(1000.0) is None
     assert state.hosts(1000.0) == [], "they trained for an earlier driver"
-    view.trial_changed(reported(half, 60, 0.45, 1010.0))
-    state.happened(events[-1])
+    state.happened(reported(1, 60, 0.45, 1010.0))
     assert state.seconds_left(1010.0) == pytest.approx((20 + 2 * 80 + 160) / 2.0)
 
 
 def test_the_same_events_in_the_order_of_a_journal_say_the_same():
     """A journal has an earlier driver's trials before the second `search_started`, and a launch after it."""
-    told, known = [], []
-    Teller(told.append, known.append).started(FACTS, reported(begun(0, 10.0), 40, 0.5, 20.0))
     states = [SearchState(), SearchState()]
-    for state, events in zip(states, ([*told, *known], [*known, *told]), strict=True):
+    for state, events in zip(states, ([FACTS, *BEFORE], [*BEFORE, FACTS]), strict=True):
         for event in events:
             state.happened(event)
     assert states[0].trials == states[1].trials

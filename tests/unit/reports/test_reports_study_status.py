@@ -14,8 +14,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.scripted_driver import ScriptedDriver
-from support.searched_studies import Tried, searched
+from support.searched_studies import ScriptedDriver, Tried, searched
 from support.studies import study
 
 import loraxs_search
