@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from loraxs_search.scaffold.draft import init
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.search.driver.result import SearchResult
-    from loraxs_search.steering.send import add_trial, extend_study, finish_study, stop_trials
+    from loraxs_search.steering import add_trial, extend_study, finish_study, stop_trials
     from loraxs_search.tasks.kinds import Sampling
 
 from wrapt import register_post_import_hook
@@ -101,7 +101,7 @@ _HOMES = {
         "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
         "paths": ["ShippedSpace", "spaces"],
-        "steering.send": ["add_trial", "extend_study", "finish_study", "stop_trials"],
+        "steering": ["add_trial", "extend_study", "finish_study", "stop_trials"],
         "tasks.kinds": ["Sampling"],
     }.items()
     for name in names

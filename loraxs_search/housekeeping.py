@@ -381,7 +381,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
                 f"A study's records must be in MLflow before it goes, but some of {name!r} still wait.",
                 hint=f"bring them over with `loraxs-search sync {name}`, or lose them with --force",
             )
-        if not force and (waiting := open_commands(steered(folder, folder.journal()))):
+        if not force and (waiting := open_commands(steered(folder))):
             raise StudyError(
                 f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
                 hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",

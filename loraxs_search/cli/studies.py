@@ -293,7 +293,7 @@ def _send_command(
     Raises:
         CommandError: the command is refused.
     """
-    from loraxs_search.steering.send import new_command, send
+    from loraxs_search.steering import new_command, send
 
     answer = send(study, new_command(verb, trial_ids, arguments, params))
     if as_json:
@@ -355,7 +355,7 @@ def add(
 
     Example: loraxs-search add reviews --from 00003 --set learning_rate=1e-3
     """
-    from loraxs_search.steering.send import read_params
+    from loraxs_search.steering import read_params
 
     _send_command(study, "add", [source] if source else [], params=read_params(params or ()), as_json=as_json)
 

@@ -23,8 +23,7 @@ from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.search_state import SearchState
-from loraxs_search.steering import open_commands, steered, whole_plan
-from loraxs_search.steering.state import planned
+from loraxs_search.steering import open_commands, steered
 from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
 
 
@@ -162,7 +161,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         try:
             folder = StudyFolder.open(name)
             journal = folder.journal()
-            counts, state = progress(journal.records.values(), whole_plan(folder, journal)), study_state(folder)
+            counts, state = progress(journal.records.values(), steered(folder, journal).whole_plan), study_state(folder)
             is_waiting = False
             if sizes:
                 from loraxs_search.tracking.store import has_waiting
@@ -270,8 +269,8 @@ def study_status(folder: StudyFolder) -> StudyStatus:
 
         place = holder_elsewhere(folder.info.storage, folder.name)
         state = "elsewhere" if place else state
-    study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
-    records = study.records
+    study, info, candidates = steered(folder), folder.info, folder.candidates()
+    records = study.journal.records
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint)
     search = SearchState()
     if state == "running":
@@ -285,10 +284,10 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     return StudyStatus(
         study=folder.name,
         state=state,
-        progress=progress(records.values(), planned(info.search, study.state, records)),
+        progress=progress(records.values(), study.whole_plan),
         trials=rows,
         baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
-        finishing="" if study.trials_have_ended else study.state.finishing or "",
+        finishing="" if study.journal.notice is not None else study.state.finishing or "",
         commands=open_commands(study),
         warnings=score_warnings(rows, info.task),
         wall_s=study.journal.spent_s,

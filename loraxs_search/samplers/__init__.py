@@ -2,10 +2,10 @@
 
 _base.py     the contract
 entries.py   Optuna's samplers, by its names
-proposer.py  asks the sampler for the next trial, with the best and the latest of a long study
 trials.py    a study's trials, read from its log
 
-Nothing here is kept on disk: `StudyTrials` reads the log, and a proposal is an event in it before anything else has it.
+`search/tune/proposer.py` asks the sampler for the next trial. Nothing here is kept on disk: `StudyTrials` reads the
+log, and a proposal is an event in it before anything else has it.
 """
 
 from __future__ import annotations

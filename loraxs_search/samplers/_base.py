@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import Scalar
@@ -13,7 +13,6 @@ from loraxs_search.records.literals import Scalar
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.trial import BaseTrial
 
 
 @dataclass(frozen=True)
@@ -99,25 +98,3 @@ class Sampler(ABC):
     def advice(self) -> Iterator[str]:
         """Yield what a user should know before starting this search, such as what is drawn at random."""
         yield from ()
-
-
-class DrawnSpace(Protocol):
-    """What proposing needs of a search space."""
-
-    def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
-        """Draw a trial's params, constants included."""
-
-    def drawn_params(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Return a trial's params under the names that `suggest` draws them by."""
-
-    def drawn_names(self, name: str) -> list[str]:
-        """Return the names that `suggest` draws a parameter by, one for each alternative."""
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return Optuna's distribution of each parameter that is searched."""
-
-    def searched(self) -> tuple[SearchedParameter, ...]:
-        """Return what samplers may know of these parameters."""
-
-    def first_params(self) -> list[dict[str, Scalar]]:
-        """Return params that the first trials have, one of them each, by the names that `suggest` draws them by."""

@@ -31,11 +31,6 @@ class StudyTrials:
         self.trials: list[FrozenTrial] = []
         self._reports: dict[str, list[TrialReport]] = {}  # of unfinished trials
 
-    @property
-    def next_number(self) -> int:
-        """The number of the trial that starts next."""
-        return len(self.trials)
-
     def apply(self, event: LoggedEvent) -> None:
         """Take the next event of the log."""
         metric = self._selection.metric

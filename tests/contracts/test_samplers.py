@@ -15,8 +15,8 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.samplers._base import Sampler
-from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space, notes
 
@@ -70,7 +70,7 @@ class Study:
         self.trials.apply(event)
 
     def start(self) -> tuple[str, dict[str, Scalar]]:
-        number = self.proposer.next_number
+        number = len(self.trials.trials)
         params, proposal = self.proposer.propose(self.space.search.trial_seed(number))
         self.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
         return f"{number:05d}", params
@@ -203,7 +203,7 @@ def test_it_goes_on_after_trials_that_a_person_added(name):
     study = Study(space_of(CONDITIONAL, name))
     study.run(8)
     for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
-        number = study.proposer.next_number
+        number = len(study.trials.trials)
         params, proposal = study.proposer.add(given, 5)
         assert params.items() >= given.items()
         study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))

@@ -36,12 +36,12 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
 from loraxs_search.registry.manifest import verify
-from loraxs_search.search.driver import time_budget
+from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.tune import loop
-from loraxs_search.steering.send import extend_study
-from loraxs_search.steering.state import Deadline
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.steering import extend_study
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
 
@@ -227,14 +227,14 @@ def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
 ):
     view = Reports()
 
-    class OverWithTheReports(Deadline):
+    class OverWithTheReports(TimeBudget):
         @property
         def left_s(self) -> float | None:
             return 0.0 if view.num_reports >= 2 else 3600.0
 
     plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=100", "search.report_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(time_budget, "Deadline", OverWithTheReports)
+        patch.setattr(session, "TimeBudget", OverWithTheReports)
         cut = launch(str(tiny_space), name="cut", overrides=(*plan, "search.scheduler=none"), view=view)
     assert {trial.state for trial in cut.trials} == {TrialState.PRUNED}
     assert 0 < len(cut.trials) < 4
@@ -271,13 +271,13 @@ class Freezing(SearchView):
 def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
     simulated, tiny_space, agree, descendants, monkeypatch
 ):
-    class OverAsItFreezes(Deadline):
+    class OverAsItFreezes(TimeBudget):
         @property
         def left_s(self) -> float | None:
             return 0.0 if view.frozen else super().left_s
 
     monkeypatch.setattr(loop, "GRACE_S", 1.0)
-    monkeypatch.setattr(time_budget, "Deadline", OverAsItFreezes)
+    monkeypatch.setattr(session, "TimeBudget", OverAsItFreezes)
     view = Freezing(descendants)
     plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=2000", "search.report_every=10")
     try:

@@ -31,7 +31,7 @@ def steps(trial_id: str) -> int:
 
 
 def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(in_search_home, tiny_space, agree, monkeypatch):
-    monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 120.0)
+    monkeypatch.setattr("loraxs_search.steering.WAIT_S", 120.0)
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
         wait_for(driver, lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0)
         assert loraxs_search.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.search.driver.work_items import map_over_hosts
+from loraxs_search.search.driver.work_items import WorkItem, map_over_hosts
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -41,16 +41,19 @@ class Number:
         self.answers: list[str] = []
         self.error: Exception | None = None
 
-    def ask(self, host: Any) -> Any:
-        return host.work.remote(self.number)
+    def work(self) -> WorkItem:
+        for _ in range(self._times):
+            try:
+                number, name = yield lambda host: host.work.remote(self.number)  # type: ignore[attr-defined]
+            except TaskDataError as error:
+                self.error = error
+                return
+            assert number == self.number
+            self.answers.append(name)
 
-    def take(self, answer: tuple[int, str]) -> bool:
-        assert answer[0] == self.number
-        self.answers.append(answer[1])
-        return len(self.answers) < self._times
 
-    def failed(self, error: Exception) -> None:
-        self.error = error
+def over(pool: Any, items: list[Number], on_loop_step: Any, **options: Any) -> None:
+    map_over_hosts(pool, [item.work() for item in items], on_loop_step, **options)
 
 
 def go_on() -> None: ...
@@ -58,27 +61,27 @@ def go_on() -> None: ...
 
 def test_every_piece_is_done_once_and_every_host_has_some(ray_here):
     items = [Number(n) for n in range(12)]
-    map_over_hosts(workers(Worker.remote("a"), Worker.remote("b")), items, go_on)
+    over(workers(Worker.remote("a"), Worker.remote("b")), items, go_on)
     assert all(len(item.answers) == 1 for item in items)
     assert {name for item in items for name in item.answers} == {"a", "b"}
 
 
 def test_a_piece_is_asked_for_until_it_is_done_and_at_once_where_passes_are_shared(ray_here):
     items = [Number(n, times=3) for n in range(4)]
-    map_over_hosts(workers(Worker.remote("a")), items, go_on, at_once=4)
+    over(workers(Worker.remote("a")), items, go_on, at_once=4)
     assert [item.answers for item in items] == [["a"] * 3] * 4
 
 
 def test_a_host_that_dies_is_replaced_and_its_piece_is_not_lost(ray_here):
     items = [Number(n) for n in range(6)]
-    map_over_hosts(workers(Worker.remote("a", fatal=True), Worker.remote("b")), items, go_on)
+    over(workers(Worker.remote("a", fatal=True), Worker.remote("b")), items, go_on)
     assert all(len(item.answers) == 1 for item in items)
     assert "another" in {name for item in items for name in item.answers}
 
 
 def test_what_a_host_cannot_do_is_the_pieces_own_fault_and_the_others_go_on(ray_here):
     items = [Number(-1), Number(1)]
-    map_over_hosts(workers(Worker.remote("a")), items, go_on)
+    over(workers(Worker.remote("a")), items, go_on)
     assert isinstance(items[0].error, TaskDataError)
     assert items[1].answers == ["a"]
 
@@ -88,5 +91,5 @@ def test_it_stops_when_the_search_is_stopped(ray_here):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        map_over_hosts(workers(Worker.remote("a")), [Number(1)], stop)
-    map_over_hosts(workers(), [], stop)
+        over(workers(Worker.remote("a")), [Number(1)], stop)
+    over(workers(), [], stop)

@@ -15,7 +15,8 @@ from loraxs_search.home import factor_path
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.registry.factor_sets import lacks_factors
-from loraxs_search.search.driver.work_items import joined, refit_spec
+from loraxs_search.search.driver.finalize import refit_spec
+from loraxs_search.search.driver.work_items import joined
 from loraxs_search.trial.evaluate import score_folder
 
 

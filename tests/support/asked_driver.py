@@ -13,15 +13,14 @@ from ray.tune.search import Searcher
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import AnswerState, SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport
-from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher
+from loraxs_search.search.tune.proposer import Proposer
+from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.steering import steered, take_commands
-from loraxs_search.steering.send import new_command
-from loraxs_search.steering.state import Deadline
+from loraxs_search.steering import new_command, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder
 from support.toys import HYPERPARAMETERS
 
@@ -54,17 +53,17 @@ class Driver:
 
     def begin(self) -> str | None:
         """Have a trial begin; return its id, or what Tune is told where none does."""
-        before = set(self.searcher._trial_ids)
+        before = set(self.searcher.trial_ids)
         config = self.searcher.suggest(f"tune-{len(before)}-{len(self.searcher._log.records)}")
         if self.searcher.fatal_error is not None:
             raise self.searcher.fatal_error
         if not isinstance(config, dict):
             return config
-        (tune_id,) = set(self.searcher._trial_ids) - before
-        return self.searcher._trial_ids[tune_id]
+        (tune_id,) = set(self.searcher.trial_ids) - before
+        return self.searcher.trial_ids[tune_id]
 
     def end(self, trial_id: str, score: float = 0.5) -> None:
-        (tune_id,) = (key for key, value in self.searcher._trial_ids.items() if value == trial_id)
+        (tune_id,) = (key for key, value in self.searcher.trial_ids.items() if value == trial_id)
         self.searcher.on_trial_complete(tune_id, {STEP: 40, REPORT: to_json(report(trial_id, 40, score))})
 
     def run(self) -> list[str]:
@@ -123,7 +122,7 @@ def drive(folder: StudyFolder) -> Driver:
         steered_study,
         actors,
         make_scheduler(info.search, "maximize"),
-        Deadline(info.search, steered_study.state, time.time()),
+        TimeBudget(steered_study, actors, time.time()),
         take_commands=hear,
     )
     return Driver(folder, searcher, trials)

@@ -19,7 +19,7 @@ from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, ComparisonSetup, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.study_status import Progress, progress, study_state
-from loraxs_search.steering import whole_plan
+from loraxs_search.steering import steered
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
@@ -109,7 +109,7 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         records=records,
         complete=[record for record in records if record.state is TrialState.COMPLETE],
         rows=rows,
-        counts=progress(records, whole_plan(folder, journal)),
+        counts=progress(records, steered(folder, journal).whole_plan),
         metric=task.search_metric,
         sign=sign_of(task.search_direction),
         varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],

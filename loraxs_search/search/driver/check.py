@@ -29,8 +29,8 @@ from loraxs_search.records.task import DataReport, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
-from loraxs_search.search.driver.time_budget import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
+from loraxs_search.search.tune.time_budget import EndTime
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of

@@ -8,59 +8,43 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from loraxs_search.errors import SearchInterruptedError, counted
+import numpy as np
+from ray import ObjectRef
+from ray.exceptions import RayTaskError
+
+from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
 from loraxs_search.log.events import CandidateScored
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.host import Confirmation
+from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores, Manifest
+from loraxs_search.records.host import Answers, Confirmation
 from loraxs_search.records.literals import sign_of
-from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
+from loraxs_search.records.promotion import Candidate, PromotionRule, Refit, SliceScore
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import TrialRecord, TrialState
+from loraxs_search.records.trial import AdapterSize, Lineage, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.registry.card import model_card, resealed
+from loraxs_search.registry.evidence import slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.reports.leaderboard import front
-from loraxs_search.search.driver.open_study import OpenStudy
-from loraxs_search.search.driver.time_budget import TimeBudget
-from loraxs_search.search.driver.work_items import (
-    BaseModelBaseline,
-    Trained,
-    WorkItem,
-    answer_work,
-    class_report,
-    joined,
-    map_over_hosts,
-    refit_spec,
-    refit_work,
-    row_parts,
-    slices_of,
-    validation_work,
-)
+from loraxs_search.search.driver.work_items import BaseModelBaseline, WorkItem, joined, map_over_hosts, reason_of
+from loraxs_search.search.hosts.pool import HostProxy
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.search_space.space import Space
+from loraxs_search.steering import SteeredStudy
 from loraxs_search.studies.snapshots import read_reports
+from loraxs_search.tasks.kinds import kind_of
 
+_SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
+_PART = 128  # test rows; an item of fewer takes as long, since it puts the adapter on the base
 _logger = logging.getLogger(__name__)
-
-
-def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:
-    """Return the trials that trained all their steps, best first by the report of the step that is kept.
-
-    Ties, which few validation rows often make, go to the smaller adapter, then to the older trial.
-    """
-    sign = sign_of(selection.direction)
-
-    def order(record: TrialRecord) -> tuple[float, int, str]:
-        kept = selection.select(record.reports)
-        return -sign * kept.metrics[selection.metric], kept.size.stored_bytes, record.trial_id
-
-    return sorted((record for record in records if record.state is TrialState.COMPLETE), key=order)
 
 
 def candidate_trials(
@@ -98,29 +82,153 @@ def candidate_trials(
     return list(chosen.values())[: rule.candidates]
 
 
+def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
+    """Return the recipe of a trial with its `number`-th fresh seed, 1 for the first."""
+    hyper = replace(spec.hyperparameters, seed=spec.hyperparameters.seed + number * _SEED_STRIDE)
+    return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """An adapter that has trained all its steps: a trial's, or a refit's.
+
+    Args:
+        validation_metrics: Of the report of the step that is kept.
+        kept_step: The step that it is of, where the study keeps the best one.
+        lineage: The trial whose params its recipe was added with.
+    """
+
+    spec: TrialSpec
+    validation_metrics: Mapping[str, float]
+    size: AdapterSize
+    kept_step: int | None
+    lineage: Lineage | None
+
+
 class Finalization:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        hear: Called again and again while hosts work, to answer what people ask.
+        run_of: Returns the run of a trial in MLflow, if it has one by now.
+        on_loop_step: Called several times a second while hosts work; raises when the search was stopped from outside.
     Attributes:
-        trials: Completed ones, best first.
+        trials: Completed ones, best first by the report of the step that is kept. Ties, which few validation rows often
+            make, go to the smaller adapter, then to the older trial.
         best: The trials that are candidates, as are their refits: `promotion.candidates` of those whose method may be
             promoted.
     """
 
-    def __init__(self, opened: OpenStudy, hear: Callable[[], None]) -> None:
-        self._actors, self._space, self._log = opened.actors, opened.space, opened.study.journal
-        self._folder, self._is_stopped, self._run_of = opened.study.folder, opened.is_stopped, opened.run_of
-        self._hear, space = hear, opened.space
-        self.trials = completed_trials(opened.study.records.values(), self._folder.checkpoint_selection)
+    def __init__(
+        self,
+        study: SteeredStudy,
+        space: Space,
+        actors: StudyActors,
+        run_of: Callable[[str], str | None],
+        on_loop_step: Callable[[], None],
+    ) -> None:
+        self._folder, self._log, self._confirmed = study.folder, study.journal, study.folder.confirmed
+        self._space, self._actors, self._run_of, self._on_loop_step = space, actors, run_of, on_loop_step
+        selection = self._folder.checkpoint_selection
+        sign = sign_of(selection.direction)
+
+        def order(record: TrialRecord) -> tuple[float, int, str]:
+            kept = selection.select(record.reports)
+            return -sign * kept.metrics[selection.metric], kept.size.stored_bytes, record.trial_id
+
+        complete = [r for r in study.journal.records.values() if r.state is TrialState.COMPLETE]
+        self.trials = sorted(complete, key=order)
         able = [r for r in self.trials if space.may_be_candidate(space.method_of(r.params).name)]
         self.best = candidate_trials(able, space.promotion, space.task, space.search)
-        self.base_baseline = BaseModelBaseline(
-            self._folder, self._actors, space.task, functools.partial(self._map_over_hosts, unit="parts")
-        )
-        self._adapters: dict[str, Trained] = {}
+        spread = functools.partial(self._map_over_hosts, unit="parts")
+        self.base_baseline = BaseModelBaseline(self._folder, self._actors, space.task, spread)
+        self._adapters: dict[str, _Trained] = {}
         self._refit_steps: dict[str, int] = {}
+
+    # ---- validation rows ---------------------------------------------------------------------------------------------
+    def validate(self, budget: TimeBudget) -> list[Candidate]:
+        """Train the best recipes again, and return all candidates, scored on all validation rows, best first.
+
+        What the time budget has no room for is left out, and said.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        confirmed, task, seeds = self._confirmed, self._space.task, self._space.promotion.seeds
+        specs, left_s = [self._actors.spec(record.trial_id, record.params) for record in self.best], budget.left_s
+        wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
+        missing, limit = [spec for spec in wanted if not confirmed.refit(spec.trial_id).path.exists()], None
+        fitting = missing  # the first of each trial come first
+        if budget.end is not None and left_s is not None:
+            num_best, num_refits = budget.end.fitting(left_s, len(self.best), len(missing))
+            limit, fitting = num_best + num_refits, missing[:num_refits]
+        if fitting:
+            trials = counted(len(self.best), "trial")
+            self._log.phase(f"training the best {trials} again from {counted(seeds, 'fresh seed')}")
+            for spec in fitting:
+                snapshot = self._folder.snapshots.read(spec.trial_id)
+                self._refit_steps[spec.trial_id] = read_reports(snapshot)[-1].step if snapshot else 0
+            self._count_refits()
+            self._map_over_hosts([self._refit(spec, budget) for spec in fitting], shared=True)
+        if left_out := [spec for spec in missing if not confirmed.refit(spec.trial_id).path.exists()]:
+            _logger.warning(
+                "The time budget has no room for %d of %s.", len(left_out), counted(seeds * len(self.best), "refit")
+            )
+
+        self._log.phase("scoring the candidates on all validation rows")
+        names = [name for r in self.best for name, refit in self._recipe(r.trial_id).items() if not refit.failed]
+        scores = {name: self._trained(name).validation_metrics for name in names}
+        rows = self._actors.info.num_rows["validation"]
+        # Reports scored something else than candidates are compared by, or a part of the rows.
+        if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):
+            has_score = {name: confirmed.validation(name).path.exists() for name in names}
+            names.sort(key=lambda name: not has_score[name])
+            names = names[: max(limit or len(names), sum(has_score.values()))]
+            items = [self._score(name) for name in names if not has_score[name]]
+            self._map_over_hosts(items, shared=True, unit="adapters")
+            scores = {name: confirmed.validation(name).read() or {} for name in names}
+        if (unscored := len(self.best) - len(set(map(trial_of, names)))) > 0:
+            _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(self.best))
+        sign = sign_of(task.direction)
+        names.sort(key=lambda name: (-sign * scores[name].get(task.metric, -sign * math.inf), name))
+        for name in names:
+            self._log.say(CandidateScored(trial=name, split="validation", metrics=scores[name]))
+        return [self._candidate(name, scores) for name in names]
+
+    def _refit(self, spec: TrialSpec, budget: TimeBudget) -> WorkItem:
+        """Train a recipe to its last step, and keep its state after each report; left out where time runs out."""
+        name, snapshots, task = spec.trial_id, self._folder.snapshots, self._space.task
+        last, seed = spec.hyperparameters.max_steps, spec.hyperparameters.seed
+        step = -1
+        while step < last:
+            if step >= 0 and budget.left_s == 0.0:
+                return
+            snapshot = snapshots.read(name)
+            step = read_reports(snapshot)[-1].step if snapshot else 0
+            until = min(step + self._space.search.report_every, last)
+            try:
+                report, state = yield functools.partial(_advance, spec, until, snapshot, task)
+            except (LoraxsError, RayTaskError) as error:
+                self._confirmed.refit(name).write(Refit(seed, {}, failed=reason_of(error)))
+                self.reached({name: last})  # it has no more to do
+                return
+            snapshots.write(name, state)
+            step = report.step
+            self.reached({name: step})
+        metrics = self._folder.checkpoint_selection.select(read_reports(state)).metrics
+        self._confirmed.refit(name).write(Refit(seed, metrics))
+
+    def _score(self, name: str) -> WorkItem:
+        """Score an adapter on all validation rows, in the passes that score trials."""
+        snapshot = self._snapshot(name)
+        step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
+        metrics = dict[str, float]()
+        try:
+            task = self._space.task.for_candidates
+            report, _ = yield functools.partial(_advance, self._trained(name).spec, step, snapshot, task)
+            metrics = dict(report.metrics)
+        except TrialDivergedError:  # that it has no finite score is a result
+            pass
+        self._confirmed.validation(name).write(metrics)
 
     def reached(self, steps: Mapping[str, int]) -> None:
         """Refits have got to these steps, from any thread; a step before the one that is known changes nothing."""
@@ -133,124 +241,68 @@ class Finalization:
         total = len(self._refit_steps) * self._space.search.max_steps
         self._log.counted(sum(self._refit_steps.values()), total, "steps")
 
-    def validate(self, budget: TimeBudget) -> list[Candidate]:
-        """Train the best recipes again, and return all candidates, scored on all validation rows, best first.
-
-        What the time budget has no room for is left out, and said.
-
-        Raises:
-            SearchInterruptedError: stopped from outside.
-        """
-        folder, log, task, seeds = self._folder, self._log, self._space.task, self._space.promotion.seeds
-        confirmed, every, left_s = folder.confirmed, self._space.search.report_every, budget.deadline.left_s
-        specs = [self._actors.spec(record.trial_id, record.params) for record in self.best]
-        wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
-        missing, limit = [spec for spec in wanted if not confirmed.refit(spec.trial_id).path.exists()], None
-        fitting = missing  # the first of each trial come first
-        if budget.end is not None and left_s is not None:
-            num_best, num_refits = budget.end.fitting(left_s, len(self.best), len(missing))
-            limit, fitting = num_best + num_refits, missing[:num_refits]
-        if fitting:
-            trials = counted(len(self.best), "trial")
-            log.phase(f"training the best {trials} again from {counted(seeds, 'fresh seed')}")
-            for spec in fitting:
-                snapshot = folder.snapshots.read(spec.trial_id)
-                self._refit_steps[spec.trial_id] = read_reports(snapshot)[-1].step if snapshot else 0
-            self._count_refits()
-            items = [refit_work(spec, task, every, folder, self.reached, budget.is_used_up) for spec in fitting]
-            self._map_over_hosts(items, shared=True)
-        if left_out := [spec for spec in missing if not confirmed.refit(spec.trial_id).path.exists()]:
-            _logger.warning(
-                "The time budget has no room for %d of %s.", len(left_out), counted(seeds * len(self.best), "refit")
-            )
-
-        log.phase("scoring the candidates on all validation rows")
-        names = [name for r in self.best for name, refit in self._recipe(r.trial_id).items() if not refit.failed]
-        scores = {name: self._trained(name).validation_metrics for name in names}
-        rows = self._actors.info.num_rows["validation"]
-        # Reports scored something else than candidates are compared by, or a part of the rows.
-        if task.report_metric is not None or (task.validation_rows is not None and rows >= task.validation_rows):
-            has_score = {name: confirmed.validation(name).path.exists() for name in names}
-            names.sort(key=lambda name: not has_score[name])
-            names = names[: max(limit or len(names), sum(has_score.values()))]
-            items = [validation_work(self._trained(name), task) for name in names if not has_score[name]]
-            self._map_over_hosts(items, shared=True, unit="adapters")
-            scores = {name: confirmed.validation(name).read() or {} for name in names}
-        if (unscored := len(self.best) - len(set(map(trial_of, names)))) > 0:
-            _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(self.best))
-        sign = sign_of(task.direction)
-        names.sort(key=lambda name: (-sign * scores[name].get(task.metric, -sign * math.inf), name))
-        for name in names:
-            log.say(CandidateScored(trial=name, split="validation", metrics=scores[name]))
-        return [self._candidate(self._trained(name), scores) for name in names]
-
+    # ---- test rows ---------------------------------------------------------------------------------------------------
     def seal(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates."""
-        confirmed, task = self._folder.confirmed, self._space.task
+        confirmed, folder, task = self._confirmed, self._folder, self._space.task
         chosen = choose(self._space.promotion, task, candidates).finalist
         name = chosen.trial_id if chosen else ""
         # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
-        answered_before = dict.fromkeys((*self._folder.earlier_finalists(), *confirmed.finalists()))
+        answered_before = dict.fromkeys((*folder.earlier_finalists(), *confirmed.finalists()))
         earlier = tuple(other for other in answered_before if other != name)
         if chosen and (done := confirmed.finalist(name)):
-            chosen = replace(done, baselines=self._folder.baselines() or (), earlier_finalists=earlier)
+            chosen = replace(done, baselines=folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
-        def keep(adapter: Trained, confirmation: Confirmation) -> None:
-            if adapter.spec.trial_id == name:  # its card has test scores, which may not be there yet
+        def answer(rows: range) -> WorkItem:
+            spec, snapshot = self._trained(name).spec, self._snapshot(name)
+            try:
+                answers = yield lambda host: host.answer.remote(spec, snapshot, rows, task.for_candidates)
+            except TrialDivergedError:
+                answers = Answers((), (), math.nan)
+            confirmed.write_answers(name, rows, answers)
+
+        def write(own: str) -> WorkItem:
+            spec, snapshot = self._trained(own).spec, self._snapshot(own)
+            confirmation = yield lambda host: host.confirm.remote(spec, snapshot, task)
+            if own == name:  # its card has test scores, which may not be there yet
                 finalist.append(confirmation)
             else:
-                self._write(adapter, confirmation, known.get(adapter.spec.trial_id))
+                self._write(own, confirmation, known.get(own))
 
-        def adapter_work(adapter: Trained) -> WorkItem[Confirmation]:
-            return WorkItem(
-                lambda host: host.confirm.remote(adapter.spec, adapter.snapshot(), task),
-                lambda confirmation: keep(adapter, confirmation),
-            )
-
-        untested, items = chosen is not None and not chosen.test_metrics, list[WorkItem[Any]]()
+        untested, items = chosen is not None and not chosen.test_metrics, list[WorkItem]()
         if untested:
-            parts_left = row_parts(self._actors.info.num_rows["test"], list(confirmed.answers(name)))
-            items += [answer_work(self._trained(name), rows, task) for rows in parts_left]
+            items += map(answer, row_parts(self._actors.info.num_rows["test"], list(confirmed.answers(name))))
         kept = [r.trial_id for r in self.trials if self._space.method_of(r.params).has_adapter]
         for own in dict.fromkeys((*known, *kept)):
-            path = self._folder.adapter_path(own)
+            path = folder.adapter_path(own)
             # One that was sealed as a mere candidate, before the search went on, lacks its test scores.
             if not (path / MANIFEST).exists() or (own == name and not verify(path).test_metrics):
-                items.append(adapter_work(self._trained(own)))
+                items.append(write(own))
         self._map_over_hosts(items, unit="parts")
-        if chosen is not None:
-            parts, rows = list(confirmed.answers(name).values()), b""
-            if untested:
-                metrics, answered = joined(parts, task)
-                rows, baselines = answered.to_bytes(), self._folder.baselines() or ()
-                chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
-            for confirmation in finalist:  # none if it was written before the driver was killed
-                samples = tuple(sample for part in parts for sample in part.samples)
-                beside = {"samples": samples, "slices": slices_of(parts, task), "by_class": class_report(parts, task)}
-                self._write(self._trained(name), confirmation, chosen, beside)
-            path = self._folder.adapter_path(name)
-            if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
-                self._folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
-            if untested:
-                confirmed.keep_finalist(chosen, rows)
-        return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
-
-    def on_loop_step(self) -> None:
-        """Do what is done again and again while hosts work.
-
-        Raises:
-            SearchInterruptedError: stopped from outside.
-        """
-        self._hear()
-        if self._is_stopped():
-            raise SearchInterruptedError(
-                f"Study {self._folder.name!r} was interrupted after its trials, before its candidates were scored.",
-                hint=f"go on with `loraxs-search resume {self._folder.name}`",
-            )
+        if chosen is None:
+            return list(candidates)
+        parts, answered = list(confirmed.answers(name).values()), b""
+        if untested:
+            metrics, rows = joined(parts, task)
+            answered, baselines = rows.to_bytes(), folder.baselines() or ()
+            chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
+        for confirmation in finalist:  # none if it was written before the driver was killed
+            samples = tuple(sample for part in parts for sample in part.samples)
+            slices: tuple[SliceScore, ...] = ()
+            if task.slices and all(part.predictions for part in parts):  # no champion, no sign
+                slices = slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])
+            beside = {"samples": samples, "slices": slices, "by_class": class_report(parts, task)}
+            self._write(name, confirmation, chosen, beside)
+        path = folder.adapter_path(name)
+        if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
+            folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
+        if untested:
+            confirmed.keep_finalist(chosen, answered)
+        return [chosen if c.trial_id == name else c for c in candidates]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _map_over_hosts(self, items: Sequence[WorkItem[Any]], *, shared: bool = False, unit: str = "") -> None:
+    def _map_over_hosts(self, items: Sequence[WorkItem], *, shared: bool = False, unit: str = "") -> None:
         """Have every item done on all hosts.
 
         Args:
@@ -265,41 +317,53 @@ class Finalization:
         finished(0)
         pool = self._actors.pool
         at_once = pool.config.max_trials if shared else 1
-        map_over_hosts(pool, items, self.on_loop_step, at_once=at_once, finished=finished)
+        map_over_hosts(pool, items, self._on_loop_step, at_once=at_once, finished=finished)
 
     def _recipe(self, trial_id: str) -> dict[str, Refit]:
         """Return a trial and its refits that have been trained, or have failed, by name."""
-        confirmed, seed = self._folder.confirmed, self._trained(trial_id).spec.hyperparameters.seed
+        seed = self._trained(trial_id).spec.hyperparameters.seed
         names = [f"{trial_id}.{number}" for number in range(1, self._space.promotion.seeds + 1)]
-        known = {name: refit for name in names if (refit := confirmed.refit(name).read()) is not None}
+        known = {name: refit for name in names if (refit := self._confirmed.refit(name).read()) is not None}
         return {trial_id: Refit(seed), **known}
 
-    def _trained(self, trial_id: str) -> Trained:
+    def _snapshot(self, name: str) -> bytes:
+        """Return the state that is kept of an adapter: its last one, or the best.
+
+        Raises:
+            StudyError: the snapshot is missing.
+        """
+        snapshot = self._folder.snapshots.read_kept(name)
+        if snapshot is None:
+            raise StudyError(f"A completed trial must have a snapshot, but {self._folder.path} has none of {name}.")
+        return snapshot
+
+    def _trained(self, name: str) -> _Trained:
         """Return a completed trial's adapter, or a refit's."""
-        if trial_id not in self._adapters:
-            record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
-            refit = self._folder.confirmed.refit(trial_id).read()
-            spec = self._actors.spec(record.trial_id, record.params)
-            kept = self._folder.checkpoint_selection.select(record.reports)
+        if name not in self._adapters:
+            record = next(r for r in self.trials if r.trial_id == trial_of(name))
+            refit, spec = self._confirmed.refit(name).read(), self._actors.spec(record.trial_id, record.params)
+            selection = self._folder.checkpoint_selection
+            kept = selection.select(record.reports)
             metrics = kept.metrics
             if refit is not None:
-                spec, metrics = refit_spec(spec, int(trial_id.rpartition(".")[2])), refit.validation_metrics
-            self._adapters[trial_id] = Trained(spec, self._folder, metrics, kept.size, record.lineage)
-        return self._adapters[trial_id]
+                spec, metrics = refit_spec(spec, int(name.rpartition(".")[2])), refit.validation_metrics
+            step = None if selection.checkpoint == "last" else read_reports(self._snapshot(name))[-1].step
+            self._adapters[name] = _Trained(spec, metrics, kept.size, step, record.lineage)
+        return self._adapters[name]
 
-    def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
-        own, info, study = adapter.spec.trial_id, self._actors.info, self._folder.info
+    def _candidate(self, name: str, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
+        adapter, info, study = self._trained(name), self._actors.info, self._folder.info
         others = [
-            replace(refit, validation_metrics=scores.get(name, {}))
-            for name, refit in self._recipe(trial_of(own)).items()
-            if name != own
+            replace(refit, validation_metrics=scores.get(other, {}))
+            for other, refit in self._recipe(trial_of(name)).items()
+            if other != name
         ]
         return Candidate(
             study=self._folder.name,
-            trial_id=own,
+            trial_id=name,
             task=study.task.registered_name,
             test_metrics={},
-            validation_metrics=scores[own],
+            validation_metrics=scores[name],
             stored_bytes=adapter.size.stored_bytes,
             data_fingerprint=info.data_fingerprint,
             base_digest=info.base.weight_digest,
@@ -312,17 +376,18 @@ class Finalization:
 
     def _write(
         self,
-        adapter: Trained,
+        name: str,
         confirmation: Confirmation,
         candidate: Candidate | None,
         beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        info = self._actors.info
-        if candidate is not None:  # promotion registers its factors: they come into this machine's cache
+        """Seal an adapter in the study's folder; a candidate's factors come into this machine's cache."""
+        info, adapter = self._actors.info, self._trained(name)
+        if candidate is not None:  # promotion registers them
             for key, checksum in confirmation.factors.items():
                 if factors_at(key, checksum) is None:
                     read = functools.partial(lambda key, host: host.factor_file.remote(self._space.task, key), key)
-                    install_factors(key, self._actors.pool.ask(read, self.on_loop_step))
+                    install_factors(key, self._actors.pool.ask(read, self._on_loop_step))
         hyper = adapter.spec.hyperparameters
         adapted = [module for module in info.modules if module.name in hyper.target_modules]
         start = self._folder.info.start_from
@@ -332,7 +397,7 @@ class Finalization:
             base_digest=info.base.weight_digest,
             data_fingerprint=info.data_fingerprint,
             study=self._folder.name,
-            trial_id=adapter.spec.trial_id,
+            trial_id=name,
             params=adapter.spec.params,
             hyperparameters=hyper,
             validation_metrics=candidate.validation_metrics if candidate else adapter.validation_metrics,
@@ -341,7 +406,7 @@ class Finalization:
             probe=confirmation.probe,
             versions=info.versions,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_id=self._run_of(trial_of(adapter.spec.trial_id)),
+            run_id=self._run_of(trial_of(name)),
             refits=candidate.refits if candidate else (),
             base_bytes=info.base_bytes,
             lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
@@ -355,4 +420,40 @@ class Finalization:
         )
         manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
-        self._folder.write_adapter(adapter.spec.trial_id, sealed(files, manifest))
+        self._folder.write_adapter(name, sealed(files, manifest))
+
+
+def _advance(
+    spec: TrialSpec, until: int, snapshot: bytes | None, task: Task, host: HostProxy
+) -> ObjectRef[tuple[TrialReport, bytes]]:
+    return host.advance.remote(spec, until, snapshot, task)
+
+
+def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
+    """Return how a classifier's answers to all test rows do by class; None if answers are not labels."""
+    answers = np.array([value for part in parts for value in part.predictions])
+    labels = np.array([value for part in parts for value in part.labels])
+    if not task.labels or labels.dtype.kind != "i" or len(answers) != len(labels):
+        return None
+    count = len(task.labels)
+    confusion = np.bincount(labels * count + answers, minlength=count * count).reshape(count, count)
+    right, answered, rows = confusion.diagonal().tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist()
+
+    def share(part: int, whole: int) -> float | None:
+        return float(part / whole) if whole else None
+
+    classes = [
+        ClassScores(label, n, share(k, m), share(k, n), share(2 * k, n + m))
+        for label, k, m, n in zip(task.labels, right, answered, rows, strict=True)
+    ]
+    wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
+    return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
+
+
+def row_parts(num_rows: int, done: Sequence[range]) -> list[range]:
+    """Return the unanswered rows of a split, in parts that are small enough to show how far the work is."""
+    ends = sorted(done, key=lambda rows: rows.start)
+    starts = [0, *(rows.stop for rows in ends)]
+    stops = [*(rows.start for rows in ends), num_rows]
+    gaps = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+    return [gap[place : place + _PART] for gap in gaps for place in range(0, len(gap), _PART)]

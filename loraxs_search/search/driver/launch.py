@@ -25,13 +25,13 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error
-from loraxs_search.search.driver.result import SearchResult, close_finished, lacks_baseline
+from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
-from loraxs_search.steering import asks_for_more, foreseen
+from loraxs_search.steering import foreseen, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, store_of, studies_root
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.mirror import check_new_in, fetch
+from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store
@@ -93,8 +93,7 @@ def search_study(
     """
     log, started_at = StudyLog(studies_root() / info.name / JOURNAL, info.name, view), steady_time()
     log.phase("loading the base model and the data")
-    from loraxs_search.search.driver.open_study import open_study
-    from loraxs_search.search.driver.session import SearchSession  # Ray Tune and Optuna load while the host does
+    from loraxs_search.search.driver.session import SearchSession, open_study  # Ray Tune loads while the host does
 
     with open_study(info, space, pool, log, stop or threading.Event(), is_locked=is_locked) as opened:
         return SearchSession(opened, started_at).run()
@@ -292,11 +291,20 @@ def resume(
     """
     place = storage or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
-    info = replace(folder.info, tracking_uri=store_of(folder))
-    study = foreseen(folder)
-    if folder.candidates() is not None and not asks_for_more(study) and not lacks_baseline(folder):
-        return close_finished(folder)
+    uri, study = store_of(folder), foreseen(folder)
+    asks_for_more = study.journal.is_reopened or study.is_to_reopen
+    if folder.candidates() is not None and not asks_for_more and not lacks_baseline(folder):
+        # MLflow and the study's copy get what is still missing there.
+        with (
+            folder.lock(),
+            mirrored(folder, lambda: None) as mirror,
+            open_tracker(folder, uri, mirror) as tracker,
+        ):
+            take_commands(steered(folder))
+            result = record_end(folder, folder.journal())
+            tracker.drain()
+            return result
     space = replace(folder.space(), search=study.plan)
     # The lock before Ray is started: commands that come now wait for this driver.
-    with folder.lock(), _ready([space], info.tracking_uri, address, runtime_env, view) as pool:
-        return search_study(info, space, pool, view, stop, is_locked=True)
+    with folder.lock(), _ready([space], uri, address, runtime_env, view) as pool:
+        return search_study(replace(folder.info, tracking_uri=uri), space, pool, view, stop, is_locked=True)

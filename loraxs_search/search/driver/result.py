@@ -19,7 +19,6 @@ from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
-from loraxs_search.steering import steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, list_studies, store_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.storage import Storage
@@ -115,23 +114,6 @@ class SearchResult:
 _logger = logging.getLogger(__name__)
 
 
-def keep_report(folder: StudyFolder, journal: StudyLog) -> None:
-    """Write the report of a search that has ended, and have MLflow keep it, once.
-
-    The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
-    stops nothing: `loraxs-search report` makes it again, and says what is wrong.
-    """
-    from loraxs_search.reports.html.page import REPORT_FILE, write_report
-
-    if journal.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be only in MLflow
-        return
-    try:
-        journal.append(ReportWritten(path=write_report(folder).name))
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found
-        name = folder.name
-        _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
-
-
 def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracker:
     """Return what carries a study's log to MLflow.
 
@@ -140,32 +122,14 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
     Raises:
         StudyError, HomeError: as `Tracker`.
     """
-
-    def is_ours() -> bool:
-        return mirror is not None and mirror.is_sure
-
     return Tracker(
         folder.name,
         folder.path,
         uri,
         folder.info.task.registered_name,
         folder.checkpoint_selection,
-        is_ours=is_ours if folder.info.storage is not None else None,
+        is_ours=None if folder.info.storage is None else lambda: mirror is not None and mirror.is_sure,
     )
-
-
-def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
-    uri = store_of(folder)
-    with (
-        folder.lock(),
-        mirrored(folder, lambda: None) as mirror,
-        open_tracker(folder, uri, mirror) as tracker,
-    ):
-        take_commands(steered(folder, folder.journal()))
-        result = record_end(folder, folder.journal())
-        tracker.drain()
-        return result
 
 
 def lacks_baseline(folder: StudyFolder) -> bool:
@@ -181,7 +145,8 @@ def record_end(folder: StudyFolder, journal: StudyLog) -> SearchResult:
     """Record once what MLflow receives at the end of a search, and return the result.
 
     MLflow receives the adapter of every completed trial that has one, and the finalist's if that is a refit, with the
-    candidates' scores; the baselines; and the report, which the study's folder keeps, too.
+    candidates' scores; the baselines; and the report, which the study's folder keeps, too. A report that cannot be made
+    stops nothing: `loraxs-search report` makes it again, and says what is wrong.
     """
     candidates = tuple(folder.candidates() or ())
     result = SearchResult(
@@ -198,7 +163,16 @@ def record_end(folder: StudyFolder, journal: StudyLog) -> SearchResult:
             scores = {f"{split}.{n}": value for split, metrics in splits.items() for n, value in metrics.items()}
             journal.append(AdapterWritten(trial_id=name, folder=str(path), run_of=trial_of(name), scores=scores))
         journal.append(BaselinesMeasured(baselines=folder.baselines() or ()))
-    keep_report(folder, journal)
+    # The trials have ended by now, and the tracker carries their records over meanwhile.
+    from loraxs_search.reports.html.page import REPORT_FILE, write_report
+
+    # On another machine the report may be only in MLflow.
+    if not (journal.has_report and (folder.path / REPORT_FILE).is_file()):
+        try:
+            journal.append(ReportWritten(path=write_report(folder).name))
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found
+            name = folder.name
+            _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
     if not is_finished:
         states = [record.state.value for record in result.trials]
         summary: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}

@@ -1,19 +1,30 @@
-"""One driver's work on an open study: train, refit and score, write adapters, until nobody asks for more."""
+"""One driver's work on a study: open it, train, refit and score, write adapters, until nobody asks for more."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from loraxs_search.assets import NOTHING, PROBE
-from loraxs_search.errors import ClusterError, HomeError, LoraxsError, first_line
+from loraxs_search.assets import NOTHING, PROBE, START
+from loraxs_search.errors import (
+    BaseModelError,
+    ClusterError,
+    HomeError,
+    LoraxsError,
+    SearchInterruptedError,
+    UsageError,
+    first_line,
+    one_of,
+)
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import (
     BaselineScored,
@@ -22,6 +33,7 @@ from loraxs_search.log.events import (
     DataRead,
     DriverStarted,
     Reopened,
+    SearchFinished,
     SearchStarted,
     TrainingEnded,
     TrialEnded,
@@ -30,28 +42,31 @@ from loraxs_search.log.events import (
     TrialsAdvanced,
 )
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.host import LinearProbe
+from loraxs_search.methods import method_of
+from loraxs_search.records.host import HostInfo, LinearProbe
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import SearchRun, StudyDescription
-from loraxs_search.records.task import Task
-from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
+from loraxs_search.records.trial import TrialRecord, TrialState
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
-from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.cluster.connection import living_nodes
+from loraxs_search.search.cluster.connection import living_nodes, own_error
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.open_study import OpenStudy
-from loraxs_search.search.driver.result import SearchResult, record_end
-from loraxs_search.search.driver.time_budget import TimeBudget
+from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
-from loraxs_search.search.hosts.answers import HOST_LOST, await_answer
+from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.hosts.pool import HostPool, HostProxy
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.loop import StudySearcher
-from loraxs_search.search_space.space import Space, notes
-from loraxs_search.steering import take_commands
-from loraxs_search.steering.state import SteeredStudy, planned
+from loraxs_search.search.tune.proposer import Proposer
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.search_space.space import Space, notes, trial_shapes
+from loraxs_search.steering import SteeredStudy, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, store_of
+from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.mirror import mirrored
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.run_texts import environment_tags
 
@@ -59,77 +74,186 @@ _logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.2  # for commands
 
 
-class StudyProbe:
-    """Begins to fit a study's linear probe, unless its folder has one, while trials start.
+# ---- opening ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study that this driver searches: its lock is held, its log is followed into its copy and MLflow.
+
+    Args:
+        study: Its folder, its log, and what people have made of it.
+        is_stopped: Whether this search is to end, by itself or with all that run beside it.
+        run_of: Returns the run of a trial in MLflow, if it has one by now.
+    """
+
+    study: SteeredStudy
+    space: Space
+    actors: StudyActors
+    is_stopped: Callable[[], bool]
+    run_of: Callable[[str], str | None]
+
+
+@contextlib.contextmanager
+def open_study(
+    info: StudyInfo, space: Space, pool: HostPool, log: StudyLog, stop: threading.Event, *, is_locked: bool
+) -> Iterator[OpenStudy]:
+    """Open a study on the hosts of `pool`, and record how its search ends; a new one is created.
+
+    Whatever a killed driver has done is found in the folder.
+
+    Args:
+        log: The study's; there may be no file of it yet.
+        stop: Set from anywhere, it ends the search cleanly, and those that run beside it.
+        is_locked: Whether this process holds the study already.
+    """
+    lost_lease = threading.Event()  # which stops no search beside this one
+
+    def begun() -> StudyFolder | None:
+        """Return the study's folder, where this driver or an earlier one began it."""
+        if StudyFolder.exists(info.name) and (found := StudyFolder.open(info.name)).info.study_id == info.study_id:
+            return found
+        return None
+
+    def is_stopped() -> bool:
+        return stop.is_set() or lost_lease.is_set()
+
+    def check_stop() -> None:
+        if is_stopped():
+            raise SearchInterruptedError.of([] if begun() is None else [info.name])
+
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(log.saying_warnings())
+        folder = begun()
+        actors = StudyActors(info, space, pool, check_stop, folder.identity.read() if folder else None)
+        closing.callback(actors.close)
+        info, space = settled(info, space, actors.info)
+        actors.prepare_factors(log.phase)
+        if (folder := begun()) is None:  # `create` refuses a name that was taken in the meantime
+            folder = StudyFolder.create(info, space.text, resolved=space)
+        if not is_locked:
+            closing.enter_context(folder.lock())
+        mirror = closing.enter_context(mirrored(folder, lost_lease.set))
+        if folder.identity.read() is None:
+            folder.identity.write(actors.info.identity)
+        if lacks_baseline(folder):
+            folder.set_candidates_aside()
+        actors.start_from = _kept_start(folder)
+        log.refresh()
+        tracker = open_tracker(folder, info.tracking_uri, mirror)
+        try:
+            yield OpenStudy(steered(folder, log), space, actors, is_stopped, tracker.run_id)
+        except BaseException as error:
+            if mirror is not None and mirror.lost_to is not None:
+                raise mirror.lost_to from error
+            stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
+            with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
+                notice = {"notice": str(own_error(error))}
+                log.append(SearchFinished(state="KILLED" if stopped else "FAILED", summary=notice))
+            raise
+        finally:
+            log.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
+            log.phase("writing the last records to MLflow")
+            if mirror is not None and mirror.lost_to is not None:
+                tracker.abandon()
+            else:
+                tracker.close()
+
+
+def settled(study: StudyInfo, space: Space, info: HostInfo) -> tuple[StudyInfo, Space]:
+    """Return study and space as they are on this base: `pooling: auto` is resolved, and trials may start as they ask.
+
+    A head that reads another pool is no start for trials.
+
+    Raises:
+        BaseModelError: the start is of another base.
+        UsageError: some trial of the space could not begin at it: rank, modules or factors do not fit.
+    """
+    task = replace(space.task, pooling=info.pooling) if space.task.pooling == "auto" else space.task
+    space, start = replace(space, task=task), study.start_from
+    if start is None:
+        return replace(study, task=task), space
+    if start.base_digest != info.base.weight_digest:
+        raise BaseModelError(
+            f"`start_from` must name an adapter on this base, with weights {info.base.weight_digest[:16]}..., but"
+            f" {start.adapter.name} is on weights {start.base_digest[:16]}....",
+            hint="name an adapter of the same base at the same revision",
+        )
+    start = replace(start, with_head=start.with_head and start.pooling == task.pooling)
+    method, by_name = method_of(start.hyperparameters), {module.name: module for module in info.modules}
+    heads = [str(head) for head in space.possible_values(method.name, "head") or ()]
+    if start.with_head and set(heads) != {start.hyperparameters.head}:
+        raise UsageError(
+            f"`head` must be the adapter's own ({start.hyperparameters.head}) where trials start from its head, but a "
+            f"trial may have {one_of(heads)}.",
+            hint=f"write `head: {start.hyperparameters.head}` in `parameters`",
+        )
+    for params, names in trial_shapes(space, method, info.modules):
+        method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
+    return replace(study, task=task, start_from=start), space
+
+
+def _kept_start(folder: StudyFolder) -> str | None:
+    """Have the study keep the asset that its trials start from, and return its digest; None if they start anew.
+
+    Raises:
+        RegistryError, TrackingError: it cannot be had, and the study does not have it yet.
+    """
+    start = folder.info.start_from
+    if start is None or START in folder.assets():
+        return folder.assets().get(START)
+    path = pull(start.adapter.name, uri=folder.info.tracking_uri)
+    manifest = verify(path)
+    if path.name != start.adapter.digest:
+        raise UsageError(
+            f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",
+            hint="launch the study again under another name",
+        )
+    method = method_of(manifest.hyperparameters)
+    return folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))
+
+
+def begin_linear_probe(
+    folder: StudyFolder, actors: StudyActors, space: Space, say: Callable[[str], None]
+) -> Callable[[], str | None]:
+    """Begin to fit a study's linear probe, unless its folder has one, while trials start.
 
     Args:
         say: Takes what begins.
+    Returns:
+        What waits for it, and returns the asset's digest once the study has it; None if heads start at random, now and
+        after a resume. It raises ClusterError or HomeError where the host's node is not fit or its disk cannot be
+        written, and SearchInterruptedError where the search is stopped meanwhile: a resumed one fits it anew.
     """
+    known = folder.assets().get(PROBE)
+    if known is not None or kind_of(space.task).model.num_outputs is None:
+        return lambda: None if known == NOTHING else known
 
-    def __init__(self, folder: StudyFolder, actors: StudyActors, space: Space, say: Callable[[str], None]) -> None:
-        self._folder, self._actors, self._task = folder, actors, space.task
-        known = folder.assets().get(PROBE)
-        self._digest = None if known == NOTHING else known
-        self._asked: ObjectRef[LinearProbe] | None = None
-        has_none = kind_of(space.task).model.num_outputs is None
-        self._is_settled = known is not None or has_none
-        starts = [space.possible_values(name, "head_init") or () for name in space.methods]
-        if not self._is_settled and any("probe" in own for own in starts):
-            say("fitting a linear probe for heads to start from")
-            self._asked = actors.pool.host().linear_probe.remote(space.task)
+    def ask(host: HostProxy) -> ObjectRef[LinearProbe]:
+        return host.linear_probe.remote(space.task)
 
-    def digest(self) -> str | None:
-        """Return the asset's digest once the study has it; None if heads start at random, now and after a resume.
+    begun: ObjectRef[LinearProbe] | None = None
+    if any("probe" in (space.possible_values(name, "head_init") or ()) for name in space.methods):
+        say("fitting a linear probe for heads to start from")
+        begun = ask(actors.pool.host())
 
-        Raises:
-            ClusterError, HomeError: the host's node is not fit, or its disk cannot be written.
-            SearchInterruptedError: stopped from outside; a resumed search fits it anew.
-        """
-        if self._is_settled:
-            return self._digest
-        pool, check_stop, self._is_settled = self._actors.pool, self._actors.check_stop, True
+    @functools.cache
+    def digest() -> str | None:
         try:
-            try:
-                probe = await_answer(self._asked or pool.host().linear_probe.remote(self._task), check_stop)
-            except HOST_LOST:
-                probe = pool.ask(lambda host: host.linear_probe.remote(self._task), check_stop)
+            probe = actors.pool.ask(ask, actors.check_stop, begun)
         except (ClusterError, HomeError):
             raise
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
             probe = LinearProbe(reason=first_line(getattr(error, "cause", error)))
-        if probe.content:
-            self._digest = self._folder.write_asset(PROBE, probe.content)
-            _logger.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
-        else:
-            self._folder.write_asset(PROBE, b"")
+        if not probe.content:
+            folder.write_asset(PROBE, b"")
             _logger.warning("heads start at random, without a linear probe: %s", probe.reason)
-        return self._digest
+            return None
+        _logger.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
+        return folder.write_asset(PROBE, probe.content)
+
+    return digest
 
 
-class ScoreWatch:
-    """Warns of what scores show to be wrong with how a task is asked, once of each thing.
-
-    Args:
-        max_steps: Of each trial. One that has trained less than half of them proves nothing.
-    """
-
-    def __init__(self, task: Task, max_steps: int) -> None:
-        self._kind, self._max_steps = kind_of(task), max_steps
-        self._said: set[str] = set()
-
-    def reported(self, report: TrialReport) -> None:
-        """Look at the scores of a trial's report."""
-        if 2 * report.step >= self._max_steps:
-            self.scored(report.trial_id, report.metrics)
-
-    def scored(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        """Look at an adapter's scores."""
-        for name, sentence in self._kind.score_warnings(metrics):
-            if name not in self._said:
-                self._said.add(name)
-                _logger.warning("trial %s: %s", trial_id, sentence)
-
-
+# ---- searching -------------------------------------------------------------------------------------------------------
 class SearchSession:
     """Searches an open study, whose lock this driver holds; every stage can be repeated.
 
@@ -142,11 +266,10 @@ class SearchSession:
         space, folder, log, actors = opened.space, opened.study.folder, opened.study.journal, opened.actors
         plan, task = folder.info.search, space.task
         self._baselines = StudyBaselines(folder, actors, task)  # begun first: Ray Tune takes seconds to start
-        actors.linear_probe = StudyProbe(folder, actors, space, log.phase).digest
+        actors.linear_probe = begin_linear_probe(folder, actors, space, log.phase)
         reopen(self._study)
-        self._budget = TimeBudget(self._study, actors, started_at - log.spent_s)
-        self._watch, trials = ScoreWatch(task, plan.max_steps), StudyTrials(task, plan)
-        self._said_baselines = set[str]()
+        self._budget, trials = TimeBudget(self._study, actors, started_at - log.spent_s), StudyTrials(task, plan)
+        self._said_baselines, self._said_warnings = set[str](), set[str]()
         self._finalization: Finalization | None = None  # once its trials have ended
         for event in log.history():
             trials.apply(event)
@@ -154,7 +277,8 @@ class SearchSession:
         def follow(event: TrialEvent) -> None:
             trials.apply(event)
             if isinstance(event, TrialReported):
-                self._watch.reported(event.report)
+                if 2 * event.report.step >= plan.max_steps:  # one that has trained less proves nothing
+                    self._warn_of_scores(event.report.trial_id, event.report.metrics)
                 self._say_baselines(self._baselines.take())
                 self._budget.keep_time_for_end()
 
@@ -179,15 +303,14 @@ class SearchSession:
         scheduler.replay(log.reports, task.search_metric)
         for trial_id, reason in scheduler.stopped.items():  # of trials that had not ended yet
             log.append(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
-        if self._budget.deadline.budget_s is not None and log.notice is None:
+        if self._study.plan.time_budget is not None and log.notice is None:
             spread = functools.partial(map_over_hosts, actors.pool, on_loop_step=actors.check_stop)
             self._budget.answer_s = BaseModelBaseline(folder, actors, task, spread).seconds_per_row()
         self._budget.keep_time_for_end()
         self._say_plan()
         self._next_look = 0.0
-        proposer = Proposer(trials, space)
         self._searcher = StudySearcher(
-            proposer, self._study, actors, scheduler, self._budget.deadline, opened.is_stopped, self._hear
+            Proposer(trials, space), self._study, actors, scheduler, self._budget, opened.is_stopped, self._hear
         )
 
     def run(self) -> SearchResult:
@@ -198,30 +321,34 @@ class SearchSession:
             TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
         folder, log = self._study.folder, self._log
-
-        def train() -> None:
-            self._searcher.run()
-            log.append(TrainingEnded(notice=self._searcher.notice))
-
-        with self._actors.pool.watched(self._study.name, self._show_steps, lambda: self._searcher.to_cancel):
-            run_stages(folder, log, train, self._finalize, self._wants_more)
-        self._log.close()
+        with self._actors.pool.watched(folder.name, self._show_steps, lambda: self._searcher.to_cancel):
+            while True:
+                if log.notice is None and folder.candidates() is None:
+                    self._searcher.run()
+                    log.append(TrainingEnded(notice=self._searcher.notice))
+                # People may ask for more at any time: then candidates are set aside, and more trials are trained.
+                if self._wants_more() or (folder.candidates() is None and not self._finalize()):
+                    continue
+                if not self._wants_more():
+                    break
+        log.close()
         return record_end(folder, log)
 
-    # ---- the end -----------------------------------------------------------------------------------------------------
     def _finalize(self) -> bool:
         """Choose the finalist and have adapters written; False if it is left off, since the search continues.
 
         Test rows are asked only after people have last been asked whether it does.
         """
         folder, log = self._study.folder, self._log
-        end = self._finalization = Finalization(self._opened, self._hear)
-        baselines = self._baselines.result(end.on_loop_step)
+        opened, on_loop_step = self._opened, self._on_end_step
+        end = Finalization(opened.study, opened.space, opened.actors, opened.run_of, on_loop_step)
+        self._finalization = end
+        baselines = self._baselines.result(on_loop_step)
         log.append(BaselinesMeasured(baselines=baselines))
         self._say_baselines(baselines)
         candidates = end.validate(self._budget)
         for candidate in candidates[:1]:
-            self._watch.scored(candidate.trial_id, candidate.validation_metrics)
+            self._warn_of_scores(candidate.trial_id, candidate.validation_metrics)
         if self._wants_more():
             return False
         if not end.base_baseline.is_measured:
@@ -239,6 +366,20 @@ class SearchSession:
         folder.write_candidates(candidates)
         return True
 
+    def _on_end_step(self) -> None:
+        """Hear people while hosts work at the end of the search.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        self._hear()
+        if self._opened.is_stopped():
+            name = self._study.folder.name
+            raise SearchInterruptedError(
+                f"Study {name!r} was interrupted after its trials, before its candidates were scored.",
+                hint=f"go on with `loraxs-search resume {name}`",
+            )
+
     # ---- steering ----------------------------------------------------------------------------------------------------
     def _hear(self, *, now: bool = False) -> None:
         """Act by what people have sent, if it is time to look again; where that changes the plan, the view begins anew.
@@ -251,7 +392,7 @@ class SearchSession:
         self._next_look = time.monotonic() + _LOOK_EVERY_S
         if take_commands(self._study, self._log.say):
             self._searcher.apply_commands()
-            if planned(self._study.folder.info.search, self._study.state, self._study.records) != self._shown_plan:
+            if self._study.whole_plan != self._shown_plan:
                 self._say_plan()
 
     def _wants_more(self) -> bool:
@@ -263,6 +404,13 @@ class SearchSession:
         return has_more
 
     # ---- what watchers are shown -------------------------------------------------------------------------------------
+    def _warn_of_scores(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        """Warn of what an adapter's scores show to be wrong with how the task is asked, once of each thing."""
+        for name, sentence in kind_of(self._opened.space.task).score_warnings(metrics):
+            if name not in self._said_warnings:
+                self._said_warnings.add(name)
+                _logger.warning("trial %s: %s", trial_id, sentence)
+
     def _say_baselines(self, baselines: Iterable[Baseline]) -> None:
         """Say each baseline's scores once."""
         for baseline in baselines:
@@ -272,7 +420,7 @@ class SearchSession:
 
     def _show_steps(self, steps: Mapping[str, int]) -> None:
         """Say how far trials and refits have got since their last reports; called from its own thread."""
-        event = TrialsAdvanced(study=self._study.name, steps=steps)
+        event = TrialsAdvanced(study=self._study.folder.name, steps=steps)
         with contextlib.suppress(HomeError):
             self._study.folder.steps.write(event)
         self._log.show(event)
@@ -285,7 +433,7 @@ class SearchSession:
         """Say what the search is about to do; the view begins anew."""
         actors, info, task = self._actors, self._study.folder.info, self._opened.space.task
         addresses, by_node = {node.node_id: node.address for node in living_nodes()}, actors.slot_counter.slots.by_node
-        plan = self._shown_plan = planned(info.search, self._study.state, self._study.records)
+        plan = self._shown_plan = self._study.whole_plan
         self._log.say(
             SearchStarted(
                 task=task.registered_name,
@@ -300,7 +448,7 @@ class SearchSession:
                 num_slots=actors.slot_counter.max_concurrent,
                 slots={addresses[own]: slots for own, slots in by_node.items() if own in addresses},
                 why_slots=actors.pack_size.reason,
-                time_left_s=self._budget.deadline.left_s,
+                time_left_s=self._budget.left_s,
                 notes=notes(self._opened.space),
                 finishing=self._study.state.finishing or "",
             )
@@ -321,31 +469,9 @@ def reopen(study: SteeredStudy) -> bool:
 
     The journal says so first: candidates that are still there are of before.
     """
-    has_more = study.state.num_reopenings > study.journal.num_reopenings
+    has_more = study.is_to_reopen
     if has_more:
         study.journal.append(Reopened(number=study.state.num_reopenings))
     if study.journal.is_reopened:
         study.folder.set_candidates_aside()
     return has_more
-
-
-def run_stages(
-    folder: StudyFolder,
-    journal: StudyLog,
-    train: Callable[[], None],
-    finalize: Callable[[], bool],
-    wants_more: Callable[[], bool],
-) -> None:
-    """Train, then finalize; from the start again whenever people ask for more in the meantime.
-
-    Args:
-        finalize: Returns whether it came to its end.
-        wants_more: Whether people have asked for more: then the candidates are set aside.
-    """
-    while True:
-        if journal.notice is None and folder.candidates() is None:
-            train()
-        if wants_more() or (folder.candidates() is None and not finalize()):
-            continue
-        if not wants_more():
-            return

@@ -140,16 +140,25 @@ class HostPool:
         """Return all hosts that exist by now; at least one."""
         return ray.get(self._directory.hosts.remote()) or [self.host()]
 
-    def ask(self, verb: Callable[[HostProxy], ObjectRef[AnswerT]], on_loop_step: Callable[[], None]) -> AnswerT:
+    def ask(
+        self,
+        verb: Callable[[HostProxy], ObjectRef[AnswerT]],
+        on_loop_step: Callable[[], None],
+        begun: ObjectRef[AnswerT] | None = None,
+    ) -> AnswerT:
         """Ask one host and await the answer; a host that dies, or whose node does, is replaced a few times.
 
         Args:
             verb: Asks it.
             on_loop_step: As of `await_answer`.
+            begun: What a host was asked before; it is waited for first.
         Raises:
             RayError: hosts keep dying; one of `HOST_LOST`.
             ClusterError: the host's node is not fit for the search.
         """
+        if begun is not None:
+            with contextlib.suppress(*HOST_LOST):
+                return await_answer(begun, on_loop_step)
         host = self.host()
         for _ in range(_MAX_LOSSES):
             try:

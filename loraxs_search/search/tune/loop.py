@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedErr
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import Lineage, TrialReport, TrialState
-from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster.connection import living_nodes, setup_error
 from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
+from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, make_controller
-from loraxs_search.steering.state import Deadline, SteeredStudy, extended, num_proposed, planned, unstarted
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.steering import SteeredStudy
 
 _logger = logging.getLogger(__name__)
 
@@ -86,9 +87,12 @@ class StudySearcher(_Unpickled, Searcher):
 
     Args:
         study: Whoever changes its state calls `apply_commands`.
-        deadline: When the time budget is used up.
         is_stopped: Whether the driver is to end.
         take_commands: Called at each step of the loop.
+    Attributes:
+        fatal_error: What ends the search and is not a trial's fault.
+        failing: Why the latest trials fail, where nearly all of them do.
+        trial_ids: The trials in Tune by its own ids, which are others after each restart, in the order of proposal.
     """
 
     fatal_error: LoraxsError | None = None
@@ -96,21 +100,20 @@ class StudySearcher(_Unpickled, Searcher):
 
     def __init__(
         self,
-        sampler: Proposer,
+        proposer: Proposer,
         study: SteeredStudy,
         actors: StudyActors,
         scheduler: Scheduler,
-        deadline: Deadline,
+        budget: TimeBudget,
         is_stopped: Callable[[], bool] = lambda: False,
         take_commands: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self._study, self._state, self._plan = study, study.state, study.folder.info.search
-        self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
-        self._log, self._actors = study.journal, actors
+        self._study, self._state, self._log, self._plan = study, study.state, study.journal, study.folder.info.search
+        self._proposer, self._scheduler, self._budget, self._actors = proposer, scheduler, budget, actors
         self._is_stopped, self._take_commands = is_stopped, take_commands
         self._pending: list[str] = []
-        self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
+        self.trial_ids: dict[str, str] = {}
         # Of the trials that this driver has run, latest last: why each failed, or empty if it reports. A driver that
         # continues with a study begins with none, so that whatever was fixed in between can show.
         self._outcomes: dict[str, str] = {}
@@ -125,32 +128,31 @@ class StudySearcher(_Unpickled, Searcher):
             TrialsFailError: trials are left since they would fail, or all have failed.
             LoraxsError: an error that is not a trial's.
         """
-        plan, actors, task = self._plan, self._actors, self._study.folder.info.task
+        plan, actors, task, pool = self._plan, self._actors, self._study.folder.info.task, self._actors.pool
         settings = TrialSettings(
-            task,
-            plan.report_every,
-            plan.max_failures,
-            actors.snapshot_store_name,
-            actors.pool.directory_name,
+            task, plan.report_every, plan.max_failures, actors.snapshot_store_name, pool.directory_name
         )
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
             if self.early_end is not None or not self.is_short:
                 break
             wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
-            watch = LoopWatch(self._deadline, self.abort, self._give_up_on, wait.look)
+            watch = LoopWatch(self._budget, self.abort, wait.look)
             with contextlib.closing(Advancers(settings, lambda name: self._log.records[name].step)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
                 # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
                 most = max(plan.trials, _MIN_WAITING)
-                scheduler, storage = TuneScheduler(self, task.search_metric), self._study.folder.path / "tune"
+                scheduler, storage = _TuneScheduler(self, task.search_metric), self._study.folder.path / "tune"
                 controller = make_controller(self, scheduler, watch, slots, storage, plan.max_failures, most)
                 try:
                     while not controller.is_finished():
                         self.hear()
                         trials = controller.get_trials()
-                        if self.must_end or watch.is_late(trials) or watch.is_stranded(trials, slots.num_held > 0):
+                        if self.must_end or watch.is_stranded(trials, slots.num_held > 0):
+                            break
+                        if watch.is_late(trials):
+                            self._end_silent_hosts(trials)
                             break
                         controller.step()  # asks `suggest` for trials, starts them, and hears of one report or end
                 finally:
@@ -159,19 +161,20 @@ class StudySearcher(_Unpickled, Searcher):
             raise self.fatal_error
         self._end_unfinished()
 
-    def _give_up_on(self, trials: Sequence[Trial]) -> None:
+    def _end_silent_hosts(self, trials: Sequence[Trial]) -> None:
         """Have other hosts in place of those that trials were last heard of before the time budget ended."""
-        names = [self._trial_ids[trial.trial_id] for trial in trials if trial.trial_id in self._trial_ids]
-        _logger.warning(
-            "Trials %s have not reported since the time budget was used up: they end at their last reports, and their"
-            " hosts are ended, since they may be stuck.",
-            ", ".join(names),
-        )
-        self._actors.pool.end_silent_hosts(self._study.name, names)
+        running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
+        if names := [self.trial_ids[own] for own in running if own in self.trial_ids]:
+            _logger.warning(
+                "Trials %s have not reported since the time budget was used up: they end at their last reports, and"
+                " their hosts are ended, since they may be stuck.",
+                ", ".join(names),
+            )
+            self._actors.pool.end_silent_hosts(self._study.folder.name, names)
 
     def _end_unfinished(self) -> None:
         """End what the time budget has cut short, or say why trials are left."""
-        log, name, left = self._log, self._study.name, self._log.unfinished()
+        log, name, left = self._log, self._study.folder.name, self._log.unfinished()
         is_complete = not left and not self.is_short
         records = log.records.values()
         has_ended = not left and (is_complete or self.out_of_time is not None)
@@ -192,7 +195,7 @@ class StudySearcher(_Unpickled, Searcher):
             for record in left:
                 self._ended(record.trial_id, TrialState.PRUNED, self.out_of_time, is_cut=True)
         elif not is_complete:
-            num_trials = planned(self._plan, self._state, log.records).trials
+            num_trials = self._study.whole_plan.trials
             raise SearchInterruptedError(
                 f"Study {name!r} was interrupted: {len(records) - len(left)} of {counted(num_trials, 'trial')} have"
                 " ended. The others keep the state of their last report.",
@@ -213,40 +216,33 @@ class StudySearcher(_Unpickled, Searcher):
     @property
     def out_of_time(self) -> str | None:
         """Return a message when the time budget is used up, else None."""
-        if self._deadline.is_over:
-            rest = f" but for {self._deadline.end_s:.0f} s for refits and last scores" if self._deadline.left_s else ""
-            return f"the time budget of {self._deadline.budget_s:g} s is used up{rest}"
-        return None
+        if not self._budget.is_over:
+            return None
+        rest = f" but for {self._budget.end_s:.0f} s for refits and last scores" if self._budget.left_s else ""
+        return f"the time budget of {self._study.plan.time_budget:g} s is used up{rest}"
 
     @property
     def notice(self) -> str:
         """Why the search ends before its budget; empty where it uses it up."""
-        return self.early_end or (self._state.finishing if self._has_budget() else None) or ""
+        has_budget = self._study.num_proposed < self._study.plan.trials
+        return self.early_end or (self._state.finishing if has_budget else None) or ""
 
     @property
     def is_short(self) -> bool:
         """Whether trials are missing of what the search was to train, whatever ended it."""
-        if self._pending or unstarted(self._log.records, self._state):
+        if self._pending or self._study.unstarted:
             return True
-        return self._state.finishing is None and self._has_budget()
-
-    def _has_budget(self) -> bool:
-        return num_proposed(self._log.records, self._state) < extended(self._plan, self._state).trials
+        return self._state.finishing is None and self._study.num_proposed < self._study.plan.trials
 
     @property
     def to_cancel(self) -> list[str]:
         """The trials in Tune that are to end at their next step; asked from any thread."""
-        late = self._deadline.is_late
-        return [trial_id for trial_id in list(self._trial_ids.values()) if late or trial_id in self._state.at_once]
-
-    @property
-    def in_tune(self) -> Iterable[str]:
-        """The trials in Tune by its own ids, in the order in which they were proposed."""
-        return self._trial_ids
+        late = self._budget.is_late
+        return [trial_id for trial_id in list(self.trial_ids.values()) if late or trial_id in self._state.at_once]
 
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""
-        self._trial_ids = {}
+        self.trial_ids = {}
         if self._log.notice is None and self.out_of_time is None:
             for record in [record for record in self._log.records.values() if record.is_cut]:
                 self._log.append(TrialContinued(trial_id=record.trial_id))
@@ -260,7 +256,8 @@ class StudySearcher(_Unpickled, Searcher):
         """
         for trial_id in [each for each in self._pending if each in self._state.stopping]:
             self._pending.remove(trial_id)
-            self._ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
+            reason = f"{self._state.stopping[trial_id]} at step {self._log.records[trial_id].step}"
+            self._ended(trial_id, TrialState.PRUNED, reason)
 
     def abort(self, error: LoraxsError) -> None:
         """End the search for an error that is not a trial's; the first error counts."""
@@ -282,27 +279,27 @@ class StudySearcher(_Unpickled, Searcher):
     def suggest(self, trial_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
         """Return the next trial: an unfinished one, one that people asked for, or one that the sampler proposes."""
         self.hear()
-        if self.must_end or self.early_end is not None or not (self._trial_ids or self.is_short):
+        if self.must_end or self.early_end is not None or not (self.trial_ids or self.is_short):
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
-        if not self.is_short or len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
+        if not self.is_short or len(self.trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None  # Tune's loop continues while a trial trains
         config: dict[str, Any] | None = None
         records, actors = self._log.records, self._actors
         with self._recording():
-            number = self._sampler.next_number
+            number = len(records)
             name, seed = f"{number:05d}", self._plan.trial_seed(number)
-            asked = next(iter(unstarted(records, self._state)), None)
+            asked = next(iter(self._study.unstarted), None)
             if self._pending:
                 name = self._pending.pop(0)
                 started = TrialStarted(trial_id=name, params=dict(records[name].params))
             elif asked is not None:
-                params, proposal = self._sampler.add(asked.params, seed)
-                lineage = Lineage(self._study.name, asked.source) if asked.source else None
+                params, proposal = self._proposer.add(asked.params, seed)
+                lineage = Lineage(self._study.folder.name, asked.source) if asked.source else None
                 started = TrialStarted(
                     trial_id=name, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
                 )
             else:
-                params, proposal = self._sampler.propose(seed, index=num_proposed(records, self._state))
+                params, proposal = self._proposer.propose(seed, index=self._study.num_proposed)
                 started = TrialStarted(trial_id=name, params=params, proposal=proposal)
             try:
                 spec = actors.spec(name, started.params)
@@ -311,7 +308,7 @@ class StudySearcher(_Unpickled, Searcher):
                 self._ended(name, TrialState.FAIL, error.message)
             else:
                 self._log.append(replace(started, hyperparameters=spec.hyperparameters))
-                self._trial_ids[trial_id] = name
+                self.trial_ids[trial_id] = name
                 config = {SPEC: to_json(spec), RESOURCES: dict(actors.slot_counter.slots.resources)}
         return config
 
@@ -335,10 +332,10 @@ class StudySearcher(_Unpickled, Searcher):
                 )
             )
             return False
-        return reason is not None or report.trial_id in self._state.stopping or self._deadline.is_over
+        return reason is not None or report.trial_id in self._state.stopping or self._budget.is_over
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        name = self._trial_ids.pop(trial_id, None)
+        name = self.trial_ids.pop(trial_id, None)
         if name is None or (result is None and not error):
             return  # never ran: it stays unfinished and is proposed again on resume
         with self._recording():
@@ -367,7 +364,7 @@ class StudySearcher(_Unpickled, Searcher):
             elif name in self._scheduler.stopped:
                 reason = self._scheduler.stopped[name]
             elif name in self._state.stopping:
-                reason = self._stop_reason(name)
+                reason = f"{self._state.stopping[name]} at step {self._log.records[name].step}"
             else:
                 reason, is_cut = f"the time budget ended at step {step}", True
             self._ended(name, state, reason, is_cut=is_cut)
@@ -375,29 +372,26 @@ class StudySearcher(_Unpickled, Searcher):
     def _ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
         self._log.append(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
 
-    def _stop_reason(self, trial_id: str) -> str:
-        return f"{self._state.stopping[trial_id]} at step {self._log.records[trial_id].step}"
-
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study folder holds it."""
 
 
-class TuneScheduler(_Unpickled, FIFOScheduler):
+class _TuneScheduler(_Unpickled, FIFOScheduler):
     """Has Tune start trials in their order, and stop them where the searcher says so."""
 
     def __init__(self, searcher: StudySearcher, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._searcher, self._study_metric = searcher, metric
+        self._searcher, self._compared_by = searcher, metric
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Return the trial that was proposed first, as Tune's own method does, but without a pass over ended trials."""
         live = tune_controller.get_live_trials()
         waiting = {trial.trial_id: trial for trial in live if trial.status == Trial.PENDING}
-        return next((waiting[name] for name in self._searcher.in_tune if name in waiting), None)
+        return next((waiting[name] for name in self._searcher.trial_ids if name in waiting), None)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop the trial when it is to train no further; a result without a report is a failure, which Tune ends."""
-        if REPORT in result and self._searcher.stops(from_json(TrialReport, result[REPORT]), self._study_metric):
+        if REPORT in result and self._searcher.stops(from_json(TrialReport, result[REPORT]), self._compared_by):
             return self.STOP
         return self.CONTINUE
 
@@ -410,21 +404,18 @@ class LoopWatch(_Unpickled, Callback):
     """Notices when Tune's loop has to end although trials are left, and counts losses of a trial's host.
 
     Args:
-        deadline: When the time budget is used up.
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
-        overdue: Called with the trials that the loop has waited for in vain.
         ask_anew: Called now and then with what a waiting trial asks for, and whether others have slots; returns whether
             the loop is to end, so that trials ask for what there is now.
     """
 
     def __init__(
         self,
-        deadline: Deadline,
+        budget: TimeBudget,
         unfit: Callable[[ClusterError], None],
-        overdue: Callable[[Sequence[Trial]], None] = lambda _: None,
-        ask_anew: Callable[[Mapping[str, float], bool], bool] = lambda _, __: False,
+        ask_anew: Callable[[Mapping[str, float], bool], bool],
     ) -> None:
-        self._deadline, self._unfit, self._overdue, self._ask_anew = deadline, unfit, overdue, ask_anew
+        self._budget, self._unfit, self._ask_anew = budget, unfit, ask_anew
         self._lost_at: dict[str, float] = {}
         self._began_at = time.monotonic()
         self._heard_at: dict[str, float] = {}  # when trials that run were last heard of
@@ -445,23 +436,19 @@ class LoopWatch(_Unpickled, Callback):
         self._heard_at[trial.trial_id], self._longest_s = now, max(self._longest_s or 0.0, took_s)
 
     def is_late(self, trials: Sequence[Trial]) -> bool:
-        """Whether the deadline is over, and nobody waits for a report that may still come.
+        """Whether the time for trials is over, and nobody waits for a report that may still come.
 
         So it is when no trial runs, as when all wait for nodes that do not come; and when a trial has not reported for
         long, since its host may be stuck. A report may take twice as long as any before it, or where there was none, as
         long as the loop ran; `GRACE_S` at least.
         """
-        if not self._deadline.is_over:
+        if not self._budget.is_over:
             self._late_since = None
             return False
-        now, running = time.monotonic(), [trial for trial in trials if trial.status == "RUNNING"]
+        now, is_running = time.monotonic(), any(trial.status == "RUNNING" for trial in trials)
         self._late_since = now if self._late_since is None else self._late_since
         report_s = self._late_since - self._began_at if self._longest_s is None else 2 * self._longest_s
-        if running and now - self._late_since <= max(GRACE_S, report_s):
-            return False
-        if running:
-            self._overdue(running)
-        return True
+        return not is_running or now - self._late_since > max(GRACE_S, report_s)
 
     def is_stranded(self, trials: Sequence[Trial], others_have_slots: bool) -> bool:
         """Whether trials wait for slots that none of the nodes of now can have."""

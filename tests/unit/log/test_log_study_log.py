@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from loraxs_search.log.events import (
 from loraxs_search.log.study_log import StudyLog, append_lines, lines_from
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.search.tune.time_budget import TimeBudget
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
 
@@ -123,7 +124,8 @@ def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(path
 def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(path, monkeypatch):
     """As by a network's time on a machine that woke up without one, forwards or back."""
     began = steady_time()
-    deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), began)
+    study: Any = SimpleNamespace(plan=SearchPlan(time_budget=60.0))
+    budget = TimeBudget(study, study, began)
     journal = StudyLog(path)
     journal.append(DriverStarted(since=began))
     for step_s in (100_000.0, -100_000.0):
@@ -131,8 +133,8 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(path, mon
             patch.setattr("time.time", lambda set_to=began + step_s: set_to)
             journal.append(Phase(study="s", at=steady_time(), text="training"))
             journal.append(TrainingEnded(notice=""))
-            assert not deadline.is_over
-            assert (deadline.left_s or 0) <= 60.0
+            assert not budget.is_over
+            assert (budget.left_s or 0) <= 60.0
             assert journal.spent_by_now_s < 60.0
     assert StudyLog(path).spent_s < 60.0
 

@@ -11,8 +11,8 @@ from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, Tri
 from loraxs_search.methods import METHODS
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
@@ -54,7 +54,7 @@ class Search:
         self.trials.apply(event)
 
     def propose(self, seed: int) -> tuple[str, dict[str, object]]:
-        name = f"{self.sampler.next_number:05d}"
+        name = f"{len(self.trials.trials):05d}"
         params, proposal = self.sampler.propose(seed)
         self.take(self.journal.append(TrialStarted(trial_id=name, params=params, proposal=proposal)))
         return name, params

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save
 from support.searched_studies import Tried, confirm, searched
 from support.toys import HYPERPARAMETERS
 from support.toys import TASK as TOY
+from support.work import do_all
 
-from loraxs_search.errors import SearchInterruptedError
-from loraxs_search.log.events import TrainingEnded
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records.adapter import ClassScores, Manifest, ReferenceLogits, Sample
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
+from loraxs_search.records.host import Answers
 from loraxs_search.records.promotion import Baseline, PromotionRule
-from loraxs_search.records.search import AnswerState, CheckpointSelection, SearchPlan
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver import finalize
-from loraxs_search.search.driver.finalize import Finalization, candidate_trials, completed_trials
-from loraxs_search.search.driver.open_study import OpenStudy
-from loraxs_search.search.driver.time_budget import EndTime
+from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report, row_parts
 from loraxs_search.search.driver.work_items import WorkItem
-from loraxs_search.steering import steered, take_commands
-from loraxs_search.steering.send import new_command
+from loraxs_search.search.tune.time_budget import EndTime
+from loraxs_search.steering import steered
 from loraxs_search.studies.folder import StudyFolder
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
@@ -72,12 +74,6 @@ def test_candidates_follow_the_rule(rule, expected):
     assert chosen(rule) == expected
 
 
-def test_of_equal_scores_the_smallest_comes_first_then_the_oldest():
-    found = trials((0.9, 500), (0.977, 9000), (0.977, 3000), (0.977, 3000))
-    selection = CheckpointSelection("pearson", "maximize")
-    assert [int(record.trial_id) for record in completed_trials(found, selection)] == [2, 3, 1, 0]
-
-
 def test_losses_are_better_when_small():
     task = replace(TASK, metric="mse", direction="minimize")
     found = trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse")
@@ -89,16 +85,13 @@ def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     found = trials((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000), metric="loss")
     assert chosen(SMALLEST, found, task) == [0, 2, 4]
-
-
-def test_a_study_without_complete_trials_has_no_candidates():
-    assert chosen(SMALLEST, []) == []
+    assert chosen(SMALLEST, [], task) == chosen(SMALLEST, []) == []
 
 
 # ---- the work of the end ---------------------------------------------------------------------------------------------
 SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
 TRIED = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.8)]
-FREE: Any = SimpleNamespace(deadline=SimpleNamespace(left_s=None), end=None, is_used_up=bool)
+FREE: Any = SimpleNamespace(left_s=None, end=None)
 
 
 class Hosts:
@@ -114,11 +107,8 @@ class Hosts:
             base=BaseModel("b", "", "digest"),
         )
 
-    def map_over(self, _pool: object, items: Sequence[WorkItem[Any]], *_: object, **__: object) -> None:
-        host: Any = self
-        for item in items:
-            while item.take(item.ask(host)):
-                pass
+    def map_over(self, _pool: object, items: Sequence[WorkItem], *_: object, **__: object) -> None:
+        do_all(items, self)
 
     def _advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
         self.asked.append((spec.trial_id, until))
@@ -131,8 +121,8 @@ def state(trial_id: str, *reports: TrialReport) -> bytes:
 
 
 def ending(
-    folder: StudyFolder, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, *, seeds: int = 2, hear: Any = list,
-    counted: Any = lambda *_: None, stop: Any = bool, **task: Any,
+    folder: StudyFolder, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, *, seeds: int = 2,
+    counted: Any = lambda *_: None, **task: Any,
 ) -> Finalization:  # fmt: skip
     """Return the end of a study on these hosts."""
     monkeypatch.setattr(finalize, "map_over_hosts", hosts.map_over)
@@ -151,7 +141,7 @@ def ending(
     )
     study = steered(folder, folder.journal())
     monkeypatch.setattr(study.journal, "counted", counted)
-    return Finalization(OpenStudy(study, space, actors, stop, lambda _: None), hear)
+    return Finalization(study, space, actors, lambda _: None, lambda: None)
 
 
 @pytest.fixture
@@ -162,24 +152,17 @@ def folder(fresh_home):
     return made
 
 
-def test_what_people_ask_while_refits_train_is_answered_at_once(folder, monkeypatch):
-    folder.journal().append(TrainingEnded(notice=""))
-    folder.inbox.put(new_command("finish"))
-    study, stop = steered(folder, folder.journal()), threading.Event()
-    end = ending(folder, Hosts(5), monkeypatch, hear=lambda: take_commands(study), stop=stop.is_set)
-    end.on_loop_step()  # as `map_over_hosts` does while hosts work
-    (answer,) = study.journal.answers.values()
-    assert answer.state is AnswerState.REFUSED
-    assert "Ctrl-C" in answer.hint
-    stop.set()
-    with pytest.raises(SearchInterruptedError):
-        end.on_loop_step()
+def test_of_equal_scores_the_smallest_trial_comes_first_then_the_oldest(fresh_home, monkeypatch):
+    tried = [Tried({"rank": 4}, score, stored_bytes=size) for score, size in ((0.5, 500), (0.9, 900), (0.9, 300))]
+    made = searched("s", [*tried, tried[-1]], finished=False, space=SPACE)
+    found = ending(made, Hosts(5), monkeypatch).trials
+    assert [record.trial_id for record in found] == ["00002", "00003", "00001", "00000"]
 
 
 def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folder, monkeypatch, caplog):
     """The others count their steps, also between reports, and are not trained again after a kill."""
     hosts, counted = Hosts(10), list[tuple[Any, ...]]()
-    budget: Any = SimpleNamespace(deadline=SimpleNamespace(left_s=65.0), end=EndTime(20.0, 0.0, 0.0), is_used_up=bool)
+    budget: Any = SimpleNamespace(left_s=65.0, end=EndTime(20.0, 0.0, 0.0))
     end = ending(folder, hosts, monkeypatch, counted=lambda *done: counted.append(done))
     found = [each.trial_id for each in end.validate(budget)]
     assert hosts.asked == [(f"{trial}.1", step) for trial in ("00001", "00002", "00000") for step in (10, 20)]
@@ -199,8 +182,7 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folde
 
 def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(folder, monkeypatch):
     folder.confirmed.validation("00000").write({"accuracy": 0.71})
-    hosts, short = Hosts(5), SimpleNamespace(deadline=SimpleNamespace(left_s=2.0), end=EndTime(9.0, 1.0, 0.0))
-    budget: Any = short
+    hosts, budget = Hosts(5), cast("Any", SimpleNamespace(left_s=2.0, end=EndTime(9.0, 1.0, 0.0)))
     end = ending(folder, hosts, monkeypatch, seeds=0, validation_rows=5)
     assert [each.trial_id for each in end.validate(budget)] == ["00001", "00000"]
     assert hosts.asked == [("00001", 20)]
@@ -226,3 +208,95 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
     digest = folder_digest(path)
     end.seal([found])
     assert folder_digest(path) == digest, "nothing is new"
+
+
+class Broken(Hosts):
+    """Hosts that raise whatever they are asked."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(5)
+        self.error = error
+
+    def _advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
+        raise self.error
+
+
+def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_a_refit_has_failed_by_itself(folder, monkeypatch):
+    hosts = Broken(TrialDivergedError("`training loss` must be finite."))
+    found = ending(folder, hosts, monkeypatch, seeds=1, validation_rows=5).validate(FREE)
+    assert [(each.trial_id, each.validation_metrics) for each in found] == [(f"0000{n}", {}) for n in range(3)]
+    refit = folder.confirmed.refit("00001.1").read()
+    assert refit is not None
+    assert refit.failed == "`training loss` must be finite."
+
+
+def test_what_else_keeps_hosts_from_scoring_ends_the_search_and_is_blamed_on_nobody(folder, monkeypatch):
+    end = ending(folder, Broken(TaskDataError("elsewhere")), monkeypatch, seeds=0, validation_rows=5)
+    with pytest.raises(TaskDataError):
+        end.validate(FREE)
+    assert folder.confirmed.validation("00001").read() is None
+
+
+def test_a_refit_that_is_late_is_left_out(folder, monkeypatch):
+    budget: Any = SimpleNamespace(left_s=0.0, end=None)
+    hosts = Hosts(10)
+    found = ending(folder, hosts, monkeypatch, seeds=1).validate(budget)
+    assert {until for _, until in hosts.asked} == {10}, "it had begun"
+    assert [each.trial_id for each in found] == ["00001", "00002", "00000"]
+    assert folder.confirmed.refit("00001.1").read() is None
+
+
+def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_show(folder, monkeypatch):
+    """Some were answered before a kill; not finite ones are an answer, too."""
+    hosts = Hosts(10)
+    hosts.info.num_rows["test"] = 300
+    asked = list[range]()
+
+    def answer(spec: TrialSpec, _: bytes, rows: range, task: Task) -> Answers:
+        assert (spec.trial_id, task.validation_rows) == ("00001", None)
+        asked.append(rows)
+        if rows.start == 256:
+            raise TrialDivergedError("Logits must be finite.")
+        return Answers((1,) * len(rows), (1,) * len(rows), 0.5)
+
+    hosts.answer = SimpleNamespace(remote=answer)  # type: ignore[attr-defined]
+    written = list[Any]()
+    end = ending(folder, hosts, monkeypatch, seeds=0)
+    monkeypatch.setattr(end, "_write", lambda *given: written.append(given))
+    hosts.confirm = SimpleNamespace(remote=lambda *_: "confirmed")  # type: ignore[attr-defined]
+    monkeypatch.setattr(finalize, "verify", lambda _: SimpleNamespace(baselines=(), test_metrics={}))
+    folder.confirmed.write_answers("00001", range(128), Answers((1,) * 128, (1,) * 128, 0.5))
+    found = end.seal(end.validate(FREE))
+    assert asked == [range(128, 256), range(256, 300)]
+    assert math.isnan(found[0].test_metrics["accuracy"])
+    assert [(each[0], each[2].test_metrics != {}) for each in written] == [
+        ("00002", False),
+        ("00000", False),
+        ("00001", True),
+    ]
+    assert folder.confirmed.finalists() == ("00001",)
+
+
+# ---- test rows -------------------------------------------------------------------------------------------------------
+@given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=8))
+def test_every_row_is_answered_once_in_small_parts_also_after_a_kill(num_rows, cuts):
+    edges = sorted({cut for cut in cuts if cut <= num_rows})
+    done = [range(a, b) for a, b in list(itertools.pairwise(edges))[::2]]
+    lacking = row_parts(num_rows, done)
+    assert sorted(row for part in (*done, *lacking) for row in part) == list(range(num_rows))
+    assert all(len(part) <= 128 for part in lacking)
+
+
+def test_classes_are_counted_over_all_parts():
+    task, wrong = replace(TOY, labels=("Law", "News", "Sports")), Sample("a text", "Law", "News")
+    parts = [Answers((1, 1), (0, 1), 0.0, wrong=(wrong,)), Answers((1, 2), (0, 2), 0.0, wrong=(wrong,) * 30)]
+    report = class_report(parts, task)
+    assert report is not None
+    law, news, sports = report.classes
+    assert law == ClassScores("Law", 2, None, 0.0, 0.0), "no answer counts for its precision"
+    assert (news.rows, news.precision, news.recall, news.f1) == (1, pytest.approx(1 / 3), 1.0, 0.5)
+    assert (sports.precision, sports.recall, sports.f1) == (1.0, 1.0, 1.0)
+    assert report.confusion == ((0, 2, 0), (0, 1, 0), (0, 0, 1))
+    assert report.never_answered == ["Law"]
+    assert report.wrong == (wrong,) * 20
+    assert class_report([Answers((0.5,), (0.25,), 0.0)], replace(task, labels=())) is None, "numbers have no classes"

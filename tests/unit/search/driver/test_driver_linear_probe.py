@@ -12,7 +12,7 @@ from support.studies import study
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records.host import LinearProbe
-from loraxs_search.search.driver.session import StudyProbe
+from loraxs_search.search.driver.session import begin_linear_probe
 from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.search_space.space import Space
 
@@ -33,29 +33,25 @@ class HostStub:
     def host(self) -> HostStub:
         return self
 
-    def ask(self, verb: Any, check_stop: Any) -> LinearProbe:
-        return get(verb(self), check_stop)
-
-
-def get(answer: LinearProbe | Exception, check_stop: Any) -> LinearProbe:
-    check_stop()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    def ask(self, verb: Any, check_stop: Any, begun: Any) -> LinearProbe:
+        check_stop()
+        answer = begun or verb(self)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @pytest.fixture
-def make(fresh_home, monkeypatch):
-    monkeypatch.setattr("loraxs_search.search.driver.session.await_answer", get)
+def make(fresh_home):
     said: list[str] = []
 
     def probe(
         host: HostStub, inits: tuple[str, ...] = ("probe",), stop: Callable[[], None] = lambda: None
-    ) -> StudyProbe:
+    ) -> Callable[[], str | None]:
         folder = probe.folder  # type: ignore[attr-defined]
-        space: Space = SimpleNamespace(task=folder.info.task, head_inits=lambda: set(inits))  # type: ignore[assignment]
+        space: Space = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: inits)  # type: ignore[assignment]
         actors: Any = SimpleNamespace(pool=host, check_stop=stop)
-        return StudyProbe(folder, actors, space, said.append)
+        return begin_linear_probe(folder, actors, space, said.append)
 
     probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
     (probe.folder.path / "space.json").write_text("{}")  # type: ignore[attr-defined]
@@ -65,61 +61,47 @@ def make(fresh_home, monkeypatch):
 def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make):
     host = HostStub(FITTED)
     probe = make(host)
-    digest = probe.digest()
-    assert probe.digest() == digest == make.folder.assets()[PROBE]
+    digest = probe()
+    assert probe() == digest == make.folder.assets()[PROBE]
     assert make.folder.read_asset(digest) == b"weights"
     resumed = HostStub()
-    assert make(resumed).digest() == digest
+    assert make(resumed)() == digest
     assert (host.num_asked, resumed.num_asked) == (1, 0)
     assert len(make.said) == 1, "a phase of the search"
 
 
-def test_a_base_without_one_is_said_once(make, caplog):
+def test_a_base_without_one_is_said_once_and_trials_of_a_resumed_study_start_as_the_first_ones_did(make, caplog):
+    """Refits would be of another recipe otherwise."""
     probe = make(HostStub(LinearProbe(reason="no numbers")))
-    assert [probe.digest(), probe.digest()] == [None, None]
+    assert [probe(), probe()] == [None, None]
     assert [record.getMessage() for record in caplog.records] == [
         "heads start at random, without a linear probe: no numbers"
     ]
     assert make.folder.assets() == {PROBE: NOTHING}
-
-
-def test_trials_of_a_resumed_study_start_as_the_first_ones_did(make):
-    """Refits would be of another recipe otherwise."""
-    assert make(HostStub(LinearProbe(reason="no numbers"))).digest() is None
     resumed = HostStub(FITTED)
-    assert make(resumed).digest() is None
+    assert make(resumed)() is None
     assert resumed.num_asked == 0
 
 
 @pytest.mark.parametrize("kind", [ClusterError, HomeError])
 def test_a_node_that_is_not_fit_ends_the_search(make, kind):
     with pytest.raises(kind):
-        make(HostStub(kind("No space left."))).digest()
+        make(HostStub(kind("No space left.")))()
     assert not make.folder.assets()
 
 
-@pytest.mark.parametrize("answers", [[FITTED], [HOST_LOST[0](), FITTED]])
-def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make, answers):
-    looks = list[None]()
-
+def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make):
     def stop() -> None:
-        looks.append(None)
-        if len(looks) == len(answers):
-            raise SearchInterruptedError("stopped")
+        raise SearchInterruptedError("stopped")
 
     with pytest.raises(SearchInterruptedError):
-        make(HostStub(*answers), stop=stop).digest()
+        make(HostStub(FITTED), stop=stop)()
     assert not make.folder.assets()
-    assert make(HostStub(FITTED)).digest() is not None
+    assert make(HostStub(FITTED))() is not None
 
 
-def test_a_lost_host_is_replaced(make):
-    assert make(HostStub(HOST_LOST[0](), FITTED)).digest() is not None
-
-
-@pytest.mark.parametrize("errors", [[HOST_LOST[0](), HOST_LOST[0]()]])
-def test_where_none_can_be_had_heads_start_at_random(make, errors, caplog):
-    assert make(HostStub(*errors)).digest() is None
+def test_where_none_can_be_had_heads_start_at_random(make, caplog):
+    assert make(HostStub(HOST_LOST[0]()))() is None
     assert "heads start at random" in caplog.text
 
 
@@ -127,4 +109,4 @@ def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody
     host = HostStub(FITTED)
     probe = make(host, ("random",))
     assert host.num_asked == 0
-    assert probe.digest() is not None
+    assert probe() is not None

@@ -23,13 +23,12 @@ from loraxs_search.log.events import DriverStarted, TrainingEnded
 from loraxs_search.records.adapter import AdapterRef, StartFrom
 from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
-from loraxs_search.search.driver import open_study as module
-from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
-from loraxs_search.search.driver.open_study import OpenStudy, open_study, settled
-from loraxs_search.search.driver.session import StudyProbe
+from loraxs_search.search.driver.session import OpenStudy, SearchSession, begin_linear_probe, open_study, settled
 from loraxs_search.search.driver.work_items import StudyBaselines
 from loraxs_search.search.hosts import answers, study_actors
+from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import has_waiting
@@ -126,8 +125,7 @@ def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, 
     assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
 
 
-@pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
+@pytest.mark.parametrize(("waits_for", "trains"), [("the probe", False), ("the baselines", True)])
 def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_for, trains):
     """Before trials train it interrupts the program; then it sets the event that the wait checks at each turn."""
     looks = list[int]()
@@ -143,19 +141,22 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_f
     (folder.path / "space.json").write_text("{}")
     verb = SimpleNamespace(remote=str)
     host = SimpleNamespace(linear_probe=verb, baselines=verb)
-    space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})
+    space: Any = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: ("probe",))
     with (
         pytest.raises(SearchInterruptedError),
         watched("sqlite:///mlflow.db", study="s") as (view, stop),
         opened(folder, monkeypatch, stop) as study,
     ):
         actors: Any = study.actors
-        actors.pool = SimpleNamespace(host=lambda: host)
+        actors.pool = HostPool.__new__(HostPool)
+        actors.pool.host = lambda: host
         if trains:
             view.happened(FACTS)
         if waits_for == "the probe":
-            StudyProbe(folder, actors, space, lambda _: None).digest()
-        StudyBaselines(folder, actors, folder.info.task).result(Finalization(study, lambda: None).on_loop_step)
+            begin_linear_probe(folder, actors, space, lambda _: None)()
+        session: Any = SearchSession.__new__(SearchSession)
+        session._opened, session._study, session._hear = study, study.study, lambda: None
+        StudyBaselines(folder, actors, folder.info.task).result(session._on_end_step)
 
 
 SPACE = """

@@ -27,7 +27,8 @@ from loraxs_search.records.search import SearchRun
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html import page
 from loraxs_search.search.driver import result as sync_module
-from loraxs_search.search.driver.result import SearchResult, Synced, close_finished, keep_report, sync
+from loraxs_search.search.driver.launch import resume
+from loraxs_search.search.driver.result import SearchResult, Synced, record_end, sync
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
@@ -119,13 +120,13 @@ def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished):
         tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
     before = shown(uri)
     for _ in range(2):
-        result = close_finished(finished)
+        result = resume("s")
         assert (result.wall_s, result.notice) == (75.0, NOTICE)
     assert shown(uri) == before
 
 
 def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished):
-    close_finished(finished)
+    resume("s")
     assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
 
 
@@ -147,28 +148,28 @@ def kept(uri: str) -> list[str]:
 
 
 def test_a_finished_search_gets_its_report_once(over, store_uri):
-    close_finished(over)
+    resume("s")
     path = over.path / "report.html"
     assert "The best so far" in path.read_text()
     assert kept(store_uri) == ["report.html", "space.yaml"]
     log = over.journal_path.read_bytes()
     path.write_text("as it was")
-    close_finished(over)
+    resume("s")
     assert path.read_text() == "as it was"
     assert over.journal_path.read_bytes() == log
 
 
 def test_a_report_that_is_not_in_the_folder_is_written_again(over, store_uri):
-    close_finished(over)
+    resume("s")
     (over.path / "report.html").unlink()  # as on another machine: a storage keeps no copy of it
-    close_finished(over)
+    resume("s")
     assert (over.path / "report.html").is_file()
     assert kept(store_uri) == ["report.html", "space.yaml"]
 
 
 def test_while_its_driver_holds_it_a_finished_search_is_not_running(over, store_uri):
     with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
-        keep_report(over, tracked.journal)
+        record_end(over, tracked.journal)
     assert 'class="state finished"' in (over.path / "report.html").read_text()
 
 
@@ -177,7 +178,7 @@ def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch
         raise ZeroDivisionError("no pen")
 
     monkeypatch.setattr(page, "report_page", broken)
-    assert close_finished(over).study == "s"
+    assert resume("s").study == "s"
     assert "no report was written (no pen); try `loraxs-search report s`" in caplog.text
     assert kept(store_uri) == ["space.yaml"]
 

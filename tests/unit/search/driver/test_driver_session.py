@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,10 @@ from loraxs_search.log.events import Reopened, TrainingEnded
 from loraxs_search.records.base import Identity
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.search.driver.launch import resume
-from loraxs_search.search.driver.open_study import open_study
-from loraxs_search.search.driver.session import is_recipe, run_stages
+from loraxs_search.search.driver.session import SearchSession, is_recipe, open_study
 from loraxs_search.search.driver.session import reopen as reopened
 from loraxs_search.search_space.load import load_space
-from loraxs_search.steering import asks_for_more, foreseen, steered, take_commands
-from loraxs_search.steering.send import new_command
+from loraxs_search.steering import foreseen, new_command, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder
 
 SPACE = """
@@ -40,6 +39,12 @@ def ended(fresh_home):
     return folder
 
 
+def asks_for_more(folder: StudyFolder) -> bool:
+    """Whether `resume` trains more."""
+    study = foreseen(folder)
+    return study.journal.is_reopened or study.is_to_reopen
+
+
 def reopen(folder: StudyFolder) -> bool:
     """Do what a driver does first."""
     return reopened(steered(folder, folder.journal()))
@@ -56,11 +61,11 @@ def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(a
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended):
     before = (ended.path / "journal.jsonl").read_bytes()
-    assert not asks_for_more(foreseen(ended))
+    assert not asks_for_more(ended)
     ended.inbox.put(new_command("extend", arguments={"trials": 0}))  # it will be refused
-    assert not asks_for_more(foreseen(ended))
+    assert not asks_for_more(ended)
     ended.inbox.put(new_command("extend", arguments={"trials": 3}))
-    assert asks_for_more(foreseen(ended))
+    assert asks_for_more(ended)
     assert foreseen(ended).state.trials == 2 + 3
     assert (ended.path / "journal.jsonl").read_bytes() == before
 
@@ -68,10 +73,10 @@ def test_what_waits_is_foreseen_and_nothing_is_written(ended):
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     ended.inbox.put(new_command("add", params={"rank": 16}))
     take_commands(steered(ended, ended.journal()))
-    assert asks_for_more(foreseen(ended)), "a driver that died here has answered and done nothing"
+    assert asks_for_more(ended), "a driver that died here has answered and done nothing"
     journal = ended.journal()
     journal.append(Reopened(number=1))  # and one that died here has left the candidates
-    assert asks_for_more(foreseen(ended))
+    assert asks_for_more(ended)
     assert not reopen(ended)
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
@@ -79,7 +84,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     assert (journal.notice, journal.num_reopenings) == (None, 1)
     journal.append(TrainingEnded(notice=""))
     ended.write_candidates([])
-    assert not asks_for_more(foreseen(ended))
+    assert not asks_for_more(ended)
     assert not reopen(ended)
     assert ended.candidates() == []
 
@@ -101,43 +106,58 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(ended, monkey
     actors = SimpleNamespace(
         info=SimpleNamespace(identity=Identity("base", "data"), pooling="class"), prepare_factors=bool, close=list
     )
-    monkeypatch.setattr("loraxs_search.search.driver.open_study.StudyActors", lambda *_: actors)
+    monkeypatch.setattr("loraxs_search.search.driver.session.StudyActors", lambda *_: actors)
     nothing: Any = None
     with open_study(
         ended.info, load_space("movie_reviews"), nothing, ended.journal(), threading.Event(), is_locked=False
     ) as opened:
         assert opened.study.folder.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
-    done = list[str]()
-    run_stages(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
-    assert done == ["end"], "its trials have ended"
+    assert staged(ended, [False] * 4) == ["validate", "test"], "its trials have ended"
 
 
-def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended):
-    journal, done = ended.journal(), list[str]()
-    ended.set_candidates_aside()
-    journal.append(Reopened(number=1))
-    asked = iter([False, True, False, False, True, False, False, False])
+def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
+    """Run the stages of a search; return what is done.
+
+    Args:
+        wants_more: What people say each time that they are asked, as the stages of a session do.
+    """
+    session, journal = SearchSession.__new__(SearchSession), folder.journal()
+    done, asked = list[str](), iter(wants_more)
 
     def goes_on() -> bool:
         if more := next(asked):
             journal.append(Reopened(number=journal.num_reopenings + 1))
-            ended.set_candidates_aside()
+            folder.set_candidates_aside()
         return more
 
-    def train() -> None:
-        done.append("train")
-        journal.append(TrainingEnded(notice=""))
-
-    def keep_adapters() -> bool:
+    def finalize() -> bool:
         done.append("validate")
         if goes_on():
             return False
         done.append("test")
-        ended.write_candidates([])
+        folder.write_candidates([])
         return True
 
-    run_stages(ended, journal, train, keep_adapters, goes_on)
+    given: Any = {
+        "_study": SimpleNamespace(folder=folder),
+        "_log": journal,
+        "_actors": SimpleNamespace(watched=lambda *_: contextlib.nullcontext()),
+        "_searcher": SimpleNamespace(run=lambda: done.append("train"), notice=""),
+        "_wants_more": goes_on,
+        "_finalize": finalize,
+    }
+    vars(session).update(given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraxs_search.search.driver.session.record_end", lambda *_: None)
+        session.run()
+    return done
+
+
+def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended):
+    ended.set_candidates_aside()
+    ended.journal().append(Reopened(number=1))
     once = ["train", "validate", "test"]
-    assert done == ["train", "validate", *once, *once]
+    asked = [False, True, False, False, True, False, False, False]
+    assert staged(ended, asked) == ["train", "validate", *once, *once]
     assert ended.candidates() == []

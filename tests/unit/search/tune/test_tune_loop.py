@@ -24,9 +24,10 @@ from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTri
 from loraxs_search.schedulers.none import NoScheduler
 from loraxs_search.search.tune import loop, slots
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
-from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, TuneScheduler
+from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, _TuneScheduler
 from loraxs_search.search.tune.slots import RESOURCES
-from loraxs_search.steering.state import Deadline, SteeringState
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.steering import SteeringState
 
 # As Tune writes it at the end of a trial's file: of a process that died, and of a node that could not make one.
 DIED = "Failure # 1 (occurred at 2026-01-01_00-00-00)\nThe actor died unexpectedly.\n"
@@ -45,14 +46,24 @@ PENDING, RUNNING = (
     for status in ("PENDING", "RUNNING")
 )
 
-NO_BUDGET = Deadline(SearchPlan(), SteeringState(), 0.0)
+
+def budget(time_budget: float | None = None, since: float = 0.0) -> TimeBudget:
+    study: Any = SimpleNamespace(plan=SearchPlan(time_budget=time_budget))
+    return TimeBudget(study, study, since)
+
+
+def nobody(*_: object) -> bool:
+    raise AssertionError("nobody is asked")
+
+
+NO_BUDGET = budget()
 LARGER: Any = SimpleNamespace(status="PENDING", config={RESOURCES: {"CPU": 16.0}})
 
 
 def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many failures Tune allows a trial in all, after losses at these seconds."""
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=None)
-    watch = LoopWatch(NO_BUDGET, pytest.fail)
+    watch = LoopWatch(NO_BUDGET, pytest.fail, nobody)
     for at in losses_at:
         monkeypatch.setattr(loop.time, "monotonic", lambda now=at: now)
         watch.on_trial_recover(0, [], trial)
@@ -74,8 +85,7 @@ def test_losses_that_follow_closely_are_one(losses_at, num_losses, monkeypatch):
 
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes():
     def ends(left_s: float, *trials: Any) -> bool:
-        deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 60 + left_s)
-        return LoopWatch(deadline, pytest.fail).is_late(trials)
+        return LoopWatch(budget(60.0, time.time() - 60 + left_s), pytest.fail, nobody).is_late(trials)
 
     assert not ends(60, PENDING)
     assert not ends(-1, PENDING, RUNNING), "those that run are stopped at their next report"
@@ -86,10 +96,10 @@ class Late:
     """A loop whose deadline may be over, at a time that the test sets; its trial may report."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.overdue = 1000.0, list[Any]()
+        self.now = 1000.0
         monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
         self.deadline: Any = SimpleNamespace(is_over=False)
-        self._watch = LoopWatch(self.deadline, pytest.fail, self.overdue.append)
+        self._watch = LoopWatch(self.deadline, pytest.fail, nobody)
         self._watch.on_trial_start(0, [], RUNNING)
 
     def report(self, after_s: float) -> None:
@@ -107,12 +117,11 @@ def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_searc
     late.report(10.0)
     assert not late.ends(10 * GRACE_S)
     late.deadline.is_over = True
-    assert [late.ends(0.0), late.ends(GRACE_S), late.overdue] == [False, False, []]
+    assert [late.ends(0.0), late.ends(GRACE_S)] == [False, False]
     late.deadline.is_over = False  # it was extended
     assert not late.ends(GRACE_S)
     late.deadline.is_over = True
     assert [late.ends(0.0), late.ends(GRACE_S), late.ends(1.0)] == [False, False, True]
-    assert late.overdue == [[RUNNING]]
 
 
 def test_reports_that_take_long_are_waited_for_longer(monkeypatch):
@@ -135,7 +144,7 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch):
         return stranded[0]
 
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    watch, ended = LoopWatch(NO_BUDGET, pytest.fail, ask_anew=ask_anew), list[bool]()
+    watch, ended = LoopWatch(NO_BUDGET, pytest.fail, ask_anew), list[bool]()
 
     def turn(after_s: float, *trials: Any) -> int:
         now[0] += after_s
@@ -156,7 +165,7 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch):
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path):
     errors = list[ClusterError]()
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=str(tmp_path / "error.txt"))
-    watch = LoopWatch(NO_BUDGET, errors.append)
+    watch = LoopWatch(NO_BUDGET, errors.append, nobody)
     watch.on_trial_recover(0, [], trial)
     for failures, num_errors in ((DIED, 0), (DIED + UNFIT, 1), (DIED + UNFIT + DIED, 1)):
         (tmp_path / "error.txt").write_text(failures)
@@ -169,11 +178,11 @@ def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_t
 def searching(scheduler: Scheduler) -> StudySearcher:
     """Return what of a searcher a report needs."""
     searcher = StudySearcher.__new__(StudySearcher)
-    searcher._scheduler, searcher._state, searcher._deadline = scheduler, SteeringState(), NO_BUDGET
+    searcher._scheduler, searcher._state, searcher._budget = scheduler, SteeringState(), NO_BUDGET
     return searcher
 
 
-def asked(scheduler: TuneScheduler, trial_id: str, step: int, score: float) -> str:
+def asked(scheduler: _TuneScheduler, trial_id: str, step: int, score: float) -> str:
     nothing: Any = None
     result = {STEP: step, REPORT: to_json(report(trial_id, step, score))}
     return scheduler.on_trial_result(nothing, nothing, result)
@@ -185,7 +194,7 @@ def asha():
 
 
 def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha):
-    scheduler, nothing = TuneScheduler(searching(asha), METRIC), cast("Any", None)
+    scheduler, nothing = _TuneScheduler(searching(asha), METRIC), cast("Any", None)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
     stopped = dict(asha.stopped)
     scheduler.on_trial_complete(nothing, nothing, {STEP: 4, REPORT: to_json(report("00001", 4, 0.6))})
@@ -197,18 +206,18 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha)
 
 def test_each_trial_stops_at_its_first_report_after_the_deadline():
     searcher = searching(NoScheduler(SchedulerConfig("maximize", 16, 4)))
-    assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
-    searcher._deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 61)
-    assert asked(TuneScheduler(searcher, METRIC), "00000", 8, 0.8) == "STOP"
+    assert asked(_TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    searcher._budget = budget(60.0, time.time() - 61)
+    assert asked(_TuneScheduler(searcher, METRIC), "00000", 8, 0.8) == "STOP"
 
 
 def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha):
     searcher = searching(asha)
-    scheduler = TuneScheduler(searcher, METRIC)
+    scheduler = _TuneScheduler(searcher, METRIC)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
     live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
     controller: Any = SimpleNamespace(get_live_trials=lambda: live)
-    searcher._trial_ids = {own.trial_id: "" for own in live}
+    searcher.trial_ids = {own.trial_id: "" for own in live}
     chosen = []
     while (own := scheduler.choose_trial_to_run(controller)) is not None:
         chosen.append(own.trial_id)
@@ -225,7 +234,7 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial():
             raise KeyError("oh")
 
     searcher = searching(Broken(SchedulerConfig("maximize", 16, 4)))
-    assert asked(TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    assert asked(_TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
     assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(searcher.fatal_error)
 
 

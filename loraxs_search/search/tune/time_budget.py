@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import counted
+from loraxs_search.log.clock import steady_time
 from loraxs_search.records.host import HostInfo
-from loraxs_search.records.literals import Split
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialState
-from loraxs_search.steering.state import Deadline, SteeredStudy, planned
+from loraxs_search.steering import SteeredStudy
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -49,16 +49,13 @@ class EndTime:
             scoring_s: Of a report, on the rows of `info.num_rows`.
             answer_s: For the answer to one row, where answers are written or chosen at the end; 0 elsewhere.
         """
-
-        def num_rows(split: Split) -> int:
-            return info.data.num_rows.get(split, info.num_rows[split])
-
-        has_scores = task.report_metric is None and num_rows("validation") <= info.num_rows["validation"]
-        row_s = answer_s or scoring_s / max(1, info.num_rows["validation"])
+        scored, num_rows = info.num_rows, {**info.num_rows, **info.data.num_rows}
+        has_scores = task.report_metric is None and num_rows["validation"] <= scored["validation"]
+        row_s = answer_s or scoring_s / max(1, scored["validation"])
         shots = len(kind_of(task).shots)
-        asked = min(num_rows("validation"), BASE_MODEL_ROWS) * shots + num_rows("test") * bool(shots)
-        fixed_s = row_s * num_rows("test") + answer_s * asked
-        candidate_s = 0.0 if has_scores else row_s * num_rows("validation")  # of its last report
+        asked = min(num_rows["validation"], BASE_MODEL_ROWS) * shots + num_rows["test"] * bool(shots)
+        fixed_s = row_s * num_rows["test"] + answer_s * asked
+        candidate_s = 0.0 if has_scores else row_s * num_rows["validation"]  # of its last report
         return cls(trial_s / num_devices, candidate_s / num_devices, fixed_s / num_devices)
 
     def total_s(self, candidates: int, refits: int) -> float:
@@ -74,33 +71,47 @@ class EndTime:
 
 
 class TimeBudget:
-    """Divides the time of a study between its trials and its end.
+    """Divides the time that all drivers of a study share between its trials and its end; commands may extend it.
 
     Args:
         since: When this driver began, less what others before it have worked, seconds since 1970.
     Attributes:
         answer_s: How long an answer at the end takes, where scores are not all there is.
         end: What the end takes; None while that is not known, or nothing limits it.
+        end_s: What of the budget is kept for refits, last scores and baselines.
     """
 
     def __init__(self, study: SteeredStudy, actors: StudyActors, since: float) -> None:
-        self._study, self._actors = study, actors
-        self.deadline = Deadline(study.folder.info.search, study.state, since)
-        self.answer_s = 0.0
+        self._study, self._actors, self._since = study, actors, since
+        self.answer_s = self.end_s = 0.0
         self.end: EndTime | None = None
+        # How long trials take from one report to the next: they stop at a report, which comes half as late.
+        self._report_s = 0.0
         self._timed: tuple[float, int] | None = None  # when this many steps were done
         self._has_said_what_fits = False
 
-    def is_used_up(self) -> bool:
-        """Whether nothing of it is left."""
-        return self.deadline.left_s == 0.0
+    @property
+    def left_s(self) -> float | None:
+        """What is left of the budget; None if there is none."""
+        budget_s = self._study.plan.time_budget
+        return None if budget_s is None else max(0.0, self._since + budget_s - steady_time())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether trials are to stop at their next report."""
+        return (left_s := self.left_s) is not None and left_s <= self.end_s + self._report_s / 2
+
+    @property
+    def is_late(self) -> bool:
+        """Whether trials that have not reported by now are to end at their last reports."""
+        return (left_s := self.left_s) is not None and left_s <= max(0.0, self.end_s - self._report_s / 2)
 
     def keep_time_for_end(self) -> None:
         """Keep a part of the time budget for the end, by what trials have taken so far."""
-        budget_s = self.deadline.budget_s
+        budget_s = self._study.plan.time_budget
         if budget_s is None:  # a report then looks at no other trial
             return
-        records = self._study.records.values()
+        records = self._study.journal.records.values()
         last = [record.reports[-1] for record in records if record.reports]
         if not last:
             return
@@ -117,9 +128,9 @@ class TimeBudget:
             num_devices=devices,
         )
         running = sum(record.state is TrialState.RUNNING for record in records)
-        self.deadline.report_s = plan.report_every * step_s * running / devices
+        self._report_s = plan.report_every * step_s * running / devices
         end_s = self.end.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
-        self.deadline.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
+        self.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
 
     def say_what_fits(self, steps: Mapping[str, int], now: float) -> None:
         """Say once, from a few timed steps, how many trials there is room for, unless all fit.
@@ -127,7 +138,7 @@ class TimeBudget:
         Args:
             steps: That trials have taken, by trial.
         """
-        left_s, done = self.deadline.left_s, sum(steps.values())
+        left_s, done = self.left_s, sum(steps.values())
         if self._has_said_what_fits or not left_s or not steps:
             return
         if self._timed is None or done < self._timed[1]:  # trials have ended, and others begun
@@ -137,9 +148,9 @@ class TimeBudget:
         if done - before < _TIMED_STEPS * len(steps):
             return
         self._has_said_what_fits = True
-        info, records = self._study.folder.info, self._study.records
+        info, records = self._study.folder.info, self._study.journal.records
         step_s = (now - since) / (done - before)  # of the device, side by side
-        trial_s, wanted = info.search.max_steps * step_s, planned(info.search, self._study.state, records).trials
+        trial_s, wanted = info.search.max_steps * step_s, self._study.whole_plan.trials
         left_s = max(_MOST_FOR_END * left_s, left_s - trial_s * info.promotion.num_refits(wanted))
         unended = wanted - sum(record.state is not TrialState.RUNNING for record in records.values())
         if (fits := int((left_s / step_s + done) // info.search.max_steps)) < unended:

@@ -18,9 +18,9 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers import make_sampler
-from loraxs_search.samplers._base import DrawnSpace
 from loraxs_search.samplers.entries import experimental
 from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search_space.space import Space
 
 INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -79,16 +79,11 @@ class Proposer:
         UsageError: there is no such sampler.
     """
 
-    def __init__(self, trials: StudyTrials, space: DrawnSpace) -> None:
+    def __init__(self, trials: StudyTrials, space: Space) -> None:
         self._trials, self._space = trials, space
         self._sampler = make_sampler(trials.plan, space.searched())
         self._history = History(trials.direction, WINDOW)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    @property
-    def next_number(self) -> int:
-        """The number of the trial that is drawn next."""
-        return self._trials.next_number
 
     def propose(self, seed: int, *, index: int | None = None) -> tuple[dict[str, Scalar], Proposal]:
         """Return the params of the next trial, and how the sampler came to them.
@@ -99,7 +94,7 @@ class Proposer:
         Raises:
             LoraxsError: the sampler failed.
         """
-        turn, first = self.next_number if index is None else index, self._space.first_params()
+        turn, first = len(self._trials.trials) if index is None else index, self._space.first_params()
         if turn < len(first):  # by chance, one of several methods would often be tried late
             return self._draw(_fixed(first[turn], seed % 2**32))
         return self._sample(seed % 2**32)
@@ -129,7 +124,7 @@ class Proposer:
             raise
         except Exception as error:  # a sampler from elsewhere may raise anything
             raise LoraxsError(
-                f"The sampler {self._sampler.name!r} failed on trial {self.next_number:05d}:"
+                f"The sampler {self._sampler.name!r} failed on trial {len(self._trials.trials):05d}:"
                 f" {type(error).__name__}: {error}.",
                 hint="fix the sampler, then continue with `loraxs-search resume`",
             ) from error
@@ -138,7 +133,7 @@ class Proposer:
         """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
         history = self._trials.trials
         shown = history if len(history) <= MAX_HISTORY else self._history.window(history)
-        storage = ShownHistory(shown, self._trials.next_number)
+        storage = _ShownHistory(shown, len(history))
         study = optuna.create_study(storage=storage, direction=self._trials.direction, sampler=sampler)
         study_id = storage.get_study_id_from_name(study.study_name)
         trial = study.ask()
@@ -156,7 +151,7 @@ def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
         return PartialFixedSampler(dict(params), RandomSampler(seed=seed))
 
 
-class ShownHistory(InMemoryStorage):
+class _ShownHistory(InMemoryStorage):
     """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each.
 
     Args:

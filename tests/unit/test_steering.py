@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,21 @@ from hypothesis import strategies as st
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
-from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
+from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.search import AnswerState, Command, SearchPlan
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.steering import VERBS, decide, steered, take_commands
-from loraxs_search.steering.send import new_command, read_params, send, trial_name
-from loraxs_search.steering.state import SteeringState
+from loraxs_search.steering import (
+    VERBS,
+    SteeringState,
+    apply,
+    decide,
+    new_command,
+    read_params,
+    send,
+    steered,
+    take_commands,
+)
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
@@ -51,7 +59,7 @@ def command(verb: str, *trials: str, name: str = "c1", **arguments: bool) -> Com
 
 
 def state(folder: StudyFolder) -> SteeringState:
-    return steered(folder, folder.journal()).state
+    return steered(folder).state
 
 
 def take(folder: StudyFolder, *commands: Command) -> list[str]:
@@ -59,7 +67,7 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
     for each in commands:
         folder.inbox.put(each)
     lines = list[str]()
-    take_commands(steered(folder, folder.journal()), lambda said: lines.append(said.text))
+    take_commands(steered(folder), lambda said: lines.append(said.text))
     assert not list(folder.inbox.waiting())
     return lines
 
@@ -73,8 +81,8 @@ def test_a_stop_is_known_to_every_later_driver(folder):
 
 
 def test_finish_counts_the_added_trials_that_are_still_to_start(folder):
-    study = steered(folder, folder.journal())
-    VERBS["add"].apply(command("add"), {}, study.state)
+    study = steered(folder)
+    apply(command("add"), CommandAnswer("c1", AnswerState.DONE, ""), study.state)
     assert "the running ones, and the 1 added" in decide(command("finish", name="c2"), study).text
     take(folder, command("finish", name="c3"))
     assert state(folder).finishing == "finished by a person (ann on host)"
@@ -118,7 +126,7 @@ commands = st.lists(
 numbers = iter(range(1_000_000))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commands, st.lists(st.integers(0, 5), max_size=8))
 def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     """A driver that is killed after so many of its writes, and then one that is not: as one that never was."""
@@ -140,13 +148,6 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     assert asdict(state(killed)) == asdict(state(calm))
     text = (killed.path / "journal.jsonl").read_text()
     assert text.count('"commanded"') == text.count('"answered"') == len(sent)
-
-
-def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder):
-    """As a file that somebody deletes by hand once the driver that has taken it is killed."""
-    folder.journal().append(Commanded(command=command("stop", "00001")))
-    assert len(take(folder)) == 1
-    assert list(state(folder).stopping) == ["00001"]
 
 
 def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
@@ -172,7 +173,9 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
 # ---- senders ---------------------------------------------------------------------------------------------------------
 def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder):
+    before = (folder.path / "journal.jsonl").read_bytes()
     answer = send("s", new_command("stop", ["1"]))
+    assert (folder.path / "journal.jsonl").read_bytes() == before, "a decision changes nothing"
     assert answer.state is AnswerState.QUEUED
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
     assert take(folder) != []
@@ -208,20 +211,12 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_
 
 
 def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
-    monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 0.0)
+    monkeypatch.setattr("loraxs_search.steering.WAIT_S", 0.0)
     with folder.lock():
         answer = send("s", new_command("stop", ["00001"]))
     assert answer.state is AnswerState.QUEUED
     assert "carried out in a moment" in answer.text
     assert len(list(folder.inbox.waiting())) == 1
-
-
-def test_a_decision_changes_nothing(folder):
-    study = steered(folder, folder.journal())
-    before = (folder.path / "journal.jsonl").read_bytes()
-    assert decide(command("finish"), study).state is AnswerState.DONE
-    assert study.state == SteeringState()
-    assert (folder.path / "journal.jsonl").read_bytes() == before
 
 
 def test_two_extensions_of_an_ended_search_add_up(fresh_home):
@@ -235,7 +230,7 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home):
         command = Command(f"{number}" * 32, "extend", arguments={"trials": 5})
         answer = decide(command, study)
         assert answer.state is AnswerState.DONE
-        VERBS["extend"].apply(command, answer.facts, study.state)
+        apply(command, answer, study.state)
         totals.append(study.state.trials)
     assert totals == [6, 11]
 
@@ -247,7 +242,7 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     study = steered(folder, journal)
     added = Command("a" * 32, "add")
-    VERBS["add"].apply(added, {"params.rank": 4}, study.state)
+    apply(added, CommandAnswer("a", AnswerState.DONE, "", facts={"params.rank": 4}), study.state)
     journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=""))
     journal.append(TrainingEnded(notice="the time budget is used up"))
     more = Command("b" * 32, "extend", arguments={"time": "1h"})
@@ -268,27 +263,27 @@ def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(fresh_hom
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"
 
 
-TIMES = {"1d": 86400, "1.5h": 5400, "1h30m": 5400, "45s": 45, "90": 90, 2.5: 2.5}
-NO_TIMES = ("9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000")
+TIMES = {"1d": 86400, "1h30m": 5400, "90": 90, 2.5: 2.5}
+NO_TIMES = ("9" * 320 + "h", "1e400", "nan", "-1", "soon", "1_000")
 
 
 @pytest.mark.parametrize(("given_time", "seconds"), [*TIMES.items(), *((text, None) for text in NO_TIMES)])
 def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, fresh_home):
     folder = new_study("s")
-    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
+    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder))
     assert (answer.state is AnswerState.REFUSED) is (seconds is None)
     assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
 def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):
     folder, command = new_study("s"), Command("a" * 32, "finish")
-    seen = steered(folder, folder.journal())
+    seen = steered(folder)
 
     def failing(error: Exception):
         def check(*_: object):
             raise error
 
-        monkeypatch.setattr(type(VERBS["finish"]), "check", check)
+        monkeypatch.setitem(VERBS, "finish", replace(VERBS["finish"], check=check))
 
     failing(OverflowError("too large"))
     answer = decide(command, seen)
@@ -299,12 +294,9 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, m
         decide(command, seen)
 
 
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("9" * 5000, "9" * 5000), (3, "00003")],
-)
-def test_a_trial_by_its_number(given, name):
-    assert trial_name(given) == name
+def test_a_trial_by_its_number():
+    given = {"3": "00003", "00004": "00004", "123456": "123456", "0": "00000", "9" * 5000: "9" * 5000, 5: "00005"}
+    assert new_command("stop", [*given, "3"]).trial_ids == tuple(given.values())
 
 
 def test_numpys_numbers_are_numbers():

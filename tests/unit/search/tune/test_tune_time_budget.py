@@ -16,7 +16,7 @@ from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import TrialState
-from loraxs_search.search.driver.time_budget import EndTime, TimeBudget
+from loraxs_search.search.tune.time_budget import EndTime, TimeBudget
 from loraxs_search.steering import steered
 
 ROWS = {"train": 1000, "validation": 500, "test": 1000}
@@ -56,18 +56,18 @@ def test_a_time_budget_keeps_time_for_refits(monkeypatch, fresh_home, budget_s, 
     for name, record in journal.records.items():
         slow = tuple(replace(each, device_s=float(each.step), scoring_s=0.0) for each in record.reports)
         journal.records[name] = replace(record, reports=slow)
-    monkeypatch.setattr("loraxs_search.steering.state.steady_time", lambda: now)
+    monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda: now)
     info = SimpleNamespace(num_rows={"validation": 10, "test": 10}, data=DataReport({}))
     slots = SimpleNamespace(slots=SimpleNamespace(num_slots=2))
     actors: Any = SimpleNamespace(info=info, slot_counter=slots, pack_size=SimpleNamespace(size=2))
     budget = TimeBudget(steered(folder, journal), actors, 0.0)
     budget.keep_time_for_end()
-    assert (budget.deadline.is_over, budget.deadline.is_late) == (is_over, is_late)
+    assert (budget.is_over, budget.is_late) == (is_over, is_late)
 
 
 def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(monkeypatch, fresh_home, caplog):
     rule, plan = PromotionRule(candidates=1, seeds=1), SearchPlan(trials=10, max_steps=100, time_budget=60.0)
-    monkeypatch.setattr("loraxs_search.steering.state.steady_time", lambda: 0.0)
+    monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda: 0.0)
     folder = study("s", search=plan, promotion=rule)
     nobody: Any = None
     budget = TimeBudget(steered(folder, folder.journal()), nobody, 0.0)
