@@ -142,7 +142,7 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
     given: Any = {
         "_study": SimpleNamespace(folder=folder),
         "_log": journal,
-        "_actors": SimpleNamespace(watched=lambda *_: contextlib.nullcontext()),
+        "_actors": SimpleNamespace(pool=SimpleNamespace(watched=lambda *_: contextlib.nullcontext())),
         "_searcher": SimpleNamespace(run=lambda: done.append("train"), notice=""),
         "_wants_more": goes_on,
         "_finalize": finalize,
