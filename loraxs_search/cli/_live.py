@@ -5,11 +5,9 @@ A bar, the best so far, hosts, and a table of trials; what they say is decided i
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleRenderable, Group, RenderableType
@@ -34,7 +32,7 @@ _STYLES: dict[str, str] = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "bold",
 }
-_MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
+_MAX_ROWS, _MAX_HOSTS, _MAX_BAR = 15, 4, 50
 _WITH_BYTES = 100  # columns from which stored bytes have one
 
 
@@ -46,7 +44,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
         notice: What is to be seen to the end; empty where nothing is.
         server: Address of MLflow, as shown to users; empty for the embedded store.
     """
-    passed = _text(f"{live_text.clock(now - began)}  ", style="dim")
+    passed = _text(f"{_clock(now - began)}  ", style="dim")
     if (facts := state.facts) is None:
         return passed + _text(notice or (state.phase.text if state.phase else "waiting for the search"))
     cut: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
@@ -56,7 +54,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     left = live_text.time_left_in_words(state.seconds_left(now))
     progress.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
 
-    lines = [(label, _text(text)) for label, text in live_text.progress_in_words(state)]
+    lines = [(label, _text(text)) for label, text in _progress(state)]
     hosts = state.hosts(now) if state.is_training else []
     for host in hosts[:_MAX_HOSTS]:
         slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
@@ -74,17 +72,13 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
     left_rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
-    rows, ascii_only = state.rows(max(1, min(_MAX_ROWS, left_rows))), console.options.ascii_only
+    rows = state.rows(max(1, min(_MAX_ROWS, left_rows)))
     columns = dict[str, list[str]]()
     for heading, cells in live_columns(rows, facts.metric).items():
         if heading == "step":
             columns[heading] = [f"{row.step}/{facts.max_steps}" for row in rows]
         elif heading != "bytes" or console.width >= _WITH_BYTES:
             columns[heading] = cells
-        if heading == facts.metric:
-            of_trials, (low, high) = [state.scores(row.trial_id) for row in rows], state.score_range
-            bars = [sparkline(own, low, high, width=_CURVE, ascii_only=ascii_only) for own in of_trials]
-            columns["curve"] = bars
     columns["params"] = [
         " ".join(
             f"{_SHORT_NAMES.get(name, name)}={f'{value:.3g}' if isinstance(value, float) else value}"
@@ -93,7 +87,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
         for row in rows
     ]
     looks: dict[str, dict[str, Any]] = {
-        **{"trial": {"no_wrap": True}, "state": {"no_wrap": True}, "curve": {"no_wrap": True, "min_width": _CURVE}},
+        **{"trial": {"no_wrap": True}, "state": {"no_wrap": True}},
         **{facts.metric: {"justify": "right", "max_width": 10, **cut}, "params": {"ratio": 1, **cut}},
     }
     for heading in columns:
@@ -103,20 +97,41 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     return Group(*above, Text(""), table, *below)
 
 
+def _clock(seconds: float) -> str:
+    """Return a time that has passed, as 1:05 or 2:01:05."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _progress(state: SearchState) -> list[tuple[str, str]]:
+    """Return labels and what is to be said of the search: where it is, its budget, its best trial."""
+    counts, best, mark = state.counts, state.best, state.best_baseline
+    now = f"finishing: {counts[TrialState.RUNNING]} still running" if state.finishing else "training"
+    if state.ended is not None:
+        now = state.ended.state
+    elif state.phase is not None:
+        now = live_text.phase_in_words(state.phase)
+    some = [(counts[TrialState.PRUNED], "stopped early"), (counts[TrialState.FAIL], "failed")]
+    known = ", ".join(f"{number} {what}" for number, what in some if number)
+    refits = f" ({state.refit_steps:,} in refits)" if state.refit_steps else ""
+    lines = [
+        ("now", now),
+        ("trials", f"{state.num_ended} of {state.num_trials} ended{f' ({known})' if known else ''}"),
+        ("steps", f"{state.steps_done:,} of about {state.trial_steps + state.refit_steps:,.0f}{refits}"),
+    ]
+    if best is not None and state.facts is not None:
+        text = f"{best[0]}  {state.facts.metric} {best[1]:.4f}"
+        if mark is not None:
+            lead = state.sign * (best[1] - mark[1])
+            text += f", {abs(lead):.4f} {'better' if lead > 0 else 'worse'} than {mark[0]} ({mark[1]:.4f})"
+        lines.append(("best", text))
+    if state.steered:
+        lines.append(("asked", state.steered))
+    return lines
+
+
 _SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}
-_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-
-
-def sparkline(values: Sequence[float], low: float, high: float, *, width: int, ascii_only: bool = False) -> str:
-    """Return the last `width` values as bars between `low` and `high`; what is outside is as low or high as can be."""
-    bars = _ASCII_BARS if ascii_only else _BARS
-    heights = []
-    for value in values[-width:]:
-        height = 0
-        if math.isfinite(value) and value > low:
-            height = len(bars) - 1 if high <= low or value >= high else int((value - low) / (high - low) * len(bars))
-        heights.append(bars[height])
-    return "".join(heights)
 
 
 def _text(text: str, **style: Any) -> Text:

@@ -131,7 +131,8 @@ def _options(
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     _hide_account(sys.argv[1:])
-    configure_stdout()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # lines as they come: stdout and stderr may go to one file or pipe
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     # Nothing that is said steers a terminal. Data on stdout goes as it is, but to a terminal.
     sys.stderr = cast("TextIO", PlainText(sys.stderr))
     if sys.stdout.isatty():
@@ -139,12 +140,6 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     sys.exit(run(sys.argv[1:]))
-
-
-def configure_stdout() -> None:
-    """Write lines to stdout as they come, since both may go to one file or pipe, and what it cannot encode escaped."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -155,19 +155,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         say("  ".join(cells).rstrip())
 
 
-def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table as CSV; what has no value is an empty cell."""
-    for row in (columns, *rows):
-        write_csv(row)
-
-
-def write_csv(row: Sequence[object]) -> None:
-    """Print a row of a table as CSV; what has no value is an empty cell."""
-    cells = ["" if cell is None else cell for cell in row]
-    # With lines that end in \n, Python leaves a lone \r unquoted, which ends a row for whoever reads it.
-    needs_quotes = any("\r" in str(cell) for cell in cells)
-    writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL)
-    writer.writerow(cells)
+def print_csv(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows of a table as CSV; what has no value is an empty cell."""
+    for row in rows:
+        cells = ["" if cell is None else cell for cell in row]
+        # With lines that end in \n, Python leaves a lone \r unquoted, which ends a row for whoever reads it.
+        needs_quotes = any("\r" in str(cell) for cell in cells)
+        writer = csv.writer(
+            sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL
+        )
+        writer.writerow(cells)
 
 
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:

@@ -6,10 +6,9 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from typer import Argument
+from typer import Argument, Option
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _out
@@ -23,22 +22,9 @@ if TYPE_CHECKING:
     from loraxs_search.search_space.space import Space
 
 
-def _time(seconds: float) -> str:
-    """Return a time with two digits: `50 s`, `12 min`, `3.4 h`."""
-    in_s, unit = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
-    return f"{float(f'{seconds / in_s:.2g}'):g} {unit}"
-
-
-DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
-EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Measure a few steps here, and say how long a search would take; reads data.")
-]
-
-
 def check(
     space: _out.SpaceArgument,
-    data: DataOption = False,
-    estimate: EstimateOption = False,
+    data: bool = Option(False, "--data", help="Read the task's data as well: columns, labels, splits."),
     overrides: _out.SetOption = None,
     as_json: _out.JsonOption = False,
 ) -> None:
@@ -52,17 +38,17 @@ def check(
     would share this machine, and two rows as the model sees them. It warns if scores would look better than they are,
     for instance because test rows are also in the training rows.
 
-    With --estimate it also measures a few steps of drawn trials on this machine, in some 20 s. Then it
-    says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
-    the trials' steps, the refits, and scoring at the end. It is a range: neither scores nor speed are known before.
+    `launch --dry-run` also says about how long the search would take.
 
     Example: loraxs-search check mine.yaml --data
     """
-    check_space(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
+    show_check(space, tuple(overrides or ()), data=data, as_json=as_json)
 
 
-def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
-    """Check a space and print what was seen; `launch --dry-run` prints the same."""
+def show_check(
+    space: SpaceSource, overrides: Sequence[str], *, data: bool, as_json: bool, estimate: bool = False
+) -> None:
+    """Check a space and print what was seen; `launch --dry-run` prints the same, with an estimate of the time."""
     from loraxs_search.search_space.load import open_space
 
     loaded = open_space(space, overrides)  # its faults come before what takes long to load
@@ -72,30 +58,22 @@ def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, est
         seen = checked(loaded, data=data, estimate=estimate)
     if as_json:
         _out.print_json(seen)
-    else:
-        _show(loaded, seen)
-    sys.stdout.flush()
-    _out.print_warnings(seen.warnings)
-
-
-def _show(space: Space, seen: CheckedSpace) -> None:
-    description = seen.description
-    for key, value in (*_summary(space, seen), *_estimate(seen)):
+        _out.print_warnings(seen.warnings)
+        return
+    for key, value in (*_summary(loaded, seen), *_estimate(seen), *(("note", it) for it in seen.description.notes)):
         _out.say(f"{key:<11} {value}")
-    for note in description.notes:
-        _out.say(f"{'note':<11} {note}")
     if seen.data is not None:
-        _out.say("\n".join(["", *data_lines(seen.data, seen.rows or {}, space.task.metric)]))
+        _out.say("\n".join(["", *data_lines(seen.data, seen.rows or {}, loaded.task.metric)]))
     for number, row in enumerate(seen.first_rows, start=1):
         trained = ", trained tokens in [[ ]]" if "[[" in row.text else ""
         _out.say(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
 
     # The smallest and the largest adapter, of each method where there are several.
     _out.say("")
-    methods, several = description.methods, len(description.methods) > 1
+    methods, several = seen.description.methods, len(loaded.methods) > 1
     shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
     params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
-    numbers = ["parameters" if several else space.method(shapes[0][1].method).symbol, "head", "bytes"]
+    numbers = ["parameters" if several else loaded.method(loaded.methods[0]).symbol, "head", "bytes"]
     numbers += ["learnt bytes"] if any(shape.size.without_projection is not None for _, shape in shapes) else []
     rows = []
     for name, shape in shapes:
@@ -105,9 +83,11 @@ def _show(space: Space, seen: CheckedSpace) -> None:
         rows.append([*cells, shape.target_modules, *("-" if size is None else f"{size:,}" for size in sizes)])
     columns = ["adapter", *(["method"] if several else []), *params, "modules", *numbers]
     _out.print_table(columns, rows, right=frozenset({*params, *numbers}))
-    for group in description.groups:
+    for group in seen.description.groups:
         _out.say(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
         _out.say("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
+    sys.stdout.flush()
+    _out.print_warnings(seen.warnings)
 
 
 def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
@@ -169,10 +149,15 @@ def _estimate(seen: CheckedSpace) -> Iterator[tuple[str, str]]:
         if seen.no_estimate:
             yield "estimate", f"none: {seen.no_estimate}"
         return
+
+    def time(seconds: float) -> str:  # with two digits: `50 s`, `12 min`, `3.4 h`
+        in_s, unit = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
+        return f"{float(f'{seconds / in_s:.2g}'):g} {unit}"
+
     (low, high), of = estimate.step_share, estimate.measured
     hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g} device hours"
-    yield "estimate", f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine, {hours}"
-    yield "of these", ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
+    yield "estimate", f"about {time(estimate.least_s)} to {time(estimate.most_s)} on this machine, {hours}"
+    yield "of these", ", ".join(f"{name} {time(seconds)}" for name, seconds in estimate.parts_s.items())
     shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
     yield "early stops", f"leave {shares} of all steps, by the scheduler on random scores"
     drawn = f"{of.num_steps} steps and a scoring of {of.at_once} drawn trials at once on {of.device}"

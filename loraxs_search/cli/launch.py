@@ -16,7 +16,7 @@ from typer import Argument, Option
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _out
-from loraxs_search.cli.check import check_space
+from loraxs_search.cli.check import show_check
 from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
@@ -157,7 +157,10 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
     shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
 
-    With --dry-run, it checks the same but for Ray, then prints what `check --estimate` prints, and starts no search.
+    With --dry-run, it checks the same but for Ray, and starts no search. It measures a few steps of drawn trials on
+    this machine, in some 20 s, and says about how long the search would take, and how many device hours. That counts
+    what early stopping leaves of the trials' steps, the refits, and scoring at the end. It is a range: neither scores
+    nor speed are known before.
     MLflow is asked if it is a server. `loraxs-search doctor SPACE --address ADDRESS` checks a cluster.
 
     Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
@@ -203,7 +206,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         if sqlite_path(uri) is None:  # an embedded store is made by the search: a dry run leaves none behind
             ensure_store(uri)
         new_study(loaded, name, uri, storage)
-        check_space(loaded, (), data=True, estimate=True, as_json=as_json)
+        show_check(loaded, (), data=True, estimate=True, as_json=as_json)
         return
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
     options |= {"storage": storage, "overrides": changes}

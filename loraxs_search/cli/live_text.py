@@ -17,7 +17,6 @@ from loraxs_search.log import events
 from loraxs_search.log.events import Phase
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport
-from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 
@@ -34,13 +33,6 @@ def time_left_in_words(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h left"
 
 
-def clock(seconds: float) -> str:
-    """Return a time that has passed, as 1:05 or 2:01:05."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def phase_in_words(phase: Phase) -> str:
     """Return what is being done, and how far it is where that is counted."""
     return phase.text if phase.total is None else f"{phase.text}: {phase.done:,} of {phase.total:,} {phase.unit}"
@@ -53,33 +45,6 @@ def browse(study: str, server: str) -> str:
         server: Its address, as shown to users; empty for the embedded store.
     """
     return f"browse the trials: loraxs-search ui {study}" + (f" ({server})" if server else "")
-
-
-def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
-    """Return labels and what is to be said of the search: where it is, its budget, its best trial."""
-    counts, best, mark = state.counts, state.best, state.best_baseline
-    now = f"finishing: {counts[TrialState.RUNNING]} still running" if state.finishing else "training"
-    if state.ended is not None:
-        now = state.ended.state
-    elif state.phase is not None:
-        now = phase_in_words(state.phase)
-    some = [(counts[TrialState.PRUNED], "stopped early"), (counts[TrialState.FAIL], "failed")]
-    known = ", ".join(f"{number} {what}" for number, what in some if number)
-    refits = f" ({state.refit_steps:,} in refits)" if state.refit_steps else ""
-    lines = [
-        ("now", now),
-        ("trials", f"{state.num_ended} of {state.num_trials} ended{f' ({known})' if known else ''}"),
-        ("steps", f"{state.steps_done:,} of about {state.trial_steps + state.refit_steps:,.0f}{refits}"),
-    ]
-    if best is not None and state.facts is not None:
-        text = f"{best[0]}  {state.facts.metric} {best[1]:.4f}"
-        if mark is not None:
-            lead = state.sign * (best[1] - mark[1])
-            text += f", {abs(lead):.4f} {'better' if lead > 0 else 'worse'} than {mark[0]} ({mark[1]:.4f})"
-        lines.append(("best", text))
-    if state.steered:
-        lines.append(("asked", state.steered))
-    return lines
 
 
 _WIDTHS: Mapping[Split, int] = {"train": 8, "validation": 10, "test": 8}  # columns of a terminal
@@ -169,7 +134,7 @@ class LinesView:
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
         self.state, self._lock = SearchState(), threading.Lock()
-        self._counted_at, self._is_estimated, self._written_at = 0.0, False, self._began
+        self._counted_at, self._written_at = 0.0, self._began
         self._closing = threading.Event()
 
     def __enter__(self) -> LinesView:
@@ -202,13 +167,11 @@ class LinesView:
             if now - self._written_at < _SILENT_S:
                 return
             state = self.state
-            if state.facts is None or state.phase is not None:
-                parts = [f"still {phase_in_words(state.phase)}" if state.phase else "still starting"]
-            else:
-                total = state.trial_steps + state.refit_steps
-                parts = [f"{state.steps_done:,} of about {total:,.0f} steps"]
+            text = f"still {phase_in_words(state.phase)}" if state.phase else "still starting"
+            if state.facts is not None and state.phase is None:
+                text = f"{state.steps_done:,} of about {state.trial_steps + state.refit_steps:,.0f} steps"
             left = time_left_in_words(state.seconds_left(now))
-            self._write(", ".join([*parts, *([left] if left else [])]), now)
+            self._write(f"{text}, {left}" if left else text, now)
 
     def say(self, text: str) -> None:
         """Write a line from a signal handler: past the stream's buffer, which may be in use."""
@@ -219,63 +182,45 @@ class LinesView:
         print(self._line(text, at), end="", file=self._out, flush=True)
         self._written_at = max(self._written_at, at)
 
+    def _line(self, text: str, at: float) -> str:
+        return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"
+
     def _texts(self, event: events.ShownEvent) -> list[str]:
-        texts: list[str] = []
+        """Return the lines of an event; what is said of a trial or a baseline has two blanks between its parts."""
+        state, lines, parts = self.state, list[str](), list[str]()
+        scores: Mapping[str, float] = {}
         match event:
-            case events.Phase():
-                if event.total is None:
-                    return [phase_in_words(event)]
-                # Of what is counted, a line now and then, and the last one.
+            case events.Phase(total=None):
+                lines = [phase_in_words(event)]
+            case events.Phase():  # of what is counted, a line now and then, and the last one
                 if event.done and (event.done == event.total or event.at - self._counted_at >= _COUNT_EVERY_S):
                     self._counted_at = event.at
-                    texts = [phase_in_words(event)]
+                    lines = [phase_in_words(event)]
             case events.DataRead():
-                texts = data_lines(event.report, event.num_rows, event.metric, short=True)
+                lines = data_lines(event.report, event.num_rows, event.metric, short=True)
             case events.SearchStarted():
                 why = f" ({event.why_slots})" if event.why_slots else ""
                 what = f"{counted(event.num_trials, 'trial')} on {event.device} ({event.dtype})"
                 then = f"then {counted(event.num_refits, 'refit')} of {counted(event.max_steps, 'step')}"
-                texts = [f"study {event.study}: {what}, {counted(event.num_slots, 'slot')}{why}"]
-                texts += [then] if event.num_refits else []
-                texts += [*(f"note: {note}" for note in event.notes), browse(event.study or "", self._server)]
-            case events.TrialReported():
-                texts = ["  ".join([f"trial {event.trial_id}", *self._last_report(event.trial_id)])]
-                texts += self._estimate(event)
-            case events.TrialEnded():
-                left = time_left_in_words(self.state.seconds_left(event.at))
-                ended = f"[{self.state.num_ended}/{self.state.num_trials}]"
-                parts = [event.state.value, *self._last_report(event.trial_id), ended, event.reason]
-                texts = ["  ".join([f"trial {event.trial_id}", *parts, *([left] if left else [])])]
+                lines = [f"study {event.study}: {what}, {counted(event.num_slots, 'slot')}{why}"]
+                lines += [then] if event.num_refits else []
+                lines += [*(f"note: {note}" for note in event.notes), browse(event.study or "", self._server)]
+            case events.TrialReported() | events.TrialEnded():
+                facts, own = state.facts, state.scores(event.trial_id)
+                score = [f"{facts.metric} {own[-1]:.4f}"] if facts is not None and own else []
+                parts = [f"step {state.trials[event.trial_id].step}", *score]
+                if isinstance(event, events.TrialEnded):
+                    left = time_left_in_words(state.seconds_left(event.at))
+                    parts = [event.state.value, *parts, f"[{state.num_ended}/{state.num_trials}]", event.reason]
+                    parts += [left] if left else []
+                parts = [f"trial {event.trial_id}", *parts]
             case events.BaselineScored():
-                texts = ["  ".join([f"baseline {event.name}", *_scores(event.metrics)])]
+                parts, scores = [f"baseline {event.name}"], event.metrics
             case events.CandidateScored():
-                texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
+                parts, scores = [f"candidate {event.trial}", f"{event.split} rows"], event.metrics
             case events.Steered():
-                texts = [event.text]
-            case events.Warned() if self._warns:
-                texts = [f"warning: {event.text}"]
-        return texts
-
-    def _estimate(self, event: events.TrialReported) -> list[str]:
-        """Say once how long the whole search takes, as soon as all trials that run side by side have a pace."""
-        facts, trials = self.state.facts, self.state.trials.values()
-        left = "" if self._is_estimated else time_left_in_words(self.state.seconds_left(event.at))
-        if not left or facts is None or len(trials) < min(facts.num_slots, facts.num_trials):
-            return []
-        if any(trial.state is TrialState.RUNNING and not trial.reports for trial in trials):
-            return []
-        self._is_estimated = True
-        refits = ", refits included" if self.state.refit_steps else ""
-        return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
-
-    def _last_report(self, name: str) -> list[str]:
-        facts, scores = self.state.facts, self.state.scores(name)
-        score = [f"{facts.metric} {scores[-1]:.4f}"] if facts is not None and scores else []
-        return [f"step {self.state.trials[name].step}", *score]
-
-    def _line(self, text: str, at: float) -> str:
-        return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"
-
-
-def _scores(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]
+                lines = [event.text]
+            case events.Warned():
+                lines = [f"warning: {event.text}"] if self._warns else []
+        parts += [f"{name} {value:.4f}" for name, value in scores.items()][:3]
+        return lines + (["  ".join(parts)] if parts else [])

@@ -98,9 +98,6 @@ def predict(
         _out.print_json(predictions)
     else:
         _print(predictions, form, columns=answer.columns, values=rows)
-    if len(predictions) == len(rows) > 1 and not any(len(text.split()) > 1 for text in rows):
-        sys.stdout.flush()
-        _out.tell(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes")
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
@@ -242,12 +239,8 @@ def _write_rows(
             is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
             print(_out.strict_json(json.dumps(written, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
             continue
-        if header and not number:
-            _out.write_csv(list(written))
         nested = (list, tuple, dict)
-        _out.write_csv(
-            [
-                json.dumps(own, ensure_ascii=False, default=str) if isinstance(own, nested) else own
-                for own in written.values()
-            ]
-        )
+        cells = [
+            json.dumps(it, ensure_ascii=False, default=str) if isinstance(it, nested) else it for it in written.values()
+        ]
+        _out.print_csv([*([list(written)] if header and not number else []), cells])

@@ -109,7 +109,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         place = str(checked_device(device or "cpu"))
         models = ServedModels(tasks or (), uri=uri, max_bytes=limit, device=place)
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
-        at = url_at(host, listening.getsockname()[1])
+        at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_AFTER_S
@@ -160,11 +160,6 @@ def _check_installed(modules: Sequence[str], extra: str) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=extra_hint(extra)) from error
-
-
-def url_at(host: str, port: int) -> str:
-    """Return the address of a server, an IPv6 host in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -76,7 +76,7 @@ def status(
         if as_json:
             _out.print_json([dict(zip(columns, row, strict=True)) for row in rows])
         elif as_csv:
-            _out.print_csv(columns, rows)
+            _out.print_csv([columns, *rows])
         else:
             _out.print_table(columns, rows)
             if not summaries:
@@ -90,7 +90,7 @@ def status(
         names = list(dict.fromkeys(name for row in seen.trials for name in row.params))
         keys = [field.name for field in fields(LeaderboardRow) if field.name != "params"]
         cells = [[*(getattr(row, key) for key in keys), *map(row.params.get, names)] for row in seen.trials]
-        _out.print_csv([*keys, *(f"params.{name}" for name in names)], cells)
+        _out.print_csv([[*keys, *(f"params.{name}" for name in names)], *cells])
         return
     if as_json:
         _out.print_json(seen)

@@ -77,7 +77,7 @@ class Pace:
 
 _RECENT_S = 60.0  # what hosts have done for so long says how fast they are now
 _ORDER = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_OF_EVENTS = ("counts", "best", "score_range", "trial_steps")  # computed at most once between two events
+_OF_EVENTS = ("counts", "best", "trial_steps")  # computed at most once between two events
 
 
 @dataclass(frozen=True)
@@ -211,12 +211,6 @@ class SearchState:
         metric = self.facts.metric if self.facts else ""
         rows = [row_of(trial, metric) for trial in heapq.nsmallest(count, self.trials.values(), key=place)]
         return [replace(row, step=max(row.step or 0, self.steps.get(row.trial_id, 0))) for row in rows]
-
-    @cached_property
-    def score_range(self) -> tuple[float, float]:
-        """The lowest and the highest score of all reports."""
-        scores = [score for name in self.trials for score in self.scores(name) if math.isfinite(score)]
-        return min(scores, default=0.0), max(scores, default=0.0)
 
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""

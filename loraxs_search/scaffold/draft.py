@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
@@ -21,14 +21,12 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
-    MISSING,
     NUMBERS,
     TAGS,
     WRITING,
     Choices,
     Roles,
     UndecidedError,
-    alike_names,
     guess_roles,
 )
 from loraxs_search.scaffold.table import Table, frame_lines, read_hub_table, read_table
@@ -36,9 +34,6 @@ from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +177,7 @@ def draft_space(
             line = f"  {key}: {_in_yaml(value)}"
             if value is not None:
                 lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
-    warnings += _warnings(table, roles, measured, choices, is_carved=bool(missing))
+    warnings += _warnings(table, roles, measured, is_carved=bool(missing))
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
     text = "".join(f"{line}\n" for line in lines)
     return Draft(text, guesses, tuple(warnings), (table, copy) if copy else None)
@@ -358,7 +353,6 @@ class _Measured:
     answer_tokens: int = 0
     cut: int = 0
     mean_tokens: float = 0.0
-    warning: str = ""
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
@@ -403,33 +397,7 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         answer_tokens=max(own, default=0) + 2 if roles.kind == WRITING else 0,
         cut=-(-sum(each > length for each in sampled) * table.num_rows // len(sampled)),
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
-        warning=_language_warning(tokenizer, texts),
     )
-
-
-_WORD = re.compile(r"[^\W\d_]+")
-_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be detected
-_KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
-
-
-def _language_warning(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> str:
-    """Return a warning, empty unless words fall to pieces: the base has hardly learnt from such texts.
-
-    Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
-    knows, 2 to 3 in another one.
-    """
-    words = [word for text in texts for word in _WORD.findall(text)][:_MANY_WORDS]
-    if len(words) < _FEW_WORDS:
-        return ""
-    pieces = [piece for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"] for piece in ids]
-    size = sum(len(word.encode()) for word in words) / max(1, len(pieces))
-    unknown = pieces.count(tokenizer.unk_token_id) / max(1, len(pieces))
-    if size >= _KNOWN_BYTES and unknown <= _UNKNOWN_SHARE:
-        return ""
-    seen = f"cuts these texts into pieces of {size:.1f} bytes, where 4 to 5 are usual"
-    if unknown > _UNKNOWN_SHARE:
-        seen = f"reads {unknown:.0%} of these texts as unknown"
-    return f"the base's tokenizer {seen}: it may not know their language; --base names another base"
 
 
 def _plan(
@@ -521,13 +489,13 @@ def _guesses(
     return guesses
 
 
-def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices, *, is_carved: bool) -> list[str]:
+def _warnings(table: Table, roles: Roles, measured: _Measured, *, is_carved: bool) -> list[str]:
     """Return what makes the result of a search less sure than it looks."""
 
     def rows(number: int) -> str:
         return f"{number} row{'s' * (number != 1)}"
 
-    warnings, counts = [measured.warning] if measured.warning else [], roles.label_counts
+    warnings, counts = list[str](), roles.label_counts
     if is_carved and table.num_rows < _FEW_ROWS:
         scored = max(1, round(table.num_rows / 10))
         error = f", with a standard error of up to {(0.25 / scored) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
@@ -535,11 +503,6 @@ def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices,
     if measured.cut:
         lost = "prompts lose their beginnings" if roles.kind in (WRITING, CHOOSING) else "ends are cut off"
         warnings.append(f"about {rows(measured.cut)} longer than max_length: their {lost}")
-    warnings += [
-        f"label {name!r} ({rows(counts[name])}) may say that the answer is missing: if so, remove the rows"
-        for name in (() if choices.labels or roles.label in table.label_names else counts)
-        if name.lower() in MISSING
-    ]
     if roles.kind != CLASSES:
         return warnings
     labels_by_text: dict[tuple[str, ...], dict[str, int]] = {}  # with the first row of each
@@ -551,9 +514,6 @@ def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices,
         shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items())
         verb = "texts have" if len(twice) > 1 else "text has"
         warnings.append(f"{len(twice)} {verb} different labels, such as {shown}")
-    if not choices.labels and (alike := alike_names(counts, table.num_rows)):
-        pairs = ", ".join(f"{name!r} like {near!r}" for name, near in alike.items())
-        warnings.append(f"labels that look alike are learnt as classes of their own: {pairs}")
     rarest = min(counts, key=lambda name: counts[name])
     if counts[rarest] * 10 < table.num_rows / len(counts):
         warnings.append(f"label {rarest!r} is rare ({rows(counts[rarest])}): accuracy says little of it, see macro_f1")
@@ -581,6 +541,8 @@ def _in_one_line(text: str) -> str:
 
 _COMMENTS_AT = 36
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # refused by YAML, or ends of lines to it
+
+
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 
 

@@ -14,7 +14,7 @@ from unicodedata import category
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.scaffold.table import NEVER_MEANT, Column, Table, is_number
-from loraxs_search.tasks.kinds import finite_number, only_number
+from loraxs_search.tasks.kinds import finite_number
 from loraxs_search.tasks.rows import TEXT_NAMES
 
 CLASSES, NUMBERS, TAGS = "sequence-classification", "regression", "token-classification"
@@ -132,7 +132,7 @@ _PAIRS = (
     *(("text1", "text2"), ("query", "passage"), ("question", "sentence"), ("query", "document")),
 )
 _WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
-MISSING = (*NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
+_MISSING = (*NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MANY_CLASSES = 20  # no command lists more
 _FEW_REPEATS = 3  # so many, and they may rather be classes than answers in words
 _FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
@@ -280,7 +280,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
     for name, column in columns.items():  # whole numbers that all differ tell rows apart, and are no answers
         is_whole = all(float(text).is_integer() for text in column.counts if is_number(text))
         tells_apart = is_whole and len(column.counts) == len(column.values)
-        if column.has_amounts or (column.is_mostly_numbers and not tells_apart):
+        if column.is_mostly_numbers and not tells_apart:
             numbers.append(name)
     if choices.kind == NUMBERS:
         names = numbers or [name for name in names if not columns[name].is_text] or names
@@ -392,13 +392,6 @@ def _guess_kind(table: Table, label: str) -> str:
         return CLASSES
     if label.lower() in _WRITTEN:
         return WRITING
-    if column.has_amounts:
-        shown = next(text for text in column.counts if not is_number(text))
-        raise TaskDataError(
-            f"Each {label} of {table.name} must be a plain number, but got {shown!r}"
-            f" ({table.places([column.texts.index(shown)])}).",
-            hint=f"write it as {only_number(shown)}, or say with --kind what else it is",
-        )
     number = len(column.counts)
     kinds = (CLASSES, WRITING) if number * _FEW_REPEATS <= table.num_rows else (WRITING, CLASSES)
     message = (
@@ -411,7 +404,7 @@ def _guess_kind(table: Table, label: str) -> str:
 def _is_missing(text: str, column: Column) -> bool:
     """Whether an answer stands for a missing one. A word that may be a class counts as missing only if it is rare."""
     word, most = text.lower(), max(1, len(column.values) // 100)
-    return word in NEVER_MEANT or (word in MISSING and column.counts[text] <= most)
+    return word in NEVER_MEANT or (word in _MISSING and column.counts[text] <= most)
 
 
 def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> None:
@@ -438,7 +431,7 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
         for name in sorted(counts, key=lambda name: -counts[name]):
             if (known := usual.setdefault(_look(name), name)) != name:
                 meant[name] = known
-        near = alike_names({name: counts[name] for name in usual.values()}, table.num_rows)
+        near = _alike_names({name: counts[name] for name in usual.values()}, table.num_rows)
         meant |= near if len(near) <= _FEW_PAIRS else {}
         missing = [name for name in counts if name not in meant and _is_missing(name, column)]
         asked = {name: f"did you mean {other!r}?" for name, other in meant.items()}
@@ -459,7 +452,7 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
     raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
 
 
-def alike_names(counts: Mapping[str, int], num_rows: int) -> dict[str, str]:
+def _alike_names(counts: Mapping[str, int], num_rows: int) -> dict[str, str]:
     """Return rare names, each with a much more frequent one that it looks like; names that differ in digits do not."""
     most = max(1, num_rows // 100)
     frequent = {_look(name): name for name, count in counts.items() if count > most}

@@ -26,7 +26,7 @@ from loraxs_search.tasks.files import (
     read_csv,
     unpacked,
 )
-from loraxs_search.tasks.kinds import finite_number, items_of, only_number
+from loraxs_search.tasks.kinds import finite_number, items_of
 from loraxs_search.tasks.read import load_splits, rows_cache
 from loraxs_search.tasks.rows import Columns, MalformedFileError, composed, is_text
 
@@ -96,14 +96,6 @@ class Column:
         given = {text: count for text, count in self.counts.items() if text.lower() not in NEVER_MEANT}
         odd = sum(count for text, count in given.items() if not is_number(text))
         return odd < len(given) and odd <= (max(1, len(self.values) // 100) if len(self.values) >= _MANY_ROWS else 0)
-
-    @cached_property
-    def has_amounts(self) -> bool:
-        """Whether values are numbers as people write them, such as `$1,200` or `3,5`, which a task does not read."""
-        odd = [text for text in self.counts if not is_number(text)]
-        return bool(odd) and all(
-            only_number(text) and not any(map(str.isalpha, text)) and not _PADDED.match(text) for text in odd
-        )
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,6 @@ def test_a_launch_tells_both_as_well(tiny_space):
         LoadedBase(space.base_model, space.task)
 
 
-def test_words_that_were_meant_as_one_text_are_pointed_out(say, adapter):
-    said = say("predict", str(adapter), "a", "funny", "film")
-    assert (said.code, len(said.out.splitlines())) == (0, 3)
-    assert said.err == "note: 3 rows of one word each; put a text of several words in quotes\n"
-    assert say("predict", str(adapter), "a funny", "film").err == ""
-    assert say("predict", str(adapter), "film").err == ""
-
-
 # ---- what must answer, and names -------------------------------------------------------------------------------------
 AWAY = "http://127.0.0.1:9"
 NO_MLFLOW = (f"The MLflow server at {AWAY} must be reachable", "--tracking-uri")

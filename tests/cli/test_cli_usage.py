@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from support.spaces import catalogue_task
 from support.studies import study
 
 import loraxs_search
-from loraxs_search.cli._main import app, configure_stdout, run
+from loraxs_search.cli._main import app
 from loraxs_search.paths import shipped_spaces, shipped_tasks
 from loraxs_search.search_space.load import parse_space
 
@@ -88,12 +89,11 @@ def test_a_fault_of_ours_is_one_sentence_and_ctrl_c_is_130(say, monkeypatch):
     assert (said.code, said.err) == (130, "error: interrupted\n")
 
 
-def test_what_a_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    configure_stdout()
-    assert run(["spaces", "copy", "movie_reviews", "\u4f60\xe9.yaml"]) == 0
-    assert sys.stdout.buffer.getvalue() == b"\\u4f60\xe9.yaml\n"
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path):
+    command = [sys.executable, "-m", "loraxs_search", "spaces", "copy", "movie_reviews", "\u4f60\xe9.yaml"]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
+    assert done.stdout == b"\\u4f60\xe9.yaml\n"
 
 
 def test_a_name_that_is_nearly_right_is_asked_about_first(say):

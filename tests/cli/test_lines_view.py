@@ -13,7 +13,7 @@ from support.recorded_search import FACTS, begun, ended, reported
 
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli._out import saying
-from loraxs_search.cli.live_text import LinesView, clock, time_left_in_words
+from loraxs_search.cli.live_text import LinesView, time_left_in_words
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
@@ -114,7 +114,6 @@ def test_lines_say_each_event_once():
         "note: one thing",
         "browse the trials: loraxs-search ui mine",
         "trial 00000  step 20  pearson 0.5000",
-        "about 2 min left, at the pace of the first steps; less where trials are stopped early",
         "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
         "trial 00001  FAIL  step 0  [2/2]  no finite loss  a few seconds left",
         "baseline tfidf  pearson 0.4000",
@@ -122,25 +121,6 @@ def test_lines_say_each_event_once():
         "done",
     ]
     assert out.getvalue().splitlines()[4].startswith("  20.0s  ")
-
-
-def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace():
-    out = io.StringIO()
-    lines = LinesView(out, "ui", began=1000.0)
-    for event in (
-        replace(FACTS, num_trials=4, num_slots=2),
-        begun(0, 1000.0),
-        reported(0, 20, 0.5, 1020.0),  # the other one trains too: half of the pace
-        begun(1, 1000.0),
-        reported(1, 20, 0.5, 1020.0),
-    ):
-        lines.happened(event)
-    said = texts(out)
-    assert said[1] == "then 2 refits of 80 steps"
-    assert [line for line in said if " left" in line] == [
-        "about 4 min left, refits included, at the pace of the first steps; less where trials are stopped early"
-    ]
-    assert said.index("trial 00001  step 20  pearson 0.5000") == len(said) - 2
 
 
 def test_a_search_begins_with_what_its_rows_are_like(capsys):
@@ -189,4 +169,3 @@ def test_times_are_said_in_a_unit_that_fits():
         *(f"{it} left" for it in ("a few seconds", "about 89 s", "about 2 min", "about 60 min")),
         "about 1.5 h left",
     ]
-    assert [clock(seconds) for seconds in (0.0, 65.9, 7265.0)] == ["0:00", "1:05", "2:01:05"]

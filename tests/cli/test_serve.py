@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from urllib.parse import urlsplit
 
 import pytest
-
-from loraxs_search.cli.serve import url_at
 
 
 @pytest.mark.parametrize(
@@ -44,12 +41,6 @@ def test_a_port_in_use_is_said(say, store_uri):
         said = say("serve", "reviews", "--port", str(taken.getsockname()[1]))
     assert said.code == 2
     assert "choose another --port" in said.err
-
-
-def test_the_address_of_an_ipv6_host_can_be_opened():
-    for host in ("::1", "127.0.0.1", "localhost"):
-        parts = urlsplit(url_at(host, 8000))
-        assert (parts.hostname, parts.port) == (host, 8000)
 
 
 def test_an_extra_that_is_missing_is_named(say, monkeypatch, store_uri):

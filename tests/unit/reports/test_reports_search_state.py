@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.recorded_search import FACTS, NODES, begun, ended, finishing, reported, training
 
-from loraxs_search.cli._live import sparkline
 from loraxs_search.log.events import (
     BaselineScored,
     Phase,
@@ -43,8 +42,6 @@ def test_who_has_seen_the_events_knows_how_the_trials_stand(state):
         ("00000", 80),
         ("00001", 20),
     ]
-    assert state.scores("00000") == pytest.approx([0.3, 0.4, 0.5, 0.6])
-    assert state.score_range == pytest.approx((0.0, 0.6))
 
 
 def test_steps_since_the_last_report_count_until_the_next_one(state):
@@ -249,12 +246,3 @@ def test_a_window_forgets():
     pace.add(100.0, 60)
     assert pace.per_s() == 1.0
     assert pace.per_s(1000.0) == 0.0
-
-
-def test_bars_stand_between_the_lowest_and_the_highest():
-    assert sparkline([0.0, 0.5, 1.0], 0.0, 1.0, width=8) == "▁▅█"
-    assert sparkline([0.1] * 20, 0.0, 1.0, width=8) == "▁" * 8
-    assert sparkline([0.5], 0.5, 0.5, width=8) == "▁"
-    assert sparkline([float("nan"), -1.0, 2.0], 0.0, 1.0, width=8) == "▁▁█"
-    assert sparkline([0.0, 1.0], 0.0, 1.0, width=8, ascii_only=True).isascii()
-    assert sparkline([], 0.0, 0.0, width=8) == ""

@@ -53,12 +53,6 @@ def test_numbers_that_tell_rows_apart_are_no_answers(draft):
     assert task["columns"] == {"text": "note", "label": "price"}
 
 
-@pytest.mark.parametrize("form", ["${}", "{} %", "{} €"])
-def test_numbers_with_signs_are_to_be_written_plainly(draft, form):
-    with pytest.raises(TaskDataError, match=r"plain number, but got .* \(line 2\)"):
-        draft({"text": texts(80), "price": [form.format(price) for price in PRICES]})
-
-
 def test_many_values_that_come_again_are_rather_classes_than_words(draft):
     for times, kind in ((4, "sequence-classification"), (1, "text-generation")):
         with pytest.raises(UndecidedError) as asked:
@@ -107,13 +101,12 @@ def test_a_label_with_as_many_rows_as_others_is_no_misspelling(draft):
     assert set(task["labels"]) == set(counts)
 
 
-def test_many_labels_that_look_alike_are_said_once(draft):
+def test_many_labels_that_look_alike_are_no_mistakes(draft):
     pairs = {"delivery_late": "delivery_lates", "refund_asked": "refund_askeds", "login_fails": "login_failss"}
     pairs |= {"invoice_wrong": "invoice_wrongs", "app_crashes": "app_crashess"}
     counts = dict.fromkeys(pairs, 100) | dict.fromkeys(pairs.values(), 2)
-    task, made = draft(labelled(counts))
+    task, _ = draft(labelled(counts))
     assert set(task["labels"]) == set(counts)
-    assert len([warning for warning in made.warnings if "refund_askeds" in warning]) == 1
     with pytest.raises(TaskDataError) as caught:
         draft(labelled({"delivery_late": 100, "delivery_lates": 1, "other": 100}))
     assert "--map delivery_lates=delivery_late" in str(caught.value.hint)
