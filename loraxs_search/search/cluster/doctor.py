@@ -22,7 +22,7 @@ from loraxs_search.search.cluster.connection import (
     setup_problem,
     shows_token,
 )
-from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, unlike_files
+from loraxs_search.search.cluster.node_checks import CheckResult, evaluate
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
@@ -124,7 +124,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         task = ray.remote(node_checks.facts_here).options(max_retries=0, **pinned(node.node_id))
         asked.append((node, needed, time.time(), task.remote(question | {"files": needed})))
     limit_s = _INSTALL_S if _INSTALLERS & environment.keys() else _ANSWER_S if thorough else _FAST_ANSWER_S
-    results, digests = list[CheckResult](), dict[str, dict[str, str]]()
+    results = list[CheckResult]()
     for node, needed, at, reference in asked:
         try:
             facts: dict[str, Any] = ray.get(reference, timeout=max(0.1, at + limit_s - time.time()))
@@ -144,6 +144,5 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         facts["skew_s"] = max(0.0, facts["at"] - time.time()) + min(0.0, facts["at"] - at)
         facts["offers_gpus"] = node.num_gpus
         name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
-        digests[name] = facts["file_digests"]
         results += evaluate(name, facts, versions, redact(server) if server else None, needed)
-    return [*results, *unlike_files(digests)]
+    return results

@@ -7,7 +7,6 @@ is sent along.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -134,29 +133,11 @@ def evaluate(
         yield result("hub", "fail", facts["hub_problem"], hint)
 
 
-def unlike_files(digests: Mapping[str, Mapping[str, str]]) -> Iterator[CheckResult]:
-    """Yield a result for each file that differs from that on the first node that has it.
-
-    Args:
-        digests: Of each file, by node.
-    """
-    first: dict[str, tuple[str, str]] = {}
-    for own, files in digests.items():
-        for path, digest in files.items():
-            node, expected = first.setdefault(path, (own, digest))
-            if digest != expected:
-                value = f"{path} has sha256 {digest[:16]} here, {expected[:16]} on {node}"
-                yield CheckResult(own, "files", "fail", value, "bring the same file to every node")
-
-
 def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB"
 
 
 # ---- on the node ----------------------------------------------------------------------------------------------------
-_HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
-
-
 def facts_here(question: dict[str, Any]) -> dict[str, Any]:
     """Return what `evaluate` reads, as plain values.
 
@@ -164,12 +145,6 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
         question: `mlflow` (address of a server, or None), `files` (paths that must be there), `base` (id, package and
             revision, or None), `hub` (whether rows come from it), `thorough` (False leaves out what takes seconds).
     """
-    digests = {}
-    for path in map(Path, question["files"]):
-        with contextlib.suppress(OSError):  # one that cannot be read has none
-            if path.is_file() and path.stat().st_size <= _HASHED_BYTES:
-                with path.open("rb") as file:
-                    digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
     mlflow_problem = None
     if question["mlflow"]:
         scheme, _, rest = question["mlflow"].partition("://")
@@ -182,7 +157,6 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
         "host": platform.node(),
         "versions": with_python(),
         "missing_files": [path for path in question["files"] if not Path(path).exists()],
-        "file_digests": digests,
         "mlflow_problem": mlflow_problem,
     }
     if not question["thorough"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from support.tls import https_server
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster import doctor, node_checks
-from loraxs_search.search.cluster.node_checks import CheckResult, evaluate, unlike_files
+from loraxs_search.search.cluster.node_checks import CheckResult, evaluate
 
 GIB = 2**30
 HERE = {
@@ -23,7 +22,7 @@ HERE = {
     "datasets": "4.0.0",
     "optuna": "5.0.0",
 }
-FAST: dict[str, Any] = {"versions": HERE, "mlflow_problem": None, "missing_files": [], "file_digests": {}}
+FAST: dict[str, Any] = {"versions": HERE, "mlflow_problem": None, "missing_files": []}
 SOUND = FAST | {
     "skew_s": 0.4,
     "open_files": 65536,
@@ -115,19 +114,6 @@ def test_the_fast_look_asks_for_less():
     assert [it.check for it in evaluate("n", FAST, HERE, None, [])] == ["versions"]
 
 
-def test_a_file_that_differs_between_nodes_is_named_with_both_digests():
-    train, test = "/data/train.csv", "/data/test.csv"
-    nodes = {
-        "driver": {},  # it only drives
-        "10.0.0.2": {train: "a" * 64, test: "c" * 64},
-        "10.0.0.3": {train: "b" * 64, test: "c" * 64},
-        "10.0.0.4": {train: "a" * 64},
-    }
-    (result,) = unlike_files(nodes)
-    assert (result.node, result.check, result.verdict) == ("10.0.0.3", "files", "fail")
-    assert result.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
-
-
 def test_a_certificate_is_the_drivers_to_trust(tmp_path):
     """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
     question = {"files": [], "base": None, "hub": False, "thorough": False}
@@ -143,16 +129,14 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path, monkeypatch):
     """The real facts, here: every key is a field, and this machine is fit."""
     question = {
         "mlflow": "http://me:secret@127.0.0.1:9",
-        "files": [str(tmp_path), str(tmp_path / "rows.csv"), str(tmp_path / "none")],
+        "files": [str(tmp_path), str(tmp_path / "none")],
         "base": {"id": "org/nowhere", "package": None, "revision": None},
         "hub": False,
         "thorough": True,
     }
-    (tmp_path / "rows.csv").write_bytes(b"rows")
     facts = node_checks.facts_here(question)
     assert facts["at"] > 1e9
     assert facts["missing_files"] == [str(tmp_path / "none")]
-    assert facts["file_digests"] == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
     assert "secret" not in facts["mlflow_problem"]
     assert facts["base_from"] == "the hub"
     assert facts["hub_problem"] == "HF_HUB_OFFLINE is set"
