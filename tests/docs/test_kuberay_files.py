@@ -83,7 +83,6 @@ MUTANTS = {
     "a number as a text": (cluster, lambda d: d["spec"]["workerGroupSpecs"][0].update(replicas="2"), "replicas"),
     "a mode that there is not": (cluster, lambda d: d["spec"]["authOptions"].update(mode="secret"), "authOptions/mode"),
     "no quantity": (cluster, lambda d: head(d)["resources"]["limits"].update(cpu="two"), "limits/cpu"),
-    "a port twice": (cluster, lambda d: head(d)["ports"].append({"containerPort": 6379}), "unique"),
     "no spec": (cluster, lambda d: d.pop("spec"), "spec"),
     "a number in a selector": (job, lambda d: d["spec"]["clusterSelector"].update(a=1), "clusterSelector/a"),
 }

@@ -162,7 +162,7 @@ def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any long random text")
     server = make_mlflow_server()
-    server.add_arguments("--app-name", "basic-auth")
+    server.command += ["--app-name", "basic-auth"]
     server.start()
     monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.entity_rows import LABELS
 from support.families import families
+from support.rows import TAGS as LABELS
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from loraxs_search import AdapterBank

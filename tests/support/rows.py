@@ -7,6 +7,7 @@ from pathlib import Path
 
 from support.said import Said
 
+TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]  # of words that are names
 _WORDS = (
     *("a", "fine", "slow", "warm", "odd", "film", "about", "the", "sea", "and"),
     *("three", "brothers", "who", "never", "quite", "come", "home", "again"),

@@ -17,55 +17,6 @@ from pathlib import Path
 from support.ports import free_port
 
 
-class MlflowServer:
-    """A real `mlflow server` on a loopback port, started and killed at will; its database stays between starts.
-
-    Args:
-        database_uri: None means a SQLite database in `folder`.
-    """
-
-    def __init__(self, folder: Path, database_uri: str | None = None) -> None:
-        from loraxs_search.tracking.ui import ui_command
-
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.database_uri = database_uri or f"sqlite:///{folder / 'server.db'}"
-        self._command = ui_command(f"sqlite:///{folder / 'server.db'}", port=self.port)
-        self._command[self._command.index("--backend-store-uri") + 1] = self.database_uri
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def add_arguments(self, *arguments: str) -> None:
-        """Add options to the command, before the first start."""
-        self._command = [*self._command, *arguments]
-
-    def start(self, timeout_s: float = 120.0) -> None:
-        from loraxs_search.errors import TrackingError
-        from loraxs_search.mlflow_uri import check_server
-        from loraxs_search.tracking.ui import server_environment
-
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=server_environment(), start_new_session=True
-            )
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return check_server(self.uri, timeout_s=1.0)
-            except TrackingError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.kill()
-                    raise AssertionError(f"the server did not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        """Kill the server and its worker at once, as a crash would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @dataclass
 class Server:
     """A program on a port, started and killed at will, with a log."""
@@ -80,15 +31,8 @@ class Server:
     def start(self, timeout_s: float = 120.0) -> None:
         """Start, and return when it answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self.env},
-                user=self.user,
-                cwd="/",
-                start_new_session=True,
-            )
+            where = {"env": {**os.environ, **self.env}, "user": self.user, "cwd": "/"}
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True, **where)
         end = time.monotonic() + timeout_s
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -97,12 +41,40 @@ class Server:
             time.sleep(0.2)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it with what it started; at once, unless another signal is given."""
+        """End it with what it started; at once, as a crash would, unless another signal is given."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself, and so did what it started
                 os.killpg(self.process.pid, number)
             self.process.wait()
             self.process = None
+
+
+class MlflowServer(Server):
+    """A real `mlflow server` on a loopback port; its database stays between starts.
+
+    Args:
+        database_uri: None means a SQLite database in `folder`.
+    """
+
+    def __init__(self, folder: Path, database_uri: str | None = None) -> None:
+        from loraxs_search.tracking.ui import server_environment, ui_command
+
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        command = ui_command(own := f"sqlite:///{folder / 'server.db'}", port=self.port)
+        command[command.index("--backend-store-uri") + 1] = database_uri or own
+        own_env = dict(server_environment().items() - os.environ.items())
+        super().__init__(command, folder / "server.log", self._is_up, own_env)
+
+    def _is_up(self) -> bool:
+        from loraxs_search.errors import TrackingError
+        from loraxs_search.mlflow_uri import check_server
+
+        try:
+            check_server(self.uri, timeout_s=1.0)
+        except TrackingError:
+            return False
+        return True
 
 
 # ---- PostgreSQL ------------------------------------------------------------------------------------------------------

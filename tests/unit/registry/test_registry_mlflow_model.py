@@ -16,7 +16,7 @@ import pytest
 import torch
 from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
-from support.entity_rows import LABELS
+from support.rows import TAGS as LABELS
 from support.sealed import promote, seal
 from support.toy_language import choosing, save_base, writing
 

@@ -50,12 +50,6 @@ def azurite(tmp_path_factory):
         yield variables
 
 
-@pytest.fixture(scope="session")
-def google():
-    with object_stores.google() as variables:
-        yield variables
-
-
 def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return an empty place of a kind, and set what leads there."""
     if kind == "folder":
@@ -65,22 +59,19 @@ def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: 
         return f"{request.getfixturevalue('s3_bucket')}/studies of mine"
     for name, value in request.getfixturevalue(kind).items():
         monkeypatch.setenv(name, value)
-    scheme = {"azurite": "az", "google": "gs"}.get(kind, "s3")
-    return f"{scheme}://{object_stores.BUCKET}/{folder.name}/studies of mine"
+    return f"{'az' if kind == 'azurite' else 's3'}://{object_stores.BUCKET}/{folder.name}/studies of mine"
 
 
-SEAWEEDFS, GOOGLE, AZURITE = (
-    pytest.param(kind, marks=pytest.mark.long(part="storage")) for kind in ("seaweedfs", "google", "azurite")
-)
+SEAWEEDFS, AZURITE = (pytest.param(kind, marks=pytest.mark.long(part="storage")) for kind in ("seaweedfs", "azurite"))
 
 
-@pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
+@pytest.fixture(params=["folder", "moto", SEAWEEDFS, AZURITE])
 def storage_uri(request, tmp_path, monkeypatch):
     """An empty place of each kind."""
     return place(request.param, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
+@pytest.fixture(params=["folder", "moto", SEAWEEDFS, AZURITE])
 def each_storage(request, tmp_path, monkeypatch):
     """An empty place of each kind, a folder and one that speaks S3 in every run."""
     return Storage(place(request.param, request, tmp_path, monkeypatch))
