@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank.bank import AdapterBank
+    from loraxs_search.home import ShippedSpace, spaces
     from loraxs_search.interactive import launch, resume
-    from loraxs_search.paths import ShippedSpace, spaces
     from loraxs_search.predictor import Predictor
     from loraxs_search.records.adapter import Prediction
     from loraxs_search.reports.comparison import compare
@@ -100,7 +100,7 @@ _HOMES = {
         "scaffold.draft": ["init"],
         "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
-        "paths": ["ShippedSpace", "spaces"],
+        "home": ["ShippedSpace", "spaces"],
         "steering": ["add_trial", "extend_study", "finish_study", "stop_trials"],
         "tasks.kinds": ["Sampling"],
     }.items()

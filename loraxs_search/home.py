@@ -1,4 +1,7 @@
-"""Where state lives on disk, the only way it is written (whole or not at all), and the locks on it."""
+"""The state folder, the only way it is written (whole or not at all), and its locks; paths that users write.
+
+The spaces and well-known tasks that come with the package, too.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import HomeError
+from loraxs_search.errors import HomeError, UsageError, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -355,3 +359,83 @@ def restore_folders(parent: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(target)
+
+
+# ---- paths as people write them ----
+def user_path(text: str, folder: Path | None = None) -> Path:
+    """Return the absolute path that `text` means; it need not exist.
+
+    `~` is a home folder; a relative path starts at `folder`, by default the working directory.
+
+    Raises:
+        ValueError: no file can have that name; the message says why.
+    """
+    try:
+        path = ((folder or Path()) / Path(text).expanduser()).resolve()
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ValueError(f"the system says: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a character") from None
+    except ValueError:
+        raise ValueError("it holds a NUL byte") from None
+    except RuntimeError as error:  # of a user that does not exist, or links that go in a circle
+        raise ValueError(f"the system says: {str(error).rstrip('.')}") from None
+    return path
+
+
+def meant_file(path: Path) -> str:
+    """Return the question whether a file beside a missing one is meant; empty where none has nearly its name."""
+    try:
+        beside = [str(path.parent / each.name) for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path, beside)
+
+
+# ---- what comes with the package, in a wheel inside it, in a checkout beside it ------------------------------------
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = _PACKAGE / "_spaces" if (_PACKAGE / "_spaces").is_dir() else _PACKAGE.parent / "search_spaces"
+
+
+@dataclass(frozen=True)
+class ShippedSpace:
+    """A space that comes with the package.
+
+    Args:
+        space: Its name, as `launch` and `check` take it.
+        about: What it is, in a line.
+    """
+
+    space: str
+    about: str
+
+
+def spaces() -> list[ShippedSpace]:
+    """Return the spaces that come with the package, by name."""
+    texts = {name: shipped_space_path(name).read_text(encoding="utf-8") for name in shipped_spaces()}
+    return [ShippedSpace(name, text.partition("\n")[0].lstrip("# ").strip()) for name, text in texts.items()]
+
+
+def shipped_spaces() -> list[str]:
+    """Return the names of the shipped spaces, sorted."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def shipped_space_path(name: str) -> Path:
+    """Return the file of a shipped space; `movie-reviews` and `movie_reviews.yaml` both mean `movie_reviews`.
+
+    Raises:
+        UsageError: there is no such space; the message lists those there are.
+    """
+    plain = name.removesuffix(".yaml").replace("-", "_").lower()
+    for known in shipped_spaces():
+        if known.replace("-", "_").lower() == plain:
+            return SHIPPED / f"{known}.yaml"
+    raise UsageError(unknown_name("space", name, shipped_spaces()), hint="`loraxs-search spaces ls` lists them")
+
+
+def shipped_tasks() -> list[str]:
+    """Return the names of the well-known tasks, sorted."""
+    return sorted(path.stem for path in (SHIPPED / "tasks").glob("*.yaml"))

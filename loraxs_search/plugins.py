@@ -105,12 +105,12 @@ class EntryPoints(Generic[EntryT]):
     Args:
         kind: What an entry is called in messages.
         group: Of the entry points.
-        built_in: The package's own entries.
+        built_in: The package's own entries, classes with a `name`.
     """
 
-    def __init__(self, kind: str, group: str, built_in: Mapping[str, EntryT]) -> None:
+    def __init__(self, kind: str, group: str, *built_in: EntryT) -> None:
         self._kind, self._group = kind, group
-        self._entries = dict(built_in)
+        self._entries: dict[str, EntryT] = {entry.name: entry for entry in built_in}  # type: ignore[attr-defined]
 
     def register(self, name: str, entry: EntryT) -> None:
         """Add an entry in this process; an entry point adds one in the processes of a whole cluster.

@@ -27,9 +27,8 @@ from loraxs_search.errors import (
 )
 from loraxs_search.log.events import Answered, Commanded, Steered
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.paths import seconds_of
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, seconds_of
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.commands import put_elsewhere
 from loraxs_search.studies.folder import StudyFolder, list_studies

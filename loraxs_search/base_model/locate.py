@@ -34,8 +34,7 @@ from loraxs_search.base_model.files import (
     weight_digest,
 )
 from loraxs_search.errors import BaseModelError, first_line, shortened
-from loraxs_search.home import disk_faults, exclusive, home, mark_used, write_atomic
-from loraxs_search.paths import user_path
+from loraxs_search.home import disk_faults, exclusive, home, mark_used, user_path, write_atomic
 from loraxs_search.records.base import BaseModel, BaseModelRef
 
 log = logging.getLogger(__name__)

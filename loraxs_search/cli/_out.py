@@ -155,6 +155,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         say("  ".join(cells).rstrip())
 
 
+def emit_table(
+    as_json: bool,
+    value: Any,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: frozenset[str] = frozenset(),
+) -> None:
+    """Print a value as JSON, or as a table."""
+    if as_json:
+        print_json(value)
+    else:
+        print_table(columns, rows, right=right)
+
+
 def print_csv(rows: Iterable[Sequence[object]]) -> None:
     """Print rows of a table as CSV; what has no value is an empty cell."""
     for row in rows:

@@ -201,13 +201,9 @@ def doctor(
     from loraxs_search.search.cluster.doctor import examine
 
     results = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
-
-    if as_json:
-        _out.print_json(results)
-    else:
-        columns = ("node", "check", "verdict", "value")
-        _out.print_table(columns, [(it.node, it.check, it.verdict, it.value) for it in results])
-        for hint in dict.fromkeys(f"{it.check}: {it.hint}" for it in results if it.hint):
-            _out.tell(f"\nhint: {hint}")
+    rows = [(it.node, it.check, it.verdict, it.value) for it in results]
+    _out.emit_table(as_json, results, ("node", "check", "verdict", "value"), rows)
+    for hint in dict.fromkeys(f"{it.check}: {it.hint}" for it in results if it.hint and not as_json):
+        _out.tell(f"\nhint: {hint}")
     if any(result.verdict == "fail" for result in results):
         raise Exit(1)

@@ -275,9 +275,7 @@ def sync(
     from loraxs_search.search.driver.result import sync
 
     done = list(sync(study))
-    if as_json:
-        _out.print_json(done)
-    else:
-        _out.print_table(("study", "records", "problem"), [(it.study, it.state, it.problem) for it in done])
+    rows = [(it.study, it.state, it.problem) for it in done]
+    _out.emit_table(as_json, done, ("study", "records", "problem"), rows)
     if any(it.state in ("waiting", "unreadable") for it in done):
         raise Exit(1)

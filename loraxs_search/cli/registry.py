@@ -87,10 +87,6 @@ def ls(
     from loraxs_search.api import ls
 
     tasks = ls(limit=limit, tracking_uri=tracking_uri)
-
-    if as_json:
-        _out.print_json(tasks)
-        return
     rows = [
         (
             it.task,
@@ -105,8 +101,8 @@ def ls(
         for it in tasks
     ]
     columns = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
-    _out.print_table(columns, rows, right=frozenset({"version", "score", "bytes"}))
-    if not rows:
+    _out.emit_table(as_json, tasks, columns, rows, right=frozenset({"version", "score", "bytes"}))
+    if not rows and not as_json:
         _out.tell("\nno tasks yet: `loraxs-search promote STUDY` makes one")
 
 

@@ -21,13 +21,10 @@ def _spaces_ls(as_json: _out.JsonOption = False) -> None:
 
     Example: loraxs-search spaces ls
     """
-    from loraxs_search.paths import spaces as shipped
+    from loraxs_search.home import spaces as shipped
 
     known = shipped()
-    if as_json:
-        _out.print_json(known)
-    else:
-        _out.print_table(("space", "about"), [(it.space, it.about) for it in known])
+    _out.emit_table(as_json, known, ("space", "about"), [(it.space, it.about) for it in known])
 
 
 @spaces.command("show")
@@ -36,7 +33,7 @@ def _spaces_show(name: _out.ShippedSpaceArgument) -> None:
 
     Example: loraxs-search spaces show movie_reviews
     """
-    from loraxs_search.paths import shipped_space_path
+    from loraxs_search.home import shipped_space_path
 
     print(shipped_space_path(name).read_text(), end="")
 
@@ -52,7 +49,7 @@ def _copy(
 
     Example: loraxs-search spaces copy movie_reviews mine.yaml
     """
-    from loraxs_search.paths import shipped_space_path
+    from loraxs_search.home import shipped_space_path
     from loraxs_search.search_space.document import portable_text
 
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
@@ -101,16 +98,12 @@ def _tasks_ls(as_json: _out.JsonOption = False) -> None:
 
     Example: loraxs-search tasks ls
     """
-    from loraxs_search.paths import shipped_tasks
+    from loraxs_search.home import shipped_tasks
     from loraxs_search.search_space.sections import catalogue_entry
 
     facts = [_facts(*catalogue_entry(name)) for name in shipped_tasks()]
-
-    if as_json:
-        _out.print_json(facts)
-    else:
-        rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
-        _out.print_table(("task", "kind", "metric", "data", "about"), rows)
+    rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
+    _out.emit_table(as_json, facts, ("task", "kind", "metric", "data", "about"), rows)
 
 
 @tasks.command("show")

@@ -17,9 +17,8 @@ from loraxs_search.cli.launch import server_of
 from loraxs_search.cli.live_text import LinesView, phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Warned
-from loraxs_search.paths import seconds_of
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import AnswerState
+from loraxs_search.records.search import AnswerState, seconds_of
 from loraxs_search.reports.leaderboard import LeaderboardRow
 from loraxs_search.reports.study_status import study_state, study_status, study_summaries
 from loraxs_search.reports.study_status import watch as follow
@@ -73,14 +72,12 @@ def status(
         summaries = list(study_summaries())
         columns, rows = ("study", "task", "state", "trials", "created"), [summary.cells for summary in summaries]
         _out.print_warnings([summary.problem for summary in summaries if summary.problem])
-        if as_json:
-            _out.print_json([dict(zip(columns, row, strict=True)) for row in rows])
-        elif as_csv:
+        if as_csv:
             _out.print_csv([columns, *rows])
         else:
-            _out.print_table(columns, rows)
-            if not summaries:
-                _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
+            _out.emit_table(as_json, [dict(zip(columns, row, strict=True)) for row in rows], columns, rows)
+        if not (summaries or as_csv or as_json):
+            _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
         return
     folder = StudyFolder.open(study)
     if watch and study_state(folder) == "running":
@@ -130,13 +127,10 @@ def _ls(as_json: _out.JsonOption = False) -> None:
     """
     summaries = list(study_summaries(sizes=True))
     columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
-
-    if as_json:
-        _out.print_json([asdict(summary) | {"path": str(summary.path)} for summary in summaries])
-        return
+    value = [asdict(summary) | {"path": str(summary.path)} for summary in summaries]
     rows = [(*it.cells, _out.shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
-    _out.print_table(columns, rows, right=frozenset({"bytes"}))
-    _out.print_warnings([summary.problem for summary in summaries if summary.problem])
+    _out.emit_table(as_json, value, columns, rows, right=frozenset({"bytes"}))
+    _out.print_warnings([summary.problem for summary in summaries if summary.problem and not as_json])
 
 
 @app.command("show")
@@ -260,17 +254,15 @@ def gc(
         )
     done = collect(seconds, dry_run=dry_run, tracking_uri=tracking_uri)
 
-    if as_json:
-        _out.print_json([vars(it) | {"path": str(it.path)} for it in done])
-    else:
-        rows = []
-        for kind, loss in LOSSES.items():
-            of_kind = [it for it in done if it.kind == kind]
-            going, kept = ([it.num_bytes for it in of_kind if bool(it.kept) is stays] for stays in (False, True))
-            sizes = (str(len(going)), _out.shown_bytes(sum(going)), str(len(kept)), _out.shown_bytes(sum(kept)))
-            rows.append((kind, *sizes, loss))
-        columns = ("what", "items", "bytes", "kept", "bytes kept", "lost")
-        _out.print_table(columns, rows, right=frozenset(columns[1:-1]))
+    rows = []
+    for kind, loss in LOSSES.items():
+        of_kind = [it for it in done if it.kind == kind]
+        going, kept = ([it.num_bytes for it in of_kind if bool(it.kept) is stays] for stays in (False, True))
+        sizes = (str(len(going)), _out.shown_bytes(sum(going)), str(len(kept)), _out.shown_bytes(sum(kept)))
+        rows.append((kind, *sizes, loss))
+    columns, value = ("what", "items", "bytes", "kept", "bytes kept", "lost"), [vars(it) for it in done]
+    value = [each | {"path": str(each["path"])} for each in value]
+    _out.emit_table(as_json, value, columns, rows, right=frozenset(columns[1:-1]))
     _out.tell(
         f"\n{'would free' if dry_run else 'freed'} {_out.shown_bytes(sum(it.num_bytes for it in done if not it.kept))}"
     )

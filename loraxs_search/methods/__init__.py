@@ -19,10 +19,7 @@ from loraxs_search.methods.peft_methods import ConfiguredPeft, Full, HeadOnly
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
-_OWN: tuple[type[Method], ...] = (LoraXS, Lora, Full, HeadOnly)
-METHODS: EntryPoints[type[Method]] = EntryPoints(
-    "method", "loraxs_search.methods", {entry.name: entry for entry in _OWN}
-)
+METHODS: EntryPoints[type[Method]] = EntryPoints("method", "loraxs_search.methods", LoraXS, Lora, Full, HeadOnly)
 
 
 def get_method(name: str, peft: PeftSettings | None = None) -> Method:

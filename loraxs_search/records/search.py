@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from loraxs_search.paths import DURATION, seconds_of
 from loraxs_search.records.literals import (
     DERIVED,
     MAX_STATE_BYTES,
@@ -75,6 +75,19 @@ class CommandAnswer:
     facts: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+# Each unit at most once, the largest first; what is looked for ahead keeps out blanks before it, and the empty text.
+_DURATION = r"(?=\d)" + "".join(rf"(?:\s*(\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS)
+
+
+def seconds_of(text: str) -> float | None:
+    """Return the seconds of `90s`, `10m`, `1.5d` or `1h30m`; None for any other text."""
+    match = re.fullmatch(_DURATION, text)
+    if match is None:
+        return None
+    return sum(float(number) * unit for number, unit in zip(match.groups("0"), _UNITS.values(), strict=True))
+
+
 def _seconds(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -90,7 +103,7 @@ def _pack_size(value: object) -> object:
 
 
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
-_DURATION = {"$comment": "duration", "anyOf": [_POSITIVE, {"type": "string", "pattern": f"^{DURATION}$"}]}
+_TIME = {"$comment": "duration", "anyOf": [_POSITIVE, {"type": "string", "pattern": f"^{_DURATION}$"}]}
 _PACK_SIZE = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
 
 
@@ -118,7 +131,7 @@ class SearchPlan:
     """Which trials stop early."""
     sampler: str = "tpe"
     """What proposes params."""
-    time_budget: Annotated[float, Law(_seconds, _DURATION, gt=0)] | None = None
+    time_budget: Annotated[float, Law(_seconds, _TIME, gt=0)] | None = None
     """What the whole search may take, such as `90s`, `1h30m` or `1d`; time before a `resume` counts. Trials stop at a
     report, or at their last one if the next is late, so early that refits, last scores and baselines fit by the speed
     measured so far; these get at most half. Refits that do not fit are left out, then candidates, and the search says

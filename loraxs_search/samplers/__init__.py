@@ -17,9 +17,7 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers._base import Sampler, SamplerConfig, SearchedParameter
 from loraxs_search.samplers.entries import GP, TPE, RandomSearch
 
-SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints(
-    "search.sampler", "loraxs_search.samplers", {entry.name: entry for entry in (TPE, RandomSearch, GP)}
-)
+SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", TPE, RandomSearch, GP)
 
 
 def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sampler:

@@ -15,8 +15,7 @@ from typing import Any
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
-from loraxs_search.home import disk_faults, home, write_atomic
-from loraxs_search.paths import schema_path
+from loraxs_search.home import SHIPPED, disk_faults, home, write_atomic
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
@@ -168,7 +167,7 @@ def draft_space(
         "",
         f"Check:  loraxs-search check {place} --data",
         f"Run:    loraxs-search launch {place}",
-        f"yaml-language-server: $schema={schema_path()}",
+        f"yaml-language-server: $schema={SHIPPED / 'space.schema.json'}",
     ]
     lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
     for section, keys in sections.items():

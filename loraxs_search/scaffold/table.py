@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.home import disk_faults
-from loraxs_search.paths import meant_file
+from loraxs_search.home import disk_faults, meant_file
 from loraxs_search.tasks.files import (
     SEPARATORS,
     decoded,

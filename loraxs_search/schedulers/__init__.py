@@ -15,7 +15,7 @@ from loraxs_search.schedulers.asha import ASHA
 from loraxs_search.schedulers.none import NoScheduler
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
-    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, NoScheduler)}
+    "search.scheduler", "loraxs_search.schedulers", ASHA, NoScheduler
 )
 
 

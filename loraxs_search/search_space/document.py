@@ -57,6 +57,10 @@ class Document:
         if not any(path[: len(known)] == known for known in self.unread):
             self.faults.append((path, message, place))
 
+    def refuse(self, path: KeyPath, law: str, value: object, remedy: str = "") -> None:
+        """Collect the fault that a value breaks a law."""
+        self.fault(path, f"{law}, but got {self.got(path, value)}{remedy}.")
+
     def is_faulty(self, *path: str | int) -> bool:
         """Whether something at this key or inside it is known to be wrong."""
         return any(known[: len(path)] == path for known, _, _ in self.faults)
@@ -332,8 +336,7 @@ def read_section(
         also: Keys that the section has beside the model's, which are read elsewhere.
     """
     if not isinstance(given, dict):
-        law = f"must hold keys (one of: {one_of([*keys_of(model), *also])})"
-        document.fault(path, f"{law}, but got {document.got(path, given)}.")
+        document.refuse(path, f"must hold keys (one of: {one_of([*keys_of(model), *also])})", given)
         return None
     known = [*keys_of(model), *also]
     for key in given.keys() - set(known):

@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import SpaceError, UsageError, asking, both, did_you_mean, meant, must_be, one_of
+from loraxs_search.home import meant_file, shipped_space_path, shipped_spaces, user_path
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.paths import meant_file, shipped_space_path, shipped_spaces, user_path
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.literals import Scalar
@@ -199,8 +199,7 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     promotion = read_promotion(document, task, trained)
     start_from = sections.get("start_from")  # the registry is asked for it at launch
     if start_from is not None and not (isinstance(start_from, str) and start_from):
-        law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
-        document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
+        document.refuse(("start_from",), "must name a registered adapter (TASK, TASK@alias or TASK:3)", start_from)
     if document.faults or task is None or base_model is None or method is None:
         document.fail()
     return Space(
@@ -351,7 +350,7 @@ def _read_form(
             try:
                 own.append(spec.check(value))
             except ValueError as error:
-                document.fault(here, f"{error}, but got {document.got(here, value)}{suffix}.")
+                document.refuse(here, str(error), value, suffix)
         if len(own) < len(values):
             raise _Refused("")
         return tuple(own)
@@ -410,7 +409,7 @@ def _read_range(
         try:
             step = ParameterSpec(spec.kind, low=0, above=True).check(step)
         except ValueError as error:
-            document.fault((*path, "step"), f"{error}, but got {shown(step)}.")
+            document.refuse((*path, "step"), str(error), step)
             step = None
     if log and step not in (None, 1):
         raise _Refused("must be left out beside log: true, where steps grow with the value.", "step")
@@ -471,7 +470,7 @@ def _read_parameters(
             over, too.
     """
     if not isinstance(section, dict):
-        document.fault((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
+        document.refuse((PARAMETERS,), "must map parameter names to values", section)
         return {}
     asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
     installed = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
@@ -555,7 +554,7 @@ class _ParametersReader:
                     if method in self.methods and method not in takers:
                         law = f"must name a method that takes {name}: {one_of(takers)}"
                         inside = (*here, "when", METHOD, *([number] if is_list else []))
-                        document.fault(inside, f"{law}, but got {shown(method)}.")
+                        document.refuse(inside, law, method)
                 if wanted and all(method in self.absent for method in wanted):
                     continue
                 asked = tuple(method for method in takers if method in wanted)
@@ -652,7 +651,7 @@ class _ParametersReader:
                 values += found
                 break
             if law:
-                self.document.fault(here, f"{law}, but got {shown(item)}.")
+                self.document.refuse(here, law, item)
         return tuple(values)
 
 
@@ -669,13 +668,15 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
     for name, given in as_mapping(section).items():
         path, before, config = (_PEFT_METHODS, name), len(document.faults), as_mapping(given)
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
-            law = "must be a name of its own, in lower case, of letters, digits and hyphens"
-            document.fault(path, f"{law}, but got {shown(name)}.")
+            document.refuse(path, "must be a name of its own, in lower case, of letters, digits and hyphens", name)
         peft_type = config.get("peft_type")
         if peft_type not in (known := list(peft_types())):
             reason = refused_type(str(peft_type))
-            law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
-            document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
+            document.refuse(
+                (*path, "peft_type"),
+                f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known),
+                peft_type,
+            )
             continue
         fields, fixed = config_fields(peft_type), dict[str, object]()
         for field, value in config.items():
@@ -691,7 +692,7 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
                     fixed[field] = value if spec is None or value is None else spec.check(value)
                 except ValueError as error:
                     form = "; search it in `parameters`" if isinstance(value, dict) else ""
-                    document.fault(here, f"{error}, but got {document.got(here, value)}{form}.")
+                    document.refuse(here, str(error), value, form)
         others = {key: spec for key, spec in fields.items() if spec and key not in config}
         searched = {key: spec.kind for key, spec in others.items() if not key.endswith("dropout")}
         if len(document.faults) == before:

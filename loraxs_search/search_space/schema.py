@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from loraxs_search.home import shipped_tasks
 from loraxs_search.methods import METHODS
-from loraxs_search.paths import shipped_tasks
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import PromotionRule

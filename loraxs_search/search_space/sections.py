@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import create_model
 
-from loraxs_search.errors import asking, meant, must_be, one_of, shortened
+from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened, unknown_name
+from loraxs_search.home import SHIPPED, shipped_tasks, user_path
 from loraxs_search.methods._base import Method
-from loraxs_search.paths import shipped_task_path, shipped_tasks, user_path
 from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
@@ -97,8 +97,9 @@ def _check_laws(document: Document, given: Mapping[str, Any], folder: Path, kind
     read = [*(columns.values() if isinstance(columns, dict) else ()), given.get("label")]
     for index, name in enumerate(_sound(document, given, "slices") or ()):
         if name in read:
-            law = "must be a column that groups rows, not one of texts or answers"
-            document.fault(("task", "slices", index), f"{law}, but got {shown(name)}.")
+            document.refuse(
+                ("task", "slices", index), "must be a column that groups rows, not one of texts or answers", name
+            )
 
 
 def _check_kind(document: Document, given: Mapping[str, Any], kind: type[TaskKind]) -> None:
@@ -157,7 +158,7 @@ def _check_data(document: Document, data: dict[str, Any], folder: Path) -> None:
         try:
             file = user_path(path, folder)
         except ValueError as error:
-            document.fault(here, f"must be a file's name, but got {shown(path)}: {error}.")
+            document.refuse(here, "must be a file's name", path, f": {error}")
             continue
         if not file.is_file():
             got = f"{shown(path)}, and {file} {'is a folder' if file.is_dir() else 'does not exist'}"
@@ -170,7 +171,9 @@ def catalogue_entry(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UsageError: there is no such task; the message lists the known ones, nearest first.
     """
-    path = shipped_task_path(name)
+    if name not in (known := shipped_tasks()):
+        raise UsageError(unknown_name("task", name, known), hint="`loraxs-search tasks ls` says what each one is")
+    path = SHIPPED / "tasks" / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     return text, parse_document(text, str(path)).data["task"]
 
@@ -186,7 +189,7 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
     if isinstance(given, dict) and "use" in given:
         path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
         if not isinstance(name := given["use"], str):
-            document.fault(path, f"must be the name of a catalogue task, but got {shown(name)}.")
+            document.refuse(path, "must be the name of a catalogue task", name)
             return None
         if name not in (known := shipped_tasks()):
             document.fault(path, f"{must_be(name, known)}, but got {shortened(name)}.")
@@ -298,14 +301,14 @@ def read_search(
         try:
             params[name] = key.check(written.get(name, key.default))
         except ValueError as error:
-            document.fault(("search", name), f"{error}, but got {document.got(('search', name), written[name])}.")
+            document.refuse(("search", name), str(error), written[name])
     registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
     for name, registry in registries.items():
         if isinstance(entry := written.get(name), str):
             try:
                 check_entry(registry, f"a {name}", entry)
             except ValueError as error:
-                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
+                document.refuse(("search", name), str(error), entry)
     pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
     is_sound = not any(document.is_faulty("search", key) for key in pace)
     if is_sound and pace["report_every"] > pace["max_steps"]:
@@ -324,7 +327,7 @@ def read_search(
         return plan, task
     if task is None:
         if metric is not None and find_metric(metric) is None:
-            document.fault(where, f"must be the name of a metric, but got {shown(metric)}.")
+            document.refuse(where, "must be the name of a metric", metric)
         return plan, None
     kind = kind_of(task)
     if metric is not None and (unfit := _unfit_metric(kind, kind.keys(), metric)):

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError, first_line, shortened
-from loraxs_search.home import create_atomic, home, paths_under, write_atomic
+from loraxs_search.home import create_atomic, home, paths_under, user_path, write_atomic
 from loraxs_search.mlflow_uri import parts_of, shown
-from loraxs_search.paths import user_path
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion

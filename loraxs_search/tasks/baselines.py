@@ -277,7 +277,7 @@ def mean_states(inputs: BaselineInputs, split: Split, rows: npt.NDArray[np.int64
 
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
-    "baseline", "loraxs_search.baselines", {entry.name: entry for entry in (Constant, TFIDF, Features)}
+    "baseline", "loraxs_search.baselines", Constant, TFIDF, Features
 )
 
 

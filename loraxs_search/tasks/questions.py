@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import UsageError, meant
-from loraxs_search.home import disk_faults
-from loraxs_search.paths import meant_file
+from loraxs_search.home import disk_faults, meant_file
 from loraxs_search.tasks.files import decoded, file_format, is_table, read_columns, shows, unpacked, warn_of_encoding
 from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, SourceLocation
 

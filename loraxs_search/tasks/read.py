@@ -23,8 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
-from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, write_atomic
-from loraxs_search.paths import user_path
+from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, user_path, write_atomic
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task

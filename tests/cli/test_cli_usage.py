@@ -16,7 +16,7 @@ from support.studies import study
 
 import loraxs_search
 from loraxs_search.cli._main import app
-from loraxs_search.paths import shipped_spaces, shipped_tasks
+from loraxs_search.home import shipped_spaces, shipped_tasks
 from loraxs_search.search_space.load import parse_space
 
 REST = "base_model: some/base\nparameters: {rank: 4, learning_rate: 0.001}\n"

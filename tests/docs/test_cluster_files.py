@@ -34,7 +34,7 @@ from support.pages import ROOT
 
 from loraxs_search import __version__
 from loraxs_search.cli._main import app
-from loraxs_search.paths import shipped_spaces
+from loraxs_search.home import shipped_spaces
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*FILES, CLUSTER / "README.md"]}
 BIN = Path(sys.executable).parent

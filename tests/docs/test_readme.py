@@ -22,7 +22,7 @@ from support.shell import Shell
 
 import loraxs_search
 from loraxs_search.cli._main import run
-from loraxs_search.paths import shipped_space_path
+from loraxs_search.home import shipped_space_path
 
 TRAIN = "data/movie_reviews/train.jsonl.gz"
 LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, sized down

@@ -9,7 +9,7 @@ import yaml
 from support.in_process import InProcess
 from support.pages import README, ROOT, SEARCH_SPACES
 
-from loraxs_search.paths import shipped_spaces, shipped_tasks
+from loraxs_search.home import shipped_spaces, shipped_tasks
 from loraxs_search.search_space.load import load_space, parse_space
 
 OURS = SEARCH_SPACES.commands("loraxs-search")

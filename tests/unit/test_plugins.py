@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from support.plugins import write_distribution
 
@@ -9,6 +11,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.plugins import EntryPoints
 
 GROUP = "loraxs_search.test_entries"
+OWN = SimpleNamespace(name="own")
 
 
 @pytest.fixture
@@ -17,12 +20,12 @@ def registry(tmp_path, monkeypatch):
     entries = {"theirs": "WORD", "gone": "NOTHING", "own": "WORD"}
     write_distribution(tmp_path / "site", "toy_entries", "WORD = 'from outside'\n", {GROUP: entries})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return EntryPoints("toy", GROUP, {"own": "built in"})
+    return EntryPoints("toy", GROUP, OWN)
 
 
 def test_own_entries_come_first_and_cannot_be_taken(registry):
     assert registry.names() == ["own", "theirs", "gone"]
-    assert registry.get("own") == "built in"
+    assert registry.get("own") is OWN
     with pytest.raises(ValueError, match=r"`toy`.*'own'"):
         registry.register("own", "another")
 
@@ -59,7 +62,7 @@ def test_an_entry_that_cannot_be_imported_says_from_where(registry):
 def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(source, error, tmp_path, monkeypatch):
     write_distribution(tmp_path / "site", "toy_broken", source, {GROUP: {"broken": "WORD"}})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    registry = EntryPoints("toy", GROUP, {"own": "built in"})
+    registry = EntryPoints("toy", GROUP, OWN)
     assert registry.importable() == {"own": "built in"}
     with pytest.raises(UsageError, match=rf"`toy` broken .*toy_broken:WORD, but: {error}"):
         registry.get("broken")

@@ -21,7 +21,7 @@ from loraxs_search.methods.names import NATIVE
 from loraxs_search.plugins import EntryPoints
 
 FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
-    "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF, ONNX)}
+    "--format", "loraxs_search.export_formats", PlainLoRAFolder, Merged, GGUF, ONNX
 )
 _NO_OPTIONS = ExportOptions()
 _VALUES: dict[str, tuple[str, ...]] = {"dtype": get_args(MergedDtype), "precision": get_args(OnnxPrecision)}

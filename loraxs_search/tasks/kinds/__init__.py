@@ -35,10 +35,11 @@ from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, items_of
 KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
     "task.kind",
     "loraxs_search.task_kinds",
-    {
-        kind.name: kind
-        for kind in (SequenceClassification, Regression, TokenClassification, MultipleChoice, TextGeneration)
-    },
+    SequenceClassification,
+    Regression,
+    TokenClassification,
+    MultipleChoice,
+    TextGeneration,
 )
 
 

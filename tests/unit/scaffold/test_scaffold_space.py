@@ -13,7 +13,7 @@ from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
-from loraxs_search.paths import schema_path
+from loraxs_search.home import SHIPPED
 from loraxs_search.tasks.prepared import load_data
 
 
@@ -199,8 +199,8 @@ def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted
     assert (comments["metrics"], comments["max_length"]) == (metrics, length)
     assert comments["max_steps"] == f"batches: about {passes} passes over the training rows"
     assert comments.get("generation") == ("the longest answer has 2" if kind == "text-generation" else None)
-    assert f"# yaml-language-server: $schema={schema_path()}" in lines
-    assert schema_path().is_file()
+    assert f"# yaml-language-server: $schema={SHIPPED / 'space.schema.json'}" in lines
+    assert (SHIPPED / "space.schema.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from loraxs_search.paths import seconds_of, shipped_space_path, shipped_spaces
+from loraxs_search.home import shipped_space_path, shipped_spaces
+from loraxs_search.records.search import seconds_of
 from loraxs_search.search_space.document import parse_document, portable_text
 from loraxs_search.search_space.schema import reference_text, schema_text, space_schema
 

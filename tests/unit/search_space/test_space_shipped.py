@@ -18,7 +18,7 @@ import pytest
 from optuna.study import create_study
 
 import loraxs_search
-from loraxs_search.paths import shipped_space_path, shipped_spaces
+from loraxs_search.home import shipped_space_path, shipped_spaces
 from loraxs_search.search_space.document import portable_text
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.parameters import parameters_of

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from support.spaces import catalogue_task
 
-from loraxs_search.paths import shipped_tasks
+from loraxs_search.home import shipped_tasks
 from loraxs_search.records.task import SplitSource, Task
 from loraxs_search.search_space.sections import catalogue_entry
 from loraxs_search.tasks.kinds import KINDS, checked

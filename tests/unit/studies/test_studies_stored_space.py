@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.studies import study
 
+from loraxs_search.home import shipped_spaces
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.paths import shipped_spaces
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.search_space import parameters
