@@ -63,10 +63,10 @@ def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(source, error, t
     write_distribution(tmp_path / "site", "toy_broken", source, {GROUP: {"broken": "WORD"}})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     registry = EntryPoints("toy", GROUP, OWN)
-    assert registry.importable() == {"own": "built in"}
+    assert registry.importable() == {"own": OWN}
     with pytest.raises(UsageError, match=rf"`toy` broken .*toy_broken:WORD, but: {error}"):
         registry.get("broken")
 
 
 def test_what_cannot_be_imported_is_left_out_of_the_importable(registry):
-    assert registry.importable() == {"own": "built in", "theirs": "from outside"}
+    assert registry.importable() == {"own": OWN, "theirs": "from outside"}
