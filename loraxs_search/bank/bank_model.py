@@ -194,8 +194,8 @@ class BankModel:
                     factors = self._pairs.factors(name, own.factor_key)
                     self._fingerprints[key] = fingerprint(*factors.ab(own.rank, own.sigma))
                 if not agrees(recorded, self._fingerprints[key]):
-                    factors, variant = checked_factors(weight, own, name, {name: recorded})
-                    own = replace(own, variant=variant)  # of the factors that the adapter was trained in
+                    factors, factor_key = checked_factors(weight, own, name, {name: recorded})
+                    own = replace(own, factor_key=factor_key)  # of the factors that the adapter was trained in
                     self._pairs.add_variant(name, own.factor_key, factors)
             self._pairs.pair(name, own.factor_key, own.rank)
             scale = own.scale_core(self._pairs.factors(name, own.factor_key).singular_values)

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.factors.compute import Driver, Factors, check_rank, check_weight, compute_factors, resolve_driver
-from loraxs_search.factors.verify import fault
+from loraxs_search.factors.compute import Driver, Factors, checked_driver, compute_factors, fault
 from loraxs_search.home import (
     disk_faults,
     factor_path,
@@ -74,7 +73,7 @@ def write_factors(path: Path, factors: Factors) -> None:
     write_atomic(path, save(tensors, {_ABOUT: json.dumps(about, sort_keys=True)}))
 
 
-def read_factors(path: Path) -> Factors:
+def _read_factors(path: Path) -> Factors:
     """Read a factor file and verify its checksum.
 
     Raises:
@@ -146,23 +145,32 @@ class FactorStore:
 
         Args:
             weight: Base weight, shape (out, in), any float dtype and device; read, not changed.
-            rank: Rank to store; `Factors.ab` cuts it. See `default_factor_rank`.
+            rank: Rank to store; `Factors.ab` cuts it. It is a `factor_bucket` where ranks share a file.
         Raises:
             RankError, UsageError, BaseModelError: as `compute_factors`.
             HomeError: the folder cannot be read or written, or is full.
         """
-        check_weight(weight)
-        check_rank(rank, min(weight.shape))
-        resolved = resolve_driver(driver, basis, *weight.shape)
-        key = (*_identity(weight), rank, basis, resolved)
-        remembered = self._memory.get(key)
-        if remembered is None:
-            factors = self._load_or_compute(weight, rank=rank, basis=basis, driver=resolved)
-            remembered = _storage(weight), factors
-            for dead in [own for own, (storage, _) in list(self._memory.items()) if storage.expired()]:  # type: ignore[no-untyped-call]
-                self._memory.pop(dead, None)
-            self._memory[key] = remembered
-        _, factors = remembered
+        driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
+        identity = (*_identity(weight), rank, basis, driver)
+        if (remembered := self._memory.get(identity)) is not None:
+            return remembered[1]
+        key = content_key(weight, rank=rank, basis=basis, driver=driver)
+        path, factors = factor_path(key, self.root), None
+        try:
+            factors = _read_factors(path)
+        except FileNotFoundError:
+            pass
+        except _DamagedFileError as damage:
+            log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
+        if factors is None:
+            brought = next(self._brought(weight, key, rank=rank, basis=basis, driver=driver), None)
+            factors = compute_factors(weight, rank=rank, basis=basis, driver=driver) if brought is None else brought[1]
+            write_factors(path, factors)
+            if brought is not None:
+                brought[0].unlink(missing_ok=True)
+        for dead in [own for own, (storage, _) in list(self._memory.items()) if storage.expired()]:  # type: ignore[no-untyped-call]
+            self._memory.pop(dead, None)
+        self._memory[identity] = _storage(weight), factors
         return factors
 
     def checkpoint_weight(self, weight: Tensor) -> Tensor:
@@ -171,9 +179,8 @@ class FactorStore:
 
     def identify(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> tuple[str, str]:
         """Return the key of a weight's factor file, and the checksum of the numbers that `get` gives for it."""
-        resolved = resolve_driver(driver, basis, *weight.shape)
-        factors = self.get(weight, rank=rank, basis=basis, driver=resolved)
-        return content_key(weight, rank=rank, basis=basis, driver=resolved), checksum(factors)
+        key = self._key(weight, rank=rank, basis=basis, driver=driver)
+        return key, checksum(self.get(weight, rank=rank, basis=basis, driver=driver))
 
     def variants(
         self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
@@ -183,14 +190,14 @@ class FactorStore:
         Singular vectors of nearly equal singular values are only defined up to a rotation: all are equally good, but
         an R has a meaning in one of them only. `loraxs_search.registry` downloads them; they are checked here.
         """
-        resolved = resolve_driver(driver, basis, *weight.shape)
-        key = content_key(weight, rank=rank, basis=basis, driver=resolved)
-        for path, brought in self._brought(weight, key, rank=rank, basis=basis, driver=resolved):
+        driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
+        key = content_key(weight, rank=rank, basis=basis, driver=driver)
+        for path, brought in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
             write_factors(factor_variant_path(key, checksum(brought), self.root), brought)
             path.unlink(missing_ok=True)
         for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
             try:
-                yield path.suffixes[-2].lstrip("."), read_factors(path)
+                yield path.suffixes[-2].lstrip("."), _read_factors(path)
             except (_DamagedFileError, FileNotFoundError) as damage:
                 log.warning("%s is damaged (%s); it is skipped.", path, damage)
 
@@ -198,8 +205,7 @@ class FactorStore:
         self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
     ) -> IntegrityError | None:
         """Return why factors of this weight that came from a registry were not taken; None if none were refused."""
-        resolved = resolve_driver(driver, basis, *weight.shape)
-        return self._refused.get(content_key(weight, rank=rank, basis=basis, driver=resolved))
+        return self._refused.get(self._key(weight, rank=rank, basis=basis, driver=driver))
 
     def prepare(self, weights: Collection[Tensor], *, rank: int, basis: Basis = "top") -> None:
         """Get the factors of many weights ahead of their use, as many at a time as torch has threads.
@@ -208,27 +214,16 @@ class FactorStore:
             weights: Each of shape (out, in).
             rank: Rank to store; a smaller weight is stored at min(out, in).
         """
-        with side_by_side(_at_a_time(weights)) as pool:
+        largest = max((weight.numel() for weight in weights), default=1)
+        fit = available_bytes() // (2 * _BYTES_PER_ENTRY * largest)  # in half the memory
+        with side_by_side(max(1, min(torch.get_num_threads(), len(weights), fit))) as pool:
             pending = [pool.submit(self.get, w, rank=min(rank, *w.shape), basis=basis) for w in weights]
             for factors in pending:
                 factors.result()
 
-    def _load_or_compute(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Factors:
-        key = content_key(weight, rank=rank, basis=basis, driver=driver)
-        path = factor_path(key, self.root)
-        try:
-            return read_factors(path)
-        except FileNotFoundError:
-            pass
-        except _DamagedFileError as damage:
-            log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
-        for brought_path, factors in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
-            write_factors(path, factors)
-            brought_path.unlink(missing_ok=True)
-            return factors
-        factors = compute_factors(weight, rank=rank, basis=basis, driver=driver)
-        write_factors(path, factors)
-        return factors
+    def _key(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> str:
+        driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
+        return content_key(weight, rank=rank, basis=basis, driver=driver)
 
     def _brought(
         self, weight: Tensor, key: str, *, rank: int, basis: Basis, driver: str
@@ -236,7 +231,7 @@ class FactorStore:
         """Yield factors from registries that are this weight's; remove, and remember, those that are not."""
         for path in sorted(unchecked_factor_path(key, "", self.root).parent.glob(f"{key}.*.safetensors")):
             try:
-                factors = read_factors(path)
+                factors = _read_factors(path)
                 wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)
             except FileNotFoundError:  # another process has stored it
                 continue
@@ -251,13 +246,6 @@ class FactorStore:
             )
             log.warning("%s", self._refused[key].message)
             path.unlink(missing_ok=True)
-
-
-def _at_a_time(weights: Collection[Tensor]) -> int:
-    """Return how many of these weights are decomposed at once: one a thread, as long as they fit half the memory."""
-    largest = max((weight.numel() for weight in weights), default=1)
-    fit = available_bytes() // (2 * _BYTES_PER_ENTRY * largest)
-    return max(1, min(torch.get_num_threads(), len(weights), fit))
 
 
 def _identity(weight: Tensor) -> tuple[object, ...]:

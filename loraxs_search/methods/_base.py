@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.engine.layers import SlotUpdates
+    from loraxs_search.factors.compute import FactorKey
     from loraxs_search.factors.store import FactorStore
 
     Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
@@ -87,21 +88,11 @@ class FactorSet:
 
 
 @dataclass(frozen=True)
-class FactorRequest:
-    """One factor file that an adapter needs; see `FactorStore.get`."""
-
-    module: str
-    rank: int
-    basis: Basis
-    driver: Literal["exact", "randomized"]
-
-
-@dataclass(frozen=True)
 class PlainLora:
     """An adapter as LoRA, whose own scaling is one.
 
     Args:
-        pairs: Of each adapted layer, by full name.
+        pairs: Of each adapted layer, by full name; all of one rank.
         others: What else is stored, the head above all, under the keys that PEFT loads.
         saved: The modules that `others` belong to.
         fan_in_fan_out: Whether the layers keep their weights as (in, out).
@@ -114,6 +105,11 @@ class PlainLora:
     task_type: str | None = None
     fan_in_fan_out: bool = False
     pooling: Pooling = "class"
+
+    @property
+    def rank(self) -> int:
+        """Rank of each layer's update."""
+        return len(next(iter(self.pairs.values()))[0])
 
 
 class PackedAdapter(ABC):
@@ -282,8 +278,8 @@ class Method(ABC):
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
-        """Return every factor file that an adapter needs, to be registered with it; none by default."""
+    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[tuple[str, FactorKey]]:
+        """Return every factor file that an adapter needs, by module, to be registered with it; none by default."""
         return ()
 
     def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:

@@ -21,35 +21,16 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import matrix
 from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
-from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import PackedAdapter, PlainLora, Sizes
 from loraxs_search.methods.names import ADAPTER, ROOT
 
 if TYPE_CHECKING:
     from loraxs_search.methods._base import Pair
-
-
-def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
-    """Return A and B of the same update at a rank, with zeros; None means their own.
-
-    Raises:
-        UsageError: their own is above it.
-    """
-    own = a.shape[0]
-    if rank is None or rank == own:
-        return a, b
-    if rank < own:
-        raise UsageError(
-            f"`rank` must be at least the adapter's own, but got rank={rank} where {module} has {own}.",
-            hint=f"use --rank {own} or more",
-        )
-    return pad(a, (0, 0, 0, rank - own)), pad(b, (0, rank - own))
 
 
 def as_plain_lora(model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:

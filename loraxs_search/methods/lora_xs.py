@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import (
-    FactorRequest,
-    FactorSet,
-    HeadPlan,
-    Modules,
-    PackedAdapter,
-    Params,
-    Possible,
-    Sizes,
-)
+from loraxs_search.methods._base import FactorSet, HeadPlan, Modules, PackedAdapter, Params, Possible, Sizes
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
@@ -39,6 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from loraxs_search.factors.compute import FactorKey
     from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._base import Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
@@ -193,15 +185,13 @@ class LoraXS(PeftMethod):
         return {}  # their names are in the config
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
+    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[tuple[str, FactorKey]]:
         from loraxs_search.methods.loraxs import module_settings
 
-        if hyper.basis == "gaussian":
-            return  # the seed gives them back
-        config = self.config(hyper, {})
-        for name, size in sizes.items():
-            settings = module_settings(config, name, *size)
-            yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
+        if hyper.basis != "gaussian":  # whose factors the seed gives back
+            config = self.config(hyper, {})
+            for name, size in sizes.items():
+                yield name, module_settings(config, name, *size).factor_key
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity), "pooling": head.pooling}

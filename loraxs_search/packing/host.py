@@ -369,8 +369,8 @@ class TrialHost:
         weights = {name: matrix(loaded.exact.get_submodule(name)) for name in hyper.target_modules}
         sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
         factors = dict(  # key and checksum of every factor file that the trial needs
-            loaded.factors.identify(weights[it.module], rank=it.rank, basis=it.basis, driver=it.driver)
-            for it in method.factors(hyper, sizes)
+            loaded.factors.identify(weights[module], rank=key.rank, basis=key.basis, driver=key.driver)
+            for module, key in method.factors(hyper, sizes)
         )
         fingerprint = body_fingerprint(loaded.exact)  # before weights change
         with loaded.trained(spec, state, task) as (model, data):

@@ -45,7 +45,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.methods import get_method
-from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec

@@ -95,7 +95,6 @@ custom.TEST_CASES[:] = [
     case("one", "MLP", target_modules="lin0", r=4),
     case("list", "MLP", target_modules=["lin0"], r=4),
     case("two", "MLP", target_modules=["lin0", "lin1"]),
-    case("rank pattern", "MLP", target_modules=["lin0", "lin1"], rank_pattern={"lin0": 5}),
     case("scale", "MLP", target_modules=["lin0"], scale=2.0),
     case("sqrt", "MLP", target_modules=["lin0"], sigma="sqrt"),
     case("bottom", "MLP", target_modules=["lin0"], basis="bottom"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules, missing_poolers
 from loraxs_search.base_model.load import load_model
-from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModel

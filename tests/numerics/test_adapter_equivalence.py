@@ -28,7 +28,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
@@ -38,7 +38,6 @@ from loraxs_search.tasks.kinds import classifier
 from .conftest import tokenizer
 
 SIGMAS = ("input", "sqrt", "output", "none")
-ATTENTION = {"bert": "query", "roberta": "query", "gpt2": "c_attn", "llama": "q_proj"}
 IDS = torch.randint(2, VOCAB, (4, 9), generator=torch.Generator().manual_seed(1))
 
 
@@ -241,7 +240,7 @@ def elsewhere(request, tmp_path_factory, make_adapter):
 def write_forms(folder: Path, family: str) -> torch.Tensor:
     """Write a base and an adapter with its other forms; return its logits."""
     make_base(family).save_pretrained(folder / "base")
-    model = adapt(make_base(family), scale=0.5, rank_pattern={ATTENTION[family]: 2})
+    model = adapt(make_base(family), scale=0.5, r=3)
     expected = logits(model)
     model.save_pretrained(str(folder / "adapter"))
     write_plain_lora(LoraXS().plain_lora(model), folder / "lora")

@@ -28,7 +28,7 @@ from loraxs_search.base_model.reading import pool, pooling_of
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.packing.host import TrialHost

@@ -2,8 +2,7 @@
 
 _base.py    the contract
 folder.py   makes an export once and keeps it beside the adapter
-lora.py     plain LoRA, for PEFT, vLLM and other servers
-merged.py   a whole model, for transformers
+models.py   plain LoRA, for PEFT, vLLM and other servers; a whole model, for transformers
 gguf.py     plain LoRA for llama.cpp, with a Modelfile for Ollama
 onnx.py     the base as a graph, whose inputs are the adapter, for onnxruntime
 

@@ -14,8 +14,7 @@ from loraxs_search.methods import method_of
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
 from loraxs_search.methods.export.gguf import GGUF
-from loraxs_search.methods.export.lora import PlainLoRAFolder
-from loraxs_search.methods.export.merged import Merged
+from loraxs_search.methods.export.models import Merged, PlainLoRAFolder
 from loraxs_search.methods.export.onnx import ONNX
 from loraxs_search.methods.names import NATIVE
 from loraxs_search.plugins import EntryPoints

@@ -5,7 +5,6 @@ Names and the order of rows are those of llama.cpp's own converters (`conversion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +20,7 @@ from loraxs_search.tasks.kinds import Template, kind_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loraxs_search.methods._base import Pair
+    from loraxs_search.methods._base import PlainLora
 
 FILE = "adapter.gguf"
 
@@ -44,12 +43,8 @@ class GGUF(ExportFormat):
                 f" {manifest.task.kind}, which trains one.",
                 hint="use --format lora or merged with transformers",
             )
-        write_gguf_lora(
-            adapter.method.plain_lora(adapter.peft).pairs,
-            adapter.base.config,
-            folder / FILE,
-            base=manifest.base_model.id,
-        )
+        lora = adapter.method.plain_lora(adapter.peft)
+        write_gguf_lora(lora, adapter.base.config, folder / FILE, base=manifest.base_model.id)
         write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, adapter.serving))
         write_atomic(folder / "README.md", _readme(manifest, adapter.method.title, adapter.serving))
 
@@ -71,11 +66,11 @@ _ARCHITECTURES = {
 _INTERLEAVED = ("llama", "smollm3")
 
 
-def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: Path, *, base: str) -> None:
+def write_gguf_lora(lora: PlainLora, config: PretrainedConfig, path: Path, *, base: str) -> None:
     """Write the update B A of each layer, in float32; `adapter.lora.alpha` is the rank, so that nothing scales it.
 
     Args:
-        pairs: Full name of each adapted layer of a base without a head to its factors; zeros fill up smaller ranks.
+        lora: Of a base without a head.
         config: The base's.
         base: Its name, as shown to users.
     Raises:
@@ -83,8 +78,6 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
         HomeError: the file cannot be written.
     """
     import gguf
-
-    from loraxs_search.methods._lora_layers import padded
 
     if config.model_type not in _ARCHITECTURES:
         raise UsageError(
@@ -95,27 +88,27 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
     architecture = _ARCHITECTURES[config.model_type]
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     known: Any = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    names = {module: known.get_name(module) for module in pairs}  # such as `blk.3.attn_q`
+    names = {module: known.get_name(module) for module in lora.pairs}  # such as `blk.3.attn_q`
     if unknown := [module for module, name in names.items() if name is None]:
         raise UsageError(
             f"`--format gguf` must adapt layers that llama.cpp has, but of {config.model_type} it has no {unknown[0]}.",
             hint="use --format lora or merged",
         )
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    rank = max(a.shape[0] for a, _ in pairs.values())  # llama.cpp divides its one alpha by each tensor's rank
     with disk_faults(path):
         writer = gguf.GGUFWriter(path, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))  # which it divides by each tensor's rank
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base)
-        for module, pair in pairs.items():
-            a, b = padded(*pair, rank, module)
+        for module, (a, b) in lora.pairs.items():
             if architecture in _INTERLEAVED and (num_heads := heads.get(module.rpartition(".")[2])):
                 # Of each head the first row of both halves, then the second of both, and so on.
-                b = b.reshape(num_heads, 2, -1, rank).transpose(1, 2).reshape(b.shape)
-            for side, tensor in (("a", a), ("b", b)):
+                rows = b.reshape(num_heads, 2, -1, lora.rank).transpose(1, 2).reshape(b.shape)
+            else:
+                rows = b
+            for side, tensor in (("a", a), ("b", rows)):
                 writer.add_tensor(f"{names[module]}.weight.lora_{side}", tensor.float().contiguous().cpu().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -221,7 +221,7 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
             f" {wrong[0]} of {ref.id} is none.",
             hint="use --format lora or merged",
         )
-    rank = config.factor_rank or max(own.factor_rank for own in adapted.values())
+    rank = config.factor_rank or max(own.factor_key.rank for own in adapted.values())
     pairs = {}
     for name, layer in layers.items():
         weight = matrix(cast("Any", layer).get_base_layer() if name in adapted else layer).detach()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from loraxs_search.methods.loraxs.config import (
-    FactorKey,
-    LoraXSConfig,
-    ModuleSettings,
-    module_settings,
-    register,
-    split_tensors,
-)
+from loraxs_search.factors.compute import FactorKey
+from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings, module_settings, register, split_tensors
 from loraxs_search.methods.loraxs.layer import LoraXSLinear, checked_factors, current_factor_store, use_factor_store
 from loraxs_search.methods.loraxs.model import LoraXSModel
 

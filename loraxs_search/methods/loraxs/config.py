@@ -9,42 +9,32 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from loraxs_search.errors import IntegrityError, RankError, UsageError
-from loraxs_search.factors.compute import Driver, default_factor_rank, resolve_driver
+from loraxs_search.factors.compute import Driver, FactorKey, resolve_driver
 from loraxs_search.methods.names import ROOT, R
-from loraxs_search.records.literals import Basis, Pooling, Sigma
+from loraxs_search.records.literals import Basis, Pooling, Sigma, factor_bucket
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"
 
-
-def _peft_type() -> PeftType:
-    """Return `PeftType.LORAXS`, adding the member when it is not there.
-
-    An enum is closed once its class exists; these are the three tables and the attribute that CPython's `EnumType`
-    fills for each member, and all that lookup by value, by name and iteration read.
-    """
-    if NAME in PeftType.__members__:
-        return PeftType[NAME]
-    member = str.__new__(PeftType, NAME)
-    own = {"_name_": NAME, "_value_": NAME, "_sort_order_": len(PeftType._member_names_), "__objclass__": PeftType}
-    vars(member).update(own)
+if NAME not in PeftType.__members__:
+    # An enum is closed once its class exists; these are the three tables and the attribute that CPython's `EnumType`
+    # fills for each member, and all that lookup by value, by name and iteration read.
+    _member = str.__new__(PeftType, NAME)
+    vars(_member).update(
+        {"_name_": NAME, "_value_": NAME, "_sort_order_": len(PeftType._member_names_), "__objclass__": PeftType}
+    )
     PeftType._member_names_.append(NAME)
-    PeftType._member_map_[NAME] = member
-    PeftType._value2member_map_[NAME] = member
-    type.__setattr__(PeftType, NAME, member)
-    return member
-
-
-LORAXS = _peft_type()
+    PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = _member
+    type.__setattr__(PeftType, NAME, _member)
+LORAXS = PeftType[NAME]
 
 # PEFT 0.21.2 asks each model for this name, which transformers 5.24 has deprecated; a user can do nothing about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -64,14 +54,13 @@ class LoraXSConfig(PeftConfig):
 
     Args:
         r: Rank; at most min(out, in) of each module. Cost per token and module is linear in it.
-        scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
-        loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
+        scale: Factor of the update.
         sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
         basis: Which singular vectors: `top`, `middle` or `bottom`. Or `gaussian`: A and B are drawn from (init_seed,
             module name), and W decides nothing.
         factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
             says what was used, or stays `auto` when its modules differ.
-        factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
+        factor_rank: Rank at which factors are stored and cut to r; None means its `factor_bucket`.
             With the randomised driver it is part of what R means, so keep it when loading.
         init_std: Standard deviation of R at the start; 0 begins at the base model.
         init_seed: R of each module is drawn from (init_seed, module name); None uses torch's global generator,
@@ -79,12 +68,8 @@ class LoraXSConfig(PeftConfig):
         start_from: The asset with another adapter's R, from which a fresh one starts; see `methods.starting`.
         target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
         exclude_modules: Names, name endings or a regex never adapted.
-        rank_pattern: Module name pattern to its own r.
-        scale_pattern: Module name pattern to its own scale.
         layers_to_transform: Layer indices to adapt; all when None.
         layers_pattern: Name of the list that holds the layers, when it is unusual.
-        fan_in_fan_out: A custom layer stores its weight as (in, out). `nn.Linear` and `Conv1D` are known.
-        bias: Only "none": biases are never trained.
         modules_to_save: Modules trained and saved whole, such as the head.
         pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
             head of which only the output layer is trained, a pooler that the base's checkpoint lacks.
@@ -97,8 +82,7 @@ class LoraXSConfig(PeftConfig):
     """
 
     r: int = 16
-    scale: float | None = None
-    loraxs_alpha: float | None = None
+    scale: float = 1.0
     sigma: Sigma = "input"
     basis: Basis = "top"
     factor_driver: Driver = "auto"
@@ -108,12 +92,8 @@ class LoraXSConfig(PeftConfig):
     start_from: str | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    scale_pattern: dict[str, float] = field(default_factory=dict)
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
-    fan_in_fan_out: bool = False
-    bias: str = "none"
     modules_to_save: list[str] | None = None
     pass_through: list[str] = field(default_factory=list)
     pooling: Pooling = "class"
@@ -123,10 +103,29 @@ class LoraXSConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT annotates its fields only
         self.peft_type = LORAXS
-        if faults := self._faults():
+        known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
+        known |= {"pooling": tuple(set(get_args(Pooling)) - {"auto"})}
+        faults = [
+            f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
+            for name, values in known.items()
+            if getattr(self, name) not in values
+        ]
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
+            fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
+            faults.append(fault)
+        if self.basis == "gaussian" and self.init_seed is None:
+            faults.append("`init_seed` must be given with `basis` gaussian: A and B are drawn from it.")
+        ranks = {"r": self.r} if self.factor_rank is None else {"r": self.r, "factor_rank": self.factor_rank}
+        wrong = [name for name, value in ranks.items() if type(value) is not int or value < 1]
+        faults += [f"`{name}` must be a whole number >= 1, but got {ranks[name]!r}." for name in wrong]
+        if self.factor_rank is not None and not wrong and self.factor_rank < self.r:
+            faults.append(f"`factor_rank` must be at least the rank, but got {self.factor_rank} < {self.r}.")
+        for name, least in (("scale", -math.inf), ("init_std", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+                faults.append(f"`{name}` must be finite{' and >= 0' * (least == 0)}, but got {value!r}.")
+        if faults:
             raise UsageError("LoraXSConfig has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
-        if self.scale is None:
-            self.scale = 1.0 if self.loraxs_alpha is None else self.loraxs_alpha / self.r
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, (list, tuple)):
@@ -138,55 +137,6 @@ class LoraXSConfig(PeftConfig):
         if self.modules_to_save is not None:
             plain["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return plain
-
-    def _faults(self) -> list[str]:
-        def is_rank(value: Any) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-        known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
-        known |= {"bias": ("none",), "pooling": tuple(set(get_args(Pooling)) - {"auto"})}
-        faults = [
-            f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
-            for name, values in known.items()
-            if getattr(self, name) not in values
-        ]
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
-            fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
-            faults.append(fault)
-        if self.basis == "gaussian" and self.init_seed is None:
-            faults.append("`init_seed` must be given with `basis` gaussian: A and B are drawn from it.")
-        ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}
-        largest = max((v for v in ranks.values() if is_rank(v)), default=1)
-        if self.factor_rank is not None:
-            ranks["factor_rank"] = self.factor_rank
-        faults += [f"`{k}` must be a whole number >= 1, but got {v!r}." for k, v in ranks.items() if not is_rank(v)]
-        if self.factor_rank is not None and is_rank(self.factor_rank) and self.factor_rank < largest:
-            faults.append(f"`factor_rank` must be at least every rank, but got {self.factor_rank} < {largest}.")
-        numbers = {"scale": self.scale, "loraxs_alpha": self.loraxs_alpha, "init_std": self.init_std}
-        numbers |= {f"scale_pattern[{k!r}]": v for k, v in self.scale_pattern.items()}
-        faults += [
-            f"`{k}` must be finite, but got {v}."
-            for k, v in numbers.items()
-            if v is not None and not (isinstance(v, (int, float)) and math.isfinite(v))
-        ]
-        if self.init_std < 0:
-            faults.append(f"`init_std` must be >= 0, but got {self.init_std}.")
-        scale, alpha = self.scale, self.loraxs_alpha
-        if scale is not None and alpha is not None and is_rank(self.r) and not math.isclose(scale * self.r, alpha):
-            faults.append(
-                f"`scale` must be `loraxs_alpha` / `r` when both are given, "
-                f"but got scale={self.scale} loraxs_alpha={self.loraxs_alpha} r={self.r}."
-            )
-        return faults
-
-
-class FactorKey(NamedTuple):
-    """Which factors of a weight: those of one key are cut from the same matrices."""
-
-    driver: Literal["exact", "randomized"]
-    basis: Basis
-    factor_rank: int
-    variant: str = ""
 
 
 # Powers of the singular values on the left and right of R that turn each sigma into `none`.
@@ -203,30 +153,14 @@ class ModuleSettings:
     """Adapter settings of one module.
 
     Args:
-        factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
-        driver: `exact` or `randomized`, never `auto`.
-        variant: Names another machine's factors where this one's are not those of the training; empty means this one's.
-            Of the basis `gaussian`, the seed that A and B are drawn from.
+        factor_key: Which factors of the module's weight. The adapter uses their first `rank` components; adapters of
+            one key share them, whatever their rank and sigma.
     """
 
     rank: int
     scale: float
     sigma: Sigma
-    basis: Basis
-    driver: Literal["exact", "randomized"]
-    factor_rank: int
-    variant: str = ""
-
-    @property
-    def pair_name(self) -> str:
-        """Name of the buffer pair; adapters with the same name on one layer share the pair."""
-        own = f"_{self.variant}" if self.variant else ""
-        return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}{own}"
-
-    @property
-    def factor_key(self) -> FactorKey:
-        """Which factors of the module's weight; adapters of one key share them whatever their rank and sigma."""
-        return FactorKey(self.driver, self.basis, self.factor_rank, self.variant)
+    factor_key: FactorKey
 
     def scale_core(self, singular_values: Tensor) -> Tensor:
         """Return the factor of each entry of R when A and B are kept orthonormal, shape (rank, rank).
@@ -247,22 +181,18 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
     Raises:
         RankError: the rank is above min(out, in).
     """
-    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
-    assert config.scale is not None  # set by the config's __post_init__
-    scale = config.scale_pattern.get(get_pattern_key(list(config.scale_pattern), module), config.scale)
     size = min(out_features, in_features)
-    if rank > size:
+    if config.r > size:
         raise RankError(
-            f"`r` must be in 1..{size}, but got r={rank} for {module} ({out_features} x {in_features}).",
-            hint=f"use r <= {size}, or give this module its own with rank_pattern",
+            f"`r` must be in 1..{size}, but got r={config.r} for {module} ({out_features} x {in_features}).",
+            hint=f"use r <= {size}, or leave this module out of target_modules",
         )
     if config.basis == "gaussian":  # its ranks do not nest
-        return ModuleSettings(rank, scale, config.sigma, config.basis, "exact", rank, str(config.init_seed))
-    stored = default_factor_rank(rank, out_features, in_features)
-    if config.factor_rank is not None:
-        stored = min(config.factor_rank, size)
-    driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
-    return ModuleSettings(rank, scale, config.sigma, config.basis, driver, stored)
+        key = FactorKey(config.basis, config.r, "exact", str(config.init_seed))
+    else:
+        driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
+        key = FactorKey(config.basis, min(config.factor_rank or factor_bucket(config.r), size), driver)
+    return ModuleSettings(config.r, config.scale, config.sigma, key)
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -18,19 +18,16 @@ from torch.nn.functional import pad
 
 from loraxs_search.base_model.layers import matrix
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
-from loraxs_search.factors.compute import Factors
+from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.methods.loraxs.config import FactorKey, LoraXSConfig, ModuleSettings, module_settings
-from loraxs_search.methods.loraxs.layer import drawn_factors, starting_r
+from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings, module_settings
+from loraxs_search.methods.loraxs.layer import factors_for, starting_r
 from loraxs_search.methods.names import ADAPTER, ROOT, R
 
 
 class PackedR(PackedAdapter):
     """R of shape (modules, r, r), float32, drawn as the lone trial draws it.
-
-    r is the largest rank of a module. Those of smaller ones stand in the top left corner; what is around them is zero
-    and gets no gradient, since `PackedCores` multiplies it with zero.
 
     Args:
         linears: The adapted layers by full name, in model order, which is the stack's.
@@ -46,9 +43,10 @@ class PackedR(PackedAdapter):
         for name, layer in linears.items():
             weight = matrix(layer).detach()
             own = self.settings[name] = module_settings(config, name, weight.shape[0], weight.shape[1])
-            factors = partial(store.get, weight, rank=own.factor_rank, basis=own.basis, driver=own.driver)
+            factors = partial(factors_for, weight, own.factor_key, name, store)
             drawn.append(starting_r(config, own, name, factors))
-        self.r = _stack(drawn).to(device).requires_grad_()
+        self.r = torch.stack(drawn).to(device).requires_grad_()
+        self._names = [f"{ROOT}{name}.{R}.{ADAPTER}" for name in linears]  # in the lone trial's model
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -56,20 +54,10 @@ class PackedR(PackedAdapter):
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         (stack,) = values
-        named = zip(self.settings.items(), stack, strict=True)
-        return {_trained_name(module): r[: own.rank, : own.rank] for (module, own), r in named}
+        return dict(zip(self._names, stack, strict=True))
 
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
-        return [_stack([named[_trained_name(module)] for module in self.modules])]
-
-
-def _stack(matrices: Sequence[Tensor]) -> Tensor:
-    rank = max(len(matrix) for matrix in matrices)
-    return torch.stack([pad(matrix, (0, rank - len(matrix)) * 2) for matrix in matrices])
-
-
-def _trained_name(module: str) -> str:
-    return f"{ROOT}{module}.{R}.{ADAPTER}"
+        return [torch.stack([named[name] for name in self._names])]
 
 
 @dataclass(frozen=True)
@@ -100,10 +88,7 @@ class FactorPairs:
         """Return the whole factors of a module's weight."""
         if (module, key) in self._variants:
             return self._variants[module, key]
-        weight = matrix(self._linears[module]).detach()
-        if key.basis == "gaussian":
-            return drawn_factors(key, module, weight.shape)
-        return self._store().get(weight, rank=key.factor_rank, basis=key.basis, driver=key.driver)
+        return factors_for(matrix(self._linears[module]).detach(), key, module, self._store())
 
     def add_variant(self, module: str, key: FactorKey, factors: Factors) -> None:
         """Use these factors, another machine's, for a key that names their variant."""
@@ -143,19 +128,6 @@ def add_core_update_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor) -> T
     u = torch.mm(z, cores[0].T) if len(cores) == 1 else torch.bmm(_by_core(z, cores), cores.mT).view_as(z)
     y.addmm_(u, pair.b_t)
     return z
-
-
-def core_update_backward_(dy: Tensor, dx: Tensor | None, pair: FactorPair, z: Tensor, cores: Tensor) -> Tensor:
-    """Add the update's part to dx, in place, and return the gradients of `cores`, in their shape and dtype.
-
-    Args:
-        dy, dx: Gradients of y and x, shapes (m T, out) and (m T, in); dx None if nobody needs it.
-        z: What `add_core_update_` returned.
-    """
-    g = _by_core(torch.mm(dy, pair.b_t.T), cores)  # (m, T, k)
-    if dx is not None:
-        dx.addmm_(torch.bmm(g, cores).view_as(z), pair.a)
-    return torch.bmm(g.mT, _by_core(z, cores))
 
 
 def _by_core(z: Tensor, cores: Tensor) -> Tensor:
@@ -215,9 +187,11 @@ class TrainedCores:
         for run, z in zip(rows.row_map.runs(self._pair_of_slot), saved, strict=True):
             at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
             if rows.num_positions > 1:
-                dx_at = None if dx is None else dx[at]
-                part = core_update_backward_(dy[at], dx_at, pair, z, self.cores[run.slots])
-                grads.index_add_(0, run.slots, part.to(grads.dtype))
+                cores = self.cores[run.slots]
+                g = _by_core(torch.mm(dy[at], pair.b_t.T), cores)  # (m, T, k)
+                if dx is not None:
+                    dx[at].addmm_(torch.bmm(g, cores).view_as(z), pair.a)
+                grads.index_add_(0, run.slots, torch.bmm(g.mT, _by_core(z, cores)).to(grads.dtype))
                 continue
             g = torch.mm(dy[at], pair.b_t.T)  # (m, k)
             for slot, own in _rows(run.segments):
@@ -251,23 +225,18 @@ class PackedCores:
         self._own = [(i, slot) for i, slot in enumerate(self._slots) if slot is not None]
         own = [slot for _, slot in self._own]
         self.modules = [name for name in linears if any(name in slot.settings for slot in own)]
-        self._rank = max(s.rank for slot in own for s in slot.settings.values())
+        self._rank = max(slot.r.shape[-1] for slot in own)
         device, dtype = own[0].r.device, linears[self.modules[0]].get_parameter("weight").dtype
         shape = len(self.modules), len(slots), self._rank, self._rank
         self._cores = torch.zeros(shape, dtype=dtype, device=device)  # in the dtype that passes compute with
         self._grads = torch.zeros(num_workers, *shape, device=device)
         index = {name: i for i, name in enumerate(self.modules)}
         self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in own]
-        # What R is multiplied with, entry by entry, (modules, r, r) of each slot; zero beyond a module's own rank.
-        self._scales = [
-            _stack(
-                [
-                    settings.scale_core(pairs.factors(name, settings.factor_key).singular_values)
-                    for name, settings in slot.settings.items()
-                ]
-            ).to(device)
-            for slot in own
-        ]
+        self._scales = []  # what R is multiplied with, entry by entry, (modules, r, r) of each slot
+        for slot in own:
+            values = {name: pairs.factors(name, s.factor_key).singular_values for name, s in slot.settings.items()}
+            scales = [settings.scale_core(values[name]) for name, settings in slot.settings.items()]
+            self._scales.append(torch.stack(scales).to(device))
         pairs.keep(self._rank, {s.factor_key for slot in own for s in slot.settings.values()})
 
     @property

@@ -35,7 +35,7 @@ from loraxs_search.errors import (
     TaskDataError,
     UsageError,
 )
-from loraxs_search.factors.compute import Factors, default_factor_rank
+from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
@@ -397,7 +397,7 @@ def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inp
     model = load_model(base, classifier(2))
     for name in TARGETS:
         weight = model.get_submodule(name).weight.detach()
-        rank = default_factor_rank(4, *weight.shape)
+        rank = min(64, *weight.shape)
         key, _ = plain.identify(weight, rank=rank)
         write_factors(factor_path(key, there.root), _flipped(plain.get(weight, rank=rank)))
     settings = {"rank": 4, "target_modules": TARGETS}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
 from loraxs_search.factors import compute
-from loraxs_search.factors.compute import compute_factors, default_factor_rank, resolve_driver
+from loraxs_search.factors.compute import compute_factors, resolve_driver
 
 SIGMAS = ("input", "sqrt", "output", "none")
 BASES = ("top", "middle", "bottom")
@@ -129,14 +129,6 @@ def test_auto_means_exact_up_to_1024_and_for_every_other_basis():
     assert resolve_driver("auto", "top", 1025, 4096) == "randomized"
     assert resolve_driver("auto", "bottom", 4096, 4096) == "exact"
     assert resolve_driver("randomized", "top", 8, 8) == "randomized"
-
-
-@pytest.mark.parametrize(
-    ("rank", "shape", "stored"),
-    [(1, (384, 384), 64), (64, (384, 1536), 64), (65, (384, 384), 128), (200, (384, 384), 256), (20, (32, 99), 32)],
-)
-def test_factor_rank_buckets(rank, shape, stored):
-    assert default_factor_rank(rank, *shape) == stored
 
 
 @pytest.mark.parametrize("rank", [0, -1, 6])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
-from loraxs_search.factors import compute, store
+from loraxs_search.factors import compute
 from loraxs_search.factors.compute import Factors, compute_factors
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
@@ -137,13 +137,16 @@ def test_prepare_fits_the_rank_to_small_weights(tmp_path):
 
 @pytest.mark.parametrize("driver", ["exact", "randomized"])
 def test_weights_that_are_prepared_side_by_side_keep_the_bits_they_have_alone(tmp_path, monkeypatch, driver):
-    monkeypatch.setattr(store, "_at_a_time", lambda _: 4)
     monkeypatch.setattr(compute, "MAX_EXACT_SIZE", 96 if driver == "exact" else 0)
     weights = [matrix(seed, (96, 160)) for seed in range(12)]
     together = FactorStore(tmp_path)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    together.prepare(weights, rank=32)
-    assert torch.get_num_threads() == threads
+    torch.set_num_threads(4)
+    try:
+        together.prepare(weights, rank=32)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
     for weight in weights:
         expected = compute_factors(weight, rank=32, driver=driver)
         found = together.get(weight, rank=32, driver=driver)

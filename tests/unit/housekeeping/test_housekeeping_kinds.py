@@ -13,11 +13,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from support.aged import DAY_S, age, base_name, pulled
 from support.pages import ROOT
 from support.searched_studies import Tried, confirm, searched
 from support.studies import state, study
 
+from loraxs_search.factors.store import FactorStore
 from loraxs_search.home import REMOVED, in_use, mark_used, remove_whole, write_atomic
 from loraxs_search.housekeeping import FOLDERS, collect
 from loraxs_search.log.events import DriverStarted
@@ -80,11 +82,7 @@ def test_what_was_used_not_long_ago_stays(fresh_home, factors):
 def test_using_something_shows(fresh_home, factors):
     path = factor_file(fresh_home, factors(0))
     factors(1)
-    factors(0)  # read again, in another store, then aged again: so read it once more
-    age(path)
-    from loraxs_search.factors.store import read_factors
-
-    read_factors(path)
+    FactorStore().get(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), rank=4)
     assert why(path) == "used not long ago"
 
 

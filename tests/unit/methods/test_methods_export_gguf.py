@@ -5,8 +5,6 @@ Modelfiles: what Ollama's parser takes, and what it makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import gguf
 import pytest
 import torch
@@ -17,7 +15,6 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
-    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -28,6 +25,7 @@ from transformers import (
 )
 
 from loraxs_search.errors import UsageError
+from loraxs_search.methods._base import PlainLora
 from loraxs_search.methods.export.gguf import modelfile, write_gguf_lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig
@@ -44,16 +42,16 @@ SMALL = {
 }
 OWN_HEADS = SMALL | {"head_dim": 8}
 CONFIGS: dict[str, tuple[PretrainedConfig, str, bool]] = {  # llama.cpp's name, whether query and key are reordered
-    "llama": (LlamaConfig(**SMALL), "llama", True),
-    "llama, wide heads": (LlamaConfig(**OWN_HEADS), "llama", True),
+    "llama": (LlamaConfig(**OWN_HEADS), "llama", True),
+    "qwen3": (Qwen3Config(**OWN_HEADS), "qwen3", False),
     "mistral": (MistralConfig(**SMALL, sliding_window=8), "llama", True),
     "smollm3": (SmolLM3Config(**SMALL), "smollm3", True),
     "qwen2": (Qwen2Config(**SMALL), "qwen2", False),
-    "qwen3": (Qwen3Config(**OWN_HEADS), "qwen3", False),
     "gemma": (GemmaConfig(**OWN_HEADS), "gemma", False),
     "gemma2": (Gemma2Config(**OWN_HEADS), "gemma2", False),
     "gemma3": (Gemma3TextConfig(**OWN_HEADS), "gemma3", False),
 }
+USUAL = ("llama", "qwen3")  # one of each order
 NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -65,11 +63,11 @@ NAMES = {
 }
 
 
-def pairs_of(config: PretrainedConfig, targets: str | list[str] = "all-linear") -> Mapping[str, tuple[Tensor, Tensor]]:
+def lora_of(config: PretrainedConfig) -> PlainLora:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    adapted = get_peft_model(model, LoraXSConfig(r=4, target_modules=targets, init_std=0.5, task_type="CAUSAL_LM"))
-    return LoraXS().plain_lora(adapted).pairs
+    own = LoraXSConfig(r=4, target_modules="all-linear", init_std=0.5, task_type="CAUSAL_LM")
+    return LoraXS().plain_lora(get_peft_model(model, own))
 
 
 def read(path) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -85,35 +83,23 @@ def at_neighbours(b: Tensor, num_heads: int) -> Tensor:
     return b[order]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.long(part="bases")) for name in CONFIGS]
+)
 def test_what_is_read_back_is_the_update(name, tmp_path):
     config, arch, reorders = CONFIGS[name]
-    pairs = pairs_of(config)
-    write_gguf_lora(pairs, config, tmp_path / "a.gguf", base="org/base")
+    lora = lora_of(config)
+    write_gguf_lora(lora, config, tmp_path / "a.gguf", base="org/base")
     fields, tensors = read(tmp_path / "a.gguf")
     kept = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha", "general.base_model.0.name")
     assert [fields[key] for key in kept] == [arch, "adapter", "lora", 4.0, "org/base"]
-    assert len(tensors) == 2 * len(pairs) == 2 * 2 * len(NAMES)
-    for module, (a, b) in pairs.items():
+    assert len(tensors) == 2 * len(lora.pairs) == 2 * 2 * len(NAMES)
+    for module, (a, b) in lora.pairs.items():
         layer, part = module.split(".")[2], ".".join(module.split(".")[3:])
         stored = f"blk.{layer}.{NAMES[part]}.weight"
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part[-6:])
         rows = at_neighbours(b, heads) if reorders and heads else b
         torch.testing.assert_close(tensors[f"{stored}.lora_b"] @ tensors[f"{stored}.lora_a"], rows @ a)
-
-
-def test_ranks_that_differ_are_filled_up_to_the_largest(tmp_path):
-    config, *_ = CONFIGS["llama"]
-    pairs = {
-        module: (a[: 2 + number % 3], b[:, : 2 + number % 3])
-        for number, (module, (a, b)) in enumerate(pairs_of(config).items())
-    }
-    write_gguf_lora(pairs, config, tmp_path / "a.gguf", base="org/base")
-    fields, tensors = read(tmp_path / "a.gguf")
-    assert fields["adapter.lora.alpha"] == 4.0
-    assert {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_a")} == {4}
-    a, b = pairs["model.layers.0.mlp.up_proj"]
-    torch.testing.assert_close(tensors["blk.0.ffn_up.weight.lora_b"] @ tensors["blk.0.ffn_up.weight.lora_a"], b @ a)
 
 
 def test_reordered_rows_turn_as_the_base_turns_them():
@@ -132,18 +118,15 @@ def test_reordered_rows_turn_as_the_base_turns_them():
     torch.testing.assert_close(neighbours, at_neighbours(turned, num_heads))
 
 
-@pytest.mark.parametrize("config", [GPT2Config(n_embd=24, n_layer=1, n_head=2), Qwen3MoeConfig(**SMALL)])
-def test_another_base_is_refused(config, tmp_path):
-    pairs = {"model.layers.0.self_attn.q_proj": (torch.ones(2, 4), torch.ones(4, 2))}
-    with pytest.raises(UsageError, match=f"--format gguf.*llama.*{config.model_type}"):
-        write_gguf_lora(pairs, config, tmp_path / "a.gguf", base="b")
+def test_a_base_or_a_layer_that_llama_cpp_lacks_is_refused(tmp_path):
+    for config, layer, match in (
+        (Qwen3MoeConfig(**SMALL), "q_proj", "--format gguf.*llama.*qwen3_moe"),
+        (LlamaConfig(**SMALL), "rotor", r"no model\.layers\.0\.self_attn\.rotor"),
+    ):
+        lora = PlainLora({f"model.layers.0.self_attn.{layer}": (torch.ones(2, 4), torch.ones(4, 2))}, {})
+        with pytest.raises(UsageError, match=match):
+            write_gguf_lora(lora, config, tmp_path / "a.gguf", base="b")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_layer_that_llama_cpp_lacks_is_refused(tmp_path):
-    pairs = {"model.layers.0.self_attn.rotor": (torch.ones(2, 4), torch.ones(4, 2))}
-    with pytest.raises(UsageError, match=r"no model\.layers\.0\.self_attn\.rotor"):
-        write_gguf_lora(pairs, LlamaConfig(**SMALL), tmp_path / "a.gguf", base="b")
 
 
 def test_a_prompt_of_one_column_is_the_template():
@@ -158,51 +141,37 @@ def test_a_prompt_of_one_column_is_the_template():
     assert "FROM ./base.gguf\nADAPTER ./adapter.gguf\n" in lines
 
 
-def test_braces_are_those_of_the_prompt():
-    assert 'TEMPLATE """{x} {{ "{{" }}y}} {{ .Prompt }}:"""' in modelfile("b", Serving("{{x}} {{{{y}}}} {z}:"))
-
-
-def test_a_brace_before_the_column_begins_no_action():
+def test_what_goes_parser_reads_in_braces_is_written_so_that_the_prompt_comes_out():
     """Go reads `{{{` as an action that begins with a brace, which it refuses."""
-    assert r'TEMPLATE """\boxed{{ "{" }}{{ .Prompt }}}:"""' in modelfile("b", Serving(r"\boxed{{{x}}}:"))
-    assert 'TEMPLATE """{{ "{{" }}{{ "{" }}{{ .Prompt }}"""' in modelfile("b", Serving("{{{{{{{x}"))
+    for prompt, template in (
+        ("{{x}} {{{{y}}}} {z}:", '"""{x} {{ "{{" }}y}} {{ .Prompt }}:"""'),
+        (r"\boxed{{{x}}}:", r'"""\boxed{{ "{" }}{{ .Prompt }}}:"""'),
+        ("{{{{{{{x}", '"""{{ "{{" }}{{ "{" }}{{ .Prompt }}"""'),
+    ):
+        assert f"TEMPLATE {template}" in modelfile("b", Serving(prompt))
 
 
-def test_a_stop_that_cannot_be_quoted_is_said():
-    lines = modelfile("b", Serving('JSON: {x} "', stop=('"', "\n")))
+def test_what_cannot_be_quoted_or_filled_in_is_left_to_the_user():
+    lines = modelfile("b", Serving('JSON: {x} "', stop=('"', "\n", 'so """ said')))
     assert '# This ends an answer too: \'"\'\nPARAMETER stop """\n"""\n' in lines
-
-
-def test_a_prompt_that_cannot_be_one_is_left_to_the_user():
+    assert lines.count("PARAMETER stop") == 1
     for prompt in ("{first} and {second}", '{text}"', 'a """ {text}:'):
         lines = modelfile("b", Serving(prompt))
         assert f"# Give the whole prompt, which was in training: {prompt!r}\n" in lines
         assert 'TEMPLATE """{{ .Prompt }}"""\n' in lines
-    assert "PARAMETER stop" not in modelfile("b", Serving("{x}:", stop=('so """ said',)))
-
-
-def test_messages_go_through_the_bases_own_template():
-    serving = Serving(None, (("user", "{question}"),), temperature=0.7, top_p=0.9, ends=("<|im_end|>",))
-    lines = modelfile("b", serving)
-    assert 'PARAMETER stop """<|im_end|>"""\n' in lines
-    assert "TEMPLATE" not in lines
-    assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in lines
-
-
-def test_messages_before_the_users_are_written_down():
-    few = (("system", "Say {{a}} word."), ("user", "1 + 1"), ("assistant", "2"), ("user", "{question}"))
-    lines = modelfile("b", Serving(None, few))
-    assert 'SYSTEM """Say {a} word."""\nMESSAGE user """1 + 1"""\nMESSAGE assistant """2"""\n' in lines
-    assert "# Give" not in lines, "the column is all that a user types"
-
-
-def test_what_ollama_cannot_fill_in_is_left_to_the_user():
     serving = Serving(None, (("system", "You know {topic}."), ("user", "Answer in a word: {question}")))
     lines = modelfile("b", serving)
     assert "# Give this message of the system before: 'You know {topic}.'\n" in lines
     assert "# Give the whole message of the user, which was in training: 'Answer in a word: {question}'\n" in lines
     assert "SYSTEM" not in lines
-
-
-def test_an_adapter_that_is_not_asked_by_a_prompt_has_no_settings():
     assert "PARAMETER" not in modelfile("b", None)
+
+
+def test_messages_go_through_the_bases_own_template_and_those_before_the_users_are_written_down():
+    few = (("system", "Say {{a}} word."), ("user", "1 + 1"), ("assistant", "2"), ("user", "{question}"))
+    lines = modelfile("b", Serving(None, few, temperature=0.7, top_p=0.9, ends=("<|im_end|>",)))
+    assert 'SYSTEM """Say {a} word."""\nMESSAGE user """1 + 1"""\nMESSAGE assistant """2"""\n' in lines
+    assert "# Give" not in lines, "the column is all that a user types"
+    assert 'PARAMETER stop """<|im_end|>"""\n' in lines
+    assert "TEMPLATE" not in lines
+    assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in lines

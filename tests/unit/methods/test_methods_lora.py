@@ -14,7 +14,7 @@ from loraxs_search.errors import RankError, SpaceError, TargetModulesError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods._lora_layers import lora_layers
-from loraxs_search.methods.export.lora import write_plain_lora
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.search_space.load import load_space

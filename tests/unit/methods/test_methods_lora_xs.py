@@ -11,10 +11,9 @@ import safetensors.torch
 import torch
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors.compute import default_factor_rank
 from loraxs_search.methods import get_method
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.methods.loraxs import LoraXSLinear
+from loraxs_search.methods.loraxs import LoraXSConfig, module_settings
 from loraxs_search.methods.names import file_bytes
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters
@@ -22,11 +21,14 @@ from loraxs_search.records.trial import Hyperparameters
 HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 63, 64, 65, 128, 129, 300])
-def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank):
-    own = LoraXS().fields({}, {"rank": (1, rank)})["factor_rank"]
-    assert own == default_factor_rank(rank, 4096, 4096)
-    assert min(own, 384) == default_factor_rank(rank, 1536, 384)
+def test_factors_are_stored_at_a_bucket_that_all_trials_of_a_space_share():
+    for largest, stored in ((1, 64), (64, 64), (65, 128), (300, 512)):
+        factor_rank = LoraXS().fields({}, {"rank": (1, largest)})["factor_rank"]
+        assert factor_rank == stored
+        for config in (LoraXSConfig(r=1, factor_rank=factor_rank), LoraXSConfig(r=largest)):
+            assert module_settings(config, "q", 1536, 4096).factor_key.rank == stored
+            if largest < 384:
+                assert module_settings(config, "q", 1536, 384).factor_key.rank == min(stored, 384)
 
 
 def test_bytes_are_those_of_the_file_that_peft_would_write():
@@ -42,14 +44,6 @@ def test_its_params_come_back_out_of_a_record_with_the_records_defaults():
     record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
     assert method.params(record) == method.with_defaults(params)
     assert (record.factor_rank, record.method_params) == (128, {})
-
-
-def test_the_tuner_calls_r_what_stored_adapters_do():
-    assert LoraXSLinear.adapter_layer_names == ("loraxs_R",)
-
-
-def test_a_parameter_that_is_zero_is_not_left_out():
-    assert get_method("lora-xs").with_defaults({"rank": 4, "init_std": 0.0})["init_std"] == 0.0
 
 
 def test_a_method_is_known_without_torch():

@@ -51,13 +51,12 @@ def test_adapters_that_are_there_already_do_not_count(saved, family, make_base, 
     assert model.peft_config["second"].body_fingerprint == list(body_fingerprint(make_base(family)))
 
 
-def test_precision_does_not_count_and_weights_that_are_not_there_cannot(family, make_base):
+def test_precision_does_not_count(family, make_base):
     base = make_base(family)
     for parameter in base.parameters():  # as a checkpoint in bfloat16 holds them
         parameter.data = parameter.data.bfloat16().float()
     assert body_fingerprint(base.bfloat16()) == body_fingerprint(base.float())
     assert body_fingerprint(make_base(family).bfloat16()) == pytest.approx(body_fingerprint(make_base(family)))
-    assert body_fingerprint(base.to("meta")) == ()
 
 
 def test_float16_counts_as_little_as_its_rounding(saved, family, make_base):

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.engine.layers import AdaptedLinear, LayerRows, PassContext, RowSegment, SlotRowMap
+from loraxs_search.factors.compute import FactorKey
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
-from loraxs_search.methods.loraxs.packed import (
-    FactorPair,
-    FactorPairs,
-    PackedCores,
-    TrainedCores,
-    add_core_update_,
-    core_update_backward_,
-)
+from loraxs_search.methods.loraxs.packed import FactorPair, FactorPairs, PackedCores, TrainedCores, add_core_update_
 
 IN, OUT = 8, 6
 
@@ -30,24 +24,30 @@ def a_pair(rank: int) -> FactorPair:
     return FactorPair(torch.randn(rank, IN, dtype=torch.float64), torch.randn(rank, OUT, dtype=torch.float64))
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.booleans())
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 3), st.booleans())
 def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared):
     """y_i + B C_i A x_i, each row with a core of its own, or one for all."""
-    pair = a_pair(rank)
+    pair, slots = a_pair(rank), torch.tensor([0] * rows if shared else range(rows))
     x = torch.randn(rows, positions, IN, dtype=torch.float64, requires_grad=True)
-    cores = torch.randn(1 if shared else rows, rank, rank, dtype=torch.float64, requires_grad=True)
+    cores = torch.randn(rows, rank, rank, dtype=torch.float64, requires_grad=True)
     y, dy = torch.randn(2, rows, positions, OUT, dtype=torch.float64)
-    expected = y + torch.einsum("ko,nkj,ji,nti->nto", pair.b_t, cores.expand(rows, -1, -1), pair.a, x)
+    expected = y + torch.einsum("ko,nkj,ji,nti->nto", pair.b_t, cores[slots], pair.a, x)
     expected.backward(dy)
     flat, dx = y.clone().view(-1, OUT), torch.zeros(rows * positions, IN, dtype=torch.float64)
+    segments = [RowSegment(0, 0, rows)] if shared else [RowSegment(i, i, i + 1) for i in range(rows)]
+    layer = LayerRows(SlotRowMap(segments, torch.device("cpu")), positions)
     with torch.no_grad():
-        z = add_core_update_(x.view(-1, IN), flat, pair, cores)
-        grads = core_update_backward_(dy.view(-1, OUT), dx, pair, z, cores)
-        without = core_update_backward_(dy.view(-1, OUT), None, pair, z, cores)
+        one = add_core_update_(x.view(-1, IN), y.clone().view(-1, OUT), pair, cores[slots[:1]] if shared else cores)
+        grads = [torch.zeros(1, rows, rank, rank, dtype=torch.float64) for _ in range(2)]
+        for at, given_dx in zip(grads, (dx, None), strict=True):
+            update = TrainedCores(cores.detach(), at, [pair], (0,) * rows)
+            saved = update.add_(x.detach().view(-1, IN), flat if given_dx is dx else flat.clone(), layer)
+            update.backward_(dy.view(-1, OUT), given_dx, saved, layer)
+    torch.testing.assert_close(saved[0], one)
     torch.testing.assert_close(flat.view_as(y), expected.detach())
     torch.testing.assert_close(dx.view_as(x), x.grad)
-    torch.testing.assert_close(grads, cores.grad)
-    assert torch.equal(grads, without)
+    torch.testing.assert_close(grads[0][0], cores.grad)
+    assert torch.equal(*grads)
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4), st.permutations(range(6)), st.booleans())
@@ -83,7 +83,7 @@ class OneSlot:
 
 
 def settings(rank: int, basis: str = "top", sigma: str = "input", scale: float = 1.0) -> ModuleSettings:
-    return ModuleSettings(rank, scale, sigma, basis, "exact", 4)
+    return ModuleSettings(rank, scale, sigma, FactorKey(basis, 4, "exact"))
 
 
 @pytest.fixture
@@ -152,25 +152,18 @@ def _alone(linears, pairs, slot: OneSlot, r: Tensor, module: str, x: Tensor) -> 
     return y + own.scale * x @ a.T @ r[list(slot.settings).index(module)].T @ b.T
 
 
-def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs):
+def test_a_pair_is_made_once_forgotten_with_its_rank_and_zero_beyond_its_factors(linears, pairs):
     key = settings(2).factor_key
     pair = pairs.pair("second", key, 2)
     assert pairs.pair("second", key, 2) is pair
     assert (pair.a.shape, pair.b_t.shape) == ((2, IN), (2, OUT))
-    assert pair.a.is_contiguous()
-    assert pair.b_t.is_contiguous()
+    assert pair.a.is_contiguous() and pair.b_t.is_contiguous()
     pairs.keep(3, [])
     assert pairs.pair("second", key, 2) is not pair
-
-
-def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs):
-    key = settings(2).factor_key
-    pair = pairs.pair("first", key, 6)
-    whole = pairs.factors("first", key)
+    wide, whole = pairs.pair("first", key, 6), pairs.factors("first", key)
     assert whole.rank == 4
-    torch.testing.assert_close(pair.a[:4], whole.ab(4, "none")[0])
-    assert not pair.a[4:].any()
-    assert not pair.b_t[4:].any()
+    torch.testing.assert_close(wide.a[:4], whole.ab(4, "none")[0])
+    assert not wide.a[4:].any() and not wide.b_t[4:].any()
 
 
 def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs):
@@ -183,14 +176,13 @@ def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs
 
 
 def test_pairs_that_were_drawn_for_adapters_which_left_are_forgotten(linears, pairs):
-    own = [ModuleSettings(2, 1.0, "none", "gaussian", "exact", 2, str(seed)) for seed in range(2)]
-    first = pairs.pair("first", own[0].factor_key, 2)
-    assert not torch.equal(first.a, pairs.pair("first", own[1].factor_key, 2).a)
-    kept = pairs.pair("first", own[0].factor_key, 2)
-    assert kept is first
-    pairs.keep(2, [own[0].factor_key])
+    own = [FactorKey("gaussian", 2, "exact", str(seed)) for seed in range(2)]
+    first = pairs.pair("first", own[0], 2)
+    assert not torch.equal(first.a, pairs.pair("first", own[1], 2).a)
+    assert pairs.pair("first", own[0], 2) is first
+    pairs.keep(2, [own[0]])
     top = pairs.pair("first", settings(2).factor_key, 2)
-    pairs.keep(2, [own[1].factor_key])
-    again = pairs.pair("first", own[0].factor_key, 2)
+    pairs.keep(2, [own[1]])
+    again = pairs.pair("first", own[0], 2)
     assert again is not first and torch.equal(again.a, first.a)
     assert pairs.pair("first", settings(2).factor_key, 2) is top, "every trial of the base may use these"

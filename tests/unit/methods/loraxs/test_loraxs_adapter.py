@@ -1,0 +1,378 @@
+"""An adapter's life in PEFT: made, switched, saved, loaded, merged, summed, deleted; and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from loraxs_search.errors import FactorMismatchError, RankError, TargetModulesError, UsageError
+from loraxs_search.factors.store import FactorStore, write_factors
+from loraxs_search.home import factor_path
+from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
+from loraxs_search.registry.factor_sets import install_factors
+
+
+# ---- made ------------------------------------------------------------------------------------------------------------
+def test_initial_r_depends_on_seed_and_module_alone_and_is_small_by_default(adapt, make_base, layers):
+    first = {name: layer.loraxs_R["default"].clone() for name, layer in layers(adapt()).items()}
+    torch.rand(100)
+    fewer = layers(adapt(target_modules=["query"]))
+    assert len(fewer) == 2
+    for name, layer in fewer.items():
+        assert torch.equal(layer.loraxs_R["default"], first[name])
+    assert len({r.sum().item() for r in first.values()}) == len(first)
+    other = next(iter(layers(adapt(init_seed=8)).values())).loraxs_R["default"]
+    assert not torch.equal(other, next(iter(first.values())))
+    model = get_peft_model(make_base(), LoraXSConfig(r=24, target_modules=["query"]))
+    r = torch.cat([layer.loraxs_R["default"].flatten() for layer in layers(model).values()])
+    assert r.std().item() == pytest.approx(1e-5, rel=0.1)
+
+
+def test_adapters_share_factor_pairs_by_what_they_are(adapt, layers):
+    model = adapt(target_modules=["query"], r=4)
+    model.add_adapter("wide", LoraXSConfig(r=9, target_modules=["query"], task_type="SEQ_CLS"))
+    layer = next(iter(layers(model).values()))
+    assert len(layer.loraxs_factors) == 2
+    narrow, wide = layer.factor_pair("default")[0], layer.factor_pair("wide")[0]
+    assert (len(narrow), len(wide)) == (4, 9) and narrow.data_ptr() == wide.data_ptr()
+    model.add_adapter("other", LoraXSConfig(r=4, sigma="none", target_modules=["query"], task_type="SEQ_CLS"))
+    assert len(layer.loraxs_factors) == 4
+    model.delete_adapter("other")
+    assert len(layer.loraxs_factors) == 2
+
+
+def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it(adapt, layers):
+    assert adapt(factor_driver="auto").peft_config["default"].factor_driver == "exact"
+    assert adapt(factor_driver="randomized").peft_config["default"].factor_driver == "randomized"
+    for asked, stored in ((12, 12), (64, 24), (None, 24)):
+        own = layers(adapt(factor_rank=asked, target_modules=["query"])).values()
+        assert {layer.settings["default"].factor_key.rank for layer in own} == {stored}
+
+
+def test_r_stays_float32_whatever_the_base_is_cast_to(make_base, adapt, layers, inputs):
+    config = LoraXSConfig(r=4, target_modules="all-linear", init_std=0.5, exclude_modules=["classifier"])
+    model = get_peft_model(make_base().bfloat16(), config)
+    for layer in layers(model).values():
+        assert layer.loraxs_R["default"].dtype == torch.float32
+        assert {t.dtype for t in layer.loraxs_factors._buffers.values()} == {torch.bfloat16}
+    output = model(**inputs).logits
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert all(layer.loraxs_R["default"].grad.dtype == torch.float32 for layer in layers(model).values())
+    cast = adapt(target_modules=["query"])
+    layer = next(iter(layers(cast).values()))
+    before = layer.loraxs_R["default"].detach().clone()
+    cast.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.loraxs_R["default"].dtype == torch.float32 and torch.equal(layer.loraxs_R["default"], before)
+
+
+def test_the_input_is_not_kept_for_backward(adapt, layers):
+    model = adapt(target_modules=["intermediate.dense"])
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        next(iter(layers(model).values()))(torch.randn(3, 7, 24, requires_grad=True))
+    assert kept and not {(21, 24), (3, 7, 24)} & {*kept}  # R's own input, (3, 7, 4), is needed
+
+
+# ---- refused ---------------------------------------------------------------------------------------------------------
+def test_only_linear_layers_that_are_called_are_adapted(make_base):
+    for target in ("LayerNorm", "word_embeddings"):
+        with pytest.raises(TargetModulesError):
+            get_peft_model(make_base(), LoraXSConfig(r=2, target_modules=[target]))
+    # Its forward is never called: torch reads the weight directly, and an adapter there would do nothing.
+    with pytest.raises(TargetModulesError):
+        get_peft_model(nn.Sequential(nn.MultiheadAttention(8, 2)), LoraXSConfig(r=2, target_modules=["out_proj"]))
+
+
+def test_a_config_made_for_another_base_is_refused(make_base, adapt):
+    config = copy.deepcopy(adapt(target_modules=["query"]).peft_config["default"])
+    with pytest.raises(FactorMismatchError, match=r"bert\.encoder\.layer\.0\.attention\.self\.query"):
+        get_peft_model(make_base(seed=1), config)
+    config.factor_fingerprints.clear()
+    get_peft_model(make_base(seed=1), config)
+
+
+def test_a_merged_weight_is_never_decomposed(adapt):
+    model = adapt(target_modules=["query"])
+    model.merge_adapter()
+    with pytest.raises(UsageError):
+        model.add_adapter("late", LoraXSConfig(r=2, sigma="sqrt", target_modules=["query"], task_type="SEQ_CLS"))
+
+
+def test_an_adapter_that_one_module_refuses_is_added_to_none(adapt, make_base, inputs, logits, layers):
+    model = adapt()
+    expected = logits(model, inputs)
+    config = LoraXSConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
+    config.factor_fingerprints["bert.encoder.layer.1.output.dense"] = [0.0] * 6
+    with pytest.raises(FactorMismatchError):
+        model.add_adapter("late", config)
+    assert all(set(layer.settings) == set(layer.loraxs_R) == {"default"} for layer in layers(model).values())
+    assert torch.equal(logits(model, inputs), expected)
+    base = make_base()
+    with pytest.raises(RankError, match=r"1\.\.24.*r=25 for bert\.encoder\.layer\.0\.attention\.self\.query"):
+        get_peft_model(base, LoraXSConfig(r=25, target_modules="all-linear", task_type="SEQ_CLS"))
+    assert torch.equal(logits(base, inputs), logits(make_base(), inputs))
+
+
+def test_rows_of_several_adapters_are_refused(adapt, inputs, logits):
+    with pytest.raises(UsageError) as refused:
+        logits(adapt(), inputs, adapter_names=["default"] * 5)
+    assert "AdapterBank" in refused.value.hint
+
+
+@pytest.mark.parametrize("order", [("full", "output"), ("output", "full")])
+def test_adapters_that_train_other_layers_of_a_head_are_not_put_on_one_model(
+    order, adapt, make_base, inputs, logits, tmp_path
+):
+    heads = {
+        "full": {"modules_to_save": ["classifier"]},
+        "output": {"modules_to_save": ["classifier.out_proj"], "pass_through": ["classifier.dense"]},
+    }
+    for name, head in heads.items():
+        adapt("roberta", target_modules=["query"], task_type=None, **head).save_pretrained(str(tmp_path / name))
+    model = PeftModel.from_pretrained(make_base("roberta"), str(tmp_path / order[0])).eval()
+    before = logits(model, inputs)
+    with pytest.raises(UsageError) as refused:
+        model.load_adapter(str(tmp_path / order[1]), "second")
+    assert refused.value.hint
+    assert torch.equal(logits(model, inputs), before)
+
+
+def test_an_adapter_does_not_change_the_head_of_one_without(adapt, inputs, logits):
+    model = adapt("roberta", target_modules=["query"], modules_to_save=None, task_type=None)
+    before = logits(model, inputs)
+    with pytest.raises(UsageError):
+        model.add_adapter("second", LoraXSConfig(r=2, target_modules=["query"], pass_through=["classifier.dense"]))
+    assert torch.equal(logits(model, inputs), before)
+
+
+# ---- switched, saved, loaded -----------------------------------------------------------------------------------------
+def test_disabled_adapters_leave_the_base_bit_for_bit(adapt, make_base, family, inputs, logits):
+    model, expected = adapt(family), logits(make_base(family), inputs)
+    assert not torch.equal(logits(model, inputs), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), expected)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), expected)
+
+
+def test_adapters_are_switched_and_deleted(adapt, inputs, logits, layers):
+    model = adapt()
+    first = logits(model, inputs)
+    common = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5}
+    model.add_adapter("second", LoraXSConfig(r=6, init_seed=9, **common))
+    assert torch.equal(logits(model, inputs), first)
+    model.set_adapter("second")
+    assert (logits(model, inputs) - first).abs().max() > 1e-3
+    trained = {name.split(".")[-1] for name, p in model.named_parameters() if "loraxs_R" in name and p.requires_grad}
+    assert trained == {"second"}
+    with pytest.warns(UserWarning, match="second was active which is now deleted"):
+        model.delete_adapter("second")
+    assert torch.equal(logits(model, inputs), first)
+    assert all(set(layer.settings) == {"default"} == set(layer.loraxs_R) for layer in layers(model).values())
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_saved_is_loaded_alone_or_beside_another(adapt, make_base, family, inputs, logits, tmp_path, low_cpu_mem_usage):
+    model, options = adapt(family), {"low_cpu_mem_usage": low_cpu_mem_usage}
+    expected = logits(model, inputs)
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path), adapter_name="mine", **options)
+    assert torch.equal(logits(loaded, inputs), expected)
+    assert not any(parameter.is_meta or parameter.requires_grad for parameter in loaded.parameters())
+    other = adapt(family, init_seed=11)
+    before = logits(other, inputs)
+    other.load_adapter(str(tmp_path), "guest", **options)
+    assert torch.equal(logits(other, inputs), before)
+    other.set_adapter("guest")
+    assert torch.equal(logits(other, inputs), expected)
+
+
+def test_the_file_holds_r_and_the_head_and_nothing_else(adapt, family, layers, tmp_path):
+    model = adapt(family)
+    model.save_pretrained(str(tmp_path))
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    r = {key: value for key, value in stored.items() if key.endswith(".loraxs_R")}
+    head = stored.keys() - r.keys()
+    assert len(r) == len(layers(model))
+    assert {(tuple(value.shape), value.dtype) for value in r.values()} == {((4, 4), torch.float32)}
+    assert len(head) == {"bert": 2, "roberta": 4, "gpt2": 1, "llama": 1}[family]
+    assert all(key.startswith(("base_model.model.classifier.", "base_model.model.score.")) for key in head)
+
+
+@pytest.mark.parametrize("change", [{"basis": "bottom"}, {"sigma": "sqrt"}])
+def test_an_adapter_in_another_basis_is_refused(adapt, make_base, tmp_path, change):
+    adapt(target_modules=["query"]).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(FactorMismatchError, match="query"):
+        PeftModel.from_pretrained(make_base(), str(tmp_path))
+
+
+def test_the_last_projection_alone_can_be_the_head(make_base, adapt, inputs, logits, tmp_path):
+    model = adapt("roberta", task_type=None, modules_to_save=["classifier.out_proj"])
+    expected = logits(model, inputs)
+    model.save_pretrained(str(tmp_path))
+    head = [k for k in load_file(tmp_path / "adapter_model.safetensors") if not k.endswith("loraxs_R")]
+    assert sorted(head) == [f"base_model.model.classifier.out_proj.{p}" for p in ("bias", "weight")]
+    assert torch.equal(logits(PeftModel.from_pretrained(make_base("roberta"), str(tmp_path)), inputs), expected)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_bfloat16_file_is_loaded_into_float32(adapt, make_base, tmp_path, layers, low_cpu_mem_usage):
+    adapt(target_modules=["query"]).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file)
+    options = {"low_cpu_mem_usage": low_cpu_mem_usage, "autocast_adapter_dtype": False}
+    model = PeftModel.from_pretrained(make_base(), str(tmp_path), **options)
+    assert all(layer.loraxs_R["default"].dtype == torch.float32 for layer in layers(model).values())
+
+
+def test_a_stored_head_keeps_its_precision_on_a_bfloat16_base(make_base, family, inputs, logits, tmp_path):
+    config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_seed=7)
+    model = get_peft_model(make_base(family).bfloat16(), config)
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data = torch.randn(parameter.shape)
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(make_base(family).bfloat16(), str(tmp_path)).eval()
+    state = get_peft_model_state_dict(loaded)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], value) for name, value in stored.items())
+    assert logits(loaded, inputs).dtype == torch.float32
+
+
+# ---- merged ----------------------------------------------------------------------------------------------------------
+def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing(make_base, layers):
+    config = LoraXSConfig(r=4, target_modules=["query"], init_std=0.5, init_seed=1)
+    model = get_peft_model(make_base().bfloat16(), config)
+    model.add_adapter("second", LoraXSConfig(r=6, target_modules=["query"], init_std=0.5, init_seed=2))
+    layer = next(iter(layers(model).values()))
+    base = layer.weight.detach().clone()
+    exact = base.float() + layer.get_delta_weight("default") + layer.get_delta_weight("second")
+    layer.merge(adapter_names=["default"])
+    with pytest.warns(UserWarning, match="already merged"):
+        layer.merge(adapter_names=["default"])
+    with pytest.warns(UserWarning, match="additionally merging"):
+        layer.merge(adapter_names=["second"])
+    assert torch.equal(layer.weight, exact.bfloat16())
+    layer.unmerge()
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        layer.unmerge()
+    assert torch.equal(layer.weight, base)
+    assert layer.weight.dtype == torch.bfloat16
+
+
+def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
+    layer = next(iter(layers(adapt(target_modules=["query"])).values()))
+    layer.loraxs_R["default"].data[0, 0] = torch.nan
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems"):
+        layer.merge(safe_merge=True)
+    assert torch.equal(layer.weight, before)
+    assert not layer.merged
+
+
+def test_a_base_is_plain_after_unloading_and_can_carry_another_adapter(adapt, make_base, family, inputs, logits):
+    model = adapt(family)
+    expected, config = logits(model, inputs), copy.deepcopy(model.peft_config["default"])
+    again = get_peft_model(model.unload(), config).eval()
+    assert torch.equal(logits(again, inputs), expected)
+    plain, untouched = again.merge_and_unload(safe_merge=True), make_base(family)
+    assert [type(m) for m in plain.modules()] == [type(m) for m in untouched.modules()]
+    assert plain.state_dict().keys() == untouched.state_dict().keys()
+
+
+# ---- summed ----------------------------------------------------------------------------------------------------------
+def unlike_adapters():
+    """Three adapters without a head, of unlike rank, scale, sigma and modules."""
+    sizes = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=40)).eval()
+    common = {"init_std": 0.5, "task_type": "CAUSAL_LM"}
+    first = LoraXSConfig(r=4, target_modules=["q_proj", "v_proj"], scale=2.0, init_seed=1, **common)
+    model = get_peft_model(base, first, adapter_name="first")
+    second = LoraXSConfig(r=7, target_modules=["v_proj", "down_proj"], sigma="sqrt", init_seed=2, **common)
+    model.add_adapter("second", second)
+    model.add_adapter("third", LoraXSConfig(r=3, target_modules="all-linear", sigma="output", init_seed=3, **common))
+    return model.eval()
+
+
+SUMMANDS = [("first", 0.5), ("second", -2.0), ("third", 1.5), ("first", 0.25)]
+
+
+def test_a_sum_is_the_sum_of_the_updates_and_is_saved_and_loaded(layers, inputs, logits, tmp_path):
+    model = unlike_adapters()
+    names, weights = zip(*SUMMANDS, strict=True)
+    model.add_weighted_adapter([*names], [*weights], "sum", "cat")
+    model.add_weighted_adapter(["first"], [7.0], "sum")  # a known name is left as it is
+    for layer in layers(model).values():
+        expected = sum(weight * layer.get_delta_weight(name) for name, weight in SUMMANDS if name in layer.settings)
+        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, atol=1e-5, rtol=1e-4)
+    model.set_adapter("sum")
+    expected = logits(model, inputs)
+    model.save_pretrained(str(tmp_path), selected_adapters=["sum"])
+    model.set_adapter("first")
+    model.delete_adapter("sum")
+    model.load_adapter(str(tmp_path / "sum"), "again")
+    model.set_adapter("again")
+    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights", "options", "match"),
+    [
+        (["frist"], [1.0], {}, "first"),
+        (["first", "second"], [1.0], {}, "got 1 for 2"),
+        (["first"], [1.0], {"combination_type": "svd"}, "combination_type"),
+        (["first", "bottom"], [1.0, 1.0], {}, "one basis"),
+        (["first", "headed"], [1.0, 1.0], {}, "headed has one"),
+    ],
+)
+def test_what_cannot_be_summed_is_refused_and_adds_nothing(adapters, weights, options, match):
+    model = unlike_adapters()
+    model.add_adapter("bottom", LoraXSConfig(r=2, target_modules=["q_proj"], basis="bottom"))
+    model.add_adapter("headed", LoraXSConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(UsageError, match=match):
+        model.add_weighted_adapter(adapters, weights, "sum", **options)
+    assert "sum" not in model.peft_config
+
+
+def test_a_sum_keeps_the_factors_of_the_machine_that_trained_them(layers, tmp_path):
+    plain, there, here = (FactorStore(tmp_path / name) for name in ("plain", "there", "here"))
+    with use_factor_store(plain):
+        for layer in layers(unlike_adapters()).values():
+            weight, rank = layer.get_base_layer().weight.detach(), next(iter(layer.settings.values())).factor_key.rank
+            factors = plain.get(weight, rank=rank)
+            signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
+            flipped = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+            write_factors(factor_path(plain.identify(weight, rank=rank)[0], there.root), flipped)
+    with use_factor_store(there):
+        trained = unlike_adapters()
+        trained.save_pretrained(str(tmp_path / "saved"))
+        trained.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
+        expected = {name: layer.get_delta_weight("sum") for name, layer in layers(trained).items()}
+    with use_factor_store(here):
+        unlike_adapters()  # this machine has factors of its own
+        for file in there.root.glob("*/*.safetensors"):
+            install_factors(file.stem, file.read_bytes(), here.root)
+        model = unlike_adapters()
+        model.set_adapter("second")
+        for name in ("first", "third"):
+            model.delete_adapter(name)
+            model.load_adapter(str(tmp_path / "saved" / name), name)
+        model.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
+        for name, layer in layers(model).items():
+            torch.testing.assert_close(layer.get_delta_weight("sum"), expected[name], atol=1e-5, rtol=1e-4)
