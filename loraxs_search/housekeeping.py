@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraxs_search.base_model.files import weight_digest
+from loraxs_search.base_model.locate import weight_digest
 from loraxs_search.errors import LoraxsError, StorageError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, file_lock, home, is_locked, paths_under, remove_whole, unused
 from loraxs_search.log.study_log import DAMAGED_HINT

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.bank.adapter_store import AdapterStore, Layout, Part
 from loraxs_search.bank.answering import BankRows, GenerateOptions, answer, encoded_prompts, generate_request
 from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.base_model.load import checked_device, with_setup
+from loraxs_search.base_model.load import checked_device
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.bank.adapter_store import Layout
 from loraxs_search.base_model.attention import use_padded_attention
-from loraxs_search.base_model.layers import head_names, make_identity, matrix, missing_poolers, with_labels
-from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.layers import head_names, make_identity, matrix, with_labels
+from loraxs_search.base_model.load import load_model, missing_poolers
 from loraxs_search.base_model.packable import check_shared
 from loraxs_search.base_model.reading import place_pooling, resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing

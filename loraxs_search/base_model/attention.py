@@ -50,12 +50,6 @@ class _Block:
         """Return its part of (n, H/G, G, T, d) as (r H/G, G L, d)."""
         return x[self.rows, :, :, self.queries].flatten(0, 1).flatten(1, 2)
 
-    def of_mask(self, mask: Tensor) -> Tensor:
-        """Return its part of (n or 1, H or 1, T or 1, S)."""
-        rows = self.rows if len(mask) > 1 else slice(None)
-        queries = self.queries if mask.shape[2] > 1 else slice(None)
-        return mask[rows, :, queries, self.keys]
-
 
 class _Blocked(torch.autograd.Function):
     @staticmethod
@@ -68,7 +62,9 @@ class _Blocked(torch.autograd.Function):
             scores = torch.bmm(block.of_queries(q), block.of_keys(k).mT)  # (r H/G, G L, keys)
             if mask is not None:
                 by_head = scores.view(-1, heads, block.queries.stop - block.queries.start, scores.shape[-1])
-                by_head += block.of_mask(mask)
+                rows = block.rows if len(mask) > 1 else slice(None)
+                queries = block.queries if mask.shape[2] > 1 else slice(None)
+                by_head += mask[rows, :, queries, block.keys]
             w = torch.softmax(scores, -1)
             weights.append(w)
             y = torch.bmm(w, block.of_keys(v)).view(-1, heads, block.queries.stop - block.queries.start, width)
@@ -160,11 +156,6 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
     if not kept:
         model.set_attn_implementation("eager")
     return kept
-
-
-def uses_padded_attention(model: PreTrainedModel) -> bool:
-    """Whether a model computes attention this way."""
-    return bool(getattr(model.config.get_text_config(), "_attn_implementation", None) == PADDED)
 
 
 def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:

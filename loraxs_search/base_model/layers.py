@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,8 +24,9 @@ from transformers.utils import logging
 
 from loraxs_search.errors import BaseModelError, first_line
 from loraxs_search.records.base import BaseModel, LinearModule
-from loraxs_search.records.literals import Head
 from loraxs_search.records.task import OutputScale, TaskModel
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @contextlib.contextmanager
@@ -60,7 +60,9 @@ def library_call(base: BaseModel) -> Iterator[None]:
         ) from error
 
 
-_AS_LOADED = "loraxs_head_as_loaded"  # attribute of a model
+# An attribute of a model, as `load_model` puts it there: its head's parameters that no linear layer has, such as
+# ModernBERT's norm. Whoever loads an adapter of `head: output` has the same.
+HEAD_AS_LOADED = "loraxs_head_as_loaded"
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -92,14 +94,6 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
         if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
     ]
     return linears[-1], tuple(linears[:-1])
-
-
-def peft_task_type(model: PreTrainedModel) -> str:
-    """Return PEFT's name of what a model is for."""
-    if not head_names(model):
-        return "CAUSAL_LM"
-    tagger: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), None)
-    return "TOKEN_CLS" if type(model) is tagger else "SEQ_CLS"
 
 
 @torch.no_grad()
@@ -137,18 +131,6 @@ def make_identity(model: nn.Module, names: Sequence[str]) -> None:
         layer.weight.copy_(torch.eye(layer.in_features))
         if layer.bias is not None:
             layer.bias.zero_()
-
-
-def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
-    heads = head_names(model)
-    return tuple(name for name, layer in model.named_modules() if is_body_pooler(name, heads) and is_identity(layer))
-
-
-def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
-    """Return whether a module or parameter of this name belongs to a pooler inside the body, such as BERT's."""
-    top, *rest = name.split(".")
-    return top not in heads and "pooler" in rest
 
 
 def is_identity(layer: nn.Module) -> bool:
@@ -222,20 +204,6 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def remember_head(model: PreTrainedModel) -> None:
-    """Keep a loaded head's parameters that no linear layer has, such as ModernBERT's norm, for `head_as_loaded`."""
-    linear = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
-    parameters = ((f"{top}.{n}", p) for top in head_names(model) for n, p in getattr(model, top).named_parameters())
-    kept = {name: p.detach().float().cpu().clone() for name, p in parameters if not name.startswith(linear)}
-    setattr(model, _AS_LOADED, kept)
-
-
-def head_as_loaded(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return what `remember_head` has kept: the numbers that whoever loads an adapter of `head: output` has."""
-    kept: dict[str, Tensor] = getattr(model, _AS_LOADED, {})
-    return kept
-
-
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
     """Return the base's configuration with the task's changes.
 
@@ -296,33 +264,20 @@ def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...
     )
 
 
-def head_shapes(base: BaseModel, model: TaskModel, head: Head = "full") -> dict[str, tuple[int, ...]]:
-    """Return the full name and shape of every parameter of the task's head that is trained; none without a head.
+def parameter_shapes(base: BaseModel, model: TaskModel) -> tuple[dict[str, Shapes], Shapes]:
+    """Return full names and shapes of the head's parameters that are trained, by what of it is, and of those below it.
+
+    Without a head there are none of the former; tied parameters are listed once.
 
     Raises:
         BaseModelError: the configuration cannot be read or has no model of the task's class.
     """
     empty = _without_weights(base, model)
-    names = head_names(empty)
-    trained = output_head(empty)[:1] if names and head == "output" else names
-    return {
-        f"{name}.{own}": tuple(parameter.shape)
-        for name in trained
-        for own, parameter in empty.get_submodule(name).named_parameters()
-    }
-
-
-def body_shapes(base: BaseModel, model: TaskModel) -> dict[str, tuple[int, ...]]:
-    """Return the full name and shape of every parameter below the task's head; tied ones once.
-
-    Raises:
-        BaseModelError: the configuration cannot be read or has no model of the task's class.
-    """
-    empty = _without_weights(base, model)
-    heads = set(head_names(empty))
-    return {
-        name: tuple(parameter.shape) for name, parameter in empty.named_parameters() if name.split(".")[0] not in heads
-    }
+    heads, own = head_names(empty), {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
+    whole = {name: shape for name, shape in own.items() if name.split(".")[0] in heads}
+    output = f"{output_head(empty)[0]}." if heads else ""
+    body = {name: shape for name, shape in own.items() if name not in whole}
+    return {"full": whole, "output": {n: shape for n, shape in whole.items() if n.startswith(output)}}, body
 
 
 def matrix(layer: nn.Module) -> Tensor:

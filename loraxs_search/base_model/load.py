@@ -1,36 +1,39 @@
-"""Load a located base model for a task, ready to carry adapters; and how it is set up beside its weights.
-
-The setup is its tokenizer, and what its configuration says of the numbers.
-"""
+"""Load a located base model for a task, ready to carry adapters."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import (
+    HEAD_AS_LOADED,
     auto_class,
     fresh_head,
     head_names,
-    is_body_pooler,
+    is_identity,
     keep_head_float32,
     library_call,
     make_identity,
-    remember_head,
     task_config,
 )
-from loraxs_search.base_model.reading import check_projection, place_pooling, resolved_pooling
-from loraxs_search.base_model.tokenizer import has_tokenizer, load_tokenizer, pad_token_id, tokenizer_digest
+from loraxs_search.base_model.reading import (
+    Projection,
+    close_to,
+    dummy_inputs,
+    last_states,
+    place_pooling,
+    resolved_pooling,
+    rounding,
+)
+from loraxs_search.base_model.tokenizer import pad_token_id
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.records.base import BaseModel, BaseSetup
+from loraxs_search.records.base import BaseModel
 from loraxs_search.records.task import TaskModel
 
 
@@ -88,7 +91,7 @@ def load_model(
         )
     missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     heads = head_names(model)
-    poolers = {name for name in missing if is_body_pooler(name, heads)}  # BERT's, which many checkpoints lack
+    poolers = {name for name in missing if _is_body_pooler(name, heads)}  # BERT's, which many checkpoints lack
     if body := sorted(name for name in missing - poolers if name.split(".")[0] not in heads):
         raise BaseModelError(
             f"The weights of {base.id} must cover its body, but {len(body)} parameters are missing or of another shape,"
@@ -101,34 +104,15 @@ def load_model(
     # Drawn in float32: in the body's precision the numbers would differ.
     drawn = {name: value for name, value in fresh_head(model, 0).items() if name in missing}
     model.load_state_dict(drawn, strict=False)
-    remember_head(model)
+    linear = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    own = ((f"{top}.{n}", p) for top in heads for n, p in getattr(model, top).named_parameters())
+    kept = {name: p.detach().float().cpu().clone() for name, p in own if not name.startswith(linear)}
+    setattr(model, HEAD_AS_LOADED, kept)
     place_pooling(model, resolved_pooling(task_model.pooling, base))
     cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:
         check_projection(model)
     return model
-
-
-# Names and habits of a configuration; whatever else it says may change numbers.
-_NO_NUMBERS = {
-    *("architectures", "transformers_version", "name_or_path", "tokenizer_class", "finetuning_task", "dtype"),
-    *("torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
-    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward"),
-}
-
-
-def with_setup(base: BaseModel) -> BaseModel:
-    """Return a base with its setup; unchanged where that is known.
-
-    Raises:
-        BaseModelError: tokenizer or configuration cannot be read.
-    """
-    if base.setup is not None:
-        return base
-    with library_call(base):
-        config: dict[str, Any] = AutoConfig.from_pretrained(base.path).to_dict()
-    tokenizer = tokenizer_digest(load_tokenizer(base)) if has_tokenizer(base) else ""
-    return replace(base, setup=BaseSetup(tokenizer, dict(_numbers(config))))
 
 
 def bare_body(model: PreTrainedModel) -> nn.Module:
@@ -139,13 +123,32 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
     return body
 
 
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool | None]]:
-    for name, value in values.items():
-        if name in _NO_NUMBERS or name.startswith("_") or "dropout" in name:
-            continue
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif value is None or isinstance(value, bool | str):
-            yield f"{prefix}{name}", value
-        else:
-            yield f"{prefix}{name}", float(value) if isinstance(value, int | float) else json.dumps(value, default=str)
+def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
+    heads = head_names(model)
+    return tuple(name for name, layer in model.named_modules() if _is_body_pooler(name, heads) and is_identity(layer))
+
+
+def _is_body_pooler(name: str, heads: Sequence[str]) -> bool:
+    """Return whether a module or parameter of this name belongs to a pooler inside the body, such as BERT's."""
+    top, *rest = name.split(".")
+    return top not in heads and "pooler" in rest
+
+
+@torch.no_grad()
+def check_projection(model: PreTrainedModel) -> None:
+    """Refuse a base without a head whose logits are not `Projection` of its last hidden states.
+
+    Raises:
+        BaseModelError: it scales, caps or shifts them in its own way.
+    """
+    inputs = dummy_inputs(model)
+    real = inputs["attention_mask"].bool()
+    expected, actual = model(**inputs).logits.float(), Projection(model)(last_states(model, inputs))
+    if not close_to(actual[real], expected[real], rounding(model)):
+        raise BaseModelError(
+            "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or"
+            " `logits_scaling` or capped by `final_logit_softcapping` at most, but"
+            f" {type(model).__name__} makes them in another way.",
+            hint="use another base for this task",
+        )

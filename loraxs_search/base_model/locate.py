@@ -7,39 +7,158 @@ same digest, on every machine. Some distributions carry models of the hub. If th
 enough to find them there. If they are rounded to fewer bits, they are other weights under the same id: only `package`
 takes them, as messages say.
 
-Tokens of the hub stay with its client; where it says no, errors say what to do.
+Tokens of the hub stay with its client; where it says no, errors say what to do. Digests of weights are remembered per
+unchanged file: hashing gigabytes at every start would be felt.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import shutil
+import uuid
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from loraxs_search.base_model.files import (
-    WEIGHT_FILES,
-    file_digest,
-    is_model_folder,
-    made_once,
-    model_faults,
-    weight_digest,
-)
-from loraxs_search.errors import BaseModelError, first_line, shortened
-from loraxs_search.home import disk_faults, exclusive, home, mark_used, user_path, write_atomic
+from loraxs_search import safetensors_header
+from loraxs_search.errors import BaseModelError, HomeError, first_line, shortened
+from loraxs_search.home import disk_faults, exclusive, file_sha256, home, mark_used, user_path, write_atomic
 from loraxs_search.records.base import BaseModel, BaseModelRef
 
 log = logging.getLogger(__name__)
 
-SOURCE_NOTE = "source.json"
+# In the order in which transformers prefers them.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that hold the weights, sorted; several when sharded, none when there are none."""
+    for name in _WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            if path.suffix != ".json":
+                return (path,)
+            shards = set(json.loads(path.read_text())["weight_map"].values())
+            return tuple(folder / shard for shard in sorted(shards))
+    return ()
+
+
+def _model_faults(folder: Path) -> str | None:
+    """Say what keeps `folder` from being a model, as the end of a sentence; None when nothing does."""
+    if not (folder / "config.json").is_file():
+        return "has no config.json"
+    files = _weight_files(folder)
+    if not files:
+        return f"has none of {', '.join(_WEIGHT_FILES)}"
+    missing = [file.name for file in files if not file.is_file()]
+    return f"lacks {', '.join(missing)}" if missing else None
+
+
+def weight_digest(folder: Path) -> str:
+    """Return the sha256 of a model's weight file.
+
+    Sharded weights: sha256 over one line `<name> <sha256>` per shard, sorted by name, each ended by a newline.
+    """
+    files = _weight_files(folder)
+    digests = [_file_digest(file) for file in files]
+    if len(files) == 1:
+        return digests[0]
+    lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a model's weight files."""
+    return sum(file.stat().st_size for file in _weight_files(folder))
+
+
+def numbers_by_dtype(folder: Path) -> dict[str, int]:
+    """Return how many numbers of each type a model's weight files have, by the type's name in safetensors (`BF16`).
+
+    Empty where a file is no safetensors, or a damaged one: loading says what is wrong with it.
+    """
+    numbers: Counter[str] = Counter()
+    for file in _weight_files(folder):
+        try:
+            numbers.update(safetensors_header.numbers_by_dtype(file))
+        except ValueError:
+            return {}
+    return dict(numbers)
+
+
+def _file_digest(path: Path) -> str:
+    """Return the sha256 of a file, from memory when path, size, inode and both of its times are as before.
+
+    A file that is replaced with its time kept (`rsync -t`, an archive) has another inode or another change time.
+    """
+    real = path.resolve()
+    stat = real.stat()
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    identity = {"path": str(real), "size": stat.st_size, "inode": stat.st_ino, **times}
+    note = home() / "base_models" / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no note, or a damaged one
+        remembered = json.loads(note.read_bytes())
+        if {key: remembered[key] for key in identity} == identity and isinstance(remembered["sha256"], str):
+            return remembered["sha256"]
+    digest = file_sha256(real)
+    with contextlib.suppress(HomeError):  # only an acceleration: a home that cannot be written is not the model's fault
+        write_atomic(note, json.dumps({**identity, "sha256": digest}))
+    return digest
+
+
+_ABANDONED_AFTER_S = 3600.0
+
+
+def _made_once(final: Path, make: Callable[[Path], None]) -> Path:
+    """Return a model's folder, made on first use: in a private folder beside it, then renamed.
+
+    Of two at once, the first one stays. What a killed process left behind is removed an hour later.
+
+    Args:
+        final: Named after the content that it is made from.
+        make: Writes the model into an empty folder; what it raises is passed on, and nothing stays.
+    Raises:
+        HomeError: the disk is full or cannot be written.
+    """
+    if _model_faults(final) is None:
+        mark_used(final)
+        return final
+    with disk_faults(final):
+        work = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        work.mkdir(parents=True)
+        now = work.stat().st_mtime  # the disk's time, which may be another machine's
+        for left in final.parent.glob(f".{final.name}.*"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        try:
+            make(work)
+            if _model_faults(final) is not None:
+                shutil.rmtree(final, ignore_errors=True)  # a user removed files from it
+            with contextlib.suppress(OSError):  # not empty: another process was first
+                work.rename(final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return final
+
+
+# ---- from a distribution ---------------------------------------------------------------------------------------------
+_SOURCE_NOTE = "source.json"
 _VERSION = 1  # of the conversion; another one makes every folder anew
 
 
@@ -53,9 +172,9 @@ def _converted_gguf(source: Path) -> Path:
         BaseModelError: the file is damaged, or its architecture is not known.
         HomeError: the home cannot be written.
     """
-    digest = file_digest(source)
+    digest = _file_digest(source)
     final = home() / "base_models" / f"{digest[:16]}-bf16-{_VERSION}"
-    if is_model_folder(final):
+    if _model_faults(final) is None:
         mark_used(final)
         return final
 
@@ -65,12 +184,12 @@ def _converted_gguf(source: Path) -> Path:
         log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
         convert(source, folder)
         note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
-        write_atomic(folder / SOURCE_NOTE, json.dumps(note, indent=2))
+        write_atomic(folder / _SOURCE_NOTE, json.dumps(note, indent=2))
 
     with disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(final):
-            return made_once(final, convert_into)
+            return _made_once(final, convert_into)
 
 
 def _package_folder(package: str) -> Path:
@@ -85,7 +204,7 @@ def _package_folder(package: str) -> Path:
     paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
     files = sorted(path for path in paths if path.is_file())
     for file in files:
-        if file.name == "config.json" and is_model_folder(file.parent):
+        if file.name == "config.json" and _model_faults(file.parent) is None:
             return file.parent
     for file in files:
         if file.suffix == ".zip":
@@ -95,11 +214,11 @@ def _package_folder(package: str) -> Path:
             except zipfile.BadZipFile as error:
                 raise _damaged(file, error) from error
             roots = [name.parent for name in names if name.name == "config.json"]
-            roots = [root for root in roots if any(root / weights in names for weights in WEIGHT_FILES)]
+            roots = [root for root in roots if any(root / weights in names for weights in _WEIGHT_FILES)]
             if roots:
                 root = min(roots, key=lambda root: (len(root.parts), str(root)))  # the shallowest
-                final = home() / "base_models" / file_digest(file)[:16]
-                return made_once(final, functools.partial(_extract, file, root))
+                final = home() / "base_models" / _file_digest(file)[:16]
+                return _made_once(final, functools.partial(_extract, file, root))
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
         if len(gguf_files) > 1:
             raise BaseModelError(
@@ -297,9 +416,9 @@ def locate(ref: BaseModelRef) -> BaseModel:
         HomeError: an archive cannot be unpacked, or a GGUF file not be converted.
     """
     path, revision = _find(ref)
-    if not is_model_folder(path):
+    if (faults := _model_faults(path)) is not None:
         raise BaseModelError(
-            f"A base model's folder must hold config.json and its weights, but {path} {model_faults(path)}.",
+            f"A base model's folder must hold config.json and its weights, but {path} {faults}.",
             hint="name a folder made by `save_pretrained`, or a model id of the hub",
         )
     digest = weight_digest(path)

@@ -22,7 +22,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names, library_call, reads_from_left
 from loraxs_search.base_model.tokenizer import Side, load_tokenizer, padding_side
-from loraxs_search.errors import BaseModelError
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling
 
@@ -94,14 +93,10 @@ class _Hook:
             read.append(own)
             if pooler is not None:
                 pooled.append(pooler[rows].to(exact) if pooling == "class" else vectors)
-        output["last_hidden_state"] = _joined(read)
-        if pooler is not None:
-            output["pooler_output"] = _joined(pooled)
+        for name, parts in (("last_hidden_state", read), ("pooler_output", pooled)):
+            if parts:
+                output[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return output
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
@@ -198,13 +193,6 @@ def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
     return {"input_ids": ids, "attention_mask": (ids != config.pad_token_id).long()}
 
 
-def timing_inputs(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
-    """Return inputs of about so many tokens in rows of `length`, for timing: `input_ids` and `attention_mask`."""
-    ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
-    ids = end_with_eos(ids % model.config.vocab_size, model.config)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 def end_with_eos(ids: Tensor, config: PretrainedConfig) -> Tensor:
     """Return dummy rows, shape (n, T), as an encoder-decoder's head takes them; unchanged for any other base.
 
@@ -277,22 +265,3 @@ class Projection:
         if self._factor != 1.0:
             logits = logits * self._factor
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
-
-
-@torch.no_grad()
-def check_projection(model: PreTrainedModel) -> None:
-    """Refuse a base without a head whose logits are not `Projection` of its last hidden states.
-
-    Raises:
-        BaseModelError: it scales, caps or shifts them in its own way.
-    """
-    inputs = dummy_inputs(model)
-    real = inputs["attention_mask"].bool()
-    expected, actual = model(**inputs).logits.float(), Projection(model)(last_states(model, inputs))
-    if not close_to(actual[real], expected[real], rounding(model)):
-        raise BaseModelError(
-            "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or"
-            " `logits_scaling` or capped by `final_logit_softcapping` at most, but"
-            f" {type(model).__name__} makes them in another way.",
-            hint="use another base for this task",
-        )

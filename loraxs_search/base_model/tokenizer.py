@@ -1,17 +1,22 @@
-"""A base model's tokenizer, as the model needs it."""
+"""A base model's tokenizer, as the model needs it; and how the base is set up beside its weights.
+
+The setup is its tokenizer, and what its configuration says of the numbers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from loraxs_search.base_model.layers import library_call
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModel
+from loraxs_search.records.base import BaseModel, BaseSetup
 
 _UNLIMITED = 10**9  # tokenizers that set no limit say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
@@ -43,7 +48,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def has_tokenizer(base: BaseModel) -> bool:
+def _has_tokenizer(base: BaseModel) -> bool:
     """Whether a base's folder holds a tokenizer."""
     return any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern))
 
@@ -68,13 +73,49 @@ def pad_token_id(config: PretrainedConfig, base: BaseModel, tokenizer: PreTraine
 
 def _tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     # transformers makes an empty tokenizer, without a word, where there is none.
-    if not has_tokenizer(base):
+    if not _has_tokenizer(base):
         raise BaseModelError(
             f"{base.path} must hold a tokenizer, but has none of {', '.join(_TOKENIZER_FILES)}.",
             hint=f"get the tokenizer of {base.id} and save it into the same folder",
         )
     with library_call(base):
         return AutoTokenizer.from_pretrained(base.path)
+
+
+Side = Literal["left", "right"]
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return the tokens of the longest row that a base takes; None if its configuration does not say."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def padding_side(config: PretrainedConfig) -> Side:
+    """Return the side on which rows of a base are padded: right, but left for heads like XLNet's."""
+    return "left" if getattr(config, "summary_type", None) == "last" else "right"
+
+
+# Names and habits of a configuration; whatever else it says may change numbers.
+_NO_NUMBERS = {
+    *("architectures", "transformers_version", "name_or_path", "tokenizer_class", "finetuning_task", "dtype"),
+    *("torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
+    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward"),
+}
+
+
+def with_setup(base: BaseModel) -> BaseModel:
+    """Return a base with its setup; unchanged where that is known.
+
+    Raises:
+        BaseModelError: tokenizer or configuration cannot be read.
+    """
+    if base.setup is not None:
+        return base
+    with library_call(base):
+        config: dict[str, Any] = AutoConfig.from_pretrained(base.path).to_dict()
+    tokenizer = tokenizer_digest(load_tokenizer(base)) if _has_tokenizer(base) else ""
+    return replace(base, setup=BaseSetup(tokenizer, dict(_numbers(config))))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -92,15 +133,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()
 
 
-Side = Literal["left", "right"]
-
-
-def max_positions(config: PretrainedConfig) -> int | None:
-    """Return the tokens of the longest row that a base takes; None if its configuration does not say."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def padding_side(config: PretrainedConfig) -> Side:
-    """Return the side on which rows of a base are padded: right, but left for heads like XLNet's."""
-    return "left" if getattr(config, "summary_type", None) == "last" else "right"
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool | None]]:
+    for name, value in values.items():
+        if name in _NO_NUMBERS or name.startswith("_") or "dropout" in name:
+            continue
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif value is None or isinstance(value, bool | str):
+            yield f"{prefix}{name}", value
+        else:
+            yield f"{prefix}{name}", float(value) if isinstance(value, int | float) else json.dumps(value, default=str)

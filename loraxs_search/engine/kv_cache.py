@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraxs_search.base_model.attention import uses_padded_attention
+from loraxs_search.base_model.attention import PADDED
 from loraxs_search.base_model.reading import Projection
 from loraxs_search.engine.passes import AdaptedBase, Indices, base_of
 from loraxs_search.errors import BaseModelError
@@ -145,7 +145,7 @@ class Decoding:
         # A window counts padding as tokens, and a layer with its own state reads it.
         self.allows_gaps = all(type(layer) is DynamicLayer for layer in self._cache.layers)
         # Layers with a sliding window keep every token here: their mask hides what the window has passed.
-        turned = uses_padded_attention(base)
+        turned = getattr(base.config.get_text_config(), "_attn_implementation", None) == PADDED
         self._cache.layers = [
             GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
             for layer in self._cache.layers

@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names
-from loraxs_search.base_model.load import checked_device, load_model, with_setup
+from loraxs_search.base_model.load import checked_device, load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import method_of

@@ -76,7 +76,7 @@ def draw_head(
     """
     import torch
 
-    from loraxs_search.base_model.layers import fresh_head, head_as_loaded, head_names, with_labels
+    from loraxs_search.base_model.layers import HEAD_AS_LOADED, fresh_head, head_names, with_labels
 
     if num_outputs is None:
         return {}, {}, ()
@@ -103,7 +103,7 @@ def draw_head(
             fixed[f"{layer}.weight"] = torch.eye(weight.shape[0])
             if (bias := fixed.get(f"{layer}.bias")) is not None:
                 fixed[f"{layer}.bias"] = torch.zeros_like(bias)
-        fixed |= head_as_loaded(model)
+        fixed |= getattr(model, HEAD_AS_LOADED, {})
     own = {name: value for name, value in drawn.items() if name not in fixed}
 
     def stored_in(digest: str | None) -> dict[str, Tensor] | None:

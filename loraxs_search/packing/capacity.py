@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.files import numbers_by_dtype, weight_bytes
-from loraxs_search.base_model.reading import readable, timing_inputs
+from loraxs_search.base_model.locate import numbers_by_dtype, weight_bytes
+from loraxs_search.base_model.reading import end_with_eos, readable
 from loraxs_search.engine.passes import MEMORY_ERRORS, is_out_of_memory
 from loraxs_search.errors import BaseModelError
 from loraxs_search.machine import free_bytes
@@ -91,7 +91,10 @@ def time_pass(model: PreTrainedModel, num_tokens: int) -> float:
     """
     seconds = list[float]()
     try:
-        inputs = timing_inputs(model, num_tokens)
+        length = 32
+        ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
+        ids = end_with_eos(ids % model.config.vocab_size, model.config)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for _ in range(3):
             started = time.perf_counter()
             readable(model, inputs)

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from loraxs_search import versions
-from loraxs_search.base_model.files import weight_bytes
 from loraxs_search.base_model.layers import fold_outputs, matrix
-from loraxs_search.base_model.load import bare_body, with_setup
-from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.load import bare_body
+from loraxs_search.base_model.locate import locate, weight_bytes
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.reading import trained_pooling
 from loraxs_search.base_model.sharing import probe_sharing
+from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
 from loraxs_search.errors import LoraxsError, TrialCancelledError
 from loraxs_search.home import factor_path

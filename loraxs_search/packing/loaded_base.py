@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.attention import use_padded_attention
-from loraxs_search.base_model.layers import head_names, head_shapes, linear_modules, repeated_layers
-from loraxs_search.base_model.load import load_model, with_setup
+from loraxs_search.base_model.layers import head_names, linear_modules, parameter_shapes, repeated_layers
+from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
-from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.kv_cache import check_continuation
 from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
@@ -112,7 +112,7 @@ class LoadedBase:
         key = to_json(task)
         known = self._prepared.get(key)
         if known is None or anew:
-            shapes = head_shapes(self.base, kind_of(task).model, "output") if task.standardized else ()
+            shapes = parameter_shapes(self.base, kind_of(task).model)[0]["output"] if task.standardized else ()
             has_bias = any(name.endswith(".bias") for name in shapes)
             fresh = prepare(task, load_tokenizer(self.base), has_bias=has_bias)
             if known is None or (fresh.data_fingerprint, fresh.slices) != (known.data_fingerprint, known.slices):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from loraxs_search.base_model.layers import head_names, missing_poolers, output_head, peft_task_type
+from loraxs_search.base_model.layers import head_names, output_head
+from loraxs_search.base_model.load import missing_poolers
 from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors.store import FactorStore
@@ -41,8 +43,9 @@ def attach(
         for name, value in {**trained, **fixed}.items():
             model.get_parameter(name).copy_(value)
     idle = parts[1] if hyper.head == "output" else ()
-    # With a task type PEFT would train the whole head by itself.
-    task_type = None if idle else peft_task_type(model)
+    tagger: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), None)
+    own_type = ("TOKEN_CLS" if type(model) is tagger else "SEQ_CLS") if has_head else "CAUSAL_LM"  # PEFT's names
+    task_type = None if idle else own_type  # with one, PEFT would train the whole head by itself
     plan = HeadPlan(owners, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
     adapted = method_of(hyper).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model.layers import linear_modules, missing_poolers
-from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.load import load_model, missing_poolers
 from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.lora_xs import LoraXS

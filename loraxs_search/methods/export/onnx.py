@@ -300,9 +300,9 @@ def _key(
     tokens: list[str],
 ) -> str:
     """Return a digest of all that a graph is made of: adapters of one key have the same file."""
-    from loraxs_search.base_model.load import with_setup
     from loraxs_search.base_model.locate import locate
     from loraxs_search.base_model.reading import pooling_of
+    from loraxs_search.base_model.tokenizer import with_setup
 
     located = with_setup(locate(adapter.manifest.base_model))
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", *_EXTRA[:2])]

@@ -13,16 +13,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules
+from loraxs_search.base_model.layers import linear_modules, parameter_shapes
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.host import HostInfo
-from loraxs_search.records.literals import Head, Pooling, Split
+from loraxs_search.records.literals import Pooling, Split
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataReport, Task
@@ -288,8 +288,8 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     with joining_row_faults(loaded.task) if reads else contextlib.nullcontext():
         base, model = locate(loaded.base_model), kind_of(loaded.task).model
         modules = linear_modules(base, model)
-        heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
-        description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
+        heads, body = parameter_shapes(base, model)
+        description = describe(loaded, modules, heads=heads, body=body)
     rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer

@@ -21,9 +21,9 @@ from support.families import families
 from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
 
 from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.load import check_projection, load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.reading import Projection, check_projection, last_states
+from loraxs_search.base_model.reading import Projection, last_states
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records.base import BaseModelRef

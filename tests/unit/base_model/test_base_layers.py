@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraxs_search.base_model.layers import head_names, head_shapes, linear_modules
+from loraxs_search.base_model.layers import head_names, linear_modules, parameter_shapes
 from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import BaseModelError
 from loraxs_search.tasks.kinds import classifier, regressor
@@ -49,12 +49,13 @@ def test_layers_of_each_family_have_the_sizes_of_the_loaded_model(make_base, fam
 
 def test_head_shapes_are_those_that_are_trained(make_base, family):
     base = make_base(family)
-    full, output = head_shapes(base, classifier(3), "full"), head_shapes(base, classifier(3), "output")
-    model = load_model(base, classifier(3))
+    shapes, body = parameter_shapes(base, classifier(3))
+    (full, output), model = (shapes["full"], shapes["output"]), load_model(base, classifier(3))
     heads = head_names(model)
     assert full == {n: tuple(p.shape) for n, p in model.named_parameters() if n.split(".")[0] in heads}
     assert all(shape[0] == 3 for shape in output.values())
     assert output.items() <= full.items()
+    assert {**full, **body} == {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert (output != full) is (family in ("roberta", "distilbert", "deberta", "modernbert"))
 
 

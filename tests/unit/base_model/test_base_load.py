@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from loraxs_search.base_model.layers import head_names
-from loraxs_search.base_model.load import load_model, with_setup
+from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest
+from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest, with_setup
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.tasks.kinds import classifier, regressor

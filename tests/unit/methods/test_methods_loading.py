@@ -12,7 +12,7 @@ from peft import IA3Config, get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
 
-from loraxs_search.base_model.load import with_setup
+from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
