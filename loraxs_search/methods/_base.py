@@ -117,26 +117,27 @@ class PackedAdapter(ABC):
 
     Made and used by the host's own thread.
 
-    Args of every kind of it: `modules`, full names of the adapted layers in model order.
+    Args of every kind of it:
+        modules: Full names of the adapted layers in model order.
+        tensors: What is trained: float32 leaves on the device; AdamW steps them in place.
     """
 
     modules: tuple[str, ...]
-
-    @property
-    @abstractmethod
-    def tensors(self) -> list[Tensor]:
-        """What is trained: float32 leaves on the device, the same objects at each call; AdamW steps them in place."""
+    tensors: list[Tensor]
 
     @abstractmethod
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Name values shaped like `tensors` (themselves, gradients, moments) as the lone trial's model names them.
 
-        Several names may share one value's memory, which the caller copies: a snapshot fits pack and lone trial alike.
+        They are views of the values, and no two share a number: a snapshot fits pack and lone trial alike.
         """
 
-    @abstractmethod
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """Return values shaped like `tensors` from names that `named` gives; other names are passed over."""
+        values = [tensor.detach().clone() for tensor in self.tensors]
+        for name, view in self.named(values).items():
+            view.copy_(named[name])
+        return values
 
 
 class Method(ABC):
@@ -175,7 +176,10 @@ class Method(ABC):
     serves_in_bank: ClassVar[bool] = False
     """Whether an `AdapterBank` takes its adapters: it knows only the numbers of LoRA-XS."""
     says_pooling: ClassVar[bool] = False
-    """Whether PEFT's config of an adapter says what its head reads. Where it does not, PEFT refuses a pooled one."""
+    """Whether PEFT's config of an adapter says what its head reads, and which of its layers are the identity.
+
+    Where it does not, PEFT refuses a pooled one, and such layers are stored whole.
+    """
     merges: ClassVar[bool] = False
     """Whether an adapter's update can be added to the weights of its base."""
     has_plain_lora: ClassVar[bool] = False

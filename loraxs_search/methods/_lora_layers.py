@@ -106,11 +106,7 @@ class PackedPairs(PackedAdapter):
         self._shapes = {name: ((config.r, size[1]), (size[0], config.r)) for name, size in sizes.items()}
         drawn = _initial_pairs(config, sizes, seed)
         self.vector = torch.cat([side.flatten() for pair in drawn.values() for side in pair]).to(device)
-        self.vector.requires_grad_()
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.vector]
+        self.tensors = [self.vector.requires_grad_()]
 
     def pairs(self, vector: Tensor) -> dict[str, Pair]:
         """View a vector like the slot's as A and B of each layer."""
@@ -120,11 +116,11 @@ class PackedPairs(PackedAdapter):
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         (vector,) = values
-        pairs = self.pairs(vector)
-        return {name: side for module in self.modules for name, side in zip(_names(module), pairs[module], strict=True)}
-
-    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
-        return [torch.cat([named[name].flatten() for module in self.modules for name in _names(module)])]
+        named = {}
+        for module, pair in self.pairs(vector).items():
+            for side, value in zip("AB", pair, strict=True):
+                named[f"{ROOT}{module}.lora_{side}.{ADAPTER}.weight"] = value
+        return named
 
 
 @dataclass(frozen=True)
@@ -239,7 +235,3 @@ class PackedLora:
             for grad in others:
                 first += grad
             slot.vector.grad = first
-
-
-def _names(module: str) -> tuple[str, str]:
-    return f"{ROOT}{module}.lora_A.{ADAPTER}.weight", f"{ROOT}{module}.lora_B.{ADAPTER}.weight"

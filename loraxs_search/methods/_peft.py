@@ -28,8 +28,7 @@ class PeftMethod(Method):
     """Implements a method with a PEFT tuner.
 
     A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
-    `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
-    method whose config has one overrides `attachment` and `stored_identity`.
+    `modules_to_save`; where `says_pooling` is set, `pass_through` and `pooling` too.
     """
 
     reads_weights: ClassVar[bool] = False
@@ -53,18 +52,17 @@ class PeftMethod(Method):
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         """Return where PEFT puts the adapter, and what goes with it."""
-        saved = [*head.trained, *head.identity]
-        return {"target_modules": list(hyper.target_modules), "modules_to_save": saved, "task_type": head.task_type}
-
-    def stored_identity(self, identity: Shapes) -> Shapes:
-        """Return what is stored of layers that are the identity; all of it by default."""
-        return identity
+        given = {"target_modules": list(hyper.target_modules), "task_type": head.task_type}
+        if not self.says_pooling:
+            return given | {"modules_to_save": [*head.trained, *head.identity]}
+        own = {"pass_through": list(head.identity), "pooling": head.pooling}
+        return given | {"modules_to_save": list(head.trained)} | own
 
     def size(
         self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         own = self.stored(params, modules)
-        num_bytes = file_bytes({**own, **head, **self.stored_identity(identity)})
+        num_bytes = file_bytes({**own, **head, **({} if self.says_pooling else identity)})
         return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
 
     def attach(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import FactorSet, HeadPlan, Modules, PackedAdapter, Params, Possible, Sizes
+from loraxs_search.methods._base import FactorSet, Modules, PackedAdapter, Params, Possible, Sizes
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.factors.compute import FactorKey
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._base import Linears, Packing, PlainLora
+    from loraxs_search.methods._base import HeadPlan, Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
@@ -181,9 +181,6 @@ class LoraXS(PeftMethod):
         rank = int(params["rank"])
         return {f"{module.name}.{R}": (rank, rank) for module in modules}
 
-    def stored_identity(self, identity: Shapes) -> Shapes:
-        return {}  # their names are in the config
-
     # ---- work --------------------------------------------------------------------------------------------------------
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[tuple[str, FactorKey]]:
         from loraxs_search.methods.loraxs import module_settings
@@ -192,10 +189,6 @@ class LoraXS(PeftMethod):
             config = self.config(hyper, {})
             for name, size in sizes.items():
                 yield name, module_settings(config, name, *size).factor_key
-
-    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
-        own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity), "pooling": head.pooling}
-        return super().attachment(hyper, head) | own
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraXSConfig:
         from loraxs_search.methods.loraxs import LoraXSConfig

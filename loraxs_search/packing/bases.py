@@ -262,11 +262,7 @@ class _PeftAdapter(PackedAdapter):
     """The trained parameters of a PEFT model, by their own names."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._parameters = parameters
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return list(self._parameters.values())
+        self._parameters, self.tensors = parameters, list(parameters.values())
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._parameters, values, strict=True))

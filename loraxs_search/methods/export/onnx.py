@@ -23,7 +23,6 @@ from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
 from loraxs_search.methods.names import ADAPTER
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.task import Task
 from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
 
@@ -41,18 +40,13 @@ _STORED = "It computes in float32; matrices are stored as {}, which moves answer
 _PRECISIONS = {"": "In float32."} | {name: _STORED.format(name, limit) for name, limit in LIMITS.items()}
 
 
-def _is_tagger(task: Task) -> bool:
-    """Whether an adapter answers for each token of a row."""
-    return kind_of(task).model.auto_class == "AutoModelForTokenClassification"
-
-
-def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
+def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None, is_tagger: bool) -> str:
     """Return README.md: what the files are, and the code that asks them."""
     task = manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     answer = "the label's is the largest" if task.labels else "the first one is the number"
     code, of, shown = ("", "row", "logits")
-    if _is_tagger(task):
+    if is_tagger:
         code, of, shown = _TAGS, "token", "tags"
     return f"""# {task.registered_name}
 
@@ -114,7 +108,6 @@ def tags(texts, adapters):
 
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids")
-_CLASSIFIER = "AutoModelForSequenceClassification"
 _SENTENCES = (
     "a moving, funny film",
     "two hours I will never get back",
@@ -149,7 +142,8 @@ class ONNX(ExportFormat):
                 f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
                 hint=extra_hint("onnx"),
             )
-        if not _is_tagger(task) and kind_of(task).model.auto_class != _CLASSIFIER:
+        is_tagger = kind_of(task).model.auto_class == "AutoModelForTokenClassification"  # it answers for each token
+        if not is_tagger and kind_of(task).model.auto_class != "AutoModelForSequenceClassification":
             raise UsageError(
                 f"`--format onnx` must be of an adapter with a head, but {task.registered_name} is of kind"
                 f" {task.kind}.",
@@ -187,14 +181,14 @@ class ONNX(ExportFormat):
             "padding_side": adapter.tokenizer.padding_side,
             "precision": precision or "float32",
             "pooling": pooling,
-            "answers": "first token of each word" if _is_tagger(task) else "row",
+            "answers": "first token of each word" if is_tagger else "row",
             "token_inputs": tokens,
             "row_inputs": list(inputs),
             "model": {"key": key, "sha256": file_sha256(folder / MODEL)},
         }
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", _onnx_page(manifest, precision))
+        write_atomic(folder / "README.md", _onnx_page(manifest, precision, is_tagger))
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------

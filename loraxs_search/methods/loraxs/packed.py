@@ -46,18 +46,12 @@ class PackedR(PackedAdapter):
             factors = partial(factors_for, weight, own.factor_key, name, store)
             drawn.append(starting_r(config, own, name, factors))
         self.r = torch.stack(drawn).to(device).requires_grad_()
+        self.tensors = [self.r]
         self._names = [f"{ROOT}{name}.{R}.{ADAPTER}" for name in linears]  # in the lone trial's model
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.r]
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         (stack,) = values
         return dict(zip(self._names, stack, strict=True))
-
-    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
-        return [torch.stack([named[name] for name in self._names])]
 
 
 @dataclass(frozen=True)
