@@ -136,7 +136,7 @@ class PackedAdapter(ABC):
         """Return values shaped like `tensors` from names that `named` gives; other names are passed over."""
         values = [tensor.detach().clone() for tensor in self.tensors]
         for name, view in self.named(values).items():
-            view.copy_(named[name])
+            view.copy_(named[name].detach())
         return values
 
 

@@ -273,7 +273,7 @@ def test_a_file_that_answers_otherwise_is_refused(make, monkeypatch):
     from loraxs_search.methods.export import _onnx_graph
 
     monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
-    with pytest.raises(UsageError, match=r"must compute what the adapter does.*a difference of"):
+    with pytest.raises(UsageError, match="must compute what the adapter does"):
         converted(make(task=reading(pooling="last")), "onnx")
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MODEL, ADAPTER_FILE, ABOUT = "model.onnx", "adapter.safetensors", "onnx.json"
 LIMITS: dict[str, float] = {"fp16": 0.002, "int8": 0.05}
 """How far a probability may move; a number by so much of the largest one, or of 1. Measured: 0.0008 and 0.023."""
+_EXACT = 1e-4  # of the largest number, or of 1: where matrices are float32
 _STORED = "It computes in float32; matrices are stored as {}, which moves answers by {:g} at most on a few sentences."
 _PRECISIONS = {"": "In float32."} | {name: _STORED.format(name, limit) for name, limit in LIMITS.items()}
 
@@ -134,7 +135,6 @@ class ONNX(ExportFormat):
         from safetensors.torch import save
 
         from loraxs_search.base_model.reading import pooling_of
-        from loraxs_search.methods.verification import tolerance
 
         manifest, task, precision = adapter.manifest, adapter.manifest.task, options.precision
         if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
@@ -157,18 +157,15 @@ class ONNX(ExportFormat):
                 hint="use --format lora or merged, or search with `basis: top`",
             )
         pairs = _factor_pairs(adapter, config)
-        inputs, exactness = _inputs(adapter, list(pairs)), tolerance(adapter.peft)
+        inputs = _inputs(adapter, list(pairs))
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
         pooling = pooling_of(adapter.base)
         key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
-        asked = _asked(adapter) if precision else None
+        asked = _asked(adapter)
         if not _take_shared(folder, key):
             model = cast("Any", unloaded(adapter.base)).float()
             write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
-        if precision is None or asked is None:
-            _check_answers(folder / MODEL, inputs, adapter, exactness)
-        else:
-            _check_precision(folder / MODEL, inputs, adapter, asked, precision)
+        _check_answers(folder / MODEL, inputs, manifest, asked, precision)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
         about = {
             "task": task.registered_name,
@@ -327,31 +324,6 @@ def _take_shared(folder: Path, key: str) -> bool:
     return False
 
 
-def _check_answers(path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdapter, exactness: float) -> None:
-    """Refuse a file that does not give the adapter's reference logits, padded."""
-    import torch
-    from torch.nn.functional import pad
-
-    from loraxs_search.errors import FactorMismatchError
-    from loraxs_search.methods.verification import compare_reference_logits, kept_logits
-
-    probe, tokenizer = adapter.manifest.probe, adapter.tokenizer
-    side = (3, 0) if tokenizer.padding_side == "left" else (0, 3)
-    own = torch.tensor(probe.input_ids)
-    ids = pad(own, side, value=int(tokenizer.pad_token_id))
-    logits = _logits(path, ids, pad(torch.ones_like(own), side), inputs)
-    if logits.dim() == 3:
-        logits = kept_logits(logits[:, side[0] : side[0] + own.shape[1]])
-    try:
-        compare_reference_logits(logits, probe, exactness)
-    except FactorMismatchError as error:
-        raise UsageError(
-            f"An ONNX graph must compute what the adapter does, but that of {adapter.manifest.base_model.id} does not"
-            f" in onnxruntime: {error.message}",
-            hint="use --format merged",
-        ) from error
-
-
 def _asked(adapter: LoadedAdapter) -> tuple[Tensor, Tensor, Tensor]:
     """Return sentences as tokens, ids and mask (n, T), and logits of an adapter, which is float32 from then on."""
     import torch
@@ -363,26 +335,33 @@ def _asked(adapter: LoadedAdapter) -> tuple[Tensor, Tensor, Tensor]:
         return ids, mask, cast("Any", adapter.peft).float().eval()(input_ids=ids, attention_mask=mask).logits
 
 
-def _check_precision(
+def _check_answers(
     path: Path,
     inputs: Mapping[str, Tensor],
-    adapter: LoadedAdapter,
+    manifest: Manifest,
     asked: tuple[Tensor, Tensor, Tensor],
-    precision: OnnxPrecision,
+    precision: OnnxPrecision | None,
 ) -> None:
     """Refuse a file whose answers to a few sentences are too far from the adapter's in float32."""
     ids, mask, expected = asked
-    logits = _logits(path, ids, mask, inputs)
+    logits, base = _logits(path, ids, mask, inputs), manifest.base_model.id
     if logits.dim() == 3:
         logits, expected = logits[mask.bool()], expected[mask.bool()]
-    if adapter.manifest.task.labels:
+    what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
+    if precision is None:
+        if not moved <= _EXACT:  # NaN too
+            raise UsageError(
+                f"An ONNX graph must compute what the adapter does, but that of {base} moves a number by {moved:.3g} in"
+                " onnxruntime.",
+                hint="use --format merged",
+            )
+        return
+    if manifest.task.labels:
         what, moved = "a probability", float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
-    else:
-        what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
-    if not moved <= LIMITS[precision]:  # NaN too
+    if not moved <= LIMITS[precision]:
         raise UsageError(
             f"`--precision {precision}` must move {what} by at most {LIMITS[precision]:g}, but it moves one by"
-            f" {moved:.3g} on {adapter.manifest.base_model.id}.",
+            f" {moved:.3g} on {base}.",
             hint="use --precision fp16, or none for float32" if precision == "int8" else "leave --precision out",
         )
 

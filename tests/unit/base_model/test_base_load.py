@@ -172,9 +172,8 @@ def test_missing_tokenizer_is_a_clear_error(make_base):
         load_tokenizer(base)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_peft_trains_its_own_copy_of_the_head(make_base, family, dtype):
-    model = load_model(make_base(family), classifier(2), dtype=dtype)
+def test_peft_trains_its_own_copy_of_the_head(make_base, family):
+    model = load_model(make_base(family), classifier(2), dtype=torch.bfloat16)
     original = {name: value.clone() for name, value in model.state_dict().items()}
     target = TARGETS.get(family, "query")
     config = LoraConfig(

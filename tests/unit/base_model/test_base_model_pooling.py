@@ -187,17 +187,19 @@ def test_a_decoder_reads_the_last_token_by_itself(make_base):
     torch.testing.assert_close(logits(model, inputs), plain)
 
 
-@pytest.mark.parametrize("given", [{"pooling_mode_max_tokens": True}, MEAN | {"pooling_mode_cls_token": True}])
-def test_what_is_no_pool_of_ours_is_said(given, make_base):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"pooling_mode_max_tokens": True}, "max"), (MEAN | {"pooling_mode_cls_token": True}, "cls and mean")],
+)
+def test_what_is_no_pool_of_ours_is_said(given, said, make_base):
     base = make_base("bert")
     encoder(Path(base.path), **given)
     pooling, note = trained_pooling(base)
-    assert pooling == "class"
-    assert "max" in note or "cls and mean" in note
+    assert pooling == "class" and said in note
 
 
-def test_other_bases_are_read_as_their_class_does(make_base, family):
-    assert trained_pooling(make_base(family)) == ("class", "")
+def test_other_bases_are_read_as_their_class_does(make_base):
+    assert trained_pooling(make_base("bert")) == ("class", "")
 
 
 def test_the_quickstarts_base_was_trained_with_its_mean(quickstart):

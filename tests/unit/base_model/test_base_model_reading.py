@@ -5,7 +5,6 @@ When two results of a base are taken for the same, and what rows are made up.
 
 from __future__ import annotations
 
-import pytest
 import torch
 from support.bases import BART, BERT, XLNET, base
 
@@ -24,37 +23,24 @@ def test_segments_that_one_batch_lacks_are_zero_in_its_rows():
 LOGITS = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
 
-def test_rounding_leaves_results_alike():
+def test_results_are_alike_up_to_rounding_where_they_tell_rows_apart():
     assert close_to(LOGITS, LOGITS)
     assert close_to(LOGITS.bfloat16().float(), LOGITS)
     assert close_to(LOGITS[:, :1], LOGITS[:, :1])
-    assert not close_to(LOGITS * 1.02, LOGITS)
-    assert not close_to(LOGITS.flip(0), LOGITS)
-    assert not close_to(LOGITS[:, :1], LOGITS)
-
-
-@pytest.mark.parametrize(
-    "logits",
-    [torch.zeros(2, 2), LOGITS[:1].expand(2, 2), LOGITS[:1] + LOGITS * 1e-4, LOGITS * torch.nan, LOGITS * torch.inf],
-    ids=["zero", "the same for each row", "nearly so", "no numbers", "no finite ones"],
-)
-def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits):
-    assert not close_to(logits, logits)
-
-
-def test_no_made_up_token_is_the_padding_and_each_row_has_its_length():
-    rows = dummy_inputs(base(BERT), num_rows=3, width=16)
-    assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
-    assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
+    for other in (LOGITS * 1.02, LOGITS.flip(0), LOGITS[:, :1]):
+        assert not close_to(other, LOGITS)
+    alike, nearly = LOGITS[:1].expand(2, 2), LOGITS[:1] + LOGITS * 1e-4
+    for logits in (torch.zeros(2, 2), alike, nearly, LOGITS * torch.nan, LOGITS * torch.inf):
+        assert not close_to(logits, logits)
+    assert rounding(base(BERT)) < 1e-3 < rounding(base(BERT).bfloat16())
 
 
 def test_rows_are_made_up_as_a_base_takes_them():
+    rows = dummy_inputs(base(BERT), num_rows=3, width=16)
+    assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
+    assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
     left = dummy_inputs(base(XLNET))
     assert left["attention_mask"].tolist() == [[1] * 7, [0] * 2 + [1] * 5]
     ended = dummy_inputs(base(BART))["input_ids"]
     assert [row.tolist().index(2) for row in ended] == [6, 4]
     base(BART)(**dummy_inputs(base(BART)))
-
-
-def test_single_precision_is_held_to_more_than_half():
-    assert rounding(base(BERT)) < 1e-3 < rounding(base(BERT).bfloat16())

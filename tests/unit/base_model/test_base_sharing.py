@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -49,26 +48,25 @@ def layers_of(model: PreTrainedModel) -> list[str]:
     return [name for name in linears if name.split(".")[0] not in heads and any(map(str.isdigit, name.split(".")))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+LONG = pytest.mark.long(part="bases")
+
+
 @pytest.mark.parametrize(
-    ("config", "endings"),
+    ("config", "dtype", "endings"),
     [
-        (BERT, ()),
-        (ROBERTA, ()),
-        (MODERN, ()),
-        (LLAMA, ()),
-        (GPT2, ()),
-        (GPT2_PADDED_WITH_ITS_END, ()),
-        (BART, ()),
-        (T5, ()),
-        (SHARED_POSITIONS, ("query_proj", "key_proj")),
-        (OWN_POSITIONS, ("pos_key_proj",)),
-        (XLNET, ("layer_1", "layer_2")),
-        (LONGFORMER, ("query", "key", "value", "query_global", "key_global", "value_global")),
+        (BERT, torch.float32, ()),
+        (LLAMA, torch.bfloat16, ()),
+        (GPT2_PADDED_WITH_ITS_END, torch.float32, ()),
+        (BART, torch.bfloat16, ()),
+        (SHARED_POSITIONS, torch.float32, ("query_proj", "key_proj")),
+        (OWN_POSITIONS, torch.bfloat16, ("pos_key_proj",)),
+        (XLNET, torch.float32, ("layer_1", "layer_2")),
+        (LONGFORMER, torch.bfloat16, ("query", "key", "value", "query_global", "key_global", "value_global")),
+        *(pytest.param(config, torch.bfloat16, (), marks=LONG) for config in (ROBERTA, MODERN, GPT2, T5)),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_layers_that_are_given_positions_or_tokens_before_rows(config, endings, dtype):
+def test_layers_that_are_given_positions_or_tokens_before_rows(config, dtype, endings):
     model = base(config, noise=0.1).to(dtype)
     names = layers_of(model)
     assert len(names) >= 4
@@ -93,13 +91,6 @@ def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch)
     assert probe_sharing(model, ()).fault == "what a row gives depends on its padding"
 
 
-def spoilt(spoil: Any) -> str:
-    """Return the fault of a base whose states a function changes before its head reads them."""
-    model = base(BERT, noise=0.1)
-    model.bert.pooler.register_forward_pre_hook(lambda _, args: (spoil(args[0]),))
-    return probe_sharing(model, ()).fault
-
-
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
@@ -111,7 +102,9 @@ def spoilt(spoil: Any) -> str:
     ids=["nothing", "padding", "company", "width"],
 )
 def test_one_part_in_a_hundred_is_seen(spoil, fault):
-    assert spoilt(spoil) == fault
+    model = base(BERT, noise=0.1)
+    model.bert.pooler.register_forward_pre_hook(lambda _, args: (spoil(args[0]),))
+    assert probe_sharing(model, ()).fault == fault
 
 
 class Expert(nn.Module):
@@ -127,19 +120,14 @@ class Expert(nn.Module):
         return y
 
 
-def test_a_layer_that_is_given_some_tokens_of_each_row_is_unpackable():
+def test_a_layer_that_is_given_some_tokens_of_each_row_or_is_never_called_is_unpackable():
     model = base(BERT, noise=0.1)
     dense = model.bert.encoder.layer[0].intermediate
     dense.dense = Expert(dense.dense)
-    name = "bert.encoder.layer.0.intermediate.dense.layer"
-    assert probe_sharing(model, [name]).unpackable == {name}
-
-
-def test_a_layer_that_is_never_called_is_unpackable():
-    model = base(BERT)
     model.bert.encoder.layer[0].spare = nn.Linear(32, 32)
-    name = "bert.encoder.layer.0.spare"
-    assert probe_sharing(model, [name, "bert.encoder.layer.0.output.dense"]).unpackable == {name}
+    layer = "bert.encoder.layer.0"
+    unfit = {f"{layer}.intermediate.dense.layer", f"{layer}.spare"}
+    assert probe_sharing(model, [*unfit, f"{layer}.output.dense"]).unpackable == unfit
 
 
 def test_of_a_base_that_cannot_be_probed_nothing_is_packable():

@@ -49,42 +49,39 @@ def chosen(weight: torch.Tensor, components: list[int], basis: str = "top", driv
 
 
 # ---- honest ones -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("basis", "driver"), KINDS)
-def test_what_another_machine_computes_is_taken(shape, dtype, basis, driver):
-    weight = matrix(shape).to(dtype)
-    factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
-    assert judged(weight, factors, basis, driver) is None
-    signs = torch.tensor([1.0, -1.0]).repeat(RANK // 2)
-    other = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
-    assert judged(weight, other, basis, driver) is None
+def test_what_another_machine_computes_is_taken(basis, driver):
+    for shape, dtype in zip(SHAPES, (torch.float32, torch.bfloat16, torch.float32), strict=True):
+        weight = matrix(shape).to(dtype)
+        factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
+        assert judged(weight, factors, basis, driver) is None
+        signs = torch.tensor([1.0, -1.0]).repeat(RANK // 2)
+        other = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+        assert judged(weight, other, basis, driver) is None
 
 
-@pytest.mark.parametrize("apart", [0.0, 1e-9])
 @pytest.mark.parametrize(("basis", "driver"), KINDS)
-def test_a_rotation_among_nearly_equal_values_is_taken(apart, basis, driver):
-    values = torch.repeat_interleave(torch.arange(12.0, 2.0, -1.0, dtype=torch.float64), 2)
-    values[1::2] -= apart
-    weight = with_spectrum(values, (20, 32))
-    factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
-    turn, s = torch.eye(RANK), factors.singular_values
-    near = [(i, j) for i in range(RANK) for j in range(i) if abs(float(s[i] - s[j])) < 1e-6]
-    assert near
-    for i, j in near:
-        turn[i, i] = turn[j, j] = math.cos(0.7)
-        turn[i, j], turn[j, i] = -math.sin(0.7), math.sin(0.7)
-    turned = dataclasses.replace(
-        factors, left=(factors.left @ turn).contiguous(), right=(turn.T @ factors.right).contiguous()
-    )
-    assert judged(weight, turned, basis, driver) is None
+def test_a_rotation_among_nearly_equal_values_is_taken(basis, driver):
+    for apart in (0.0, 1e-9):
+        values = torch.repeat_interleave(torch.arange(12.0, 2.0, -1.0, dtype=torch.float64), 2)
+        values[1::2] -= apart
+        weight = with_spectrum(values, (20, 32))
+        factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
+        turn, s = torch.eye(RANK), factors.singular_values
+        near = [(i, j) for i in range(RANK) for j in range(i) if abs(float(s[i] - s[j])) < 1e-6]
+        assert near
+        for i, j in near:
+            turn[i, i] = turn[j, j] = math.cos(0.7)
+            turn[i, j], turn[j, i] = -math.sin(0.7), math.sin(0.7)
+        left, right = (factors.left @ turn).contiguous(), (turn.T @ factors.right).contiguous()
+        assert judged(weight, dataclasses.replace(factors, left=left, right=right), basis, driver) is None
 
 
 @pytest.mark.parametrize("driver", ["exact", "randomized"])
-@pytest.mark.parametrize("values", [torch.zeros(20), torch.tensor([3.0, 2.0] + [0.0] * 18), torch.ones(20)])
-def test_a_weight_that_lacks_ranks_or_gaps_has_honest_factors_too(values, driver):
-    weight = with_spectrum(values.double(), (20, 32))
-    assert judged(weight, compute_factors(weight, rank=RANK, driver=driver), driver=driver) is None
+def test_a_weight_that_lacks_ranks_or_gaps_has_honest_factors_too(driver):
+    for values in (torch.zeros(20), torch.tensor([3.0, 2.0] + [0.0] * 18), torch.ones(20)):
+        weight = with_spectrum(values.double(), (20, 32))
+        assert judged(weight, compute_factors(weight, rank=RANK, driver=driver), driver=driver) is None
 
 
 def test_what_the_randomised_driver_leaves_out_of_a_flat_spectrum_is_within_its_slack():
@@ -105,27 +102,24 @@ def _turned(factors: Factors) -> Factors:
     )
 
 
-def _swapped(factors: Factors, *names: str) -> Factors:
+def _in_another_order(factors: Factors) -> Factors:
     order = torch.tensor([0, 2, 1, 3, 4, 5])
-    change = {
-        "left": factors.left[:, order],
-        "singular_values": factors.singular_values[order],
-        "right": factors.right[order],
-    }
-    return dataclasses.replace(factors, **{name: change[name].contiguous() for name in names})
+    return dataclasses.replace(
+        factors,
+        left=factors.left[:, order].contiguous(),
+        singular_values=factors.singular_values[order].contiguous(),
+        right=factors.right[order].contiguous(),
+    )
 
 
 CRAFTED = {
     "wrong A": (lambda f: dataclasses.replace(f, right=_orthonormal(RANK, 32)), "not those of the weight"),
     "wrong B": (lambda f: dataclasses.replace(f, left=_orthonormal(RANK, 20).T.contiguous()), "not those of"),
-    "swapped columns of B": (lambda f: _swapped(f, "left"), "not those of the weight"),
-    "swapped columns of both": (lambda f: _swapped(f, "left", "right"), "not those of the weight"),
-    "another order": (lambda f: _swapped(f, "left", "singular_values", "right"), "component 1|not those of"),
+    "another order": (_in_another_order, "component 1|not those of"),
     "one sign": (lambda f: dataclasses.replace(f, left=-f.left), "not those of the weight"),
     "turned": (_turned, "not those of the weight"),
     "not orthonormal": (lambda f: dataclasses.replace(f, left=f.left * 1.001), "left vectors are not orthonormal"),
     "a vector twice": (lambda f: dataclasses.replace(f, right=f.right[[0, 0, 2, 3, 4, 5]]), "right vectors are not"),
-    "wrong values": (lambda f: dataclasses.replace(f, singular_values=f.singular_values * 1.001), "not those of"),
     "negative values": (
         lambda f: dataclasses.replace(f, left=-f.left, singular_values=-f.singular_values),
         "component 0|not those of|leaves out",
@@ -141,25 +135,23 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("driver", ["exact", "randomized"])
-@pytest.mark.parametrize("craft", list(CRAFTED))
-def test_crafted_factors_are_refused(craft, driver):
-    change, why = CRAFTED[craft]
+def test_crafted_factors_are_refused(driver):
     weight = with_spectrum(0.8 ** torch.arange(20.0, dtype=torch.float64), (20, 32))
     honest = compute_factors(weight, rank=RANK, driver=driver)
-    said = judged(weight, change(honest), driver=driver)
-    assert said is not None
-    assert re.search(why, said)
+    for craft, (change, why) in CRAFTED.items():
+        said = judged(weight, change(honest), driver=driver)
+        assert said is not None and re.search(why, said), craft
 
 
 @pytest.mark.parametrize("driver", ["exact", "randomized"])
-@pytest.mark.parametrize("left_out", range(RANK))
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_top_vector_left_out_is_noticed(left_out, shape, driver):
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_a_top_vector_left_out_is_noticed(shape, driver):
     weight = with_spectrum(0.8 ** torch.arange(20.0, dtype=torch.float64), shape)
-    kept = [i for i in range(RANK + 1) if i != left_out]
-    said = judged(weight, chosen(weight, kept, driver=driver), driver=driver)
-    assert said is not None
-    assert f"component {left_out} of basis top" in said if driver == "exact" else "it leaves out" in said
+    for left_out in range(RANK):
+        kept = [i for i in range(RANK + 1) if i != left_out]
+        said = judged(weight, chosen(weight, kept, driver=driver), driver=driver)
+        assert said is not None
+        assert f"component {left_out} of basis top" in said if driver == "exact" else "it leaves out" in said
 
 
 @pytest.mark.parametrize("basis", BASES)
@@ -168,10 +160,6 @@ def test_true_triplets_of_another_basis_are_refused(basis):
     bases = {"top": range(RANK), "bottom": range(19, 13, -1), "middle": (9, 10, 8, 11, 7, 12)}
     for other, components in bases.items():
         assert (judged(weight, chosen(weight, [*components], basis), basis) is None) == (basis == other)
-
-
-def test_factors_of_another_weight_are_refused():
-    assert judged(matrix(seed=1), compute_factors(matrix(), rank=RANK)) is not None
 
 
 # ---- in the store ----------------------------------------------------------------------------------------------------
@@ -273,25 +261,18 @@ def turned(pair: Pair, turn: torch.Tensor) -> Pair:
     return turn @ a, b @ turn.T
 
 
-def test_every_flipped_sign_shows(pair):
+def test_every_flipped_sign_swap_and_rotation_of_neighbours_shows(pair):
     for i in range(PROBED_RANK):
         flip = torch.eye(PROBED_RANK)
         flip[i, i] = -1
         both = turned(pair, flip)
         for changed in (both, (both[0], pair[1]), (pair[0], both[1])):
             assert distance(pair, changed) > 5 * FINGERPRINT_TOLERANCE
-
-
-def test_every_swap_shows(pair):
     for i, j in itertools.combinations(range(PROBED_RANK), 2):
         swap = torch.eye(PROBED_RANK)
         swap[[i, j]] = swap[[j, i]]
         assert distance(pair, turned(pair, swap)) > 5 * FINGERPRINT_TOLERANCE
-
-
-@pytest.mark.parametrize("angle", [0.05, 0.5])
-def test_every_rotation_of_neighbours_shows(pair, angle):
-    for i in range(PROBED_RANK - 1):
+    for i, angle in itertools.product(range(PROBED_RANK - 1), (0.05, 0.5)):
         rotation = torch.eye(PROBED_RANK)
         c, s = math.cos(angle), math.sin(angle)
         rotation[i : i + 2, i : i + 2] = torch.tensor([[c, -s], [s, c]])
@@ -326,11 +307,8 @@ def test_zero_factors_have_finite_numbers():
     assert all(math.isfinite(x) for x in fingerprint(torch.zeros(2, 3), torch.zeros(4, 2)))
 
 
-@pytest.mark.parametrize("actual", [[1.0, 2.5], [1.0], [1.0, math.nan], []])
-def test_other_incomplete_or_undefined_numbers_never_agree(actual):
-    assert not agrees([1.0, 2.0], actual)
-
-
-def test_agreement_is_within_the_tolerance():
+def test_agreement_is_of_as_many_numbers_within_the_tolerance():
+    for actual in ([1.0, 2.5], [1.0], [1.0, math.nan], []):
+        assert not agrees([1.0, 2.0], actual)
     assert agrees([1.0, 2.0], [1.0 + FINGERPRINT_TOLERANCE / 2, 2.0])
     assert agrees([1.0, 2.0], [1.4, 2.0], tolerance=0.5)
