@@ -63,9 +63,10 @@ def check_ranks(rank: int, modules: Sequence[LinearModule]) -> None:
     Raises:
         RankError: it is above one of them, or below 1; the message names the layer that it fits least.
     """
-    smallest = min(modules, key=lambda module: module.smaller_side)
-    if not 1 <= rank <= smallest.smaller_side:
+    smallest = min(modules, key=lambda module: min(module.in_features, module.out_features))
+    most = min(smallest.in_features, smallest.out_features)
+    if not 1 <= rank <= most:
         raise RankError(
-            f"`rank` must be in 1..{smallest.smaller_side}, but got rank={rank} for {smallest.name}.",
+            f"`rank` must be in 1..{most}, but got rank={rank} for {smallest.name}.",
             hint="lower the rank, or leave this module out of target_modules",
         )

@@ -85,11 +85,6 @@ class LinearModule:
     in_features: int
     out_features: int
 
-    @property
-    def smaller_side(self) -> int:
-        """The largest rank that its weight can have."""
-        return min(self.in_features, self.out_features)
-
 
 @dataclass(frozen=True)
 class Identity:

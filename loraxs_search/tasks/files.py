@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -297,26 +298,22 @@ def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
     return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
 
 
-def _every_stream(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
-    """Return what decompresses a file of several streams; Python's own leaves out those behind a damaged one."""
-
-    def decompress(content: bytes) -> bytes:
-        parts = list[bytes]()
-        while content or not parts:
-            stream = make()
-            parts.append(stream.decompress(content))
-            if not stream.eof:
-                raise EOFError("it ends within a stream")
-            content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
-        return b"".join(parts)
-
-    return decompress
+def _every_stream(make: Callable[[], Any], content: bytes) -> bytes:
+    """Decompress a file of several streams; Python's own leaves out those behind a damaged one."""
+    parts = list[bytes]()
+    while content or not parts:
+        stream = make()
+        parts.append(stream.decompress(content))
+        if not stream.eof:
+            raise EOFError("it ends within a stream")
+        content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
+    return b"".join(parts)
 
 
 _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": _every_stream(bz2.BZ2Decompressor),
-    ".xz": _every_stream(lzma.LZMADecompressor),
+    ".bz2": partial(_every_stream, bz2.BZ2Decompressor),
+    ".xz": partial(_every_stream, lzma.LZMADecompressor),
     ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")

@@ -125,7 +125,7 @@ class StudyActors:
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
         sets, task, host = self._space.factor_sets(), self._space.task, self.pool.host()
         pending = [host.decompose.remote(task, part, each.rank, each.basis) for each in sets for part in parts]
-        work = sum(m.out_features * m.in_features * m.smaller_side for m in adaptable)
+        work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
         if work * len(sets) <= _SHORT_WORK:
             return
         total, reported_at = len(pending), time.monotonic()

@@ -148,9 +148,8 @@ def equal_formulas(reference: str, prediction: str) -> bool:
 class _Workers:
     """One process at a time, started when it is needed, and anew after it has ended."""
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._process: subprocess.Popen[str] | None = None
+    _lock = threading.RLock()
+    _process: subprocess.Popen[str] | None = None
 
     def ask(self, reference: str, prediction: str) -> bool:
         with self._lock:

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 DATE = date(2024, 7, 26)  # what templates that know no clock write, such as Llama 3's
-_DATE_FORMS = [
-    f"%{code}" for code in ("d", "-d", "e", "m", "-m", "b", "B", "y", "Y", "a", "A", "j", "F", "H", "M", "S")
-]
+_DATE_FORMS = ("%d", "%-d", "%e", "%m", "%-m", "%b", "%B", "%y", "%Y", "%a", "%A", "%j", "%F", "%H", "%M", "%S")
 _WHOLE = 1e15  # floats below it are written without a decimal point where they have no fraction
 
 

@@ -425,7 +425,7 @@ class MultipleChoice(LanguageModelKind):
 
     name = "multiple-choice"
     section = MultipleChoiceSection
-    metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
+    metrics = {"accuracy": CLASS_METRICS["accuracy"], "macro_f1": CLASS_METRICS["macro_f1"]} | TOKEN_METRICS
     asking = frozenset({"prompt", "messages", "options", "normalize"})
 
     @classmethod
