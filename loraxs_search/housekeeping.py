@@ -52,21 +52,33 @@ class _Needs:
     complete: dict[str, frozenset[str]] = field(default_factory=dict)
     unknown: str = ""
 
-    def add(self, adapter: Manifest | Path, who: str) -> None:
-        """Note the base and the factors that an adapter needs; a folder that does not exist needs none.
+    def add(self, adapter: Manifest, who: str) -> None:
+        """Note the base and the factors that an adapter needs."""
+        self.bases.setdefault(adapter.base_digest, who)
+        for key in adapter.factors:
+            self.factors.setdefault(key, who)
+
+    def add_study(self, folder: StudyFolder) -> None:
+        """Note what a study needs; of a finished one also the trials that may become candidates.
+
+        Those trained all their steps, would continue, or are of candidates.
 
         Raises:
-            StudyError: the folder has no manifest.
+            LoraxsError: an adapter or the journal, which says so, is damaged or gone.
         """
-        if isinstance(adapter, Path) and not adapter.is_dir():
+        who, candidates, identity = f"study {folder.name}", folder.candidates(), folder.identity.read()
+        if identity is not None:
+            self.bases.setdefault(identity.base_digest, who)
+        for adapter in sorted(path for path in folder.adapters_path.glob("[!.]*") if path.is_dir()):
+            self.add(manifests.read(adapter), who)
+        if candidates is None or folder.is_running():
+            self.unfinished.append(folder.name)
             return
-        try:
-            manifest = manifests.read(adapter) if isinstance(adapter, Path) else adapter
-        except LoraxsError as error:
-            raise StudyError(f"{adapter} has no manifest: {error.message}") from error
-        self.bases.setdefault(manifest.base_digest, who)
-        for key in manifest.factors:
-            self.factors.setdefault(key, who)
+        if not folder.journal_path.is_file():
+            raise StudyError(f"A study must have a journal, but {folder.journal_path} is missing.", hint=DAMAGED_HINT)
+        records = folder.journal().records
+        complete = {name for name, record in records.items() if record.state is TrialState.COMPLETE or record.is_cut}
+        self.complete[folder.name] = frozenset(complete | {trial_of(candidate.trial_id) for candidate in candidates})
 
 
 def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
@@ -79,7 +91,7 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
     for name in list_studies():
         try:
             folder = StudyFolder.open(name)
-            _add_study(needs, folder)
+            needs.add_study(folder)
             uris.append(store_of(folder))
         except TrackingError as error:
             needs.unknown = f"what is registered where study {name} records is not known: {error.message}"
@@ -106,35 +118,13 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
         if isinstance(digest, str) and digest in digests.get(store, {digest}):
             needs.adapters.setdefault(digest, f"`pull {name}`")
             try:
-                needs.add(home / "adapters" / digest, f"`pull {name}`")
+                if (adapter := home / "adapters" / digest).is_dir():
+                    needs.add(manifests.read(adapter), f"`pull {name}`")
             except LoraxsError as error:
                 needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
     for name, manifest in registered:
         needs.add(manifest, name)
     return needs
-
-
-def _add_study(needs: _Needs, folder: StudyFolder) -> None:
-    """Note what a study needs; of a finished one also the trials that may become candidates.
-
-    Those trained all their steps, would continue, or are of candidates.
-
-    Raises:
-        StudyError: the journal, which says so, is damaged or gone.
-    """
-    who, candidates = f"study {folder.name}", folder.candidates()
-    if (identity := folder.identity.read()) is not None:
-        needs.bases.setdefault(identity.base_digest, who)
-    for adapter in sorted((folder.path / "adapters").glob("[!.]*")):
-        needs.add(adapter, who)
-    if candidates is None or folder.is_running():
-        needs.unfinished.append(folder.name)
-        return
-    if not folder.journal_path.is_file():
-        raise StudyError(f"A study must have a journal, but {folder.journal_path} is missing.", hint=DAMAGED_HINT)
-    records = folder.journal().records
-    complete = {name for name, record in records.items() if record.state is TrialState.COMPLETE or record.is_cut}
-    needs.complete[folder.name] = frozenset(complete | {trial_of(candidate.trial_id) for candidate in candidates})
 
 
 # ---- what is there ---------------------------------------------------------------------------------------------------
@@ -161,23 +151,10 @@ _HALF_MADE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Something that is removed whole, or kept whole.
+def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[tuple[str, Path, str]]:
+    """Yield the kind and the path of what is there, and why it stays, empty where nobody is known to need it.
 
-    Args:
-        kept: Why it stays; empty where nobody is known to need it.
-        study: The study whose lock keeps others from it while it goes; empty if it needs none.
-    """
-
-    kind: str
-    path: Path
-    kept: str = ""
-    study: str = ""
-
-
-def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[_Found]:
-    """Yield what is there of all kinds; looking writes nothing.
+    Each is removed whole, or kept whole; looking writes nothing.
 
     Args:
         idle: Whether no search is at work on this machine: searches read things that nothing on disk says they need.
@@ -200,26 +177,25 @@ def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[_Found]:
             if _SNAPSHOT.fullmatch(path.name):
                 may_be_chosen = path.name.partition(".")[0] in complete
                 candidate = f"needed by study {name}, which may be extended" if may_be_chosen else ""
-                yield _Found("snapshots", path, kept or candidate, name)
+                yield "snapshots", path, kept or candidate
         if (study / "tune").is_dir():
-            yield _Found("snapshots", study / "tune", kept, name)
+            yield "snapshots", study / "tune", kept
     for path in named("factors", _BY_CONTENT, "**/*"):  # this machine's own and others'
         by = needed(needs.factors, path.name.partition(".")[0])
-        yield _Found("factors", path, by or unfinished or searching or needs.unknown)
+        yield "factors", path, by or unfinished or searching or needs.unknown
     for path in named("base_models", r"[0-9a-f]{16}(-bf16-\d+)?", "*/"):
         by = unfinished or needed(needs.bases, weight_digest(path))
-        yield _Found("base models", path, by or searching or needs.unknown)
+        yield "base models", path, by or searching or needs.unknown
     of_hub = {info.parents[3] for info in (home / "datasets").glob("*/*/*/*/dataset_info.json")}  # NAME/CONFIG/...
     for folder in sorted(of_hub | {home / "datasets" / name for name in _ROWS}):
-        yield from (
-            _Found("rows and tokens", path, searching) for path in sorted(folder.rglob("[!.]*")) if path.is_file()
-        )
+        for path in (path for path in sorted(folder.rglob("[!.]*")) if path.is_file()):
+            yield "rows and tokens", path, searching
     for path in named("adapters", r"[0-9a-f]{64}(\..*)?"):  # and what they were converted to
-        yield _Found("pulled adapters", path, needed(needs.adapters, path.name.partition(".")[0]))
+        yield "pulled adapters", path, needed(needs.adapters, path.name.partition(".")[0])
     for path in named("states", r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors"):  # of trials, left on their node
-        yield _Found("large states", path, unfinished or searching)
+        yield "large states", path, unfinished or searching
     for path in named("assets", _BY_CONTENT, "**/*"):  # what trials start from; each study keeps its own
-        yield _Found("copies of assets", path, searching)
+        yield "copies of assets", path, searching
     # What killed processes have left half made or half removed. An adapter that was put aside while it was replaced
     # does not count: opening its study restores it.
     for path in (path for folder in FOLDERS for path in sorted(paths_under(home / folder))):
@@ -227,7 +203,7 @@ def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[_Found]:
         if not is_inside and (path.name.startswith(REMOVED) or _HALF_MADE.fullmatch(path.name)):
             is_fresh = _size_and_use(path)[1] > time.time() - _GOING_ON_S
             kept = "needed by a process that may still be making it" if is_fresh else searching
-            yield _Found("leftovers", path, kept)
+            yield "leftovers", path, kept
 
 
 def _size_and_use(path: Path) -> tuple[int, float]:
@@ -272,19 +248,23 @@ def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | N
         return []
     done, now = list[_Collected](), time.time()
     with file_lock(root / ".gc.lock"), unused() as idle:
-        needs = _gather_needs(root, tracking_uri)
-        judged = list[tuple[_Collected, str]]()
-        for found in _look(root, needs, idle):
-            (size, used_at), path = _size_and_use(found.path), found.path
-            kept = found.kept or ("" if used_at <= now - older_than_s else "used not long ago")
+        judged = list[_Collected]()
+        for kind, path, needed in _look(root, _gather_needs(root, tracking_uri), idle):
+            size, used_at = _size_and_use(path)
+            kept = needed or ("" if used_at <= now - older_than_s else "used not long ago")
             if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink():
                 kept = "a link leads out of the state folder"
-            judged.append((_Collected(found.kind, path, size, used_at, kept), found.study))
-        for item, study in judged:
+            judged.append(_Collected(kind, path, size, used_at, kept))
+        for item in judged:
             kept = item.kept
             if not (dry_run or kept):
                 try:
-                    with _finished(study) if study else contextlib.nullcontext():
+                    with contextlib.ExitStack() as held:
+                        if item.kind == "snapshots":  # nobody is to continue with the study meanwhile
+                            study = StudyFolder.open(item.path.relative_to(root).parts[1])
+                            held.enter_context(study.lock())
+                            if study.candidates() is None:
+                                raise StudyError(f"study {study.name} continues")
                         if item.used_at < _size_and_use(item.path)[1]:
                             kept = "used just now"
                         else:
@@ -293,16 +273,6 @@ def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | N
                     kept = error.message
             done.append(replace(item, kept=kept))
     return done
-
-
-@contextlib.contextmanager
-def _finished(name: str) -> Iterator[None]:
-    """Keep others from a study, which must still be finished."""
-    study = StudyFolder.open(name)
-    with study.lock():
-        if study.candidates() is None:
-            raise StudyError(f"study {name} continues")
-        yield
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,6 @@ class ClassReport:
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[Sample, ...] = ()
 
-    @property
-    def never_answered(self) -> list[str]:
-        """The classes that rows are of and no answer is."""
-        answered = [sum(column) for column in zip(*self.confusion, strict=True)]
-        return [each.label for each, count in zip(self.classes, answered, strict=True) if each.rows and not count]
-
 
 ADAPTER_FORMAT = 1  # of a manifest and a registered version; rises only when an older reader would read wrongly
 

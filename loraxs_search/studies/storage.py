@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import errno
 import os
@@ -20,12 +19,12 @@ from loraxs_search.mlflow_uri import parts_of, shown
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
-    from obstore.store import AzureStore, GCSStore, S3Config, S3Store
+    from obstore.store import AzureStore, GCSStore, S3Store
 
 _HINTS = {
-    "s3": "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of "
-    "~/.aws/credentials, or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know "
-    "conditional writes",
+    "s3": "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role (`aws "
+    "configure export-credentials --format env` prints those of a profile); AWS_ENDPOINT_URL for a server that is not "
+    "AWS, which must know conditional writes",
     "az": "check the address and the account: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
     "AZURE_STORAGE_SAS_TOKEN or a service principal; AZURE_STORAGE_ENDPOINT for a server that is not Azure",
     "gs": "check the address and the account: a file that GOOGLE_APPLICATION_CREDENTIALS names, or the machine's role",
@@ -137,41 +136,17 @@ def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
         },
         "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
     }
-    if parts.scheme == "s3":
-        return S3Store(parts.netloc, config=_s3_config(endpoint), **options), hint
+    config: Any = {"endpoint": endpoint} if endpoint else {}
     try:
         if parts.scheme == "gs":
             return GCSStore(parts.netloc, **options), hint
-        return AzureStore(parts.netloc, config={"endpoint": endpoint} if endpoint else {}, **options), hint
+        if parts.scheme == "az":
+            return AzureStore(parts.netloc, config=config, **options), hint
+        config["region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return S3Store(parts.netloc, config=config, **options), hint
     except BaseError as error:
         message = f"The storage at {uri} must have an account, but: {first_line(error)}."
         raise StorageError(message, hint=hint) from error
-
-
-def _s3_config(endpoint: str) -> S3Config:
-    config: S3Config = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
-    if endpoint:
-        config["endpoint"] = endpoint
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        return config
-    # The account of AWS's own file, which the client does not read.
-    read = configparser.ConfigParser(interpolation=None)
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
-    try:
-        read.read(path, encoding="utf-8-sig")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"{path} must hold sections such as [default], each key once, but: {first_line(error).rstrip('.')}.",
-            hint=_HINTS["s3"],
-        ) from None  # what else it says may be a key
-    section = os.environ.get("AWS_PROFILE") or "default"
-    profile = dict(read[section]) if section in read else {}
-    if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys():
-        config["access_key_id"] = profile["aws_access_key_id"]
-        config["secret_access_key"] = profile["aws_secret_access_key"]
-        if "aws_session_token" in profile:
-            config["session_token"] = profile["aws_session_token"]
-    return config
 
 
 class _SharedFolder:

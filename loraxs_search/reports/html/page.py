@@ -52,25 +52,25 @@ class _ReportTable:
 
 def _baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
     """Return the baselines, and what the result gains over each."""
-    result = summary.result
+    result, metric = summary.result, facts.task.metric
     rows = [
         (
-            each.baseline.name,
-            _score(each.baseline.validation_metrics.get(facts.task.metric)),
-            _score(each.baseline.test_metrics.get(facts.task.metric)),
-            "" if each.gain is None else f"{each.gain:+.4f}",
-            each.baseline.failed,
+            each.name,
+            _score(each.validation_metrics.get(metric)),
+            _score(each.test_metrics.get(metric)),
+            "" if gain is None else f"{gain:+.4f}",
+            each.failed,
         )
-        for each in summary.against
+        for each, _, gain in summary.against
     ]
     what = f"{result.name} on {result.rows}" if result else "nothing yet"
-    caption = f"Baselines by {facts.task.metric}, and how much better the result is: {what}."
+    caption = f"Baselines by {metric}, and how much better the result is: {what}."
     width = 5 if any(row[4] for row in rows) else 4
     columns = ("baseline", "validation", "test", "gain", "why none")[:width]
     return _ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
 
 
-def class_tables(facts: ReportFacts) -> list[_ReportTable]:
+def _class_tables(facts: ReportFacts) -> list[_ReportTable]:
     """Return the finalist's scores by class, the confusion matrix, and rows that it answers wrongly; maybe none."""
     if (found := facts.by_class) is None:
         return []
@@ -89,7 +89,7 @@ def class_tables(facts: ReportFacts) -> list[_ReportTable]:
     ]
 
 
-def cost_table(facts: ReportFacts) -> _ReportTable:
+def _cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
     by_state = [(facts.word(state), [r for r in facts.records if r.state is state]) for state in TrialState]
     groups = [*((word, records) for word, records in by_state if records), ("all", facts.records)]
@@ -100,7 +100,7 @@ def cost_table(facts: ReportFacts) -> _ReportTable:
     return _ReportTable(caption, columns, rows, frozenset(columns[1:]))
 
 
-def failure_table(facts: ReportFacts) -> _ReportTable:
+def _failure_table(facts: ReportFacts) -> _ReportTable:
     """Return what failed and why, the most frequent reason first: trials, refits, baselines."""
     failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in facts.records:
@@ -148,7 +148,7 @@ def _score(value: float | None) -> str:
     return value_cell(value, 4, is_page=True)
 
 
-def repeat_command(facts: ReportFacts) -> str:
+def _repeat_command(facts: ReportFacts) -> str:
     """Return the command, with the overrides that the study was launched with and its own name."""
     source = facts.info.space_source
     words, start = ["loraxs-search", "launch", source], f"# {source} with --set "
@@ -217,7 +217,7 @@ def report_page(facts: ReportFacts) -> str:
             version=installed().get("loraxs-search", ""),
             summary=head,
             baselines=_baseline_table(facts, head),
-            classes=class_tables(facts),
+            classes=_class_tables(facts),
             first=replace(
                 board,
                 caption=f"{shown} trials, best first by {facts.metric}.",
@@ -226,10 +226,10 @@ def report_page(facts: ReportFacts) -> str:
             ),
             board=board,
             sections=[{"section": it, "plots": own} for it, own in zip(drawn, plots, strict=True)],
-            costs=cost_table(facts),
-            failures=failure_table(facts),
+            costs=_cost_table(facts),
+            failures=_failure_table(facts),
             settings=_settings_table(facts),
-            command=repeat_command(facts),
+            command=_repeat_command(facts),
             space=read_text(facts.folder.space_path),
             style=_template("report.css"),
             scripts=scripts,

@@ -119,13 +119,6 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
     )
 
 
-def saved_seconds(facts: ReportFacts) -> float:
-    """Return the device time that stopped trials had needed for the steps they were spared, each at its own pace."""
-    lasts = [it.reports[-1] for it in facts.records if it.state is TrialState.PRUNED and it.reports]
-    most = facts.info.search.max_steps
-    return sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)
-
-
 def device_seconds(records: Iterable[TrialRecord]) -> float:
     """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
     return sum(record.reports[-1].device_s for record in records if record.reports)
@@ -163,19 +156,6 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _AgainstBaseline:
-    """A baseline beside the result.
-
-    Args:
-        gain: What the result is better by, in the metric's unit; None if one of the two has no such score.
-    """
-
-    baseline: Baseline
-    score: float | None
-    gain: float | None
-
-
-@dataclass(frozen=True)
 class Summary:
     """The head of a report.
 
@@ -183,6 +163,8 @@ class Summary:
         found: What the search found.
         verdict: Whether that beats the baselines, and what to try if not; empty where nothing can be compared.
         is_beaten: Whether a baseline scores higher.
+        against: Baselines, each with its score beside the result's, and what the result is better by in the metric's
+            unit; None where one of the two has no such score.
         numbers: Each with its label, and a note that may be empty.
         never: Which classes the finalist never answers; empty where it answers each.
         notes: What a reader should know of the study.
@@ -192,7 +174,7 @@ class Summary:
     verdict: str
     is_beaten: bool
     result: _Result | None
-    against: tuple[_AgainstBaseline, ...]
+    against: tuple[tuple[Baseline, float | None, float | None], ...]
     numbers: tuple[tuple[str, str, str], ...]
     never: str
     notes: tuple[str, ...]
@@ -206,21 +188,31 @@ class Summary:
 
 def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
-    result, against = _result(facts), []
+    result, against = _result(facts), list[tuple[Baseline, float | None, float | None]]()
+    found = f"No trial has a score{' yet' if facts.state != 'finished' else ''}: nothing was found."
+    if result is not None:
+        size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
+        best = "The finalist" if result.test else "The best candidate" if facts.candidates else "The best so far"
+        what = f"{best}, {'refit' if '.' in result.name else 'trial'} {result.name}, reaches {result.metric}"
+        found = f"{what} {result.score:.4f} on {result.rows}{size}."
     for baseline in facts.baselines:
         score = gain = None
         if result is not None:
             score = (baseline.test_metrics if result.test else baseline.validation_metrics).get(result.metric)
             sign = facts.sign if result.metric == facts.metric else sign_of(facts.task.direction)
             gain = None if score is None else sign * (result.score - score)
-        against.append(_AgainstBaseline(baseline, score, gain))
-    is_beaten, verdict = any(each.gain is not None and each.gain < 0 for each in against), _verdict(result, against)
+        against.append((baseline, score, gain))
+    is_beaten, verdict = any(gain is not None and gain < 0 for _, _, gain in against), _verdict(result, against)
     if facts.finalist is not None:
         beats, sentence = _judge(facts.folder, facts.finalist)
         is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
-    unanswered = facts.by_class.never_answered if facts.by_class else []
+    unanswered = []  # classes that rows are of and no answer is
+    if facts.by_class is not None:
+        answered = [sum(column) for column in zip(*facts.by_class.confusion, strict=True)]
+        classes = zip(facts.by_class.classes, answered, strict=True)
+        unanswered = [each.label for each, count in classes if each.rows and not count]
     return Summary(
-        found=_found(facts, result),
+        found=found,
         verdict=verdict,
         is_beaten=is_beaten,
         result=result,
@@ -266,21 +258,11 @@ def _result(facts: ReportFacts) -> _Result | None:
     return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
 
 
-def _found(facts: ReportFacts, result: _Result | None) -> str:
-    if result is None:
-        return f"No trial has a score{' yet' if facts.state != 'finished' else ''}: nothing was found."
-    size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
-    best = "The finalist" if result.test else "The best candidate" if facts.candidates else "The best so far"
-    kind = "refit" if "." in result.name else "trial"
-    return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
-
-
-def _verdict(result: _Result | None, against: Sequence[_AgainstBaseline]) -> str:
-    compared = [(each.baseline.name, each.score, each.gain) for each in against if each.gain is not None]
-    if result is None or not compared:
+def _verdict(result: _Result | None, against: Sequence[tuple[Baseline, float | None, float | None]]) -> str:
+    marked = [(f"{baseline.name} ({score:.4f})", gain) for baseline, score, gain in against if gain is not None]
+    if result is None or not marked:
         return ""
     where = f"{result.metric} {result.score:.4f} on {result.rows}"
-    marked = [(f"{name} ({score:.4f})", gain) for name, score, gain in compared]
     better = [(name, gain) for name, gain in marked if gain <= -_VISIBLE]
     worse = [(name, gain) for name, gain in marked if gain >= _VISIBLE]
     as_good = [name for name, gain in marked if abs(gain) < _VISIBLE]
@@ -306,7 +288,10 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[tuple[str, 
             yield ("mean over seeds", f"{over.mean:.4f}", spread)
         if result.stored_bytes is not None:
             yield ("stored", f"{result.stored_bytes:,} B", "adapter and head")
-    counts, device_s, saved_s = facts.counts, device_seconds(facts.records), saved_seconds(facts)
+    counts, device_s, most = facts.counts, device_seconds(facts.records), facts.info.search.max_steps
+    # What stopped trials had needed for the steps that they were spared, each at its own pace.
+    lasts = [it.reports[-1] for it in facts.records if it.state is TrialState.PRUNED and it.reports]
+    saved_s = sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
     yield ("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
     hours = f"{device_s / 3600:,.3g} device hours for trials, without refits and final scores"

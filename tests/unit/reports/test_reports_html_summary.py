@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import unescape
 
 import pytest
+from support.html_tables import tables_of
 from support.searched_studies import Tried, confirm, recorded_search, searched
 from support.studies import TASK
 from support.toys import adapter
@@ -13,8 +15,8 @@ import loraxs_search
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.page import class_tables, cost_table, failure_table, repeat_command, report_page
-from loraxs_search.reports.html.summary import duration, read_facts, saved_seconds, summary
+from loraxs_search.reports.html.page import report_page
+from loraxs_search.reports.html.summary import duration, read_facts, summary
 from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space
 
@@ -89,20 +91,25 @@ def test_a_class_that_is_never_answered_is_named(folder):
     report = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
     facts = replace(read_facts(folder), by_class=report)
     assert summary(facts).opening[-1] == "It never answers Law."
-    scored, confused, wrong = class_tables(facts)
-    assert scored.rows == (("Law", "4", "", "0.0000", "0.0000"), ("News", "3", "0.4000", "1.0000", "0.6000"))
-    assert confused.rows == (("Law", "0", "4"), ("News", "0", "3"))
-    assert wrong.rows == (("a <b> text", "Law", "News"),)
-    assert "a &lt;b&gt; text" in report_page(facts)
+    tables = tables_of(report_page(facts))
+    confused, wrong = (
+        tables[f"{what}."]
+        for what in ("Rows of each class, by what was answered", "The first test rows that it answers wrongly")
+    )
+    assert tables["The finalist on the test rows of each class."] == [
+        ["Law", "4", "", "0.0000", "0.0000"],
+        ["News", "3", "0.4000", "1.0000", "0.6000"],
+    ]
+    assert confused == [["Law", "0", "4"], ["News", "0", "3"]]
+    assert wrong == [["a <b> text", "Law", "News"]]
 
 
 # ---- what it cost ----------------------------------------------------------------------------------------------------
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     """It reports every 10 of 20 steps, each step a tenth of a second of a device."""
     facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)]))
-    assert saved_seconds(facts) == pytest.approx(1.0)
-    times = {row[0]: row[1:3] for row in cost_table(facts).rows}
-    assert times == {"complete": ("1", "2.0 s"), "stopped early": ("1", "1.0 s"), "all": ("2", "3.0 s")}
+    times = {row[0]: row[1:3] for row in list(tables_of(report_page(facts)).values())[-2]}
+    assert times == {"complete": ["1", "2.0 s"], "stopped early": ["1", "1.0 s"], "all": ["2", "3.0 s"]}
     assert ("saved by stopping", "25%", "1.0 s of a device") in summary(facts).numbers
 
 
@@ -121,7 +128,7 @@ def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
 
 def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):
     folder = recorded_search("s", 120)
-    rows = failure_table(read_facts(folder)).rows
+    rows = tables_of(report_page(read_facts(folder)))["What failed, and why."]
     assert [row[0] for row in rows] == ["trial", "refit"]
     assert rows[0][2] == "its loss must be finite, but is nan at step 12"
     failed = [r.trial_id for r in folder.journal().records.values() if r.state is TrialState.FAIL]
@@ -135,4 +142,4 @@ def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
     facts = read_facts(folder)
     object.__setattr__(folder.info, "space_source", space.source)
     words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
-    assert repeat_command(facts) == f"{words} --name s-again"
+    assert f"{words} --name s-again" in unescape(report_page(facts))

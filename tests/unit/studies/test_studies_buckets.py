@@ -76,18 +76,6 @@ def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint, monkeyp
     assert "secret" not in refused.value.message
 
 
-@pytest.mark.parametrize(
-    "content", [b"aws_secret_access_key = secret\n", b"[a]\nx = 1\nx = 2\n", b"[a]\nsecret\n", b"\xff"]
-)
-def test_a_malformed_file_of_accounts_is_named(content, tmp_path, monkeypatch):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    (tmp_path / "credentials").write_bytes(content)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    with pytest.raises(StorageError, match=str(tmp_path / "credentials")) as caught:
-        Storage("s3://bucket/x")
-    assert "secret" not in caught.value.message
-
-
 def test_a_storage_is_seen_to_be_usable_before_a_search(storage, tmp_path, monkeypatch):
     storage.check()
     assert storage.keys("") == []
@@ -107,18 +95,6 @@ def test_slashes_too_many_are_passed_over(storage):
     storage.create("below/b", b"")  # a folder is not made
     Storage(f"{storage.uri}//below//").create("a", b"one")
     assert storage.get("below/a") == b"one"
-
-
-def test_the_account_may_be_a_profile_of_awss_own_file(s3_bucket, tmp_path, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    (tmp_path / "credentials").write_text("[team]\naws_access_key_id = me\naws_secret_access_key = 100%\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_PROFILE", "team")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage = Storage(s3_bucket)
-    storage.create("a", b"one")
-    assert storage.get("a") == b"one"
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch):
