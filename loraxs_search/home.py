@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 ENV_HOME = "LORAXS_HOME"
 REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
-_ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_WRITABLE = (*_NO_ACCESS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
@@ -38,19 +37,6 @@ def home() -> Path:
     """Return the state folder: `LORAXS_HOME`, or `~/.loraxs-search`. It may not exist yet."""
     value = os.environ.get(ENV_HOME)
     return Path(value).expanduser().resolve() if value else Path.home() / ".loraxs-search"
-
-
-def home_id() -> str:
-    """Return what tells this state folder from every other one, such as that of another container of this machine.
-
-    Raises:
-        HomeError: the folder cannot be written.
-    """
-    path = home() / _ID
-    if not path.exists():
-        create_atomic(path, uuid.uuid4().hex)  # of two at once the first one stands
-    with disk_faults(path):
-        return path.read_text()
 
 
 def factor_path(key: str, root: Path | None = None) -> Path:
@@ -92,7 +78,7 @@ def write_atomic(path: Path, content: bytes | str, *, parents: bool = True) -> N
     """
     with _written_beside(path, content, parents=parents) as temporary, disk_faults(path):
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
@@ -120,7 +106,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
                 os.fsync(file.fileno())
                 return os.fstat(file.fileno())
             return None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return temporary.stat()
 
 
@@ -310,55 +296,13 @@ def _umask() -> int:
     return int(found[1], 8) if found else 0o077
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Flush the names in a folder to the device: a rename stays after a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-_ASIDE = ".old"
-
-
-def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder with these files, in place of the one that may be there; the caller holds a lock on it.
-
-    A kill between the last two renames leaves the old one beside it; `restore_folders` brings it back.
-
-    Raises:
-        HomeError: the disk fails.
-    """
-    aside = target.with_name(f".{target.name}{_ASIDE}")
-    building = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        for name, content in files.items():
-            write_atomic(building / name, content)
-        with disk_faults(target):
-            restore_folders(target.parent)
-            if target.exists():
-                target.rename(aside)
-            building.rename(target)
-            _sync_folder(target.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def are_aside(parent: Path) -> list[Path]:
-    """Return the folders that are on their way out, or that a kill left so."""
-    return sorted(parent.glob(f".*{_ASIDE}"))
-
-
-def restore_folders(parent: Path) -> None:
-    """Bring back the folders whose replacement was killed before the new one was in its place."""
-    for aside in are_aside(parent):
-        target = aside.with_name(aside.name[1:].removesuffix(_ASIDE))
-        if target.exists():
-            shutil.rmtree(aside)
-        else:
-            aside.rename(target)
 
 
 # ---- paths as people write them ----

@@ -16,7 +16,7 @@ from loraxs_search.records.base import Identity
 from loraxs_search.records.literals import Direction, Scalar, sign_of
 from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
 from loraxs_search.reports.leaderboard import pareto_front
 from loraxs_search.reports.optuna_study import Importances, importances
@@ -37,14 +37,34 @@ _HINT = "`loraxs-search status STUDY` shows what trials tried"
 
 # ---- what studies hold -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
+class _Point:
+    """A complete trial.
+
+    Args:
+        trial: `study/trial_id`.
+        score: Of the step that is kept.
+        r_parameters: Of the adapter without its head.
+        stored_bytes: Of its file, head and names included.
+        without_projection: The same without what a seed gives back; None if there is nothing of the kind.
+    """
+
+    trial: str
+    method: str
+    score: float
+    r_parameters: int
+    head_parameters: int
+    stored_bytes: int
+    without_projection: int | None = None
+
+
+@dataclass(frozen=True)
 class _Trial:
     """A trial that has ended.
 
     Args:
         seed: Of its start and the order of its rows.
         steps: How far it came.
-        score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
-        size: What it stores; None if it has no report.
+        point: None of a trial that has not trained all its steps, or has no finite score.
         has_probe: Whether its study had a linear probe for heads to start at.
     """
 
@@ -55,8 +75,7 @@ class _Trial:
     seed: int
     steps: int
     device_s: float
-    score: float | None
-    size: AdapterSize | None
+    point: _Point | None
     has_probe: bool
 
     def value(self, by: str) -> Scalar | None:
@@ -99,9 +118,6 @@ def _read(name: str) -> _Study:
     for record in folder.journal().records.values():
         if record.state is TrialState.RUNNING:
             continue
-        last, score = record.reports[-1] if record.reports else None, math.nan
-        if record.state is TrialState.COMPLETE:
-            score = rule.select(record.reports).metrics[rule.metric]
         if METHOD not in record.params and not method:  # the only one of the space
             from loraxs_search.search_space.document import as_mapping, parse_document
 
@@ -110,17 +126,19 @@ def _read(name: str) -> _Study:
             while isinstance(given, dict | list):
                 given = next(iter(given.values() if isinstance(given, dict) else given), None)
             method = str(given or LoraXS.name)
+        last, point = record.reports[-1] if record.reports else None, None
+        own = f"{name}/{record.trial_id}", str(record.params.get(METHOD, method))
+        if last is not None and record.state is TrialState.COMPLETE:
+            score = rule.select(record.reports).metrics[rule.metric]
+            point = _Point(*own, score, **vars(last.size)) if math.isfinite(score) else None
         trials.append(
             _Trial(
-                name=f"{name}/{record.trial_id}",
-                study=name,
-                method=str(record.params.get(METHOD, method)),
+                *(own[0], name, own[1]),
                 params=record.params,
                 seed=folder.info.search.trial_seed(int(record.trial_id)),
-                steps=last.step if last else 0,
+                steps=record.step,
                 device_s=last.device_s if last else 0.0,
-                score=score if math.isfinite(score) else None,
-                size=last.size if last else None,
+                point=point,
                 has_probe=has_probe,
             )
         )
@@ -210,27 +228,6 @@ def _difference(first: _Group, second: _Group, task: Task) -> _Difference | None
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Point:
-    """A complete trial.
-
-    Args:
-        trial: `study/trial_id`.
-        score: Of the step that is kept.
-        r_parameters: Of the adapter without its head.
-        stored_bytes: Of its file, head and names included.
-        without_projection: The same without what a seed gives back; None if there is nothing of the kind.
-    """
-
-    trial: str
-    method: str
-    score: float
-    r_parameters: int
-    head_parameters: int
-    stored_bytes: int
-    without_projection: int | None = None
-
-
-@dataclass(frozen=True)
 class _SizeRatio:
     """What a group takes beside the reference to reach the best score that both reach.
 
@@ -248,16 +245,12 @@ class _SizeRatio:
     stored_bytes: float
 
 
-def front_of(points: Iterable[Point], sign: float) -> tuple[Point, ...]:
-    """Return the points that no other beats in score and stored bytes together, fewest bytes first.
-
-    Args:
-        sign: 1 when more is better, -1 when less is.
-    """
+def _front_of(points: Iterable[_Point], sign: float) -> tuple[_Point, ...]:
+    """Return the points that no other beats in score and stored bytes together, fewest bytes first."""
     return tuple(pareto_front(points, lambda point: (sign * point.score, point.stored_bytes)))
 
 
-def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> _SizeRatio | None:
+def _ratio_to(reference: Sequence[_Point], front: Sequence[_Point], sign: float, tolerance: float) -> _SizeRatio | None:
     """Compare the smallest adapters of two fronts that reach the best score that both reach, less a tolerance."""
     if not reference or not front:
         return None
@@ -270,7 +263,7 @@ def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, to
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class ComparedGroup:
+class _ComparedGroup:
     """The trials of one method, or of one value of a parameter.
 
     Args:
@@ -296,9 +289,9 @@ class ComparedGroup:
     num_trials: int
     steps: int
     device_s: float
-    points: tuple[Point, ...]
-    front: tuple[Point, ...]
-    best: Point | None
+    points: tuple[_Point, ...]
+    front: tuple[_Point, ...]
+    best: _Point | None
     seed_scores: tuple[float, ...]
     over_seeds: SeedStatistics | None
     tested: str
@@ -333,7 +326,7 @@ class Comparison:
     budget: int
     max_bytes: int | None
     tolerance: float
-    groups: tuple[ComparedGroup, ...]
+    groups: tuple[_ComparedGroup, ...]
     importances: tuple[Importances, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -371,8 +364,8 @@ def compare(
     budget = min(map(len, by_value.values()))
     groups = [_group(value, trials, opened, budget, max_bytes) for value, trials in by_value.items()]
     first = groups[0]
-    lora = front_of((it for each in groups for it in each.group.points if it.method == REFERENCE), sign)
-    beside = list[ComparedGroup]()
+    lora = _front_of((it for each in groups for it in each.group.points if it.method == REFERENCE), sign)
+    beside = list[_ComparedGroup]()
     for each, trials in zip(groups, by_value.values(), strict=True):
         reached, mark = None, first.group.best
         if mark is not None:
@@ -382,7 +375,7 @@ def compare(
             replace(
                 each.group,
                 difference=None if each is first else _difference(first, each, task),
-                to_lora=ratio_to(lora, each.group.front, sign, tolerance),
+                to_lora=_ratio_to(lora, each.group.front, sign, tolerance),
                 reached_after=reached,
             )
         )
@@ -452,7 +445,7 @@ class _Group:
         test_rows: The finalist's answers to the test rows.
     """
 
-    group: ComparedGroup
+    group: _ComparedGroup
     on_all_rows: bool
     finalist: Candidate | None
     test_rows: Path | None
@@ -463,11 +456,7 @@ def _group(
 ) -> _Group:
     """Return what the first trials of a group, as many as the budget has, found."""
     task, used, most = studies[0].folder.info.task, trials[:budget], math.inf if max_bytes is None else max_bytes
-    points = tuple(
-        Point(trial.name, trial.method, trial.score, **vars(trial.size))
-        for trial in used
-        if trial.score is not None and trial.size and trial.size.stored_bytes <= most
-    )
+    points = tuple(it.point for it in used if it.point and it.point.stored_bytes <= most)
     sign, task_sign = sign_of(task.search_direction), sign_of(task.direction)
     best = max(points, key=lambda point: sign * point.score, default=None)
 
@@ -480,12 +469,11 @@ def _group(
         scores = [score for each in metrics if math.isfinite(score := each.get(task.metric, math.nan))]
     elif best is not None and task.metric == task.search_metric:
         own = next(trial for trial in used if trial.name == best.trial)
-        of_seeds = {own.seed: own.score}
+        of_seeds = {own.seed: best.score}
         for trial in trials:  # the same space launched twice has the same trials again, which are no other seeds
-            if (trial.method, trial.params, trial.steps) == (own.method, own.params, own.steps):
-                of_seeds.setdefault(trial.seed, trial.score)
-        known = [score for score in of_seeds.values() if score is not None]
-        scores = known if len(known) > 1 else []
+            if trial.point and (trial.method, trial.params, trial.steps) == (own.method, own.params, own.steps):
+                of_seeds.setdefault(trial.seed, trial.point.score)
+        scores = [*of_seeds.values()] if len(of_seeds) > 1 else []
 
     names = {point.trial for point in points}
     finalist = max(
@@ -498,7 +486,7 @@ def _group(
         folder = next(study.folder for study in studies if study.folder.name == finalist.study)
         path = folder.confirmed.rows_path(finalist.trial_id)
         rows = path if path.is_file() else None
-    group = ComparedGroup(
+    group = _ComparedGroup(
         value=value,
         label=_label(value),
         studies=tuple(dict.fromkeys(trial.study for trial in used)),
@@ -506,7 +494,7 @@ def _group(
         steps=sum(trial.steps for trial in used),
         device_s=sum(trial.device_s for trial in used),
         points=points,
-        front=front_of(points, sign),
+        front=_front_of(points, sign),
         best=best,
         seed_scores=tuple(scores),
         over_seeds=SeedStatistics.of(scores) if scores else None,
@@ -516,7 +504,7 @@ def _group(
     return _Group(group, chosen is not None or task.validation_rows is None, finalist, rows)
 
 
-def _notes(studies: Sequence[_Study], groups: Sequence[ComparedGroup], budget: int, by: str) -> list[str]:
+def _notes(studies: Sequence[_Study], groups: Sequence[_ComparedGroup], budget: int, by: str) -> list[str]:
     """Return what limits the comparison."""
     notes = [
         f"{study.folder.name} is {study.state}: its trials so far" for study in studies if study.state != "finished"

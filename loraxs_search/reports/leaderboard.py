@@ -36,10 +36,10 @@ def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> lis
 
     Of trials that were stopped nothing is kept that could be used, and their scores are of fewer steps.
     """
-    sign = sign_of(selection.direction)
     complete = sorted((each for each in records if each.state is TrialState.COMPLETE), key=lambda each: each.trial_id)
     kept = {record.trial_id: selection.select(record.reports) for record in complete}
-    points = {name: (sign * it.metrics[selection.metric], it.size.stored_bytes) for name, it in kept.items()}
+    sign, metric = sign_of(selection.direction), selection.metric
+    points = {name: (sign * it.metrics[metric], it.size.stored_bytes) for name, it in kept.items()}
     return pareto_front(complete, lambda record: points[record.trial_id])
 
 

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 from loraxs_search.assets import NOTHING, PROBE, digest_of
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, TrackingError, unknown_name
 from loraxs_search.home import (
-    are_aside,
     disk_faults,
     ensure_dir,
     file_lock,
     home,
     is_locked,
-    replace_folder,
-    restore_folders,
     shared_lock,
+    sync_folder,
     write_atomic,
 )
 from loraxs_search.log.events import TrialsAdvanced
@@ -50,6 +48,7 @@ class _CandidateFile:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_ASIDE = ".old"  # of an adapter while it is replaced
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
 
@@ -188,7 +187,7 @@ class StudyFolder:
             hint = "`loraxs-search status` lists them" if known else "start one with `loraxs-search launch SPACE`"
             raise StudyError(unknown_name("study", name, known), hint=hint)
         folder = cls(studies_root() / name)
-        if are_aside(folder.adapters_path):
+        if any(folder.adapters_path.glob(f".*{_ASIDE}")):
             with contextlib.suppress(LoraxsError), folder.lock():  # which restores them; its holder replaces them now
                 pass
         return folder
@@ -268,8 +267,7 @@ class StudyFolder:
                     f"Study {self.name!r} was removed meanwhile.", hint="`loraxs-search status` lists what is left"
                 )
             if not to_read:
-                with disk_faults(self.path):
-                    restore_folders(self.adapters_path)
+                self._restore_adapters()
             yield
 
     def write_asset(self, name: str, content: bytes) -> str:
@@ -304,9 +302,35 @@ class StudyFolder:
         return content
 
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
-        """Write an adapter folder whole, replacing one of the same trial, and return it."""
-        replace_folder(self.adapter_path(trial_id), files)
-        return self.adapter_path(trial_id)
+        """Write an adapter folder whole, replacing one of the same trial, and return it; the caller holds the lock.
+
+        A kill between the last two renames leaves the old one beside it; who opens or locks the study brings it back.
+        """
+        target = self.adapter_path(trial_id)
+        aside, building = (target.with_name(f".{target.name}{end}") for end in (_ASIDE, f".{uuid.uuid4().hex}"))
+        try:
+            for name, content in files.items():
+                write_atomic(building / name, content)
+            self._restore_adapters()
+            with disk_faults(target):
+                if target.exists():
+                    target.rename(aside)
+                building.rename(target)
+                sync_folder(target.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        return target
+
+    def _restore_adapters(self) -> None:
+        """Bring back adapters whose replacement was killed before the new one was in its place."""
+        with disk_faults(self.path):
+            for aside in self.adapters_path.glob(f".*{_ASIDE}"):
+                target = aside.with_name(aside.name[1:].removesuffix(_ASIDE))
+                if target.exists():
+                    shutil.rmtree(aside)
+                else:
+                    aside.rename(target)
 
     def adapter_path(self, trial_id: str) -> Path:
         return self.adapters_path / check_trial_id(trial_id)

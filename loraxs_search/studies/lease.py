@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.errors import LoraxsError, StorageConflictError, StudyError
-from loraxs_search.home import home, home_id
+from loraxs_search.home import create_atomic, disk_faults, home
 from loraxs_search.log.clock import Clock
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.studies.storage import Storage
@@ -78,7 +78,11 @@ class Lease:
         Raises:
             StudyError: another driver holds it.
         """
-        self._info = replace(self._info, home_id=home_id())
+        path = home() / ".home-id"  # of two at once the first one stands
+        if not path.exists():
+            create_atomic(path, uuid.uuid4().hex)
+        with disk_faults(path):
+            self._info = replace(self._info, home_id=path.read_text())
         seen = generation, content = self._latest()
         holder = _holder(content)
         is_here = holder is not None and replace(holder, token=self._info.token, beat=self._info.beat) == self._info

@@ -141,8 +141,7 @@ def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
     if not facts.complete:
         return _FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
     points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
-    figure, best = Figure(), front_of(facts.records, facts.folder.checkpoint_selection)
-    front = [record.trial_id for record in best]
+    figure, front = Figure(), [it.trial_id for it in front_of(facts.records, facts.folder.checkpoint_selection)]
 
     def draw(trials: Sequence[str], label: str, **look: object) -> None:
         x, y = ([points[trial][axis] for trial in trials] for axis in (0, 1))

@@ -15,7 +15,8 @@ from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records.base import Identity
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.comparison import Point, compare, front_of, ratio_to
+from loraxs_search.reports.comparison import compare
+from loraxs_search.reports.leaderboard import pareto_front
 from loraxs_search.studies.folder import StudyFolder
 
 
@@ -225,41 +226,15 @@ def test_without_lora_there_are_no_ratios(fresh_home):
     assert compare("s").groups[0].to_lora is None
 
 
-POINTS = st.lists(
-    st.builds(
-        Point,
-        trial=st.uuids().map(str),
-        method=st.just("m"),
-        score=st.integers(0, 5).map(float),
-        r_parameters=st.integers(1, 9),
-        head_parameters=st.just(0),
-        stored_bytes=st.integers(1, 9),
-    ),
-    max_size=12,
-)
-
-
-@given(POINTS, st.sampled_from([1.0, -1.0]))
-def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order(points, sign):
+@given(st.lists(st.tuples(st.integers(0, 5).map(float), st.integers(1, 9)), max_size=12))
+def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order(points):
     def beats(one, other):
-        as_good = sign * one.score >= sign * other.score and one.stored_bytes <= other.stored_bytes
-        return as_good and (one.score, one.stored_bytes) != (other.score, other.stored_bytes)
+        return one[0] >= other[0] and one[1] <= other[1] and one != other
 
-    front = front_of(points, sign)
-    kept = {(p.score, p.stored_bytes) for p in front}
-    assert kept == {(p.score, p.stored_bytes) for p in points if not any(beats(q, p) for q in points)}
-    assert kept == {(p.score, p.stored_bytes) for p in front_of(reversed(points), sign)}
-    assert [p.stored_bytes for p in front] == sorted(p.stored_bytes for p in front)
-
-
-@given(POINTS, POINTS, st.sampled_from([1.0, -1.0]))
-def test_a_ratio_is_the_inverse_of_its_reverse(one, other, sign):
-    fronts = front_of(one, sign), front_of(other, sign)
-    ratio, reverse = (ratio_to(a, b, sign, 0.0) for a, b in (fronts, fronts[::-1]))
-    assert (ratio is None) == (reverse is None) == (not one or not other)
-    if ratio is not None:
-        assert ratio.stored_bytes * reverse.stored_bytes == pytest.approx(1.0)
-        assert ratio.score == reverse.score
+    front = pareto_front(points, lambda point: point)
+    assert set(front) == {point for point in points if not any(beats(other, point) for other in points)}
+    assert set(front) == set(pareto_front(points[::-1], lambda point: point))
+    assert [size for _, size in front] == sorted(size for _, size in front)
 
 
 # ---- what is refused, and what is said -------------------------------------------------------------------------------
