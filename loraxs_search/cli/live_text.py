@@ -17,6 +17,7 @@ from loraxs_search.log import events
 from loraxs_search.log.events import Phase
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport
+from loraxs_search.reports.leaderboard import row_of
 from loraxs_search.reports.search_state import SearchState
 
 
@@ -206,9 +207,9 @@ class LinesView:
                 lines += [then] if event.num_refits else []
                 lines += [*(f"note: {note}" for note in event.notes), browse(event.study or "", self._server)]
             case events.TrialReported() | events.TrialEnded():
-                facts, own = state.facts, state.scores(event.trial_id)
-                score = [f"{facts.metric} {own[-1]:.4f}"] if facts is not None and own else []
-                parts = [f"step {state.trials[event.trial_id].step}", *score]
+                trial, metric = state.trials[event.trial_id], state.facts.metric if state.facts else ""
+                value = row_of(trial, metric).score
+                parts = [f"step {trial.step}", *([] if value is None else [f"{metric} {value:.4f}"])]
                 if isinstance(event, events.TrialEnded):
                     left = time_left_in_words(state.seconds_left(event.at))
                     parts = [event.state.value, *parts, f"[{state.num_ended}/{state.num_trials}]", event.reason]

@@ -194,21 +194,15 @@ class SearchState:
         """The best baseline that is scored by what trials are compared by, and its score; None if there is none."""
         return self._best(self.baselines)
 
-    def scores(self, trial_id: str) -> list[float]:
-        """Return what a trial is compared by, in each of its reports; none before that is known."""
-        metric = self.facts.metric if self.facts else ""
-        return [each.metrics[metric] for each in self.trials[trial_id].reports if metric in each.metrics]
-
     def rows(self, limit: int | None = None) -> list[LeaderboardRow]:
         """Return the first trials of a table: running ones, the furthest on top, then the others, best first."""
 
         def place(trial: TrialRecord) -> tuple[int, float, float, str]:
-            scores, is_running = self.scores(trial.trial_id)[-1:], trial.state is TrialState.RUNNING
-            score = -self.sign * scores[0] if scores else math.inf
-            return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial_id
+            score, is_running = row_of(trial, metric).score, trial.state is TrialState.RUNNING
+            loss = math.inf if score is None else -self.sign * score
+            return _ORDER.index(trial.state), -trial.step if is_running else 0.0, loss, trial.trial_id
 
-        count = len(self.trials) if limit is None else limit
-        metric = self.facts.metric if self.facts else ""
+        count, metric = len(self.trials) if limit is None else limit, self.facts.metric if self.facts else ""
         rows = [row_of(trial, metric) for trial in heapq.nsmallest(count, self.trials.values(), key=place)]
         return [replace(row, step=max(row.step or 0, self.steps.get(row.trial_id, 0))) for row in rows]
 

@@ -395,7 +395,7 @@ def test_two_at_once_remove_each_item_once(fresh_home):
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
-STAYS = {"mlflow.db", "artifacts", "drafts", "test_set_uses"}  # no kind may name them
+STAYS = {".home-id", "mlflow.db", "artifacts", "drafts", "test_set_uses"}  # no kind may name them
 
 
 def test_every_place_that_the_package_writes_to_is_of_a_kind_or_stays():

@@ -297,6 +297,5 @@ def test_classes_are_counted_over_all_parts():
     assert (news.rows, news.precision, news.recall, news.f1) == (1, pytest.approx(1 / 3), 1.0, 0.5)
     assert (sports.precision, sports.recall, sports.f1) == (1.0, 1.0, 1.0)
     assert report.confusion == ((0, 2, 0), (0, 1, 0), (0, 0, 1))
-    assert report.never_answered == ["Law"]
     assert report.wrong == (wrong,) * 20
     assert class_report([Answers((0.5,), (0.25,), 0.0)], replace(task, labels=())) is None, "numbers have no classes"
