@@ -1,4 +1,4 @@
-"""What answers to the test rows show: scores, slices, baselines, and whether a gain is luck. Pure.
+"""What answers to the test rows show: scores, slices, and whether a gain is luck. Pure.
 
 An adapter's answers are kept in a file beside it, which may also say what each row has in the task's slice columns. The
 same rows give the same numbers, on every machine.
@@ -8,37 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import IntegrityError, counted
-from loraxs_search.records.promotion import (
-    MIN_SLICE_ROWS,
-    SLICE_LOSS,
-    AnswerFlips,
-    Baseline,
-    KeptAnswers,
-    PromotionRule,
-    SliceScore,
-    is_unmeasured,
-    is_untouched,
-    untouched_baseline,
-)
-from loraxs_search.records.task import Task
-from loraxs_search.registry.finalist import NOISE
-from loraxs_search.tasks.baselines import does_fit, fitting_baselines
-from loraxs_search.tasks.kinds import Metric, kind_of
+from loraxs_search.errors import IntegrityError
+from loraxs_search.records.promotion import AnswerFlips, SliceScore
+from loraxs_search.tasks.kinds import Metric
 
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
 MAX_ROWS_BYTES = 2**30  # a row is 17 bytes, and 20 for tokens: thirty million rows
 SCORING = 1  # how texts become answers: where they end, which number they name; 0 in files that do not say
 _SLICE = "slice."  # before a column's name
-_LISTED = 5  # slices that a sentence names
 _TYPES = {"losses": np.float32, "counts": np.int64, "correct": np.int64}  # columns that speak of tokens
 
 
@@ -194,152 +179,6 @@ def slice_scores(
             loss = None if own is None or other is None else sign * (other - own)
             found.append(SliceScore(column, value, int(chosen.sum()), own, other, loss))
     return tuple(found)
-
-
-def losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
-    """Say which slice of enough rows loses more than it may, or why that is not known; empty where none does."""
-    large = [each for each in slices if each.num_rows >= MIN_SLICE_ROWS]
-    seen = {each.column for each in large}
-    if unseen := [f" of `{each.column}`" for each in slices if each.column not in seen] or [""] * (not slices):
-        return (
-            f"guard: {SLICE_LOSS} needs a slice{unseen[0]} with {MIN_SLICE_ROWS} test rows or more, but there is none"
-        )
-    worst = max(large, key=lambda each: math.inf if each.loss is None else each.loss)
-    if worst.loss is None:
-        return f"guard: {SLICE_LOSS} needs the scores of both on {worst.name}, but they cannot be compared"
-    if worst.loss <= allowed + NOISE:
-        return ""
-    scores = f"{worst.champion_score:.4f} to {worst.score:.4f} on {counted(worst.num_rows, 'row')}"
-    return f"guard: {SLICE_LOSS} of {worst.name} is {worst.loss:.4f} ({scores}), and may be at most {allowed:g}"
-
-
-def describe_slices(slices: Sequence[SliceScore]) -> str:
-    """Say which slices lose against the champion; empty where none was compared."""
-    compared = [(each.loss, each) for each in slices if each.loss is not None]
-    losing = sorted([it for it in compared if it[0] > NOISE], key=lambda it: -it[0])
-    named = [f"{each.name} by {loss:.4f} ({counted(each.num_rows, 'row')})" for loss, each in losing[:_LISTED]]
-    more = [f"{len(losing) - _LISTED} more"] if len(losing) > _LISTED else []
-    count = f"slices that lose: {len(losing) or 'none'} of {len(compared)}"
-    return ", ".join([count, *named, *more]) if compared else ""
-
-
-# ---- baselines -------------------------------------------------------------------------------------------------------
-CONSTANT = "constant"
-
-
-@dataclass(frozen=True, eq=False)
-class BaselineAnswer:
-    """A baseline's score on the test rows, and its answers; None if the study has kept none. People read `name`."""
-
-    name: str
-    score: float
-    rows: ScoredRows | None
-
-
-def baseline_answers(
-    rule: PromotionRule,
-    task: Task,
-    metric: Metric,
-    sign: float,
-    rows: ScoredRows | None,
-    baselines: Sequence[Baseline],
-    untouched: ScoredRows | None,
-    answers: Mapping[str, KeptAnswers],
-) -> list[BaselineAnswer]:
-    """Return the baselines that the rule requires an adapter to beat, as far as they have a score.
-
-    Args:
-        metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
-        rows: Of the adapter that they are compared with; None if they were not kept: recorded scores serve then.
-        baselines: The study's.
-        untouched: Answers of the untouched base, where the study has them.
-        answers: Those of other baselines, by name.
-    """
-
-    def answer(name: str, said: ScoredRows | None, recorded: Baseline | None = None) -> None:
-        score = recorded.test_metrics.get(metric.name) if said is None and recorded else None
-        score = score if said is None else score_of(metric, said)
-        if score is not None:
-            found.append(BaselineAnswer(name, score, said))
-
-    found, known = list[BaselineAnswer](), next((each for each in baselines if each.name == CONSTANT), None)
-    constant = None if rows is None else _constant(task, metric, sign, rows, known)
-    answer("the constant answer", constant, known if rows is None else None)
-    if rule.require == "constant":
-        return found
-    measured = untouched_baseline(baselines)
-    answer(f"the untouched base{f' ({measured.name})' if measured else ''}", untouched, measured)
-    for each in baselines:
-        if each.name == CONSTANT or is_untouched(each.name):
-            continue
-        kept = answers.get(each.name)
-        said = None
-        if rows is not None and each.answer is not None:
-            said = _always(rows, each.answer)
-        elif rows is not None and kept is not None and len(kept.values) == len(rows.labels):
-            said = ScoredRows(np.asarray(kept.values, rows.labels.dtype), rows.labels)
-        answer(each.name, said, each)
-    return found
-
-
-def unmeasured(
-    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_untouched: bool
-) -> tuple[str, bool] | None:
-    """Return which baseline of a task was not measured, and whether measuring again can help; None if all were.
-
-    Args:
-        answered: Names of simple models whose answers to the test rows the study has kept.
-        has_untouched: Whether it has those of the untouched base.
-    """
-    kind, known = kind_of(task), {one.name: one for one in baselines}
-    for one in known.values():
-        if is_unmeasured(one) and does_fit(one.name, kind):
-            name = f"the untouched base ({one.name})" if is_untouched(one.name) else one.name
-            return f"{name} was not measured: {one.failed}", one.applies
-        if not (one.failed or one.answer is not None or is_untouched(one.name) or one.name in (*answered, CONSTANT)):
-            return f"the answers of {one.name} to the test rows are missing", True
-    if missing := [name for name in fitting_baselines(kind) if name not in known]:
-        return f"{missing[0]} was not measured", True
-    if has_untouched or not (kind.shots or any(map(is_untouched, known))):
-        return None
-    measured = untouched_baseline(baselines)
-    asked = f"the answers of the untouched base ({measured.name}) to the test rows are missing" if measured else ""
-    return asked or "the untouched base was not asked", True
-
-
-def left_out(rule: PromotionRule, baselines: Sequence[Baseline], metric: str) -> list[str]:
-    """Say which baselines the rule would require, but cannot: they cannot exist here, or have no such metric."""
-    if rule.require != "all":
-        return []
-    others = [one for one in baselines if one.name != CONSTANT and not is_unmeasured(one)]
-    impossible = [f"{one.name} is not required: {one.failed}" for one in others if one.failed]
-    unscored = [one.name for one in others if one.test_metrics and metric not in one.test_metrics]
-    return [*impossible, *(f"{name} is not compared: it has no {metric}" for name in unscored)]
-
-
-def _constant(
-    task: Task, metric: Metric, sign: float, rows: ScoredRows, measured: Baseline | None
-) -> ScoredRows | None:
-    """Return the constant answer to the rows that an adapter was scored on; None if it has no such score.
-
-    It is the study's own, the best one for the task's metric on the train rows. Where the study has none, or another
-    metric decides, it is the best one on the test rows themselves, which is harder to beat.
-    """
-    if metric.column != "predictions":
-        return None
-    known = measured.answer if measured is not None and not measured.failed else None
-    if known is not None and metric.name == task.metric:
-        return _always(rows, known)
-    kind = kind_of(task)
-    answers = [*kind.constants(rows.labels)[: kind.most_constants], *([] if known is None else [known])]
-    return max(
-        (_always(rows, answer) for answer in answers),
-        key=lambda said: sign * metric.score(said.predictions, said.labels),
-    )
-
-
-def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
-    return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
 
 
 # ---- significance ----------------------------------------------------------------------------------------------------

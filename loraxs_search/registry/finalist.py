@@ -51,7 +51,7 @@ class Criterion:
     def describe(self, candidate: Candidate, rows: Literal["validation", "test"] = "validation") -> str:
         """Return a candidate with its score on these rows and its size, as shown to users."""
         metrics = candidate.test_metrics if rows == "test" else candidate.validation_metrics
-        return f"{candidate.trial_id} ({self.show(metrics)}, {show_bytes(candidate)})"
+        return f"{candidate.trial_id} ({self.show(metrics)}, {candidate.stored_bytes:,} bytes)"
 
 
 def better_when(metric: str, otherwise: Direction) -> Direction:
@@ -96,20 +96,17 @@ def seed_statistics(of: Candidate | Manifest) -> dict[str, SeedStatistics]:
     return statistics_of
 
 
-@dataclass(frozen=True)
-class FinalistChoice:
-    """The finalist, None when no candidate may be one, and one sentence for each consideration."""
-
-    finalist: Candidate | None
-    reasons: tuple[str, ...]
-
-
-def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> FinalistChoice:
+def choose(
+    rule: PromotionRule, task: Task, candidates: Sequence[Candidate]
+) -> tuple[Candidate | None, tuple[str, ...]]:
     """Choose among the adapters of a search, on all validation rows.
 
     A candidate takes part when it is of this task, has a finite validation metric, and at most `max_bytes`. The best
     metric sets the mark; of those within `tolerance` of it, the one with the fewest stored bytes is chosen (then the
     better metric, then the lower trial id), whatever the order they come in.
+
+    Returns:
+        The finalist, None when no candidate may be one, and one sentence for each consideration.
     """
     criterion = Criterion.of(rule, task)
     eligible, reasons = list[Candidate](), list[str]()
@@ -118,14 +115,14 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
         if candidate.task != task.registered_name:
             fault = f"it is of task {candidate.task}"
         elif fault is None and rule.max_bytes is not None and candidate.stored_bytes > rule.max_bytes:
-            fault = f"it stores {show_bytes(candidate)}, more than max_bytes={rule.max_bytes:,}"
+            fault = f"it stores {candidate.stored_bytes:,} bytes, more than max_bytes={rule.max_bytes:,}"
         if fault is None:
             eligible.append(candidate)
         else:
             reasons.append(f"{candidate.trial_id} is out: {fault}")
     if not eligible:
         none = "no trial of a method that may be promoted has trained all its steps"
-        return FinalistChoice(None, (*reasons, "no candidate may be promoted" if candidates else none))
+        return None, (*reasons, "no candidate may be promoted" if candidates else none)
 
     def value(candidate: Candidate) -> float:
         return criterion.value(candidate.validation_metrics)
@@ -136,17 +133,12 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
     reasons.append(f"best of {len(eligible)} on validation rows: {criterion.describe(best)}")
     if finalist is not best:
         reasons.append(f"smallest within tolerance={rule.tolerance:g} of it: {criterion.describe(finalist)}")
-    return FinalistChoice(finalist, tuple(reasons))
+    return finalist, tuple(reasons)
 
 
 def trial_of(trial_id: str) -> str:
     """Return the trial whose recipe an adapter was trained by: of a refit, the trial that it repeats."""
     return trial_id.partition(".")[0]
-
-
-def show_bytes(candidate: Candidate) -> str:
-    """Return what a candidate stores, as shown to users."""
-    return f"{candidate.stored_bytes:,} bytes"
 
 
 def show_confidence(confidence: float) -> str:

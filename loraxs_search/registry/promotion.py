@@ -10,105 +10,95 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
+from loraxs_search.errors import counted
 from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import (
+    MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,
     SLICE_LOSS,
     AnswerFlips,
+    Baseline,
     Candidate,
     ComparisonRecord,
     Decision,
     KeptAnswers,
     PromotionRule,
     SliceScore,
+    is_unmeasured,
+    is_untouched,
+    untouched_baseline,
 )
 from loraxs_search.records.task import Task
-from loraxs_search.registry import evidence
-from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes, show_confidence
-from loraxs_search.tasks.kinds import Metric, find_metric
+from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, loss_bound, p_value, score_of, slice_scores
+from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_confidence
+from loraxs_search.tasks.baselines import does_fit, fitting_baselines
+from loraxs_search.tasks.kinds import Metric, find_metric, kind_of
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 SHARE_MARGIN = 0.01  # `promotion.margin` of accuracy and other shares
-_CONSTANT = "with `--require constant` only the constant answer counts"
-BASELINES = "constant"  # whom a first champion is compared with: all baselines
-_TINY = 1e-4
-_FORCE = "`--force` promotes it all the same"
+CONSTANT = "constant"
+BASELINES = CONSTANT  # whom a first champion is compared with: all baselines
 MAX_SEEN = 200  # that a record has room for
+_ONLY_CONSTANT = "with `--require constant` only the constant answer counts"
+_FORCE = "`--force` promotes it all the same"
+_TINY = 1e-4
+_LISTED = 5  # slices that a sentence names
 
 
 # ---- uses of the same test rows --------------------------------------------------------------------------------------
-class ComparisonHistory:
-    """Comparisons on the same test rows, and finalists that were scored there: each finalist counts once.
+def comparison_share(
+    past: Sequence[Decision], test_rows: str, finalist: str, opponent: str, error: float, seen: Sequence[str] = ()
+) -> tuple[int, float, tuple[str, ...]]:
+    """Return the number of a comparison on test rows, and the chance of error that it may have.
 
-    The same finalist and opponent again are the same comparison. All comparisons together have the error that one may
-    have: the n-th has the share 1 / (n (n + 1)) of it, and one that finds a significant gain hands its own share on to
-    the next (an online fallback procedure: Tian and Ramdas, arXiv 1910.04900).
+    Each finalist that was scored on the rows counts once. The same finalist and opponent again are the same comparison.
+    All comparisons together have the error that one may have: the n-th has the share 1 / (n (n + 1)) of it, and one
+    that finds a significant gain hands its own share on to the next (an online fallback procedure: Tian and Ramdas,
+    arXiv 1910.04900).
 
     Args:
         past: Every decision on the task, oldest first.
         test_rows: Their fingerprint; other rows have their own count.
+        finalist, opponent: Their keys.
+        error: What all comparisons may have together.
         seen: Keys of finalists that have answered these rows, whether or not anything was decided on them.
+    Returns:
+        Last, the digests of other finalists that were seen and that no decision has counted yet.
     """
-
-    def __init__(self, past: Iterable[Decision], test_rows: str, seen: Iterable[str] = ()) -> None:
-        self._test_rows = test_rows
-        self._made: dict[tuple[str, str], ComparisonRecord] = {}
-        self._last = 0
-        self._counted: set[str] = set()  # digests of finalists
-        for decision in past:
-            self.take(decision)
-        self._seen = list(dict.fromkeys(map(digest_of, seen)))
-
-    def take(self, decision: Decision) -> None:
-        """Count the comparisons and finalists of a decision."""
-        if decision.test_fingerprint != self._test_rows:
-            return
+    made: dict[tuple[str, str], ComparisonRecord] = {}
+    last, counted_before = 0, set[str]()
+    for decision in past:
+        if decision.test_fingerprint != test_rows:
+            continue
         if not decision.comparisons:
-            self._last += len(set(decision.seen) - self._counted)
-        self._counted.update(decision.seen)
-        for made in decision.comparisons:  # whose number is that of those seen before, too
-            self._made.setdefault((made.finalist, made.opponent), made)
-            self._last = max(self._last, made.number)
-
-    def number(self, finalist: str, opponent: str) -> int:
-        """Return the number of a comparison: its own where it was made before, else the next one."""
-        if (known := self._made.get((finalist, opponent))) is not None:
-            return known.number
-        is_counted = digest_of(finalist) in self._counted - self._compared
-        return 1 + self._last + len(self.uncounted(finalist)) - is_counted
-
-    def level(self, finalist: str, opponent: str, error: float) -> float:
-        """Return the chance of error that a comparison may have, of `error` for all together."""
-        known, number = self._made.get((finalist, opponent)), self.number(finalist, opponent)
-        if known is not None and known.confidence:
-            return 1 - known.confidence
-        last = next(reversed(self._made.values()), None)
-        found = last is not None and last.p_value is not None and last.p_value <= 1 - last.confidence + NOISE
-        found = found and number == self._last + 1  # else the share is one of the finalists' between, maybe worse ones
-        handed_on = 1 - last.confidence if last is not None and found else 0.0
-        return min(error, error / (number * (number + 1)) + handed_on)
-
-    def uncounted(self, finalist: str) -> tuple[str, ...]:
-        """Return digests of other finalists that were seen and that no decision has counted yet."""
-        known = self._counted | self._compared | {digest_of(finalist)}
-        return tuple(digest for digest in self._seen if digest not in known)
-
-    def unmet(self, finalist: str) -> tuple[str, ...]:
-        """Return the digest of a finalist that was compared with nobody so far."""
-        digest = digest_of(finalist)
-        return () if digest in self._compared else (digest,)
-
-    @property
-    def _compared(self) -> set[str]:
-        return {digest_of(finalist) for finalist, _ in self._made}
+            last += len(set(decision.seen) - counted_before)
+        counted_before.update(decision.seen)
+        for each in decision.comparisons:  # whose number is that of those seen before, too
+            made.setdefault((each.finalist, each.opponent), each)
+            last = max(last, each.number)
+    own, compared = _digest_of(finalist), {_digest_of(known) for known, _ in made}
+    known = counted_before | compared | {own}
+    uncounted = tuple(digest for digest in dict.fromkeys(map(_digest_of, seen)) if digest not in known)
+    same, newest = made.get((finalist, opponent)), next(reversed(made.values()), None)
+    number = same.number if same else 1 + last + len(uncounted) - (own in counted_before - compared)
+    if same is not None and same.confidence:
+        return number, 1 - same.confidence, uncounted
+    handed_on = 0.0
+    # Between two that do not follow each other, the share is one of the finalists' between, maybe worse ones.
+    if newest is not None and newest.p_value is not None and number == last + 1:
+        found = newest.p_value <= 1 - newest.confidence + NOISE
+        handed_on = 1 - newest.confidence if found else 0.0
+    return number, min(error, error / (number * (number + 1)) + handed_on), uncounted
 
 
 @functools.cache
-def digest_of(finalist: str) -> str:
+def _digest_of(finalist: str) -> str:
     """Return the short digest of a finalist's key, as records of what was seen have it."""
     return hashlib.sha256(finalist.encode()).hexdigest()[:8]
 
@@ -124,45 +114,48 @@ class ToleranceReference:
 
     version: int
     metric: float
-    rows: evidence.ScoredRows | None = field(default=None, compare=False)
+    rows: ScoredRows | None = field(default=None, compare=False)
     fault: str = field(default="", compare=False)
 
 
-def find_tolerance_reference(
-    criterion: Criterion, test_rows: str, past: Sequence[Decision], champion: ToleranceReference | None
-) -> ToleranceReference | None:
-    """Return the best version that was champion on these test rows.
+# ---- baselines -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _BaselineAnswer:
+    """A baseline's score on the test rows, the finalist's gain over it, and its answers; None if none were kept."""
 
-    Versions that were rolled back, removed or force-promoted do not count. The present champion counts as it was scored
-    on these rows, anew where they are new to it.
+    name: str  # as people read it
+    score: float
+    gain: float
+    rows: ScoredRows | None
+
+
+def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
+    return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
+
+
+def unmeasured(
+    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_untouched: bool
+) -> tuple[str, bool] | None:
+    """Return which baseline of a task was not measured, and whether measuring again can help; None if all were.
 
     Args:
-        past: Every decision on the task, oldest first.
-        champion: The present one; None when there is none that could be scored on these rows.
+        answered: Names of simple models whose answers to the test rows the study has kept.
+        has_untouched: Whether it has those of the untouched base.
     """
-    scores, left, forced, holder = dict[int, float](), set[int](), set[int](), None
-    for decision in past:
-        version = decision.version
-        is_here = decision.test_fingerprint == test_rows and decision.metric == criterion.metric
-        for made in decision.comparisons if is_here else ():
-            if made.reference_version is not None and made.reference_metric is not None:
-                scores.setdefault(made.reference_version, made.reference_metric)
-        if version is None:
-            continue
-        if decision.action == "remove":
-            left.add(version)
-        elif decision.promoted:
-            if decision.action == "rollback" and holder is not None:
-                left.add(holder)
-            left.discard(version)
-            if decision.action == "promote" and is_here and decision.winner_metric is not None:
-                scores[version] = decision.winner_metric
-                (forced.add if decision.forced else forced.discard)(version)
-            holder = version
-    if champion is not None:
-        scores.setdefault(champion.version, champion.metric)
-    usable = [ToleranceReference(v, metric) for v, metric in scores.items() if v not in left | forced]
-    return max(usable, key=lambda one: (criterion.sign * one.metric, -one.version), default=None)
+    kind, known = kind_of(task), {one.name: one for one in baselines}
+    for one in known.values():
+        if is_unmeasured(one) and does_fit(one.name, kind):
+            name = f"the untouched base ({one.name})" if is_untouched(one.name) else one.name
+            return f"{name} was not measured: {one.failed}", one.applies
+        if not (one.failed or one.answer is not None or is_untouched(one.name) or one.name in (*answered, CONSTANT)):
+            return f"the answers of {one.name} to the test rows are missing", True
+    if missing := [name for name in fitting_baselines(kind) if name not in known]:
+        return f"{missing[0]} was not measured", True
+    if has_untouched or not (kind.shots or any(map(is_untouched, known))):
+        return None
+    measured = untouched_baseline(baselines)
+    asked = f"the answers of the untouched base ({measured.name}) to the test rows are missing" if measured else ""
+    return asked or "the untouched base was not asked", True
 
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
@@ -177,8 +170,8 @@ class Scored:
     """
 
     candidate: Candidate
-    rows: evidence.ScoredRows | None = None
-    untouched: evidence.ScoredRows | None = None
+    rows: ScoredRows | None = None
+    untouched: ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     note: str = ""
 
@@ -208,8 +201,9 @@ class PromotionTest:
 
     def __init__(self, rule: PromotionRule, task: Task, finalist: Scored) -> None:
         self.rule, self.task, self.criterion = rule, task, Criterion.of(rule, task)
+        self.metric: Metric | None = find_metric(self.criterion.metric, task)  # None if no kind of task has it
         self.finalist = self.by_answers(finalist)
-        self._p_values: dict[int, tuple[evidence.ScoredRows, float | None]] = {}
+        self._p_values: dict[int, tuple[ScoredRows, float | None]] = {}
 
     def decide(self, champion: Scored | None, setup: ComparisonSetup | None = None) -> Decision:
         """Say whether the finalist becomes champion.
@@ -229,39 +223,38 @@ class PromotionTest:
         """
         criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
         champion = None if champion is None else self.by_answers(champion)
-        promoted, forcible, comparison, said_of_flips = False, True, None, ""
+        rows, others = self.finalist.rows, None if champion is None else champion.rows
+        promoted, forcible, comparison = False, True, None
         flips, slices = None, tuple[SliceScore, ...]()
         if fault := criterion.fault(candidate.test_metrics, "test"):
             why, forcible = f"{candidate.trial_id} cannot be judged: {fault}", False
         elif champion is not None and candidate.key == champion.candidate.key:
             why, forcible = f"{candidate.name} already is the champion", False
-        elif why := self.unready():
+        elif why := self._unready():
             pass
-        elif champion is None:
-            promoted, sentence = self.judge(setup)
-            p_values = [p for each in self.baselines if (p := self.luck(each.rows)) is not None]
-            p = max(p_values, default=None) if self.rule.confidence else None
-            comparison = self._record(BASELINES, p, setup) if self.baselines else None
-            why, slices = f"there was no champion; {sentence}", self._slices(None)
         else:
-            promoted, why, comparison = self._against_champion(champion, setup)
-            flips, slices = self._flips(champion), self._slices(champion)
-            if flips is not None:
-                said_of_flips = (
-                    f"of {flips.num_rows:,} test rows, {flips.negative:,} ({flips.negative_share:.1%}) that the"
-                    f" champion answers right become wrong, and {flips.positive:,} that it answers wrong become right"
-                )
-            best = min(self.baselines, key=self._gain_over, default=None)
-            if promoted and best is not None and (gain := self._gain_over(best)) < -NOISE:
-                scored = f"{-gain:.4f} worse than {best.name} ({criterion.metric} {best.score:.4f})"
-                promoted, why = False, f"{why}, but {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+            if rows is not None and self.metric is not None:
+                comparable = None if champion is None or self._incomparable(champion) else others
+                slices = slice_scores(self.metric, criterion.sign, rows, comparable)
+            if champion is None:
+                promoted, sentence = self.judge(setup)
+                p_values = [p for each in self.baselines if (p := self._luck(each.rows)) is not None]
+                p = max(p_values, default=None) if self.rule.confidence else None
+                comparison = self._record(BASELINES, p, setup) if self.baselines else None
+                why = f"there was no champion; {sentence}"
+            else:
+                flips = None if rows is None or others is None else rows.flips_from(others)
+                promoted, why, comparison = self._against_champion(champion, setup, flips, slices)
+                best = min(self.baselines, key=lambda each: each.gain, default=None)
+                if promoted and best is not None and best.gain < -NOISE:
+                    scored = f"{-best.gain:.4f} worse than {best.name} ({criterion.metric} {best.score:.4f})"
+                    promoted, why = False, f"{why}, but {scored}. {TRY_NEXT}; {_ONLY_CONSTANT}; {_FORCE}"
         forced = setup.forced and forcible and not promoted
         reasons = [
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
-            *evidence.left_out(self.rule, candidate.baselines, criterion.metric),
-            said_of_flips,
-            evidence.describe_slices(slices),
+            *self._not_required(),
+            *_describe_changes(flips, slices),
             why,
             "promoted by force" if forced else "",
         ]
@@ -298,16 +291,18 @@ class PromotionTest:
             past: Every decision on the task, oldest first.
             seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
         """
-        own = self.finalist.candidate
+        own, test_rows = self.finalist.candidate, self.finalist.candidate.test_fingerprint
         earlier = [replace(own, trial_id=trial_id).key for trial_id in own.earlier_finalists]
-        history = ComparisonHistory(past, own.test_fingerprint, [*earlier, *seen])
-        uncounted, unmet = history.uncounted(own.key), history.unmet(own.key) if own.test_metrics else ()
-        other = BASELINES if champion is None else champion.candidate.key
-        level = history.level(own.key, other, 1 - self.rule.confidence)
-        setup = ComparisonSetup(history.number(own.key, other), level, reference, forced)
-        decision = self.decide(champion, setup)
-        kept = uncounted[:MAX_SEEN]  # the others count again in the next decision, so never too seldom
-        return replace(decision, seen=kept if decision.comparisons else (*kept, *unmet))
+        opponent = BASELINES if champion is None else champion.candidate.key
+        number, level, uncounted = comparison_share(
+            past, test_rows, own.key, opponent, 1 - self.rule.confidence, [*earlier, *seen]
+        )
+        decision = self.decide(champion, ComparisonSetup(number, level, reference, forced))
+        counted_now = uncounted[:MAX_SEEN]  # the others count again in the next decision, so never too seldom
+        met = {made.finalist for known in past if known.test_fingerprint == test_rows for made in known.comparisons}
+        if own.test_metrics and not decision.comparisons and own.key not in met:
+            counted_now += (_digest_of(own.key),)
+        return replace(decision, seen=counted_now)
 
     def by_answers(self, scored: Scored) -> Scored:
         """Return an adapter with the metrics that this rule looks at as its answers have them, not as a tag says."""
@@ -316,51 +311,55 @@ class PromotionTest:
         metrics = dict(scored.candidate.test_metrics)
         for name in {self.criterion.metric, *self.rule.guards}:
             metric = find_metric(name, self.task)
-            if metric is not None and (score := evidence.score_of(metric, scored.rows)) is not None:
+            if metric is not None and (score := score_of(metric, scored.rows)) is not None:
                 metrics[name] = score
         return replace(scored, candidate=replace(scored.candidate, test_metrics=metrics))
 
     def best(self, past: Sequence[Decision], champion: Scored | None, version: int | None) -> ToleranceReference | None:
-        """Return the best champion there was on the finalist's test rows, the present one as it is scored there."""
-        rows, present = self.finalist.candidate.test_fingerprint, None
+        """Return the best version that was champion on the finalist's test rows.
+
+        Versions that were rolled back, removed or force-promoted do not count. The present champion counts as it was
+        scored on these rows, anew where they are new to it.
+
+        Args:
+            past: Every decision on the task, oldest first.
+            champion: The present one, which is `version`.
+        """
+        criterion, rows = self.criterion, self.finalist.candidate.test_fingerprint
+        scores, left, forced, holder = dict[int, float](), set[int](), set[int](), None
+        for decision in past:
+            held = decision.version
+            is_here = decision.test_fingerprint == rows and decision.metric == criterion.metric
+            for made in decision.comparisons if is_here else ():
+                if made.reference_version is not None and made.reference_metric is not None:
+                    scores.setdefault(made.reference_version, made.reference_metric)
+            if held is None:
+                continue
+            if decision.action == "remove":
+                left.add(held)
+            elif decision.promoted:
+                if decision.action == "rollback" and holder is not None:
+                    left.add(holder)
+                left.discard(held)
+                if decision.action == "promote" and is_here and decision.winner_metric is not None:
+                    scores[held] = decision.winner_metric
+                    (forced.add if decision.forced else forced.discard)(held)
+                holder = held
         if champion is not None and version is not None:
-            champion = self.by_answers(champion)
-            metrics = champion.candidate.test_metrics
-            if champion.candidate.test_fingerprint == rows and self.criterion.fault(metrics, "test") is None:
-                present = ToleranceReference(version, metrics[self.criterion.metric], champion.rows)
-        return find_tolerance_reference(self.criterion, rows, past, present)
+            present = self.by_answers(champion).candidate
+            if present.test_fingerprint == rows and criterion.fault(present.test_metrics, "test") is None:
+                scores.setdefault(version, present.test_metrics[criterion.metric])
+        usable = [ToleranceReference(v, metric) for v, metric in scores.items() if v not in left | forced]
+        return max(usable, key=lambda one: (criterion.sign * one.metric, -one.version), default=None)
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
-    @cached_property
-    def metric(self) -> Metric | None:
-        """The metric that decides; None if no kind of task has it."""
-        return find_metric(self.criterion.metric, self.task)
-
-    @cached_property
-    def baselines(self) -> list[evidence.BaselineAnswer]:
-        """The baselines that the rule requires, as far as they have a score."""
-        finalist = self.finalist
-        if self.metric is None:
-            return []
-        of_study = (finalist.candidate.baselines, finalist.untouched, finalist.answers)
-        return evidence.baseline_answers(
-            self.rule, self.task, self.metric, self.criterion.sign, finalist.rows, *of_study
-        )
-
-    @property
-    def margin(self) -> float:
-        """How much worse a smaller finalist may be; 0 if it may not."""
-        if self.rule.margin is not None:
-            return self.rule.margin
-        return SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
-
-    def luck(self, others: evidence.ScoredRows | None) -> float | None:
+    def _luck(self, others: ScoredRows | None) -> float | None:
         """Return the chance that the finalist is ahead of others by luck; None if rows cannot tell."""
         rows, metric = self.finalist.rows, self.metric
         if rows is None or others is None or metric is None:
             return None
         if id(others) not in self._p_values:
-            self._p_values[id(others)] = others, evidence.p_value(metric, self.criterion.sign, rows, others)
+            self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
         return self._p_values[id(others)][1]
 
     def _level(self, setup: ComparisonSetup) -> float:
@@ -377,32 +376,93 @@ class PromotionTest:
     def _held_to(self, setup: ComparisonSetup) -> str:
         return f"comparison {setup.number} on these rows, confidence {show_confidence(1 - self._level(setup))}"
 
-    def _describe_p_value(self, p: float, setup: ComparisonSetup) -> str:
+    def _describe_p_value(self, p: float | None, setup: ComparisonSetup) -> str:
+        if p is None:
+            return ""
         tiny = min(_TINY, self._level(setup) / 10)
         chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
         return f" ({chance}; {self._held_to(setup)})"
 
-    def _gain_over(self, baseline: evidence.BaselineAnswer) -> float:
-        finalist = self.criterion.value(self.finalist.candidate.test_metrics)
-        return finalist - self.criterion.sign * baseline.score
-
     # ---- baselines ---------------------------------------------------------------------------------------------------
-    def unready(self) -> str:
+    @cached_property
+    def baselines(self) -> list[_BaselineAnswer]:
+        """The baselines that the rule requires, as far as they have a score.
+
+        Their answers are scored as the finalist's are. If the finalist's were not kept, recorded scores serve.
+        """
+        finalist, metric = self.finalist, self.metric
+        rows, of_study = finalist.rows, finalist.candidate.baselines
+        if metric is None:
+            return []
+        constant = next((each for each in of_study if each.name == CONSTANT), None)
+        said: list[tuple[str, ScoredRows | None, Baseline | None]] = []  # name, answers, what is recorded
+        if rows is None:
+            said.append(("the constant answer", None, constant))
+        else:
+            said.append(("the constant answer", self._constant(metric, rows, constant), None))
+        if self.rule.require != "constant":
+            measured = untouched_baseline(of_study)
+            name = f"the untouched base{f' ({measured.name})' if measured else ''}"
+            said.append((name, finalist.untouched, measured))
+            for each in of_study:
+                if each.name == CONSTANT or is_untouched(each.name):
+                    continue
+                kept, own = finalist.answers.get(each.name), None
+                if rows is not None and each.answer is not None:
+                    own = _always(rows, each.answer)
+                elif rows is not None and kept is not None and len(kept.values) == len(rows.labels):
+                    own = ScoredRows(np.asarray(kept.values, rows.labels.dtype), rows.labels)
+                said.append((each.name, own, each))
+        found, own_value = list[_BaselineAnswer](), self.criterion.value(finalist.candidate.test_metrics)
+        for name, answers, recorded in said:
+            score = recorded.test_metrics.get(metric.name) if answers is None and recorded else None
+            score = score if answers is None else score_of(metric, answers)
+            if score is not None:
+                found.append(_BaselineAnswer(name, score, own_value - self.criterion.sign * score, answers))
+        return found
+
+    def _constant(self, metric: Metric, rows: ScoredRows, measured: Baseline | None) -> ScoredRows | None:
+        """Return the constant answer to the finalist's rows; None if it has no such score.
+
+        It is the study's own, the best one for the task's metric on the train rows. Where the study has none, or
+        another metric decides, it is the best one on the test rows themselves, which is harder to beat.
+        """
+        if metric.column != "predictions":
+            return None
+        known = measured.answer if measured is not None and not measured.failed else None
+        if known is not None and metric.name == self.task.metric:
+            return _always(rows, known)
+        kind = kind_of(self.task)
+        answers = [*kind.constants(rows.labels)[: kind.most_constants], *([] if known is None else [known])]
+        return max(
+            (_always(rows, answer) for answer in answers),
+            key=lambda said: self.criterion.sign * metric.score(said.predictions, said.labels),
+        )
+
+    def _not_required(self) -> list[str]:
+        """Say which baselines the rule would require, but cannot: they cannot exist here, or have no such metric."""
+        if self.rule.require != "all":
+            return []
+        metric, of_study = self.criterion.metric, self.finalist.candidate.baselines
+        others = [one for one in of_study if one.name != CONSTANT and not is_unmeasured(one)]
+        impossible = [f"{one.name} is not required: {one.failed}" for one in others if one.failed]
+        unscored = [one.name for one in others if one.test_metrics and metric not in one.test_metrics]
+        return [*impossible, *(f"{name} is not compared: it has no {metric}" for name in unscored)]
+
+    def _unready(self) -> str:
         """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
         finalist, rule = self.finalist, self.rule
         candidate, rows, known = finalist.candidate, finalist.rows, finalist.candidate.baselines
         if rule.confidence and rows is None:
             return f"the answers of {candidate.trial_id} to the test rows are missing: {_FORCE}"
-        if rule.confidence and rows is not None and (num_rows := len(rows.labels)) < evidence.MIN_ROWS:
-            needed = (
-                f"at least {evidence.MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
-            )
+        if rule.confidence and rows is not None and (num_rows := len(rows.labels)) < MIN_ROWS:
+            needed = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
             return f"{needed}: add test rows and search anew; {_FORCE}"
         if rule.require == "all":
             answered = finalist.answers if rule.confidence else [one.name for one in known]
-            if found := evidence.unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
+            if found := unmeasured(self.task, known, answered, has_untouched=finalist.untouched is not None):
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
-                return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
+                return f"{found[0]}{again}; {_ONLY_CONSTANT}; {_FORCE}"
             for name, said in finalist.answers.items():
                 about, others = (said.task or candidate.task, said.test_rows or candidate.test_fingerprint), ""
                 if about != (candidate.task, candidate.test_fingerprint):
@@ -410,12 +470,12 @@ class PromotionTest:
                 elif rows is not None and len(said.values) != len(rows.labels):
                     others = f"{len(said.values)} test rows, but there are {len(rows.labels)}"
                 if others:
-                    return f"the answers of {name} are to {others}: {_CONSTANT}; {_FORCE}"
+                    return f"the answers of {name} are to {others}: {_ONLY_CONSTANT}; {_FORCE}"
         unscored = next((each for each in self.baselines if not math.isfinite(each.score)), None)
         if unscored is None:
             return ""
         metric = self.criterion.metric
-        return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
+        return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_ONLY_CONSTANT}; {_FORCE}"
 
     def judge(self, setup: ComparisonSetup) -> tuple[bool, str]:
         """Say whether the finalist beats every baseline that the rule requires, significantly, and in which words.
@@ -423,44 +483,45 @@ class PromotionTest:
         The same sentence stands at the end of a search, in its report and in a decision on a first champion.
         """
         metrics, metric = self.finalist.candidate.test_metrics, self.criterion.metric
-        if why := self.criterion.fault(metrics, "test") or self.unready():
+        if why := self.criterion.fault(metrics, "test") or self._unready():
             return False, why
         if not self.baselines:
             return False, f"{metric} of the constant answer cannot be computed: {_FORCE}"
-        held = [(each, self.luck(each.rows) if self.rule.confidence else None) for each in self.baselines]
+        held = [(each, self._luck(each.rows) if self.rule.confidence else None) for each in self.baselines]
         unbeaten = [
             (each, p)
             for each, p in held
-            if self._gain_over(each) <= NOISE
-            or (self.rule.confidence and (p is None or p > self._level(setup) + NOISE))
+            if each.gain <= NOISE or (self.rule.confidence and (p is None or p > self._level(setup) + NOISE))
         ]
-        strongest, p = min(unbeaten or held, key=lambda it: self._gain_over(it[0]))
-        gain = self._gain_over(strongest)
+        strongest, p = min(unbeaten or held, key=lambda it: it[0].gain)
+        gain = strongest.gain
         against = _beside(gain, f"{strongest.name} ({self.criterion.metric} {strongest.score:.4f})")
-        described = self._describe_p_value(p, setup) if p is not None else ""
+        described = self._describe_p_value(p, setup)
         if not unbeaten:
             return True, f"{against}{', significant' if p is not None else ''}{described}"
         unsure = ", not significantly better" if gain > NOISE else ""
         if self.rule.confidence and p is None:
             unsure = ", whose answers are to other rows, or of other tokens"
-        return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+        return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_ONLY_CONSTANT}; {_FORCE}"
 
     # ---- the champion ------------------------------------------------------------------------------------------------
-    def _against_champion(self, champion: Scored, setup: ComparisonSetup) -> _Verdict:
+    def _against_champion(
+        self, champion: Scored, setup: ComparisonSetup, flips: AnswerFlips | None, slices: Sequence[SliceScore]
+    ) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, own, other = self.criterion, self.finalist.candidate, champion.candidate
         if fault := self._incomparable(champion):
             return False, f"not comparable: {fault}", None
-        p = self.luck(champion.rows) if self.rule.confidence else None
+        p = self._luck(champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}", None
         comparison = self._record(other.key, p, setup)
-        if violated := self._violated_guard(champion):
+        if violated := self._violated_guard(champion, flips, slices):
             return False, violated, comparison
         gain = criterion.value(own.test_metrics) - criterion.value(other.test_metrics)
-        scores = f"{criterion.show(other.test_metrics)}, {show_bytes(other)}"
+        scores = f"{criterion.show(other.test_metrics)}, {other.stored_bytes:,} bytes"
         against = _beside(gain, f"the champion {other.name} ({scores})")
-        described = self._describe_p_value(p, setup) if p is not None else ""
+        described = self._describe_p_value(p, setup)
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self._level(setup) + NOISE:
                 return True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison
@@ -474,7 +535,9 @@ class PromotionTest:
 
     def _not_worse(self, setup: ComparisonSetup) -> tuple[bool, str]:
         """Say whether rows show that the finalist is less than `margin` worse than the best champion there was."""
-        reference, rows, margin = setup.reference, self.finalist.rows, self.margin
+        reference, rows, margin = setup.reference, self.finalist.rows, self.rule.margin
+        if margin is None:
+            margin = SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
         if not margin:
             return False, "and `promotion.margin` does not say how much worse it may be"
         if reference is None:
@@ -485,7 +548,7 @@ class PromotionTest:
             return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
         bound = None
         if rows is not None and reference.rows is not None and self.metric is not None:
-            bound = evidence.loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
+            bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
         if bound is None:
             return False, f"but its answers cannot be compared with those of {of}: {reference.fault or 'they differ'}"
         shown, is_enough = f"less than {bound:.4f} worse than {of}", bound <= margin + NOISE
@@ -511,33 +574,18 @@ class PromotionTest:
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
         return f"{counted}; compare by another metric, or {_FORCE}"
 
-    def _flips(self, champion: Scored) -> AnswerFlips | None:
-        """Return what the finalist changes of a champion's answers; None if answers cannot be compared."""
-        rows, others = self.finalist.rows, champion.rows
-        return None if rows is None or others is None else rows.flips_from(others)
-
-    def _slices(self, champion: Scored | None) -> tuple[SliceScore, ...]:
-        """Return the scores on each slice of the finalist's rows, and the champion's where both can be compared."""
-        rows = self.finalist.rows
-        if rows is None or not rows.slices:
-            return ()
-        metric = self.metric
-        others = None if champion is None or self._incomparable(champion) else champion.rows
-        return () if metric is None else evidence.slice_scores(metric, self.criterion.sign, rows, others)
-
-    def _violated_guard(self, champion: Scored) -> str | None:
+    def _violated_guard(self, champion: Scored, flips: AnswerFlips | None, slices: Sequence[SliceScore]) -> str | None:
         """Say which guarded metric falls too far."""
         finalist = self.finalist.candidate
         for name, allowed in sorted(self.rule.guards.items()):
             if name == NEGATIVE_FLIPS:
-                flips = self._flips(champion)
                 if flips is None:
                     return f"guard: {name} needs answers of both to the test rows, but they cannot be compared"
                 if flips.negative_share > allowed + NOISE:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
                 continue
             if name == SLICE_LOSS:
-                if fault := evidence.losing_slice(self._slices(champion), allowed):
+                if fault := _losing_slice(slices, allowed):
                     return fault
                 continue
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
@@ -547,6 +595,39 @@ class PromotionTest:
             if not sign * (old - new) <= allowed + NOISE:  # NaN is a fall
                 return f"guard: {name} would go from {old:.4f} to {new:.4f}, and may fall by {allowed:g}"
         return None
+
+
+def _describe_changes(flips: AnswerFlips | None, slices: Sequence[SliceScore]) -> list[str]:
+    """Say what the finalist changes of the champion's answers, and which slices lose; nothing where none compare."""
+    said = list[str]()
+    if flips is not None:
+        said.append(
+            f"of {flips.num_rows:,} test rows, {flips.negative:,} ({flips.negative_share:.1%}) that the champion"
+            f" answers right become wrong, and {flips.positive:,} that it answers wrong become right"
+        )
+    if compared := [(each.loss, each) for each in slices if each.loss is not None]:
+        losing = sorted([it for it in compared if it[0] > NOISE], key=lambda it: -it[0])
+        named = [f"{each.name} by {loss:.4f} ({counted(each.num_rows, 'row')})" for loss, each in losing[:_LISTED]]
+        more = [f"{len(losing) - _LISTED} more"] if len(losing) > _LISTED else []
+        said.append(", ".join([f"slices that lose: {len(losing) or 'none'} of {len(compared)}", *named, *more]))
+    return said
+
+
+def _losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
+    """Say which slice of enough rows loses more than it may, or why that is not known; empty where none does."""
+    large = [each for each in slices if each.num_rows >= MIN_SLICE_ROWS]
+    seen = {each.column for each in large}
+    if unseen := [f" of `{each.column}`" for each in slices if each.column not in seen] or [""] * (not slices):
+        return (
+            f"guard: {SLICE_LOSS} needs a slice{unseen[0]} with {MIN_SLICE_ROWS} test rows or more, but there is none"
+        )
+    worst = max(large, key=lambda each: math.inf if each.loss is None else each.loss)
+    if worst.loss is None:
+        return f"guard: {SLICE_LOSS} needs the scores of both on {worst.name}, but they cannot be compared"
+    if worst.loss <= allowed + NOISE:
+        return ""
+    scores = f"{worst.champion_score:.4f} to {worst.score:.4f} on {counted(worst.num_rows, 'row')}"
+    return f"guard: {SLICE_LOSS} of {worst.name} is {worst.loss:.4f} ({scores}), and may be at most {allowed:g}"
 
 
 def _beside(gain: float, other: str) -> str:

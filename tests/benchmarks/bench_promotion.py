@@ -114,7 +114,7 @@ class ValidationRowsChoose:
     def finalist(self, world: World, num_trials: int) -> Scored:
         """Return the finalist of a search of equally good trials and their refits."""
         found = world.adapters(num_trials * (1 + SEEDS))
-        chosen = choose(self.rule, TASK, [adapter.candidate for adapter in found]).finalist
+        chosen = choose(self.rule, TASK, [adapter.candidate for adapter in found])[0]
         return next(adapter for adapter in found if adapter.candidate == chosen)
 
     def promoted(self, finalist: Scored, champion: Scored) -> bool:

@@ -97,7 +97,7 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(whole, i
             manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules
         )
     finalist = next(c for c in result.candidates if c.test_metrics)
-    assert choose(folder.info.promotion, folder.info.task, result.candidates).finalist == finalist
+    assert choose(folder.info.promotion, folder.info.task, result.candidates)[0] == finalist
     rows = ScoredRows.from_bytes(folder.confirmed.rows_path(finalist.trial_id).read_bytes())
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
     names = folder.info.task.labels

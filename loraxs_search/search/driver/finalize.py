@@ -245,7 +245,7 @@ class Finalization:
     def seal(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates."""
         confirmed, folder, task = self._confirmed, self._folder, self._space.task
-        chosen = choose(self._space.promotion, task, candidates).finalist
+        chosen = choose(self._space.promotion, task, candidates)[0]
         name = chosen.trial_id if chosen else ""
         # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
         answered_before = dict.fromkeys((*folder.earlier_finalists(), *confirmed.finalists()))

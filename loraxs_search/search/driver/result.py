@@ -134,7 +134,7 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
 
 def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
-    from loraxs_search.registry.evidence import unmeasured  # numpy
+    from loraxs_search.registry.promotion import unmeasured  # numpy
 
     info, has_untouched = folder.info, folder.confirmed.base_rows_path.is_file()
     found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_untouched=has_untouched)
