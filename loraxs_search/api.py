@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search.errors import StudyError, UnknownTaskError
-from loraxs_search.methods.names import NATIVE
+from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
+from loraxs_search.home import disk_faults, remove_whole
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import ClassReport, Prediction, Sample
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import Task
 from loraxs_search.registry.manifest import verify
-from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
+from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
 from loraxs_search.registry.versions import RegisteredAdapter, Rescored, TaskSummary
@@ -151,7 +153,7 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[RegisteredAdapte
 
 def class_report(version: RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
     """Return how a version does on the test rows class by class; None if its task has no labels."""
-    return Registry(resolve_uri(tracking_uri)).manifest(version).by_class
+    return Registry(resolve_uri(tracking_uri)).manifest(version.source).by_class
 
 
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
@@ -212,13 +214,17 @@ def pull(
         UsageError: `out` holds something, or `rank` is below the adapter's own.
         HomeError: `out` or the cache cannot be written.
     """
-    if is_export := (form, rank, dtype, precision) != (NATIVE, None, None, None):
+    if is_export := form != "native" or (rank, dtype, precision) != (None, None, None):
         from loraxs_search.methods.export._base import ExportOptions  # numpy
         from loraxs_search.methods.export.folder import check_options, converted
 
         options = ExportOptions(rank, dtype, precision)
         check_options(form, options)
-    target = None if out is None else new_folder(Path(out))
+    target = None if out is None else Path(out)
+    if target is not None:
+        with disk_faults(target, "--out"):
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise UsageError(f"`--out` must name a new or empty folder, but {target} holds something.")
     uri = resolve_uri(tracking_uri)
     with _advising(name, uri):
         folder = pull_native(name, uri=uri)
@@ -227,6 +233,27 @@ def pull(
     if target is not None:
         copy_folder(folder, target)
     return target or folder
+
+
+def copy_folder(folder: Path, target: Path) -> None:
+    """Copy a folder to a new or empty one; a failed copy leaves nothing behind."""
+    is_new = not target.exists()
+    place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
+    with disk_faults(target, "--out"):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.rglob("*")):  # a folder before what is in it
+                target_path = place / path.relative_to(folder)
+                target_path.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target_path)
+            if is_new:
+                place.rename(target)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                for path in folder.iterdir():
+                    remove_whole(place / path.name)
+            raise
 
 
 def load(

@@ -18,7 +18,6 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.registry.factor_sets import bring
 from loraxs_search.registry.manifest import read
 from loraxs_search.registry.reads import StoreReader
-from loraxs_search.registry.versions import as_mlflow_errors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,9 +62,14 @@ class MlflowPredictor:
             MlflowException: a row has nothing to read, or something else than text.
         """
         import pandas as pd
+        from mlflow.exceptions import MlflowException
 
-        with as_mlflow_errors(), self._lock:
-            answers = [asdict(answer) for answer in self._predictor(model_input)]
+        try:
+            with self._lock:
+                answers = [asdict(answer) for answer in self._predictor(model_input)]
+        except LoraxsError as error:  # a server of MLflow answers its own exceptions with status 400 and the message
+            hint = f" ({error.hint})" if error.hint else ""
+            raise MlflowException.invalid_parameter_value(f"{error.message}{hint}") from error
         names = ["label", "score"]
         names += [name for name in ("probabilities", "entities") if any(row[name] is not None for row in answers)]
         columns = {name: [row[name] for row in answers] for name in names}

@@ -50,7 +50,13 @@ def resolve_uri(tracking_uri: str | None = None) -> str:
     """
     uri = (tracking_uri or os.environ.get(ENV_URI) or f"{_SQLITE}{home() / 'mlflow.db'}").strip()
     if uri.startswith(_SERVER):
-        return _with_its_account(uri)
+        server, account = _split(uri)
+        configured = os.environ.get(ENV_URI, "").strip()
+        if not account and configured.startswith(_SERVER):
+            other, of_other = _split(configured)
+            account = of_other if other == server else {}
+        _variables.adopt(server, account)
+        return server
     if uri.startswith(_SQLITE) and uri not in (_SQLITE, f"{_SQLITE}:memory:"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
     raise TrackingError(
@@ -113,31 +119,16 @@ class _AccountVariables:
         account = self._known[server] = account or self._known.get(server, {})
         if account == self._account and all(os.environ.get(name) == value for name, value in account.items()):
             return  # no moment without it: another thread may be speaking to the server
-        self._restore()
+        for name, value in self._before.items():
+            if os.environ.get(name) == self._account[name]:  # else set by someone else meanwhile
+                del os.environ[name]
+                os.environ |= {} if value is None else {name: value}
         self._account = account
         self._before = {name: os.environ.get(name) for name in account}
         os.environ |= account
 
-    def _restore(self) -> None:
-        for name, value in self._before.items():
-            if os.environ.get(name) != self._account[name]:  # set by someone else meanwhile
-                continue
-            del os.environ[name]
-            os.environ |= {} if value is None else {name: value}
-
 
 _variables = _AccountVariables()
-
-
-def _with_its_account(uri: str) -> str:
-    """Return a server's address without its account, once that is in MLflow's variables."""
-    server, account = _split(uri)
-    configured = os.environ.get(ENV_URI, "").strip()
-    if not account and configured.startswith(_SERVER):
-        other, of_other = _split(configured)
-        account = of_other if other == server else {}
-    _variables.adopt(server, account)
-    return server
 
 
 def _split(uri: str) -> tuple[str, dict[str, str]]:
@@ -204,8 +195,9 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
     try:
         status = get(f"{uri}/health", timeout_s=timeout_s).status_code
     except (OSError, ValueError) as error:
-        problem = reason(error)
-        if getattr(_innermost(error), "verify_code", 0) in _UNKNOWN_AUTHORITY:
+        below = _innermost(error)  # what the system says, without the layers of the client around it
+        problem = str(below) or type(below).__name__
+        if getattr(below, "verify_code", 0) in _UNKNOWN_AUTHORITY:
             hint = "name a file with the certificate of the authority that signed the server's in REQUESTS_CA_BUNDLE"
     else:
         # 401 and 403: a proxy that wants credentials. It is alive, and MLflow's client sends its own.
@@ -213,12 +205,6 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
             return
         problem = f"it answers /health with status {status}"
     raise TrackingError(f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.", hint=hint)
-
-
-def reason(error: Exception) -> str:
-    """Return what the system says of a request that failed, without the layers of the client around it."""
-    below = _innermost(error)
-    return str(below) or type(below).__name__
 
 
 def _innermost(error: Exception) -> BaseException:

@@ -1,4 +1,4 @@
-"""What people read of an adapter, in Markdown: its model card, README.md, and MLflow's pages of a version and a task.
+"""What people read of an adapter, in Markdown: its model card, README.md, and MLflow's page of a version.
 
 The card is made from the manifest before it is sealed.
 """
@@ -9,19 +9,25 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.promotion import Candidate, Decision
-from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
-from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
-
-if TYPE_CHECKING:
-    from loraxs_search.tasks.kinds import TaskKind
-
+from loraxs_search.tasks.asking import (
+    asking_code,
+    base_arguments,
+    between_texts,
+    fenced,
+    loading_code,
+    prompt_section,
+    source_names,
+    where_base_is,
+)
+from loraxs_search.tasks.baselines import baseline_title
+from loraxs_search.tasks.kinds import kind_of
 
 _POOLS = {
     "cls": " The head reads the last hidden state of the first token.",
@@ -33,19 +39,16 @@ _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found,
 
 def model_card(manifest: Manifest) -> str:
     """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it."""
-    from loraxs_search.tasks.asking import fenced, prompt_section, source_names
-    from loraxs_search.tasks.baselines import baseline_title
-
-    task, tuned, kind = manifest.task, manifest.hyperparameters, _kind(manifest.task)
+    task, tuned, kind = manifest.task, manifest.hyperparameters, kind_of(manifest.task)
     method = method_of(tuned)
     params = method.params(tuned).items()
     own = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in params)
     pipeline = f"\npipeline_tag: {kind.hub_pipeline}" if kind.hub_pipeline else ""
-    on_rows = [("this adapter", number(manifest.test_metrics.get(task.metric)))]
+    on_rows = [("this adapter", _number(manifest.test_metrics.get(task.metric)))]
     for one in manifest.baselines:
         title = baseline_title(one.name) if one.answer is None else f"always {kind.show(one.answer)}"
-        on_rows.append((title, number(one.test_metrics.get(task.metric))))
-    slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", number(each.score)) for each in manifest.slices]
+        on_rows.append((title, _number(one.test_metrics.get(task.metric))))
+    slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", _number(each.score)) for each in manifest.slices]
     chosen = (
         "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
     )
@@ -73,8 +76,8 @@ def model_card(manifest: Manifest) -> str:
         "## Scores",
         _score_table(manifest),
         _seeds(manifest),
-        table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
-        table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
+        _table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
+        _table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
         chosen,
         " ".join(searched),
         f"## Answers\n\nThe first test rows, with what this adapter makes of them.\n\n{answers}" if answers else "",
@@ -88,7 +91,7 @@ def model_card(manifest: Manifest) -> str:
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
         f"{tuned.batch_size} rows, seed {tuned.seed}.{started}",
-        table(("parameter", "value"), [(name, str(value)) for name, value in sorted(manifest.params.items())]),
+        _table(("parameter", "value"), [(name, str(value)) for name, value in sorted(manifest.params.items())]),
         f"Data: {data}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
@@ -118,13 +121,13 @@ def _score_table(manifest: Manifest) -> str:
     rows = [
         (
             name,
-            number(manifest.test_metrics.get(name)),
-            number(manifest.validation_metrics.get(name)),
+            _number(manifest.test_metrics.get(name)),
+            _number(manifest.validation_metrics.get(name)),
             str(spreads.get(name, "-")),
         )
         for name in names
     ]
-    return table(("metric", "test", "validation", "validation over seeds"), rows)
+    return _table(("metric", "test", "validation", "validation over seeds"), rows)
 
 
 def _seeds(manifest: Manifest) -> str:
@@ -144,7 +147,7 @@ def _size_table(manifest: Manifest) -> str:
     """Return what is trained and stored, beside plain LoRA and the base."""
     size, lora_parameters = manifest.size, manifest.lora_parameters
     method = method_of(manifest.hyperparameters)
-    has_head = _kind(manifest.task).model.num_outputs is not None
+    has_head = kind_of(manifest.task).model.num_outputs is not None
     head = {"head": f"{size.head_parameters:,} parameters"} if has_head else {}
     rows = {
         method.description: f"{size.r_parameters:,} parameters",
@@ -160,13 +163,11 @@ def _size_table(manifest: Manifest) -> str:
     if manifest.base_bytes:
         share = manifest.base_bytes / max(1, size.stored_bytes)
         rows["base model"] = f"{manifest.base_bytes:,} bytes, {share:,.0f} times what is stored"
-    return table(("part", "size"), rows.items())
+    return _table(("part", "size"), rows.items())
 
 
 def _loading(manifest: Manifest) -> str:
-    from loraxs_search.tasks.asking import asking_code, base_arguments, between_texts, loading_code, where_base_is
-
-    base, task, kind = replace(manifest.base_model, sha256=manifest.base_digest), manifest.task, _kind(manifest.task)
+    base, task, kind = replace(manifest.base_model, sha256=manifest.base_digest), manifest.task, kind_of(manifest.task)
     method, name = method_of(manifest.hyperparameters), task.registered_name
     dtype = None if manifest.factors else "float32"  # factor files are of the checkpoint's type, and its head is kept
     predicting = asking = ""
@@ -201,7 +202,7 @@ def _plain_lora(manifest: Manifest) -> str:
     """Return how vLLM and llama.cpp serve the adapter."""
     name, ref = manifest.task.registered_name, manifest.base_model
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
-    has_head = _kind(manifest.task).model.num_outputs is not None
+    has_head = kind_of(manifest.task).model.num_outputs is not None
     own = "" if has_head else " --generation-config vllm"  # without the penalties of the base's own settings
     limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
     lora_rank = int(method_of(manifest.hyperparameters).params(manifest.hyperparameters).get("rank", 0))
@@ -226,135 +227,62 @@ loraxs-search pull {name} --format gguf --out adapters/{name}-gguf
 ```"""
 
 
-def _kind(task: Task) -> TaskKind:
-    from loraxs_search.tasks.kinds import kind_of  # numpy, which reading a champion does without
-
-    return kind_of(task)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Return a score as tables have it."""
     return "-" if value is None else f"{value:.4f}"
 
 
-# ---- MLflow's pages --------------------------------------------------------------------------------------------------
+# ---- MLflow's page of a version --------------------------------------------------------------------------------------
 MAX_PAGE = 5000  # characters of a description in MLflow's tables
 _MAX_LINE = 300
-_USING = "```\nloraxs-search pull {name}\nloraxs-search predict {name} TEXT\n```"
-_WORKSPACE = "?workflowType=machine_learning"  # that MLflow's pages open a link in
 
 
 def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
-    """Return the description of a version: how good and how big it is, why it was promoted, how to pull it."""
-    name = f"{manifest.task.registered_name}:{version}"
+    """Return the description of a version: how good and how big it is, why it was promoted, how to pull it.
+
+    Of its reasons, the last ones are kept that fit.
+    """
+    name, metric = f"{manifest.task.registered_name}:{version}", decision.metric
+    over_seeds, test = seed_statistics(candidate).get(metric), candidate.test_metrics.get(metric)
+    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
+    seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
+    size = f"{candidate.stored_bytes:,} bytes. On `{manifest.base_model.id}`, promoted {decision.at[:10]}."
+    beside = [(baseline_title(each.name), _number(each.test_metrics.get(metric))) for each in candidate.baselines]
+    compared = [("**this adapter**", f"**{_number(test)}**"), *(row for row in beside if row[1] != "-")]
+    before = [
+        f"{score}{seeds}; {size}",
+        _score_table(manifest),
+        *([_table(("on the same test rows", metric), compared)] if len(compared) > 1 else []),
+        "### Why it was promoted",
+    ]
+    after = [
+        "### Size",
+        _size_table(manifest),
+        f"### Use it\n\n```\nloraxs-search pull {name}\nloraxs-search predict {name} TEXT\n```",
+        f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
+        "among its files.",
+    ]
     reasons = list(decision.reasons)
     if decision.comparisons:  # the more often its test rows were used, the less the next score says
         last = decision.comparisons[-1]
         sure = f", held to a confidence of {show_confidence(last.confidence)}" if last.confidence else ""
         reasons.append(f"comparison {last.number} on these test rows{sure}")
     reasons += ["promoted by force"] * decision.forced
-    before = [
-        f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
-        _score_table(manifest),
-        *_baseline_table(candidate, decision.metric),
-        "### Why it was promoted",
-    ]
-    after = [
-        "### Size",
-        _size_table(manifest),
-        "### Use it",
-        _USING.format(name=name),
-        f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
-        "among its files.",
-    ]
-    return _page(before, [f"- {_line(reason)}" for reason in reversed(reasons)], after, newest_last=True)
-
-
-def task_page(task: str, champion: RegisteredAdapter | None, history: Sequence[Decision]) -> str:
-    """Return the description of a task's registered model: its champion, how to pull it, and what was decided."""
-    before, rows = ["This task has no champion: none was promoted, or it was removed."], []
-    if champion is not None:
-        candidate, metric = champion.candidate, champion.decision.metric
-        on = f", on `{candidate.base_model}`." if candidate.base_model else "."
-        before = [
-            f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}{_WORKSPACE}). "
-            f"{_headline(candidate, metric)} Trial `{candidate.trial_id}` of study `{candidate.study}`{on}",
-            *_baseline_table(candidate, metric),
-            "### Use it",
-            _USING.format(name=task),
-        ]
-    for decision in reversed(history):
-        done = {"rollback": "rolled back", "remove": "removed"}.get(decision.action)
-        version = f"version {decision.version}, " if decision.version else ""
-        cells = (
-            f"{decision.at[:10]} {decision.at[11:16]}",
-            f"{done or ('promoted' if decision.promoted else 'refused')}{', by force' if decision.forced else ''}",
-            f"{version}{decision.study}/{decision.winner}" if decision.winner else decision.study,
-            f"{decision.metric} {number(decision.winner_metric)}" if decision.winner_metric is not None else "-",
-            decision.reasons[-1] if decision.reasons else "",
-        )
-        rows.append(f"| {' | '.join(_line(cell).replace('|', '&#124;') for cell in cells)} |")
-    head = "| when | what | which | score | why |\n|---|---|---|---|---|"
-    return _page([*before, "### History"], rows, [], head=head)
-
-
-def _headline(candidate: Candidate, metric: str) -> str:
-    over_seeds = seed_statistics(candidate).get(metric)
-    seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
-    test = candidate.test_metrics.get(metric)
-    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
-    return f"{score}{seeds}; {candidate.stored_bytes:,} bytes."
-
-
-def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
-    """Return what simple models reach on the same test rows; nothing where that is not known."""
-    from loraxs_search.tasks.baselines import baseline_title
-
-    scored = [baseline for baseline in candidate.baselines if metric in baseline.test_metrics]
-    rows = [("**this adapter**", f"**{number(candidate.test_metrics.get(metric))}**")]
-    rows += [(baseline_title(baseline.name), number(baseline.test_metrics[metric])) for baseline in scored]
-    return [table(("on the same test rows", metric), rows)] if scored else []
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…"
-
-
-def _page(
-    before: Sequence[str], lines: Sequence[str], after: Sequence[str], head: str = "", newest_last: bool = False
-) -> str:
-    """Join the parts of a page; of `lines`, the first ones that fit."""
-    room = MAX_PAGE - len("\n\n".join([*before, head, *after])) - 60  # for what says that some are left out
+    room = MAX_PAGE - len("\n\n".join([*before, *after])) - 60  # for what says that some are left out
     kept: list[str] = []
-    for line in lines:
-        room -= len(line) + 1
+    for reason in reversed(reasons):
+        line = f"- {' '.join(reason.split())}"
+        kept.append(line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…")
+        room -= len(kept[-1]) + 1
         if room < 0:
+            kept.pop()
             break
-        kept.append(line)
-    more = len(lines) - len(kept)
+    more = len(reasons) - len(kept)
     left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
-    body = "\n".join(filter(None, [head, *(reversed(kept) if newest_last else kept)]))
-    return "\n\n".join([*before, body, *left_out, *after])[:MAX_PAGE]
-
-
-def summarise(task: str, version: int, candidate: Candidate, decision: Decision) -> TaskSummary:
-    """Return the line of a task whose champion is `version`."""
-    over_seeds = seed_statistics(candidate).get(decision.metric)
-    return TaskSummary(
-        task=task,
-        version=version,
-        metric=decision.metric,
-        score=candidate.test_metrics.get(decision.metric),
-        mean=over_seeds.mean if over_seeds else None,
-        spread=over_seeds.deviation if over_seeds else None,
-        stored_bytes=candidate.stored_bytes,
-        base_model=candidate.base_model,
-        promoted_at=decision.at,
-    )
+    return "\n\n".join([*before, "\n".join(reversed(kept)), *left_out, *after])[:MAX_PAGE]

@@ -7,7 +7,6 @@ and that is read whole whenever a champion is looked up.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -17,25 +16,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_uri import all_pages, ensure_experiment, sqlite_path
-from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Decision
-from loraxs_search.registry.versions import fitted
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.versions import AdapterName
 
 DECISIONS = "mlflow.loraxs.decision."  # the number of each decision stands behind it; MLflow's pages hide it
 CHANGE = "mlflow.loraxs.change"  # a rollback or a removal that has begun and is not recorded yet
 LEASE = "mlflow.loraxs.lease"
 TTL_S = 120.0  # longer than registering an adapter takes: a lease that stands still for so long is taken over
 WAIT_S = 180.0  # for whoever changes a champion, before this one gives up
-_USE = "mlflow.loraxs.use."  # behind it test rows and a finalist's digest
+USE = "mlflow.loraxs.use."  # behind it test rows and a finalist's digest
 _TASK = "loraxs.task"
 _EXPERIMENT = "loraxs-search decisions"
 _NOTE = "A run for each task: what `loraxs-search promote` has decided, and who has answered its test rows."
@@ -67,13 +63,13 @@ class TaskRecord:
     Processes that write at once may make one each: tags of all count, and the lease is on the run with the lowest id.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, task: str) -> None:
-        self._client, self._uri, self._task = client, uri, task
+    def __init__(self, store: StoreReader, task: str) -> None:
+        self._client, self._uri, self._task = store.client, store.uri, AdapterName(task).task
 
     def decisions(self) -> list[Decision]:
         """Return the decisions, in the order they were made; those that cannot be read are left out."""
         found = list[Decision]()
-        for name, text in self._tags(DECISIONS).items():
+        for name, text in self.tags(DECISIONS).items():
             try:
                 found.append(from_json(Decision, text))
             except ValueError as error:  # pydantic's ValidationError is one
@@ -83,32 +79,25 @@ class TaskRecord:
                 )
         return sorted(found, key=lambda decision: decision.number)  # promoters' clocks differ; they take turns
 
-    def add(self, decision: Decision) -> None:
-        """Record a decision."""
-        self._write(f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", fitted(decision))
+    def tags(self, prefix: str) -> Mapping[str, str]:
+        """Return the tags that begin so, by name."""
+        tags = {name: text for run in reversed(self._runs()) for name, text in run.data.tags.items()}
+        return {name: tags[name] for name in sorted(tags) if name.startswith(prefix)}
 
-    def uses(self, test_rows: str) -> list[str]:
-        """Return the keys of finalists that are recorded to have answered these test rows."""
-        return list(self._tags(f"{_USE}{test_rows}.").values())
+    def write(self, name: str, text: str) -> None:
+        """Set a tag."""
+        if not (runs := self._runs()):
+            experiment = ensure_experiment(self._client, self._uri, _EXPERIMENT, _NOTE)
+            made = self._client.create_run(experiment, tags={_TASK: self._task}, run_name=self._task)
+            self._client.set_terminated(made.info.run_id)
+            runs = self._runs()
+        self._client.set_tag(runs[0].info.run_id, name, text)
 
-    def add_use(self, test_rows: str, finalist: str) -> None:
-        """Record that a finalist has answered test rows, whether or not anything is ever decided on it."""
-        self._write(f"{_USE}{test_rows}.{hashlib.sha256(finalist.encode()).hexdigest()[:16]}", finalist)
-
-    def begun(self) -> tuple[bool, Change | None]:
-        """Return whether a change has begun and is not recorded yet, and which; None if that cannot be read."""
-        text = self._tags(CHANGE).get(CHANGE)
-        with contextlib.suppress(ValueError):  # pydantic's ValidationError is one
-            return text is not None, None if text is None else from_json(Change, text)
-        return True, None
-
-    def begin(self, change: Change) -> None:
-        """Write down a change before it is made."""
-        self._write(CHANGE, to_json(change))
-
-    def end_change(self) -> None:
-        """Forget the change that has begun."""
-        self._delete(CHANGE)
+    def delete(self, name: str) -> None:
+        """Delete a tag, if it is there."""
+        for run in self._runs():
+            if name in run.data.tags:
+                self._client.delete_tag(run.info.run_id, name)
 
     # ---- one promoter at a time --------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -141,7 +130,7 @@ class TaskRecord:
             finally:
                 with contextlib.suppress(MlflowException):  # a server that is away by now lets it run out
                     if _owner(self._lease()) == owner:
-                        self._delete(LEASE)
+                        self.delete(LEASE)
             return
         from filelock import Timeout  # late, as in `file_lock`
 
@@ -196,32 +185,14 @@ class TaskRecord:
         return str(runs[0].data.tags.get(LEASE, "")) if runs else ""
 
     def _write_lease(self, owner: str) -> None:
-        self._write(LEASE, json.dumps({"owner": owner, "renewed": time.time()}))
+        self.write(LEASE, json.dumps({"owner": owner, "renewed": time.time()}))
 
-    # ---- tags --------------------------------------------------------------------------------------------------------
     def _runs(self) -> list[Any]:
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
         if experiment is None:
             return []
         found = all_pages(self._client.search_runs, [experiment.experiment_id], f"tags.`{_TASK}` = '{self._task}'")
         return sorted(found, key=lambda run: run.info.run_id)
-
-    def _tags(self, prefix: str) -> Mapping[str, str]:
-        tags = {name: text for run in reversed(self._runs()) for name, text in run.data.tags.items()}
-        return {name: tags[name] for name in sorted(tags) if name.startswith(prefix)}
-
-    def _write(self, name: str, text: str) -> None:
-        if not (runs := self._runs()):
-            experiment = ensure_experiment(self._client, self._uri, _EXPERIMENT, _NOTE)
-            made = self._client.create_run(experiment, tags={_TASK: self._task}, run_name=self._task)
-            self._client.set_terminated(made.info.run_id)
-            runs = self._runs()
-        self._client.set_tag(runs[0].info.run_id, name, text)
-
-    def _delete(self, name: str) -> None:
-        for run in self._runs():
-            if name in run.data.tags:
-                self._client.delete_tag(run.info.run_id, name)
 
 
 def _owner(lease: str) -> str:

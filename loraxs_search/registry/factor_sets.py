@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,63 +20,52 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.registry.reads import StoreReader
-from loraxs_search.registry.versions import is_sha256
 from loraxs_search.safetensors_header import entry_of
 
 _NAMES = ("left", "singular_values", "right")
 
 
-def lacks_factors(key: str, checksum: str) -> bool:
-    """Whether this machine has no factors of that key with these numbers, checked or not."""
-    if factors_at(key, checksum) is not None:
-        return False
-    return _recorded_checksum(unchecked_factor_path(key, checksum)) != checksum
+def factors_at(key: str, checksum: str, *, unchecked: bool = False) -> Path | None:
+    """Return the file with these factors: this machine's own, or another machine's that were checked here.
+
+    Args:
+        unchecked: Look among those too that came from a registry and were not checked yet.
+    """
+    _check_digests(key, checksum)
+    places = [factor_path(key), factor_variant_path(key, checksum)]
+    places += [unchecked_factor_path(key, checksum)] * unchecked
+    return next((path for path in places if _recorded_checksum(path) == checksum), None)
 
 
-def factors_at(key: str, checksum: str) -> Path | None:
-    """Return the file with these factors: this machine's own, or another machine's that were checked here."""
-    _checked(checksum, "factor checksum")
-    for path in (factor_path(_checked(key)), factor_variant_path(key, checksum)):
-        if _recorded_checksum(path) == checksum:
-            return path
-    return None
+def install_factors(key: str, content: bytes, root: Path | None = None, *, unchecked: bool = False) -> Path:
+    """Put factors where they are looked for, and return the file.
 
+    Those that a host of this search has used become this machine's own where it has none of that key, and lie beside
+    its own where it has. Either way what was trained here keeps its meaning.
 
-def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
-    """Put factors that a host of this search has used where they are looked for, and return the file.
-
-    They become this machine's own where it has none of that key; beside its own where it has. Either way what was
-    trained here keeps its meaning.
-
+    Args:
+        unchecked: They are from a registry, and put aside until this process has the weight to check them against.
     Raises:
         IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
         HomeError: the folder cannot be written.
     """
     checksum = _true_checksum(content)
-    own = factor_path(_checked(key), root)
-    path = factor_variant_path(key, checksum, root) if own.exists() else own
-    if _recorded_checksum(own) == checksum:
+    _check_digests(key, checksum)
+    path = own = factor_path(key, root)
+    if unchecked:
+        path = unchecked_factor_path(key, checksum, root)
+    elif _recorded_checksum(own) == checksum:
         return own
+    elif own.exists():
+        path = factor_variant_path(key, checksum, root)
     write_atomic(path, content)
     return path
 
 
-def keep_unchecked(key: str, content: bytes, root: Path | None = None) -> Path:
-    """Put factors from a registry aside until this process has the weight to check them against, and return the file.
-
-    Raises:
-        IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
-        HomeError: the folder cannot be written.
-    """
-    path = unchecked_factor_path(_checked(key), _true_checksum(content), root)
-    write_atomic(path, content)
-    return path
-
-
-def _checked(digest: str, what: str = "factor key") -> str:
-    if not is_sha256(digest):
-        raise IntegrityError(f"`{what}` must be 64 hex digits, but got {digest!r}.", hint="pull the adapter again")
-    return digest
+def _check_digests(key: str, checksum: str) -> None:
+    for what, digest in (("factor key", key), ("factor checksum", checksum)):
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise IntegrityError(f"`{what}` must be 64 hex digits, but got {digest!r}.", hint="pull the adapter again")
 
 
 def _recorded_checksum(path: Path) -> str | None:
@@ -128,20 +118,20 @@ def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping
         _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
     if not any(here.values()):
         return
-    client, factor_sets = store.client, sets_of(store, base_digest)
-    if not factor_sets:
+    client, sets = store.client, _sets_of(store, base_digest)
+    if not sets:
         experiment = ensure_experiment(client, store.uri, _EXPERIMENT, _NOTE)
         tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
         name = f"factors-{base_digest[:32]}"
         model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
         model = client.finalize_logged_model(model.model_id, "READY")
         client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
-        factor_sets = {str(model.model_id): model.artifact_location}
-    listed = {model_id: _listed(store, source) for model_id, source in factor_sets.items()}
-    for model_id, sizes in listed.items():
+        sets = {str(model.model_id): (model.artifact_location, {})}
+    known = {name for _, sizes in sets.values() for name in sizes}
+    for model_id, (_, sizes) in sets.items():
         with tempfile.TemporaryDirectory() as folder:
             for name, path in here.items():
-                is_new = model_id == next(iter(listed)) and not any(name in others for others in listed.values())
+                is_new = model_id == next(iter(sets)) and name not in known
                 # A promoter that was killed, or met a full disk, may have left part of a file.
                 is_short = sizes.get(name, 0) not in (0, path.stat().st_size if path else 0)
                 if path is not None and (is_new or is_short):
@@ -158,15 +148,14 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
     Raises:
         IntegrityError: a file is not what its name says; it is not kept.
     """
-    missing = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
+    missing = {key: checksum for key, checksum in factors.items() if not factors_at(key, checksum, unchecked=True)}
     if not missing:
         return 0
-    factor_sets = sets_of(store, base_digest)
-    if not factor_sets:
+    sets = _sets_of(store, base_digest)
+    if not sets:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
-    sources = factor_sets.values()
-    files = {name: (source, size) for source in sources for name, size in _listed(store, source).items()}
+    files = {name: (source, size) for source, sizes in sets.values() for name, size in sizes.items()}
 
     def fetch(key: str) -> int:
         name = _file_name(key, missing[key])
@@ -175,8 +164,8 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
         source, size = files[name]
         with tempfile.TemporaryDirectory() as folder:
             content = store.fetch_file(source, name, Path(folder), size or _MAX_BYTES).read_bytes()
-        keep_unchecked(key, content)
-        if lacks_factors(key, missing[key]):
+        install_factors(key, content, unchecked=True)
+        if not factors_at(key, missing[key], unchecked=True):
             raise IntegrityError(
                 f"Factor file {name} must have checksum {missing[key][:16]}..., but it has another.",
                 hint="tell whoever keeps the registry",
@@ -187,19 +176,20 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
         return sum(threads.map(fetch, missing))
 
 
-def sets_of(store: StoreReader, base_digest: str) -> dict[str, str]:
-    """Return where the files of a base's sets lie, by logged model: one, or several where promoters made one each."""
-    prefix, tags = f"{_TAG}{base_digest}.", store.experiment_tags(_EXPERIMENT)
-    return {key.removeprefix(prefix): tags[key] for key in sorted(tags) if key.startswith(prefix)}
+def _sets_of(store: StoreReader, base_digest: str) -> dict[str, tuple[str, dict[str, int]]]:
+    """Return where the files of a base's sets lie and their sizes by name, by logged model.
 
-
-def _listed(store: StoreReader, source: str) -> dict[str, int]:
-    """Return the files of a set and their sizes; none if nothing has been logged yet."""
-    sizes = {file.name: file.num_bytes for file in store.list_files(source) if not file.is_dir}
-    for name, size in sizes.items():
-        if size > _MAX_BYTES:
-            raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
-    return sizes
+    There is one set, or several where promoters made one each. One has no files if nothing has been logged yet.
+    """
+    prefix, tags, sets = f"{_TAG}{base_digest}.", store.experiment_tags(_EXPERIMENT), {}
+    for tag in sorted(tag for tag in tags if tag.startswith(prefix)):
+        listed = store.list_files(tags[tag])
+        sizes = {name: num_bytes for name, num_bytes in listed.items() if num_bytes is not None}
+        for name, size in sizes.items():
+            if size > _MAX_BYTES:
+                raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
+        sets[tag.removeprefix(prefix)] = tags[tag], sizes
+    return sets
 
 
 def _file_name(key: str, checksum: str) -> str:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
 from loraxs_search.home import (
     disk_faults,
     ensure_dir,
@@ -151,19 +151,22 @@ def _download(adapter: RegisteredAdapter, store: StoreReader, target: Path) -> M
 
 def _fetch(adapter: RegisteredAdapter, store: StoreReader, folder: Path) -> None:
     """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
-    listed = {file.name: file for file in store.list_files(adapter.source) if not lies_beside(file.name, file.is_dir)}
+    listed = dict[str, int]()
+    for name, num_bytes in store.list_files(adapter.source).items():
+        if lies_beside(name, num_bytes is None):
+            continue
+        if num_bytes is None:
+            raise IntegrityError(f"{name} must be a file, but it is a folder.")
+        check_file(name, num_bytes)
+        listed[name] = num_bytes
     if not 0 < len(listed) <= _MAX_FILES:
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(listed)}.")
-    if folders := [name for name, file in listed.items() if file.is_dir]:
-        raise IntegrityError(f"{folders[0]} must be a file, but it is a folder.")
-    for name, file in listed.items():
-        check_file(name, file.num_bytes)
 
     def fetch(name: str) -> None:
         path = Path(adapter.source.removeprefix("file://")) / name
         if path.is_symlink():  # of a folder of this machine: it could lead anywhere
             raise IntegrityError(f"{path} must be a plain file: no folders, no links.")
-        store.fetch_file(adapter.source, name, folder, listed[name].num_bytes or MAX_BYTES[Path(name).suffix])
+        store.fetch_file(adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
 
     if MANIFEST in listed:
         fetch(MANIFEST)
@@ -176,39 +179,6 @@ def _fetch(adapter: RegisteredAdapter, store: StoreReader, folder: Path) -> None
         path = folder / name
         if not path.is_file() or path.is_symlink() or file_sha256(path) != expected:
             fetch(name)
-
-
-def new_folder(path: Path) -> Path:
-    """Return a folder for a copy.
-
-    Raises:
-        UsageError: it holds something, or is none.
-    """
-    with disk_faults(path, "--out"):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
-    return path
-
-
-def copy_folder(folder: Path, target: Path) -> None:
-    """Copy a folder to a new or empty one; a failed copy leaves nothing behind."""
-    is_new = not target.exists()
-    place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
-    with disk_faults(target, "--out"):
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            for path in sorted(folder.rglob("*")):  # a folder before what is in it
-                target_path = place / path.relative_to(folder)
-                target_path.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target_path)
-            if is_new:
-                place.rename(target)
-        except BaseException:
-            if is_new:
-                shutil.rmtree(place, ignore_errors=True)
-            else:
-                for path in folder.iterdir():
-                    remove_whole(place / path.name)
-            raise
 
 
 # ---- what names meant here -------------------------------------------------------------------------------------------

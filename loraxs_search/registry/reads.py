@@ -1,44 +1,55 @@
 """What an MLflow store has: registered models, versions, files. Nothing here writes.
 
-A server is asked by plain requests, which have answered before MLflow is imported. MLflow's client asks an embedded
-store, and a server that does not answer plain requests.
+A read is a call of MLflow's REST API. A server is asked by plain requests, which have answered before MLflow is
+imported. MLflow's client asks an embedded store, and a server that does not answer plain requests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import itertools
 import json
 import os
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, RegistryUnreadableError, TrackingError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import check_server, get, prepare_environment, redact, sqlite_path
-from loraxs_search.registry.versions import ADAPTER, KIND
 
 if TYPE_CHECKING:
     import requests
     from mlflow import MlflowClient
 
-T = TypeVar("T")
+KIND, ADAPTER = "loraxs.kind", "adapter"  # a tag, in sight: what a registered model of ours is
 _TIMEOUT_S, _PAGE_TIMEOUT_S = 5.0, 20.0
 _CHUNK_BYTES = 2**16
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 _FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
-_ADAPTERS = f"tags.`{KIND}` = '{ADAPTER}'"
 _MAX_PAGE = 1000  # MLflow's own limit
 _OTHERS = 20  # factor sets and models of others among these, for which no second page is asked
 _NEAR = 100
+
+# The calls of the API that are made here, as MLflow's client makes them.
+_BY_CLIENT: Mapping[str, Callable[..., Any]] = {
+    "experiments/get-by-name": lambda client, experiment_name: client.get_experiment_by_name(experiment_name),
+    "registered-models/get": lambda client, name: client.get_registered_model(name),
+    "model-versions/get": lambda client, name, version: client.get_model_version(name, version),
+    "registered-models/search": lambda client, filter, max_results, order_by, page_token: (
+        client.search_registered_models(filter, max_results, [order_by], page_token or None)
+    ),
+    "model-versions/search": lambda client, filter, max_results, order_by, page_token: client.search_model_versions(
+        filter, max_results, [order_by], page_token or None
+    ),
+}
+# Where a server wants to be asked in another way, `requests` raises an OSError, or its answer is not what is read here.
+_NOT_PLAIN = (OSError, ValueError, KeyError, AttributeError)
 
 
 @contextlib.contextmanager
@@ -65,15 +76,6 @@ def mlflow_errors(uri: str) -> Iterator[None]:
             f"The registry at {redact(uri)} failed: {redact(str(error))}",
             hint=f"run `mlflow db upgrade {redact(uri)}` after a backup" if old_schema else None,
         ) from error
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A file, or a folder, as the store lists it; a store that does not know a file's size says 0."""
-
-    name: str
-    num_bytes: int
-    is_dir: bool
 
 
 class StoreReader:
@@ -117,99 +119,55 @@ class StoreReader:
 
     def model(self, name: str) -> Any | None:
         """Return a registered model; None when there is none."""
-        if not self.exists:
-            return None
-        return self._plainly(
-            lambda: self._ask("registered-models/get", "registered_model", name=name),
-            lambda: _or_none(lambda: self.client.get_registered_model(name)),
-        )
+        return self._read("registered-models/get", name=name) if self.exists else None
 
     def version(self, name: str, number: int) -> Any | None:
         """Return a version of a registered model; None when there is none."""
-        return self._plainly(
-            lambda: self._ask("model-versions/get", "model_version", name=name, version=str(number)),
-            lambda: _or_none(lambda: self.client.get_model_version(name, str(number))),
-        )
+        return self._read("model-versions/get", name=name, version=str(number))
 
     def versions(self, name: str) -> Iterator[Any]:
         """Yield all versions of a registered model, newest first."""
-        only, order = f"name = '{name}'", "version_number DESC"
-
-        def ask(token: str) -> tuple[list[Any], str]:
-            return self._plainly(
-                lambda: self._search("model_versions", only, _NEAR, order, token),
-                lambda: _paged(self.client.search_model_versions(only, _NEAR, [order], token or None)),
-            )
-
-        token: str | None = None
-        while token != "":
-            page, token = ask(token or "")
-            yield from page
+        return self._search("model-versions/search", f"name = '{name}'", _NEAR, "version_number DESC")
 
     def models(self, limit: int | None = None) -> Iterator[Any]:
         """Yield the registered models of our adapters, by name; the first `limit` of them.
 
-        Without a filter MLflow reads a page along its index, with one it reads the tags of all models, three times for
-        each page. So a store is asked with the filter only where most of it is another user's, as its first page tells.
+        Without a filter MLflow reads a page along its index, with one the tags of all models.
         """
         size = _MAX_PAGE if limit is None else min(limit + _OTHERS, _MAX_PAGE)
-        yield from itertools.islice(self._models(size), limit)
-
-    def _models(self, size: int) -> Iterator[Any]:
-        only, token, first = "", "", self.exists
-        while first or token:
-            page, token = self._page(only, size, token)
-            ours = [model for model in page if model.tags.get(KIND) == ADAPTER]
-            if first and token and 2 * len(ours) < len(page):
-                only = _ADAPTERS
-                ours, token = self._page(only, size, "")
-            yield from ours
-            first = False
+        found = self._search("registered-models/search", "", size, "name ASC") if self.exists else iter(())
+        return itertools.islice((model for model in found if model.tags.get(KIND) == ADAPTER), limit)
 
     def near(self, task: str) -> list[str]:
         """Return names of tasks to suggest for an unknown one: those with the same beginning, and the first ones."""
-        pages = [self._page(only, _NEAR, "")[0] for only in (f"name ILIKE '{task[:3]}%'", "") if self.exists]
-        return sorted({model.name for page in pages for model in page if model.tags.get(KIND) == ADAPTER})
-
-    def _page(self, only: str, size: int, token: str) -> tuple[list[Any], str]:
-        def by_client() -> tuple[list[Any], str]:
-            # A page of an embedded store makes tens of thousands of objects, none of which is garbage.
-            was_enabled = gc.isenabled()
-            gc.disable()
-            try:
-                return _paged(self.client.search_registered_models(only, size, ["name ASC"], token or None))
-            finally:
-                if was_enabled:
-                    gc.enable()
-
-        return self._plainly(lambda: self._search("registered_models", only, size, "name ASC", token), by_client)
+        names = set[str]()
+        for only in (f"name ILIKE '{task[:3]}%'", "") if self.exists else ():
+            page = itertools.islice(self._search("registered-models/search", only, _NEAR, "name ASC"), _NEAR)
+            names.update(model.name for model in page if model.tags.get(KIND) == ADAPTER)
+        return sorted(names)
 
     def experiment_tags(self, name: str) -> dict[str, str]:
         """Return the tags of an experiment; none when there is no such experiment."""
-        found = self._plainly(
-            lambda: self._ask("experiments/get-by-name", "experiment", experiment_name=name),
-            lambda: self.client.get_experiment_by_name(name),
-        )
+        found = self._read("experiments/get-by-name", experiment_name=name)
         return {} if found is None else dict(found.tags)
 
     # ---- files -------------------------------------------------------------------------------------------------------
-    def list_files(self, source: str) -> list[Listed]:
-        """Return what lies in `source`; nothing where nothing has been logged yet."""
+    def list_files(self, source: str) -> dict[str, int | None]:
+        """Return the size of each file in `source`, by name; 0 where the store does not know it, None of a folder.
 
-        def by_client() -> list[Listed]:
-            prepare_environment()
+        Nothing lies there where nothing has been logged yet.
+        """
+        if self._is_plain:
+            with contextlib.suppress(*_NOT_PLAIN), self._open(_FILES, {"path": _handed_out(source)}) as answer:
+                answer.raise_for_status()
+                files = answer.json().get("files", [])
+                return {str(f["path"]): None if f.get("is_dir") else int(f.get("file_size", 0)) for f in files}
+        prepare_environment()
+        with mlflow_errors(self.uri):
             from mlflow.artifacts import list_artifacts
 
             listed = list_artifacts(artifact_uri=source, tracking_uri=self.uri)
-            return [Listed(PurePosixPath(file.path).name, file.file_size or 0, file.is_dir) for file in listed]
-
-        def ask() -> list[Listed]:
-            with self._open(_FILES, {"path": _handed_out(source)}) as answer:
-                answer.raise_for_status()
-                files = answer.json().get("files", [])
-            return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in files]
-
-        return self._plainly(ask, by_client)
+        return {PurePosixPath(file.path).name: None if file.is_dir else file.file_size or 0 for file in listed}
 
     def fetch_file(self, source: str, name: str, folder: Path, max_bytes: int) -> Path:
         """Fetch a file of `source` into `folder`, and return it there.
@@ -219,74 +177,74 @@ class StoreReader:
                 MLflow's is measured afterwards.
             HomeError: `folder` cannot be written.
         """
-        path = folder / name
-
-        def check_size(num_bytes: int) -> None:
-            if num_bytes > max_bytes:
-                raise IntegrityError(
-                    f"{name} must have at most {max_bytes:,} bytes, but {num_bytes:,} came from {redact(self.uri)}.",
-                    hint="tell whoever keeps the registry",
-                )
-
-        def ask() -> Path:
-            call, num_bytes = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}", 0
-            with self._open(call, {}, stream=True) as answer, disk_faults(path), path.open("wb") as file:
-                answer.raise_for_status()
-                for chunk in answer.iter_content(_CHUNK_BYTES):  # raises where fewer bytes come than were announced
-                    num_bytes += len(chunk)
-                    check_size(num_bytes)
-                    file.write(chunk)
-            return path
-
-        def by_client() -> Path:
+        path, num_bytes = folder / name, 0
+        if self._is_plain:
+            with contextlib.suppress(*_NOT_PLAIN):
+                call = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}"
+                with self._open(call, {}, stream=True) as answer, disk_faults(path), path.open("wb") as file:
+                    answer.raise_for_status()
+                    for chunk in answer.iter_content(_CHUNK_BYTES):  # raises where fewer bytes come than were announced
+                        num_bytes += len(chunk)
+                        if num_bytes > max_bytes:
+                            break
+                        file.write(chunk)
+                    else:
+                        return path
+        if num_bytes <= max_bytes:
             prepare_environment()
-            from mlflow.artifacts import download_artifacts
+            with mlflow_errors(self.uri):
+                from mlflow.artifacts import download_artifacts
 
-            place = f"{source.rstrip('/')}/{name}"
-            fetched = Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=self.uri))
-            check_size(fetched.stat().st_size)
-            return fetched
+                place = f"{source.rstrip('/')}/{name}"
+                path = Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=self.uri))
+            num_bytes = path.stat().st_size
+        if num_bytes > max_bytes:
+            raise IntegrityError(
+                f"{name} must have at most {max_bytes:,} bytes, but {num_bytes:,} came from {redact(self.uri)}.",
+                hint="tell whoever keeps the registry",
+            )
+        return path
 
-        return self._plainly(ask, by_client)
+    # ---- calls -------------------------------------------------------------------------------------------------------
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the store is a server that may answer plain requests."""
+        return sqlite_path(self.uri) is None and not any(os.environ.get(name) for name in _OTHER_WAYS_IN)
 
-    # ---- plain requests ----------------------------------------------------------------------------------------------
-    def _plainly(self, ask: Callable[[], T], by_client: Callable[[], T]) -> T:
-        """Return what a server answers to `ask`; where there is none, or it does not answer, what the client finds.
-
-        Args:
-            ask: Raises an `OSError`, as all of `requests` are, or stumbles over an answer, where the server wants to be
-                asked in another way: MLflow's client finds out which.
-        """
-        if sqlite_path(self.uri) is None and not any(os.environ.get(name) for name in _OTHER_WAYS_IN):
-            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-                return ask()
+    def _read(self, call: str, **query: Any) -> Any:
+        """Return what the store answers: an entity, None if there is none, or a page and the token of the next one."""
+        part, _, verb = call.partition("/")
+        if self._is_plain:
+            given = {name: str(value) for name, value in query.items() if value}
+            timeout_s, entities = _PAGE_TIMEOUT_S if verb == "search" else _TIMEOUT_S, part.replace("-", "_")
+            with contextlib.suppress(*_NOT_PLAIN), self._open(f"mlflow/{call}", given, timeout_s) as answer:
+                value = json.loads(answer.content, object_hook=_entity)
+                if answer.ok and verb == "search":
+                    return getattr(value, entities, []), getattr(value, "next_page_token", "") or ""
+                if answer.ok:
+                    return getattr(value, entities.removesuffix("s"))
+                if value.error_code == _MISSING:
+                    return None
         with mlflow_errors(self.uri):
-            return by_client()
+            try:
+                found = _BY_CLIENT[call](self.client, **query)
+            except Exception as error:
+                if getattr(error, "error_code", None) == _MISSING:
+                    return None
+                raise
+        return (list(found), found.token or "") if verb == "search" else found
+
+    def _search(self, call: str, only: str, size: int, order: str) -> Iterator[Any]:
+        """Yield what a search finds, page after page."""
+        token: str | None = None
+        while token != "":
+            page, token = self._read(call, filter=only, max_results=size, order_by=order, page_token=token or "")
+            yield from page
 
     def _open(
-        self, call: str, query: dict[str, str], timeout_s: float = _PAGE_TIMEOUT_S, stream: bool = False
+        self, call: str, query: Mapping[str, str], timeout_s: float = _PAGE_TIMEOUT_S, stream: bool = False
     ) -> requests.Response:
         return get(f"{self.uri}/api/2.0/{call}", params=query, timeout_s=timeout_s, stream=stream)
-
-    def _ask(self, call: str, what: str = "", timeout_s: float = _TIMEOUT_S, **query: str) -> Any:
-        """Return what a server answers, as its client would have it; None if it says that there is no such thing.
-
-        Args:
-            what: The part of the answer that is wanted; by default all of it.
-        """
-        given = {name: value for name, value in query.items() if value}
-        with self._open(f"mlflow/{call}", given, timeout_s) as answer:
-            value = json.loads(answer.content, object_hook=_entity)
-            if answer.ok:
-                return getattr(value, what) if what else value
-        if value.error_code == _MISSING:
-            return None
-        raise ValueError(value.error_code)
-
-    def _search(self, what: str, only: str, size: int, order: str, token: str) -> tuple[list[Any], str]:
-        query = {"filter": only, "max_results": str(size), "order_by": order, "page_token": token}
-        answer = self._ask(f"{what.replace('_', '-')}/search", timeout_s=_PAGE_TIMEOUT_S, **query)
-        return getattr(answer, what, []), getattr(answer, "next_page_token", "") or ""
 
 
 def _entity(fields: dict[str, Any]) -> SimpleNamespace:
@@ -295,19 +253,6 @@ def _entity(fields: dict[str, Any]) -> SimpleNamespace:
     aliases = {each.alias: each.version for each in fields.get("aliases", ()) if not isinstance(each, str)}
     absent: dict[str, Any] = {"run_id": None, "source": "", "description": "", "latest_versions": []}
     return SimpleNamespace(**absent | fields | {"tags": tags, "aliases": aliases})
-
-
-def _or_none(find: Callable[[], Any]) -> Any | None:
-    try:
-        return find()
-    except Exception as error:
-        if getattr(error, "error_code", None) == _MISSING:
-            return None
-        raise
-
-
-def _paged(page: Any) -> tuple[list[Any], str]:
-    return list(page), page.token or ""
 
 
 def _handed_out(source: str) -> str:

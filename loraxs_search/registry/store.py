@@ -6,7 +6,6 @@ Reading creates nothing. One change of a task's champion runs at a time. Each th
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import logging
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import (
     ForeignVersionError,
@@ -33,26 +32,35 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers, PromotionRule
 from loraxs_search.records.task import Task
-from loraxs_search.registry import factor_sets, versions
-from loraxs_search.registry.card import summarise, task_page, version_page
-from loraxs_search.registry.decisions import Change, Check, TaskRecord
+from loraxs_search.registry import factor_sets
+from loraxs_search.registry.decisions import CHANGE, DECISIONS, USE, Change, Check, TaskRecord
 from loraxs_search.registry.finalist import Criterion, SeedStatistics, better_when, choose
-from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
+from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read, verify
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
-from loraxs_search.registry.versions import CHAMPION, AdapterName, RegisteredAdapter, Rescore, TaskSummary, parse_name
+from loraxs_search.registry.versions import (
+    CHAMPION,
+    DIGEST,
+    SHOWN,
+    SUMMARY,
+    AdapterName,
+    RegisteredAdapter,
+    Rescore,
+    TaskSummary,
+    fitted,
+    read_version,
+    register_version,
+    remove_version,
+)
 
 if TYPE_CHECKING:
     from loraxs_search.registry.evidence import ScoredRows
     from loraxs_search.registry.promotion import Scored, ToleranceReference
 
-MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 _logger = logging.getLogger(__name__)
 UNTOUCHED_BASE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _SHOWN_VERSIONS = 100
 _FEW = 8
-
-
 _NONE: Mapping[str, Any] = {}
 
 
@@ -101,17 +109,6 @@ def comparable(
     return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
-def _speaking(method: MethodT) -> MethodT:
-    """Turn MLflow's exceptions into our errors."""
-
-    @functools.wraps(method)
-    def spoken(self: Registry, *args: Any, **kwargs: Any) -> Any:
-        with mlflow_errors(self.uri):
-            return method(self, *args, **kwargs)
-
-    return cast("MethodT", spoken)
-
-
 class Registry:
     """The adapters registered in the MLflow store at `uri`, and changing who is champion.
 
@@ -127,7 +124,7 @@ class Registry:
     # ---- reading -----------------------------------------------------------------------------------------------------
     def champion(self, task: str) -> RegisteredAdapter | None:
         """Return the task's champion; None when it has none."""
-        return self._find(AdapterName(versions.check_task(task)))
+        return self._find(AdapterName(task))
 
     def resolve(self, name: str) -> RegisteredAdapter:
         """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
@@ -135,7 +132,7 @@ class Registry:
         Raises:
             RegistryError: no such task, alias or version; the message lists those that exist.
         """
-        parsed = parse_name(name)
+        parsed = AdapterName.parse(name)
         if (adapter := self._find(parsed)) is None:
             raise self._unknown(parsed)
         return adapter
@@ -146,14 +143,27 @@ class Registry:
         Raises:
             UnknownTaskError: it has no version, and nothing was ever decided on it.
         """
-        if self.store.model(versions.check_task(task)) is None and isinstance(
-            error := self._unknown(AdapterName(task)), UnknownTaskError
-        ):
+        name = AdapterName(task)
+        if self.store.model(task) is None and isinstance(error := self._unknown(name), UnknownTaskError):
             raise error
 
     def summaries(self, limit: int | None = None) -> list[TaskSummary]:
         """Return every task with its champion, by name; the first `limit` of them."""
-        return sorted(map(self._summary, self.store.models(limit)), key=lambda summary: summary.task)
+        found = list[TaskSummary]()
+        for model in self.store.models(limit):
+            aliases = {alias: int(number) for alias, number in model.aliases.items()}
+            champion, summary = aliases.get(CHAMPION), TaskSummary(model.name)
+            with contextlib.suppress(KeyError, ValueError):
+                summary = from_json(TaskSummary, model.tags[SUMMARY])
+            if champion is None:
+                summary = TaskSummary(model.name)
+            elif summary.version != champion:  # the alias was moved by hand
+                adapter = self._readable_champion(model.name)
+                summary = TaskSummary(model.name)
+                if adapter is not None:
+                    summary = TaskSummary.of(model.name, adapter.version, adapter.candidate, adapter.decision)
+            found.append(replace(summary, aliases=aliases))
+        return sorted(found, key=lambda summary: summary.task)
 
     def states(self, tasks: Collection[str]) -> dict[str, Hashable]:
         """Return, of those tasks that are there, what differs once one of their names may mean another adapter.
@@ -181,20 +191,22 @@ class Registry:
         self.check_known(task)
         model, found = self.store.model(task), list[RegisteredAdapter]()
         for version in () if model is None else itertools.islice(self.store.versions(task), _SHOWN_VERSIONS):
-            if versions.DIGEST in version.tags:
+            if DIGEST in version.tags:
                 try:
-                    found.append(versions.read_version(version, model))
+                    found.append(read_version(version, model))
                 except RegistryError as error:
                     _logger.warning("version %s of %s is left out: %s", version.version, version.name, error.message)
         return found
 
-    def manifest(self, version: RegisteredAdapter) -> Manifest:
-        """Return the manifest of a version.
+    def manifest(self, source: str) -> Manifest:
+        """Return the manifest of a version, by its `source`.
 
         Raises:
             IntegrityError: it is damaged.
         """
-        return _manifest(self.store, version.source)
+        with tempfile.TemporaryDirectory() as folder:
+            self.store.fetch_file(source, MANIFEST, Path(folder), MAX_BYTES[".json"])
+            return read(Path(folder))
 
     def manifests(self) -> Iterator[tuple[str, str, Manifest]]:
         """Yield `TASK:3`, the adapter's digest and the manifest of every version of every task.
@@ -204,11 +216,9 @@ class Registry:
         """
         for model in self.store.models():
             for version in self.store.versions(model.name):
-                if versions.DIGEST in version.tags:
-                    name, digest = f"{model.name}:{version.version}", version.tags[versions.DIGEST]
-                    yield name, digest, _manifest(self.store, version.source)
+                if digest := version.tags.get(DIGEST):
+                    yield f"{model.name}:{version.version}", digest, self.manifest(version.source)
 
-    @_speaking
     def history(self, task: str) -> list[Decision]:
         """Return every decision on the task, refusals too, oldest first; unreadable decisions are left out.
 
@@ -216,14 +226,17 @@ class Registry:
         """
         if not self.store.exists:
             return []
-        recorded = self._record_of(task).decisions()
+        with mlflow_errors(self.uri):
+            recorded = TaskRecord(self.store, task).decisions()
         made = self._unrecorded(task, recorded)
         return sorted([*recorded, made.decision], key=lambda each: each.number) if made else recorded
 
-    @_speaking
     def uses(self, task: str, test_rows: str) -> list[str]:
         """Return the keys of a task's finalists that are recorded to have answered these test rows."""
-        return self._record_of(task).uses(test_rows) if self.store.exists else []
+        if not self.store.exists:
+            return []
+        with mlflow_errors(self.uri):
+            return list(TaskRecord(self.store, task).tags(f"{USE}{test_rows}.").values())
 
     def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
         """Return an adapter's answers to the test rows it was scored on; None when none were kept.
@@ -243,7 +256,6 @@ class Registry:
         return ScoredRows.from_bytes(content)
 
     # ---- promoting ---------------------------------------------------------------------------------------------------
-    @_speaking
     def promote(  # noqa: PLR0913  # each but the first ones is a keyword
         self,
         rule: PromotionRule,
@@ -277,8 +289,8 @@ class Registry:
         """
         from loraxs_search.registry.promotion import PromotionTest, Scored  # numpy
 
-        name, choice = versions.check_task(task.registered_name), choose(rule, task, candidates)
-        if choice.finalist is None:
+        name, (chosen, why) = AdapterName(task.registered_name).task, choose(rule, task, candidates)
+        if chosen is None:
             study = study or ", ".join(sorted({candidate.study for candidate in candidates}))
             champion, metric = self.champion(name), Criterion.of(rule, task).metric
             with self._changing(name) as (check, _):
@@ -290,18 +302,17 @@ class Registry:
                     winner_metric=None,
                     champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
                     metric=metric,
-                    reasons=choice.reasons,
+                    reasons=why,
                     champion=champion.candidate.name if champion else None,
-                    at=_now(),
-                    number=_next_number(self.history(name)),
                 )
+                decision = _numbered(decision, self.history(name))
                 check()
                 self._record(decision)
             return decision, None
-        answers, rows, damage = _kept_rows(predictions.get(choice.finalist.trial_id))
+        answers, rows, damage = _kept_rows(predictions.get(chosen.trial_id))
         _, of_base, damage_of_base = _kept_rows(predictions.get(UNTOUCHED_BASE))
-        first_reasons = (*choice.reasons, *filter(None, (damage, damage_of_base)), *reasons)
-        finalist = Scored(choice.finalist, rows, of_base, baseline_answers)
+        first_reasons = (*why, *filter(None, (damage, damage_of_base)), *reasons)
+        finalist = Scored(chosen, rows, of_base, baseline_answers)
         test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
@@ -317,20 +328,19 @@ class Registry:
                 if (present and present.version) != version or reference != test.best(past, scored, version):
                     continue
                 decision = test.decide_after(past, scored, seen=seen, reference=reference, forced=forced)
-                all_reasons = (*first_reasons, *decision.reasons)
-                decision = replace(decision, reasons=all_reasons, at=_now(), number=_next_number(past))
+                decision = _numbered(replace(decision, reasons=(*first_reasons, *decision.reasons)), past)
                 if not decision.promoted:
                     check()  # else its number is another's by now
                     self._record(decision)
                     return decision, None
-                folder = folders[finalist.candidate.trial_id]
-                return self._register(folder, finalist.candidate, decision, check, answers)
+                return self._register(folders[chosen.trial_id], chosen, decision, check, answers)
         raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
-    @_speaking
     def record_use(self, finalist: Candidate) -> None:
         """Record that a finalist has answered its test rows, for whoever promotes from another machine."""
-        self._record_of(finalist.task).add_use(finalist.test_fingerprint, finalist.key)
+        digest = hashlib.sha256(finalist.key.encode()).hexdigest()[:16]
+        with mlflow_errors(self.uri):
+            TaskRecord(self.store, finalist.task).write(f"{USE}{finalist.test_fingerprint}.{digest}", finalist.key)
 
     def _with_rows(
         self, reference: ToleranceReference, task: str, finalist: Scored, rescore: Rescore | None
@@ -347,8 +357,8 @@ class Registry:
     def _register(
         self, folder: Path, candidate: Candidate, decision: Decision, check: Check, answers: bytes | None
     ) -> tuple[Decision, int]:
-        """Make a folder the champion. Records come first: no version lacks them, whenever this is killed."""
-        from mlflow.exceptions import MlflowException
+        """Make a folder the champion."""
+        from loraxs_search.registry.card import version_page  # numpy, which reading a champion does without
 
         manifest, task, client = verify(folder), decision.task, self.store.client
         own = manifest.task.registered_name, manifest.study, manifest.trial_id
@@ -357,40 +367,17 @@ class Registry:
                 f"{folder} must hold the winner {candidate.study}/{decision.winner} of {task}, "
                 f"but its manifest says {manifest.study}/{manifest.trial_id} of {own[0]}."
             )
-        if self.store.model(task) is None:
-            try:
-                client.create_registered_model(task, tags={versions.KIND: versions.ADAPTER})
-            except MlflowException:
-                if self.store.model(task) is None:  # else MLflow's client has sent it twice
-                    raise
-        digest = folder_digest(folder)
-        for key, value in versions.record_tags(candidate, decision, digest).items():
-            client.set_registered_model_tag(task, key, value)
-        version = versions.register(client, self.uri, folder, manifest, candidate, digest)
-        number = int(version.version)
+        number = int(register_version(self.store, folder, manifest, candidate, decision, answers).version)
         client.update_model_version(task, str(number), version_page(manifest, candidate, decision, number))
-        if answers is not None:
-            from loraxs_search.registry.evidence import FILE
-
-            evidence = hashlib.sha256(answers).hexdigest()
-            if version.tags.get(versions.EVIDENCE) != evidence:
-                with tempfile.TemporaryDirectory() as place:
-                    (Path(place) / "evidence").mkdir()
-                    (Path(place) / "evidence" / FILE).write_bytes(answers)
-                    client.log_model_artifacts(version.tags[versions.MODEL_ID], place)
-                client.set_model_version_tag(task, version.version, versions.EVIDENCE, evidence)
-        if all(file.name != MLMODEL for file in self.store.list_files(version.source)):
-            versions.add_mlflow_model(client, version, manifest)
         factor_sets.publish(self.store, manifest.base_digest, manifest.base_model.id, manifest.factors)
         check()  # registering took a while, and a server has other clients
         client.set_registered_model_alias(task, CHAMPION, str(number))
         made = replace(decision, version=number)
-        self._summarise(summarise(task, number, candidate, made))
+        self._summarise(TaskSummary.of(task, number, candidate, made))
         self._record(made)
         return made, number
 
     # ---- changing one's mind -----------------------------------------------------------------------------------------
-    @_speaking
     def rollback(self, task: str, to: int | None = None) -> Decision:
         """Make an earlier version champion again; by default the one before the present champion.
 
@@ -414,9 +401,8 @@ class Registry:
             reason = f"from version {held or '-'} back to version {target.version}"
             decision = self._decision_on(target, champion, "rollback", reason)
             check()
-            return self._begin(Change(decision, target.digest, held))
+            return self._make(Change(decision, target.digest, held), is_new=True)
 
-    @_speaking
     def remove(self, name: str, forced: bool = False) -> Decision:
         """Delete one version, named `TASK:3`; a champion, or the best version, only when `forced`.
 
@@ -425,7 +411,7 @@ class Registry:
         Raises:
             RegistryError: no such version, or it is a champion or the best.
         """
-        parsed = parse_name(name)
+        parsed = AdapterName.parse(name)
         if parsed.version is None:
             raise RegistryError(f"`version` must be given to remove one, but got {name!r}.", hint="write TASK:3")
         self.check_known(parsed.task)
@@ -458,35 +444,24 @@ class Registry:
             decision = self._decision_on(target, champion, "remove", f"removed version {target.version}")
             check()
             change = Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
-            return self._begin(change)
+            return self._make(change, is_new=True)
 
-    def _begin(self, change: Change) -> Decision:
-        self._record_of(change.decision.task).begin(change)
-        return self._finish(change)
-
-    def _finish(self, change: Change) -> Decision:
-        """Do what is left to do of a change: each step may have been done before."""
-        decision, client = change.decision, self.store.client
-        task, record = decision.task, self._record_of(decision.task)
+    def _make(self, change: Change, *, is_new: bool = False) -> Decision:
+        """Do a change, or what is left to do of one: each step may have been done before."""
+        decision, task, record = change.decision, change.decision.task, TaskRecord(self.store, change.decision.task)
+        if is_new:
+            record.write(CHANGE, to_json(change))
         target = self._find(AdapterName(task, None, decision.version))
         if decision.action == "rollback" and target is not None:
-            client.set_registered_model_alias(task, CHAMPION, str(target.version))
-            self._summarise(summarise(task, target.version, target.candidate, decision))
+            self.store.client.set_registered_model_alias(task, CHAMPION, str(target.version))
+            self._summarise(TaskSummary.of(task, target.version, target.candidate, decision))
         elif decision.action == "remove":
-            if target is not None and target.digest == change.digest:
-                for alias in target.aliases:
-                    client.delete_registered_model_alias(task, alias)
-                client.delete_model_version(task, str(target.version))
-            # MLflow's client repeats a call that a slow server did not answer: two versions may have one folder.
-            model = self.store.model(task)
-            if model is not None and versions.with_digest(client, task, change.digest) is None:
-                for tag in set(versions.adapter_tags(change.digest)) & model.tags.keys():
-                    client.delete_registered_model_tag(task, tag)
+            remove_version(self.store, task, change.digest, target)
             if decision.version == change.champion:
                 self._summarise(TaskSummary(task))
         if (decision.number, decision.at) not in {(each.number, each.at) for each in record.decisions()}:
             self._record(decision)
-        record.end_change()
+        record.delete(CHANGE)
         return decision
 
     @contextlib.contextmanager
@@ -495,13 +470,13 @@ class Registry:
 
         Yields what raises once the lock is lost, and the rollback or removal that was finished.
         """
-        record = self._record_of(task)
-        with record.locked() as check:
-            has_begun, change = record.begun()
-            finished = None
-            if has_begun:
+        record, finished = TaskRecord(self.store, task), None
+        with mlflow_errors(self.uri), record.locked() as check:
+            if (begun := record.tags(CHANGE).get(CHANGE)) is not None:
                 check()
-                may_finish = change is not None
+                change, may_finish = None, False
+                with contextlib.suppress(ValueError):  # pydantic's ValidationError is one
+                    change, may_finish = from_json(Change, begun), True
                 if change is not None and change.decision.action == "rollback":  # unless others changed it since
                     champion = self._readable_champion(task)
                     target = self._find(AdapterName(task, None, change.decision.version))
@@ -509,13 +484,13 @@ class Registry:
                     known = (change.champion, change.decision.version)
                     may_finish = is_there and (champion.version if champion else None) in known
                 if change is not None and may_finish:
-                    finished = self._finish(change)
+                    finished = self._make(change)
                 else:
                     _logger.warning("a change of the champion of %s was cut short, and cannot be finished", task)
-                    record.end_change()
+                    record.delete(CHANGE)
             if (adapter := self._unrecorded(task, record.decisions())) is not None:
                 check()  # once the alias moves on, nothing tells of this promotion
-                self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
+                self._summarise(TaskSummary.of(task, adapter.version, adapter.candidate, adapter.decision))
                 self._record(adapter.decision)
             yield check, finished
 
@@ -527,7 +502,7 @@ class Registry:
         reason: str,
     ) -> Decision:
         metric, before = target.decision.metric, champion.candidate if champion else None
-        return Decision(
+        decision = Decision(
             task=target.task,
             study=target.candidate.study,
             promoted=action == "rollback",
@@ -539,16 +514,11 @@ class Registry:
             champion=before.name if before else None,
             action=action,
             version=target.version,
-            at=_now(),
-            number=_next_number(self.history(target.task)),
         )
+        return _numbered(decision, self.history(target.task))
 
     def _previous(self, task: str, champion: int) -> int:
         """Return who was champion before; whom a rollback has left behind is not it."""
-
-        def last(number: int) -> int:
-            return len(reigns) - 1 - reigns[::-1].index(number)
-
         known = {version.version for version in self.versions(task)}
         reigns: list[int] = []
         for decision in self.history(task):
@@ -556,10 +526,15 @@ class Registry:
             if not decision.promoted or number is None:
                 continue
             if decision.action == "rollback" and number in reigns:
-                del reigns[last(number) :]
+                while reigns.pop() != number:
+                    pass
             reigns.append(number)
-        before = reigns[: last(champion)] if champion in reigns else sorted(n for n in known if n < champion)
-        for number in reversed(before):  # `known` are the last hundred
+        if champion in reigns:
+            while reigns.pop() != champion:
+                pass
+        else:
+            reigns = sorted(number for number in known if number < champion)
+        for number in reversed(reigns):  # `known` are the last hundred
             is_there = number in known or self._find(AdapterName(task, None, number)) is not None
             if number != champion and is_there:
                 return number
@@ -570,30 +545,19 @@ class Registry:
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _record_of(self, task: str) -> TaskRecord:
-        return TaskRecord(self.store.client, self.uri, versions.check_task(task))
-
     def _record(self, decision: Decision) -> None:
-        """Record a decision, and describe the task's registered model unless a user has written a description."""
-        task, record = decision.task, self._record_of(decision.task)
-        record.add(decision)
-        if (model := self.store.model(task)) is None:  # nothing was promoted yet
-            return
-        if model.description and model.tags.get(versions.PAGE) != _digest(model.description):
-            return
-        page = task_page(task, self._readable_champion(task), record.decisions())
-        self.store.client.set_registered_model_tag(task, versions.PAGE, _digest(page))
-        self.store.client.update_registered_model(task, page)
+        name = f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        TaskRecord(self.store, decision.task).write(name, fitted(decision))
 
     def _summarise(self, summary: TaskSummary) -> None:
-        self.store.client.set_registered_model_tag(summary.task, versions.SUMMARY, to_json(summary))
+        self.store.client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
         shown = "none"
         if summary.version is not None:
             mean, score = summary.mean, "-" if summary.score is None else f"{summary.score:.4f}"
             seeds = "" if mean is None else f" ({SeedStatistics(mean, summary.spread, 0)} over seeds)"
             size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
             shown = f"version {summary.version}, {summary.metric} {score}{seeds}{size}"
-        self.store.client.set_registered_model_tag(summary.task, versions.SHOWN, shown)
+        self.store.client.set_registered_model_tag(summary.task, SHOWN, shown)
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         """Return the adapter of a name; None if there is none."""
@@ -603,7 +567,7 @@ class Registry:
             return None
         latest = (version for version in model.latest_versions if int(version.version) == int(number))
         version = next(latest, None) or self.store.version(name.task, int(number))
-        return None if version is None else versions.read_version(version, model)
+        return None if version is None else read_version(version, model)
 
     def _readable_champion(self, task: str) -> RegisteredAdapter | None:
         """Return the champion; None, with a warning, where the alias is on a version that something else registered."""
@@ -612,19 +576,6 @@ class Registry:
         except ForeignVersionError as error:
             _logger.warning("the champion of %s cannot be read: %s", task, error.message)
             return None
-
-    def _summary(self, model: Any) -> TaskSummary:
-        """Return a task's line: as its tag has it, or made anew where the alias says that the tag is old."""
-        aliases = {alias: int(number) for alias, number in model.aliases.items()}
-        champion = aliases.get(CHAMPION)
-        with contextlib.suppress(KeyError, ValueError):
-            recorded = from_json(TaskSummary, model.tags[versions.SUMMARY])
-            if recorded.version == champion is not None:
-                return replace(recorded, aliases=aliases)
-        adapter = self._readable_champion(model.name) if champion is not None else None
-        if adapter is None:
-            return TaskSummary(model.name, aliases=aliases)
-        return replace(summarise(model.name, adapter.version, adapter.candidate, adapter.decision), aliases=aliases)
 
     def _unrecorded(self, task: str, recorded: Sequence[Decision]) -> RegisteredAdapter | None:
         """Return the champion whose promoter was cut off after it moved the alias and before it recorded its decision.
@@ -644,11 +595,10 @@ class Registry:
         is_recorded = (decision.number, decision.at) in {(each.number, each.at) for each in recorded}
         return None if is_recorded else replace(adapter, decision=decision)
 
-    @_speaking
     def _unknown(self, name: AdapterName) -> RegistryError:
         """Return the error that says what there is instead."""
         place, model = redact(self.uri), self.store.model(name.task)
-        if model is None and not (self.store.exists and self._record_of(name.task).decisions()):
+        if model is None and not self.history(name.task):
             known = self.store.near(name.task)
             way = "`loraxs-search launch SPACE` searches for one, and `loraxs-search promote STUDY` registers it"
             hint = "`loraxs-search ls` has every task" if known else way
@@ -667,12 +617,6 @@ class Registry:
         )
 
 
-def _manifest(store: StoreReader, source: str) -> Manifest:
-    with tempfile.TemporaryDirectory() as folder:
-        store.fetch_file(source, MANIFEST, Path(folder), MAX_BYTES[".json"])
-        return read(Path(folder))
-
-
 def _kept_rows(file: Path | None) -> tuple[bytes | None, ScoredRows | None, str]:
     """Return a file of answers as bytes and as rows, and what is wrong with it; a damaged one counts as missing."""
     if file is None:
@@ -686,14 +630,7 @@ def _kept_rows(file: Path | None) -> tuple[bytes | None, ScoredRows | None, str]
         return None, None, f"{file} is damaged and counts as missing: {error.message}"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _next_number(past: Sequence[Decision]) -> int:
-    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
-    return 1 + max((decision.number for decision in past), default=0)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _numbered(decision: Decision, past: Sequence[Decision]) -> Decision:
+    """Return a decision that is made now, with its number. Clocks of promoters differ; they take turns."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return replace(decision, at=at, number=1 + max((known.number for known in past), default=0))

@@ -34,7 +34,7 @@ from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull_version, store_stamp
 from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import parse_name
+from loraxs_search.registry.versions import AdapterName
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,10 @@ class ServedModels:
             TrackingError: the registry does not answer.
         """
         try:
-            task = parse_name(name).task
+            task = AdapterName.parse(name).task
         except RegistryError as error:
             raise UnknownModelError(error.message, hint=error.hint) from error
-        if self.tasks and task not in {parse_name(own).task for own in self.tasks}:
+        if self.tasks and task not in {AdapterName.parse(own).task for own in self.tasks}:
             raise UnknownModelError(unknown_name("model", name, self.tasks), hint="`GET /v1/models` lists those served")
         adapter = self._pulled(name)
         self._check_base(adapter)
@@ -206,9 +206,9 @@ class ServedModels:
             RegistryUnreadableError, TrackingError: the registry cannot be read.
         """
         names = list(self._names.items())
-        states = self._reader.states({parse_name(name).task for name, _ in names})
+        states = self._reader.states({AdapterName.parse(name).task for name, _ in names})
         for name, followed in names:
-            state = states.get(parse_name(name).task)
+            state = states.get(AdapterName.parse(name).task)
             if state is not None and state == followed.state:
                 continue
             followed.tried, followed.state = "", None
@@ -300,7 +300,7 @@ class ServedModels:
 
     def _pulled(self, name: str) -> ServedAdapter:
         folder, version = pull_version(name, uri=self.uri)
-        return ServedAdapter(parse_name(name).task, version, folder.name, folder, verify(folder))
+        return ServedAdapter(AdapterName.parse(name).task, version, folder.name, folder, verify(folder))
 
     def _check_base(self, adapter: ServedAdapter) -> None:
         """Refuse an adapter of another base.

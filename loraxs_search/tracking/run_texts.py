@@ -1,22 +1,19 @@
-"""What MLflow shows of a study: names and tags of its runs, their data, the note on its task's experiment, and the
-view of its trials, with the link that opens it.
-"""
+"""What MLflow shows of a study: names and tags of its runs, their data, and the view of its trials."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from loraxs_search.records.literals import Split
 from loraxs_search.records.search import StudyDescription
 from loraxs_search.tasks.asking import source_names
 from loraxs_search.versions import with_python
@@ -77,53 +74,6 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
     return DatasetInput(dataset, [InputTag(_CONTEXT, "all splits")])
 
 
-_NOTE = "mlflow.note.content"
-_OURS = "mlflow.loraxs.note"  # sha256 of the note as we wrote it; MLflow's UI hides tags that begin so
-_MAX_LABELS = 12
-
-
-def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], facts: StudyDescription) -> None:
-    """Describe an experiment, unless a user has written their own description.
-
-    Args:
-        tags: The experiment's.
-    """
-    present, text = tags.get(_NOTE, ""), task_note(facts)
-    if present == text or (present and tags.get(_OURS) != hashlib.sha256(present.encode()).hexdigest()):
-        return
-    client.set_experiment_tag(experiment_id, _OURS, hashlib.sha256(text.encode()).hexdigest())
-    client.set_experiment_tag(experiment_id, _NOTE, text)
-
-
-def task_note(facts: StudyDescription) -> str:
-    """Return the description of a task's experiment, as its latest study has it."""
-    task, model = facts.task, f"#/models/{facts.task.registered_name}?workflowType=machine_learning"
-    labels, more = ", ".join(task.labels[:_MAX_LABELS]), len(task.labels) - _MAX_LABELS
-    into = f" into {labels}{f' and {more} more' if more > 0 else ''}" if task.labels else ""
-    better = "higher" if task.search_direction == "maximize" else "lower"
-    rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
-    data = ", ".join(f"`{name}`" for name in source_names(task.source)) or "not named"
-    data += f": {rows} rows" if rows else ""
-    data += f"; fingerprint `{facts.data_fingerprint[:16]}`" if facts.data_fingerprint else ""
-    pooling = "" if task.pooling == "class" else f", read with `pooling: {task.pooling}`"
-    return f"""{task.kind.replace("-", " ").capitalize()}{into}. \
-Trials are compared by `{task.search_metric}` on validation rows; {better} is better.
-
-- **Data**: {data}
-- **Base model**: `{facts.base_model}`, frozen{pooling}. Each trial trains a tiny adapter on it.
-
-Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
-
-The best adapter so far is the champion of the [registered model]({model}), once `loraxs-search promote STUDY` has made
-it so. To use it:
-
-```
-loraxs-search pull {task.registered_name}
-loraxs-search predict {task.registered_name} TEXT
-```
-"""
-
-
 _VIEW_TAG, _OUR_VIEWS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
 _MAX_VALUE = 20_000  # characters of an experiment's tag
 _MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
@@ -132,33 +82,29 @@ USUAL = ("rank", "target_modules", "method", "learning_rate", "head_learning_rat
 _MAX_COLUMNS = 40
 
 
-def view_key(study_id: str) -> str:
-    """Return the key of a study's view, as links have it."""
-    return _OUR_VIEWS + study_id
-
-
-def runs_link(address: str, experiment_id: str, key: str | None = None) -> str:
-    """Return the link to an experiment's runs, in the workspace for training; with a key, to that view of them."""
-    shared = f"&viewStateShareKey={key}" if key else ""
-    return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
-
-
-def experiments_link(address: str) -> str:
-    """Return the link to all experiments, in the workspace for training."""
-    return f"{address}/#/experiments?workflowType=machine_learning"
-
-
-def trials_view(
-    study: str, run_id: str, metric: str, direction: str, parameters: Sequence[str], created_at: float
+def write_view(
+    client: MlflowClient,
+    experiment_id: str,
+    study_id: str,
+    *,
+    study: str,
+    run_id: str,
+    ranked_by: tuple[str, str],
+    parameters: Sequence[str],
 ) -> str:
-    """Return the view of a study's trials: flat, the best one first.
+    """Add the view of a study's trials, flat and best first, to an experiment that lacks it; of many, the oldest go.
 
     Args:
         run_id: The search's own run, whose children the trials are.
-        metric: What trials are compared by; `direction` is `maximize` or `minimize`.
+        ranked_by: The metric that trials are compared by, and `maximize` or `minimize`.
         parameters: Columns beside what every trial has.
-        created_at: Seconds since 1970.
+    Returns:
+        The view's key, as links have it.
     """
+    key, tags = _OUR_VIEWS + study_id, client.get_experiment(experiment_id).tags
+    if _VIEW_TAG + key in tags:
+        return key
+    metric, direction = ranked_by
     modules = "target_modules" if "target_modules" in parameters else "num_target_modules"
     first = ["rank", modules]
     others = sorted((name for name in parameters if name not in first), key=lambda name: name not in USUAL)
@@ -183,27 +129,19 @@ def trials_view(
         "columnOrder": [_RUN_NAME, *columns],
         "columnWidths": {_RUN_NAME: 260, **columns},
     }
-    at = round(created_at * 1000)
-    return json.dumps({"name": study, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
-
-
-def write_view(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], key: str, view: str) -> None:
-    """Add a view to an experiment that lacks it; of many, the oldest ones of ours go.
-
-    Args:
-        tags: The experiment's.
-    """
-    name = _VIEW_TAG + key
-    if name in tags or len(view) > _MAX_VALUE:
-        return
-    client.set_experiment_tag(experiment_id, name, view)
+    at = round(time.time() * 1000)
+    view = json.dumps({"name": study, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
+    if len(view) > _MAX_VALUE:
+        return key
+    client.set_experiment_tag(experiment_id, _VIEW_TAG + key, view)
     made: list[tuple[float, str]] = []
-    for tag, value in {**tags, name: view}.items():
+    for tag, value in {**tags, _VIEW_TAG + key: view}.items():
         if tag.startswith(_VIEW_TAG + _OUR_VIEWS):
             with contextlib.suppress(ValueError, TypeError, KeyError):  # someone else wrote there, in another form
                 made.append((float(json.loads(value)["createdAt"]), tag))
     for _, old in sorted(made)[:-_MAX_VIEWS]:
         client.delete_experiment_tag(experiment_id, old)
+    return key
 
 
 # ---- what a search runs on: tags of its run --------------------------------------------------------------------------

@@ -174,12 +174,6 @@ class Tracker:
             self._changed.notify_all()
         self._writer.join(timeout=1.0)
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # ---- following the log -------------------------------------------------------------------------------------------
     def _follow(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -281,13 +275,16 @@ class Tracker:
                     batch.add(params=params, tags=run.tags)
                     client.log_text(run_id, run.space_yaml, "space.yaml")
                     self._reopen(run_id)
-                    if (facts := self._facts) is not None:  # the experiment says what the task is, and shows trials
-                        tags, task = client.get_experiment(self._experiment_id).tags, facts.task
-                        run_texts.write_note(client, self._experiment_id, tags, facts)
-                        ranked = task.search_metric, task.search_direction, facts.parameters
-                        view = run_texts.trials_view(self._study, run_id, *ranked, event.at)
-                        key = run_texts.view_key(self._identity[STUDY_ID])
-                        run_texts.write_view(client, self._experiment_id, tags, key, view)
+                    if (facts := self._facts) is not None:  # the experiment shows its trials
+                        run_texts.write_view(
+                            client,
+                            self._experiment_id,
+                            self._identity[STUDY_ID],
+                            study=self._study,
+                            run_id=run_id,
+                            ranked_by=(facts.task.search_metric, facts.task.search_direction),
+                            parameters=facts.parameters,
+                        )
                         client.log_inputs(run_id, datasets=[run_texts.dataset_input(facts)])
                 case log_events.BaselinesMeasured():
                     for baseline in event.baselines:

@@ -16,21 +16,13 @@ from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
 from loraxs_search.mlflow_uri import all_pages, artifact_root, check_server, redact
 from loraxs_search.tasks.kinds import find_metric
-from loraxs_search.tracking.run_texts import (
-    KIND,
-    STUDY,
-    USUAL,
-    experiments_link,
-    runs_link,
-    trials_view,
-    view_key,
-    write_view,
-)
+from loraxs_search.tracking.run_texts import KIND, STUDY, USUAL, write_view
 from loraxs_search.tracking.store import STUDY_ID, connect, ensure_store
 
 DEFAULT_PORT = 5000
 _MORE_PORTS = 20
 _START_S, _END_S = 120.0, 20.0
+_WORKSPACE = "?workflowType=machine_learning"  # of links: the one for training
 _EVERYWHERE = ("0.0.0.0", "::", "")  # as hosts that a server listens on; a browser needs another
 
 
@@ -60,7 +52,7 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
     """
     ensure_store(uri)
     if study is None:
-        return experiments_link
+        return lambda address: f"{address}/#/experiments{_WORKSPACE}"
     client, name = connect(uri), study.replace("'", "")  # no name that we give has one
     query = f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'"
     query += f" and tags.`{STUDY_ID}` = '{study_id}'" if study_id else ""
@@ -73,13 +65,19 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
             hint="`loraxs-search sync` writes there what waits here; `loraxs-search status` lists the studies here",
         )
     # A study that many newer ones came after has no view any more: it is made here.
-    experiment_id, key, params = str(run.info.experiment_id), view_key(run.data.tags[STUDY_ID]), run.data.params
+    experiment_id, params = str(run.info.experiment_id), run.data.params
     metric = params.get("search.metric", "")
     known = find_metric(metric)
-    direction = params.get("search.direction", known.direction if known else "maximize")
-    view = trials_view(study, run.info.run_id, metric, direction, USUAL, time.time())
-    write_view(client, experiment_id, client.get_experiment(experiment_id).tags, key, view)
-    return lambda address: runs_link(address, experiment_id, key)
+    key = write_view(
+        client,
+        experiment_id,
+        run.data.tags[STUDY_ID],
+        study=study,
+        run_id=run.info.run_id,
+        ranked_by=(metric, params.get("search.direction", known.direction if known else "maximize")),
+        parameters=USUAL,
+    )
+    return lambda address: f"{address}/#/experiments/{experiment_id}/runs{_WORKSPACE}&viewStateShareKey={key}"
 
 
 def run_ui(
@@ -96,7 +94,7 @@ def run_ui(
         TrackingError: the port is taken, `uri` is a server, or the UI does not start.
     """
     ui_command(uri)  # refuses a server
-    port = _free_port(host) if port is None else _checked_port(host, port)
+    port = _free_port(host, port)
     ensure_store(uri)
     address = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}"
     log = ensure_dir(home()) / "ui.log"
@@ -151,24 +149,23 @@ def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.1)
 
 
-def _free_port(host: str) -> int:
-    for port in range(DEFAULT_PORT, DEFAULT_PORT + _MORE_PORTS):
-        with contextlib.suppress(TrackingError):
-            return _checked_port(host, port)
-    raise TrackingError(
-        f"A port from {DEFAULT_PORT} to {DEFAULT_PORT + _MORE_PORTS - 1} on {host} must be free, but none is.",
-        hint="choose another with --port",
-    )
+def _free_port(host: str, port: int | None) -> int:
+    """Return `port`, by default the first free one from 5000 on.
 
-
-def _checked_port(host: str, port: int) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise TrackingError(
-                f"Port {port} on {host} must be free, but: {error.strerror}.", hint="choose another with --port"
-            ) from error
-    return port
+    Raises:
+        TrackingError: it is taken, or all are.
+    """
+    reason = ""
+    for number in range(DEFAULT_PORT, DEFAULT_PORT + _MORE_PORTS) if port is None else (port,):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, number))
+                return number
+            except OSError as error:
+                reason = str(error.strerror)
+    law = f"Port {port} on {host} must be free, but: {reason}."
+    if port is None:
+        last = DEFAULT_PORT + _MORE_PORTS - 1
+        law = f"A port from {DEFAULT_PORT} to {last} on {host} must be free, but none is."
+    raise TrackingError(law, hint="choose another with --port")

@@ -39,15 +39,8 @@ from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry import evidence
 from loraxs_search.registry.evidence import ScoredRows, p_value
-from loraxs_search.registry.finalist import Criterion, choose
-from loraxs_search.registry.promotion import (
-    SHARE_MARGIN,
-    ComparisonSetup,
-    PromotionTest,
-    Scored,
-    ToleranceReference,
-    find_tolerance_reference,
-)
+from loraxs_search.registry.finalist import choose
+from loraxs_search.registry.promotion import SHARE_MARGIN, ComparisonSetup, PromotionTest, Scored, ToleranceReference
 from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -123,13 +116,10 @@ class ValidationRowsChoose:
 
     def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
-        present = None
-        if self.champion is not None:
-            present = ToleranceReference(self._version, score(self.champion))
-        reference = find_tolerance_reference(Criterion.of(self.rule, TASK), "", self.past, present)
+        test = PromotionTest(self.rule, TASK, finalist)
+        reference = test.best(self.past, self.champion, self._version)
         if reference is not None:
             reference = replace(reference, rows=self.versions[reference.version].rows)
-        test = PromotionTest(self.rule, TASK, finalist)
         decision = test.decide_after(self.past, self.champion, seen=seen, reference=reference)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist

@@ -34,9 +34,10 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Decision, PromotionRule
 from loraxs_search.registry import decisions
 from loraxs_search.registry.decisions import TaskRecord
-from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
+from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
@@ -104,7 +105,7 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    with TaskRecord(connect(mlflow_server.uri), mlflow_server.uri, "toy").locked(wait_s=0.0):
+    with TaskRecord(StoreReader(mlflow_server.uri), "toy").locked(wait_s=0.0):
         pass  # nobody holds the lease any more
 
 
@@ -119,7 +120,7 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
     """Whatever the clock says of whoever held it before."""
     monkeypatch.setattr(decisions, "TTL_S", 1.0)
     client, name = connect(mlflow_server.uri), f"leased-{days_ahead}"
-    (run, tag), record = lease_of(client, name), TaskRecord(client, mlflow_server.uri, name)
+    (run, tag), record = lease_of(client, name), TaskRecord(StoreReader(mlflow_server.uri), name)
 
     def hold(owner: str) -> None:
         client.set_tag(run, tag, json.dumps({"owner": owner, "renewed": time.time() + days_ahead * 86400}))
@@ -140,7 +141,7 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
 def test_of_two_that_write_a_first_lease_at_once_the_refused_one_waits(mlflow_server, monkeypatch):
     """The server's database lets one of two insert a tag and answers the other that it is there."""
     client, name = connect(mlflow_server.uri), "leased-at-once"
-    (run, tag), record = lease_of(client, name), TaskRecord(client, mlflow_server.uri, name)
+    (run, tag), record = lease_of(client, name), TaskRecord(StoreReader(mlflow_server.uri), name)
     write, refusal = client.set_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
 
     def write_second(run: str, key: str, lease: str) -> None:
@@ -165,7 +166,7 @@ def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
     """Two that made the task's run at once."""
     client, name = connect(mlflow_server.uri), "made-twice"
     runs = sorted(lease_of(client, name)[0] for _ in range(2))
-    record = TaskRecord(client, mlflow_server.uri, name)
+    record = TaskRecord(StoreReader(mlflow_server.uri), name)
     for number, run in enumerate(runs, 1):
         decided = Decision(name, "s", False, "t", 0.5, None, "accuracy", (), number=number)
         client.set_tag(run, f"{decisions.DECISIONS}{number}", to_json(decided))
@@ -218,12 +219,12 @@ def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(pulled)
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
-    assert not lacks_factors(key, checksum)
+    assert factors_at(key, checksum, unchecked=True)
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another"))
-    assert lacks_factors(key, checksum)
+    assert not factors_at(key, checksum, unchecked=True)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "any")  # what plain requests do not know: MLflow's client asks
     pull("with-factors", uri=mlflow_server.uri)
-    assert not lacks_factors(key, checksum)
+    assert factors_at(key, checksum, unchecked=True)
 
 
 # ---- MLflow's own commands -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
+from loraxs_search.api import copy_folder
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export._base import ExportOptions
@@ -24,7 +25,6 @@ from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.registry.pull import copy_folder
 
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")), pad_token="[PAD]"

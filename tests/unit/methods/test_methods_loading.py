@@ -21,7 +21,7 @@ from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
 from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.registry.factor_sets import install_factors, keep_unchecked
+from loraxs_search.registry.factor_sets import install_factors
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_factors_that_are_not_the_weights_are_refused_and_named(
         if has_own:
             load_adapter_folder(folder)
         for file in there.glob("*/*.safetensors"):
-            keep_unchecked(file.stem, file.read_bytes(), here.root)
+            install_factors(file.stem, file.read_bytes(), here.root, unchecked=True)
         with pytest.raises(IntegrityError, match="must be of its weight") as caught:
             load_adapter_folder(elsewhere)
         assert "tell whoever keeps the registry" in caught.value.hint
@@ -275,7 +275,7 @@ def test_honest_factors_from_a_registry_are_checked_and_used(
         if has_own:
             load_adapter_folder(folder)
         for file in there.glob("*/*.safetensors"):
-            keep_unchecked(file.stem, file.read_bytes(), here.root)
+            install_factors(file.stem, file.read_bytes(), here.root, unchecked=True)
         torch.testing.assert_close(logits(load_adapter_folder(elsewhere), inputs), expected, atol=1e-6, rtol=0)
 
 

@@ -13,7 +13,7 @@ from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.registry.factor_sets import factors_at, install_factors, keep_unchecked, lacks_factors, sets_of
+from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
@@ -37,6 +37,12 @@ def crafted(factors: Factors) -> Factors:
         "exact",
         "top",
     )
+
+
+def sources(uri: str) -> list[str]:
+    """Where the sets of all bases lie."""
+    tags = StoreReader(uri).experiment_tags("loraxs-search factors")
+    return [value for name, value in tags.items() if name.startswith("mlflow.loraxs.factors.")]
 
 
 @pytest.fixture
@@ -74,9 +80,9 @@ def test_pulling_brings_the_factors_that_lack_and_they_are_used(key_and_checksum
     key, checksum_here = key_and_checksum()
     promote("t0", 0.8, {key: checksum_here})
     elsewhere()
-    assert lacks_factors(key, checksum_here)
+    assert not factors_at(key, checksum_here, unchecked=True)
     pull("movie-reviews", uri=store_uri)
-    assert not lacks_factors(key, checksum_here)
+    assert factors_at(key, checksum_here, unchecked=True)
     assert key_and_checksum() == (key, checksum_here)
 
 
@@ -89,7 +95,7 @@ def test_another_machines_factors_lie_beside_its_own(key_and_checksum, promote, 
     elsewhere()
     FactorStore().get(WEIGHT, rank=4)
     pull("movie-reviews", uri=store_uri)
-    assert not lacks_factors(key, checksum(other))
+    assert factors_at(key, checksum(other), unchecked=True)
     assert factors_at(key, checksum(other)) is None, "nobody has checked it yet"
     store = FactorStore()
     torch.testing.assert_close(store.get(WEIGHT, rank=4).left, own.left, atol=0, rtol=0)
@@ -115,14 +121,14 @@ def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, s
     assert list(store.variants(WEIGHT, rank=4)) == []
     assert "must be of its weight" in store.refused(WEIGHT, rank=4).message
     promote("t1", 0.9, {key: said})
-    assert lacks_factors(key, checksum(bad))
-    assert not lacks_factors(key, said)
+    assert not factors_at(key, checksum(bad), unchecked=True)
+    assert factors_at(key, said, unchecked=True)
 
 
 def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    (source,) = sources(store_uri)
     file = Path(source) / f"{key}-{said[:16]}.safetensors"
     bad = crafted(FactorStore().get(WEIGHT, rank=4))
     write_factors(file, bad)
@@ -130,7 +136,7 @@ def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, els
     elsewhere()
     with pytest.raises(IntegrityError, match="must have checksum"):
         pull("movie-reviews", uri=store_uri)
-    assert lacks_factors(key, said)
+    assert not factors_at(key, said, unchecked=True)
 
 
 def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote, store_uri):
@@ -138,7 +144,7 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     promote("t0", 0.8, {key: first})
     second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     promote("t1", 0.9, {key: first, second_key: second})
-    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    (source,) = sources(store_uri)
     files = {path.name for path in Path(source).iterdir()}
     assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
     assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
@@ -149,7 +155,7 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
 ):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    (source,) = sources(store_uri)
     file = Path(source) / f"{key}-{said[:16]}.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
@@ -157,13 +163,13 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
     assert file.read_bytes() == whole
     elsewhere()
     pull("movie-reviews", uri=store_uri)
-    assert not lacks_factors(key, said)
+    assert factors_at(key, said, unchecked=True)
 
 
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (source,) = sets_of(StoreReader(store_uri), "base").values()
+    (source,) = sources(store_uri)
     file = Path(source) / f"{key}-{said[:16]}.safetensors"
     whole = bytearray(file.read_bytes())
     for change in (-1, 30):
@@ -173,15 +179,15 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
         elsewhere(f"elsewhere{change}")
         with pytest.raises(IntegrityError):
             pull("movie-reviews", uri=store_uri)
-        assert lacks_factors(key, said)
+        assert not factors_at(key, said, unchecked=True)
 
 
 @pytest.mark.parametrize("key", ["", "../../etc", "A" * 64])
 def test_a_key_that_could_lead_elsewhere_is_refused(key):
     for call in (
-        lambda: lacks_factors(key, "x"),
+        lambda: factors_at(key, "x", unchecked=True),
         lambda: install_factors(key, b""),
-        lambda: keep_unchecked(key, b""),
+        lambda: install_factors(key, b"", unchecked=True),
     ):
         with pytest.raises(IntegrityError):
             call()
@@ -190,7 +196,7 @@ def test_a_key_that_could_lead_elsewhere_is_refused(key):
 @pytest.mark.parametrize("checksum", ["", "x", "../../../elsewhere", "A" * 64])
 def test_a_checksum_that_could_lead_elsewhere_is_refused(checksum):
     with pytest.raises(IntegrityError, match="factor checksum"):
-        lacks_factors("0" * 64, checksum)
+        factors_at("0" * 64, checksum, unchecked=True)
 
 
 def test_a_promoter_without_the_files_says_so_and_promotes(promote, store_uri, caplog):

@@ -41,7 +41,7 @@ def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other
 
 
 def _chosen(rule: PromotionRule, candidates: list[Candidate], task: Task = TASK) -> str | None:
-    finalist = choose(rule, task, candidates).finalist
+    finalist = choose(rule, task, candidates)[0]
     return finalist.trial_id if finalist else None
 
 
@@ -49,7 +49,7 @@ def _chosen(rule: PromotionRule, candidates: list[Candidate], task: Task = TASK)
 def test_the_best_on_validation_rows_is_chosen_whatever_it_reaches_on_test_rows():
     found = [_candidate("t0", 0.7, test_metrics={"accuracy": 0.9}), _candidate("t0.1", 0.8)]
     assert _chosen(PromotionRule(), found) == "t0.1"
-    assert choose(PromotionRule(), TASK, found).reasons == (
+    assert choose(PromotionRule(), TASK, found)[1] == (
         "best of 2 on validation rows: t0.1 (accuracy 0.8000, 1,000 bytes)",
     )
 
@@ -57,8 +57,8 @@ def test_the_best_on_validation_rows_is_chosen_whatever_it_reaches_on_test_rows(
 def test_within_tolerance_the_smallest_is_chosen():
     found = [_candidate("t0", 0.805, 3000), _candidate("t1", 0.800, 1000), _candidate("t2", 0.799, 10)]
     choice = choose(PromotionRule(tolerance=0.005), TASK, found)
-    assert choice.finalist == found[1]  # 0.805 - 0.800 > 0.005 in floating point, and yet within it
-    assert "smallest within tolerance=0.005" in choice.reasons[1]
+    assert choice[0] == found[1]  # 0.805 - 0.800 > 0.005 in floating point, and yet within it
+    assert "smallest within tolerance=0.005" in choice[1][1]
 
 
 def test_equal_size_goes_to_the_better_metric_then_the_lower_id():
@@ -91,11 +91,11 @@ def test_another_metric_is_read_in_its_own_direction_unless_the_rule_says():
 def test_what_may_not_take_part_is_named_with_its_reason(other, why):
     bad = dataclasses.replace(_candidate("bad", 0.99), **other)
     choice = choose(PromotionRule(max_bytes=4000), TASK, [bad, _candidate("t0", 0.5)])
-    assert choice.finalist is not None
-    assert choice.finalist.trial_id == "t0"
-    assert why in choice.reasons[0]
-    assert choose(PromotionRule(max_bytes=4000), TASK, [bad]).finalist is None
-    assert choose(PromotionRule(), TASK, []).finalist is None
+    assert choice[0] is not None
+    assert choice[0].trial_id == "t0"
+    assert why in choice[1][0]
+    assert choose(PromotionRule(max_bytes=4000), TASK, [bad])[0] is None
+    assert choose(PromotionRule(), TASK, [])[0] is None
 
 
 # ---- laws ------------------------------------------------------------------------------------------------------------
@@ -129,13 +129,13 @@ def test_the_order_of_candidates_does_not_matter(rule, found, random):
 @given(rules, candidates(), st.floats(0, 1))
 def test_test_scores_play_no_part(rule, found, score):
     scored = [dataclasses.replace(c, test_metrics={"accuracy": score + n}) for n, c in enumerate(found)]
-    assert choose(rule, TASK, scored).reasons == choose(rule, TASK, found).reasons
+    assert choose(rule, TASK, scored)[1] == choose(rule, TASK, found)[1]
 
 
 @law
 @given(rules, candidates())
 def test_nothing_above_max_bytes_or_without_a_score_is_ever_chosen(rule, found):
-    finalist = choose(rule, TASK, found).finalist
+    finalist = choose(rule, TASK, found)[0]
     if finalist is not None:
         assert math.isfinite(finalist.validation_metrics["accuracy"])
         assert rule.max_bytes is None or finalist.stored_bytes <= rule.max_bytes

@@ -30,7 +30,7 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Task, TaskModel
-from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
@@ -162,10 +162,10 @@ def test_factors_come_from_the_registry_where_it_can_be_reached(make, store_uri,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'nothing.db'}")
     pyfunc.load_model(downloaded)
     assert "factors could not be fetched" in caplog.text
-    assert lacks_factors(key, checksum)
+    assert not factors_at(key, checksum, unchecked=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     pyfunc.load_model(downloaded)
-    assert not lacks_factors(key, checksum)
+    assert factors_at(key, checksum, unchecked=True)
 
 
 def test_what_was_changed_in_the_registry_is_not_loaded(files):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.registry.versions import AdapterName, parse_name
+from loraxs_search.registry.versions import AdapterName
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ from loraxs_search.registry.versions import AdapterName, parse_name
     ],
 )
 def test_the_three_forms(text, name):
-    assert parse_name(text) == name
-    assert parse_name(str(name)) == name
+    assert AdapterName.parse(text) == name
+    assert AdapterName.parse(str(name)) == name
 
 
 TASKS = ["", "a/b", "../x", "-x", "a b", "é", "x" * 201]
@@ -26,4 +26,4 @@ VERSIONS = ["t:0", "t:x", "t:", "t:1:2", "t@", "t@a b", "t@latest", "t@v3", "t@x
 @pytest.mark.parametrize("text", [*TASKS, *VERSIONS])
 def test_other_forms_are_refused(text):
     with pytest.raises(RegistryError, match="must"):
-        parse_name(text)
+        AdapterName.parse(text)

@@ -1,4 +1,4 @@
-"""What MLflow's registry shows people: pages of a task and of a version, and tags without records."""
+"""What MLflow's registry shows people: the page of a version, and tags without records."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import pytest
 
 from loraxs_search.records.promotion import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
-from loraxs_search.registry.card import MAX_PAGE, task_page, version_page
+from loraxs_search.registry.card import MAX_PAGE, version_page
 from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import SUMMARY, adapter_tags
+from loraxs_search.registry.versions import SUMMARY
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0, require="constant")
@@ -50,33 +50,6 @@ def test_the_page_of_a_version_says_how_good_how_big_and_why(promote, store_uri)
         assert part in page
 
 
-def test_the_page_of_a_task_follows_every_decision(promote, store_uri):
-    client, registry = connect(store_uri), Registry(store_uri)
-    promote("t0", 0.80, baselines=BASELINES)
-    promote("t1", 0.75)
-    page = client.get_registered_model("movie-reviews").description
-    assert page.startswith("The champion is [version 1](#/models/movie-reviews/versions/1?workflowType=")
-    assert "accuracy 0.8000 on the test rows" in page
-    assert "| always the same answer | 0.5000 |" in page
-    assert "loraxs-search pull movie-reviews\n" in page
-    assert page.index("| refused | s1/t1 | accuracy 0.7500 |") < page.index("| promoted | version 1, s1/t0 |")
-    promote("t2", 0.90)
-    assert "[version 2]" in client.get_registered_model("movie-reviews").description
-    registry.rollback("movie-reviews")
-    page = client.get_registered_model("movie-reviews").description
-    assert "[version 1]" in page
-    assert "| rolled back |" in page
-    registry.remove("movie-reviews:1", forced=True)
-    assert client.get_registered_model("movie-reviews").description.startswith("This task has no champion")
-
-
-def test_a_description_that_people_wrote_stays(promote, store_uri):
-    promote("t0", 0.80)
-    connect(store_uri).update_registered_model("movie-reviews", "ours")
-    promote("t1", 0.90)
-    assert connect(store_uri).get_registered_model("movie-reviews").description == "ours"
-
-
 def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
     promote("t0", 0.80, refits=REFITS, baselines=BASELINES)
     client = connect(store_uri)
@@ -86,7 +59,8 @@ def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
     )
     for value in (*in_sight(model.tags).values(), *version.tags.values()):  # a table has all tags of a version
         assert "{" not in value
-    assert json.loads(model.tags[adapter_tags(version.tags["loraxs.digest"])[0]])["trial_id"] == "t0"
+    record = f"mlflow.loraxs.adapter.{version.tags['loraxs.digest'][:32]}.candidate"
+    assert json.loads(model.tags[record])["trial_id"] == "t0"
 
 
 def test_a_page_fits_however_much_was_decided(manifest, candidate):
@@ -97,16 +71,6 @@ def test_a_page_fits_however_much_was_decided(manifest, candidate):
     assert "reason 1:" not in page
     assert "more are left out" in page
     assert page.endswith("among its files.")
-    history = [dataclasses.replace(MADE, at=f"2026-01-{day:02d}T00:00:00") for day in range(1, 32)] * 5
-    page = task_page("movie-reviews", None, history)
-    assert len(page) <= MAX_PAGE
-    assert "2026-01-31" in page
-    assert "155" not in page
-
-
-def test_what_breaks_a_table_does_not(manifest, candidate):
-    page = task_page("t", None, [dataclasses.replace(MADE, reasons=("a | b\nc",))])
-    assert "a &#124; b c |" in page
     third = dataclasses.replace(MADE, comparisons=(ComparisonRecord("s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True)
     page = version_page(manifest(), candidate("t0", 0.8), third, 1)
     assert "- comparison 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page

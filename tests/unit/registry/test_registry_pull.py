@@ -19,7 +19,7 @@ from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull, store_stamp
-from loraxs_search.registry.reads import Listed, StoreReader
+from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect, ensure_store
 
@@ -92,7 +92,7 @@ def test_a_file_of_which_more_comes_than_was_listed_is_refused(promoted, store_u
     list_files = StoreReader.list_files
 
     def list_less(store, source):
-        return [Listed(file.name, file.num_bytes - 1, file.is_dir) for file in list_files(store, source)]
+        return {name: size and size - 1 for name, size in list_files(store, source).items()}
 
     monkeypatch.setattr(StoreReader, "list_files", list_less)
     with pytest.raises(IntegrityError, match=r"manifest.json .*bytes"):

@@ -11,9 +11,8 @@ from mlflow import MlflowClient
 
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, RegistryUnreadableError
 from loraxs_search.registry import reads
-from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.reads import ADAPTER, KIND, StoreReader
 from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import ADAPTER, KIND
 from loraxs_search.tracking.store import connect
 
 SOURCE, NAME = "mlflow-artifacts:/1/models/m/artifacts", "README.md"
@@ -108,16 +107,7 @@ def test_our_models_come_by_name_as_many_as_are_wanted(store_uri, client, asked)
     for limit in (None, 1, 20, 25, 60):
         found = [model.name for model in StoreReader(store_uri).models(limit)]
         assert found == [f"task-{number:02d}" for number in range(25)][:limit]
-    assert not any(filtered for filtered, _ in asked), "the store is ours: it is read along its index"
     assert len(asked) == 5, "a few others among ours cost no second page"
-
-
-@pytest.mark.parametrize("limit", [None, 2])
-def test_a_store_that_is_mostly_someone_elses_is_asked_for_ours(store_uri, client, asked, limit):
-    fill(client, ours=3, others=23)
-    found = [model.name for model in StoreReader(store_uri).models(limit)]
-    assert found == ["task-00", "task-01", "task-02"][:limit]
-    assert asked == ([(False, 1000)] if limit is None else [(False, 22), (True, 22)])
 
 
 def test_pages_follow_each_other(store_uri, client, asked, monkeypatch):

@@ -37,7 +37,7 @@ def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, c
     found = champion.champion("movie-reviews")
     assert (found.version, found.aliases) == (1, ("champion",))
     assert found.candidate == candidate("t0", 0.80)
-    assert champion.manifest(found).trial_id == "t0"
+    assert champion.manifest(found.source).trial_id == "t0"
     assert found.decision.promoted
     version = connect(store_uri).get_model_version("movie-reviews", "1")
     assert version.tags["test.accuracy"] == "0.8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,7 @@ from support.toys import rows
 from loraxs_search.errors import RegistryError
 from loraxs_search.records.promotion import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry.decisions import TaskRecord
-from loraxs_search.registry.finalist import Criterion
-from loraxs_search.registry.promotion import (
-    ComparisonHistory,
-    PromotionTest,
-    Scored,
-    ToleranceReference,
-    find_tolerance_reference,
-)
+from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference, comparison_share
 from loraxs_search.registry.versions import Rescored
 
 RULE = PromotionRule(require="constant")
@@ -175,8 +169,13 @@ def made(version: int, score: float, **other) -> Decision:
     return Decision("t", "s", True, f"t{version}", score, None, **({"metric": "accuracy"} | fields | other))
 
 
-def test_the_reference_is_the_best_that_held_this_name_on_these_rows():
-    criterion = Criterion("accuracy", 1.0)
+def test_the_reference_is_the_best_that_held_this_name_on_these_rows(task, candidate):
+    champion = Scored(candidate("t6", 0.79, test_fingerprint="rows"))
+
+    def best(past, champion=champion, rule=SMALLER, test_rows="rows"):
+        finalist = Scored(candidate("new", 0.8, test_fingerprint=test_rows))
+        return PromotionTest(rule, task, finalist).best(past, champion, 6)
+
     past = [
         made(1, 0.80),
         made(3, 0.90, test_fingerprint="other rows"),
@@ -184,11 +183,11 @@ def test_the_reference_is_the_best_that_held_this_name_on_these_rows():
         made(5, 0.81),
         made(6, 0.79),
     ]
-    assert find_tolerance_reference(criterion, "rows", past, ToleranceReference(6, 0.79)) == ToleranceReference(5, 0.81)
-    assert find_tolerance_reference(Criterion("accuracy", -1.0), "rows", past, None) == ToleranceReference(6, 0.79)
-    assert find_tolerance_reference(criterion, "nowhere", past, None) is None
+    assert best(past) == ToleranceReference(5, 0.81)
+    assert best(past, None, dataclasses.replace(SMALLER, direction="minimize")) == ToleranceReference(6, 0.79)
+    assert best(past, None, test_rows="nowhere") is None
     back = [*past, made(5, 0.81, action="rollback"), made(6, 0.79, action="rollback")]
-    assert find_tolerance_reference(criterion, "rows", back, ToleranceReference(6, 0.79)) == ToleranceReference(1, 0.80)
+    assert best(back) == ToleranceReference(1, 0.80)
 
 
 @settings(deadline=None, max_examples=50)
@@ -213,29 +212,30 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
 
 
-def decided(finalist: str, looks: ComparisonHistory, opponent: str = "constant", p: float | None = 0.5) -> Decision:
-    """A comparison as it is recorded."""
-    look = looks.number(finalist, opponent), 1 - looks.level(finalist, opponent, 0.05)
-    seen = looks.uncounted(finalist)
-    decision = dataclasses.replace(
-        made(0, 0.5), version=None, seen=seen, comparisons=(ComparisonRecord(finalist, opponent, *look, p),)
-    )
-    looks.take(decision)
-    return decision
+def decided(
+    past: list[Decision], finalist: str, opponent: str = "constant", p: float = 0.5, seen: Sequence[str] = ()
+) -> ComparisonRecord:
+    """A comparison as it is recorded behind the others."""
+    number, level, uncounted = comparison_share(past, "rows", finalist, opponent, 0.05, seen)
+    record = ComparisonRecord(finalist, opponent, number, 1 - level, p)
+    past.append(dataclasses.replace(made(0, 0.5), version=None, seen=uncounted, comparisons=(record,)))
+    return record
+
+
+def number_of(past: list[Decision], finalist: str, seen: Sequence[str]) -> int:
+    return comparison_share(past, "rows", finalist, "constant", 0.05, seen)[0]
 
 
 def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next():
-    seen = ["s/t1", "s/t2", "s/t3"]
-    assert ComparisonHistory([], "rows", seen).number("s/t3", "constant") == 3
-    assert ComparisonHistory([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
-    many = [f"s/t{i}" for i in range(300)]  # more than one record names
-    assert ComparisonHistory([], "rows", many).number("s/new", "constant") == 301
-    past = [decided("s/t3", ComparisonHistory([], "rows", seen))]
-    assert (past[0].comparisons[0].number, len(past[0].seen)) == (3, 2)
-    assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
-    past.append(decided("s/t2", ComparisonHistory(past, "rows", seen)))
-    assert past[1].comparisons[0].number == 3, "it was counted already"
-    assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
+    seen, past = ["s/t1", "s/t2", "s/t3"], list[Decision]()
+    assert number_of([], "s/t3", seen) == 3
+    assert number_of([], "s/t1", ["s/t1"]) == 1, "the same finalist is the same look"
+    assert number_of([], "s/new", [f"s/t{i}" for i in range(300)]) == 301, "more than one record names"
+    assert decided(past, "s/t3", seen=seen).number == 3
+    assert len(past[0].seen) == 2
+    assert number_of(past, "s/t4", seen) == 4
+    assert decided(past, "s/t2", seen=seen).number == 3, "it was counted already"
+    assert number_of(past, "s/t4", seen) == 4
 
 
 def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
@@ -250,42 +250,37 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
 
 
 def test_a_comparison_that_finds_a_gain_hands_its_share_on():
-    looks = ComparisonHistory([], "rows")
-    levels = [
-        1 - decided(f"s/t{n}", looks, p=p).comparisons[0].confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))
-    ]
+    past = list[Decision]()
+    levels = [1 - decided(past, f"s/t{n}", p=p).confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))]
     shares = [0.05 / (n * (n + 1)) for n in (1, 2, 3, 4)]
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
 
 
 def test_a_share_is_not_handed_on_to_the_best_of_many_finalists():
-    past = ComparisonHistory([], "rows")
-    won = decided("s/t0", past, p=1e-9)
-    history = ComparisonHistory([won], "rows", [f"s/t{n}" for n in range(1, 21)])
-    assert history.number("s/t7", "s/t0") == 21
-    assert history.level("s/t7", "s/t0", 0.05) == pytest.approx(0.05 / (21 * 22))
+    past = list[Decision]()
+    decided(past, "s/t0", p=1e-9)
+    number, level, _ = comparison_share(past, "rows", "s/t7", "s/t0", 0.05, [f"s/t{n}" for n in range(1, 21)])
+    assert (number, level) == (21, pytest.approx(0.05 / (21 * 22)))
 
 
 def test_what_was_decided_before_keeps_its_number_and_its_level():
-    old = made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
-    looks = ComparisonHistory([old], "rows")
-    assert looks.number("s/t1", "s/t0") == 3
-    assert looks.level("s/t1", "s/t0", 0.05) == pytest.approx(0.05 / 3)
-    assert looks.number("s/t2", "s/t0") == 4
-    assert 0.05 / 20 < looks.level("s/t2", "s/t0", 0.05) <= 0.05
+    old = [made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))]
+    assert comparison_share(old, "rows", "s/t1", "s/t0", 0.05) == (3, pytest.approx(0.05 / 3), ())
+    number, level, _ = comparison_share(old, "rows", "s/t2", "s/t0", 0.05)
+    assert number == 4
+    assert 0.05 / 20 < level <= 0.05
 
 
 def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_one_may():
     """With the n-th held to 1/n of the level it was 14 % for ten comparisons, and 20 % for fifty."""
     random, num_chains, num_false = np.random.default_rng(0), 300, 0
     for _ in range(num_chains):
-        looks, champion, is_false = ComparisonHistory([], "rows"), "s/t0", False
-        decided(champion, looks, p=1e-9)  # a true gain over the constant answer
+        past, champion, is_false = list[Decision](), "s/t0", False
+        decided(past, champion, p=1e-9)  # a true gain over the constant answer
         for number in range(1, 50):
             won = random.binomial(170, 0.5)
             p = float(binom.sf(won - 1, 170, 0.5))
-            look = decided(f"s/t{number}", looks, champion, p).comparisons[0]
-            if p <= 1 - look.confidence:
-                champion, is_false = look.finalist, True
+            if p <= 1 - decided(past, f"s/t{number}", champion, p).confidence:
+                champion, is_false = f"s/t{number}", True
         num_false += is_false
     assert num_false <= num_chains * 0.05 + 2 * (num_chains * 0.05 * 0.95) ** 0.5

@@ -1,4 +1,4 @@
-"""What an experiment says of its task, the view of a study's trials, and the data that runs name."""
+"""Names of runs, the view of a study's trials, and the data that runs name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.tracked import Tracked
 
 from loraxs_search.records.search import SearchPlan, StudyDescription
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.tracking.run_texts import dataset_input, run_name, task_note, trials_view, view_key, write_view
+from loraxs_search.tracking.run_texts import dataset_input, run_name, write_view
 from loraxs_search.tracking.store import connect
 
 
@@ -57,7 +57,6 @@ TASK = Task(
     labels=("bad", "good"),
 )
 FACTS = StudyDescription(TASK, "org/base", ("rank", "learning_rate", "dropout"), {"train": 800, "test": 200}, "f" * 64)
-NOTE = "mlflow.note.content"
 
 
 @pytest.fixture
@@ -79,27 +78,9 @@ def views(experiment) -> dict[str, dict]:
     return {key.removeprefix(prefix): json.loads(v) for key, v in experiment.tags.items() if key.startswith(prefix)}
 
 
-def test_an_experiment_says_what_its_task_is_and_how_to_use_it(record):
-    note = record()[0].tags[NOTE]
-    for part in ("bad, good", "`reviews.csv`: 800 train, 200 test rows", "`org/base`", "loraxs-search pull exp"):
-        assert part in note
-    assert "/home/me" not in note
-
-
-def test_a_description_that_people_wrote_stays(record, store_uri):
-    experiment, _ = record()
-    connect(store_uri).set_experiment_tag(experiment.experiment_id, NOTE, "ours")
-    assert record("s2")[0].tags[NOTE] == "ours"
-
-
-def test_a_description_of_ours_follows_the_latest_study(record):
-    record()
-    assert "`org/other`" in record("s2", StudyDescription(TASK, "org/other"))[0].tags[NOTE]
-
-
 def test_a_view_shows_the_trials_of_its_study_best_first(record, store_uri):
     experiment, study_id = record()
-    view = views(experiment)[view_key(study_id)]
+    view = views(experiment)[f"loraxs-{study_id}"]
     assert view["name"] == "s1"
     state = json.loads(view["state"])
     (parent,) = connect(store_uri).search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
@@ -110,38 +91,45 @@ def test_a_view_shows_the_trials_of_its_study_best_first(record, store_uri):
     assert len(connect(store_uri).search_runs([experiment.experiment_id], state["searchFilter"])) == 1
 
 
-def test_recording_a_study_again_changes_no_view_and_no_description(record, tmp_path):
+def test_recording_a_study_again_changes_no_view(record, tmp_path):
     before, _ = record()
     (tmp_path / "s1" / "mlflow.offset").unlink()
     after, _ = record()
     assert after.tags == before.tags
 
 
-def test_a_search_that_is_not_described_has_neither(record):
-    experiment, _ = record(facts=None)
-    assert views(experiment) == {}
-    assert NOTE not in experiment.tags
+def test_a_search_that_is_not_described_has_none(record):
+    assert views(record(facts=None)[0]) == {}
 
 
-def test_a_loss_is_sorted_upwards_and_a_view_fits_a_tag_however_many_parameters():
-    view = trials_view("s", "run", "loss", "minimize", [f"parameter_{i}" for i in range(1000)], 0.0)
-    assert json.loads(json.loads(view)["state"])["orderByAsc"]
-    assert len(view) < 20_000
-
-
-def test_of_many_views_the_oldest_of_ours_go_and_those_of_people_stay(store_uri):
+@pytest.fixture
+def write(store_uri):
+    """Add a view to the experiment `many`, which has two views of users; returns all views by key."""
     client = connect(store_uri)
     experiment_id = client.create_experiment("many")
-    theirs = ("mlflow.sharedViewState.0a1b", "mlflow.sharedViewState.loraxs-odd")
-    for key in theirs:
-        client.set_experiment_tag(experiment_id, key, "[1]")
+    for key in THEIRS:
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", "[1]")
+
+    def write(study_id, ranked_by=("accuracy", "maximize"), parameters=()):
+        shown = {"ranked_by": ranked_by, "parameters": parameters}
+        write_view(client, experiment_id, study_id, study="s", run_id="run", **shown)
+        return views(client.get_experiment(experiment_id))
+
+    return write
+
+
+THEIRS = {"0a1b", "loraxs-odd"}
+
+
+def test_a_loss_is_sorted_upwards_and_a_view_fits_a_tag_however_many_parameters(write):
+    view = write("s", ("loss", "minimize"), [f"parameter_{i}" for i in range(1000)])["loraxs-s"]
+    assert json.loads(view["state"])["orderByAsc"]
+
+
+def test_of_many_views_the_oldest_of_ours_go_and_those_of_people_stay(write):
     for number in range(33):
-        tags = client.get_experiment(experiment_id).tags
-        view = trials_view(f"s{number}", "run", "accuracy", "maximize", (), created_at=number)
-        write_view(client, experiment_id, tags, view_key(f"s{number:02d}"), view)
-    tags = client.get_experiment(experiment_id).tags
-    assert set(theirs) <= set(tags)
-    assert sorted(set(tags) - set(theirs)) == [f"mlflow.sharedViewState.loraxs-s{n:02d}" for n in range(3, 33)]
+        found = write(f"s{number:02d}")
+    assert found.keys() == THEIRS | {f"loraxs-s{n:02d}" for n in range(3, 33)}
 
 
 def test_each_run_names_its_data(record, store_uri):
@@ -162,9 +150,3 @@ def test_data_of_the_hub_name_their_set_and_revision():
     dataset = dataset_input(facts).dataset
     assert (dataset.name, dataset.source_type) == ("glue/sst2", "hugging_face")
     assert json.loads(dataset.source) == {"path": "glue", "config_name": "sst2", "revision": "abc"}
-
-
-def test_a_task_of_many_labels_has_a_short_description():
-    facts = StudyDescription(Task(**{**vars(TASK), "labels": tuple(f"label {i}" for i in range(500))}), "b")
-    assert "and 488 more" in task_note(facts)
-    assert len(task_note(facts)) < 2000

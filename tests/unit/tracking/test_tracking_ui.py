@@ -64,10 +64,10 @@ def test_a_taken_port_that_was_asked_for_is_said_before_anything_starts(store_ur
 
 def test_without_a_port_the_next_free_one_is_taken(taken, monkeypatch):
     monkeypatch.setattr(ui_module, "DEFAULT_PORT", taken)
-    assert taken < ui_module._free_port("127.0.0.1") < taken + 20
+    assert taken < ui_module._free_port("127.0.0.1", None) < taken + 20
     monkeypatch.setattr(ui_module, "_MORE_PORTS", 1)
     with pytest.raises(TrackingError, match="but none is") as full:
-        ui_module._free_port("127.0.0.1")
+        ui_module._free_port("127.0.0.1", None)
     assert "--port" in str(full.value.hint)
 
 
