@@ -25,7 +25,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
-from loraxs_search.registry.versions import RegisteredAdapter, Rescored, TaskSummary
+from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.methods.export._base import MergedDtype, OnnxPrecision
     from loraxs_search.predictor import Predictor
+    from loraxs_search.registry.promotion import Scored
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +101,22 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     return candidates
 
 
-def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Rescored:
-    """Return what a registered adapter scores on the rows that a task has now."""
+def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Scored:
+    """Return a registered adapter as it scores on the rows that a task has now."""
     from loraxs_search.registry.evidence import ScoredRows
+    from loraxs_search.registry.promotion import Scored
     from loraxs_search.trial.evaluate import score_folder
 
     scores = score_folder(pull_native(f"{champion.task}:{champion.version}", uri=uri), task)
     said = scores.answers
     rows = ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
-    return Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
+    found = replace(
+        champion.candidate,
+        test_metrics=scores.metrics,
+        data_fingerprint=scores.data_fingerprint,
+        test_fingerprint=scores.test_fingerprint,
+    )
+    return Scored(found, rows)
 
 
 def samples(decision: Decision) -> tuple[Sample, ...]:

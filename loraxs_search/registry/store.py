@@ -44,7 +44,6 @@ from loraxs_search.registry.versions import (
     SUMMARY,
     AdapterName,
     RegisteredAdapter,
-    Rescore,
     TaskSummary,
     fitted,
     read_version,
@@ -55,6 +54,8 @@ from loraxs_search.registry.versions import (
 if TYPE_CHECKING:
     from loraxs_search.registry.evidence import ScoredRows
     from loraxs_search.registry.promotion import Scored, ToleranceReference
+
+    Rescore = Callable[[RegisteredAdapter], Scored]
 
 _logger = logging.getLogger(__name__)
 UNTOUCHED_BASE = "base"  # in place of a trial id
@@ -100,13 +101,7 @@ def comparable(
     except LoraxsError as error:
         note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
         return Scored(recorded, rows, note=note)
-    scores = replace(
-        recorded,
-        test_metrics=anew.test_metrics,
-        data_fingerprint=anew.data_fingerprint,
-        test_fingerprint=anew.test_fingerprint,
-    )
-    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
+    return replace(anew, note=f"the champion {name} {reason}: it was scored anew")
 
 
 class Registry:
@@ -279,7 +274,8 @@ class Registry:
             folders: Trial id to sealed adapter folder.
             predictions: Trial id to the file of its answers to the test rows; under `UNTOUCHED_BASE` those of the base
                 without an adapter.
-            rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
+            rescore: Scores a champion anew on these test rows where it has no answers to them, or stands on another
+                base.
             study: Whose candidates they are, for the record where there are none.
             baseline_answers: Of the study's baselines to the test rows, by name.
             seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +31,6 @@ from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from loraxs_search.registry.evidence import ScoredRows
 
 CHAMPION = "champion"
 SHOWN = "loraxs.champion"  # in sight: the champion
@@ -160,19 +158,6 @@ class TaskSummary:
             base_model=candidate.base_model,
             promoted_at=decision.at,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Rescored:
-    """A champion scored anew, on the test rows that the finalist was scored on."""
-
-    test_metrics: Mapping[str, float]
-    data_fingerprint: str
-    rows: ScoredRows
-    test_fingerprint: str
-
-
-Rescore = Callable[[RegisteredAdapter], Rescored]
 
 
 def read_version(version: Any, model: Any) -> RegisteredAdapter:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,20 +244,50 @@ class Tracker:
                 self._reports[report.trial_id].setdefault(report.step, report)
 
     def _record(self, events: Sequence[log_events.LoggedEvent]) -> None:
+        """Write the search's run, then those of trials, each in the order of its events, and several at once.
+
+        A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
+        thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
+        """
+        by_run = defaultdict[str, list[log_events.LoggedEvent]](list)
         for event in events:
             self._note(event)
-        if events and self._client is None:
+            by_run[_run_of(event) or _SEARCH].append(event)
+        if not events:
+            return
+        if self._client is None:
             ensure_store(self._uri)
             client = connect(self._uri)
             self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
             self._client = client
-        elif events and artifact_root(self._uri) is None:
+        elif artifact_root(self._uri) is None:
             check_server(self._uri)  # in seconds; a call to a dead server may hang for much longer
-        for is_of_search, stretch in groupby(events, lambda event: _run_of(event) == _SEARCH):
-            if is_of_search:
-                self._write_search(list(stretch))
-            else:
-                self._write_trials(list(stretch))
+        self._run(_SEARCH, events[0].at)  # the parent of all
+        if own := by_run.pop(_SEARCH, None):
+            self._write_search(own)
+        waiting, errors, helpers = deque(by_run.items()), list[Exception](), list[threading.Thread]()
+
+        def write() -> None:
+            with contextlib.suppress(IndexError):  # nothing waits
+                while not errors:
+                    trial_id, own = waiting.popleft()
+                    try:
+                        self._write_trial(trial_id, own)
+                    except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked for it
+                        errors.append(error)
+
+        # An embedded store takes one write after the other.
+        at_once = 1 if artifact_root(self._uri) is not None else min(_AT_ONCE, len(waiting))
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            for _ in range(at_once - 1):
+                helper = threading.Thread(target=write, name="mlflow-writer", daemon=True)
+                helper.start()
+                helpers.append(helper)
+        write()
+        for helper in helpers:
+            helper.join()
+        if errors:
+            raise errors[0]
 
     def _write_search(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write what happened to the search into its own run."""
@@ -311,40 +341,6 @@ class Tracker:
                     batch.add(numbers, event.at, tags=words | {_STATE: event.state})
                     self._end(batch, event.state, event.at)
         batch.send()
-
-    def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
-        """Write the run of each trial in the order of its events, and several runs at once.
-
-        A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
-        thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
-        """
-        by_trial = defaultdict[str, list[log_events.LoggedEvent]](list)
-        for event in events:
-            by_trial[_run_of(event) or _SEARCH].append(event)
-        self._run(_SEARCH, events[0].at)  # the parent of all
-        waiting, errors, helpers = deque(by_trial.items()), list[Exception](), list[threading.Thread]()
-
-        def write() -> None:
-            with contextlib.suppress(IndexError):  # nothing waits
-                while not errors:
-                    trial_id, own = waiting.popleft()
-                    try:
-                        self._write_trial(trial_id, own)
-                    except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked for it
-                        errors.append(error)
-
-        # An embedded store takes one write after the other.
-        at_once = 1 if artifact_root(self._uri) is not None else min(_AT_ONCE, len(by_trial))
-        with contextlib.suppress(RuntimeError):  # the system has no thread left
-            for _ in range(at_once - 1):
-                helper = threading.Thread(target=write, name="mlflow-writer", daemon=True)
-                helper.start()
-                helpers.append(helper)
-        write()
-        for helper in helpers:
-            helper.join()
-        if errors:
-            raise errors[0]
 
     def _write_trial(self, trial_id: str, events: Sequence[log_events.LoggedEvent]) -> None:
         first = events[0]
@@ -527,23 +523,18 @@ class _Batch:
         self._metrics, self._params, self._tags = [], {}, {}
 
 
+_OF_SEARCH = (log_events.BaselinesMeasured, log_events.ReportWritten, log_events.SearchFinished)
+_OF_TRIAL = (log_events.TrialStarted, log_events.TrialReported, log_events.TrialEnded, log_events.TrialContinued)
+
+
 def _run_of(event: log_events.LoggedEvent) -> str | None:
     """Return the trial in whose run an event is written; None for one that is of no concern to MLflow."""
-    match event:
-        case log_events.AdapterWritten():
-            return event.run_of or event.trial_id
-        case (
-            log_events.TrialStarted()
-            | log_events.TrialReported()
-            | log_events.TrialEnded()
-            | log_events.TrialContinued()
-        ):
-            return event.trial_id
-        case log_events.DriverStarted(run=SearchRun()):
-            return _SEARCH
-        case log_events.BaselinesMeasured() | log_events.ReportWritten() | log_events.SearchFinished():
-            return _SEARCH
-    return None
+    if isinstance(event, log_events.AdapterWritten):
+        return event.run_of or event.trial_id
+    if isinstance(event, _OF_TRIAL):
+        return event.trial_id
+    is_start = isinstance(event, log_events.DriverStarted) and isinstance(event.run, SearchRun)
+    return _SEARCH if is_start or isinstance(event, _OF_SEARCH) else None
 
 
 def _ms(at: float) -> int:

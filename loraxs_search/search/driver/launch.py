@@ -298,7 +298,7 @@ def resume(
         with (
             folder.lock(),
             mirrored(folder, lambda: None) as mirror,
-            open_tracker(folder, uri, mirror) as tracker,
+            contextlib.closing(open_tracker(folder, uri, mirror)) as tracker,
         ):
             take_commands(steered(folder))
             result = record_end(folder, folder.journal())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sqlite3
 from pathlib import Path
@@ -16,6 +17,7 @@ from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.card import model_card
+from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.store import Registry
 
 
@@ -136,6 +138,13 @@ def with_versions(registries, store_uri, fresh_home, tmp_path):
         return Registry(store_uri)
 
     return start
+
+
+def scored_anew(rows, test="data", metrics=None):
+    """What scores a champion anew: it has these answers to other test rows."""
+    known = metrics or {"accuracy": float((rows.predictions == rows.labels).mean())}
+    fields = {"test_metrics": known, "data_fingerprint": test, "test_fingerprint": test}
+    return lambda champion: Scored(dataclasses.replace(champion.candidate, **fields), rows)
 
 
 @pytest.fixture

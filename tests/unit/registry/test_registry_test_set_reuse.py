@@ -18,7 +18,8 @@ from loraxs_search.errors import RegistryError
 from loraxs_search.records.promotion import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry.decisions import TaskRecord
 from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference, comparison_share
-from loraxs_search.registry.versions import Rescored
+
+from .conftest import scored_anew
 
 RULE = PromotionRule(require="constant")
 
@@ -59,8 +60,7 @@ def test_deciding_again_on_the_same_study_is_the_same_look(registry, promote):
 def test_new_test_rows_start_the_count_anew(promote):
     promote("t0", 300)
     promote("t1", 302)
-    rescored = Rescored({"accuracy": 0.7}, "new rows", rows(280), "new rows")
-    decision = promote("t2", 330, test="new rows", rescore=lambda _: rescored)
+    decision = promote("t2", 330, test="new rows", rescore=scored_anew(rows(280), "new rows"))
     assert (numbers(decision), decision.promoted) == ([1], True)
     assert numbers(promote("t3", 302)) == [], "and the champion, whose answers to the old rows are not here, stays"
 
@@ -125,7 +125,7 @@ def test_a_reference_without_its_answers_decides_nothing_unless_it_is_scored_ane
 
     def rescore(version):
         right = {"t0": 340, "t1": 338}[version.candidate.trial_id]
-        return Rescored({"accuracy": right / 400}, "rows", rows(right), "rows")
+        return scored_anew(rows(right), "rows")(version)
 
     assert promote("t2", 338, rule=SMALLER, stored_bytes=800, rescore=rescore).promoted
     assert promote("t3", 200, rule=SMALLER, forced=True).forced
@@ -149,11 +149,7 @@ def test_a_forced_champion_is_no_reference(promote):
 
 def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_reference_also_later(promote):
     promote("t0", 390, rule=SMALLER, test="old rows")
-
-    def rescore(_):
-        return Rescored({"accuracy": 340 / 400}, "rows", rows(340), "rows")
-
-    first = promote("t1", 337, rule=SMALLER, stored_bytes=900, rescore=rescore)
+    first = promote("t1", 337, rule=SMALLER, stored_bytes=900, rescore=scored_anew(rows(340), "rows"))
     assert (first.promoted, first.comparisons[0].reference_version, first.comparisons[0].reference_metric) == (
         True,
         1,
