@@ -185,7 +185,10 @@ tokenizer = loraxs_search.load_tokenizer("{name}"){predicting}
 ```"""
     if task.pooling != "class" and not method.says_pooling:
         return f"{own}{between_texts(task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
-    has_vllm = method.has_plain_lora and task.pooling == "class"
+    plain = ""
+    if method.has_plain_lora and task.pooling == "class":
+        plain = f"\n\nAs plain LoRA, for vLLM and others: `loraxs-search pull {name} --format lora`"
+        plain += ", and for llama.cpp and Ollama `--format gguf`." if kind.model.num_outputs is None else "."
     return f"""{own}
 
 With transformers and PEFT, from this folder, {where_base_is(base)}:
@@ -195,36 +198,7 @@ import loraxs_search, peft, transformers
 {loading_code(kind, base, dtype=dtype)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_arguments(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{between_texts(task)}{asking}{_plain_lora(manifest) if has_vllm else ""}"""
-
-
-def _plain_lora(manifest: Manifest) -> str:
-    """Return how vLLM and llama.cpp serve the adapter."""
-    name, ref = manifest.task.registered_name, manifest.base_model
-    base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
-    has_head = kind_of(manifest.task).model.num_outputs is not None
-    own = "" if has_head else " --generation-config vllm"  # without the penalties of the base's own settings
-    limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
-    lora_rank = int(method_of(manifest.hyperparameters).params(manifest.hyperparameters).get("rank", 0))
-    rank = next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= lora_rank), 512)  # those vLLM takes
-    vllm = f"""
-
-With vLLM, as plain LoRA ({limits}{where}):
-
-```console
-loraxs-search pull {name} --format lora --out adapters/{name}
-vllm serve {base} --enable-lora --max-lora-rank {rank}{own} \\
---lora-modules {name}=adapters/{name}
-```"""
-    if has_head:
-        return vllm
-    return f"""{vllm}
-
-With llama.cpp and Ollama, as plain LoRA in a GGUF file; the folder's README.md says how:
-
-```console
-loraxs-search pull {name} --format gguf --out adapters/{name}-gguf
-```"""
+```{between_texts(task)}{asking}{plain}"""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

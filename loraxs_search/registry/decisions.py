@@ -15,7 +15,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from loraxs_search.errors import RegistryError
@@ -40,21 +39,6 @@ _POLL_S = (0.1, 0.4)
 _logger = logging.getLogger(__name__)
 
 Check = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A rollback or a removal that has begun. Whoever next changes the task's champion finishes it.
-
-    Args:
-        decision: What is recorded of it at its end.
-        digest: Content address of the version's folder: a number may be given again.
-        champion: The version that was champion before; None if there was none.
-    """
-
-    decision: Decision
-    digest: str
-    champion: int | None = None
 
 
 class TaskRecord:

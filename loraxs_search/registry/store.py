@@ -12,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +33,7 @@ from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry.decisions import CHANGE, DECISIONS, USE, Change, Check, TaskRecord
+from loraxs_search.registry.decisions import CHANGE, DECISIONS, USE, Check, TaskRecord
 from loraxs_search.registry.finalist import Criterion, SeedStatistics, better_when, choose
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read, verify
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
@@ -63,6 +63,21 @@ _MAX_TRIES = 5
 _SHOWN_VERSIONS = 100
 _FEW = 8
 _NONE: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A rollback or a removal that has begun. Whoever next changes the task's champion finishes it.
+
+    Args:
+        decision: What is recorded of it at its end.
+        digest: Content address of the version's folder: a number may be given again.
+        champion: The version that was champion before; None if there was none.
+    """
+
+    decision: Decision
+    digest: str
+    champion: int | None = None
 
 
 def comparable(
@@ -397,7 +412,7 @@ class Registry:
             reason = f"from version {held or '-'} back to version {target.version}"
             decision = self._decision_on(target, champion, "rollback", reason)
             check()
-            return self._make(Change(decision, target.digest, held), is_new=True)
+            return self._make(_Change(decision, target.digest, held), is_new=True)
 
     def remove(self, name: str, forced: bool = False) -> Decision:
         """Delete one version, named `TASK:3`; a champion, or the best version, only when `forced`.
@@ -439,10 +454,10 @@ class Registry:
             champion = self._readable_champion(parsed.task)
             decision = self._decision_on(target, champion, "remove", f"removed version {target.version}")
             check()
-            change = Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
+            change = _Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
             return self._make(change, is_new=True)
 
-    def _make(self, change: Change, *, is_new: bool = False) -> Decision:
+    def _make(self, change: _Change, *, is_new: bool = False) -> Decision:
         """Do a change, or what is left to do of one: each step may have been done before."""
         decision, task, record = change.decision, change.decision.task, TaskRecord(self.store, change.decision.task)
         if is_new:
@@ -472,7 +487,7 @@ class Registry:
                 check()
                 change, may_finish = None, False
                 with contextlib.suppress(ValueError):  # pydantic's ValidationError is one
-                    change, may_finish = from_json(Change, begun), True
+                    change, may_finish = from_json(_Change, begun), True
                 if change is not None and change.decision.action == "rollback":  # unless others changed it since
                     champion = self._readable_champion(task)
                     target = self._find(AdapterName(task, None, change.decision.version))

@@ -140,8 +140,9 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
 
 def test_of_two_that_write_a_first_lease_at_once_the_refused_one_waits(mlflow_server, monkeypatch):
     """The server's database lets one of two insert a tag and answers the other that it is there."""
-    client, name = connect(mlflow_server.uri), "leased-at-once"
-    (run, tag), record = lease_of(client, name), TaskRecord(StoreReader(mlflow_server.uri), name)
+    store, name = StoreReader(mlflow_server.uri), "leased-at-once"
+    client, record = store.client, TaskRecord(store, name)
+    run, tag = lease_of(client, name)
     write, refusal = client.set_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
 
     def write_second(run: str, key: str, lease: str) -> None:

@@ -122,11 +122,9 @@ def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
         in card
     )
     assert "Reference:\n\n```text\n2\n```\n\nAnswer:\n\n````text\nThe answer is ```2```.\n````" in card
-    assert "does not take a trained head" not in card
     assert "| stored, R alone | 400 bytes |" in card
     assert "| head |" not in card
-    assert "pull turned-words --format gguf" in card
-    assert "--generation-config vllm" in card
+    assert "`loraxs-search pull turned-words --format lora`, and for llama.cpp and Ollama `--format gguf`." in card
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     assert 'loraxs_search.predict("turned-words", ["<question>"])' in blocks[0]
     assert "AutoModelForCausalLM.from_pretrained" in blocks[1]
@@ -170,7 +168,6 @@ def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs(manifes
     assert "AutoModelForCausalLM.from_pretrained(folder)" in blocks[1]
     assert "AutoTokenizer.from_pretrained(folder)" in blocks[1]
     assert 'from_pretrained("org/base"' not in card
-    assert "vllm serve FOLDER" in card
     for block in blocks:
         ast.parse(block)
 
@@ -195,5 +192,5 @@ def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank(manife
     assert " modules with r 100, " in card
     assert "| stored, adapter and head | 90,000 bytes |" in card
     assert "| learnt bytes, which no seed and no base gives back | 5,000 bytes |" in card
-    assert "--max-lora-rank" not in card
+    assert "plain LoRA, for vLLM" not in card
     assert "gives back" not in model_card(manifest())
