@@ -5,7 +5,6 @@ Studies bring it over themselves; `sync` does it later for those that could not 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
