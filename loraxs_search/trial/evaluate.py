@@ -94,30 +94,18 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
         answers = np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)
     if split == "test":
         lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
-        lists["wrong"] = _wrong(data, rows, answers, labels)
+        names, encoded, wrong = data.task.labels, data.encoded("test"), list[Sample]()
+        if names and labels.dtype.kind == "i" and encoded.prompts is None:  # a classifier's mistakes, as it reads them
+            for place in np.flatnonzero(answers != labels)[:NUM_WRONG_ROWS]:
+                text = str(data.tokenizer.decode(encoded.ids.row(rows[place]), skip_special_tokens=True))
+                wrong.append(Sample(text[:_MOST_SHOWN], names[labels[place]], names[int(answers[place])]))
+        lists["wrong"] = tuple(wrong)
     return Answers(
         predictions=tuple(answers.tolist()),
         labels=tuple(labels.tolist()),
         loss=float(scores.losses.sum(dtype=np.float64)),
         loss_count=int(scores.counts.sum()),
         **lists,
-    )
-
-
-def _wrong(
-    data: PreparedTask, rows: npt.NDArray[np.int64], answers: npt.NDArray[Any], labels: npt.NDArray[Any]
-) -> tuple[Sample, ...]:
-    """Return the first test rows that a classifier answers wrongly, as it reads them; none of other kinds."""
-    names, encoded = data.task.labels, data.encoded("test")
-    if not names or labels.dtype.kind != "i" or encoded.prompts is not None:
-        return ()
-    return tuple(
-        Sample(
-            str(data.tokenizer.decode(encoded.ids.row(rows[place]), skip_special_tokens=True))[:_MOST_SHOWN],
-            names[labels[place]],
-            names[int(answers[place])],
-        )
-        for place in np.flatnonzero(answers != labels)[:NUM_WRONG_ROWS]
     )
 
 
@@ -148,7 +136,14 @@ def score_folder(folder: Path, task: Task) -> _FolderScores:
     data = prepare(asked, load_tokenizer(base))
     fingerprints = (data.data_fingerprint, data.test_fingerprint)
     if asked != task:
-        fingerprints = _own_fingerprints(task, data)
+        own = load_data(task)
+        if not np.array_equal(own.rows["test"].labels, data.labels("test")):
+            raise TaskDataError(
+                f"Task {task.name} must have the same answers to its test rows however they are asked, but has others"
+                " when they are asked and read as this adapter was trained.",
+                hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
+            )
+        fingerprints = own.fingerprint, own.test_fingerprint
     model = load_adapter_folder(folder, base=base)
     use_padded_attention(base_of(model))
     rows = np.arange(data.num_rows("test"))
@@ -156,19 +151,3 @@ def score_folder(folder: Path, task: Task) -> _FolderScores:
     metrics = split_metrics(data, "test", scores)
     samples = tuple(ask(model, data, sample_answers(data)))
     return _FolderScores(metrics, replace(as_answers(data, "test", rows, scores), samples=samples), *fingerprints)
-
-
-def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
-    """Return the fingerprints of a task's rows, which an adapter was asked about in its own way.
-
-    Raises:
-        TaskDataError: asked so, they are other rows, or have other answers.
-    """
-    own = load_data(task)
-    if not np.array_equal(own.rows["test"].labels, asked.labels("test")):
-        raise TaskDataError(
-            f"Task {task.name} must have the same answers to its test rows however they are asked, but has others when"
-            " they are asked and read as this adapter was trained.",
-            hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
-        )
-    return own.fingerprint, own.test_fingerprint

@@ -98,6 +98,7 @@ class Snapshot:
 
 _KEPT = 2  # the one that was just written, and the one before: the caller may never see the latest reference
 _WEEK_S = 7 * 24 * 3600.0
+_STATES = "states"
 
 
 class NodeStates:
@@ -122,19 +123,21 @@ class NodeStates:
         if len(content) <= self._max_bytes:
             return content
         own = hashlib.sha256(spec.name.encode()).hexdigest()[:16]
-        name = f"{own}.{snapshot.step}.{_digest(content)}.safetensors"
+        name = f"{own}.{snapshot.step}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         self._make_room(own, len(content), 0 if is_last else _KEPT - 1)
         if not is_last:
-            write_atomic(self._folder / name, content)
+            write_atomic(home() / _STATES / name, content)
         return replace(snapshot, parameters={}, moments={}, elsewhere=name).to_bytes()
 
     def whole(self, snapshot: Snapshot | None) -> Snapshot | None:
         """Return the whole of a state; that of a trial at its start, with its reports, where it is on no disk here."""
         if snapshot is None or not snapshot.elsewhere:
             return snapshot
-        state = self._read(snapshot.elsewhere)
-        if state is not None:
-            return state
+        name = Path(snapshot.elsewhere).name  # no folder of anyone's choice
+        with contextlib.suppress(OSError, StudyError):  # another host has made room, or the disk is broken
+            content = (home() / _STATES / name).read_bytes()
+            if hashlib.sha256(content).hexdigest()[:32] in name.split("."):
+                return Snapshot.from_bytes(content)
         log.warning(
             "The state of trial %s at step %d stayed on a node that is lost: it trains from the start again.",
             snapshot.trial_id,
@@ -143,28 +146,14 @@ class NodeStates:
         retrained = snapshot.retrained_steps + snapshot.step
         return replace(snapshot, step=0, num_tokens=0, elsewhere="", retrained_steps=retrained)
 
-    @property
-    def _folder(self) -> Path:
-        return home() / "states"
-
-    def _read(self, name: str) -> Snapshot | None:
-        path = self._folder / name
-        if Path(name).name != name:
-            return None
-        try:
-            content = path.read_bytes()
-            return Snapshot.from_bytes(content) if _digest(content) in name.split(".") else None
-        except (OSError, StudyError):  # another host has made room, or the disk is broken
-            return None
-
     def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
         """Remove this trial's older states, those of a week ago, and the oldest while the disk is too full.
 
         The disk may be another machine's, with another time, and a clock may have been wrong for a while: a state is a
         week old where the newest one and this machine's clock both say so.
         """
-        files = list[tuple[float, Path]]()
-        for path in ensure_dir(self._folder).glob("*.safetensors"):
+        files, folder = list[tuple[float, Path]](), home() / _STATES
+        for path in ensure_dir(folder).glob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
                 files.append((path.stat().st_mtime, path))
         files.sort()
@@ -175,11 +164,7 @@ class NodeStates:
         for path in {*mine[: max(0, len(mine) - num_kept)], *old}:
             path.unlink(missing_ok=True)
         for path in oldest_first:
-            if shutil.disk_usage(self._folder).free > 2 * num_bytes:
+            if shutil.disk_usage(folder).free > 2 * num_bytes:
                 return
             if path not in mine:
                 path.unlink(missing_ok=True)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]

@@ -207,16 +207,24 @@ def _measure(host: TrialHost, info: HostInfo, space: Space, began: float) -> Mea
     if has_few:
         rows = max(1, specs[0].hyperparameters.batch_size)
         specs = [replace(specs[0], hyperparameters=replace(specs[0].hyperparameters, batch_size=1))]
-    snapshots = _advance(host, specs, 1, [None] * len(specs), space.task)[1]  # factors, kernels: not again
+    snapshots: list[bytes | None] = [None] * len(specs)
+
+    def advance(until: int) -> float:
+        """Advance all trials side by side, as a search does; return the seconds."""
+        nonlocal snapshots
+        since = time.monotonic()
+        with ThreadPoolExecutor(len(specs), "measured") as threads:
+            answers = threads.map(lambda spec, state: host.advance(spec, until, state, space.task), specs, snapshots)
+            snapshots = [state for _, state in answers]
+        return time.monotonic() - since
+
+    advance(1)  # factors, kernels: not again
     start_s = time.monotonic() - began
-    scoring_s, snapshots = _advance(host, specs, 1, snapshots, space.task)
-    steps, done = 1, 1
-    both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
-    step_s = max(both_s - scoring_s, 1e-4) / steps
+    scoring_s, steps, done = advance(1), 1, 1
+    step_s = max(advance(done + steps) - scoring_s, 1e-4) / steps
     if (more := min(int(_MEASURED_S / step_s), plan.max_steps - done - steps)) > steps:
         done, steps = done + steps, more
-        both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
-        step_s = max(both_s - scoring_s, 1e-4) / steps
+        step_s = max(advance(done + steps) - scoring_s, 1e-4) / steps
     answer_s, asked, state = 0.0, range(min(_FEW_ROWS, info.num_rows["test"])), snapshots[0]
     if has_few and asked and state is not None:
         asked_at = time.monotonic()
@@ -224,16 +232,6 @@ def _measure(host: TrialHost, info: HostInfo, space: Space, began: float) -> Mea
         answer_s = (time.monotonic() - asked_at) / len(asked)
     each = len(specs)
     return Measured(info.device, n, steps, rows * step_s / each, scoring_s / each, answer_s, start_s)
-
-
-def _advance(
-    host: TrialHost, specs: Sequence[TrialSpec], until: int, snapshots: Sequence[bytes | None], task: Task
-) -> tuple[float, list[bytes | None]]:
-    """Advance trials side by side as a search does; return the seconds and their states."""
-    began = time.monotonic()
-    with ThreadPoolExecutor(len(specs), "measured") as threads:
-        answers = list(threads.map(lambda spec, state: host.advance(spec, until, state, task), specs, snapshots))
-    return time.monotonic() - began, [state for _, state in answers]
 
 
 @dataclass(frozen=True)

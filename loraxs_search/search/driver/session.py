@@ -25,7 +25,6 @@ from loraxs_search.errors import (
     first_line,
     one_of,
 )
-from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import (
     BaselineScored,
     BaselinesMeasured,
@@ -269,7 +268,7 @@ class SearchSession:
         actors.linear_probe = begin_linear_probe(folder, actors, space, log.phase)
         reopen(self._study)
         self._budget, trials = TimeBudget(self._study, actors, started_at - log.spent_s), StudyTrials(task, plan)
-        self._said_baselines, self._said_warnings = set[str](), set[str]()
+        self._said_baselines = set[str]()
         self._finalization: Finalization | None = None  # once its trials have ended
         for event in log.history():
             trials.apply(event)
@@ -277,8 +276,6 @@ class SearchSession:
         def follow(event: TrialEvent) -> None:
             trials.apply(event)
             if isinstance(event, TrialReported):
-                if 2 * event.report.step >= plan.max_steps:  # one that has trained less proves nothing
-                    self._warn_of_scores(event.report.trial_id, event.report.metrics)
                 self._say_baselines(self._baselines.take())
                 self._budget.keep_time_for_end()
 
@@ -347,8 +344,6 @@ class SearchSession:
         log.append(BaselinesMeasured(baselines=baselines))
         self._say_baselines(baselines)
         candidates = end.validate(self._budget)
-        for candidate in candidates[:1]:
-            self._warn_of_scores(candidate.trial_id, candidate.validation_metrics)
         if self._wants_more():
             return False
         if not end.base_baseline.is_measured:
@@ -404,13 +399,6 @@ class SearchSession:
         return has_more
 
     # ---- what watchers are shown -------------------------------------------------------------------------------------
-    def _warn_of_scores(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        """Warn of what an adapter's scores show to be wrong with how the task is asked, once of each thing."""
-        for name, sentence in kind_of(self._opened.space.task).score_warnings(metrics):
-            if name not in self._said_warnings:
-                self._said_warnings.add(name)
-                _logger.warning("trial %s: %s", trial_id, sentence)
-
     def _say_baselines(self, baselines: Iterable[Baseline]) -> None:
         """Say each baseline's scores once."""
         for baseline in baselines:
@@ -426,8 +414,6 @@ class SearchSession:
         self._log.show(event)
         if self._finalization is not None:
             self._finalization.reached(steps)
-        else:
-            self._budget.say_what_fits(steps, steady_time())
 
     def _say_plan(self) -> None:
         """Say what the search is about to do; the view begins anew."""

@@ -73,15 +73,6 @@ class TrialSettings:
     directory: str
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The state of the trial that a slot has trained last, at its last report."""
-
-    trial_id: str
-    step: int
-    snapshot: bytes
-
-
 class TrialAdvancer:
     """Trains trials to their next reports on the hosts of the devices that they were given.
 
@@ -92,7 +83,8 @@ class TrialAdvancer:
     def __init__(self, settings: TrialSettings) -> None:
         self._settings = settings
         self._hosts: dict[Place, HostProxy] = {}
-        self._kept: dict[str, _Kept] = {}  # by slot
+        # By slot, the trial that it has trained last, with the step of its last report and its state there.
+        self._kept: dict[str, tuple[str, int, bytes]] = {}
 
     # Looked up by the first call, which may fail and be repeated; a process that fails to begin is not started again.
     @functools.cached_property
@@ -117,34 +109,42 @@ class TrialAdvancer:
             slot: Names the slot; it has one trial at a time.
             after: Step of the last report that the search has; 0 if it has none.
         """
-        spec = from_json(TrialSpec, spec_json)
-        snapshot: bytes | None
-        if (kept := self._kept.pop(slot, None)) is not None and (kept.trial_id, kept.step) == (spec.trial_id, after):
-            step, snapshot = kept.step, kept.snapshot
-        else:
-            try:
+        spec, settings, step = from_json(TrialSpec, spec_json), self._settings, after
+        try:
+            known = self._kept.pop(slot, None)
+            snapshot = known[2] if known is not None and known[:2] == (spec.trial_id, after) else None
+            if snapshot is None:
                 snapshot = await _answered(self._snapshot_store.read_snapshot.remote(spec.trial_id))
                 reports = read_reports(snapshot) if snapshot else ()
-            except LoraxsError as error:
-                return _broken_off(after, error)
-            step = reports[-1].step if reports else 0
-            if unknown := [report for report in reports if report.step > after]:
-                return self._result(spec, unknown[0])
-            if step >= spec.hyperparameters.max_steps:
-                return self._result(spec, reports[-1])
-        try:
-            report, snapshot = await self._trained(spec, step + self._settings.report_every, snapshot, place)
-            if (metric := self._settings.task.search_metric) not in report.metrics:
-                known = ", ".join(sorted(report.metrics)) or "none"
-                raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {known}.")
+                step = reports[-1].step if reports else 0
+                if unknown := [report for report in reports if report.step > after]:
+                    return self._result(spec, unknown[0])
+                if step >= spec.hyperparameters.max_steps:
+                    return self._result(spec, reports[-1])
+            lost: HostProxy | None = None
+            losses = 0
+            while True:
+                host = await self._host(place, lost)
+                try:
+                    until = step + settings.report_every
+                    report, state = await host.advance.remote(spec, until, snapshot, settings.task)
+                    break
+                except HOST_LOST:
+                    lost, losses = host, losses + 1
+                    if losses > settings.max_failures:
+                        await self._host(place, lost)  # for the next trial
+                        raise
+            if (metric := settings.task.search_metric) not in report.metrics:
+                shown = ", ".join(sorted(report.metrics)) or "none"
+                raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {shown}.")
         except (LoraxsError, RayTaskError) as error:
             return _broken_off(step, error)
         try:
-            await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
+            await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, state))
         except LoraxsError as error:  # of the study's folder, not of the trial
             return {STEP: step, FATAL: [error.message, error.hint], "done": True}
-        self._kept[slot] = _Kept(spec.trial_id, report.step, snapshot)
-        while sum(len(kept.snapshot) for kept in self._kept.values()) > _MAX_KEPT_BYTES:  # the store has all
+        self._kept[slot] = spec.trial_id, report.step, state
+        while sum(len(state) for _, _, state in self._kept.values()) > _MAX_KEPT_BYTES:  # the store has all
             del self._kept[next(iter(self._kept))]
         return self._result(spec, replace(report, host=str(place)))
 
@@ -154,21 +154,6 @@ class TrialAdvancer:
         self._kept.pop(slot, None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    async def _trained(
-        self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
-    ) -> tuple[TrialReport, bytes]:
-        lost: HostProxy | None = None
-        losses = 0
-        while True:
-            host = await self._host(place, lost)
-            try:
-                return await host.advance.remote(spec, until, snapshot, self._settings.task)
-            except HOST_LOST:
-                lost, losses = host, losses + 1
-                if losses > self._settings.max_failures:
-                    await self._host(place, lost)  # for the next trial
-                    raise
-
     async def _host(self, place: Place, lost: HostProxy | None) -> HostProxy:
         """Return the host of a place, another one than a lost one."""
         host = self._hosts.get(place)

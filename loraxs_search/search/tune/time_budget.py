@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import counted
 from loraxs_search.log.clock import steady_time
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
@@ -19,8 +16,6 @@ from loraxs_search.tasks.kinds import kind_of
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.study_actors import StudyActors
 
-_logger = logging.getLogger(__name__)
-_TIMED_STEPS = 4  # of each trial
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
 
 
@@ -87,8 +82,6 @@ class TimeBudget:
         self.end: EndTime | None = None
         # How long trials take from one report to the next: they stop at a report, which comes half as late.
         self._report_s = 0.0
-        self._timed: tuple[float, int] | None = None  # when this many steps were done
-        self._has_said_what_fits = False
 
     @property
     def left_s(self) -> float | None:
@@ -131,31 +124,3 @@ class TimeBudget:
         self._report_s = plan.report_every * step_s * running / devices
         end_s = self.end.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
         self.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
-
-    def say_what_fits(self, steps: Mapping[str, int], now: float) -> None:
-        """Say once, from a few timed steps, how many trials there is room for, unless all fit.
-
-        Args:
-            steps: That trials have taken, by trial.
-        """
-        left_s, done = self.left_s, sum(steps.values())
-        if self._has_said_what_fits or not left_s or not steps:
-            return
-        if self._timed is None or done < self._timed[1]:  # trials have ended, and others begun
-            self._timed = now, done
-            return
-        since, before = self._timed
-        if done - before < _TIMED_STEPS * len(steps):
-            return
-        self._has_said_what_fits = True
-        info, records = self._study.folder.info, self._study.journal.records
-        step_s = (now - since) / (done - before)  # of the device, side by side
-        trial_s, wanted = info.search.max_steps * step_s, self._study.whole_plan.trials
-        left_s = max(_MOST_FOR_END * left_s, left_s - trial_s * info.promotion.num_refits(wanted))
-        unended = wanted - sum(record.state is not TrialState.RUNNING for record in records.values())
-        if (fits := int((left_s / step_s + done) // info.search.max_steps)) < unended:
-            _logger.warning(
-                "The time budget has room for about %d of the %s that are left, more where some stop early: one takes"
-                " about %.0f s, %d at once take %.0f s.",
-                *(fits, counted(unended, "trial"), trial_s, len(steps), trial_s * len(steps)),
-            )

@@ -1,4 +1,4 @@
-"""A time budget keeps time for the end of a search, which takes as long as trials say, and people hear what fits."""
+"""A time budget keeps time for the end of a search, which takes as long as trials say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.searched_studies import Tried, searched
-from support.studies import TASK, study
+from support.studies import TASK
 
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.host import HostInfo
@@ -63,16 +63,3 @@ def test_a_time_budget_keeps_time_for_refits(monkeypatch, fresh_home, budget_s, 
     budget = TimeBudget(steered(folder, journal), actors, 0.0)
     budget.keep_time_for_end()
     assert (budget.is_over, budget.is_late) == (is_over, is_late)
-
-
-def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(monkeypatch, fresh_home, caplog):
-    rule, plan = PromotionRule(candidates=1, seeds=1), SearchPlan(trials=10, max_steps=100, time_budget=60.0)
-    monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda: 0.0)
-    folder = study("s", search=plan, promotion=rule)
-    nobody: Any = None
-    budget = TimeBudget(steered(folder, folder.journal()), nobody, 0.0)
-    for now, steps in ((0.0, 10), (1.0, 12), (2.0, 20), (3.0, 40)):
-        budget.say_what_fits({"00000": steps, "00001": steps}, now)
-    (record,) = caplog.records
-    assert "room for about 5 of the 10 trials" in record.getMessage()
-    assert "one takes about 10 s, 2 at once take 20 s" in record.getMessage()
