@@ -1,8 +1,7 @@
-"""What proposes params: Optuna's samplers, over the trials of a study as its log has them.
+"""What proposes params: Optuna's samplers under Optuna's names, with what a search of tiny adapters can set.
 
 _base.py     the contract
-entries.py   Optuna's samplers, by its names
-trials.py    a study's trials, read from its log
+trials.py    a study's trials as Optuna has them, read from its log
 
 `search/tune/proposer.py` asks the sampler for the next trial. Nothing here is kept on disk: `StudyTrials` reads the
 log, and a proposal is an event in it before anything else has it.
@@ -10,14 +9,115 @@ log, and a proposal is an event in it before anything else has it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.plugins import EntryPoints, with_defaults
+from loraxs_search.plugins import EntryPoints, ParameterSpec, with_defaults
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers._base import Sampler, SamplerConfig, SearchedParameter
-from loraxs_search.samplers.entries import GP, TPE, RandomSearch
 
-SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", TPE, RandomSearch, GP)
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+_STARTUP = ParameterSpec(
+    "int",
+    low=1,
+    high=200,
+    default=10,
+    about="Trials drawn at random before `tpe` or `gp` learns; `gp` counts complete ones.",
+)
+
+
+class _TPE(Sampler):
+    """Draws near good params, all parameters together. It learns from stopped trials too, and handles conditions."""
+
+    name = "tpe"
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
+
+    def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
+        from optuna.samplers import TPESampler
+
+        with experimental():  # `group` is what conditional spaces need; since Optuna 2.8
+            return TPESampler(
+                n_startup_trials=int(self.config.parameters["n_startup_trials"]),
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                seed=seed,
+            )
+
+
+class _RandomSearch(Sampler):
+    """Draws each trial at random."""
+
+    name = "random"
+
+    def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
+        from optuna.samplers import RandomSampler
+
+        return RandomSampler(seed=seed)
+
+
+class _GP(Sampler):
+    """Draws where a Gaussian process of the complete trials expects the most improvement. Use `scheduler: none`."""
+
+    name = "gp"
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
+
+    def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
+        from optuna.samplers import GPSampler
+
+        together = {name: distributions[name] for name in self._together}
+
+        class KnownSpaceGP(GPSampler):
+            """Draws these together, in every trial. Optuna's own takes what all complete trials have had.
+
+            By chance that may hold a conditional parameter, until a trial lacks it, and of trials that start together
+            nothing is known.
+            """
+
+            def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+                return together
+
+        return KnownSpaceGP(
+            seed=seed,
+            n_startup_trials=int(self.config.parameters["n_startup_trials"]),
+            warn_independent_sampling=False,
+        )
+
+    def faults(self) -> Iterator[str]:
+        if self.config.searched and not self._together:
+            yield "must be tpe or random where no parameter is searched in all trials, but got gp."
+
+    def advice(self) -> Iterator[str]:
+        config, needed = self.config, int(self.config.parameters["n_startup_trials"])
+        if at_random := [each.name for each in config.searched if each.is_conditional]:
+            yield f"gp draws {', '.join(at_random)} (conditional) at random; it searches {', '.join(self._together)}"
+        if config.num_trials <= needed:
+            yield f"gp learns from {needed} complete trials on, and the search has {config.num_trials}"
+        elif config.stops_early:
+            yield (
+                f"gp learns only from complete trials, from {needed} of them on, and the scheduler stops trials early:"
+                " write scheduler: none, or sampler: tpe"
+            )
+
+    @property
+    def _together(self) -> list[str]:
+        return [parameter.name for parameter in self.config.searched if not parameter.is_conditional]
+
+
+def experimental() -> warnings.catch_warnings:
+    """Return a context in which Optuna does not warn of what it calls experimental."""
+    from optuna.exceptions import ExperimentalWarning
+
+    return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)
+
+
+SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", _TPE, _RandomSearch, _GP)
 
 
 def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sampler:

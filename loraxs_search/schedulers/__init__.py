@@ -2,7 +2,6 @@
 
 _base.py     the contract
 asha.py      asynchronous successive halving by score
-none.py      every trial trains all its steps
 """
 
 from __future__ import annotations
@@ -10,9 +9,18 @@ from __future__ import annotations
 from loraxs_search.plugins import EntryPoints, with_defaults
 from loraxs_search.records.literals import Direction
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
-from loraxs_search.schedulers.none import NoScheduler
+
+
+class NoScheduler(Scheduler):
+    """Lets every trial train all its steps."""
+
+    name = "none"
+
+    def decide(self, trial: ScoredTrial) -> None:
+        """Let the trial continue."""
+
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
     "search.scheduler", "loraxs_search.schedulers", ASHA, NoScheduler

@@ -17,8 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Proposal
-from loraxs_search.samplers import make_sampler
-from loraxs_search.samplers.entries import experimental
+from loraxs_search.samplers import experimental, make_sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.space import Space
 

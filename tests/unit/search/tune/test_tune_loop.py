@@ -19,9 +19,8 @@ from support.reports import METRIC, report
 from loraxs_search.errors import ClusterError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import NoScheduler, make_scheduler
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
-from loraxs_search.schedulers.none import NoScheduler
 from loraxs_search.search.tune import loop, slots
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
 from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, _TuneScheduler
