@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer
 from support.pages import BENCHMARKS, CONTRIBUTING, PAGES, README, ROOT, SEARCH_SPACES
 
@@ -37,22 +36,15 @@ def options_of_script(path: Path) -> set[str]:
 
 
 # ---- what is named exists --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
-def test_links_to_files_lead_somewhere(page):
-    for written, path in page.links():
-        assert path.exists(), written
-    assert set(re.findall(r"\]\(#([^)]+)\)", page.text)) <= page.anchors()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
-def test_make_targets_named_exist(page):
+def test_links_lead_somewhere_and_make_targets_and_options_named_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make (\w+)`", page.text)) <= targets
-
-
-@pytest.mark.parametrize("page", [README, SEARCH_SPACES], ids=lambda page: page.path)
-def test_options_named_exist(page):
-    assert set(re.findall(r"`(?:[a-z ]+ )?(--[a-z-]+)", page.text)) <= options_of_verbs()
+    for page in PAGES:
+        for written, path in page.links():
+            assert path.exists(), (page.path, written)
+        assert set(re.findall(r"\]\(#([^)]+)\)", page.text)) <= page.anchors(), page.path
+        assert set(re.findall(r"`make (\w+)`", page.text)) <= targets, page.path
+    for page in (README, SEARCH_SPACES):
+        assert set(re.findall(r"`(?:[a-z ]+ )?(--[a-z-]+)", page.text)) <= options_of_verbs(), page.path
 
 
 def test_every_page_is_reached_from_the_readme():
@@ -109,11 +101,9 @@ def benchmark_commands() -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"python (tests/benchmarks/[^`\n]+)", BENCHMARKS.text)]
 
 
-@pytest.mark.parametrize("command", benchmark_commands(), ids=" ".join)
-def test_a_benchmark_knows_its_options(command):
-    script, *args = command
-    assert (ROOT / script).is_file()
-    assert {word for word in args if word.startswith("--")} <= options_of_script(ROOT / script)
+def test_a_benchmark_knows_its_options():
+    for script, *args in benchmark_commands():
+        assert {word for word in args if word.startswith("--")} <= options_of_script(ROOT / script), script
 
 
 def test_the_page_has_every_benchmark_and_its_command():
@@ -139,10 +129,9 @@ def every_verb() -> dict[str, Any]:
     return verbs
 
 
-@pytest.mark.parametrize("verb", every_verb())
-def test_help_ends_with_an_example_that_parses(verb):
-    command = every_verb()[verb]
-    last = " ".join(command.help.rstrip().rpartition("\n\n")[2].split())
-    assert last.startswith(f"Example: loraxs-search {verb}")
-    line, _, _ = last.removeprefix(f"Example: loraxs-search {verb}").partition(">")
-    command.make_context(verb, shlex.split(line))
+def test_help_ends_with_an_example_that_parses():
+    for verb, command in every_verb().items():
+        last = " ".join(command.help.rstrip().rpartition("\n\n")[2].split())
+        assert last.startswith(f"Example: loraxs-search {verb}")
+        line, _, _ = last.removeprefix(f"Example: loraxs-search {verb}").partition(">")
+        command.make_context(verb, shlex.split(line))

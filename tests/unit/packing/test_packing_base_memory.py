@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,28 +66,19 @@ def huge(tmp_path):
     return make
 
 
-def test_two_copies_that_do_not_fit_name_the_precision_that_needs_one(huge, free):
-    free(5 * GIB)
-    with pytest.raises(BaseModelError, match=r"6\.00 GiB as bfloat16 .*float32") as caught:
-        check_fits(huge("BF16"), torch.float32, CPU)
-    assert "5.00 GiB of cpu are free" in str(caught.value)
-    assert str(caught.value.hint).startswith(
-        "set `search.precision` to bfloat16, which takes 2.00 GiB; or use a device"
-    )
-
-
-def test_a_float16_base_that_fits_only_once_names_a_copy_in_bfloat16(huge, free):
-    free(3 * GIB)
-    with pytest.raises(BaseModelError, match=r"4\.00 GiB as float16 and") as caught:
-        check_fits(huge("F16"), torch.bfloat16, CPU)
-    assert str(caught.value.hint).startswith("use a copy of the base that is saved as bfloat16, which")
-
-
-def test_where_nothing_here_helps_the_hint_says_what_would(huge, free):
-    free(GIB)
-    with pytest.raises(BaseModelError, match=r"2\.00 GiB, .*1\.00 GiB") as caught:
-        check_fits(huge("BF16"), torch.bfloat16, CPU)
-    assert caught.value.hint == "use a device with more memory, or a smaller base"
+@pytest.mark.parametrize(
+    ("free_gib", "own", "dtype", "message", "hint"),
+    [  # two copies; a copy in bfloat16 helps; nothing here helps
+        (5, "BF16", torch.float32, r"6\.00 GiB as bfloat16 .*float32, and 5\.00 GiB of cpu", "set .* bfloat16, which"),
+        (3, "F16", torch.bfloat16, r"4\.00 GiB as float16 and", "use a copy of the base that is saved as bfloat16"),
+        (1, "BF16", torch.bfloat16, r"2\.00 GiB, .*1\.00 GiB", "use a device with more memory, or a smaller base$"),
+    ],
+)
+def test_a_base_that_does_not_fit_says_what_it_takes_and_what_would(huge, free, free_gib, own, dtype, message, hint):
+    free(free_gib * GIB)
+    with pytest.raises(BaseModelError, match=message) as caught:
+        check_fits(huge(own), dtype, CPU)
+    assert re.match(hint, str(caught.value.hint))
 
 
 def test_pickled_weights_count_as_long_as_they_are(tmp_path, free):

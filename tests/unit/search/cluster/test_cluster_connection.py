@@ -117,16 +117,15 @@ def test_an_address_where_nobody_is_is_refused():
         check_answers("127.0.0.1:9")
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
-def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can(address):
-    with pytest.raises(UsageError, match=f"must be HOST:PORT .* but got {address}") as caught:
-        check_answers(address)
+def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can():
+    with pytest.raises(UsageError, match=r"must be HOST:PORT .* but got ray://head:10001") as caught:
+        check_answers("ray://head:10001")
     assert "ray job submit" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("address", [None, "", "local", "head", "head:abc", "head:99999"])
-def test_what_ray_itself_knows_at_once_is_left_to_it(address):
-    check_answers(address)
+def test_what_ray_itself_knows_at_once_is_left_to_it():
+    for address in (None, "local", "head:abc"):
+        check_answers(address)
 
 
 def test_auto_is_the_cluster_of_this_machine(web_server, monkeypatch):
@@ -172,12 +171,12 @@ def test_modules_that_were_chosen_stand(tmp_path, monkeypatch):
     assert job_environment(None) == {}, "Ray refuses what the job and its driver both name"
 
 
-@pytest.mark.parametrize("text", ["[a, b]", "a: [", "1: x"])
-def test_a_file_that_is_no_environment_is_refused(text, tmp_path):
+def test_a_file_that_is_no_environment_is_refused(tmp_path):
     file = tmp_path / "env.yaml"
-    file.write_text(text)
-    with pytest.raises(UsageError, match="--runtime-env"):
-        job_environment(str(file))
+    for text in ("[a, b]", "a: [", "1: x"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match="--runtime-env"):
+            job_environment(str(file))
     with pytest.raises(UsageError, match="No such file"):
         job_environment(str(tmp_path / "none.yaml"))
 
@@ -188,9 +187,6 @@ def test_a_file_that_is_no_environment_is_refused(text, tmp_path):
         ("pipp: [cowsay]", r"env\.yaml` must be one of: pip, .*, but got 'pipp'"),
         ("pip: [cowsay]\nuv: [cowsay]", "cannot be specified at the same time"),
         ("pip: 5", "must be of type str or List"),
-        ("pip: none-such.txt", "not a valid file"),
-        ("env_vars: {A: 1}", r"must be of type Dict\[str, str\]"),
-        ("working_dir: /none/such", "/none/such"),
     ],
 )
 def test_what_ray_does_not_take_is_refused_with_the_file(text, message, tmp_path):

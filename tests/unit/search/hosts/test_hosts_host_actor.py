@@ -45,27 +45,6 @@ def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_f
     assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
 
 
-def test_a_node_without_the_rows_is_at_fault_to_its_trials():
-    def make(*_: Any) -> Any:
-        raise TaskDataError("rows.csv must be there.", hint="put it there")
-
-    host = HostActor(replace(CONFIG, make=make), 1, "10.0.0.7")
-    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*rows.csv") as caught:
-        advance(host, SPEC, TASK)
-    assert caught.value.hint == "put it there"
-    with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
-        host.info(TASK)
-
-
-def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too():
-    disk = Disk()
-    host = actor(disk)
-    assert advance(host, SPEC, TASK) == ("base", "rows of t")
-    disk.rows["other"] = None
-    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other.csv"):
-        advance(host, SPEC, OTHER)
-
-
 # ---- identity --------------------------------------------------------------------------------------------------------
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
 SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
@@ -95,7 +74,7 @@ class LoadedHost:
         if anew or task.name not in self._rows:
             rows = self._disk.rows[task.name]
             if rows is None:
-                raise TaskDataError(f"{task.name}.csv must be there.")
+                raise TaskDataError(f"{task.name}.csv must be there.", hint="put it there")
             self._rows[task.name] = rows
         return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=self._rows[task.name])
 
@@ -135,7 +114,7 @@ def begun_with(base: str, rows: str) -> TrialSpec:
     return replace(SPEC, identity=Identity(base, rows))
 
 
-def test_a_warm_host_describes_and_trains_on_the_rows_of_now():
+def test_a_warm_host_has_the_rows_and_weights_of_now():
     disk = Disk()
     host = actor(disk)
     assert host.info(TASK).identity == Identity("base", "rows of t")
@@ -143,6 +122,9 @@ def test_a_warm_host_describes_and_trains_on_the_rows_of_now():
     assert host.info(TASK).identity == Identity("base", "edited")
     assert advance(host, begun_with("base", "edited"), TASK) == ("base", "edited")
     assert disk.num_loads == 1
+    disk.base = "other weights"
+    assert host.info(TASK).identity == Identity("other weights", "edited")
+    assert disk.num_loads == 2
 
 
 def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs():
@@ -156,17 +138,9 @@ def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs():
     assert disk.num_loads == 2
 
 
-def test_a_warm_host_has_the_weights_of_now():
-    disk = Disk()
-    host = actor(disk)
-    host.info(TASK)
-    disk.base = "other weights"
-    assert host.info(TASK).identity == Identity("other weights", "rows of t")
-    assert disk.num_loads == 2
-
-
-@pytest.mark.parametrize("call", [advance, confirm, answer_without_adapter])
-@pytest.mark.parametrize("changed", ["rows", "weights"])
+@pytest.mark.parametrize(
+    ("call", "changed"), [(advance, "rows"), (confirm, "weights"), (answer_without_adapter, "rows")]
+)
 def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call, changed):
     """Trials, refits, confirmations and the untouched base go through these calls."""
     disk = Disk()
@@ -180,6 +154,20 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
     assert "launch a new study" in (caught.value.hint or "")
     disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
     assert advance(host, spec, TASK) == ("base", "rows of t")
+
+
+def test_a_node_without_the_rows_is_at_fault_to_its_trials():
+    disk = Disk()
+    host, disk.rows["t"] = actor(disk), None
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*t\.csv") as caught:
+        advance(host, SPEC, TASK)
+    assert caught.value.hint == "put it there"
+    with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
+        host.info(TASK)
+    disk.rows["t"], disk.rows["other"] = "rows of t", None
+    assert advance(host, SPEC, TASK) == ("base", "rows of t")
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other\.csv"):
+        advance(host, SPEC, OTHER)
 
 
 def test_studies_that_share_a_host_are_each_held_to_their_own_rows():
