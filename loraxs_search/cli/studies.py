@@ -97,8 +97,6 @@ def status(
     ended = f"{counts.ended}/{counted(counts.num_trials, 'trial')} ended"
     each = f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed"
     _out.tell(f"\n{seen.study}: {seen.state}, {ended} ({each})")
-    if heads := [f"{key} {value}" for key in ("pooling", "head_init") if (value := getattr(seen, key)) is not None]:
-        _out.tell(f"heads: {', '.join(heads)}")
     if seen.phase is not None:
         _out.tell(f"now: {phase_in_words(seen.phase)}")
     if seen.finishing:

@@ -17,7 +17,6 @@ from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import read_events
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records.literals import Pooling
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
@@ -183,7 +182,6 @@ def study_facts(name: str) -> dict[str, Any]:
     """
     folder = StudyFolder.open(name)
     info = folder.info
-    pooling, head_init = _head_facts(folder, folder.journal().records.values())
     return {
         "study": name,
         "path": str(folder.path),
@@ -191,8 +189,7 @@ def study_facts(name: str) -> dict[str, Any]:
         "created": info.created_at,
         "task": info.task.registered_name,
         "base": info.base_model.id,
-        "pooling": pooling,
-        "head_init": head_init,
+        "pooling": info.task.pooling,
         "space": info.space_source,
         "MLflow": redact(info.tracking_uri),
         "storage": info.storage,
@@ -225,8 +222,6 @@ class StudyStatus:
         notice: Why the search ended before its budget, as shown to users; empty when it did not.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
-        pooling: What heads read of the base; `auto` until a host has resolved it, None if the task has no pooling.
-        head_init: Where the heads of all trials start; None if they differ, or before the first trial.
     """
 
     study: str
@@ -241,8 +236,6 @@ class StudyStatus:
     notice: str = ""
     place: str = ""
     phase: Phase | None = None
-    pooling: Pooling | None = None
-    head_init: str | None = None
 
 
 @overload
@@ -280,7 +273,6 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         if row.state is TrialState.RUNNING:
             step = max(row.step or 0, search.steps.get(row.trial_id, 0))
             rows[number] = replace(row, step=step, state="INTERRUPTED" if state == "interrupted" else row.state)
-    pooling, head_init = _head_facts(folder, records.values())
     return StudyStatus(
         study=folder.name,
         state=state,
@@ -294,21 +286,4 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         notice=study.journal.notice or "",
         place=place,
         phase=search.phase,
-        pooling=pooling,
-        head_init=head_init,
     )
-
-
-def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[Pooling | None, str | None]:
-    """Return what heads read, and where those of all trials start."""
-    from loraxs_search.tasks.kinds import KINDS  # numpy, which a list of studies does without
-
-    info, kind = folder.info, KINDS.importable().get(folder.info.task.kind)
-    if kind is None:  # another distribution's, which is not here
-        return None, None
-    pooling = info.task.pooling if "pooling" in kind.section.model_fields else None
-    given = {str(record.params.get("head_init", "probe")) for record in records}
-    has_own = info.start_from is not None and info.start_from.with_head  # those of the adapter
-    if kind(info.task).model.num_outputs is None or has_own or len(given) != 1:
-        return pooling, None
-    return pooling, given.pop() if folder.has_probe else "random"

@@ -8,11 +8,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from support.searched_studies import ScriptedDriver, Tried, searched
-from support.studies import TASK, study
+from support.studies import study
 
 from loraxs_search import watch
 from loraxs_search.log.events import Answered, Commanded
@@ -79,37 +78,6 @@ def storage_folder(tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
     return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "pooling", "params", "probe", "heads"),
-    [
-        ("sequence-classification", "mean", ({}, {}), b"probe", {"pooling": "mean", "head_init": "probe"}),
-        (
-            "regression",
-            "cls",
-            ({"head_init": "probe"}, {"head_init": "random"}),
-            b"",
-            {"pooling": "cls", "head_init": None},
-        ),
-        ("sequence-classification", "auto", (), None, {"pooling": "auto", "head_init": None}),
-        ("token-classification", "class", ({},), None, {"pooling": None, "head_init": "random"}),
-        ("elsewhere's", "class", ({},), b"", {"pooling": None, "head_init": None}),
-    ],
-)
-def test_it_says_what_heads_read_and_where_they_start(kind, pooling, params, probe, heads, say):
-    task = replace(TASK, kind=kind, pooling=pooling, labels=("no", "yes"))
-    folder = searched("mine", [Tried(own, 0.8, state=TrialState.FAIL) for own in params], task=task)
-    if probe is not None:
-        folder.write_asset("linear_probe", probe)
-    for verb in (("status",), ("studies", "show")):
-        said = json.loads(say(*verb, "mine", "--json").ok)
-        assert {key: said[key] for key in ("pooling", "head_init")} == heads
-    line = ", ".join(f"{key} {value}" for key, value in heads.items() if value)
-    assert [it for it in say("status", "mine").err.splitlines() if it.startswith("heads: ")] == (
-        [f"heads: {line}"] if line else []
-    )
-    assert f"pooling       {heads['pooling'] or '-'}\n" in say("studies", "show", "mine").ok
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
