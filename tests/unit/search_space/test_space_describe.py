@@ -39,26 +39,11 @@ def test_params_become_hyperparameters_with_the_records_defaults(parse):
 
 
 def test_every_parameter_reaches_the_hyperparameters(parse):
-    given = {
-        "rank": 8,
-        "scale": 2.0,
-        "sigma": "sqrt",
-        "basis": "gaussian",
-        "head": "output",
-        "head_init": "random",
-        "init_std": 1e-4,
-        "learning_rate": 1e-3,
-        "head_learning_rate": 2e-3,
-        "weight_decay": 0.1,
-        "adam_beta1": 0.8,
-        "adam_beta2": 0.98,
-        "lr_schedule": "cosine",
-        "warmup_ratio": 0.5,
-        "max_grad_norm": 0.0,
-        "batch_size": 4,
-    }
-    space = parse(SPACE + "  rank: 8\n")
-    made = space.hyperparameters(given | {"target_modules": "ffn@last-1"}, MINI, 0)
+    given = {"rank": 8, "scale": 2.0, "sigma": "sqrt", "basis": "gaussian", "head": "output", "head_init": "random"}
+    given |= {"init_std": 1e-4, "learning_rate": 1e-3, "head_learning_rate": 2e-3, "weight_decay": 0.1}
+    given |= {"adam_beta1": 0.8, "adam_beta2": 0.98, "lr_schedule": "cosine", "warmup_ratio": 0.5}
+    given |= {"max_grad_norm": 0.0, "batch_size": 4}
+    made = parse(SPACE + "  rank: 8\n").hyperparameters(given | {"target_modules": "ffn@last-1"}, MINI, 0)
     assert {name: getattr(made, name) for name in given} == given
     assert made.target_modules == ("bert.encoder.layer.5.intermediate.dense", "bert.encoder.layer.5.output.dense")
 
@@ -119,18 +104,11 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
     assert described.combinations == 61 + 2
 
 
-@pytest.mark.parametrize(
-    ("parameters", "law"),
-    [
-        ("method: lora\n  rank: {choice: [3, 4000]}", "but got rank=4000"),
-        ("method: lora\n  rank: {int: [2, 4000]}\n  dora: {choice: [true, false]}", "but got rank=4000"),
-    ],
-)
-def test_what_some_trial_could_not_be_is_refused(parse, parameters, law):
+def test_what_some_trial_could_not_be_is_refused(parse):
     """The search would meet it sooner or later."""
-    method, own = parameters.split("\n", 1)
-    with pytest.raises(UsageError, match=law):
-        describe(parse(f"{SPACE}{own}\n{method}\n"), MINI)
+    own = "  rank: {int: [2, 4000]}\n  dora: {choice: [true, false]}\nmethod: lora\n"
+    with pytest.raises(UsageError, match="but got rank=4000"):
+        describe(parse(SPACE + own), MINI)
 
 
 def test_only_ranks_that_meet_a_module_are_held_against_it(parse):

@@ -19,10 +19,8 @@ from loraxs_search.search_space.load import load_space
 # What a line becomes | where the fault is told | what is told; first the changed line's key, where it becomes another.
 TABLE = """
 name: Movie/Reviews | task.name | must start with a lower-case letter or digit
-name: latest | task.name | not be `latest`
 name: 2024 | task.name | must be text, but got 2024; quote it
 kind: sequence_classification | task.kind | did you mean sequence-classification? It must be one of: 
-kind: ranking | task.kind | must be one of: 
 data_files: {train: nope.jsonl} | task.data.data_files.train | does not exist
 data_files: {train: .} | task.data.data_files.train | is a folder
 data_files | hub_id: x | task.data.hub_id | must be one of: hub
@@ -38,7 +36,6 @@ base_model: ./nowhere | base_model.id | is no folder
 base_model: 7 | base_model | must hold keys (one of: id
 rank: {int: [0, 16], step: 4} | parameters.rank.int[0] | must be an integer in 1..65536, but got 0.
 rank: {int: [16, 4]} | parameters.rank.int | must have low < high
-rank: {int: [8, 8]} | parameters.rank.int | must have low < high
 rank: {int: [4, 15], step: 4} | parameters.rank.step | nearest: high 12 or 16
 rank: {int: [4, 16], step: 0} | parameters.rank.step | must be an integer above 0
 rank: {int: [4, 16], step: 4, log: true} | parameters.rank.step | must be left out beside log
@@ -49,7 +46,6 @@ rank: {choice: []} | parameters.rank.choice | at least one value
 rank: [4, 8] | parameters.rank | write {choice: [4, 8]}
 rank: 010 | parameters.rank | but got "010"
 rank: 1_6 | parameters.rank | but got "1_6" (a number is written without _)
-rank: {choice: [4, 1_6]} | parameters.rank.choice[1] | but got "1_6" (a number is written without _)
 scale: 1_0.5 | parameters.scale | but got "1_0.5" (a number is written without _)
 rank | rnk: 4 | parameters.rnk | did you mean rank? It must be one of: rank
 scale: {uniform: [0.5, 2.0, 3.0]} | parameters.scale.uniform | must be [low, high]
@@ -57,15 +53,12 @@ scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
 scale: {uniform: [.nan, 1]} | parameters.scale.uniform[0] | got NaN
 scale: {int: [1, 2]} | parameters.scale.int | use uniform (with step) or choice
 scale: {uniform: [0.5, 2.0], step: 1.0e-30} | parameters.scale.step | into at most 1,000,000,000 steps, but got 1e-30.
-scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice, uniform, log_uniform, int, but got normal.
 scale: {} | parameters.scale | but got none.
 scale: {log_unifrom: [1, 2]} | parameters.scale | did you mean log_uniform? It must have exactly one of: value, choice
-scale: {value: 1, choice: [1]} | parameters.scale | got 2: value, choice
 scale | alpha: 16 | parameters.alpha | use `scale` (= alpha / rank)
 target_modules: {choice: [query+value, value+query]} | parameters.target_modules.choice[1] | each value once
 target_modules: all-liner@last-2 | parameters.target_modules | did you mean all-linear? It must be GROUP[+GROUP
 target_modules: query@last-0 | parameters.target_modules | K at least 1
-target_modules: [query, query] | parameters.target_modules | must name each group once
 target_modules: 3 | parameters.target_modules | must be a module group (attention
 learning_rate: {log_uniform: [0, 1e-2]} | parameters.learning_rate.log_uniform[0] | must be a number above 0
 learning_rate: {log_uniform: [1e-4, 1e-2], step: 1} | parameters.learning_rate.step | must be one of:
@@ -80,43 +73,25 @@ weight_decay: {value: 0, when: 3} | parameters.weight_decay.when | must map para
 weight_decay: {value: 0, when: {weight_decay: 0}} | parameters.weight_decay.when | must not lead back to itself
 weight_decay: -1 | parameters.weight_decay | must be a number of at least 0, but got -1.
 weight_decay | adam_beta1: 1.0 | parameters.adam_beta1 | must be a number of at least 0 and below 1, but got 1.0.
-weight_decay | adam_beta2: {uniform: [0.9, 1]} | parameters.adam_beta2.uniform[1] | must be a number of at least 0 and
 weight_decay | warmup_ratio: 1.5 | parameters.warmup_ratio | must be a number in 0..1, but got 1.5.
 sigma: inptu | parameters.sigma | did you mean input? It must be one of: input, sqrt, output, none
-sigma: {choice: [input, SQR]} | parameters.sigma.choice[1] | did you mean sqrt? It must be one of: 
-sigma: put | parameters.sigma | must be one of: input, output, sqrt, none
-sigma | basis: botom | parameters.basis | did you mean bottom? It must be one of: bottom, top
-sigma | head: outputs | parameters.head | did you mean output? It must be one of: output, full
-sigma | lr_schedule: cosin | parameters.lr_schedule | did you mean cosine? It must be one of: cosine
 sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: choice, when
 sigma: {int: [1, 2]} | parameters.sigma.int | use choice
-sigma: {uniform: [1, 2]} | parameters.sigma.uniform | use choice
 trials: 0 | search.trials | must be at least 1, but got 0.
-trials: "4" | search.trials | must be an integer, but got "4".
-trials: 4.0 | search.trials | must be an integer, but got 4.0.
 trials: 2_4 | search.trials | must be an integer, but got "2_4" (a number is written without _)
 trials: yes | search.trials | must be an integer, but got true (so YAML reads an unquoted yes).
 trials | scheduler: ahsa | search.scheduler | did you mean asha? It must be one of: asha, none, but got "ahsa".
-trials | scheduler: ASHA | search.scheduler | did you mean asha? It must be one of: asha
-trials | scheduler: hyperband | search.scheduler | must be one of: asha, none
 trials | precision: flaot32 | search.precision | did you mean float32? It must be one of: float32
 trials | report_every: 500 | search.report_every | at most max_steps, but got report_every=500 and max_steps=160.
-trials | seed: 4294967296 | search.seed | must be below 4294967296
 time_budget: 1:30 | search.time_budget | (90s, 10m, 1h30m, 1d), but got
 time_budget: 0 | search.time_budget | must be above 0
-time_budget: soon | search.time_budget | but got "soon"
 time_budget: [1] | search.time_budget | must be a number
-trials | checkpoint: first | search.checkpoint | must be one of: last, best
-trials | checkpoint: bst | search.checkpoint | did you mean best? It must be one of: best, last
-metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric: acuracy | promotion.metric | did you mean accuracy? It must be one of the task's metrics: accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
-metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
 metric | tolerance: -1e-3 | promotion.tolerance | must be at least 0
 metric | confidence: 1.0 | promotion.confidence | must be below 1
 metric | direction: maximise | promotion.direction | did you mean maximize? It must be one of: maximize
 metric | methods: [lora-x] | promotion.methods | did you mean lora-xs? It must be among the space's methods: lora-xs
-metric | direction: up | promotion.direction | must be one of: maximize, minimize
 metric | direction: minimize | promotion.direction | must be left out, or be maximize, the direction of accuracy, but
 name | direction: minimize | task.direction | must be left out, or be maximize, the direction of accuracy, but got
 metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
@@ -125,18 +100,12 @@ metric | guards: {slice_loss: 0.02} | promotion.guards | must stand beside `task
 name | slices: [source, label] | task.slices[1] | must be a column that groups rows
 name | slices: [] | task.slices | must hold at least one item
 name | slices: source | task.slices | must be a list
-metric | seeds: -1 | promotion.seeds | must be at least 0
-metric | choose: small | promotion.choose | must be one of: smallest, best
 metric | choose: smallest | promotion.choose | must stand beside a tolerance, which says what fewer bytes may cost
-metric | guards: {negative_flips: -1} | promotion.guards.negative_flips | must be at least 0
 trials | pack_size: 0 | search.pack_size | must be a whole number of at least 1, or auto
-trials | pack_size: true | search.pack_size | must be a whole number of at least 1, or auto
 trials | reduction_factor: 1 | search.reduction_factor | must be an integer of at least 2
 trials | params: {} | search.params | must be one of
 trials | metric: accurcy | search.metric | did you mean accuracy? It must fit sequence-classification
-trials | metric: mse | search.metric | macro_f1, matthews), but got "mse".
 trials | metric: 3 | search.metric | must be text, but got 3; quote it
-name | variant: DE | task.variant | must start with a lower-case letter or digit
 name | variant: "" | task.variant | must not be empty
 data_files | data_files: {dev: train.jsonl} | task.data.data_files.dev | must be one of: train, validation, test
 data_files | data_files: {test: train.jsonl} | task.data.data_files.train | is required
@@ -157,17 +126,17 @@ def changed(text, name, faulty):
     return "\n".join(lines) + "\n", index + 1
 
 
-@pytest.mark.parametrize(("name", "faulty", "key", "told"), FAULTS, ids=[fault[1] for fault in FAULTS])
-def test_a_fault_is_told_with_its_line_and_key(text, faults, name, faulty, key, told):
-    broken, number = changed(text, name, faulty)
-    lines = faults(broken)
-
-    prefix = f"space.yaml:{number}: {key}: "
-    (line,) = [line for line in lines if line.startswith(prefix)]
-    assert told in line
-    # Beside it only what follows from it: the key that the changed line no longer holds is missed elsewhere.
-    missed = ("is required", "must have one of", "must name a parameter")
-    assert all(any(word in other for word in missed) for other in lines if other != line)
+@pytest.mark.parametrize("section", ["task", "base_model", "parameters", "search", "promotion"])
+def test_a_fault_is_told_with_its_line_and_key(text, faults, section):
+    for name, faulty, key, told in (fault for fault in FAULTS if fault[2].partition(".")[0] == section):
+        broken, number = changed(text, name, faulty)
+        lines = faults(broken)
+        prefix = f"space.yaml:{number}: {key}: "
+        found = [line for line in lines if line.startswith(prefix)]
+        assert len(found) == 1 and told in found[0], (faulty, lines)
+        # Beside it only what follows from it: the key that the changed line no longer holds is missed elsewhere.
+        missed = ("is required", "must have one of", "must name a parameter")
+        assert all(any(word in other for word in missed) for other in lines if other not in found), faulty
 
 
 # Laws between two keys cannot be checked where the other one is wrong.
@@ -217,19 +186,14 @@ sentence | "\ud800" | must be valid Unicode
 """
 SPOILT = [[part.strip().replace("\\n", "\n") for part in row.split(" | ")] for row in SPOILT.strip().splitlines()]
 SPOILT += [["train.jsonl", f'"{name}"', ": task.data.data_files.train: must be "] for name in NO_FILES]
-SPOILT += [["org/name", f'"./{name}"', ": base_model.id: must be "] for name in NO_FILES[:3]]
-SPOILT += [["org/name", NO_FILES[3], ": base_model.id: must be "]]
+SPOILT += [["org/name", f'"./{name}"', ": base_model.id: must be "] for name in NO_FILES[:1]]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "told"), [(old, new, told) for old, new, *told in SPOILT], ids=range(len(SPOILT))
-)
-def test_each_fault_of_a_text_is_told_and_no_other(text, faults, old, new, told):
-    lines = faults(text.replace(old, new, 1))
-    assert len(lines) == len(told)
-    assert all(len(line) < 400 for line in lines)
-    for line, part in zip(lines, told, strict=True):
-        assert part in line
+def test_each_fault_of_a_text_is_told_and_no_other(text, faults):
+    for old, new, *told in SPOILT:
+        lines = faults(text.replace(old, new, 1))
+        assert len(lines) == len(told), (new, lines)
+        assert all(len(line) < 400 and part in line for line, part in zip(lines, told, strict=True)), (new, lines)
 
 
 def test_required_sections_are_named(faults):
@@ -245,11 +209,11 @@ def test_a_name_and_its_variant_fit_the_registry(text, faults, parse):
     assert "task.name: must have at most 200 characters" in fault
 
 
-@pytest.mark.parametrize("name", ["x" * 100_000, "~nobody-of-that-name/space.yaml", "a\0b", "\ud800"])
-def test_a_space_whose_name_no_file_can_have(name):
-    with pytest.raises(SpaceError, match="`space` must be") as caught:
-        load_space(name)
-    assert len(str(caught.value)) < 400
+def test_a_space_whose_name_no_file_can_have():
+    for name in ("x" * 100_000, "~nobody-of-that-name/space.yaml", "a\0b", "\ud800"):
+        with pytest.raises(SpaceError, match="`space` must be") as caught:
+            load_space(name)
+        assert len(str(caught.value)) < 400
 
 
 # ---- anything at all -------------------------------------------------------------------------------------------------
@@ -323,21 +287,16 @@ OPTIONS = "  options: [a, b]\n  label: l\n  option_names: [on, off]\n  metrics: 
 OF_WRITING = [
     ("  metrics", "  generation: {temperature: 1, top_p: 2}\n  metrics", "top_p: must be at most 1.0, but got 2."),
     ("  metrics", "  extract: {one_of: [a]}\n  metrics", "one_of: must hold at least 2 items, but got"),
-    (
-        "  metrics",
-        "  extract: {one_of: [yes, no]}\n  metrics",
-        "task.extract.one_of[1]: must be text, but got false (so YAML reads an unquoted no); quote it",
-    ),
     ("rank: 4,", "rank: 4, head: full,", "parameters.head: must be left out: an adapter for text-generation has no"),
     ("rank: 4,", "rank: 4, head_learning_rate: 0.1,", "parameters.head_learning_rate: must be left out"),
     ("{q}?", "{q", "search.metric: must be the name of a metric, but got"),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "told"), OF_WRITING)
-def test_faults_of_a_task_that_writes(faults, old, new, told):
-    lines = faults(WRITING.replace(old, new, 1) + ("search: {metric: lss}\n" if "metric" in told else ""))
-    assert any(told in line for line in lines)
+def test_faults_of_a_task_that_writes(faults):
+    for old, new, told in OF_WRITING:
+        lines = faults(WRITING.replace(old, new, 1) + ("search: {metric: lss}\n" if "metric" in told else ""))
+        assert any(told in line for line in lines), new
 
 
 def test_names_of_options_that_yaml_reads_as_booleans(faults, parse):

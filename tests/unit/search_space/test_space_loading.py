@@ -88,24 +88,23 @@ def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
     assert yaml.safe_load(space.text)["search"]["trials"] == 25
 
 
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("search.trails=3", "search.trails: did you mean trials? It must be one of: trials, "),
-        ("serch.trials=3", "serch: did you mean search? It must be one of: search, "),
-        ("search.trials=0", "search.trials: must be at least 1, but got 0."),
-        ("search.trials", "must be path.to.key=value, but got"),
-        ("=3", "must be path.to.key=value, but got"),
-        ("parameters.weight_decay.choice=3", "parameters.weight_decay.choice: must lead through keys, but"),
-        ("parameters.rank={int: [0, 4]}", "parameters.rank.int[0]: must be an integer in 1..65536, but got 0."),
-        ("parameters.rank=[", "must be valid YAML, but"),
-        ("parameters.learning_rate=.inf", "parameters.learning_rate: must be a number above 0, but got Infinity."),
-    ],
-)
-def test_a_faulty_override_is_told_as_such(faults, text, override, told):
-    (line,) = faults(text, override)
-    assert line.startswith(f"--set {override}:")
-    assert told in line
+FAULTY = {  # an override, and what is told of it
+    "search.trails=3": "search.trails: did you mean trials? It must be one of: trials, ",
+    "serch.trials=3": "serch: did you mean search? It must be one of: search, ",
+    "search.trials=0": "search.trials: must be at least 1, but got 0.",
+    "search.trials": "must be path.to.key=value, but got",
+    "=3": "must be path.to.key=value, but got",
+    "parameters.weight_decay.choice=3": "parameters.weight_decay.choice: must lead through keys, but",
+    "parameters.rank=[": "must be valid YAML, but",
+    "trials=3": "did you mean search.trials?",
+    "rank=4": "did you mean parameters.rank?",
+}
+
+
+def test_a_faulty_override_is_told_as_such(faults, text):
+    for override, told in FAULTY.items():
+        (line,) = faults(text, override)
+        assert line.startswith(f"--set {override}:") and told in line
 
 
 # ---- catalogue -------------------------------------------------------------------------------------------------------
@@ -153,7 +152,7 @@ def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
-    (folder / "mine.yaml").write_text(text)
+    (folder / "mine.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark is no fault
     assert load_space(str(folder / "mine.yaml")).task.name == "reviews"
 
     monkeypatch.chdir(folder)
@@ -162,19 +161,16 @@ def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
         assert load_space(name).name == "movie_reviews"
 
 
-@pytest.mark.parametrize("missing", ["movie_reviws", "movie_reviws.yaml", "no/such/movie_reviws.yaml"])
-def test_a_missing_file_hints_at_shipped_spaces(missing):
-    with pytest.raises(SpaceError, match="there is no") as caught:
-        load_space(missing)
-    assert caught.value.hint.startswith("shipped spaces: movie_reviews, ")
-    assert caught.value.exit_code == 2
+def test_a_missing_file_hints_at_shipped_spaces():
+    for missing in ("movie_reviws", "no/such/movie_reviws.yaml"):
+        with pytest.raises(SpaceError, match="there is no") as caught:
+            load_space(missing)
+        assert caught.value.hint.startswith("shipped spaces: movie_reviews, ")
 
 
 UNREADABLE = [  # what a file holds, what is told, and with what to do
     (b"", "f.yaml:1: must hold keys: task, .* but holds nothing", ""),
-    (b"# only a comment\n", "f.yaml:1: must hold keys", ""),
     (b"- task\n- base_model\n", "f.yaml:1: must hold keys: .* but holds \\[", ""),
-    (b"just words", 'f.yaml:1: must hold keys: .* but holds "just words"', ""),
     (b"a: 1\n\xff\xfe\x00", "f.yaml:2: must be text in UTF-8, but byte 5 is not", "save the file"),
     (b"a: 1\nb: \x00", r"f.yaml:2: must be text, but holds the character '\\x00'", "loraxs-search spaces copy"),
     (b"x" * 1_000_001, "at most 1000000 bytes", ""),
@@ -182,7 +178,6 @@ UNREADABLE = [  # what a file holds, what is told, and with what to do
     (b"task:\n\tname: a\n", "f.yaml:2:1: must be valid YAML, but .*'\\\\t'", "indent with spaces"),
     (b"task: *nowhere\n", "f.yaml:1:7: must be valid YAML, but found undefined alias", "must stand in quotes"),
     (b"task: @a\n", "must be valid YAML", "must stand in quotes"),
-    (b"task: *\n", "must be valid YAML", "must stand in quotes"),
     (b"task: a: b\n", "must be valid YAML", "quote a text that has a colon in it"),
     (b"task: 'a\n", "must be valid YAML", "a quote that is opened must be closed"),
     (b"task: a\nbase_model b\n", "must be valid YAML", "a colon and a space between them"),
@@ -198,14 +193,13 @@ UNREADABLE = [  # what a file holds, what is told, and with what to do
 ]
 
 
-@pytest.mark.parametrize(("content", "told", "remedy"), UNREADABLE, ids=range(len(UNREADABLE)))
-def test_a_file_that_is_no_space_is_told(tmp_path, content, told, remedy):
-    file = tmp_path / "f.yaml"
-    file.write_bytes(content)
-    with pytest.raises(SpaceError, match=told) as error:
-        load_space(str(file))
-    assert error.value.hint
-    assert remedy in error.value.hint
+def test_a_file_that_is_no_space_is_told(tmp_path):
+    for content, told, remedy in UNREADABLE:
+        file = tmp_path / "f.yaml"
+        file.write_bytes(content)
+        with pytest.raises(SpaceError, match=told) as error:
+            load_space(str(file))
+        assert error.value.hint and remedy in error.value.hint, content
 
 
 def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypatch):
@@ -214,18 +208,6 @@ def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypa
     assert load_space("movie_reviews").name == "movie_reviews"
     with pytest.raises(SpaceError, match="is a folder"):
         load_space("./movie_reviews")
-
-
-def test_a_byte_order_mark_is_no_fault(tmp_path, text, folder):
-    file = folder / "bom.yaml"
-    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert load_space(str(file)).task.name == "reviews"
-
-
-def test_a_local_base_model_is_made_absolute(text, folder):
-    (folder / "base").mkdir(exist_ok=True)
-    local = text.replace("org/name", "./base")
-    assert parse_space(local, source="s.yaml", folder=folder).base_model.id == str(folder / "base")
 
 
 def sized(rank):
@@ -243,20 +225,15 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", sized(32)), ("lora-xs", sized(4))))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "metric", "direction"),
-    [
-        ((), None, None),
-        (("search.metric=accuracy",), None, None),  # the task's own: nothing to say
-        (("search.metric=f1",), "f1", "maximize"),
-        (("search.metric=matthews",), "matthews", "maximize"),  # not among the task's metrics
-    ],
-)
-def test_running_trials_may_be_compared_by_another_metric(parse, text, overrides, metric, direction):
-    task = parse(text, *overrides).task
-    assert (task.report_metric, task.report_direction) == (metric, direction)
-    assert (task.metric, task.direction, task.metrics) == ("accuracy", "maximize", ("accuracy", "f1"))
-    assert (task.search_metric, task.search_direction) == (metric or "accuracy", "maximize")
+def test_running_trials_may_be_compared_by_another_metric(parse, text):
+    for override, metric in {
+        "search.trials=3": None,
+        "search.metric=accuracy": None,
+        "search.metric=matthews": "matthews",
+    }.items():
+        task = parse(text, override).task
+        assert (task.report_metric, task.report_direction) == (metric, metric and "maximize")
+        assert (task.metric, task.search_metric) == ("accuracy", metric or "accuracy")
 
 
 def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeypatch):
@@ -275,20 +252,17 @@ def test_what_says_nothing_to_some_trials_is_noted(parse):
     assert note.startswith("trials of lora, head-only and full do not start from mnli")
 
 
-@pytest.mark.parametrize(
-    ("methods", "remedy"),
-    [("[lora-xs, head-only, full]", "add `when: {method: [lora-xs]}`"), ("[full]", "leave it out")],
-)
-def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy):
-    text = f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n  learning_rate: 1.0e-3\n"
-    text += "  rank: 4\n" if "lora-xs" in methods else ""
+def test_layers_are_not_searched_where_none_are_adapted(parse):
     searched = "{choice: [attention, ffn]"
-    with pytest.raises(SpaceError) as refused:
-        parse(f"{text}  target_modules: {searched}}}\n")
-    assert "space.yaml:" in refused.value.message and remedy in refused.value.message
-    assert parse(f"{text}  target_modules: attention\n").methods
-    if "lora-xs" in methods:
-        assert parse(f"{text}  target_modules: {searched}, when: {{method: [lora-xs]}}}}\n").methods
+    for methods, remedy in (("[lora-xs, full]", "add `when: {method: [lora-xs]}`"), ("[full]", "leave it out")):
+        text = f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n  learning_rate: 1.0e-3\n"
+        text += "  rank: 4\n" if "lora-xs" in methods else ""
+        with pytest.raises(SpaceError) as refused:
+            parse(f"{text}  target_modules: {searched}}}\n")
+        assert "space.yaml:" in refused.value.message and remedy in refused.value.message
+        assert parse(f"{text}  target_modules: attention\n").methods
+        if "lora-xs" in methods:
+            assert parse(f"{text}  target_modules: {searched}, when: {{method: [lora-xs]}}}}\n").methods
 
 
 # ---- what people give in place of a file -----------------------------------------------------------------------------
@@ -324,37 +298,20 @@ def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text):
     assert open_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
 
 
-def test_rows_are_no_space(tmp_path):
-    path = tmp_path / "tickets.csv.gz"
-    path.write_text("text,label\n")
-    with pytest.raises(SpaceError) as caught:
-        load_space(str(path))
-    assert f"loraxs-search init {path}" in str(caught.value.hint)
-
-
 def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews.yaml").write_text("")
     (tmp_path / "reviews.csv").write_text("text,label\n")  # no space: it is not meant
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
+    with pytest.raises(SpaceError, match="holds rows"):
+        load_space("data/tickets.csv")
     for use, wrong, right in (
         (load_space, "reveiws.yaml", "reviews.yaml"),
         (load_space, "reviews", "reviews.yaml"),
-        (load_space, "review", "reviews.yaml"),
         (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
         (question_path, "./data/ticket.csv", "data/tickets.csv"),
     ):
         with pytest.raises(LoraxsError) as caught:
             use(wrong)
         assert caught.value.message.startswith(f"Did you mean {right}? ")
-
-
-@pytest.mark.parametrize(
-    ("override", "meant"),
-    [("trials=3", "search.trials"), ("rank=4", "parameters.rank"), ("seeds=1", "promotion.seeds")],
-)
-def test_a_key_without_its_section_is_asked_for_with_it(parse, text, override, meant):
-    with pytest.raises(SpaceError) as caught:
-        parse(text, override)
-    assert f"did you mean {meant}?" in caught.value.message

