@@ -70,7 +70,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class SearchEstimate:
+class _SearchEstimate:
     """About how long a search takes on this machine; a range, since neither scores nor speed are known.
 
     Args:
@@ -92,7 +92,7 @@ class SearchEstimate:
     measured: Measured
 
 
-def estimate_search(space: Space) -> SearchEstimate:
+def _estimate(space: Space) -> _SearchEstimate:
     """Measure a few steps of drawn trials on this machine, and return what the whole search would take.
 
     Raises:
@@ -119,7 +119,7 @@ def estimate_search(space: Space) -> SearchEstimate:
     return add_up(space.search, space.promotion, space.task, info, measured)
 
 
-def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, measured: Measured) -> SearchEstimate:
+def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, measured: Measured) -> _SearchEstimate:
     """Return what a search takes at the measured speed."""
     simulated, reports = simulated_steps(plan, measured.at_once)
     steps = sum(simulated) / len(simulated)
@@ -145,7 +145,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     fixed = parts["refits"] + parts["candidates"]
     least = min(trials_s * fewer, limit_s) + fixed * (1 - _MARGIN)
     most = min(trials_s * more, limit_s) + fixed * (1 + _MARGIN)
-    return SearchEstimate(
+    return _SearchEstimate(
         least_s=least + parts["start"] * (1 - _MARGIN),
         most_s=most + parts["start"] * (1 + _MARGIN),
         least_device_hours=least / 3600,
@@ -259,7 +259,7 @@ class CheckedSpace:
     pack_size: PackSize | None
     warnings: list[str]
     description: SpaceDescription
-    estimate: SearchEstimate | None
+    estimate: _SearchEstimate | None
     no_estimate: str
     pooling: Pooling = "class"
     first_rows: Sequence[ShownRow] = ()
@@ -299,7 +299,7 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     found, unknown = None, ""
     if estimate:
         try:
-            found = estimate_search(loaded)
+            found = _estimate(loaded)
         except LoraxsError as error:
             unknown = error.message
     facts = (rows, report, pack_size, warnings, description, found, unknown)

@@ -172,7 +172,13 @@ def launch_together(
             stop.set()  # the studies end before Ray is stopped
             raise
         if errors := [error for future in futures if (error := future.exception()) is not None]:
-            raise joined_errors(errors)
+            if len(errors) == 1:
+                raise errors[0]
+            errors = [own_error(error) for error in errors]
+            stopped = all(isinstance(error, SearchInterruptedError) for error in errors)
+            hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
+            kind = SearchInterruptedError if stopped else LoraxsError
+            raise kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
         return [future.result() for future in futures]
 
 
@@ -187,16 +193,6 @@ def _shared(space: Space) -> dict[str, object]:
         "`search.pack_size`": space.search.pack_size,
         "how `task.kind` loads the base": ", ".join([body.auto_class, head, *(f"{n}={v}" for n, v in body.config)]),
     }
-
-
-def joined_errors(errors: Sequence[BaseException]) -> BaseException:
-    """Return the only error, or one with the messages of all."""
-    if len(errors) == 1:
-        return errors[0]
-    errors = [own_error(error) for error in errors]
-    kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
-    hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
-    return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
 
 
 def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = None) -> StudyInfo:

@@ -75,7 +75,7 @@ _LOOK_EVERY_S = 0.2  # for commands
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class OpenStudy:
+class _OpenStudy:
     """A study that this driver searches: its lock is held, its log is followed into its copy and MLflow.
 
     Args:
@@ -94,7 +94,7 @@ class OpenStudy:
 @contextlib.contextmanager
 def open_study(
     info: StudyInfo, space: Space, pool: HostPool, log: StudyLog, stop: threading.Event, *, is_locked: bool
-) -> Iterator[OpenStudy]:
+) -> Iterator[_OpenStudy]:
     """Open a study on the hosts of `pool`, and record how its search ends; a new one is created.
 
     Whatever a killed driver has done is found in the folder.
@@ -139,7 +139,7 @@ def open_study(
         log.refresh()
         tracker = open_tracker(folder, info.tracking_uri, mirror)
         try:
-            yield OpenStudy(steered(folder, log), space, actors, is_stopped, tracker.run_id)
+            yield _OpenStudy(steered(folder, log), space, actors, is_stopped, tracker.run_id)
         except BaseException as error:
             if mirror is not None and mirror.lost_to is not None:
                 raise mirror.lost_to from error
@@ -260,7 +260,7 @@ class SearchSession:
         started_at: When this driver began its work.
     """
 
-    def __init__(self, opened: OpenStudy, started_at: float) -> None:
+    def __init__(self, opened: _OpenStudy, started_at: float) -> None:
         self._opened, self._study, self._actors, self._log = opened, opened.study, opened.actors, opened.study.journal
         space, folder, log, actors = opened.space, opened.study.folder, opened.study.journal, opened.actors
         plan, task = folder.info.search, space.task

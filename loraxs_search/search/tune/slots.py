@@ -46,7 +46,7 @@ _MAX_RETRIES = 10  # of a call whose process dies: then it is a loss of the tria
 _MAX_SLOTS = 10_000  # of a node
 
 
-class TrialTrainable(tune.Trainable):
+class _TrialTrainable(tune.Trainable):
     """Tells Tune what a trial takes; no process is made of it."""
 
     @classmethod
@@ -231,7 +231,7 @@ def make_controller(
     with _SETTING_UP:
         experiment = Experiment(
             uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
-            TrialTrainable,
+            _TrialTrainable,
             num_samples=sys.maxsize,
             storage_path=str(storage),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots

@@ -12,15 +12,14 @@ import pytest
 from support.studies import TASK
 
 import loraxs_search
-from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.errors import SpaceError
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataReport
-from loraxs_search.search.driver.check import Measured, add_up, estimate_search, simulated_steps
-from loraxs_search.search_space.load import load_space
+from loraxs_search.search.driver.check import Measured, add_up, simulated_steps
 
 
 def test_it_is_what_the_command_line_prints(fresh_home, tiny_space, say):
@@ -98,14 +97,11 @@ def test_early_stopping_widens_the_range():
     assert estimate.least_s < sum(estimate.parts_s.values()) < estimate.most_s
 
 
-def test_trials_that_start_from_what_a_search_makes_are_not_measured(tiny_space):
-    space = load_space(str(tiny_space), overrides=["start_from=another-task"])
-    with pytest.raises(UsageError, match="start from"):
-        estimate_search(space)
-
-
-def test_a_space_is_measured_on_this_machine(tiny_space):
-    estimate = estimate_search(load_space(str(tiny_space)))
+def test_a_space_is_measured_on_this_machine_unless_trials_start_from_what_a_search_makes(tiny_space):
+    checked = loraxs_search.check(str(tiny_space), estimate=True, overrides={"start_from": "another-task"})
+    assert (checked.estimate, "start from" in checked.no_estimate) == (None, True)
+    estimate = loraxs_search.check(str(tiny_space), estimate=True).estimate
+    assert estimate is not None
     assert 1 <= estimate.measured.at_once <= 6
     assert (estimate.num_trials, estimate.num_refits) == (6, 2)
     assert 0 < estimate.least_s < estimate.most_s < math.inf

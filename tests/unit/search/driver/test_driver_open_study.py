@@ -25,7 +25,7 @@ from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
-from loraxs_search.search.driver.session import OpenStudy, SearchSession, begin_linear_probe, open_study, settled
+from loraxs_search.search.driver.session import SearchSession, begin_linear_probe, open_study, settled
 from loraxs_search.search.driver.work_items import StudyBaselines
 from loraxs_search.search.hosts import answers, study_actors
 from loraxs_search.search.hosts.pool import HostPool
@@ -42,7 +42,7 @@ def folder(store_uri):
 @contextlib.contextmanager
 def opened(
     folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, stop: threading.Event | None = None, **pool: Any
-) -> Iterator[OpenStudy]:
+) -> Iterator[Any]:
     """Open a study whose actors need no cluster."""
     actors = SimpleNamespace(
         info=SimpleNamespace(identity=Identity("base", "rows"), pooling="class"),

@@ -36,7 +36,7 @@ from loraxs_search.search.tune.advancer import (
     TrialAdvancer,
     TrialSettings,
 )
-from loraxs_search.search.tune.slots import RESOURCES, Advancers, TrialTrainable
+from loraxs_search.search.tune.slots import Advancers
 
 PLACE = Place("node", "10.0.0.7", "1")
 SETTINGS = TrialSettings(TASK, 4, 3, "snapshots", "directory")
@@ -249,8 +249,3 @@ def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(mo
     assert (advance("c"), len(killed)) == (4, 2)
     advancers.close()
     assert len(killed) == 4
-
-
-def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed():
-    factory = TrialTrainable.default_resource_request({RESOURCES: {"CPU": 0.0, "GPU": 0.25}})
-    assert factory.required_resources == {"GPU": 0.25}
