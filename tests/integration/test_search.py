@@ -108,11 +108,6 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(whole, i
         assert [each.score for each in slices] == (pytest.approx(shares) if trial_id == finalist.trial_id else [])
 
 
-def test_a_result_has_a_table_and_figures_for_a_notebook(whole, in_search_home):
-    assert all(trial.trial_id in whole._repr_html_() for trial in whole.trials)
-    assert all(figure.data for figure in whole.figures().values())
-
-
 @pytest.mark.long(part="search")
 def test_rows_that_splits_share_are_logged_and_recorded(search, tmp_path, caplog):
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"

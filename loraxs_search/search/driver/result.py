@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from html import escape
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
@@ -26,10 +25,6 @@ from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
-    from plotly.graph_objects import Figure
-
-
-_SHOWN = 10  # trials that a notebook shows
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,29 +81,11 @@ class SearchResult:
         ]
         return pd.DataFrame(rows, columns=list(dict.fromkeys([*names, *(name for row in rows for name in row)])))
 
-    def figures(self) -> dict[str, Figure]:
-        """Return the figures of the study's report by name, as plotly has them; those not to be drawn are left out.
-
-        Raises:
-            StudyError: the study is no longer on this machine.
-        """
-        from loraxs_search.reports.html.page import figures
-
-        return figures(self.study)
-
     def __repr__(self) -> str:
         complete = sum(record.state is TrialState.COMPLETE for record in self.trials)
         ended = f", {self.notice}" if self.notice else ""
         trials = f"{complete} of {counted(len(self.trials), 'trial')} complete"
         return f"<SearchResult {self.study}: {trials}, {self.wall_s:.0f} s{ended}>"
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the best trials, and how many more there are."""
-        table = self.to_pandas().dropna(axis="columns", how="all").head(_SHOWN)
-        table = table.loc[:, [name for name in table if not name.startswith("metrics_")]]
-        more = len(self.trials) - len(table)
-        below = f"<p>and {more} more: <code>.to_pandas()</code></p>" if more > 0 else ""
-        return f"<p>{escape(repr(self)[1:-1])}</p>{table.to_html(index=False, escape=True)}{below}"
 
 
 _logger = logging.getLogger(__name__)
