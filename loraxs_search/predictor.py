@@ -173,7 +173,7 @@ class Predictor:
     @cached_property
     def _model(self) -> PeftModel | PreTrainedModel:
         from loraxs_search.base_model.attention import use_padded_attention
-        from loraxs_search.engine.passes import base_of
+        from loraxs_search.engine.layers import base_of
         from loraxs_search.methods.loading import load_adapter_folder
 
         model = load_adapter_folder(self.folder, base=self._base, dtype=self._dtype, device=self._device)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -16,14 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.adapter_store import AdapterStore, Layout, Part
-from loraxs_search.bank.answering import BankRows, GenerateOptions, answer, encoded_prompts, generate_request
-from loraxs_search.bank.bank_model import BankModel
+from loraxs_search.bank.bank_model import BankModel, BankRows, Layout, StoredAdapter
 from loraxs_search.base_model.load import checked_device
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
-from loraxs_search.engine.requests import Engine
-from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of
+from loraxs_search.engine.passes import Engine
+from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of, shortened
 from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
@@ -36,14 +37,26 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.folder import kept_adapter
-from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds import (
+    GenerateRequest,
+    RequestGenerator,
+    Sampling,
+    TaskKind,
+    begin_ids,
+    classifier,
+    kind_of,
+    token_ids,
+)
+from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.questions import is_frame, listed, question_rows
+from loraxs_search.tasks.rows import SourceLocation, is_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_BULK = 4096  # adapters of one call that are added at once
+log = logging.getLogger(__name__)
+_MANY = 10_000  # with more names, the nearest is not searched
 
 
 class AdapterBank:
@@ -81,11 +94,14 @@ class AdapterBank:
         if task_model is None:
             task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
         self._model = BankModel(self.base, task_model, self._device)
-        self._store = AdapterStore(max_bytes, self._device)
-        self._lock = threading.Lock()  # of the store: held briefly
+        self._max_bytes = max_bytes
+        self._adapters: OrderedDict[str, StoredAdapter] = OrderedDict()  # least recently used first
+        self._layouts: dict[Layout, Layout] = {}
+        self._kinds: dict[str, TaskKind] = {}  # by task
+        self.num_bytes = 0  # of the adapters' numbers, R and head
+        self._lock = threading.Lock()  # of the adapters: held briefly
         self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
         self._tokenizing = threading.Lock()  # truncation is a setting of the tokenizer, in which tasks differ
-        self._tasks: dict[str, Task] = {}
 
     @classmethod
     def of(
@@ -138,37 +154,28 @@ class AdapterBank:
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
-        tensors = {key: value[None] for key, value in load_file(folder / FILES[1]).items()}
-        layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
+        adapter = self._checked(config, manifest.task, load_file(folder / FILES[1]))
         token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
-        rows = BankRows(self._model, [Part(tuple(range(len(token_ids))), layout, vectors)])
+        rows = BankRows(self._model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
         logits = torch.stack(rows.logits(inputs)).cpu()
         kept = kept_logits(logits if self._model.has_head else logits[:, None])
         compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
-        self._put(layout, [name], vectors, manifest.task)
+        self._put(name, adapter)
 
-    def add(self, names: Sequence[str], config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
-        """Add many adapters that differ in their numbers only, each in place of the one that has its name.
+    def add(self, name: str, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
+        """Add an adapter that is in memory, in place of the one that has its name.
 
         Args:
-            config: Of all of them; its `factor_fingerprints` and `body_fingerprint` are compared where it has them.
+            config: Its `factor_fingerprints` and `body_fingerprint` are compared where it has them.
             task: Says how many outputs the head has, and how texts become tokens.
-            tensors: What `adapter_model.safetensors` holds, by the same names, each with the adapters first: (n, ...).
+            tensors: What `adapter_model.safetensors` holds, by the same names.
         Raises:
             FactorMismatchError, BaseModelError: the config was made for other factors, or another body.
-            IntegrityError: a tensor has another name, number or shape than it should.
-            UsageError: names repeat, or the adapters do not fit into `max_bytes`.
+            IntegrityError: a tensor has another name or shape than it should.
+            UsageError: it does not fit into `max_bytes`.
         """
-        if len(set(names)) != len(names):
-            raise UsageError(f"`names` must differ from each other, but {len(names) - len(set(names))} repeat.")
-        layout, _ = self._checked_vectors(config, task, tensors, len(names), slice(0, 0))
-        with self._lock:
-            self._store.free_space(layout, names)
-        for start in range(0, len(names), _BULK):
-            rows = slice(start, start + _BULK)
-            _, vectors = self._checked_vectors(config, task, tensors, len(names), rows)
-            self._put(layout, names[rows], vectors, task)
+        self._put(name, self._checked(config, task, tensors))
 
     def evict(self, name: str) -> None:
         """Remove an adapter.
@@ -177,24 +184,20 @@ class AdapterBank:
             UsageError: there is none of this name.
         """
         with self._lock:
-            self._store.drop(name)
+            self.num_bytes -= self._of_name(name).vector.nbytes
+            del self._adapters[name]
 
     @property
     def names(self) -> list[str]:
         """The adapters' names, least recently used first."""
         with self._lock:
-            return self._store.names
+            return list(self._adapters)
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._adapters)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._store
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the adapters' numbers, R and head."""
-        return self._store.num_bytes
+        return name in self._adapters
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def logits(self, names: Sequence[str | None], inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -214,9 +217,8 @@ class AdapterBank:
         wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
         if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
-        with self._lock:
-            parts = self._store.take(names)
-        return BankRows(self._model, parts).logits(inputs)
+        found = self._take(names)
+        return BankRows(self._model, [found[name] for name in names]).logits(inputs)
 
     def predict(
         self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]] | DataFrame
@@ -241,14 +243,38 @@ class AdapterBank:
                 f"A text must name an adapter, whose task says what it is asked, but None is none of {len(self)}.",
                 hint="the bare base has no task: ask `logits` for its rows",
             )
-        with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
-            tasks = [self._store.task(name) for name in names]
-            parts = self._store.take(list(dict.fromkeys(names)))
-        if is_frame(rows):
-            columns = [tuple(kind_of(task).question_columns) for task in tasks]
-            read = {own: question_rows(rows, own) for own in dict.fromkeys(columns)}
-            rows = [read[own][number] for number, own in enumerate(columns)]
-        return answer(tasks, names, rows, BankRows(self._model, parts), self.tokenizer, self._tokenizing)
+        found = self._take(names)  # once: an adapter that is replaced meanwhile has other labels for other numbers
+        kinds = {str(name): adapter.kind for name, adapter in found.items() if adapter}
+        rows_of: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            rows_of.setdefault(name, []).append(row)
+        source, asking = RowSource(self.tokenizer), dict[str, RequestGenerator[list[Prediction]]]()
+        tables = dict[tuple[str, ...], list[tuple[Any, ...]]]()  # rows of a DataFrame, by the columns that are read
+        cut = Counter[tuple[int, str]]()  # rows, by their `max_length` and what they lose
+        with self._tokenizing:
+            for name, numbers in rows_of.items():
+                kind = kinds[name]
+                columns = tuple(kind.question_columns) if is_frame(rows) else ()
+                if columns and columns not in tables:
+                    tables[columns] = question_rows(rows, columns)
+                own = [tables.get(columns, rows)[row] for row in numbers]
+                encoded = encode(kind, self.tokenizer, own, SourceLocation("the request").take(numbers))
+                cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
+                asking[name] = kind.predict(source, encoded, [kind.shown(row) for row in own])
+        if cut := +cut:
+            limits, parts = (" or ".join(dict.fromkeys(map(str, column))) for column in zip(*sorted(cut), strict=True))
+            log.warning(
+                "%d of %d rows are longer than max_length=%s: their %s are lost", cut.total(), len(names), limits, parts
+            )
+        bank = BankRows(self._model, list(found.values()))
+        requesters = bank.requesters(source, {name: number for number, name in enumerate(kinds)})
+        answers = [Prediction("", None, None)] * len(names)
+        for name, result in Engine(bank).run(requesters, asking).items():
+            if isinstance(result, Exception):
+                raise result
+            for row, answer in zip(rows_of[name], result, strict=True):
+                answers[row] = answer
+        return answers
 
     def generate(
         self,
@@ -285,35 +311,31 @@ class AdapterBank:
         limit: Any = max_new_tokens
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
             raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {limit!r}.")
-        given: Any = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
-        if stop is not None and not all(isinstance(text, str) and text for text in given):
+        stops: Any = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+        if stop is not None and not all(isinstance(text, str) and text for text in stops):
             raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
-        options = GenerateOptions(
-            None if limit is None else int(limit), None if stop is None else tuple(given), sampling
-        )
+        options = self.tokenizer, None if limit is None else int(limit), None if stop is None else stops, sampling
         prompts = listed(prompts, "prompts")
         names = [names] * len(prompts) if isinstance(names, str) else list(names)
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
-        with self._lock:
-            tasks = {name: None if name is None else self._store.task(name) for name in names}
-            parts = self._store.take(list(tasks))
-        encoded, bank = encoded_prompts(prompts, self.tokenizer), BankRows(self._model, parts)
-        keys = {name: str(number) for number, name in enumerate(tasks)}  # the base has no name
+        found, encoded = self._take(names), encoded_prompts(prompts, self.tokenizer)
+        keys = {name: str(number) for number, name in enumerate(found)}  # the base has no name
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
             rows.setdefault(keys[name], []).append(row)
         writes = {
-            keys[name]: generate_request(encoded, rows[keys[name]], task, options, self.tokenizer)
-            for name, task in tasks.items()
+            keys[name]: generate_request(encoded, rows[keys[name]], None if adapter is None else adapter.kind, *options)
+            for name, adapter in found.items()
         }
         heard = None if on_text is None else lambda key, number, piece: on_text(rows[key][number], piece)
-        requesters = bank.requesters(RowSource(self.tokenizer), list(writes), [None] * len(writes))
+        bank = BankRows(self._model, list(found.values()))
+        requesters = bank.requesters(RowSource(self.tokenizer), {key: int(key) for key in writes})
         texts = [""] * len(prompts)
         for key, written in Engine(bank).compute(requesters, writes, heard).items():
             if not np.isfinite(written.margins).all():
                 raise TrialDivergedError(
-                    f"Logits must be finite, but those of adapter {list(tasks)[int(key)]!r} are not."
+                    f"Logits must be finite, but those of adapter {list(found)[int(key)]!r} are not."
                 )
             for row, text in zip(rows[key], written.texts, strict=True):
                 texts[row] = text
@@ -330,33 +352,60 @@ class AdapterBank:
         """The base's. Truncation is a setting of the tokenizer, so one thread at a time may use it."""
         return load_tokenizer(self.base)
 
-    def take(self, name: str | None) -> Part:
-        """Return one adapter, which counts as used, or none for the bare base: what `BankRows.put` takes.
+    def take(self, name: str | None) -> StoredAdapter | None:
+        """Return one adapter, which counts as used, or None for the bare base: what `BankRows.put` takes.
 
         Raises:
             UsageError: there is none of this name.
         """
-        with self._lock:
-            (part,) = self._store.take([name])
-        return part
+        return self._take([name])[name]
 
     def open_rows(self) -> BankRows:
         """Return this base for rows whose adapters come and go."""
         return BankRows(self._model)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _checked_vectors(
-        self,
-        config: LoraXSConfig,
-        task: Task,
-        tensors: Mapping[str, Tensor],
-        num: int,
-        rows: slice = slice(None),  # a constant
-    ) -> tuple[Layout, Tensor]:
-        """Check adapters and return their layout and, of `rows`, the vectors."""
+    def _take(self, names: Iterable[str | None]) -> dict[str | None, StoredAdapter | None]:
+        """Return these adapters, None for the bare base; each counts as used."""
+        with self._lock:
+            found = {name: None if name is None else self._of_name(name) for name in names}
+            for name in found:
+                if name is not None:
+                    self._adapters.move_to_end(name)
+        return found
+
+    def _of_name(self, name: str) -> StoredAdapter:
+        if name in self._adapters:
+            return self._adapters[name]
+        near = get_close_matches(str(name), self._adapters) if len(self) <= _MANY else ()
+        nearest = f", the nearest being {', '.join(near)}" if near else ""
+        raise UsageError(
+            f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}.",
+            hint="load it first; `max_bytes` may have evicted it",
+        )
+
+    def _put(self, name: str, adapter: StoredAdapter) -> None:
+        """Store an adapter, and drop those that were used longest ago until it fits."""
+        size, limit = adapter.vector.nbytes, self._max_bytes
+        if limit is not None and size > limit:
+            raise UsageError(
+                f"`max_bytes` must hold an adapter, but {name} takes {size:,} bytes of {limit:,}.",
+                hint="raise max_bytes",
+            )
+        with self._lock:
+            if name in self._adapters:
+                self.num_bytes -= self._adapters.pop(name).vector.nbytes
+            while limit is not None and self.num_bytes + size > limit:
+                self.num_bytes -= self._adapters.popitem(last=False)[1].vector.nbytes
+            self._adapters[name] = adapter
+            self.num_bytes += size
+
+    def _checked(self, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> StoredAdapter:
+        """Check an adapter's tensors, and return it as it is stored."""
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
-            model, own = kind_of(task).model, self._model.task_model
+            kind, own = kind_of(task), self._model.task_model
+            model = kind.model
             if (model.num_outputs is None) != (own.num_outputs is None):
                 has, lacks = ("has one", "has none") if self._model.has_head else ("has none", "has one")
                 raise UsageError(
@@ -373,26 +422,77 @@ class AdapterBank:
             settings = self._model.settings(config, list(r))
             layout = Layout(
                 tuple((name, s.rank, s.factor_key) for name, (s, _) in settings.items()),
-                tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
+                tuple(sorted((name, tuple(value.shape)) for name, value in head.items())),
                 replace(model, pooling=config.pooling),
                 tuple(config.pass_through),
             )
-            shapes: dict[str, tuple[int, ...]] = {name: (num, rank, rank) for name, rank, _ in layout.modules}
-            shapes |= {name: (num, *shape) for name, shape in layout.head}
+            layout = self._layouts.setdefault(layout, layout)
+            shapes: dict[str, tuple[int, ...]] = {name: (rank, rank) for name, rank, _ in layout.modules}
+            shapes |= dict(layout.head)
             for name, value in (r | head).items():
                 if tuple(value.shape) != shapes[name] or not value.is_floating_point():
                     raise IntegrityError(
                         f"{name} must be floating point of shape {shapes[name]}, but got {tuple(value.shape)}."
                     )
             self._model.heads(layout)
-            cores = {name: r[name][rows].to(self._device) * scale for name, (_, scale) in settings.items()}
-            chosen = {name: value[rows] for name, value in head.items()}
-            return layout, layout.vectors(cores, chosen, len(range(num)[rows]), self._device)
+            numbers = [r[name].to(self._device, torch.float32) * scale for name, (_, scale) in settings.items()]
+            numbers += [head[name].to(self._device, torch.float32) for name, _ in layout.head]
+            vector = torch.cat([own.flatten() for own in numbers])
+            return StoredAdapter(layout, vector, self._kinds.setdefault(to_json(task), kind))
 
-    def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
-        with self._lock:
-            self._store.free_space(layout, names)
-            self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+def generate_request(
+    encoded: EncodedRows,
+    rows: Sequence[int],
+    kind: TaskKind | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int | None,
+    stop: Iterable[str] | None,
+    sampling: Sampling | None,
+) -> GenerateRequest:
+    """Return the request that continues these rows of prompts with an adapter of one task, or with the bare base.
+
+    Args:
+        max_new_tokens: None is left to the task, and so is `stop`.
+    Raises:
+        UsageError: nothing says how long an answer may be, or a prompt leaves no space for it.
+    """
+    serving, context = kind and kind.serving, tokenizer.model_max_length
+    limit = max_new_tokens or (serving and serving.max_new_tokens)
+    if not limit:
+        model = "the bare base" if kind is None else f"task {kind.task.name}, of kind {kind.task.kind},"
+        raise UsageError(
+            f"`max_new_tokens` must say how long an answer may be, but got None, and {model} says nothing.",
+            hint="give max_new_tokens=128, for example",
+        )
+    lengths = encoded.lengths[np.array(rows)]
+    if (longest := int(lengths.max())) + limit > context:
+        raise UsageError(
+            f"A prompt and what may be written after it must be at most {context} tokens with this base, but row"
+            f" {rows[int(lengths.argmax())] + 1} has {longest}, and max_new_tokens={limit}.",
+            hint="shorten the prompt, or lower max_new_tokens",
+        )
+    stop = tuple(stop) if stop is not None else serving.stop if serving else ()
+    ends = kind.end_ids(tokenizer) if kind else ()
+    return GenerateRequest(encoded, np.array(rows), limit, stop, sampling, ends)
+
+
+def encoded_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    """Return the tokens of prompts. One that has the tokenizer's beginning already, as a rendered chat has, keeps it.
+
+    Raises:
+        UsageError: a prompt is no text, or has no token.
+    """
+    if wrong := [row for row, prompt in enumerate(prompts) if not is_text(prompt)]:
+        raise UsageError(
+            f"A prompt must be text, but that of row {wrong[0] + 1} is {shortened(prompts[wrong[0]])}.",
+            hint="give each prompt as a str; `predict` makes it of a row's columns",
+        )
+    begin = begin_ids(tokenizer)
+    ids = [own if own[: len(begin)] == begin else begin + own for own in token_ids(prompts, tokenizer)]
+    if blank := [row for row, own in enumerate(ids) if not own]:
+        raise UsageError(f"A prompt must have a token, but that of row {blank[0] + 1} has none.")
+    return EncodedRows(Ragged.of(ids, np.int32))
 
 
 def _loaded_as(model: TaskModel) -> TaskModel:

@@ -1,17 +1,19 @@
-"""The base of a bank: layers in place, factors loaded, and heads that adapters start from."""
+"""The base of a bank: layers in place, factors loaded, heads that adapters start from, and rows that name adapters."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import accumulate, groupby
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.bank.adapter_store import Layout
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.layers import head_names, make_identity, matrix, with_labels
 from loraxs_search.base_model.load import load_model, missing_poolers
@@ -19,14 +21,17 @@ from loraxs_search.base_model.packable import check_shared
 from loraxs_search.base_model.reading import place_pooling, resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
+    AdaptedBase,
     AdaptedHead,
     AdaptedLinear,
     HeadState,
     LayerRows,
+    Owners,
     PassContext,
     RowMap,
     RowSegment,
 )
+from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods.loraxs import (
@@ -42,10 +47,78 @@ from loraxs_search.methods.verification import check_body
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling, Sigma
 from loraxs_search.records.task import TaskModel
+from loraxs_search.tasks.encoded import RowSource
+from loraxs_search.tasks.kinds import TaskKind
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class Layout:
+    """The shape of an adapter; rows whose adapters have one layout are computed together.
+
+    Scale, sigma and the numbers themselves are not part of it.
+
+    Args:
+        modules: Adapted modules with rank and factors, in the order in which they are stored.
+        head: Full names and shapes of the head parameters that are stored, after the modules.
+        model: How the base is loaded for them, and what their heads read of it.
+        identity_layers: Head layers that are the identity.
+    """
+
+    modules: tuple[tuple[str, int, FactorKey], ...]
+    head: tuple[tuple[str, tuple[int, ...]], ...]
+    model: TaskModel
+    identity_layers: tuple[str, ...]
+
+    @cached_property
+    def cores(self) -> dict[str, tuple[int, FactorKey, int]]:
+        """By module, rank, factors and start of its C (r, r): R multiplied by its scale and singular values."""
+        starts = accumulate((rank * rank for _, rank, _ in self.modules), initial=0)
+        return {name: (rank, key, start) for (name, rank, key), start in zip(self.modules, starts, strict=False)}
+
+    @cached_property
+    def head_slices(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Head parameter name to its start and shape."""
+        first = sum(rank * rank for _, rank, _ in self.modules)
+        starts = accumulate((prod(shape) for _, shape in self.head), initial=first)
+        return {name: (start, shape) for (name, shape), start in zip(self.head, starts, strict=False)}
+
+    @cached_property
+    def sort_key(self) -> str:
+        """Rows of a batch are sorted by this, so that those of like modules and ranks are neighbours."""
+        return repr((self.modules, self.model.num_outputs or 0, self.head))
+
+    def core(self, vectors: Tensor, module: str) -> Tensor:
+        """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
+        rank, _, start = self.cores[module]
+        return vectors[:, start : start + rank * rank].view(-1, rank, rank)
+
+    def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
+        """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""
+        prefix = f"{module}."
+        return {
+            name.removeprefix(prefix): vectors[:, start : start + prod(shape)].view(-1, *shape)
+            for name, (start, shape) in self.head_slices.items()
+            if name.startswith(prefix)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAdapter:
+    """An adapter in memory; it never changes.
+
+    Args:
+        layout: One object for all adapters that have it.
+        vector: All cores and then the head's parameters, (width,), float32.
+        kind: One object for all adapters of a task: rows of one kind are reduced together.
+    """
+
+    layout: Layout
+    vector: Tensor
+    kind: TaskKind
+
+
+@dataclass(frozen=True)
+class _StoredRows:
     """The adapters of neighbouring rows, all of one layout.
 
     Args:
@@ -57,10 +130,6 @@ class StoredRows:
     layout: Layout | None
     vectors: Tensor
     heads: Mapping[str, nn.Module]
-
-    def adapts(self, module: str) -> bool:
-        """Whether these adapters have an R for a module."""
-        return self.layout is not None and module in self.layout.cores
 
     def head_state(self, name: str) -> HeadState:
         """Return a module of the head with what is stored of it."""
@@ -80,16 +149,17 @@ class _StoredCores:
     def __init__(self, module: str, pairs: FactorPairs) -> None:
         self._module, self._pairs = module, pairs
 
-    def adapts(self, row_map: RowMap[StoredRows]) -> bool:
-        return any(segment.adapter.adapts(self._module) for segment in row_map.segments)
+    def adapts(self, row_map: RowMap[_StoredRows]) -> bool:
+        layouts = (segment.adapter.layout for segment in row_map.segments)
+        return any(layout is not None and self._module in layout.cores for layout in layouts)
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMap[StoredRows]]) -> tuple[Tensor, ...]:
+    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMap[_StoredRows]]) -> tuple[Tensor, ...]:
         for segment in rows.row_map.segments:
-            stored = segment.adapter
-            if stored.layout is None or not stored.adapts(self._module):
+            layout, vectors = segment.adapter.layout, segment.adapter.vectors
+            if layout is None or self._module not in layout.cores:
                 continue
-            rank, factor_key, _ = stored.layout.cores[self._module]
-            cores = stored.layout.core(stored.vectors, self._module).to(x.dtype)  # (m or 1, r, r)
+            rank, factor_key, _ = layout.cores[self._module]
+            cores = layout.core(vectors, self._module).to(x.dtype)  # (n or 1, r, r)
             at = rows.positions(segment.start, segment.stop)
             add_core_update_(x[at], y[at], self._pairs.pair(self._module, factor_key, rank), cores)
         return ()
@@ -135,7 +205,7 @@ class BankModel:
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
 
         def pooling_of_rows() -> list[tuple[int, Pooling]]:  # what the heads of neighbouring rows read of the base
-            segments: Sequence[RowSegment[StoredRows]] = self.context.row_map.segments
+            segments: Sequence[RowSegment[_StoredRows]] = self.context.row_map.segments
             models = [own.adapter.layout.model if own.adapter.layout else self.task_model for own in segments]
             return [(own.num_rows, model.pooling) for own, model in zip(segments, models, strict=True)]
 
@@ -221,7 +291,7 @@ class BankModel:
             raise IntegrityError(
                 f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
             )
-        meta = with_labels(self.model, layout.num_labels) if self.head_names else self.model
+        meta = with_labels(self.model, layout.model.num_outputs or 0) if self.head_names else self.model
         shaped = self.own_heads if meta is self.model else {name: meta.get_submodule(name) for name in self.head_names}
         heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in shaped.items()})
         if meta is not self.model:
@@ -242,3 +312,82 @@ class BankModel:
         make_identity(heads, identities)
         self._templates[key] = dict(heads.items())
         return self._templates[key]
+
+
+class BankRows(AdaptedBase):
+    """Adapters under numbers that rows name them by; the bank may lose them meanwhile.
+
+    `put` and `drop` are for one thread; passes may be computed side by side.
+
+    Args:
+        adapters: Those that are there from the beginning, numbered from 0; None is the bare base.
+    """
+
+    def __init__(self, bank: BankModel, adapters: Sequence[StoredAdapter | None] = ()) -> None:
+        super().__init__(bank.model, bank.context)
+        self._bank = bank
+        self._adapters = dict(enumerate(adapters))
+        self._next = len(adapters)
+
+    def put(self, adapter: StoredAdapter | None) -> int:
+        """Add an adapter, and return its number."""
+        self._adapters[self._next] = adapter
+        self._next += 1
+        return self._next - 1
+
+    def drop(self, owner: int) -> None:
+        """Remove an adapter that no row names any more."""
+        del self._adapters[owner]
+
+    def row_map(self, owners: Owners) -> RowMap[_StoredRows]:
+        segments, start = list[RowSegment[_StoredRows]](), 0
+        own = (self._adapters[owner] for owner in owners.tolist())
+        for _, run in groupby(own, key=lambda adapter: None if adapter is None else id(adapter.layout)):
+            adapters = list(run)
+            if (first := adapters[0]) is None:
+                stored = _StoredRows(None, torch.empty(0, device=self.device), self._bank.own_heads)
+            else:
+                same = all(adapter is first for adapter in adapters)
+                vectors = first.vector[None] if same else torch.stack([own.vector for own in adapters if own])
+                stored = _StoredRows(first.layout, vectors, self._bank.heads(first.layout))
+            segments.append(RowSegment(stored, start, start + len(adapters)))
+            start += len(adapters)
+        return RowMap(segments)
+
+    def requesters(self, data: RowSource, owners: Mapping[str, int]) -> dict[str, Requester]:
+        """Return who asks, by name, given whose adapter each has; those of one layout stand side by side."""
+        found = dict[str, Requester]()
+        for name in sorted(owners, key=lambda name: self._likeness(owners[name])):
+            adapter = self._adapters[owners[name]]
+            found[name] = Requester(owners[name], data, None if adapter is None else adapter.layout.model.num_outputs)
+        return found
+
+    @torch.inference_mode()
+    def logits(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the logits of each adapter's row, float32: its head's (labels,), or the next token's (vocabulary,).
+
+        Args:
+            inputs: What the model takes, (n, T), the rows in the order of the adapters.
+        """
+        order = sorted(self._adapters, key=self._likeness)
+        mine = {name: value[torch.tensor(order)].to(self.device) for name, value in inputs.items()}
+        reads = None
+        if not self._bank.has_head:  # of each row the last token, whichever side padding is on
+            mask_nT = mine.get("attention_mask", torch.ones_like(mine["input_ids"]))  # without one, rows are whole
+            columns_T = torch.arange(1, mask_nT.shape[1] + 1, device=mask_nT.device)
+            rows_n = torch.arange(len(mask_nT), device=mask_nT.device)
+            reads = torch.stack([rows_n, (mask_nT * columns_T).argmax(1)], dim=1)
+        with self.context.computing(self.row_map(np.array(order))):
+            outputs = forward(self.model, mine, reads)
+        lines = list(outputs.read if outputs.project is None else outputs.project(outputs.read))
+        by_row = dict(zip(order, lines, strict=True))
+        if outputs.project is None:  # outputs narrower than the widest are padded
+            for row, adapter in self._adapters.items():
+                width = self._bank.model.config.num_labels if adapter is None else adapter.layout.model.num_outputs
+                by_row[row] = by_row[row][..., :width]
+        return [by_row[row] for row in range(len(order))]
+
+    def _likeness(self, owner: int) -> tuple[bool, str, int]:
+        """Return what adapters are sorted by: those without one come last."""
+        adapter = self._adapters[owner]
+        return adapter is None, "" if adapter is None else adapter.layout.sort_key, owner

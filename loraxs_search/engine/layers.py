@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import matrix
+
+if TYPE_CHECKING:
+    from loraxs_search.engine.prefix_cache import PrefixCache
+
+Indices = npt.NDArray[np.int64]
+Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows
 
 AdapterT = TypeVar("AdapterT")
 RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)
@@ -440,3 +450,57 @@ class _CheckpointedLayer(WrappedLayer):
 
         # Nothing is drawn at random: dropout is off.
         return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the base that a model is, or that carries its adapters."""
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+class AdaptedBase:
+    """A base whose rows all have one adapter, as PEFT puts it on, or none. Subclasses know many.
+
+    Several threads may compute passes at the same time; `begin` and `checkpoint_gradients` are called between passes.
+
+    Args:
+        model: The base as its task loads it, with or without adapters on it.
+        context: Where adapted layers find the rows of their pass.
+    """
+
+    prefix: PrefixCache | None = None
+
+    def __init__(self, model: nn.Module, context: PassContext | None = None) -> None:
+        self.model, self.context = model, context or PassContext()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base."""
+        return next(self.model.parameters()).device
+
+    def begin(self) -> None:
+        """Read the adapters' current numbers, and set gradients to zero."""
+
+    def row_map(self, owners: Owners) -> RowMap[Any] | None:
+        """Return the rows of a pass; those of one owner stand side by side."""
+        return None
+
+    @contextmanager
+    def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
+        """Set the rows of a pass that skips no layer, since a cache needs the keys and values of all."""
+        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map, worker):
+            yield
+
+    @contextmanager
+    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
+        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
+
+        Args:
+            reads: Row and column of each read, (M, 2); None if a head reads.
+            width: T, the tokens of each row, padding included.
+            owners: Whose each read is, (M,).
+        """
+        yield False
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
+        return False

@@ -1,37 +1,57 @@
-"""Passes over the base: which rows share one, which thread computes it, and what tasks read of it.
+"""Requests of task kinds, computed in passes over the base for any number of adapters at once, and made to fit memory.
 
 Rows are spread over as few passes as their lengths allow: rows of similar length share a pass, whoever asks for them.
-Passes are computed side by side: on a CPU, whole passes share cores better than the operations in one.
+Passes are computed side by side: on a CPU, whole passes share cores better than the operations in one. What rows begin
+with alike is computed once, and its keys and values serve all that continue it. Rows may name prompts that they share;
+what all rows begin with, such as worked examples or an instruction, is seen in their tokens.
+
+Letters: n rows, T tokens of each with padding, D the width of hidden states, G prompts, M reads.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.reading import Projection, joined, last_states
-from loraxs_search.base_model.tokenizer import padding_side
-from loraxs_search.engine.layers import PassContext, RowMap
-from loraxs_search.engine.prefix_cache import PrefixCache
-from loraxs_search.errors import UsageError
-from loraxs_search.tasks.encoded import RUN_TOKENS, RowSource, cheapest_runs
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
+from loraxs_search.base_model.tokenizer import max_positions, padding_side
+from loraxs_search.engine.generation import (
+    WORTH,
+    Decoding,
+    Generation,
+    common_beginning,
+    generated,
+    open_sequences,
+    padded,
+)
+from loraxs_search.engine.layers import AdaptedBase, Indices, base_of
+from loraxs_search.errors import TrialDivergedError, UsageError
+from loraxs_search.records.literals import Split
+from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, RowSource, cheapest_runs
+from loraxs_search.tasks.kinds import (
+    ForwardRequest,
+    Generated,
+    GenerateRequest,
+    PassOutputs,
+    Request,
+    RequestGenerator,
+    run_requests,
+)
 
-Indices = npt.NDArray[np.int64]
-Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows
+log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 # What to catch when memory runs out; the CPU's allocator raises a bare RuntimeError.
@@ -122,17 +142,7 @@ def _round_up(width: int, most: int) -> int:
     return max(width, min(most, -(-width // step) * step))
 
 
-CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch that is written
-MAX_TOKENS = 32768  # of such a batch, prompts and what may be written
-_CPU_TOKENS, _DEVICE_TOKENS = 4096, 65536  # of a pass over prompts; larger ones are no faster
-_DEVICE_RUN_TOKENS = 4096  # what one more pass costs on an accelerator: a guess, as all that one row takes is calls
-
-
-def plan_prompts(lengths: Lengths, device: torch.device) -> list[Indices]:
-    """Return the rows of each pass over prompts, ascending: little padding in few passes."""
-    order = np.argsort(-lengths, kind="stable")
-    max_tokens, cost = (_CPU_TOKENS, RUN_TOKENS) if device.type == "cpu" else (_DEVICE_TOKENS, _DEVICE_RUN_TOKENS)
-    return [np.sort(order[run]) for run in cheapest_runs(lengths[order].tolist(), max_tokens, cost)]
+WRITING_TOKENS = 32768  # of a batch that is written: prompts and what may be written
 
 
 def plan_writing(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:
@@ -140,7 +150,7 @@ def plan_writing(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[
 
     Args:
         lengths: Tokens that each row may have in the end, (n,).
-        max_rows: No batch has more rows; nor more padded tokens than `MAX_TOKENS`, unless it is one row.
+        max_rows: No batch has more rows; nor more padded tokens than `WRITING_TOKENS`, unless it is one row.
         num_workers: Batches that are written side by side: none of these workers is left without rows.
     """
     order = np.argsort(-lengths, kind="stable")
@@ -148,7 +158,7 @@ def plan_writing(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[
     start = 0
     while start < len(order):
         num_left = len(order) - start
-        fitting = max(1, min(max_rows, MAX_TOKENS // int(lengths[order[start]])))
+        fitting = max(1, min(max_rows, WRITING_TOKENS // int(lengths[order[start]])))
         num_batches = max(-(-num_left // fitting), num_workers - len(batches))
         size = -(-num_left // num_batches)
         batches.append(order[start : start + size])
@@ -240,61 +250,6 @@ def workers_for(device: torch.device) -> tuple[int, int]:
     return num_workers, threads // num_workers
 
 
-# ---- bases -----------------------------------------------------------------------------------------------------------
-def base_of(model: nn.Module) -> PreTrainedModel:
-    """Return the base that a model is, or that carries its adapters."""
-    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
-class AdaptedBase:
-    """A base whose rows all have one adapter, as PEFT puts it on, or none. Subclasses know many.
-
-    Several threads may compute passes at the same time; `begin` and `checkpoint_gradients` are called between passes.
-
-    Args:
-        model: The base as its task loads it, with or without adapters on it.
-        context: Where adapted layers find the rows of their pass.
-    """
-
-    prefix: PrefixCache | None = None
-
-    def __init__(self, model: nn.Module, context: PassContext | None = None) -> None:
-        self.model, self.context = model, context or PassContext()
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the base."""
-        return next(self.model.parameters()).device
-
-    def begin(self) -> None:
-        """Read the adapters' current numbers, and set gradients to zero."""
-
-    def row_map(self, owners: Owners) -> RowMap[Any] | None:
-        """Return the rows of a pass; those of one owner stand side by side."""
-        return None
-
-    @contextmanager
-    def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
-        """Set the rows of a pass that skips no layer, since a cache needs the keys and values of all."""
-        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map, worker):
-            yield
-
-    @contextmanager
-    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
-        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
-
-        Args:
-            reads: Row and column of each read, (M, 2); None if a head reads.
-            width: T, the tokens of each row, padding included.
-            owners: Whose each read is, (M,).
-        """
-        yield False
-
-    def checkpoint_gradients(self) -> bool:
-        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
-        return False
-
-
 @dataclass(frozen=True)
 class Requester:
     """Whose requests are computed.
@@ -314,23 +269,22 @@ ForwardRequests = Mapping[str, ForwardRequest]  # by the requester's name
 Requesters = Mapping[str, Requester]
 
 
-# ---- passes ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Reduced:
-    """Results of neighbouring rows that are reduced together: those of one task with one purpose.
+    """Results of neighbouring rows of a pass that are reduced together: those of one task with one purpose.
 
     Args:
-        names: The requesters' names with their number of rows, in order.
-        parts: Results of `ForwardRequest.reduce`, each with the n rows first.
+        parts: Results of `ForwardRequest.reduce`, each with the rows of all shares first.
     """
 
-    names: tuple[tuple[str, int], ...]
+    shares: tuple[Share, ...]
     parts: tuple[Tensor, ...]
 
-    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Cut a tensor of n rows into each requester's."""
-        parts: tuple[Tensor, ...] = torch.split(tensor, [count for _, count in self.names])
-        return parts
+    def each(self) -> Iterator[tuple[Share, tuple[Tensor, ...]]]:
+        """Yield each share with the results of its rows."""
+        sizes = [len(share.positions) for share in self.shares]
+        columns: list[tuple[Tensor, ...]] = [torch.split(part, sizes) for part in self.parts]
+        yield from zip(self.shares, zip(*columns, strict=True), strict=True)
 
 
 def forward(
@@ -352,59 +306,430 @@ def forward(
     return PassOutputs(states[0] if is_cut else states[reads[:, 0], reads[:, 1]], Projection(base))
 
 
-def run_pass(
-    base: AdaptedBase, shared: Pass, reads: ForwardRequests, requesters: Requesters, worker: int
-) -> list[Reduced]:
-    """Compute a planned pass in a worker thread; its positions are those of each request."""
-    model, device = base_of(base.model), base.device
-    side, pad_id = padding_side(model.config), int(model.config.pad_token_id)
+# ---- what rows begin with alike --------------------------------------------------------------------------------------
+def is_worth_sharing(source: EncodedRows, rows: Indices) -> bool:
+    """Return whether these rows are computed faster with shared prompts than whole; False where they share none."""
+    if source.prompts is None or source.prompt_of is None:
+        return False
+    whole = source.lengths[rows].sum() + source.prompts.lengths[source.prompt_of[rows]].sum()
+    return bool(whole > WORTH * sum(tokens for tokens, _ in _prompt_groups(source, rows)))
 
-    def purpose(share: Share) -> tuple[object, ...]:  # rows of equal purpose are collated and reduced together
-        source = reads[share.name].source
-        return requesters[share.name].data, reads[share.name].reduce, source if isinstance(source, str) else id(source)
 
-    groups = [list(group) for _, group in groupby(shared.shares, key=purpose)]
-    known = [
-        (
-            requesters[group[0].name].data,
-            reads[group[0].name].source,
-            np.concatenate([reads[share.name].rows[share.positions] for share in group]),
-        )
-        for group in groups
-    ]
-    batches = [data.collate(source, rows).to(device) for data, source, rows in known]
-    inputs = joined([batch.inputs for batch in batches], shared.width, pad_id, side)
-    owners = [requesters[share.name].owner for share in shared.shares]
-    sizes = [len(share.positions) for share in shared.shares]
-    of_shares = [requesters[share.name].data.encoded(reads[share.name].source) for share in shared.shares]
-    num_reads = [
-        int(encoded.counts(reads[share.name].rows[share.positions]).sum())
-        for encoded, share in zip(of_shares, shared.shares, strict=True)
-    ]
-    positions = None
-    if all(batch.reads is not None for batch in batches):
-        # Row and column of each read among the rows of all batches, (M, 2).
-        starts = np.cumsum([0, *(len(batch.counts) for batch in batches)])
-        moved = [0 if side == "right" else shared.width - batch.inputs["input_ids"].shape[1] for batch in batches]
-        places = zip(batches, starts[:-1].tolist(), moved, strict=True)
-        positions = torch.cat([cast("Tensor", own.reads) + torch.tensor(at, device=device) for own, *at in places])
-        # The last read is repeated, and not used, until their number is one of a few: a CPU's matrix kernels are built
-        # for each shape.
-        more = max(0, _round_up(len(positions), shared.num_tokens) - len(positions))
-        positions = torch.cat([positions, positions[-1:].expand(more, 2)])
-        num_reads[-1] += more
-    with (
-        base.context.computing(base.row_map(np.repeat(owners, sizes)), worker),
-        base.prefix.skipped(known, inputs) if base.prefix else nullcontext(),
-        base.reading(positions, shared.width, np.repeat(owners, num_reads)) as is_cut,
-    ):
-        outputs = forward(base.model, inputs, positions, is_cut=is_cut)
-    reduced, start = [], 0
-    for group, batch in zip(groups, batches, strict=True):
-        stop = start + (len(batch.counts) if batch.reads is None else len(batch.reads))
-        first = group[0].name
-        read = outputs.read[start:stop, : requesters[first].num_outputs]
-        parts = reads[first].reduce(PassOutputs(read, outputs.project), batch)
-        reduced.append(Reduced(tuple((share.name, len(share.positions)) for share in group), parts))
-        start = stop
-    return reduced
+def _prompt_groups(source: EncodedRows, rows: Indices) -> list[tuple[int, Indices]]:
+    """Return for each prompt how many tokens it and its rows have, and the places in `rows` that continue it.
+
+    Rows without prompts are each by themselves.
+    """
+    if source.prompts is None or source.prompt_of is None:
+        return [(int(tokens), np.array([place])) for place, tokens in enumerate(source.lengths[rows])]
+    prompt_of_n = source.prompt_of[rows]
+    order = np.argsort(prompt_of_n, kind="stable")
+    edges = np.flatnonzero(np.diff(prompt_of_n[order])) + 1
+    groups = np.split(order, edges)
+    lengths, before = source.lengths[rows], source.prompts.lengths
+    return [(int(before[prompt_of_n[own[0]]] + lengths[own].sum()), own) for own in groups]
+
+
+def beginning_of(rows: EncodedRows) -> int:
+    """Return with how many equal tokens all rows begin, if it is worth computing them apart; else 0.
+
+    Nothing is read of them: at least the first token that is read follows in each row, or a prompt's rows.
+    """
+    if rows.positions is None or len(rows) < 2:  # a head reads whole rows
+        return 0
+    if rows.prompts is None or rows.prompt_of is None:
+        size = int(rows.positions.values[rows.positions.starts].min())
+        size = common_beginning([rows.ids.row(i)[:size] for i in range(len(rows))])
+        whole, count = int(rows.lengths.sum()), len(rows)
+    else:
+        used = np.unique(rows.prompt_of).tolist()
+        size = common_beginning([rows.prompts.row(i) for i in used])
+        whole, count = sum(tokens for tokens, _ in _prompt_groups(rows, np.arange(len(rows)))), len(used)
+    return size if whole > WORTH * (whole - size * (count - 1)) else 0
+
+
+@torch.inference_mode()
+def read_shared(
+    base: AdaptedBase,
+    parts: Sequence[EncodedRows],
+    owners: Sequence[int],
+    worker: int = 0,
+    begun: Decoding | None = None,
+) -> list[PassOutputs]:
+    """Compute rows behind their prompts; return what is read of the rows of each part.
+
+    Args:
+        base: A base without a head.
+        parts: Rows with positions, those of one prompt side by side; prompts are shared within a part.
+        owners: Whose adapter the rows of each part have.
+        begun: One row that all prompts continue from, or all rows if there is none; it is not changed. Prompts
+            continue only from one that allows gaps.
+    """
+    device, owner_of_part = base.device, np.array(owners)
+    part_of_n = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    # The prompts of all parts, of which part each is, and which of them each row continues; rows without prompts
+    # continue one without tokens.
+    ids, part_of_G, prompt_of_n = list[npt.NDArray[np.int32]](), list[int](), list[Indices]()
+    for number, part in enumerate(parts):
+        used, own = np.unique(np.zeros(len(part)) if part.prompt_of is None else part.prompt_of, return_inverse=True)
+        prompt_of_n.append(own + len(ids))
+        ids += [np.empty(0, np.int32) if part.prompts is None else part.prompts.row(int(i)) for i in used]
+        part_of_G += [number] * len(used)
+    has_prompts = any(len(prompt) for prompt in ids)
+    first = np.array(part_of_G) if has_prompts else part_of_n
+    decoding = Decoding(base.model) if begun is None else begun.forked(np.zeros(len(first), np.int64))
+    if has_prompts:
+        with base.computing_whole(base.row_map(owner_of_part[first]), worker):
+            decoding.compute(*padded(ids, "left", device))
+        decoding.select(np.concatenate(prompt_of_n))
+    tails = [part.ids.row(i) for part in parts for i in range(len(part))]
+    with base.computing_whole(base.row_map(owner_of_part[part_of_n]), worker):
+        states_nTD = decoding.compute(*padded(tails, "right", device))
+    outputs, start = [], 0
+    for part in parts:
+        reads = part.reads(np.arange(len(part)))
+        assert reads is not None  # a head reads whole rows
+        at = torch.from_numpy(reads).to(device)
+        outputs.append(PassOutputs(states_nTD[start + at[:, 0], at[:, 1]], decoding.project))
+        start += len(part)
+    return outputs
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+OnText = Callable[[str, int, str], None]
+_Results = dict[str, tuple[Tensor, ...]]
+_Computed = tuple[Share, tuple[Tensor, ...]]  # results of some rows of a request
+
+
+class RowTooLongError(UsageError):
+    """Memory does not hold a row, with whatever else must be there."""
+
+
+class Engine:
+    """Computes requests, each of a requester by its name. One caller at a time.
+
+    Results depend only on a requester's rows and adapter, up to the rounding of shared passes.
+
+    Args:
+        executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
+        max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
+            by itself; where memory runs out even then, training checkpoints the layers.
+    """
+
+    def __init__(self, base: AdaptedBase, executor: PassExecutor | None = None, max_tokens: int = 4096) -> None:
+        self.max_tokens = self._first_max_tokens = self._largest = max_tokens
+        self.max_rows = 64 if base.device.type == "cpu" else 256  # that are written together
+        self._base, self._executor = base, executor or PassExecutor(1)
+
+    def run(
+        self, requesters: Requesters, generators: Mapping[str, RequestGenerator[ResultT]], on_text: OnText | None = None
+    ) -> dict[str, ResultT | TrialDivergedError]:
+        """Compute what task kinds request until each returns its result, or why it diverged; see `compute`."""
+        return run_requests(generators, lambda requests: self.compute(requesters, requests, on_text))
+
+    def compute(
+        self, requesters: Requesters, requests: Mapping[str, Request], on_text: OnText | None = None
+    ) -> dict[str, Any]:
+        """Return the results of requests: tensors on the CPU, rows first, or what was written.
+
+        Args:
+            on_text: Called with a requester's name, a row's number in its request, and each piece of its text.
+        """
+        reads = {name: request for name, request in requests.items() if isinstance(request, ForwardRequest)}
+        writes = {name: request for name, request in requests.items() if isinstance(request, GenerateRequest)}
+        results: dict[str, Any] = dict(self._read(requesters, reads)) if reads else {}
+        if writes:
+            self._base.begin()
+            results |= self._write(requesters, writes, on_text)
+        return results
+
+    def run_passes(
+        self, requesters: Requesters, reads: ForwardRequests, backward: Callable[[list[Reduced]], None] | None = None
+    ) -> list[Reduced]:
+        """Compute requests; return what the passes gave, in their order.
+
+        Args:
+            backward: Called in the worker's thread with what its pass gave, attached to the graph; there is no graph
+                without.
+        """
+
+        def compute(worker: int, shared: Pass) -> list[Reduced]:
+            with nullcontext() if backward else torch.inference_mode():
+                reduced = self._compute_pass(requesters, reads, shared, worker)
+            if backward is None:
+                return reduced
+            backward(reduced)
+            return [replace(own, parts=tuple(part.detach() for part in own.parts)) for own in reduced]
+
+        self._base.begin()
+        self._look_ahead(requesters, reads)
+        asking = {name: own.data for name, own in requesters.items() if name in reads}  # in the order of the requesters
+        passes = self.plan({name: data.lengths(reads[name].source)[reads[name].rows] for name, data in asking.items()})
+        return [*chain.from_iterable(self._executor.run(passes, compute))]
+
+    def plan(self, lengths: Mapping[str, Lengths]) -> list[Pass]:
+        """Spread rows of these lengths, by the requester's name, over passes."""
+        passes = self._executor.plan(lengths, self.max_tokens, max_positions(base_of(self._base.model).config))
+        self._largest = max((shared.num_tokens for shared in passes), default=0)
+        return passes
+
+    def within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
+        """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
+
+        Args:
+            longest: Tokens of the longest row; the budget is never less.
+            learns: Whether there is a backward. Then layers are checkpointed where one row is too much.
+        Raises:
+            RowTooLongError: memory does not hold one row.
+        """
+        while True:
+            try:
+                return compute()
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+                emptied = self._base.prefix is not None and self._base.prefix.shrink()
+                if emptied or self.max_tokens > longest:
+                    self.max_tokens = min(self.max_tokens, max(longest, min(self.max_tokens, self._largest) // 2))
+                    log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
+                elif learns and self._base.checkpoint_gradients():
+                    self.max_tokens = self._first_max_tokens  # a token takes much less now
+                    log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
+                else:
+                    raise RowTooLongError(
+                        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens.",
+                        hint=f"lower the task's `max_length` below {longest}, set `search.precision` to bfloat16, or"
+                        " use a device with more memory",
+                    ) from error
+            torch.cuda.empty_cache()
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+    def _compute_pass(self, requesters: Requesters, reads: ForwardRequests, shared: Pass, worker: int) -> list[Reduced]:
+        """Compute a planned pass in a worker's thread."""
+        base, device, config = self._base, self._base.device, base_of(self._base.model).config
+        side = padding_side(config)
+
+        def purpose(share: Share) -> tuple[object, ...]:  # rows of equal purpose are collated and reduced together
+            source = reads[share.name].source
+            return (
+                requesters[share.name].data,
+                reads[share.name].reduce,
+                source if isinstance(source, str) else id(source),
+            )
+
+        groups = [list(group) for _, group in groupby(shared.shares, key=purpose)]
+        known = [
+            (
+                requesters[group[0].name].data,
+                reads[group[0].name].source,
+                np.concatenate([reads[share.name].rows[share.positions] for share in group]),
+            )
+            for group in groups
+        ]
+        batches = [data.collate(source, rows).to(device) for data, source, rows in known]
+        inputs = joined([batch.inputs for batch in batches], shared.width, int(config.pad_token_id), side)
+        owners = [requesters[share.name].owner for share in shared.shares]
+        sizes = [len(share.positions) for share in shared.shares]
+        of_shares = [requesters[share.name].data.encoded(reads[share.name].source) for share in shared.shares]
+        num_reads = [
+            int(encoded.counts(reads[share.name].rows[share.positions]).sum())
+            for encoded, share in zip(of_shares, shared.shares, strict=True)
+        ]
+        positions = None
+        if all(batch.reads is not None for batch in batches):
+            # Row and column of each read among the rows of all batches, (M, 2).
+            starts = np.cumsum([0, *(len(batch.counts) for batch in batches)])
+            moved = [0 if side == "right" else shared.width - batch.inputs["input_ids"].shape[1] for batch in batches]
+            places = zip(batches, starts[:-1].tolist(), moved, strict=True)
+            positions = torch.cat([cast("Tensor", own.reads) + torch.tensor(at, device=device) for own, *at in places])
+            # The last read is repeated, and not used, until their number is one of a few: a CPU's matrix kernels are
+            # built for each shape.
+            more = max(0, _round_up(len(positions), shared.num_tokens) - len(positions))
+            positions = torch.cat([positions, positions[-1:].expand(more, 2)])
+            num_reads[-1] += more
+        with (
+            base.context.computing(base.row_map(np.repeat(owners, sizes)), worker),
+            base.prefix.skipped(known, inputs) if base.prefix else nullcontext(),
+            base.reading(positions, shared.width, np.repeat(owners, num_reads)) as is_cut,
+        ):
+            outputs = forward(base.model, inputs, positions, is_cut=is_cut)
+        reduced, start = [], 0
+        for group, batch in zip(groups, batches, strict=True):
+            stop = start + (len(batch.counts) if batch.reads is None else len(batch.reads))
+            first = group[0].name
+            read = outputs.read[start:stop, : requesters[first].num_outputs]
+            parts = reads[first].reduce(PassOutputs(read, outputs.project), batch)
+            reduced.append(Reduced(tuple(group), parts))
+            start = stop
+        return reduced
+
+    def _look_ahead(self, requesters: Requesters, reads: ForwardRequests) -> None:
+        """Cache the hidden states below the lowest adapted layer, for rows that are not cached yet and still fit.
+
+        This comes before all passes: inside them, the worker that is first would decide whose rounding all others use.
+        """
+        if (prefix := self._base.prefix) is None:
+            return
+        wanted: dict[tuple[RowSource, Split], list[Indices]] = {}
+        for name, read in reads.items():
+            if isinstance(read.source, str):
+                wanted.setdefault((requesters[name].data, read.source), []).append(read.rows)
+        config = base_of(self._base.model).config
+        for (data, split), rows in wanted.items():
+            new = prefix.missing(data, split, np.concatenate(rows))
+
+            def compute(
+                _: int, shared: Pass, data: RowSource = data, split: Split = split, new: Indices = new
+            ) -> tuple[Indices, tuple[Tensor, ...]]:
+                chosen = new[shared.shares[0].positions]
+                batch = data.collate(split, chosen).to(self._base.device)
+                inputs = joined([batch.inputs], shared.width, int(config.pad_token_id), padding_side(config))
+                return chosen, prefix.compute(inputs, data.lengths(split)[chosen])
+
+            if len(new):
+                for known, states in self._executor.run(self.plan({"": data.lengths(split)[new]}), compute):
+                    prefix.keep(data, split, known, states)
+
+    def _read(self, requesters: Requesters, reads: ForwardRequests) -> _Results:
+        base = self._base
+        sources = {name: requesters[name].data.encoded(read.source) for name, read in reads.items()}
+        # What all rows of one request begin with is computed once. A head reads whole rows; where passes skip and prune
+        # layers, a cache would need these whole.
+        if len(reads) == 1 and base.prefix is None and not head_names(base_of(base.model)):
+            ((name, read),) = reads.items()
+            rest = sources[name].take(read.rows)
+            size, prompts, begun = beginning_of(rest), rest.prompts, Decoding(base.model)
+            if size and (prompts is None or begun.allows_gaps):
+                first = rest.ids.row(0)
+                if prompts is not None and rest.prompt_of is not None:
+                    first = prompts.row(int(rest.prompt_of[0]))
+                with base.computing_whole(base.row_map(np.array([requesters[name].owner]))):
+                    begun.compute(*padded([first[:size]], "left", base.device))
+                rest = rest.behind(size)
+                rest = rest if is_worth_sharing(rest, np.arange(len(rest))) else rest.with_prompts()
+                alike = {name: replace(read, source=rest, rows=np.arange(len(rest)))}
+                return self._read_behind(requesters, alike, {name: rest}, begun)
+        shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
+        whole = {
+            name: read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
+            for name, read in reads.items()
+            if name not in shared
+        }
+
+        def compute() -> list[_Computed]:
+            outputs = self.run_passes(requesters, whole)
+            return [it for own in outputs for it in replace(own, parts=tuple(p.cpu() for p in own.parts)).each()]
+
+        results: _Results = {}
+        if whole:
+            longest = max(int(requesters[name].data.lengths(r.source)[r.rows].max()) for name, r in whole.items())
+            results |= _in_order(self.within_memory(longest, compute))
+        return results | (self._read_behind(requesters, shared, sources) if shared else {})
+
+    def _read_behind(
+        self,
+        requesters: Requesters,
+        reads: ForwardRequests,
+        sources: Mapping[str, EncodedRows],
+        begun: Decoding | None = None,
+    ) -> _Results:
+        """Compute rows behind the prompts that they share, prompt by prompt, each with all rows that continue it.
+
+        Args:
+            begun: What all rows of the one request begin with, which its source lacks.
+        """
+        groups = {name: _prompt_groups(sources[name], reads[name].rows) for name in requesters if name in reads}
+        lengths = {name: np.array([tokens for tokens, _ in own]) for name, own in groups.items()}
+
+        def compute(worker: int, shared: Pass) -> list[_Computed]:
+            names = [share.name for share in shared.shares]
+            chosen = [np.concatenate([groups[own.name][i][1] for i in own.positions.tolist()]) for own in shared.shares]
+            rows = [reads[name].rows[own] for name, own in zip(names, chosen, strict=True)]
+            parts = [sources[name].take(own) for name, own in zip(names, rows, strict=True)]
+            outputs = read_shared(self._base, parts, [requesters[name].owner for name in names], worker, begun)
+            results = list[_Computed]()
+            for name, own, numbers, output in zip(names, chosen, rows, outputs, strict=True):
+                batch = requesters[name].data.collate(sources[name], numbers).to(self._base.device)
+                with torch.inference_mode():
+                    found = tuple(value.cpu() for value in reads[name].reduce(output, batch))
+                results.append((Share(name, own), found))
+            return results
+
+        def run() -> list[_Computed]:
+            self._base.begin()
+            return [*chain.from_iterable(self._executor.run(self.plan(lengths), compute))]
+
+        return _in_order(self.within_memory(max(int(own.max()) for own in lengths.values()), run))
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+    def _write(
+        self, requesters: Requesters, writes: Mapping[str, GenerateRequest], on_text: OnText | None
+    ) -> dict[str, Generated]:
+        """Continue prompts; a batch for which memory runs out is halved, and later ones are no larger.
+
+        Raises:
+            RowTooLongError: memory does not hold one row.
+        """
+        asked = {name: own for name, own in requesters.items() if name in writes}
+        rows = {
+            name: open_sequences(
+                writes[name],
+                own.data.tokenizer,
+                self._base.model,
+                functools.partial(on_text, name) if on_text else None,
+            )
+            for name, own in asked.items()
+        }
+        sequences = [row for own in rows.values() for row in own]
+        owners = np.repeat([own.owner for own in asked.values()], [len(own) for own in rows.values()])
+        lengths = np.array([sum(row.span) for row in sequences])  # that each may have in the end
+
+        def compute(worker: int, shared: Pass) -> Indices:
+            """Write a batch; return its rows if memory ran out."""
+            batch = shared.shares[0].positions
+            own = [sequences[row] for row in batch.tolist()]
+            for sequence in own:
+                sequence.begin()  # anew where memory ran out
+            generation = Generation(self._base, worker)
+            try:
+                generation.join(own, owners[batch])
+                while len(generation):
+                    generation.step()
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise RowTooLongError(
+                        "Memory must hold a prompt with what is written behind it, but it ran out with one of"
+                        f" {lengths[batch[0]]} tokens in all.",
+                        hint="lower the task's `max_length` or its `generation.max_new_tokens`, set `search.precision`"
+                        " to bfloat16, or use a device with more memory",
+                    ) from error
+                return batch
+            return batch[:0]
+
+        left = np.arange(len(sequences))
+        while len(left):
+            chosen = plan_writing(lengths[left], self.max_rows, self._executor.num_workers)
+            # Each owner's rows side by side.
+            passes = [Pass(int(lengths[left[own]].max()), (Share("", np.sort(left[own])),)) for own in chosen]
+            failed = self._executor.run(passes, compute)
+            if smaller := [len(batch) // 2 for batch in failed if len(batch)]:
+                self.max_rows = max(1, min(smaller))
+                log.warning("Memory ran out; at most %d rows are written together from now on.", self.max_rows)
+                torch.cuda.empty_cache()
+            left = np.sort(np.concatenate(failed))
+        return {name: generated(own) for name, own in rows.items()}
+
+
+def _in_order(computed: Sequence[_Computed]) -> _Results:
+    """Return each request's results in the order of its rows."""
+    by_name: dict[str, list[_Computed]] = {}
+    for one in computed:
+        by_name.setdefault(one[0].name, []).append(one)
+    results: _Results = {}
+    for name, own in by_name.items():
+        order = torch.from_numpy(np.argsort(np.concatenate([share.positions for share, _ in own])))
+        columns = zip(*(values for _, values in own), strict=True)
+        results[name] = tuple(torch.cat(column)[order] for column in columns)
+    return results

@@ -25,16 +25,18 @@ from loraxs_search.base_model.layers import head_names, output_head, repeated_la
 from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
+    AdaptedBase,
     AdaptedHead,
     AdaptedLinear,
     GradientCheckpointing,
     HeadState,
+    Owners,
     PassContext,
     RowSegment,
     SlotRowMap,
     SlotUpdates,
+    base_of,
 )
-from loraxs_search.engine.passes import AdaptedBase, Owners, base_of
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name

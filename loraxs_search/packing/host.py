@@ -26,7 +26,8 @@ from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.reading import trained_pooling
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.base_model.tokenizer import with_setup
-from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
+from loraxs_search.engine.layers import base_of
+from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError, TrialCancelledError
 from loraxs_search.home import factor_path
 from loraxs_search.methods import method_of

@@ -18,8 +18,9 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
-from loraxs_search.engine.kv_cache import check_continuation
-from loraxs_search.engine.passes import PassExecutor, base_of, workers_for
+from loraxs_search.engine.generation import check_continuation
+from loraxs_search.engine.layers import base_of
+from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore

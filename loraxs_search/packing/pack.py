@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.packable import Sharing
-from loraxs_search.engine.passes import Indices, PassExecutor, Reduced, Requester
-from loraxs_search.engine.requests import Engine, RowTooLongError
+from loraxs_search.engine.layers import Indices
+from loraxs_search.engine.passes import Engine, PassExecutor, Reduced, Requester, RowTooLongError
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.packing.bases import PackedModel, Slot, TrainedBase
@@ -137,17 +137,16 @@ class Pack:
         def backward(reduced: list[Reduced]) -> None:
             values = [part.parts[0] for part in reduced]
             weights = [  # one over its trial's count for each row
-                np.concatenate([np.full(num_rows, 1 / counts[trial], np.float32) for trial, num_rows in part.names])
+                np.concatenate([np.full(len(it.positions), 1 / counts[it.name], np.float32) for it in part.shares])
                 for part in reduced
             ]
             grads = [torch.from_numpy(own).to(value.device) for own, value in zip(weights, values, strict=True)]
             torch.autograd.backward(values, grads)
 
         requests = {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
-        outputs = self.engine.run_passes(self._placed(slots), requests, backward)
-        for reduced in chain.from_iterable(own for _, own in outputs):
-            for (trial, _), part in zip(reduced.names, reduced.split(reduced.parts[0]), strict=True):
-                losses[trial] += part.sum() / counts[trial]
+        for reduced in self.engine.run_passes(self._placed(slots), requests, backward):
+            for share, (values, *_) in reduced.each():
+                losses[share.name] += values.sum() / counts[share.name]
         self.base.collect()
         return losses
 

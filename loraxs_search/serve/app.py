@@ -13,7 +13,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,23 +37,7 @@ from loraxs_search.errors import (
     UsageError,
     shortened,
 )
-from loraxs_search.serve.bodies import (
-    Asked,
-    ChatBody,
-    ClassifyBody,
-    CompletionBody,
-    ErrorBody,
-    Limits,
-    RefusedError,
-    chat_jobs,
-    classification,
-    classify_jobs,
-    completion,
-    completion_jobs,
-    last_pieces,
-    piece,
-    shown_models,
-)
+from loraxs_search.serve.bodies import Answer, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits, RefusedError
 from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
 from loraxs_search.versions import installed
@@ -60,24 +45,10 @@ from loraxs_search.versions import installed
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
-PACKAGE = "loraxs-search"
-DIGEST_HEADER = "x-loraxs-digest"
+_PACKAGE = "loraxs-search"
+_DIGEST_HEADER = "x-loraxs-digest"
 _OPEN_PATHS = ("/", "/health", "/ready")  # that need no key
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-
-
-class _Registry(CollectorRegistry):
-    """Numbers of a server; where others stand beside it, each sample says whose it is."""
-
-    def __init__(self, replica: str | None) -> None:
-        super().__init__()
-        self._labels = {} if replica is None else {"replica": replica}
-
-    def collect(self) -> Iterable[Metric]:
-        """Return all numbers."""
-        for metric in super().collect():
-            metric.samples = [sample._replace(labels=sample.labels | self._labels) for sample in metric.samples]
-            yield metric
 
 
 class Server:
@@ -103,9 +74,14 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self._numbers = registry = _Registry(replica)
-        self._requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=registry)
-        self._seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route"], registry=registry)
+        self._open_bytes = 0  # of requests that are read, or were, and have no answer yet
+        self._numbers = registry = CollectorRegistry()
+        self._whose = (
+            () if replica is None else (replica,)
+        )  # where others stand beside it, each number says whose it is
+        whose = ("replica",) * len(self._whose)
+        self._requests = Counter("loraxs_requests", "Requests", ["route", "status", *whose], registry=registry)
+        self._seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route", *whose], registry=registry)
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "loraxs_rows_waiting": ("Rows that wait for a pass", lambda: self.engine.num_waiting),
             "loraxs_rows_computed": ("Rows computed", lambda: self.engine.num_rows),
@@ -116,11 +92,12 @@ class Server:
             "loraxs_champions_moved": ("Names that came to mean another adapter", lambda: models.num_switches),
         }
         for name, (words, value) in gauges.items():
-            Gauge(name, words, registry=registry).set_function(value)
+            gauge = Gauge(name, words, whose, registry=registry)
+            (gauge.labels(*self._whose) if whose else gauge).set_function(value)
         self._poll_s = poll_s
         self.app = FastAPI(
-            title=PACKAGE,
-            version=installed([PACKAGE])[PACKAGE],
+            title=_PACKAGE,
+            version=installed([_PACKAGE])[_PACKAGE],
             docs_url=None,
             redoc_url=None,
             lifespan=self._lifespan,
@@ -137,7 +114,7 @@ class Server:
         app.get("/", include_in_schema=False)(self.page)
         numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
         app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
-        app.add_middleware(_Guard, server=self)
+        app.add_middleware(lambda answering: partial(self._guarded, answering))
         for kind in (RequestValidationError, HTTPException, LoraxsError, Exception):
             app.exception_handler(kind)(_error_answer)
 
@@ -161,26 +138,45 @@ class Server:
         adapter = await self._adapter(body.model)
         if adapter is None:
             raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
-        jobs = classify_jobs(adapter, body, self.limits)
-        results = await self._run(request, jobs)
-        asked = Asked.of("classify", body.model, adapter, self.models)
-        return _json(classification(asked, results), asked)
+        jobs = body.jobs(adapter, self.limits)
+        self.engine.submit(jobs)
+        results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
+        answer = Answer("classify", body.model, adapter.digest)
+        return _json(answer.classification(adapter.manifest.task.labels, results), answer)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         """Continue prompts."""
-        adapter = await self._adapter(body.model)
-        asked = Asked.of("cmpl", body.model, adapter, self.models)
-        return await self._written(request, asked, completion_jobs(adapter, body, self.limits), body)
+        return await self._written("cmpl", body, request)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer messages."""
-        adapter = await self._adapter(body.model)
-        asked = Asked.of("chatcmpl", body.model, adapter, self.models)
-        return await self._written(request, asked, chat_jobs(adapter, body, self.limits), body)
+        return await self._written("chatcmpl", body, request)
 
     async def list_models(self) -> Any:
         """List the models that are served, with version, digest and score."""
-        return shown_models(self.models)
+        base, data = self.models.base.id, list[dict[str, Any]]()
+        for name, adapter in self.models.served():
+            manifest, task = adapter.manifest, adapter.manifest.task
+            data.append(
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": int(datetime.fromisoformat(manifest.created_at).timestamp()),
+                    "owned_by": _PACKAGE,
+                    "root": f"{adapter.task}:{adapter.version}",
+                    "parent": base,
+                    "kind": task.kind,
+                    "version": adapter.version,
+                    "digest": adapter.digest,
+                    "metric": task.metric,
+                    "score": manifest.test_metrics.get(task.metric),
+                    "columns": list(adapter.kind.question_columns),
+                    "labels": list(task.labels),
+                }
+            )
+        if not self.models.bank.has_head:  # then clients may ask the base
+            data.append({"id": base, "object": "model", "created": 0, "owned_by": _PACKAGE, "root": base})
+        return {"object": "list", "data": data}
 
     async def health(self) -> Any:
         """Say that requests are computed."""
@@ -203,131 +199,12 @@ class Server:
         return PlainTextResponse(generate_latest(self._numbers), media_type=CONTENT_TYPE_LATEST)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def refused(self, request: Request) -> Response | None:
-        """Return the answer to a request without a key, or one that is too large."""
-        path = request.scope["path"]
-        if self._keys and path not in _OPEN_PATHS:
-            scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            given = key.strip().encode()
-            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                return _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
-        length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
-            return _refusal(413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
-        return None
-
-    def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Add a request to the numbers of `/metrics`."""
-        route = getattr(scope.get("route"), "path", "other")
-        self._requests.labels(route, status).inc()
-        self._seconds.labels(route).observe(seconds)
-
-    async def _adapter(self, name: str) -> ServedAdapter | None:
-        """Return the adapter of a model's name; None for the bare base of a bank that writes."""
-        if (adapter := self.models.find(name)) is not None:
-            return adapter
-        if name == self.models.base.id and not self.models.bank.has_head:
-            return None
-        try:
-            return await asyncio.to_thread(self.models.look_up, name)
-        except (UnknownTaskError, UnknownVersionError) as error:  # whose messages say where the registry is
-            hint = "`GET /v1/models` lists those served."
-            raise RefusedError(404, f"There is no model {shortened(name)}: {hint}", "model") from error
-
-    async def _run(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
-        """Have jobs computed; rows are dropped when the client hangs up."""
-        self.engine.submit(jobs)
-        waiting = asyncio.gather(*(job.result for job in jobs))
-        return await _unless_gone(request, waiting, jobs)
-
-    async def _written(
-        self, request: Request, asked: Asked, jobs: list[Job], body: CompletionBody | ChatBody
-    ) -> Response:
-        if not body.stream:
-            return _json(completion(asked, await self._run(request, jobs), body.n), asked)
-        stream = _Stream(asked, jobs, body)
-        self.engine.submit(jobs)
-        await stream.begin(request)
-        headers = {DIGEST_HEADER: asked.digest, "cache-control": "no-cache"}
-        return StreamingResponse(stream.events(), media_type="text/event-stream", headers=headers)
-
-
-class _Stream:
-    """The pieces of what jobs write, as server-sent events."""
-
-    def __init__(self, asked: Asked, jobs: Sequence[Job], body: CompletionBody | ChatBody) -> None:
-        self._asked, self._jobs, self._num_choices = asked, jobs, body.n
-        self._usage = body.stream_options is not None and body.stream_options.include_usage
-        self._pieces = asyncio.Queue[tuple[int, str] | None]()  # None at the end
-        self._first: tuple[int, str] | None = None
-        loop = asyncio.get_running_loop()
-
-        def hear(index: int, _: int, text: str) -> None:
-            loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text))
-
-        for index, job in enumerate(jobs):
-            job.on_text = partial(hear, index)
-        self._all = asyncio.gather(*(job.result for job in jobs))
-        self._all.add_done_callback(_retrieve)
-        self._all.add_done_callback(lambda _: self._pieces.put_nowait(None))
-
-    async def begin(self, request: Request) -> None:
-        """Wait for the first piece, or raise what is wrong with the request: its status is not sent yet."""
-        try:
-            first = asyncio.ensure_future(self._pieces.get())
-            self._first = await _unless_gone(request, first, self._jobs)
-            if self._first is None:
-                self._all.result()
-        except BaseException:
-            self._cancel()
-            raise
-
-    async def events(self) -> AsyncIterator[str]:
-        """Yield all pieces, and what ends a stream; rows are dropped when the client hangs up."""
-        begun = set[int]()
-        try:
-            found = self._first
-            while found is not None:
-                index, text = found
-                yield _event(piece(self._asked, index, text, first=index not in begun))
-                begun.add(index)
-                found = await self._pieces.get()
-            try:
-                texts = self._all.result()
-            except Exception as error:  # the status has been sent: the error is an event
-                log.warning("a stream has failed", exc_info=error)
-                yield _event(json.loads(bytes(answer_of(error).body)))
-                return
-            for index in sorted(set(range(len(texts))) - begun):  # that are empty
-                yield _event(piece(self._asked, index, "", first=True))
-            for chunk in last_pieces(self._asked, texts, self._num_choices, usage=self._usage):
-                yield _event(chunk)
-            yield "data: [DONE]\n\n"
-        finally:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        for job in self._jobs:
-            job.cancelled = True
-
-
-class _Guard:
-    """Checks key and size before a request is read, and counts what was answered.
-
-    Args:
-        app: What answers.
-    """
-
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self._app, self._server = app, server
-        self._open_bytes = 0  # of requests that are read, or were, and have no answer yet
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, answering: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check key and size before a request is read, and count what was answered."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await answering(scope, receive, send)
             return
-        started, status, num_bytes = time.perf_counter(), 500, 0
-        limits = self._server.limits
+        started, status, num_bytes, limits = time.perf_counter(), 500, 0, self.limits
 
         async def counted() -> Message:
             nonlocal num_bytes
@@ -347,13 +224,95 @@ class _Guard:
             await send(message)
 
         try:
-            await (self._server.refused(Request(scope)) or self._app)(scope, counted, noted)
+            await (self._refused(Request(scope)) or answering)(scope, counted, noted)
         finally:
             self._open_bytes -= num_bytes
-            self._server.count(scope, status, time.perf_counter() - started)
+            route = getattr(scope.get("route"), "path", "other")
+            self._requests.labels(route, status, *self._whose).inc()
+            self._seconds.labels(route, *self._whose).observe(time.perf_counter() - started)
+
+    def _refused(self, request: Request) -> Response | None:
+        """Return the answer to a request without a key, or one that is too large."""
+        if self._keys and request.scope["path"] not in _OPEN_PATHS:
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            given = key.strip().encode()
+            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
+                return _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
+            return _refusal(413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
+        return None
+
+    async def _adapter(self, name: str) -> ServedAdapter | None:
+        """Return the adapter of a model's name; None for the bare base of a bank that writes."""
+        if (adapter := self.models.find(name)) is not None:
+            return adapter
+        if name == self.models.base.id and not self.models.bank.has_head:
+            return None
+        try:
+            return await asyncio.to_thread(self.models.look_up, name)
+        except (UnknownTaskError, UnknownVersionError) as error:  # whose messages say where the registry is
+            hint = "`GET /v1/models` lists those served."
+            raise RefusedError(404, f"There is no model {shortened(name)}: {hint}", "model") from error
+
+    async def _written(self, form: str, body: CompletionBody | ChatBody, request: Request) -> Response:
+        """Answer with texts: whole, or as server-sent events."""
+        adapter = await self._adapter(body.model)
+        answer = Answer(form, body.model, self.models.bank.base.weight_digest if adapter is None else adapter.digest)
+        jobs = body.jobs(adapter, self.limits)
+        everything: asyncio.Future[list[Any]] = asyncio.gather(*(job.result for job in jobs))
+        if not body.stream:
+            self.engine.submit(jobs)
+            texts = await _unless_gone(request, everything, jobs)
+            return _json(answer.completion(texts, body.n), answer)
+        pieces = asyncio.Queue[tuple[int, str] | None]()  # None at the end
+        loop = asyncio.get_running_loop()
+
+        def hear(index: int, _: int, text: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, (index, text))
+
+        for index, job in enumerate(jobs):
+            job.on_text = partial(hear, index)
+        everything.add_done_callback(_retrieve)
+        everything.add_done_callback(lambda _: pieces.put_nowait(None))
+        self.engine.submit(jobs)
+        # The first piece, or what is wrong with the request: its status is not sent yet.
+        first = await _unless_gone(request, asyncio.ensure_future(pieces.get()), jobs)
+        if first is None and (everything.cancelled() or everything.exception()):
+            _cancel(jobs)
+            everything.result()
+
+        async def events() -> AsyncIterator[str]:
+            begun, found = set[int](), first
+            try:
+                while found is not None:
+                    index, text = found
+                    yield _event(answer.chunk(index, text, first=index not in begun))
+                    begun.add(index)
+                    found = await pieces.get()
+                try:
+                    texts = everything.result()
+                except Exception as error:  # the status has been sent: the error is an event
+                    log.warning("a stream has failed", exc_info=error)
+                    yield _event(json.loads(bytes(_answer_of(error).body)))
+                    return
+                for index in sorted(set(range(len(texts))) - begun):  # that are empty
+                    yield _event(answer.chunk(index, "", first=True))
+                for index, written in enumerate(texts):
+                    yield _event(answer.chunk(index, None, reason=written.reason))
+                if body.stream_options is not None and body.stream_options.include_usage:
+                    yield _event(answer.usage_chunk(texts, body.n))
+                yield "data: [DONE]\n\n"
+            finally:  # where the client hangs up, too
+                _cancel(jobs)
+
+        headers = {_DIGEST_HEADER: answer.digest, "cache-control": "no-cache"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
 async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs: Sequence[Job]) -> ResultT:
+    """Wait for results; rows are dropped when the client hangs up."""
+
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -365,13 +324,17 @@ async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs:
             return waiting.result()
         raise RefusedError(499, "The client has closed the connection.")
     except BaseException:
-        for job in jobs:
-            job.cancelled = True
+        _cancel(jobs)
         waiting.cancel()
         waiting.add_done_callback(_retrieve)
         raise
     finally:
         watcher.cancel()
+
+
+def _cancel(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.cancelled = True
 
 
 def _retrieve(left: asyncio.Future[Any]) -> None:
@@ -384,8 +347,8 @@ def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _json(value: Any, asked: Asked) -> Response:
-    headers = {DIGEST_HEADER: asked.digest}
+def _json(value: Any, answer: Answer) -> Response:
+    headers = {_DIGEST_HEADER: answer.digest}
     return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)
 
 
@@ -417,7 +380,7 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
 )
 
 
-def answer_of(error: Exception) -> JSONResponse:
+def _answer_of(error: Exception) -> JSONResponse:
     """Return the answer to a request that an error ended."""
     if isinstance(error, RefusedError):
         return _refusal(error.status, error.message, error.param)
@@ -439,7 +402,7 @@ async def _error_answer(request: Request, error: Exception) -> Response:
         answer.headers.update(error.headers or {})
         return answer
     if not isinstance(error, RequestValidationError):
-        return answer_of(error)
+        return _answer_of(error)
     found = error.errors()[0]
     where, *parts = found["loc"]
     if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):

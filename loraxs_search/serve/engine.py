@@ -19,11 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from loraxs_search.bank.adapter_store import Part
 from loraxs_search.bank.bank import AdapterBank
 from loraxs_search.engine.generation import Generation, OpenSequence, generated, open_sequences
-from loraxs_search.engine.passes import MAX_TOKENS, PassExecutor, Requester, workers_for
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.passes import WRITING_TOKENS, Engine, PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.encoded import RowSource
@@ -63,7 +61,6 @@ class Job:
     cancelled: bool = False
     turn: int = 0  # when it is computed: the lowest first
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    _owner: int = 0
     _requests: RequestGenerator[Any] | None = None
     _writing: list[OpenSequence] = field(default_factory=list)
     _written: GenerateRequest | None = None
@@ -72,11 +69,6 @@ class Job:
     def digest(self) -> str | None:
         """The adapter's."""
         return None if self.adapter is None else self.adapter.digest
-
-    @property
-    def num_outputs(self) -> int | None:
-        """Of the adapter's head; None if it has none."""
-        return None if self.adapter is None else self.adapter.kind.model.num_outputs
 
     @property
     def spans(self) -> list[Span]:
@@ -207,30 +199,25 @@ class ServingEngine:
 
     def _begin(self, job: Job) -> bool:
         """Take a job's adapter from the bank and make its requests; return whether that went well."""
-        if job.cancelled:
-            self._finish(job, asyncio.CancelledError())
-            return False
         try:
+            if job.cancelled:
+                raise asyncio.CancelledError
             if job.digest not in self._owners:
-                self._owners[job.digest] = self._base.put(self._part(job.adapter))
-            job._owner = self._owners[job.digest]
+                for _ in range(_TRIES):
+                    if job.adapter is not None and job.adapter.digest not in self._bank:
+                        self._load(job.adapter)
+                    with contextlib.suppress(UsageError):  # whatever was loaded meanwhile may have evicted it
+                        self._owners[job.digest] = self._base.put(self._bank.take(job.digest))
+                        break
+                else:
+                    raise EngineStoppedError(
+                        "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
+                    )
             job._requests = job.asking(self._source)
-        except Exception as error:  # noqa: BLE001  # it is the job's: the thread must live
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is the job's: the thread must live
             self._finish(job, error)
             return False
         return True
-
-    def _part(self, adapter: ServedAdapter | None) -> Part:
-        if adapter is None:
-            return self._bank.take(None)
-        for _ in range(_TRIES):
-            if adapter.digest not in self._bank:
-                self._load(adapter)
-            with contextlib.suppress(UsageError):  # whatever was loaded meanwhile may have evicted it
-                return self._bank.take(adapter.digest)
-        raise EngineStoppedError(
-            "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
-        )
 
     def _advance(self, answers: Mapping[Job, Any]) -> None:
         """Give jobs what they asked for, until each has its result or waits for what it writes."""
@@ -256,18 +243,18 @@ class ServingEngine:
 
     def _read(self, reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
         """Compute rows in shared passes; where that fails, each job by itself, so that one fault is one job's."""
-        in_order = sorted(reads, key=lambda job: (self._base.shape(job._owner), job._owner))
-        names = {job: str(number) for number, job in enumerate(in_order)}
-        requesters = {names[job]: Requester(job._owner, self._source, job.num_outputs) for job in in_order}
+        names = {str(number): job for number, job in enumerate(reads)}
+        owners = {name: self._owners[job.digest] for name, job in names.items()}
         try:
-            results = self._engine.compute(requesters, {names[job]: reads[job] for job in in_order})
+            requesters = self._base.requesters(self._source, owners)
+            results = self._engine.compute(requesters, {name: reads[job] for name, job in names.items()})
         except Exception as error:  # noqa: BLE001  # the same
             if len(reads) == 1:
                 return dict.fromkeys(reads, error)
-            return {job: answer for job in in_order for answer in self._read({job: reads[job]}).values()}
+            return {job: answer for job, own in reads.items() for answer in self._read({job: own}).values()}
         self.num_passes += 1
-        self.num_rows += sum(job.num_rows for job in in_order)
-        return {job: results[names[job]] for job in in_order}
+        self.num_rows += sum(job.num_rows for job in reads)
+        return {job: results[name] for name, job in names.items()}
 
     # ---- writing -----------------------------------------------------------------------------------------------------
     def _write(self) -> None:
@@ -277,7 +264,14 @@ class ServingEngine:
             self._generation.drop({row for job in gone for row in job._writing})
             for job in gone:
                 self._leave(job, asyncio.CancelledError())
-            self._put_back()
+            # Where space ends, the jobs that came last wait again, with their texts; the first of long ones stays.
+            long = [job for job in self._writers if any(left > NEXT_TOKENS for _, left in job.spans)]
+            long.sort(key=_TURN)
+            while len(long) > 1 and _peak([span for job in self._writers for span in job.spans]) > WRITING_TOKENS:
+                job = long.pop()
+                self._generation.drop(set(job._writing))
+                self._writers.remove(job)
+                self._wait_to_write(job)
             self._join()
             if len(self._generation):
                 self.num_tokens += len(self._generation)
@@ -290,19 +284,10 @@ class ServingEngine:
             for job in list(self._writers):
                 self._leave(job, error)
 
-    def _put_back(self) -> None:
-        """Have the jobs that came last wait again, with their texts, where space ends; the first of long ones stays."""
-        long = [job for job in self._writers if any(left > NEXT_TOKENS for _, left in job.spans)]
-        long.sort(key=_TURN)
-        while len(long) > 1 and _peak(_next([span for job in self._writers for span in job.spans])) > MAX_TOKENS:
-            job = long.pop()
-            self._generation.drop(set(job._writing))
-            self._writers.remove(job)
-            self._wait_to_write(job)
-
     def _wait_to_write(self, job: Job) -> None:
         insort(self._joining, job, key=_TURN)
-        self._count_waiting(job.num_rows)
+        with self._changed:
+            self.num_waiting += job.num_rows
 
     def _join(self) -> None:
         """Let as many jobs begin to write as there is space for; where that fails, it fails only for them."""
@@ -315,7 +300,7 @@ class ServingEngine:
             job._writing = job._writing or open_sequences(job._written, tokenizer, model, job.on_text)
             rows = [row for row in job._writing if not row.is_over]
             sequences += rows
-            owners += [job._owner] * len(rows)
+            owners += [self._owners[job.digest]] * len(rows)
         if not sequences:
             return
         try:
@@ -356,12 +341,9 @@ class ServingEngine:
                 spans += own
                 admitted.append(job)
             self._joining.remove(job)
-            self._count_waiting(-job.num_rows)
+            with self._changed:
+                self.num_waiting -= job.num_rows
         return admitted
-
-    def _count_waiting(self, num_rows: int) -> None:
-        with self._changed:
-            self.num_waiting += num_rows
 
     def _settle(self) -> None:
         """Give its answer to each job whose last row has ended."""
@@ -408,14 +390,11 @@ class ServingEngine:
 Span = tuple[int, int]  # tokens of a row that is written, and how many more may follow
 
 
-def _next(rows: Sequence[Span]) -> list[Span]:
-    return [(length, min(left, NEXT_TOKENS)) for length, left in rows]
-
-
 def _peak(rows: Sequence[Span]) -> int:
-    """Return the most tokens, padding included, that rows may have together while they are written side by side."""
+    """Return the most tokens that rows may have together, padding included, while what they write next is written."""
     peak = longest = 0
-    for num_left, (length, left) in enumerate(sorted(rows, key=lambda row: -row[1]), 1):
+    coming = [(length, min(left, NEXT_TOKENS)) for length, left in rows]
+    for num_left, (length, left) in enumerate(sorted(coming, key=lambda row: -row[1]), 1):
         longest = max(longest, length)
         peak = max(peak, num_left * (longest + left))
     return peak
@@ -426,4 +405,4 @@ def _fit(rows: Sequence[Span], further: Sequence[Span]) -> bool:
 
     Rows that may write no more than that will end: only those that may write more are ever put back.
     """
-    return not rows or _peak(_next([*rows, *further])) <= max(MAX_TOKENS, _peak(_next(rows)))
+    return not rows or _peak([*rows, *further]) <= max(WRITING_TOKENS, _peak(rows))

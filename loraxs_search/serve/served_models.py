@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from loraxs_search.bank.bank import AdapterBank
@@ -57,15 +57,10 @@ class ServedAdapter:
     folder: Path
     manifest: Manifest
 
-    @property
+    @cached_property
     def kind(self) -> TaskKind:
-        """What its answers are."""
+        """What its answers are; rows of one kind are reduced together."""
         return kind_of(self.manifest.task)
-
-    @property
-    def created(self) -> int:
-        """When it was made, in seconds of Unix time."""
-        return int(datetime.fromisoformat(self.manifest.created_at).timestamp())
 
 
 @dataclass
@@ -112,8 +107,18 @@ class ServedModels:
                 "A server must have a task to serve, but the registry has none.",
                 hint="promote an adapter first: `loraxs-search promote STUDY`",
             )
-        first = self._first(names)  # decides what the base is loaded as
-        self.base = first.manifest.base_model
+        errors: list[LoraxsError] = []
+        for name in names:
+            try:
+                first = self._pulled(name)
+                break
+            except LoraxsError as error:
+                if self.tasks:
+                    raise
+                errors.append(error)
+        else:
+            raise errors[0]
+        self.base = first.manifest.base_model  # the first one that is there decides what the base is loaded as
         self.bank = AdapterBank.for_task(first.manifest.task, self.base, max_bytes=max_bytes, device=device)
         self._always = frozenset(names)  # followed for as long as they are in the registry
         for name in names:
@@ -181,23 +186,29 @@ class ServedModels:
 
         While the registry cannot be read, names keep their meaning.
         """
-        for name, followed in list(self._names.items()):
-            if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
-                self._forget(name)
-        with self._loading:  # a request may have brought adapters back after their names had come to mean others
-            for digest in set(self.bank.names) - self._in_use():
-                self._evict(digest)
         stamp, now = store_stamp(self.uri), time.monotonic()
-        if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in list(self._names.values())):
-            return
-        self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
-        try:
-            self._follow_moved()
-        except (RegistryUnreadableError, TrackingError) as fault:
-            self._stamp = None
-            self._note(fault.message)
-        else:
-            self._note(None)
+        with self._lock:
+            for name in [it for it, own in self._names.items() if now - own.used > _FORGET_S]:
+                if name not in self._always:
+                    del self._names[name]
+            retry_at = min((own.retry_at for own in self._names.values()), default=math.inf)
+        if stamp is None or stamp != self._stamp or now >= retry_at:
+            self._stamp, fault = stamp, None  # None after whatever goes wrong: then all names are looked up again
+            try:
+                self._follow_moved()
+            except (RegistryUnreadableError, TrackingError) as error:
+                self._stamp, fault = None, error.message
+            if (fault is None) != (self.registry_error is None):
+                log.warning("the registry cannot be read: %s", fault) if fault else log.warning("the registry is back")
+            self.registry_error = fault
+        # Adapters leave the bank that no name means any more, also those that a late request has brought back; requests
+        # that have begun have their numbers.
+        with self._loading:
+            with self._lock:
+                in_use = {own.adapter.digest for own in self._names.values()}
+            for digest in set(self.bank.names) - in_use:
+                with contextlib.suppress(UsageError):  # the bank has evicted it already
+                    self.bank.evict(digest)
 
     def _follow_moved(self) -> None:
         """Look those names up again that may mean another adapter by now.
@@ -230,12 +241,6 @@ class ServedModels:
             else:
                 followed.state = None if followed.fault else state
 
-    def _note(self, error: str | None) -> None:
-        """Keep why the registry cannot be read, and say when that changes."""
-        if (error is None) != (self.registry_error is None):
-            log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
-        self.registry_error = error
-
     def follow(self, stopped: threading.Event, poll_s: float) -> None:
         """Refresh until stopped: the body of a thread."""
         while not stopped.wait(poll_s):
@@ -249,7 +254,8 @@ class ServedModels:
             digest = self._reader.resolve(name).digest
         except (UnknownTaskError, UnknownVersionError) as error:
             log.warning("%s is served no longer: %s", name, error.message)
-            self._forget(name)
+            with self._lock:
+                self._names.pop(name, None)
             return
         if digest == followed.refused and time.monotonic() < followed.retry_at:
             return
@@ -260,44 +266,12 @@ class ServedModels:
             with self._loading:
                 self.load(adapter)
                 with self._lock:
-                    old, followed.adapter = followed.adapter, adapter
-            self._drop(old)
+                    followed.adapter = adapter
             self.num_switches += 1
             log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
         followed.refused, followed.retry_at, followed.fault = "", math.inf, ""
 
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            followed = self._names.pop(name, None)
-        if followed is not None:
-            self._drop(followed.adapter)
-
-    def _drop(self, adapter: ServedAdapter) -> None:
-        """Take an adapter out of the bank that no name means any more; requests that have begun have its numbers."""
-        if adapter.digest not in self._in_use():
-            self._evict(adapter.digest)
-
-    def _in_use(self) -> set[str]:
-        with self._lock:
-            return {own.adapter.digest for own in self._names.values()}
-
-    def _evict(self, digest: str) -> None:
-        with contextlib.suppress(UsageError):  # the bank has evicted it already
-            self.bank.evict(digest)
-
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _first(self, names: Sequence[str]) -> ServedAdapter:
-        """Return the adapter that decides what the base is loaded as: the first that is there."""
-        errors: list[LoraxsError] = []
-        for name in names:
-            try:
-                return self._pulled(name)
-            except LoraxsError as error:
-                if self.tasks:
-                    raise
-                errors.append(error)
-        raise errors[0]
-
     def _pulled(self, name: str) -> ServedAdapter:
         folder, version = pull_version(name, uri=self.uri)
         return ServedAdapter(AdapterName.parse(name).task, version, folder.name, folder, verify(folder))

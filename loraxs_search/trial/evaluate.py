@@ -14,8 +14,8 @@ import torch
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine.passes import AdaptedBase, PassExecutor, Requester, base_of
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.layers import AdaptedBase, base_of
+from loraxs_search.engine.passes import Engine, PassExecutor, Requester
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Sample

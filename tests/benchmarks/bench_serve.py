@@ -66,7 +66,6 @@ from support.ports import free_port
 from support.sealed import manifest_of
 
 RANK, PORT_WAIT_S = 8, 0.05
-BULK = 10_000  # adapters that are drawn at once
 
 
 class RandomModels(ServedModels):
@@ -82,13 +81,12 @@ class RandomModels(ServedModels):
         names = [f"adapter-{number}" for number in range(count)]
         config = LoraXSConfig(r=RANK, target_modules=modules)
         width = load_model(base, kind_of(space.task).model).config.hidden_size
-        for start in range(0, count, BULK):
-            own = names[start : start + BULK]
-            found = {f"base_model.model.{m}.loraxs_R": torch.randn(len(own), RANK, RANK) * 0.05 for m in modules}
+        for name in names:
+            found = {f"base_model.model.{module}.loraxs_R": torch.randn(RANK, RANK) * 0.05 for module in modules}
             if self.bank.has_head:
-                found["base_model.model.classifier.weight"] = torch.randn(len(own), 2, width) * 0.05
-                found["base_model.model.classifier.bias"] = torch.zeros(len(own), 2)
-            self.bank.add(own, config, space.task, found)
+                found["base_model.model.classifier.weight"] = torch.randn(2, width) * 0.05
+                found["base_model.model.classifier.bias"] = torch.zeros(2)
+            self.bank.add(name, config, space.task, found)
         self._adapters = {name: _adapter(name, space.task, base.id) for name in names}
 
     def find(self, name: str) -> ServedAdapter | None:

@@ -17,13 +17,13 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedCon
 
 import loraxs_search
 from loraxs_search import AdapterBank, Sampling
-from loraxs_search.bank import answering
+from loraxs_search.bank import bank as bank_module
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine import requests
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine import passes
+from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
@@ -190,17 +190,17 @@ def test_questions_are_answered_as_by_each_adapter_alone(adapters):
 
 
 def test_what_the_questions_to_one_adapter_begin_with_is_computed_once(adapters, monkeypatch):
-    bank, begun, begin = adapters.bank(), [], requests.begun_alike
+    bank, begun, read = adapters.bank(), [], passes.read_shared
     questions = [f"{' '.join(WORDS[:12])} {prompt}" for prompt in PROMPTS]
     alone = [bank.predict("first", question)[0] for question in questions]
 
     def watched(*given: Any) -> Any:
-        begun.append(begin(*given))
-        return begun[-1]
+        begun.append(given[-1])
+        return read(*given)
 
-    monkeypatch.setattr(requests, "begun_alike", watched)
+    monkeypatch.setattr(passes, "read_shared", watched)
     together = bank.predict("first", questions)
-    assert begun[0][0] is not None
+    assert begun[0] is not None
     assert [answer.label for answer in together] == [answer.label for answer in alone]
     assert len({answer.label for answer in alone}) > 2
 
@@ -277,19 +277,19 @@ def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path,
     texts = [
         (" ".join(f"w{(number + i) % 20}" for i in range(9)), "w1 | w2 w4 | w8 w9 w3 | w5") for number in range(11)
     ]
-    passes, read = list[list[int]](), requests.read_shared
+    sizes, read = list[list[int]](), passes.read_shared
 
     def counted(bank: Any, parts: Sequence[EncodedRows], *others: Any) -> list[PassOutputs]:
-        passes.append([len(part) for part in parts])
+        sizes.append([len(part) for part in parts])
         return read(bank, parts, *others)
 
-    monkeypatch.setattr(requests, "read_shared", counted)
-    monkeypatch.setattr(answering, "Engine", partial(Engine, max_tokens=120))  # several passes
+    monkeypatch.setattr(passes, "read_shared", counted)
+    monkeypatch.setattr(bank_module, "Engine", partial(Engine, max_tokens=120))  # several passes
     shared = bank.predict(names, texts)
-    assert sum(map(sum, passes)) > len(names)  # several rows behind each prompt
-    assert len(passes) > 1
-    assert max(map(len, passes)) > 1  # of several adapters
-    monkeypatch.setattr(requests, "is_worth_sharing", lambda source, rows: False)
+    assert sum(map(sum, sizes)) > len(names)  # several rows behind each prompt
+    assert len(sizes) > 1
+    assert max(map(len, sizes)) > 1  # of several adapters
+    monkeypatch.setattr(passes, "is_worth_sharing", lambda source, rows: False)
     whole = bank.predict(names, texts)
     assert [answer.label for answer in shared] == [answer.label for answer in whole]
     assert [answer.score for answer in shared] == pytest.approx([answer.score for answer in whole], rel=1e-5)

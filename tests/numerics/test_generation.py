@@ -17,9 +17,8 @@ from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.families import families
 from support.trials import write
 
-from loraxs_search.engine.generation import Generation, open_sequences
-from loraxs_search.engine.kv_cache import Decoding
-from loraxs_search.engine.passes import AdaptedBase
+from loraxs_search.engine.generation import Decoding, Generation, open_sequences
+from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.errors import UsageError
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -247,7 +246,7 @@ def test_a_batch_that_is_never_empty_does_not_grow(make_world):
                 generation.join([sequence], np.zeros(1, np.int64))
                 generation.step()
                 generation.step()
-                widths.append(max((it.decoding._mask().shape[1] for it in generation._cohorts), default=0))
+                widths.append(max((it.decoding._mask_nS.shape[1] for it in generation._cohorts), default=0))
             for number, sequence in enumerate(sequences[:10]):
                 sure = expected.margins[number] > MARGIN
                 assert not sure or sequence.tokens[:NEW] == expected.tokens.row(number).tolist()[: len(sequence.tokens)]

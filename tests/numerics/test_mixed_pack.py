@@ -13,7 +13,6 @@ import pytest
 from support import toy_language
 from support.trials import run_alone, train
 
-from loraxs_search.engine import requests
 from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.methods import get_method
 from loraxs_search.packing import loaded_base
@@ -115,13 +114,13 @@ def test_a_pack_of_several_kinds_equals_lone_trials(tmp_path, monkeypatch, group
     world = MixedWorld(tmp_path, GROUPS[group], lora=(1, 2))
     pack = world.pack(num_workers=3)
     slots = [pack.join(spec, data) for spec, data in world.trials]
-    run, company = requests.run_pass, set[frozenset[str]]()
+    run, company = PassExecutor.run, set[frozenset[str]]()
 
-    def watched(packed: Any, shared: Any, *others: Any) -> Any:
-        company.add(frozenset(str(share.name) for share in shared.shares))
-        return run(packed, shared, *others)
+    def watched(executor: Any, shared: Any, compute: Any) -> Any:
+        company.update(frozenset(str(share.name) for share in own.shares) for own in shared)
+        return run(executor, shared, compute)
 
-    monkeypatch.setattr(requests, "run_pass", watched)
+    monkeypatch.setattr(PassExecutor, "run", watched)
     train(pack, slots, NUM_STEPS)
     assert len(max(company, key=len)) == len(slots)  # rows of all four in one pass
     scores = pack.evaluate(slots, "validation")

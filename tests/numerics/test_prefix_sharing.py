@@ -19,9 +19,9 @@ from support.trials import write
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from loraxs_search.engine import passes, requests
-from loraxs_search.engine.kv_cache import beginning_of, common_beginning, is_worth_sharing, read_shared
-from loraxs_search.engine.passes import PassExecutor
+from loraxs_search.engine import generation, passes
+from loraxs_search.engine.generation import common_beginning
+from loraxs_search.engine.passes import PassExecutor, beginning_of, is_worth_sharing, read_shared
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
 from loraxs_search.trial.evaluate import ask
@@ -190,7 +190,7 @@ def test_layers_that_others_skip_are_computed(make_world):
 
 def test_prompts_that_save_little_are_computed_whole(make_world, monkeypatch):
     world, request = make_world("llama"), reading(options(longest=2))
-    monkeypatch.setattr(requests, "read_shared", None)
+    monkeypatch.setattr(passes, "read_shared", None)
     assert not is_worth_sharing(request.source, request.rows)
     pack = world.pack()
     packed = pack.answer([pack.join(lively(world), world.tasks[0])], {"1": request})["1"]
@@ -210,7 +210,7 @@ def test_passes_that_memory_cannot_hold_are_made_smaller(make_world, num_workers
             raise MemoryError
         return read_shared(base, parts, *others)
 
-    monkeypatch.setattr(requests, "read_shared", within_memory)
+    monkeypatch.setattr(passes, "read_shared", within_memory)
     trials, pack = world.mixed_trials(init_std=0.2)[:2], world.pack(max_tokens=2000, num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     actual = pack.answer(slots, {spec.name: request for spec, _ in trials})
@@ -246,7 +246,7 @@ def test_what_is_written_is_written_behind_whole_prompts(make_world, family):
 def test_prompts_of_unlike_lengths_are_read_in_passes_of_their_own_and_go_on_as_each_alone(
     make_world, monkeypatch, family, alike
 ):
-    monkeypatch.setattr(passes, "RUN_TOKENS", 4)
+    monkeypatch.setattr(generation, "RUN_TOKENS", 4)
     world, random = make_world(family), np.random.default_rng(0)
     shared = random.integers(4, VOCABULARY, alike)
     ids = [np.append(shared, random.integers(4, VOCABULARY, size)) for size in (30, 2, 9, 31, 1, 2, 9, 10, 30, 3)]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine.passes import AdaptedBase, PassExecutor, Requester
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.layers import AdaptedBase
+from loraxs_search.engine.passes import Engine, PassExecutor, Requester
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.bases import PeftBase, Slot

@@ -22,7 +22,6 @@ from loraxs_search.tasks.kinds._requests import (
     RequestGenerator,
     RowScores,
     Sampling,
-    TokenLogprobs,
     run_requests,
 )
 from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number, regressor

@@ -27,7 +27,7 @@ over passes.
 **Errors.** Declarations and data that do not fit raise `TaskDataError` with the law, the values and the place; numbers
 that are not finite raise `TrialDivergedError`, which ends that trial and no other.
 
-There are two kinds of request: `ForwardRequest` computes rows, `GenerateRequest` continues prompts. `engine.requests`
+There are two kinds of request: `ForwardRequest` computes rows, `GenerateRequest` continues prompts. `engine.passes`
 computes both for trials, packs and banks: it has the model and its cache.
 
 An entry is a class in a file of this folder and a word in `kinds.KINDS`, or a class in another distribution under the

@@ -118,8 +118,6 @@ class GenerateRequest:
         stop: Texts that end a row; neither they nor what follows is in its text.
         sampling: None takes the likeliest token.
         ends: Further end tokens, such as the one that ends a turn of a chat.
-        logprobs: How many of the likeliest tokens' log probabilities are kept at each step, beside that of the token
-            that was taken; None keeps none.
     """
 
     source: EncodedRows
@@ -128,20 +126,6 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
     ends: tuple[int, ...] = ()
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """How likely a token was, before temperature and `top_p`.
-
-    Args:
-        likeliest: Log probabilities of the likeliest tokens there, by their ids, the first one first.
-    """
-
-    token: int
-    logprob: float
-    likeliest: Mapping[int, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +137,12 @@ class Generated:
         tokens: Every token that was written, the end token and those of a stop string too, int32.
         ended: False where `max_new_tokens` ended the row, (n,).
         margins: The least distance between the two largest logits of any step, (n,), float32.
-        logprobs: Of every token, where they were asked for.
     """
 
     texts: Sequence[str]
     tokens: Ragged
     ended: npt.NDArray[np.bool_]
     margins: npt.NDArray[np.float32]
-    logprobs: Sequence[Sequence[TokenLogprobs]] = ()
 
 
 Request = ForwardRequest | GenerateRequest

@@ -7,8 +7,10 @@ import hashlib
 import json
 import shutil
 import threading
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
@@ -20,11 +22,9 @@ from transformers import PreTrainedTokenizerFast
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.bank.adapter_store import AdapterStore
-from loraxs_search.bank.answering import answer
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine import passes
-from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import (
     BaseModelError,
     FactorMismatchError,
@@ -49,6 +49,7 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.factor_sets import install_factors
 from loraxs_search.registry.store import Registry
 from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.prepared import encode
 
 from .conftest import TARGETS
 
@@ -89,27 +90,17 @@ def test_a_name_is_loaded_anew(bank, folders, inputs):
     assert len(bank) == 4
 
 
-def test_many_at_once_are_each_what_they_are_alone(base, folders, inputs, monkeypatch):
-    monkeypatch.setattr("loraxs_search.bank.bank._BULK", 2)
-    bank, files = AdapterBank(base), [load_file(folders[name] / "adapter_model.safetensors") for name in "abc"]
-    config = LoraXSConfig.from_pretrained(str(folders["b"]))  # its scale goes for all of them
-    task = Task("t", "sequence-classification", DataSource(), "x", "y", "f1", "maximize", ("f1",), labels=("n", "y"))
-    bank.add(["x", "y", "z"], config, task, {key: torch.stack([file[key] for file in files]) for key in files[0]})
+def test_an_adapter_in_memory_is_what_its_folder_is(base, folders, inputs):
+    bank, task = AdapterBank(base), from_json(Manifest, (folders["b"] / "manifest.json").read_bytes()).task
     bank.load("b", folders["b"])
-    assert bank.names == ["x", "y", "z", "b"]
-    found = bank.logits(["x", "y", "z", "z", "x", "b"], {k: v[:1].expand(6, -1) for k, v in inputs.items()})
-    assert close([found[1]], [found[5]])
-    assert not close([found[0]], [found[4] + 1e-3])
-    model = load_adapter_folder(folders["b"], base=base)
-    for name, file in (("x", files[0]), ("z", files[2])):
-        model.load_state_dict(
-            {k.replace("loraxs_R", "loraxs_R.default"): v for k, v in file.items() if "_R" in k}, False
-        )
-        head = {k.rpartition(".")[2]: v for k, v in file.items() if "classifier" in k}
-        model.base_model.model.classifier.modules_to_save["default"].load_state_dict(head)
-        with torch.no_grad():
-            expected = model(**{k: v[:1] for k, v in inputs.items()}).logits
-        assert close([found[0 if name == "x" else 2]], [expected[0]])
+    config, tensors = (
+        LoraXSConfig.from_pretrained(str(folders["b"])),
+        load_file(folders["b"] / "adapter_model.safetensors"),
+    )
+    bank.add("mine", config, task, tensors)
+    assert bank.names == ["b", "mine"]
+    found = bank.logits(["mine", "b"] * 3, {key: value.repeat_interleave(2, 0)[:6] for key, value in inputs.items()})
+    assert close(found[::2], found[1::2])
 
 
 def test_a_bank_of_folders_finds_its_base(base, folders, in_warm_home, inputs):
@@ -147,9 +138,9 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
 
     def replacing(*args):
         bank.load("a", folders["d"])
-        return answer(*args)
+        return encode(*args)
 
-    monkeypatch.setattr("loraxs_search.bank.bank.answer", replacing)
+    monkeypatch.setattr("loraxs_search.bank.bank.encode", replacing)
     found = bank.predict(["a", "b"], texts)
     assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
@@ -173,7 +164,7 @@ def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
         return run(model, inputs, *others, **more)
 
     monkeypatch.setattr(passes, "forward", watched)
-    monkeypatch.setattr("loraxs_search.bank.answering.Engine", partial(Engine, max_tokens=128))
+    monkeypatch.setattr("loraxs_search.bank.bank.Engine", partial(Engine, max_tokens=128))
     found = bank.predict(names, texts)
     assert [p.text for p in found] == texts
     assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-5)
@@ -270,7 +261,7 @@ REFUSED = {
     "no word of a file": ({"manifest": {"files": {}}}, IntegrityError, "must vouch for adapter_config"),
     "another basis": ({"config": {"basis": "bottom"}}, FactorMismatchError, "fingerprints must agree"),
     "another scale": ({"config": {"scale": 3.0}}, FactorMismatchError, "probe must agree"),
-    "another rank": ({"config": {"r": 3, "factor_fingerprints": {}}}, IntegrityError, r"of shape \(1, 3, 3\)"),
+    "another rank": ({"config": {"r": 3, "factor_fingerprints": {}}}, IntegrityError, r"of shape \(3, 3\)"),
     "another module": ({"tensors": renamed("query", "quarry")}, TargetModulesError, "query"),
     "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is missing"),
     "another parameter": ({"tensors": renamed("classifier", "pooler")}, IntegrityError, "of the head only"),
@@ -289,27 +280,21 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bank, folders, inputs,
     assert bank.names == ["b", "c", "d", "a"]
 
 
-def test_bulk_is_refused_as_a_whole(bank, folders):
+def test_an_adapter_in_memory_is_checked_as_files_are(bank, folders):
     config = LoraXSConfig.from_pretrained(str(folders["a"]))
-    task = Task("t", "sequence-classification", DataSource(), "x", "y", "f1", "maximize", ("f1",), labels=("n", "y"))
-    one = {key: value[None] for key, value in load_file(folders["a"] / "adapter_model.safetensors").items()}
-    two = {key: value.expand(2, *value.shape[1:]) for key, value in one.items()}
-    with pytest.raises(UsageError, match="1 repeat"):
-        bank.add(["x", "x"], config, task, two)
-    with pytest.raises(IntegrityError, match=r"shape \(3, 4, 4\), but got \(2, 4, 4\)"):
-        bank.add(["x", "y", "z"], config, task, two)
-    wrong = dataclasses.replace(config, basis="middle")
+    task = from_json(Manifest, (folders["a"] / "manifest.json").read_bytes()).task
+    tensors = load_file(folders["a"] / "adapter_model.safetensors")
     with pytest.raises(FactorMismatchError, match="fingerprints must agree"):
-        bank.add(["x", "y"], wrong, task, two)
+        bank.add("x", dataclasses.replace(config, basis="middle"), task, tensors)
     with pytest.raises(UsageError) as refused:
-        bank.add(["x", "y"], dataclasses.replace(config, basis="gaussian", init_seed=1), task, two)
+        bank.add("x", dataclasses.replace(config, basis="gaussian", init_seed=1), task, tensors)
     assert "load_adapter" in refused.value.hint
     body = body_fingerprint(load_model(bank.base, classifier(2)))
     with pytest.raises(BaseModelError, match="fingerprint"):
-        bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, two)
+        bank.add("x", dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, tensors)
     assert len(bank) == 4
-    bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=list(body)), task, two)
-    assert len(bank) == 6
+    bank.add("x", dataclasses.replace(config, body_fingerprint=list(body)), task, tensors)
+    assert len(bank) == 5
 
 
 def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
@@ -326,27 +311,58 @@ def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
-def test_the_store_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
-    """Deterministic where the test above has to be lucky: whoever comes to the store holds the lock."""
+def test_the_adapters_are_touched_by_one_thread_at_a_time(base, folders, inputs):
     bank, seen = AdapterBank(base), set()
 
-    def watch(method: str) -> None:
-        original = getattr(AdapterStore, method)
-
-        def watched(self, *args):
+    def watched(name):
+        def method(self, *args, **others):
             assert bank._lock.locked()
-            seen.add(method)
-            return original(self, *args)
+            seen.add(name)
+            return getattr(OrderedDict, name)(self, *args, **others)
 
-        monkeypatch.setattr(AdapterStore, method, watched)
+        return method
 
-    for method in ("free_space", "put", "take", "task", "drop"):
-        watch(method)
+    methods = ("__setitem__", "__getitem__", "__delitem__", "move_to_end")
+    bank._adapters = type("Watched", (OrderedDict,), {name: watched(name) for name in methods})()
     bank.load("a", folders["a"])
     bank.logits(["a"] * 6, inputs)
     bank.predict(["a"], ["so so"])
     bank.evict("a")
-    assert seen == {"free_space", "put", "take", "task", "drop"}
+    assert seen == set(methods)
+
+
+# ---- what is evicted -------------------------------------------------------------------------------------------------
+def test_a_bank_is_a_dictionary_that_forgets_the_least_recently_used(base, folders):
+    """It has space for three small adapters, or for a large and a small one."""
+    made = {name: from_json(Manifest, (folders[name] / "manifest.json").read_bytes()).task for name in "ad"}
+    files = {name: load_file(folders[name] / "adapter_model.safetensors") for name in "ad"}
+    configs = {name: LoraXSConfig.from_pretrained(str(folders[name])) for name in "ad"}
+    sizes = {name: sum(value.nbytes for value in files[name].values()) for name in "ad"}
+    limit = sizes["a"] + sizes["d"] + 4
+    bank, expected, random = AdapterBank(base, max_bytes=limit), dict[str, int](), Random(0)
+    for _ in range(300):
+        step, name = random.choice(["add", "evict", "use"]), random.choice("uvwxyz")
+        if step == "add":
+            own = random.choice("ad")
+            expected.pop(name, None)
+            while sum(expected.values()) + sizes[own] > limit:
+                expected.pop(next(iter(expected)))
+            expected[name] = sizes[own]
+            bank.add(name, configs[own], made[own], files[own])
+        elif name not in expected:
+            with pytest.raises(UsageError, match="is none of"):
+                bank.evict(name) if step == "evict" else bank.take(name)
+        elif step == "evict":
+            bank.evict(name)
+            expected.pop(name)
+        else:
+            assert bank.take(name).vector.nbytes == expected[name]
+            expected[name] = expected.pop(name)
+        assert bank.names == list(expected)
+        assert bank.num_bytes == sum(expected.values())
+    small = AdapterBank(base, max_bytes=100)
+    with pytest.raises(UsageError, match="must hold an adapter"):
+        small.load("a", folders["a"])
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------

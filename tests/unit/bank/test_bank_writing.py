@@ -13,7 +13,7 @@ from support.toy_language import choosing, save_base, writing
 from transformers import GenerationConfig
 
 from loraxs_search import AdapterBank, Sampling
-from loraxs_search.bank.answering import encoded_prompts
+from loraxs_search.bank.bank import encoded_prompts
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError

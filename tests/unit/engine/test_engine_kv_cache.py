@@ -8,11 +8,10 @@ import pytest
 import torch
 from support.decoders import DECODERS
 from support.families import families
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from loraxs_search.base_model.attention import use_padded_attention
-from loraxs_search.engine import kv_cache
-from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, check_continuation
+from loraxs_search.engine.generation import Decoding, GrowingLayer, check_continuation
 from loraxs_search.errors import BaseModelError
 
 
@@ -103,7 +102,13 @@ def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "mamba", "lfm2"])
 def test_a_decoder_that_does_not_read_its_cache_is_refused(family, dtype, monkeypatch):
-    monkeypatch.setattr(kv_cache, "_cache_argument", lambda _: "cache_that_nobody_reads")
+    start = Decoding.__init__
+
+    def started(self: Decoding, model: PreTrainedModel) -> None:
+        start(self, model)
+        self._cache_argument = "cache_that_nobody_reads"
+
+    monkeypatch.setattr(Decoding, "__init__", started)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval().to(dtype)
     with pytest.raises(BaseModelError, match="does not read tokens one by one as it reads them at once"):

@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import (
-    AdaptedBase,
+    Engine,
     Lengths,
     Pass,
     PassExecutor,
@@ -25,7 +26,6 @@ from loraxs_search.engine.passes import (
     plan_writing,
     workers_for,
 )
-from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.tasks.encoded import TrainingBatches
 

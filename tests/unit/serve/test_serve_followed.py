@@ -20,7 +20,7 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.bodies import ClassifyBody, Limits, classify_jobs
+from loraxs_search.serve.bodies import ClassifyBody, Limits
 from loraxs_search.serve.engine import ServingEngine
 from loraxs_search.serve.served_models import ServedModels
 
@@ -145,7 +145,7 @@ def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, fold
     engine = ServingEngine(models.bank, models.load)
 
     async def ask():
-        (job,) = classify_jobs(models.find("task-2"), ClassifyBody(model="task-2", input="x"), Limits())
+        (job,) = ClassifyBody(model="task-2", input="x").jobs(models.find("task-2"), Limits())
         promote(folders["two-again"])
         models.refresh()
         engine.start()
@@ -237,7 +237,7 @@ def test_a_client_that_sends_half_a_body_does_not_hold_up_the_end(registry, enco
 def test_a_request_is_cut_into_passes_whatever_its_last_row_is(encoder):
     async def cut(last):
         body = ClassifyBody(model="task-2", input=["some text"] * 20 + [last])
-        jobs = classify_jobs(encoder.server.models.find("task-2"), body, Limits(rows_at_once=8))
+        jobs = body.jobs(encoder.server.models.find("task-2"), Limits(rows_at_once=8))
         return [job.num_rows for job in jobs]
 
     assert asyncio.run(cut("x")) == asyncio.run(cut("x" * 900)) == [8, 8, 5]

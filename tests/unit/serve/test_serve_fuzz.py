@@ -84,7 +84,6 @@ def test_options_that_are_a_text_of_many_brackets(decoder):
             "seed": st.integers(),
             "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3) | VALUES,
             "n": st.integers(0, 4),
-            "logprobs": st.integers(-1, 25),
             "echo": st.booleans(),
             "stream": st.booleans(),
         },

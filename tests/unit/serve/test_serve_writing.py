@@ -27,15 +27,7 @@ from loraxs_search.records.task import TaskModel
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.bodies import (
-    ChatBody,
-    ClassifyBody,
-    CompletionBody,
-    Limits,
-    chat_jobs,
-    classify_jobs,
-    completion_jobs,
-)
+from loraxs_search.serve.bodies import ChatBody, ClassifyBody, CompletionBody, Limits
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.served_models import ServedModels
 
@@ -172,19 +164,6 @@ def test_the_largest_seed_of_the_description_is_taken(decoder):
         assert decoder.post("/v1/completions", body).status_code == 200
 
 
-def test_log_probabilities_are_those_of_the_tokens(client):
-    own = client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=5, logprobs=3).choices[0].logprobs
-    assert len(own.tokens) == len(own.token_logprobs) == len(own.top_logprobs) == len(own.text_offset)
-    for token, value, likeliest in zip(own.tokens, own.token_logprobs, own.top_logprobs, strict=True):
-        assert value == pytest.approx(max(likeliest.values()))
-        assert likeliest[token] == value < 0
-    messages = [{"role": "user", "content": "say w1 w2"}]
-    chat = client.chat.completions.create(model="talking", messages=messages, logprobs=True, top_logprobs=2)
-    content = chat.choices[0].logprobs.content
-    assert len(content) == chat.usage.completion_tokens
-    assert content[0].logprob == pytest.approx(content[0].top_logprobs[0].logprob)
-
-
 def test_rows_that_choose_and_write_are_answered_as_predict_does(decoder, bank):
     rows = [("w1 w2", ["w1", "w2 w3"]), ("w4", ["w5", "w6", "w7"])]
     answer = decoder.classify("listed", [{"words": words, "choices": options} for words, options in rows])
@@ -245,8 +224,8 @@ def test_a_request_in_mid_flight_has_its_first_token_within_two_steps(decoder, b
     async def ask():
         engine = ServingEngine(decoder.server.models.bank, decoder.server.models.load)
         engine.start()
-        (first,) = completion_jobs(adapter, CompletionBody(prompt="say w1", max_tokens=40, **body), Limits())
-        (second,) = completion_jobs(adapter, CompletionBody(prompt="say w2", max_tokens=3, **body), Limits())
+        (first,) = CompletionBody(prompt="say w1", max_tokens=40, **body).jobs(adapter, Limits())
+        (second,) = CompletionBody(prompt="say w2", max_tokens=3, **body).jobs(adapter, Limits())
         second.on_text = lambda _, __: steps.append(engine.num_steps)
 
         def submit(_, __):
@@ -286,8 +265,7 @@ def answered_in_order(models, bodies):
         engine.start()
         engine.submit([Job(None, 1, hold)])
         for number, body in enumerate(bodies):
-            make = {CompletionBody: completion_jobs, ChatBody: chat_jobs, ClassifyBody: classify_jobs}[type(body)]
-            jobs = make(models.find(body.model), body, Limits(rows_at_once=8))
+            jobs = body.jobs(models.find(body.model), Limits(rows_at_once=8))
             engine.submit(jobs)
             answers = asyncio.gather(*(job.result for job in jobs))
             answers.add_done_callback(lambda _, number=number: order.append(number))
@@ -301,7 +279,7 @@ def answered_in_order(models, bodies):
 
 def test_a_short_text_is_not_behind_long_ones_that_wait_for_space(decoder, monkeypatch):
     """Four chats may fill the batch, each up to the context's 64 tokens, and a fifth one waits."""
-    monkeypatch.setattr(serving_engine, "MAX_TOKENS", 4 * 64)
+    monkeypatch.setattr(serving_engine, "WRITING_TOKENS", 4 * 64)
     base = decoder.server.models.base.id
     chat = ChatBody(model=base, messages=[{"role": "user", "content": "say w1"}], stop=["never"])
     short = CompletionBody(model=base, prompt="say w2", max_tokens=2)
@@ -311,14 +289,14 @@ def test_a_short_text_is_not_behind_long_ones_that_wait_for_space(decoder, monke
 
 def test_long_texts_share_the_space_and_those_that_are_put_back_are_written_as_alone(decoder, bank, monkeypatch):
     """There is space for two whole ones: four begin, and the last ones wait in the middle."""
-    monkeypatch.setattr(serving_engine, "MAX_TOKENS", 2 * 64)
+    monkeypatch.setattr(serving_engine, "WRITING_TOKENS", 2 * 64)
     monkeypatch.setattr(serving_engine, "NEXT_TOKENS", 8)
     models, pieces = decoder.server.models, list[int]()
 
     async def ask():
         engine = ServingEngine(models.bank, models.load)
         bodies = [CompletionBody(model="one", prompt=f"say w{n}", max_tokens=60, stop=["never"]) for n in range(4)]
-        jobs = [job for body in bodies for job in completion_jobs(models.look_up("one"), body, Limits())]
+        jobs = [job for body in bodies for job in body.jobs(models.look_up("one"), Limits())]
         for number, job in enumerate(jobs):
             job.on_text = lambda _, __, number=number: pieces.append(number)
         engine.start()
@@ -356,8 +334,8 @@ def test_a_row_that_cannot_begin_ends_no_other(decoder, bank, monkeypatch):
     async def ask():
         engine = ServingEngine(decoder.server.models.bank, decoder.server.models.load)
         engine.start()
-        (first,) = completion_jobs(adapter, CompletionBody(prompt="say w1", max_tokens=40, **body), Limits())
-        (second,) = completion_jobs(adapter, CompletionBody(prompt="say w2 w3", max_tokens=3, **body), Limits())
+        (first,) = CompletionBody(prompt="say w1", max_tokens=40, **body).jobs(adapter, Limits())
+        (second,) = CompletionBody(prompt="say w2 w3", max_tokens=3, **body).jobs(adapter, Limits())
         submitted = []
 
         def submit(_, __):
@@ -412,7 +390,7 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "one", "prompt": "w1", "n": 0}, 422, "n"),
         ("completions", {"model": "one", "prompt": "w1", "echo": True}, 422, "echo"),
         ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
-        ("completions", {"model": "one", "prompt": "w1", "stream": True, "logprobs": 1}, 400, "logprobs"),
+        ("completions", {"model": "one", "prompt": "w1", "logprobs": 1}, 422, "logprobs"),
         ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
         ("completions", {"model": "one", "prompt": ["w1", "x" * 200_001]}, 413, "prompt 2 has 200,001"),
         ("completions", {"model": "one", "prompt": "w1", "stop": ["x"] * 17}, 413, "16 strings"),
@@ -426,8 +404,8 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         (
             "chat/completions",
             {"model": "talking", "messages": [{"role": "u", "content": "w1"}], "top_logprobs": 2},
-            400,
-            "logprobs",
+            422,
+            "top_logprobs",
         ),
     ],
 )
