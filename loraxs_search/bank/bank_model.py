@@ -26,6 +26,7 @@ from loraxs_search.engine.layers import (
     AdaptedLinear,
     HeadState,
     LayerRows,
+    LayerUpdate,
     Owners,
     PassContext,
     RowMap,
@@ -139,8 +140,8 @@ class _StoredRows:
         return HeadState(self.heads[name], stored, per_row=True)
 
 
-class _StoredCores:
-    """What the adapters of a bank add to one layer; a `LayerUpdate`.
+class _StoredCores(LayerUpdate[RowMap[_StoredRows]]):
+    """What the adapters of a bank add to one layer.
 
     Args:
         module: Full name of the layer.

@@ -169,6 +169,10 @@ class LayerUpdate(Protocol[RowMapT_contra]):
 
     Letters: n rows of T positions each. A row's update depends only on that row and its adapter. Several threads call
     at the same time, each for its own pass, so `adapts` and `add_` change nothing of the update itself.
+
+    One that is trained gathers gradients per worker, so that sums do not depend on timing. At most one `backward_`
+    follows each `add_`, none if rows are only scored; both name the same worker, and nothing else runs for that worker
+    at the same time.
     """
 
     def adapts(self, row_map: RowMapT_contra) -> bool:
@@ -186,14 +190,6 @@ class LayerUpdate(Protocol[RowMapT_contra]):
         """
         ...
 
-
-class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
-    """An update with gradients. It gathers them per worker, so that sums do not depend on timing.
-
-    At most one `backward_` follows each `add_`, none if rows are only scored; both name the same worker, and
-    nothing else runs for that worker at the same time.
-    """
-
     def backward_(
         self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[RowMapT_contra]
     ) -> None:
@@ -204,7 +200,7 @@ class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
             dx: Gradient of x so far, shape (n T, in); None if nobody needs it.
             saved: What `add_` returned.
         """
-        ...
+        raise AssertionError("an update that is only scored has no gradients")
 
 
 class SlotUpdates(Protocol):
@@ -224,7 +220,7 @@ class SlotUpdates(Protocol):
         """Memory that one slot takes here, in addition to its own."""
         ...
 
-    def update(self, module: str) -> TrainableUpdate[SlotRowMap]:
+    def update(self, module: str) -> LayerUpdate[SlotRowMap]:
         """Return what is added to the output of one of `modules`; slots are numbered as they were given."""
         ...
 
@@ -304,7 +300,7 @@ class AdaptedLinear(nn.Module):
 
     Args:
         context: Has the rows of the current pass; rows come first in x (n, ..., in).
-        updates: Added in this order. In passes with gradients all of them are `TrainableUpdate`s.
+        updates: Added in this order.
     """
 
     def __init__(self, base_layer: nn.Module, context: PassContext, updates: Sequence[LayerUpdate[Any]]) -> None:
@@ -354,7 +350,7 @@ class _Sum(torch.autograd.Function):
         x: Tensor,
         _: Tensor,
         base_layer: nn.Module,
-        updates: Sequence[TrainableUpdate[Any]],
+        updates: Sequence[LayerUpdate[Any]],
         rows: LayerRows[Any],
     ) -> Tensor:
         y, saved = _added(x, base_layer, updates, rows)

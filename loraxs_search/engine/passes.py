@@ -83,13 +83,9 @@ class Pass:
     shares: tuple[Share, ...]
 
     @property
-    def num_rows(self) -> int:
-        return sum(len(share.positions) for share in self.shares)
-
-    @property
     def num_tokens(self) -> int:
         """Padded tokens, which is what the base computes."""
-        return self.num_rows * self.width
+        return self.width * sum(len(share.positions) for share in self.shares)
 
 
 def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None = None) -> list[Pass]:
@@ -733,3 +729,26 @@ def _in_order(computed: Sequence[_Computed]) -> _Results:
         columns = zip(*(values for _, values in own), strict=True)
         results[name] = tuple(torch.cat(column)[order] for column in columns)
     return results
+
+
+def ask(
+    model: torch.nn.Module,
+    data: RowSource,
+    asking: RequestGenerator[ResultT],
+    executor: PassExecutor | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> ResultT:
+    """Compute the requests of a task kind until it returns its result.
+
+    Args:
+        model: A base as its task loads it, with one adapter on it or none.
+        executor: Computes passes side by side; None computes one at a time in the caller's thread.
+        on_text: Called with a row's number in its request and each piece of text, as it is written.
+    Raises:
+        TrialDivergedError: a number is not finite.
+    """
+    listener = None if on_text is None else lambda _, row, piece: on_text(row, piece)
+    (result,) = Engine(AdaptedBase(model), executor).run({"": Requester(0, data)}, {"": asking}, listener).values()
+    if isinstance(result, TrialDivergedError):
+        raise result
+    return result

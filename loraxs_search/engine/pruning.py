@@ -49,11 +49,6 @@ class LastLayerPruning:
             with suppress(Exception):  # whatever a foreign base does: its layer is computed whole
                 self._places = self._probe(model, layers[-1])
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether passes of this base can be cut."""
-        return self._places is not None
-
     def place(self) -> None:
         """Let passes be cut from now on. Modules that replace the base's own are in place already."""
         if self._places is not None and not self._handles:

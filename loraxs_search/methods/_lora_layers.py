@@ -134,7 +134,7 @@ class _SlotPair:
 
 
 class _TrainedPairs:
-    """What the slots of a pack add to one layer; a `TrainableUpdate`.
+    """What the slots of a pack add to one layer; a `LayerUpdate`.
 
     Args:
         pairs: By the index of the slots that adapt this layer.

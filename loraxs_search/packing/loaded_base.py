@@ -20,7 +20,7 @@ from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.generation import check_continuation
 from loraxs_search.engine.layers import base_of
-from loraxs_search.engine.passes import PassExecutor, workers_for
+from loraxs_search.engine.passes import PassExecutor, ask, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore
@@ -35,7 +35,6 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, joining_row_faults, prepare
 from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
-from loraxs_search.trial.evaluate import ask
 from loraxs_search.trial.snapshot import Snapshot
 
 

@@ -37,9 +37,9 @@ from loraxs_search.errors import (
     UsageError,
     shortened,
 )
-from loraxs_search.serve.bodies import Answer, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits, RefusedError
-from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
-from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
+from loraxs_search.serve.bodies import Answer, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits
+from loraxs_search.serve.engine import Job, ServingEngine
+from loraxs_search.serve.served_models import RefusedError, ServedAdapter, ServedModels
 from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
@@ -370,27 +370,16 @@ def _refusal(status: int, message: str, param: str | None = None) -> JSONRespons
     return JSONResponse({"error": error}, status, headers)
 
 
-_STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
-    (UnknownModelError, 404),
-    (QueueFullError, 429),
-    (EngineStoppedError, 503),
-    (TaskDataError, 400),
-    (UsageError, 400),
-    (TrialDivergedError, 500),
-)
-
-
 def _answer_of(error: Exception) -> JSONResponse:
     """Return the answer to a request that an error ended."""
-    if isinstance(error, RefusedError):
-        return _refusal(error.status, error.message, error.param)
     if isinstance(error, TrackingError | RegistryUnreadableError):
         log.warning("the registry cannot be read", exc_info=error)
         return _refusal(503, "The registry does not answer: try again later.")
-    for kind, status in _STATUSES:
-        if isinstance(error, kind):
-            assert isinstance(error, LoraxsError)
-            return _refusal(status, f"{error.message} {error.hint or ''}".strip())
+    if isinstance(error, RefusedError | TaskDataError | UsageError | TrialDivergedError):
+        message = f"{error.message} {error.hint or ''}".strip()
+        if isinstance(error, RefusedError):
+            return _refusal(error.status, message, error.param)
+        return _refusal(500 if isinstance(error, TrialDivergedError) else 400, message)
     log.error("a request has failed", exc_info=error)  # whose message may say where things are
     return _refusal(500, "The server has failed at this request; its log says why.")
 

@@ -18,10 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.bank import encoded_prompts, generate_request
-from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
+from loraxs_search.errors import TaskDataError, TrialDivergedError, UsageError
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.engine import Job
-from loraxs_search.serve.served_models import ServedAdapter
+from loraxs_search.serve.served_models import RefusedError, ServedAdapter
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, Sampling, render_chat
 from loraxs_search.tasks.prepared import encode
@@ -35,18 +35,6 @@ _SEED = 2**63  # as a float has it exactly: so do clients that read the schema
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _LISTED = 5  # rows that a message names
 _COLDEST = 1e-5  # below it the likeliest token is taken: logits divided by less overflow
-
-
-class RefusedError(LoraxsError):
-    """A request that is answered with an error status.
-
-    Args:
-        param: The field of the body that is at fault.
-    """
-
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param = status, param
 
 
 @dataclass(frozen=True)

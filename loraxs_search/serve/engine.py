@@ -22,8 +22,8 @@ import numpy as np
 from loraxs_search.bank.bank import AdapterBank
 from loraxs_search.engine.generation import Generation, OpenSequence, generated, open_sequences
 from loraxs_search.engine.passes import WRITING_TOKENS, Engine, PassExecutor, workers_for
-from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.serve.served_models import ServedAdapter
+from loraxs_search.errors import UsageError
+from loraxs_search.serve.served_models import RefusedError, ServedAdapter
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, RequestGenerator
 
@@ -32,14 +32,6 @@ log = logging.getLogger(__name__)
 _TRIES = 3  # to load an adapter that others evict
 NEXT_TOKENS = 256  # that a row has space for at any time, unless it may write fewer
 Asking = Callable[[RowSource], RequestGenerator[Any]]
-
-
-class QueueFullError(LoraxsError):
-    """More rows wait than the server accepts."""
-
-
-class EngineStoppedError(LoraxsError):
-    """Nothing is computed any more."""
 
 
 @dataclass(eq=False)
@@ -83,8 +75,8 @@ class Job:
 _TURN = attrgetter("turn")
 
 
-def _stopped() -> EngineStoppedError:
-    return EngineStoppedError("Nothing is computed any more.", hint="start the server anew; its log says why")
+def _stopped() -> RefusedError:
+    return RefusedError(503, "Nothing is computed any more.", hint="start the server anew; its log says why")
 
 
 class ServingEngine:
@@ -119,7 +111,7 @@ class ServingEngine:
         """Refuse to go on without the computing thread.
 
         Raises:
-            EngineStoppedError: it has ended.
+            RefusedError: it has ended.
         """
         if not self._thread.is_alive():
             raise _stopped()
@@ -141,16 +133,15 @@ class ServingEngine:
         Requests take turns, row by row: one that comes now is not behind all rows of a large one.
 
         Raises:
-            QueueFullError: too many rows wait.
-            EngineStoppedError: the computing thread has ended.
+            RefusedError: too many rows wait, or the computing thread has ended.
         """
         num_rows = sum(job.num_rows for job in jobs)
         with self._changed:
             if self._closed or not self._thread.is_alive():
                 raise _stopped()
             if self.num_waiting + num_rows > self.max_waiting and self.num_waiting:
-                raise QueueFullError(
-                    f"At most {self.max_waiting} rows may wait, and {self.num_waiting} do.", hint="try again later"
+                raise RefusedError(
+                    429, f"At most {self.max_waiting} rows may wait, and {self.num_waiting} do.", hint="try again later"
                 )
             turn = self._turn
             for job in jobs:
@@ -210,8 +201,8 @@ class ServingEngine:
                         self._owners[job.digest] = self._base.put(self._bank.take(job.digest))
                         break
                 else:
-                    raise EngineStoppedError(
-                        "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
+                    raise RefusedError(
+                        503, "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
                     )
             job._requests = job.asking(self._source)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is the job's: the thread must live

@@ -40,11 +40,20 @@ from loraxs_search.tasks.kinds import TaskKind, kind_of
 log = logging.getLogger(__name__)
 
 _FORGET_S = 600.0  # a name that is not served by itself and that nobody uses is followed no longer
+_HINT = "`GET /v1/models` lists those served"
 _RETRY_S = 60.0  # after which an adapter that was refused is tried again: people may have repaired it
 
 
-class UnknownModelError(RegistryError):
-    """The server has no model of this name."""
+class RefusedError(LoraxsError):
+    """A request that is answered with an error status.
+
+    Args:
+        param: The field of the body that is at fault.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status, self.param = status, param
 
 
 @dataclass(frozen=True)
@@ -142,16 +151,16 @@ class ServedModels:
         """Find a name in the registry, load its adapter and follow it from now on. For a worker thread.
 
         Raises:
-            UnknownModelError, UnknownTaskError, UnknownVersionError: there is none, or it is not served here.
+            RefusedError, UnknownTaskError, UnknownVersionError: there is none, or it is not served here.
             UsageError, BaseModelError, FactorMismatchError: it does not fit this server.
             TrackingError: the registry does not answer.
         """
         try:
             task = AdapterName.parse(name).task
         except RegistryError as error:
-            raise UnknownModelError(error.message, hint=error.hint) from error
+            raise RefusedError(404, error.message, "model", hint=error.hint) from error
         if self.tasks and task not in {AdapterName.parse(own).task for own in self.tasks}:
-            raise UnknownModelError(unknown_name("model", name, self.tasks), hint="`GET /v1/models` lists those served")
+            raise RefusedError(404, unknown_name("model", name, self.tasks), "model", hint=_HINT)
         adapter = self._pulled(name)
         self._check_base(adapter)
         with self._loading:
@@ -280,10 +289,11 @@ class ServedModels:
         """Refuse an adapter of another base.
 
         Raises:
-            UnknownModelError: its base is not this server's.
+            RefusedError: its base is not this server's.
         """
         if adapter.manifest.base_digest != self.bank.base.weight_digest:
-            raise UnknownModelError(
+            raise RefusedError(
+                404,
                 f"Models here are adapters of {self.base.id}, but {adapter.task} is one of"
                 f" {adapter.manifest.base_model.id}.",
                 hint="start another server for it",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +13,14 @@ import torch
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine.layers import AdaptedBase, base_of
-from loraxs_search.engine.passes import Engine, PassExecutor, Requester
+from loraxs_search.engine.layers import base_of
+from loraxs_search.engine.passes import ask
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Sample
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 
@@ -57,29 +55,6 @@ def score_rows(model: torch.nn.Module, data: PreparedTask, split: Split, rows: n
 def sample_answers(data: PreparedTask) -> RequestGenerator[list[Sample]]:
     """Yield requests, and return the first test rows with the answers to them, as shown to users."""
     return data.kind.samples(data, "test", np.arange(min(NUM_SAMPLES, data.num_rows("test"))))
-
-
-def ask(
-    model: torch.nn.Module,
-    data: RowSource,
-    asking: RequestGenerator[ResultT],
-    executor: PassExecutor | None = None,
-    on_text: Callable[[int, str], None] | None = None,
-) -> ResultT:
-    """Compute the requests of a task kind until it returns its result.
-
-    Args:
-        model: A base as its task loads it, with one adapter on it or none.
-        executor: Computes passes side by side; None computes one at a time in the caller's thread.
-        on_text: Called with a row's number in its request and each piece of text, as it is written.
-    Raises:
-        TrialDivergedError: a number is not finite.
-    """
-    listener = None if on_text is None else lambda _, row, piece: on_text(row, piece)
-    (result,) = Engine(AdaptedBase(model), executor).run({"": Requester(0, data)}, {"": asking}, listener).values()
-    if isinstance(result, TrialDivergedError):
-        raise result
-    return result
 
 
 def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scores: RowScores) -> Answers:

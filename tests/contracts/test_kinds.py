@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.cli.live_text import data_lines
-from loraxs_search.engine.passes import forward
+from loraxs_search.engine.passes import ask, forward
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import from_json, to_json
@@ -40,7 +40,7 @@ from loraxs_search.tasks.kinds import (
 )
 from loraxs_search.tasks.prepared import PreparedTask, encode, load_data, prepare
 from loraxs_search.trial.attach import attach
-from loraxs_search.trial.evaluate import ask, score_rows, split_metrics
+from loraxs_search.trial.evaluate import score_rows, split_metrics
 
 CPU = torch.device("cpu")
 SIZES = {"train": 40, "validation": 13, "test": 11}

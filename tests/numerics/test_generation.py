@@ -19,6 +19,7 @@ from support.trials import write
 
 from loraxs_search.engine.generation import Decoding, Generation, open_sequences
 from loraxs_search.engine.layers import AdaptedBase
+from loraxs_search.engine.passes import ask
 from loraxs_search.errors import UsageError
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -30,7 +31,6 @@ from loraxs_search.tasks.kinds import (
     RequestGenerator,
     Sampling,
 )
-from loraxs_search.trial.evaluate import ask
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 NEW = 20

@@ -21,10 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from loraxs_search.engine import generation, passes
 from loraxs_search.engine.generation import common_beginning
-from loraxs_search.engine.passes import PassExecutor, beginning_of, is_worth_sharing, read_shared
+from loraxs_search.engine.passes import PassExecutor, ask, beginning_of, is_worth_sharing, read_shared
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
-from loraxs_search.trial.evaluate import ask
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 GAPLESS = {"mistral", "gemma2"}  # their layers have windows

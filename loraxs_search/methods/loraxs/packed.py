@@ -136,7 +136,7 @@ def _rows(segments: Sequence[RowSegment[int]]) -> Iterator[tuple[int, slice]]:
 
 
 class TrainedCores:
-    """What the slots of a pack add to one layer; a `TrainableUpdate`.
+    """What the slots of a pack add to one layer; a `LayerUpdate`.
 
     Args:
         cores: C of each slot, shape (slots, k, k), in the dtype of the base.
