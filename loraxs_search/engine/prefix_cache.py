@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.reading import close_to, dummy_inputs, readable, rounding
 from loraxs_search.base_model.tokenizer import padding_side
-from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import EncodedRows, RowSource
 
@@ -131,8 +130,7 @@ class PrefixCache:
         if not self.depth:
             yield
             return
-        states = self._states(parts, inputs)
-        with self.given(states):
+        with self.given(self._states(parts, inputs)):
             yield
 
     @contextmanager
@@ -215,12 +213,19 @@ class _ReachedError(Exception):
         self.states = states
 
 
-class _SkippedLayer(WrappedLayer):
-    """Hides a layer below depth j."""
+class _SkippedLayer(nn.Module):
+    """Hides a layer below depth j; some models ask their layers for attributes, such as what kind they are."""
 
     def __init__(self, layer: nn.Module, state: _SkipState, first: bool, last: bool) -> None:
-        super().__init__(layer)
+        super().__init__()
+        self.layer = layer
         self._state, self._first, self._last = state, first, last
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._state.is_paused:
