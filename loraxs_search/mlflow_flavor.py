@@ -72,11 +72,10 @@ class MlflowPredictor:
             raise MlflowException.invalid_parameter_value(f"{error.message}{hint}") from error
         names = ["label", "score"]
         names += [name for name in ("probabilities", "entities") if any(row[name] is not None for row in answers)]
-        columns = {name: [row[name] for row in answers] for name in names}
-        # A column of type object keeps None; as numbers it would be NaN, which JSON does not have.
-        index = model_input.index
-        return pd.DataFrame({name: pd.Series(own, index, _dtype(own)) for name, own in columns.items()})
-
-
-def _dtype(values: list[Any]) -> type:
-    return float if values and all(isinstance(value, float) for value in values) else object
+        columns = {}
+        for name in names:
+            own = [row[name] for row in answers]
+            # A column of type object keeps None; as numbers it would be NaN, which JSON does not have.
+            dtype = float if own and all(isinstance(value, float) for value in own) else object
+            columns[name] = pd.Series(own, model_input.index, dtype)
+        return pd.DataFrame(columns)

@@ -94,6 +94,7 @@ class AdapterBank:
         if task_model is None:
             task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
         self._model = BankModel(self.base, task_model, self._device)
+        self.has_head = self._model.has_head  # whether adapters have one; without, they choose or write
         self._max_bytes = max_bytes
         self._adapters: OrderedDict[str, StoredAdapter] = OrderedDict()  # least recently used first
         self._layouts: dict[Layout, Layout] = {}
@@ -159,7 +160,7 @@ class AdapterBank:
         rows = BankRows(self._model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
         logits = torch.stack(rows.logits(inputs)).cpu()
-        kept = kept_logits(logits if self._model.has_head else logits[:, None])
+        kept = kept_logits(logits if self.has_head else logits[:, None])
         compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
         self._put(name, adapter)
 
@@ -217,7 +218,7 @@ class AdapterBank:
         wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
         if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
-        found = self._take(names)
+        found = self.take(names)
         return BankRows(self._model, [found[name] for name in names]).logits(inputs)
 
     def predict(
@@ -243,7 +244,7 @@ class AdapterBank:
                 f"A text must name an adapter, whose task says what it is asked, but None is none of {len(self)}.",
                 hint="the bare base has no task: ask `logits` for its rows",
             )
-        found = self._take(names)  # once: an adapter that is replaced meanwhile has other labels for other numbers
+        found = self.take(names)  # once: an adapter that is replaced meanwhile has other labels for other numbers
         kinds = {str(name): adapter.kind for name, adapter in found.items() if adapter}
         rows_of: dict[str, list[int]] = {}
         for row, name in enumerate(names):
@@ -303,7 +304,7 @@ class AdapterBank:
                 is no text or too long for the base, or it is not said how long an answer may be.
             TrialDivergedError: some output is not finite.
         """
-        if self._model.has_head:
+        if self.has_head:
             raise UsageError(
                 "Text is written by a bank without heads, but this one's adapters have one.",
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
@@ -319,7 +320,7 @@ class AdapterBank:
         names = [names] * len(prompts) if isinstance(names, str) else list(names)
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
-        found, encoded = self._take(names), encoded_prompts(prompts, self.tokenizer)
+        found, encoded = self.take(names), encoded_prompts(prompts, self.tokenizer)
         keys = {name: str(number) for number, name in enumerate(found)}  # the base has no name
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
@@ -342,31 +343,17 @@ class AdapterBank:
         return texts
 
     # ---- for servers -------------------------------------------------------------------------------------------------
-    @property
-    def has_head(self) -> bool:
-        """Whether adapters have a head; without one, they choose or write."""
-        return self._model.has_head
-
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's. Truncation is a setting of the tokenizer, so one thread at a time may use it."""
         return load_tokenizer(self.base)
 
-    def take(self, name: str | None) -> StoredAdapter | None:
-        """Return one adapter, which counts as used, or None for the bare base: what `BankRows.put` takes.
+    def take(self, names: Iterable[str | None]) -> dict[str | None, StoredAdapter | None]:
+        """Return these adapters, None for the bare base; each counts as used.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: there is none of a name.
         """
-        return self._take([name])[name]
-
-    def open_rows(self) -> BankRows:
-        """Return this base for rows whose adapters come and go."""
-        return BankRows(self._model)
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _take(self, names: Iterable[str | None]) -> dict[str | None, StoredAdapter | None]:
-        """Return these adapters, None for the bare base; each counts as used."""
         with self._lock:
             found = {name: None if name is None else self._of_name(name) for name in names}
             for name in found:
@@ -374,6 +361,11 @@ class AdapterBank:
                     self._adapters.move_to_end(name)
         return found
 
+    def open_rows(self) -> BankRows:
+        """Return this base for rows whose adapters come and go."""
+        return BankRows(self._model)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
     def _of_name(self, name: str) -> StoredAdapter:
         if name in self._adapters:
             return self._adapters[name]
@@ -407,7 +399,7 @@ class AdapterBank:
             kind, own = kind_of(task), self._model.task_model
             model = kind.model
             if (model.num_outputs is None) != (own.num_outputs is None):
-                has, lacks = ("has one", "has none") if self._model.has_head else ("has none", "has one")
+                has, lacks = ("has one", "has none") if self.has_head else ("has none", "has one")
                 raise UsageError(
                     f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but"
                     f" {task.name}, of kind {task.kind}, {lacks}.",

@@ -183,6 +183,7 @@ class BankModel:
     def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
         self.base, self.device = base, device
         self.task_model = replace(task_model, pooling=resolved_pooling(task_model.pooling, base))
+        self.has_head = task_model.num_outputs is not None  # without one, hidden states are read
         self.model = load_model(base, self.task_model, device=device)
         use_padded_attention(self.model)
         self.context = PassContext()
@@ -216,11 +217,6 @@ class BankModel:
         for name, head in self.own_heads.items():
             state = partial(lambda name, segment, _: segment.adapter.head_state(name), name)
             self.model.set_submodule(name, AdaptedHead(head, self.context, state))
-
-    @property
-    def has_head(self) -> bool:
-        """Whether rows go through a head; without one, hidden states are read."""
-        return self.task_model.num_outputs is not None
 
     def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, tuple[ModuleSettings, Tensor]]:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.

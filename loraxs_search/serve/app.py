@@ -142,7 +142,9 @@ class Server:
         self.engine.submit(jobs)
         results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
         answer = Answer("classify", body.model, adapter.digest)
-        return _json(answer.classification(adapter.manifest.task.labels, results), answer)
+        return JSONResponse(
+            answer.classification(adapter.manifest.task.labels, results), headers={_DIGEST_HEADER: answer.digest}
+        )
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         """Continue prompts."""
@@ -264,7 +266,7 @@ class Server:
         if not body.stream:
             self.engine.submit(jobs)
             texts = await _unless_gone(request, everything, jobs)
-            return _json(answer.completion(texts, body.n), answer)
+            return JSONResponse(answer.completion(texts, body.n), headers={_DIGEST_HEADER: answer.digest})
         pieces = asyncio.Queue[tuple[int, str] | None]()  # None at the end
         loop = asyncio.get_running_loop()
 
@@ -345,11 +347,6 @@ def _retrieve(left: asyncio.Future[Any]) -> None:
 
 def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _json(value: Any, answer: Answer) -> Response:
-    headers = {_DIGEST_HEADER: answer.digest}
-    return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class ServingEngine:
                     if job.adapter is not None and job.adapter.digest not in self._bank:
                         self._load(job.adapter)
                     with contextlib.suppress(UsageError):  # whatever was loaded meanwhile may have evicted it
-                        self._owners[job.digest] = self._base.put(self._bank.take(job.digest))
+                        self._owners[job.digest] = self._base.put(self._bank.take([job.digest])[job.digest])
                         break
                 else:
                     raise RefusedError(

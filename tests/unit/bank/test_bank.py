@@ -351,12 +351,12 @@ def test_a_bank_is_a_dictionary_that_forgets_the_least_recently_used(base, folde
             bank.add(name, configs[own], made[own], files[own])
         elif name not in expected:
             with pytest.raises(UsageError, match="is none of"):
-                bank.evict(name) if step == "evict" else bank.take(name)
+                bank.evict(name) if step == "evict" else bank.take([name])
         elif step == "evict":
             bank.evict(name)
             expected.pop(name)
         else:
-            assert bank.take(name).vector.nbytes == expected[name]
+            assert bank.take([name])[name].vector.nbytes == expected[name]
             expected[name] = expected.pop(name)
         assert bank.names == list(expected)
         assert bank.num_bytes == sum(expected.values())
