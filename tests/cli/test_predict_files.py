@@ -73,13 +73,10 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say, adapter, tmp_path):
     assert [row["prediction"] for row in read] == [answer.label for answer in answers]
     assert [float(row["score"]) for row in read] == pytest.approx([answer.score for answer in answers], rel=1e-5)
     assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
-
-
-def test_a_lone_carriage_return_ends_no_row(say, adapter, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "so\\rso"}\n')
     printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "csv").ok
     (row,) = csv.DictReader(io.StringIO(printed, newline=""))
-    assert row["text"] == "so\rso"
+    assert row["text"] == "so\rso"  # a lone carriage return ends no row
 
 
 def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(say, adapter, tmp_path, monkeypatch):
@@ -155,11 +152,6 @@ def test_no_column_of_the_file_is_lost(say, adapter, tmp_path):
     assert say("predict", str(adapter), "--file", str(file)).ok
 
 
-def test_a_missing_file_is_refused_before_anything_is_loaded(say, adapter, monkeypatch):
-    monkeypatch.setattr("loraxs_search.predictor.Predictor", None)
-    assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
-
-
 def test_lines_of_a_text_file_and_of_standard_input_are_rows(say, piped, adapter, tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"a fine film\r\nso so\r\n\r\n")
     (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a fine film\rso so"))
@@ -187,8 +179,7 @@ def test_a_row_of_several_columns_keeps_each(say, writer, tmp_path):
     assert (typed["first"], typed["second"], typed["prediction"]) == ("w1", "w2 w3", row["prediction"])
 
 
-@pytest.mark.parametrize("number", [0.0000123, 1234567.89])
-def test_an_answer_that_is_a_number_keeps_its_digits(say, monkeypatch, number):
+def test_an_answer_that_is_a_number_keeps_its_digits(say, monkeypatch):
     class Regression:
         columns = ("text",)
 
@@ -197,35 +188,26 @@ def test_an_answer_that_is_a_number_keeps_its_digits(say, monkeypatch, number):
 
     monkeypatch.setattr("loraxs_search.api.folder_of", lambda *_: Path())
     monkeypatch.setattr("loraxs_search.predictor.Predictor", lambda _: Regression())
-    assert float(say("predict", "scores", "so").ok.split("\t")[0]) == number
-    (row,) = csv.DictReader(io.StringIO(say("predict", "scores", "so", "--format", "csv").ok))
-    assert (float(row["prediction"]), row["score"]) == (number, "")
+    for number in (0.0000123, 1234567.89):
+        assert float(say("predict", "scores", "so").ok.split("\t")[0]) == number
+        (row,) = csv.DictReader(io.StringIO(say("predict", "scores", "so", "--format", "csv").ok))
+        assert (float(row["prediction"]), row["score"]) == (number, "")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "n,text\n" + "1,so\n" * 5 + '6,""\n', "must be given text to read, but line 7 of "),
-        ("a.jsonl", '{"text": "so"}\n' * 5 + '\n{"text": 3}\n', "a.jsonl has 3 (line 7)."),
-    ],
-)
-def test_a_row_that_cannot_be_answered_is_told_before_any_is(
-    say, adapter, tmp_path, monkeypatch, name, content, message
-):
+def test_a_row_that_cannot_be_answered_is_told_before_any_is(say, adapter, make_headless, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    (tmp_path / name).write_text(content)
-    said = say("predict", str(adapter), "--file", str(tmp_path / name))
-    assert said.out == ""
-    assert said.is_error(1, message)
-
-
-def test_a_row_that_does_not_fit_is_told_before_any_is_answered(say, make_headless, tmp_path, monkeypatch):
-    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    rows = [["words", "choices"], *([["w1", "w2 | w3"]] * 4), ["w1", "w2 | " + "w3 " * 40]]
-    file = table(tmp_path / "rows.csv", rows)
-    said = say("predict", str(make_headless(choosing(options="choices"))), "--file", str(file))
-    assert said.out == ""
-    assert said.is_error(1, "rows.csv", "(line 6)")
+    chooser = make_headless(choosing(options="choices"))
+    table(tmp_path / "a.csv", [["n", "text"], *([["1", "so"]] * 5), ["6", ""]])
+    (tmp_path / "a.jsonl").write_text('{"text": "so"}\n' * 5 + '\n{"text": 3}\n')
+    table(tmp_path / "b.csv", [["words", "choices"], *([["w1", "w2 | w3"]] * 4), ["w1", "w2 | " + "w3 " * 40]])
+    for folder, name, *message in [
+        (adapter, "a.csv", "must be given text to read, but line 7 of "),
+        (adapter, "a.jsonl", "a.jsonl has 3 (line 7)."),
+        (chooser, "b.csv", "b.csv", "(line 6)"),
+    ]:
+        said = say("predict", str(folder), "--file", str(tmp_path / name))
+        assert said.out == ""
+        assert said.is_error(1, *message)
 
 
 def test_a_text_of_a_megabyte_and_rows_of_several_columns(say, adapter, writer, tmp_path):
@@ -236,8 +218,10 @@ def test_a_text_of_a_megabyte_and_rows_of_several_columns(say, adapter, writer, 
     assert said.is_error(2, "A row of this task has first, second, but a line of", "has one text", ".csv with these")
 
 
-def test_rows_come_from_one_place(say, adapter, tmp_path):
+def test_rows_come_from_one_place(say, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraxs_search.predictor.Predictor", None)  # what is refused loads nothing
     assert say("predict", str(adapter)).is_error(2, "but got none of them", "--file - reads standard input")
+    assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
     assert "but got TEXT and --file" in say("predict", str(adapter), "so", "--file", "x.txt").err
     assert "must stand without --repl" in say("predict", str(adapter), "--repl", "--json").err
     assert "must stand without --format csv" in say("predict", str(adapter), "so", "--format", "csv", "--json").err

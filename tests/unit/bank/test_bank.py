@@ -69,25 +69,16 @@ def close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 
 
 # ---- what is there ---------------------------------------------------------------------------------------------------
-def test_bytes_are_those_of_r_and_head(base, folders):
+def test_a_name_is_loaded_anew_and_bytes_are_those_of_r_and_head(base, folders, inputs):
     bank = AdapterBank(base)
     bank.load("a", folders["a"])
     assert bank.num_bytes == R_BYTES + HEAD_BYTES
     bank.load("b", folders["b"])
-    assert bank.num_bytes == 2 * (R_BYTES + HEAD_BYTES)
-    assert len(bank) == 2
-    assert "a" in bank
-    bank.evict("a")
-    assert "a" not in bank
-    assert bank.num_bytes == R_BYTES + HEAD_BYTES
-
-
-def test_a_name_is_loaded_anew(bank, folders, inputs):
     expected = bank.logits(["b"] * 6, inputs)
     assert not close(bank.logits(["a"] * 6, inputs), expected)
     bank.load("a", folders["b"])
     assert close(bank.logits(["a"] * 6, inputs), expected)
-    assert len(bank) == 4
+    assert (len(bank), "a" in bank, bank.num_bytes) == (2, True, 2 * (R_BYTES + HEAD_BYTES))
 
 
 def test_an_adapter_in_memory_is_what_its_folder_is(base, folders, inputs):
@@ -146,13 +137,6 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
 
 
-def test_a_pair_for_a_task_of_one_text_is_refused(bank):
-    with pytest.raises(TaskDataError, match=r"task-2 .*\('one', 'two'\)"):
-        bank.predict(["a"], [("one", "two")])
-    with pytest.raises(UsageError, match="got 1 for 2"):
-        bank.predict(["a"], ["one", "two"])
-
-
 def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
     texts = ["word " * (1 + 7 * i % 30) for i in range(40)]
     names = ["abd"[i % 3] for i in range(40)]
@@ -207,10 +191,6 @@ def test_tasks_that_differ_in_length_cut_texts_as_each_alone(
     assert caplog.messages == expected == ["1 of 1 rows are longer than max_length=128: their ends are lost"]
 
 
-def test_to_no_text_there_is_no_answer(bank, folders):
-    assert bank.predict([], []) == bank.predict("a", []) == loraxs_search.load(folders["a"])([]) == []
-
-
 def test_an_adapter_that_a_study_has_kept_is_loaded_by_its_trial(base, folders, inputs, bank):
     shutil.copytree(folders["a"], study("found").adapters_path / "00003")
     mine = AdapterBank(base)
@@ -222,12 +202,17 @@ def test_an_adapter_that_a_study_has_kept_is_loaded_by_its_trial(base, folders, 
     assert "loraxs-search status found" in refused.value.hint
 
 
-def test_a_batch_without_rows_or_without_a_task_is_refused(bank):
+def test_a_batch_that_names_no_rows_or_no_task_is_refused(bank, folders):
+    assert bank.predict([], []) == bank.predict("a", []) == loraxs_search.load(folders["a"])([]) == []
     with pytest.raises(UsageError, match="at least one row"):
         bank.logits([], {})
     with pytest.raises(UsageError, match="None is none of 4") as bare:
         bank.predict(["a", None], ["one", "two"])
     assert "logits" in str(bare.value.hint)
+    with pytest.raises(TaskDataError, match=r"task-2 .*\('one', 'two'\)"):
+        bank.predict(["a"], [("one", "two")])
+    with pytest.raises(UsageError, match="got 1 for 2"):
+        bank.predict(["a"], ["one", "two"])
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -270,12 +255,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_does_not_fit_is_refused_and_changes_nothing(bank, folders, inputs, tmp_path, what):
-    changes, error, match = REFUSED[what]
+def test_what_does_not_fit_is_refused_and_changes_nothing(bank, folders, inputs, tmp_path):
     before = bank.logits(["a"] * 6, inputs)
-    with pytest.raises(error, match=match):
-        bank.load("a", changed(folders["a"], tmp_path / "changed", **changes))
+    for what, (changes, error, match) in REFUSED.items():
+        with pytest.raises(error, match=match):
+            bank.load("a", changed(folders["a"], tmp_path / what, **changes))
     assert close(bank.logits(["a"] * 6, inputs), before)
     assert bank.names == ["b", "c", "d", "a"]
 
@@ -392,19 +376,17 @@ def _flipped(factors: Factors) -> Factors:
     return dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
 
 
-@pytest.mark.parametrize(
-    ("method", "own", "remedy"),
-    [("lora", {"rank": 4}, "pull --format lora"), ("head-only", {}, "loraxs_search.load_adapter")],
-)
-def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(
-    bank, base, make_adapter, tmp_path, method, own, remedy
-):
-    fields = get_method(method).fields(own, {})
-    folder = make_adapter(tmp_path / method, base, target_modules=TARGETS, method=method, **fields)
+def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(bank, base, make_adapter, tmp_path):
     before = bank.names
-    with pytest.raises(UsageError, match=f"must be of method lora-xs, but mine is of method {method}") as refusal:
-        bank.load("mine", folder)
-    assert remedy in str(refusal.value.hint)
+    for method, own, remedy in [
+        ("lora", {"rank": 4}, "pull --format lora"),
+        ("head-only", {}, "loraxs_search.load_adapter"),
+    ]:
+        fields = get_method(method).fields(own, {})
+        folder = make_adapter(tmp_path / method, base, target_modules=TARGETS, method=method, **fields)
+        with pytest.raises(UsageError, match=f"must be of method lora-xs, but mine is of method {method}") as refusal:
+            bank.load("mine", folder)
+        assert remedy in str(refusal.value.hint)
     assert bank.names == before
 
 

@@ -45,38 +45,28 @@ def bank(make_adapter, tmp_path_factory):
         yield bank
 
 
-@pytest.mark.parametrize(
-    ("name", "row", "message", "hint"),
-    [
-        ("one", "", "must be given text to read, but row 1 of the request has none", "leave out"),
-        ("one", None, "must be given one text per row, but the request has None", "as a str in Python"),
-        ("one", float("nan"), "must be given one text per row, but the request has nan", "as a str in Python"),
-        ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
-        ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
-        ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
-        ("two", ("w1", None), "must be given two texts per row, but the request has None", "as a str in Python"),
-        ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
-        ("listed", ("w1", ["w2", {}]), "options of a row must", "correct or remove"),
-        ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),
-        (
-            "four",
-            ("w1", "w2", "w3"),
-            "5 texts per row, but got ('w1', 'w2', 'w3')",
-            "words then a then b",
-        ),
-    ],
-)
-def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hint):
-    with pytest.raises(TaskDataError) as error:
-        bank.predict(name, [row])
-    assert message in str(error.value)
-    assert hint in str(error.value.hint)
+ROWS = [
+    ("one", "", "must be given text to read, but row 1 of the request has none", "leave out"),
+    ("one", None, "must be given one text per row, but the request has None", "as a str in Python"),
+    ("one", float("nan"), "must be given one text per row, but the request has nan", "as a str in Python"),
+    ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
+    ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
+    ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
+    ("listed", ("w1", ["w2", {}]), "options of a row must", "correct or remove"),
+    ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),
+    ("four", ("w1", "w2", "w3"), "5 texts per row, but got ('w1', 'w2', 'w3')", "words then a then b"),
+]
 
 
-@pytest.mark.parametrize("row", [(" ", ""), ("w1", None), ("w1", "w2 | " + "w3 " * 40)])
-def test_rows_of_several_tasks_are_counted_together(bank, row):
-    with pytest.raises(TaskDataError, match=r"\brow 3\b"):
-        bank.predict(["one", "listed", "listed"], ["w1", ("w1", "w2 | w3"), row])
+def test_a_row_that_does_not_fit_its_task_is_named(bank):
+    for name, row, message, hint in ROWS:
+        with pytest.raises(TaskDataError) as error:
+            bank.predict(name, [row])
+        assert message in str(error.value)
+        assert hint in str(error.value.hint)
+    for row in ((" ", ""), ("w1", None), ("w1", "w2 | " + "w3 " * 40)):  # counted over several tasks
+        with pytest.raises(TaskDataError, match=r"\brow 3\b"):
+            bank.predict(["one", "listed", "listed"], ["w1", ("w1", "w2 | w3"), row])
 
 
 def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
@@ -106,11 +96,11 @@ def test_a_rendered_chat_begins_once():
     assert plain == rendered == [2, *tokenizer.convert_tokens_to_ids(["a", "b"])]
 
 
-def test_numbers_are_written_as_in_training(bank):
+def test_values_are_read_as_in_training(bank):
     for number, text in ((3, "3"), (2.0, "2"), (np.float64(2.5), "2.5"), (True, "true")):
         assert [one.label for one in bank.predict("one", [number])] == [bank.predict("one", [text])[0].label]
     assert bank.predict("two", [("w1", 4)])[0].label == bank.predict("two", [("w1", "4")])[0].label
-    assert bank.predict("listed", [(3, "w2 | w3")])[0].label == bank.predict("listed", [("3", "w2 | w3")])[0].label
+    assert bank.predict("listed", [(3, ["w2", "w3"])])[0].label == bank.predict("listed", [("3", "w2 | w3")])[0].label
 
 
 def test_each_row_of_a_table_has_the_columns_of_its_task(bank):
@@ -130,38 +120,41 @@ def test_each_row_of_a_table_has_the_columns_of_its_task(bank):
         bank.predict(["one"], table)
 
 
-def test_options_may_be_a_list(bank):
-    (listed,) = bank.predict("listed", [("w1", ["w2", "w3"])])
-    (joined,) = bank.predict("listed", [("w1", "w2 | w3")])
-    assert listed == joined
+PROMPTS = [
+    ([3], {}, "A prompt must be text, but that of row 1 is 3"),
+    (["say w1", ("w1", "w2")], {}, "that of row 2 is ('w1', 'w2')"),
+    (["half \ud800 of it"], {}, "that of row 1 is 'half"),
+    ([""], {}, "that of row 1 has none"),
+    (None, {}, "`prompts` must be a text or a list of texts, but got NoneType"),
+    (["say w1"], {"max_new_tokens": 0}, "`max_new_tokens` must be a whole number from 1, but got 0"),
+    (["say w1"], {"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number from 1, but got 2.5"),
+    (["say w1"], {"max_new_tokens": True}, "`max_new_tokens` must be a whole number from 1, but got True"),
+    (["say w1", "w1 " * 60], {}, "but row 2 has 60, and max_new_tokens=6"),
+    (["say w1"], {"stop": [""]}, "`stop` must be texts that are not empty, but got ['']"),
+    (["say w1"], {"stop": 5}, "`stop` must be texts that are not empty, but got 5"),
+]
+SAMPLINGS = [
+    ({"seed": -1}, "`seed` must be a whole number from 0, but got seed=-1"),
+    ({"seed": "a"}, "`seed` must be a whole number from 0, but got seed='a'"),
+    ({"temperature": 0.0}, "`temperature` must be above 0 and finite, but got temperature=0.0"),
+    ({"temperature": float("nan")}, "`temperature` must be above 0 and finite, but got temperature=nan"),
+    ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, but got top_p=0.0"),
+    ({"top_p": 1.5}, "`top_p` must be above 0 and at most 1, but got top_p=1.5"),
+]
 
 
-@pytest.mark.parametrize(
-    ("prompts", "changes", "message"),
-    [
-        ([3], {}, "A prompt must be text, but that of row 1 is 3"),
-        (["say w1", ("w1", "w2")], {}, "that of row 2 is ('w1', 'w2')"),
-        (["half \ud800 of it"], {}, "that of row 1 is 'half"),
-        ([""], {}, "that of row 1 has none"),
-        (None, {}, "`prompts` must be a text or a list of texts, but got NoneType"),
-        (["say w1"], {"max_new_tokens": 0}, "`max_new_tokens` must be a whole number from 1, but got 0"),
-        (["say w1"], {"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number from 1, but got 2.5"),
-        (
-            ["say w1"],
-            {"max_new_tokens": 63},
-            "at most 64 tokens with this base, but row 1 has 2, and max_new",
-        ),
-        (["say w1", "w1 " * 60], {}, "but row 2 has 60, and max_new_tokens=6"),
-        (["say w1"], {"stop": [""]}, "`stop` must be texts that are not empty, but got ['']"),
-        (["say w1"], {"max_new_tokens": True}, "`max_new_tokens` must be a whole number from 1, but got True"),
-        (["say w1"], {"stop": 5}, "`stop` must be texts that are not empty, but got 5"),
-        (["say w1"], {"stop": [3]}, "`stop` must be texts that are not empty, but got [3]"),
-    ],
-)
-def test_a_prompt_or_a_setting_that_cannot_be_is_named(bank, prompts, changes, message):
-    with pytest.raises(UsageError) as error:
-        bank.generate("one", prompts, **changes)
-    assert message in str(error.value)
+def test_a_prompt_or_a_setting_that_cannot_be_is_named(bank):
+    for prompts, changes, message in PROMPTS:
+        with pytest.raises(UsageError) as error:
+            bank.generate("one", prompts, **changes)
+        assert message in str(error.value)
+    for changes, message in SAMPLINGS:
+        with pytest.raises(UsageError) as error:
+            Sampling(**{"seed": 1, **changes})
+        assert message in str(error.value)
+    with pytest.raises(UsageError, match="multiple-choice"):
+        bank.generate("listed", "say w1")
+    assert len(bank.generate("listed", "say w1", max_new_tokens=3)) == 1
 
 
 def test_rows_without_a_mask_are_whole(bank):
@@ -171,37 +164,11 @@ def test_rows_without_a_mask_are_whole(bank):
         torch.testing.assert_close(found, expected)
 
 
-def test_a_length_may_be_a_number_of_numpy(bank):
+def test_lengths_and_stops_are_taken_in_the_forms_that_callers_have(bank):
+    (whole,) = bank.generate("one", "say w1")
     assert bank.generate("one", "say w1", max_new_tokens=np.int64(3)) == bank.generate(
         "one", "say w1", max_new_tokens=3
     )
-
-
-def test_one_text_may_be_the_stop(bank):
-    (whole,) = bank.generate("one", "say w1")
     word = whole.split()[1]
     assert bank.generate("one", "say w1", stop=word) == bank.generate("one", "say w1", stop=[word])
     assert bank.generate("one", "say w1", stop=word) == [whole[: whole.index(word)]]
-
-
-def test_one_that_chooses_writes_where_it_is_said_how_much(bank):
-    with pytest.raises(UsageError, match="multiple-choice"):
-        bank.generate("listed", "say w1")
-    assert len(bank.generate("listed", "say w1", max_new_tokens=3)) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seed": -1}, "`seed` must be a whole number from 0, but got seed=-1"),
-        ({"seed": "a"}, "`seed` must be a whole number from 0, but got seed='a'"),
-        ({"temperature": 0.0}, "`temperature` must be above 0 and finite, but got temperature=0.0"),
-        ({"temperature": float("nan")}, "`temperature` must be above 0 and finite, but got temperature=nan"),
-        ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, but got top_p=0.0"),
-        ({"top_p": 1.5}, "`top_p` must be above 0 and at most 1, but got top_p=1.5"),
-    ],
-)
-def test_sampling_is_within_its_ranges(changes, message):
-    with pytest.raises(UsageError) as error:
-        Sampling(**{"seed": 1, **changes})
-    assert message in str(error.value)

@@ -33,7 +33,7 @@ def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_forked_rows_go_on_by_themselves(turned):
+def test_rows_fork_join_and_lose_their_first_tokens(turned):
     layer, (keys, values) = GrowingLayer(turned), torch.randn(2, 2, 2, 5, 8).unbind()
     layer.update(keys, values)
     for rows in ([1, 0, 1], [0], [1, 0]):
@@ -43,35 +43,24 @@ def test_forked_rows_go_on_by_themselves(turned):
         other.reorder_cache(torch.tensor([0]))
         assert torch.equal(other.keys[:, :, :5], keys[rows[:1]])
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_joined_rows_end_in_one_column(turned):
-    numbers, rows = {5: torch.randn(2, 2, 2, 5, 8), 3: torch.randn(2, 1, 2, 3, 8)}, [[2, 0], [1]]
-    layers = [GrowingLayer(turned) for _ in numbers]
-    for layer, both in zip(layers, numbers.values(), strict=True):
-        layer.update(*both)
-    joined = GrowingLayer.joined(layers, [torch.tensor(own) for own in rows])
-    more = torch.randn(2, 3, 2, 1, 8)
+    short, more = torch.randn(2, 1, 2, 3, 8), torch.randn(2, 3, 2, 70, 8)
+    behind = GrowingLayer(turned)
+    behind.update(*short)
+    joined = GrowingLayer.joined([layer, behind], [torch.tensor([2, 0]), torch.tensor([1])])
     joined.update(*more)
-    assert joined.get_seq_length() == 6
-    for part, which in ((joined.keys, 0), (joined.values, 1)):
-        assert torch.equal(part[[2, 0], :, :5], numbers[5][which])
-        assert torch.equal(part[[1], :, 2:5], numbers[3][which]) and not part[1, :, :2].any()
+    assert joined.get_seq_length() == 75
+    for part, long, which in ((joined.keys, keys, 0), (joined.values, values, 1)):
+        assert torch.equal(part[[2, 0], :, :5], long)
+        assert torch.equal(part[[1], :, 2:5], short[which]) and not part[1, :, :2].any()
         assert torch.equal(part[:, :, 5:], more[which])
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_first_tokens_can_be_dropped(turned):
-    layer, both, more = GrowingLayer(turned), torch.randn(2, 3, 2, 70, 8), torch.randn(2, 2, 2, 1, 8)
-    layer.update(*both)
-    layer.reorder_cache(torch.tensor([2, 0]))
-    layer.drop_first(61)
-    layer.update(*more)
-    assert layer.get_seq_length() == 10
-    for part, which in ((layer.keys, 0), (layer.values, 1)):
-        assert torch.equal(part[:, :, :9], both[which][[2, 0], :, 61:])
-        assert torch.equal(part[:, :, 9:], more[which])
+    joined.reorder_cache(torch.tensor([2, 0]))
+    joined.drop_first(61)
+    last = torch.randn(2, 2, 2, 1, 8)
+    joined.update(*last)
+    assert joined.get_seq_length() == 15
+    for part, which in ((joined.keys, 0), (joined.values, 1)):
+        assert torch.equal(part[:, :, :14], more[which][[2, 0], :, 56:])
+        assert torch.equal(part[:, :, 14:], last[which])
 
 
 @pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma"]))
@@ -91,7 +80,7 @@ def test_token_by_token_gives_the_states_of_whole_rows(family):
     torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", families(DECODERS))
 def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family):
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -99,8 +88,7 @@ def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family):
         check_continuation(model.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mamba", "lfm2"])
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.float32), ("mamba", torch.bfloat16)])
 def test_a_decoder_that_does_not_read_its_cache_is_refused(family, dtype, monkeypatch):
     start = Decoding.__init__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -114,17 +115,14 @@ def test_without_gradients_a_layer_computes_the_same(slots, adapted):
     torch.testing.assert_close(y, torch.stack(expected))
 
 
-def test_an_update_is_trained_where_nothing_that_enters_needs_a_gradient():
+def test_a_graph_is_built_where_an_update_is_trained_and_nowhere_else():
     context, update = PassContext(), Gain(1, [0])
     layer = AdaptedLinear(a_layer("linear"), context, [update])
+    assert layer.weight is layer.base_layer.weight
+    assert set(dict(layer.named_parameters())) == {"base_layer.weight", "base_layer.bias"}
     with context.computing(row_map([0, 1])):
-        layer(torch.randn(2, IN, dtype=torch.float64)).sum().backward()
+        layer(torch.randn(2, IN, dtype=torch.float64)).sum().backward()  # nothing that enters needs a gradient
     assert update.grads[0].count_nonzero() == 1
-
-
-def test_rows_that_nothing_adapts_build_no_graph():
-    context = PassContext()
-    layer = AdaptedLinear(a_layer("linear"), context, [Gain(1, [0])])
     with context.computing(row_map([1, 2])):
         assert not layer(torch.randn(2, IN, dtype=torch.float64)).requires_grad
 
@@ -140,13 +138,6 @@ def test_x_is_not_kept_for_backward():
     ):
         layer(x)
     assert kept == [(14, OUT)]
-
-
-def test_the_base_keeps_its_parameters_and_no_other():
-    base = a_layer("linear")
-    layer = AdaptedLinear(base, PassContext(), [Gain(1, [0])])
-    assert layer.weight is base.weight
-    assert dict(layer.named_parameters()) == {"base_layer.weight": base.weight, "base_layer.bias": base.bias}
 
 
 WIDTH = 6
@@ -179,8 +170,15 @@ def through(states: list[tuple[HeadState, int]], x: Tensor) -> Tensor:
         return head(x)
 
 
-@pytest.mark.parametrize("make", [lambda labels: nn.Linear(WIDTH, labels), deep], ids=["linear", "deep"])
-@pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH)])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda labels: nn.Linear(WIDTH, labels), (WIDTH,)),
+        (lambda labels: nn.Linear(WIDTH, labels), (4, WIDTH)),
+        (deep, (4, WIDTH)),
+    ],
+    ids=["linear", "positions", "deep"],
+)
 def test_rows_go_through_their_own_weights(make, shape):
     """Shared by a segment's rows, each row's own, and the module's as they are; widths differ."""
     two, five, plain = make(2), make(5), make(3)
@@ -197,23 +195,15 @@ def test_rows_go_through_their_own_weights(make, shape):
     assert not y[5:, ..., 3:].any()
 
 
-@pytest.mark.parametrize("kept", ["weight", "bias"])
-@pytest.mark.parametrize("per_row", [False, True])
-def test_what_is_not_given_is_the_modules_own(kept, per_row):
-    module = nn.Linear(WIDTH, 2)
-    own = {name: value for name, value in drawn(module, rows=3 if per_row else None).items() if name != kept}
-    x = torch.randn(3, WIDTH)
-    y = through([(HeadState(module, own, per_row), 3)], x)
-    for i in range(3):
-        row = {name: value[i] if per_row else value for name, value in own.items()}
-        torch.testing.assert_close(y[i], alone(module, row, x[i]))
-
-
-def test_a_head_is_float32_whatever_enters():
-    module = deep(2)
-    x = torch.randn(3, WIDTH).bfloat16()
-    y = through([(HeadState(module, drawn(module)), 3)], x)
-    assert y.dtype == torch.float32
+def test_what_is_not_given_is_the_modules_own_and_a_head_is_float32():
+    module, x = nn.Linear(WIDTH, 2), torch.randn(3, WIDTH)
+    for kept, per_row in itertools.product(("weight", "bias"), (False, True)):
+        own = {name: value for name, value in drawn(module, rows=3 if per_row else None).items() if name != kept}
+        y = through([(HeadState(module, own, per_row), 3)], x)
+        for i in range(3):
+            row = {name: value[i] if per_row else value for name, value in own.items()}
+            torch.testing.assert_close(y[i], alone(module, row, x[i]))
+    assert through([(HeadState(deep(2), drawn(deep(2))), 3)], x.bfloat16()).dtype == torch.float32
 
 
 class Patient(nn.Module):

@@ -132,7 +132,7 @@ class MeanPooler(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("weight", "bias"), [(0.0, 0.0), (0.0, 1.0), (1e-6, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("weight", "bias"), [(1e-6, 1.0), (1.0, 0.0)])
 def test_a_head_that_reads_every_token_or_says_the_same_of_any_row_is_computed_whole(weight, bias):
     model = base(BERT)
     model.bert.pooler = MeanPooler()

@@ -42,7 +42,7 @@ def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels):
     assert all(a[1] <= b[0] and (a[1] < b[0] or a[2] != b[2]) for a, b in pairwise(found))  # as long as they can be
 
 
-def test_each_thread_has_a_pass_of_its_own():
+def test_each_thread_has_a_pass_of_its_own_and_nothing_stays_when_it_fails():
     context: PassContext = PassContext()
     ready, seen = threading.Barrier(2), {}
 
@@ -57,10 +57,6 @@ def test_each_thread_has_a_pass_of_its_own():
     for thread in threads:
         thread.join()
     assert seen == {0: (0, 1, "adapter 0"), 1: (1, 2, "adapter 1")}
-
-
-def test_nothing_of_a_pass_stays_when_it_fails():
-    context: PassContext = PassContext()
     with pytest.raises(ZeroDivisionError), context.computing(RowMap([RowSegment("a", 0, 1)])):
         raise ZeroDivisionError
     assert context.row_map is None
