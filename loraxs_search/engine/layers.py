@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
@@ -375,7 +374,8 @@ _sum = cast("Callable[..., Tensor]", _Sum.apply)
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the base that a model is, or that carries its adapters."""
-    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+    # Only PEFT's models have this method; their class is not imported here, since that import brings our methods with it.
+    return cast("PreTrainedModel", cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 class AdaptedBase:
