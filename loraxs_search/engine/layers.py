@@ -374,7 +374,7 @@ _sum = cast("Callable[..., Tensor]", _Sum.apply)
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the base that a model is, or that carries its adapters."""
-    # Only PEFT's models have this method; their class is not imported here, since that import brings our methods with it.
+    # Only PEFT's models have this method. Their class is not imported here: that import brings our methods with it.
     return cast("PreTrainedModel", cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model)
 
 
