@@ -13,7 +13,6 @@ are what is compared; nothing is timed. `--baselines` also prints what adapters 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
@@ -219,7 +219,7 @@ def leave_one_out(found: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS])
@@ -230,7 +230,6 @@ def main() -> None:
     parser.add_argument("--baselines", action="store_true", help="also print what word counts and others reach")
     parser.add_argument("--leave-one-out", action="store_true", help="also print what arms lose that others choose")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps, arguments.seeds, arguments.rows = 8, 2, 50
@@ -250,8 +249,7 @@ def main() -> None:
             for arm, found in measure(together, missing, arguments.steps, arguments.split).items():
                 before = known.get(keys[arm], {})
                 known[keys[arm]] = {step: before.get(step, []) + scores for step, scores in found.items()}
-            if arguments.json:
-                arguments.json.write_text(json.dumps(known, indent=2))
+            script.keep_numbers(arguments, known)
         scores = {
             arm: {step: found[: arguments.seeds] for step, found in known[key].items()} for arm, key in keys.items()
         }

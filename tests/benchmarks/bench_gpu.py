@@ -11,7 +11,6 @@ alone on the GPU, `--processes` processes with a trial and a base of their own s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 from bench_packing import MAX_STEPS, Bench, common_parser, table
 from transformers import AutoModel, LlamaConfig, PretrainedConfig, RobertaConfig
@@ -100,15 +100,7 @@ def work(bench: Bench, seconds: float) -> None:
 
 def side_by_side(base: BaseModelRef, arguments: argparse.Namespace) -> float:
     """Return the steps a second that processes with a trial each make together."""
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        base.id,
-        f"--seconds={arguments.seconds}",
-        f"--rank={arguments.rank}",
-    ]
-    command += [f"--batch-size={arguments.batch_size}", f"--precision={arguments.precision}", "--threads=1"]
+    command = [sys.executable, __file__, "--worker", base.id, f"--seconds={arguments.seconds}"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(arguments.processes)]
     try:
@@ -131,7 +123,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         base = make_base(name, Path(folder))
         bench = Bench(arguments, base)
         weights = [matrix(bench.resident.model.get_submodule(m.name)) for m in bench.resident.modules]
-        bench.resident.factors.prepare(weights, rank=max(64, arguments.rank), basis="top")
+        bench.resident.factors.prepare(weights, rank=64, basis="top")
         lone = bench.lone()
         processes = side_by_side(base, arguments)
         rows = [lone, *(bench.packed(count) for count in arguments.slots)]
@@ -155,8 +147,8 @@ def main() -> None:
     parser.add_argument("--on-cpu", action="store_true")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.worker:
+        torch.set_num_threads(1)
         work(Bench(arguments, BaseModelRef(id=arguments.worker)), arguments.seconds)
         return
     if not torch.cuda.is_available() and not arguments.on_cpu:
@@ -166,8 +158,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as home:
             os.environ["LORAXS_HOME"] = home
             found = {name: measure(name, arguments) for name in arguments.bases}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+    script.keep_numbers(arguments, found)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/bench_packing.py --slots 1 2 4 8 16 32 64 --json packing.json
 
-Every row trains the quickstart's base and data: rank 16 on all linear layers unless told otherwise, warmed up first.
+Every row trains the quickstart's base and data: rank 16 on all linear layers, warmed up first.
 `ms/step` is the median time of one optimizer step of one trial; `efficiency` is the base's forward and input-gradient
 arithmetic for real (unpadded) tokens, over that time, as a share of the machine's matrix peak measured in the same run.
 
     python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --no-prefix
 
 adapts the last two layers only. What enters them is cached, for every row before the time is taken; `--no-prefix` adds
-a line without that, and `--cold` does not fill the cache beforehand. `efficiency` counts the work of all layers still.
+a line without that. `efficiency` counts the work of all layers still.
 
     python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --pooling class mean --at-most 1.25
 
@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 # As the host sets them, before torch is imported: oneDNN forgets kernels beyond this number; threads that spin while
@@ -37,6 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from typing import cast
 
+import script
 import torch
 
 from loraxs_search import versions
@@ -50,6 +49,7 @@ from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
 
 MAX_STEPS = 100_000
+RANK, BATCH_SIZE, MAX_TOKENS, WARMUP = 16, 16, 3072, 4
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,21 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None, pooling: str = "auto") -> None:
         self._arguments = arguments
         space = load_space("movie_reviews", overrides=(f"task.pooling={pooling}",))
-        self.resident = LoadedBase(base or space.base_model, space.task, precision=arguments.precision)
+        self.resident = LoadedBase(base or space.base_model, space.task)
         modules = self.resident.modules
         self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
         self.peak = gemm_peak(self.resident.dtype, self.resident.device)
         self.lone_ms = 0.0
 
     def specs(self, count: int) -> list[TrialSpec]:
-        arguments = self._arguments
         common = Hyperparameters(
-            rank=arguments.rank,
+            rank=RANK,
             target_modules=self._target_modules(),
             learning_rate=1e-3,
             head_learning_rate=1e-3,
-            batch_size=arguments.batch_size,
+            batch_size=BATCH_SIZE,
             max_steps=MAX_STEPS,
-            factor_rank=max(64, arguments.rank),
+            factor_rank=64,
         )
         return [TrialSpec(str(i), {}, Hyperparameters(**{**vars(common), "seed": i})) for i in range(count)]
 
@@ -113,28 +112,22 @@ class Bench:
         """Return a trial that is its own PEFT model, with its pack."""
         resident, (spec,) = self.resident, self.specs(1)
         names = [module.name for module in resident.modules]
-        pack = Pack(PeftBase(resident.model, resident.factors, names), max_tokens=self._arguments.max_tokens)
+        pack = Pack(PeftBase(resident.model, resident.factors, names), max_tokens=MAX_TOKENS)
         return pack, pack.join(spec, resident.prepared())
 
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
-        workers = self._arguments.lanes
-        executor = (
-            PassExecutor(workers, max(1, self._arguments.threads // workers))
-            if workers
-            else PassExecutor(*workers_for(resident.device))
-        )
         pack = shared_pack(
             resident.model,
             resident.factors,
             resident.modules,
-            max_tokens=self._arguments.max_tokens,
-            executor=executor,
+            max_tokens=MAX_TOKENS,
+            executor=PassExecutor(*workers_for(resident.device)),
             cache_bytes=None if prefix else 0,
         )
         slots = [pack.join(spec, resident.prepared()) for spec in self.specs(num_slots)]
-        if prefix and self._arguments.last_k and not getattr(self._arguments, "cold", False):
+        if prefix and self._arguments.last_k:
             pack.evaluate(slots[:1], "train")
         plans: list[tuple[int, float]] = []
 
@@ -154,7 +147,7 @@ class Bench:
         self, step: Callable[[], object], num_tokens: Callable[[], int], scale: int = 1
     ) -> tuple[list[float], float]:
         """Return the seconds of each timed step, and the mean tokens of one."""
-        for _ in range(self._arguments.warmup * scale):
+        for _ in range(WARMUP * scale):
             step()
         if self.resident.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -242,29 +235,19 @@ def table(rows: Sequence[Any]) -> Iterator[str]:
 
 def common_parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser of what every benchmark of packs can be told."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(doc)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds for each number of slots")
-    parser.add_argument("--warmup", type=int, default=4, help="rounds before the first timed one")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-tokens", type=int, default=3072)
-    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--lanes", type=int, help="passes side by side; as many as suit the device unless given")
     parser.add_argument("--last-k", type=int, default=0, help="adapt the last K layers only; 0 adapts all")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     return parser
 
 
 def main() -> None:
     parser = common_parser(__doc__)
     parser.add_argument("--no-prefix", action="store_true", help="time each number of slots without the cache as well")
-    parser.add_argument("--cold", action="store_true", help="start with an empty cache, as a search does")
     parser.add_argument("--pooling", nargs="+", default=["auto"], help="what the head reads; a table for each")
     parser.add_argument("--at-most", type=float, help="fail where a pooling takes this times the first one's time")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     tables: dict[str, list[Row]] = {}
     for pooling in arguments.pooling:
         bench = Bench(arguments, pooling=pooling)
@@ -276,12 +259,10 @@ def main() -> None:
             print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
         print("\n".join(table(rows)))
     rows = [row for of_pooling in tables.values() for row in of_pooling]
-    if arguments.json:
-        found = dict(versions.installed(versions.TRAINING))
-        facts = {"device": device, "dtype": dtype, "versions": found, "gemm_peak": bench.peak}
-        chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
-        content = {**facts, "arguments": chosen, "load": os.getloadavg(), "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(content, indent=2))
+    found = dict(versions.installed(versions.TRAINING))
+    facts = {"device": device, "dtype": dtype, "versions": found, "gemm_peak": bench.peak, "load": os.getloadavg()}
+    chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
+    script.keep_numbers(arguments, {**facts, "arguments": chosen, "rows": [asdict(row) for row in rows]})
     first, *others = tables.values()
     ratios = [theirs.ms_per_step / own.ms_per_step for rows in others for own, theirs in zip(first, rows, strict=True)]
     if ratios:

@@ -23,17 +23,15 @@ On few test rows two equally good adapters meet once: how often is the differenc
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import script
 
 from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
 from loraxs_search.records.task import DataSource, Task
@@ -271,13 +269,12 @@ def measure(num_searches: int, num_chains: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--searches", type=int, default=4000)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smaller", action="store_true", help="margins, uses of test rows and bounded tests alone")
     parser.add_argument("--quick", action="store_true", help="200 searches and 40 chains")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
@@ -296,8 +293,7 @@ def main() -> None:
         for name, values in rows.items():
             print(f"  {name:<14}", "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print(f"\n{time.perf_counter() - started:.0f} s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+    script.keep_numbers(arguments, found)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ bulk inserts through SQLAlchemy into the tables that MLflow has made; what is me
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import script
 import sqlalchemy as sa
 import torch
 
@@ -234,11 +233,10 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--tasks", type=int, nargs="+", default=[0, 100, 10_000], help="sizes of registry to measure")
     parser.add_argument("--versions", type=int, default=5, help="of each task")
     parser.add_argument("--stores", nargs="+", default=["embedded", "sqlite-server", "postgres-server"])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -253,8 +251,7 @@ def main() -> None:
                 before = tasks
                 rows.append(measure(kind, uri, tasks, options.versions, place))
     print("\n".join(table(rows)))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    script.keep_numbers(options, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

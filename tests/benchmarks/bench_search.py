@@ -8,7 +8,7 @@ stopping, each trial scored once on the validation split at its end. Optuna draw
 plain side is given the same ones, and heads of ours read what the class reads and start at random as the plain ones do,
 so accuracies are compared trial by trial; they still differ in the rows' order and the head's first numbers. Both sides
 are timed from a fresh process that imports nothing yet to its end. Ours also scores the best trial on the test split
-and keeps every adapter. Nothing is cached before, unless --warm.
+and keeps every adapter. Nothing is cached before.
 
 A third line, `defaults`, is our search as `init` writes it: the first trial by the recipe, heads that read what the
 base was trained with and start at a probe, weak trials stopped. The last line says when a trial of it was first
@@ -32,6 +32,8 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import script
 
 if TYPE_CHECKING:
     from loraxs_search.log.events import ShownEvent
@@ -210,30 +212,25 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f"{side:>12}{numbers['wall_s']:>10.1f}{numbers['wall_s'] / len(scores):>10.1f}"
             f"{statistics.mean(scores):>15.4f}{statistics.pstdev(scores):>8.4f}{max(scores):>8.4f}"
         )
-    if {"ours", "plain"} <= found.keys():
-        differences = [a - b for a, b in zip(found["ours"]["accuracy"], found["plain"]["accuracy"], strict=True)]
-        lines += [
-            f"ratio {found['plain']['wall_s'] / found['ours']['wall_s']:.2f}",
-            f"accuracy, ours less plain at the same rates: mean {statistics.mean(differences):+.4f}, "
-            f"standard error {statistics.pstdev(differences) / max(1, len(differences) - 1) ** 0.5:.4f}",
-        ]
-    if {"defaults", "plain"} <= found.keys():
-        wanted, plain_s = max(found["plain"]["accuracy"]), found["plain"]["wall_s"]
-        reached = next((at for at, score in found["defaults"]["scores"] if score >= wanted), None)
-        gain = f"after {reached} s, {plain_s / reached:.1f} times earlier" if reached else "never"
-        lines.append(f"defaults reached {wanted:.4f}, the best of plain, {gain}")
+    differences = [a - b for a, b in zip(found["ours"]["accuracy"], found["plain"]["accuracy"], strict=True)]
+    wanted, plain_s = max(found["plain"]["accuracy"]), found["plain"]["wall_s"]
+    reached = next((at for at, score in found["defaults"]["scores"] if score >= wanted), None)
+    gain = f"after {reached} s, {plain_s / reached:.1f} times earlier" if reached else "never"
+    lines += [
+        f"ratio {plain_s / found['ours']['wall_s']:.2f}",
+        f"accuracy, ours less plain at the same rates: mean {statistics.mean(differences):+.4f}, "
+        f"standard error {statistics.pstdev(differences) / max(1, len(differences) - 1) ** 0.5:.4f}",
+        f"defaults reached {wanted:.4f}, the best of plain, {gain}",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--pack-size", default="auto")
-    parser.add_argument("--only", choices=["ours", "plain", "defaults"], help="one side alone")
-    parser.add_argument("--warm", action="store_true", help="run ours twice in one home and time the second")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=["ours", "defaults"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.data = arguments.data.resolve()
@@ -243,15 +240,11 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        if arguments.only in (None, "ours"):
-            for _ in range(2 if arguments.warm else 1):
-                found["ours"] = run_ours(arguments, home)
-            os.environ["LORAXS_HOME"] = str(home / "loraxs")
-            found["ours"] |= efficiency(found["ours"], space_for(arguments))
-        if arguments.only in (None, "defaults"):
-            found["defaults"] = run_ours(arguments, home / "defaults", "defaults")
-        if arguments.only in (None, "plain"):
-            found["plain"] = run_plain(arguments, home, found.get("ours", {}).get("points", []))
+        found["ours"] = run_ours(arguments, home)
+        os.environ["LORAXS_HOME"] = str(home / "loraxs")
+        found["ours"] |= efficiency(found["ours"], space_for(arguments))
+        found["defaults"] = run_ours(arguments, home / "defaults", "defaults")
+        found["plain"] = run_plain(arguments, home, found["ours"]["points"])
     print(table(found))
     for side, numbers in found.items():
         print(
@@ -259,8 +252,7 @@ def main() -> None:
             {k: v for k, v in numbers.items() if k not in ("accuracy", "points", "scores")},
             f"load {os.getloadavg()[0]:.1f}",
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+    script.keep_numbers(arguments, found)
 
 
 if __name__ == "__main__":

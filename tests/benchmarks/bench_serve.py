@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import script
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -375,7 +376,7 @@ def moves(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--shows", nargs="+", default=["classifying"], choices=["classifying", "writing", "moves"])
     parser.add_argument("--adapters", nargs="+", type=int, default=[1, 1024, 10_000])
     parser.add_argument("--peft-adapters", type=int, default=64)
@@ -387,15 +388,13 @@ def main() -> None:
     parser.add_argument("--vllm", help="command that runs vLLM; its variables are those of this process")
     parser.add_argument("--task", default="movie-reviews")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
         options.adapters, options.peft_adapters, options.clients, options.seconds = [4], 2, [2], 0.5
         options.tokens, options.rounds = 4, 1
     shows = {"classifying": classifying, "writing": writing, "moves": moves}
     found = {show: shows[show](options) for show in options.shows}
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+    script.keep_numbers(options, found)
 
 
 if __name__ == "__main__":

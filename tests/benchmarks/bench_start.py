@@ -9,14 +9,13 @@ task in LORAXS_HOME. Beside it stands what transformers alone takes for an answe
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+import script
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
@@ -59,17 +58,15 @@ def measure(task: str, times: int) -> Mapping[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--task", default="movie-reviews")
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     seconds = measure(arguments.task, arguments.times)
     print("| | seconds |\n|---|--:|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.2f} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(seconds, indent=2))
+    script.keep_numbers(arguments, seconds)
 
 
 if __name__ == "__main__":

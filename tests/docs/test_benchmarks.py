@@ -40,13 +40,13 @@ def run_here(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
 def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path, run_here):
-    run_here("bench_gpu.py", f"--threads={torch.get_num_threads()}", f"--json={tmp_path / 'found.json'}")
+    run_here("bench_gpu.py", f"--json={tmp_path / 'found.json'}")
     assert json.loads((tmp_path / "found.json").read_text()) == {"not measured": "there is no GPU"}
 
 
 @pytest.mark.long(part="search")
 def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path, in_warm_home):
-    short = ("--rounds", "1", "--warmup", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
+    short = ("--rounds", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
     found = run(tmp_path, "--on-cpu", "--bases", "tiny-decoder", *short)["tiny-decoder"]
     assert isinstance(found, dict)
     assert [row["slots"] for row in found["rows"]] == ["lone", 2]

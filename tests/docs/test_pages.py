@@ -25,13 +25,15 @@ def options_of_verbs() -> set[str]:
 
 
 def options_of_script(path: Path) -> set[str]:
-    """Return the options of a benchmark, those of the benchmarks that it imports from included; nothing is run."""
+    """Return the options of a benchmark, those of the scripts that it imports from included; nothing is run."""
     options = {"--help"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             options |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
-        elif isinstance(node, ast.ImportFrom) and (SCRIPTS / f"{node.module}.py").exists():
-            options |= options_of_script(SCRIPTS / f"{node.module}.py")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
+            for path in (SCRIPTS / f"{name}.py" for name in names):
+                options |= options_of_script(path) if path.exists() else set()
     return options
 
 

@@ -37,12 +37,12 @@ class Directory:
 
 @pytest.fixture
 def make(monkeypatch):
-    """Makes a pool on these nodes, with the driver on the first, whose directory only echoes."""
+    """Makes a pool on these nodes, with the driver on the last, whose directory only echoes."""
 
     def made(*nodes: Node, **plan: Any) -> HostPool:
         monkeypatch.setattr(pool, "expected_versions", dict)
         monkeypatch.setattr(pool, "living_nodes", lambda: list(nodes))
-        monkeypatch.setattr(pool, "here", lambda: nodes[0].node_id)
+        monkeypatch.setattr(pool, "here", lambda: nodes[-1].node_id)
         monkeypatch.setattr(pool, "start_named", lambda *_: ("directory", Directory()))
         monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
         return HostPool(CONFIG, [SearchPlan(**plan)])
@@ -57,14 +57,14 @@ def hosts(make):
 
 def test_the_one_host_for_all_is_on_a_living_node_that_fits(make, monkeypatch):
     places = [
-        ((HEAD, SMALL, GPUS), "auto", ("gpus", "0")),
-        ((HEAD, SMALL, GPUS), "cpu", ("small", None)),
-        ((LARGE, SMALL), "auto", ("large", None)),
-        ((HEAD, SMALL), "auto", ("small", None)),
+        ((SMALL, GPUS, HEAD), "auto", ("gpus", "0")),
+        ((SMALL, GPUS, HEAD), "cpu", ("small", None)),
+        ((SMALL, LARGE), "auto", ("large", None)),
+        ((SMALL, HEAD), "auto", ("small", None)),
     ]
     for nodes, device, place in places:
         assert make(*nodes, device=device).host() == place
-    hosts = make(HEAD, SMALL, device="gpu", concurrent=1)
+    hosts = make(SMALL, HEAD, device="gpu", concurrent=1)
     assert hosts.host() == ("small", None), "the GPUs are still to come"
     for now, place in [([HEAD, LARGE, SMALL], "small"), ([HEAD, LARGE], "large"), ([HEAD, LARGE, GPUS], "gpus")]:
         monkeypatch.setattr(pool, "living_nodes", lambda now=now: now)
