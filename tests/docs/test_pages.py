@@ -32,8 +32,8 @@ def options_of_script(path: Path) -> set[str]:
             options |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
-            for path in (SCRIPTS / f"{name}.py" for name in names):
-                options |= options_of_script(path) if path.exists() else set()
+            for other in (SCRIPTS / f"{name}.py" for name in names):
+                options |= options_of_script(other) if other.exists() else set()
     return options
 
 
