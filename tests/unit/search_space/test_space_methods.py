@@ -15,7 +15,6 @@ from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
 from support.examples import few
-from support.space_grid import walk
 from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
@@ -82,6 +81,35 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
         ("ranked", "rank"),
         ("ranked", "rank", "side"),
     }
+
+
+def walk(space: Space) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield what Optuna is asked for in each way to draw, with the answers, and the params that a trial has then."""
+    waiting: list[dict[str, Any]] = [{}]
+    while waiting:
+        script = waiting.pop()
+        trial = _Scripted(script)
+        params = space.suggest(trial)  # type: ignore[arg-type]  # a trial is what answers
+        if trial.open is None:
+            yield script, params
+        else:
+            name, options = trial.open
+            waiting += [script | {name: option} for option in options]
+
+
+class _Scripted:
+    """Answers from a script; the first question that is not in it stays open (and gets a stand-in answer)."""
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        self.script = script
+        self.open: tuple[str, list[Any]] | None = None
+
+    def suggest_categorical(self, name: str, options: list[Any]) -> Any:
+        if name in self.script:
+            return self.script[name]
+        if self.open is None:
+            self.open = (name, options)
+        return options[0]
 
 
 def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse):
