@@ -77,12 +77,9 @@ class _Bucket:
     def delete(self, key: str) -> None:
         self._client.delete(self._store, key)
 
-    def listed(self, prefix: str) -> dict[str, Mapping[str, Any]]:
-        pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
-        return {str(item["path"]): item for page in pages for item in page}
-
     def versions(self, prefix: str) -> Mapping[str, str]:
-        listed = self.listed(prefix)
+        pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
+        listed = {str(item["path"]): item for page in pages for item in page}
         if self._by_generation:
 
             def head(key: str) -> Mapping[str, Any]:
@@ -205,9 +202,6 @@ class _SharedFolder:
         versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
         return {key: version for key, version in versions.items() if version is not None}
 
-    def listed(self, prefix: str) -> Iterable[str]:
-        return self.versions(prefix)
-
     def _path(self, key: str) -> Path:
         if not self._folder.is_dir():
             raise StorageError(
@@ -316,8 +310,7 @@ class Storage:
         Raises:
             StorageError: they cannot be listed.
         """
-        with self._faults("readable", prefix):
-            return sorted(key for key in self._objects.listed(prefix) if not key.rpartition("/")[2].startswith("."))
+        return sorted(self.versions(prefix))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.
