@@ -12,16 +12,18 @@ import pytest
 from loraxs_search.log import study_log
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import (
+    Commanded,
     DriverStarted,
     Phase,
+    Reopened,
     TrainingEnded,
     TrialEnded,
     TrialReported,
     TrialStarted,
     Warned,
 )
-from loraxs_search.log.study_log import StudyLog, append_lines, lines_from
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.log.study_log import StudyLog, append_lines
+from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.search.tune.time_budget import TimeBudget
 
@@ -46,8 +48,11 @@ def test_what_was_written_is_read_back(path):
         writer.append(TrialReported(report=one))
     writer.append(Phase(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))  # of no trial
     writer.append(TrialEnded(trial_id="00001", state=TrialState.COMPLETE, reason="trained all 80 steps"))
-    assert writer.notice is None
+    writer.append(TrainingEnded(notice="out of time"))
+    writer.append(Reopened(number=1))
+    assert (writer.notice, writer.is_reopened, writer.num_reopenings) == (None, True, 1)
     writer.append(TrainingEnded(notice="the time budget of 30 s is used up"))
+    assert not writer.is_reopened
     assert not reader.records
     reader.refresh()
     for log in (writer, reader, StudyLog(path)):
@@ -71,23 +76,12 @@ def test_saying_a_thing_twice_changes_nothing(path):
     assert path.read_bytes() == before
 
 
-def test_lines_are_read_from_any_of_them_on_and_a_torn_one_is_cut_off_by_the_next_write(path):
-    assert list(lines_from(path, 0)) == []
-    assert append_lines(path, 0, b"one\ntwo\n", flush_to_device=True) == 8
-    with path.open("ab") as file:
-        file.write(b"thr")
-    assert list(lines_from(path, 4)) == [(b"two\n", 8)]
-    assert append_lines(path, 8, b"3\n") == 10
-    assert path.read_bytes() == b"one\ntwo\n3\n"
-
-
-@pytest.mark.parametrize("cut", [1, 5, 30])
-def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path, cut):
+def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path):
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
     journal.append(TrialReported(report=report("00000", 40)))
-    path.write_bytes(path.read_bytes()[:-cut])
+    path.write_bytes(path.read_bytes()[:-30])
     again = StudyLog(path)
     assert again.records["00000"].reports == ()
     again.append(TrialReported(report=report("00000", 40)))
@@ -102,13 +96,17 @@ def clock(monkeypatch):
 
 
 def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(path, clock):
-    assert StudyLog(path).spent_s == 0.0
-    clock(1010.0)
     first = StudyLog(path)
+    assert (first.spent_s, first.spent_by_now_s) == (0.0, 0.0)
+    clock(1010.0)
     first.append(DriverStarted(since=1000.0))
     clock(1060.0)
     first.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     assert first.spent_s == StudyLog(path).spent_s == 60.0
+    clock(50_000.0)  # people may ask while nobody searches: that is no work
+    for event in (Commanded(command=Command("c", "finish")), Reopened(number=1)):
+        first.append(event)
+    assert first.spent_s == 60.0
     clock(90_020.0)  # a day later, on a machine of another clock
     second = StudyLog(path)
     second.append(DriverStarted(since=90_000.0))
@@ -137,15 +135,6 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(path, mon
             assert (budget.left_s or 0) <= 60.0
             assert journal.spent_by_now_s < 60.0
     assert StudyLog(path).spent_s < 60.0
-
-
-def test_a_journal_that_names_no_driver_counts_from_its_first_event(path, clock):
-    clock(100.0)
-    journal = StudyLog(path)
-    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
-    clock(130.0)
-    journal.append(TrialReported(report=report("00000", 40)))
-    assert StudyLog(path).spent_s == 30.0
 
 
 def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path, monkeypatch):

@@ -20,9 +20,7 @@ class HandClock(Clock):
     """
 
     def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self.time = 1000.0
-        self.slept_s = 0.0
-        self.meanwhile = meanwhile
+        self.time, self.slept_s, self.meanwhile = 1000.0, 0.0, meanwhile
 
     def now(self) -> float:
         return self.time
@@ -50,31 +48,34 @@ def azurite(tmp_path_factory):
         yield variables
 
 
-def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return an empty place of a kind, and set what leads there."""
-    if kind == "folder":
-        (folder / "shared").mkdir()
-        return str(folder / "shared")
-    if kind == "moto":
-        return f"{request.getfixturevalue('s3_bucket')}/studies of mine"
-    for name, value in request.getfixturevalue(kind).items():
-        monkeypatch.setenv(name, value)
-    return f"{'az' if kind == 'azurite' else 's3'}://{object_stores.BUCKET}/{folder.name}/studies of mine"
+@pytest.fixture(scope="session")
+def google():
+    with object_stores.google() as variables:
+        yield variables
 
 
-SEAWEEDFS, AZURITE = (pytest.param(kind, marks=pytest.mark.long(part="storage")) for kind in ("seaweedfs", "azurite"))
+LONG = [pytest.param(kind, marks=pytest.mark.long(part="storage")) for kind in ("seaweedfs", "google", "azurite")]
 
 
-@pytest.fixture(params=["folder", "moto", SEAWEEDFS, AZURITE])
-def storage_uri(request, tmp_path, monkeypatch):
-    """An empty place of each kind."""
-    return place(request.param, request, tmp_path, monkeypatch)
-
-
-@pytest.fixture(params=["folder", "moto", SEAWEEDFS, AZURITE])
+@pytest.fixture(params=["folder", "moto", *LONG])
 def each_storage(request, tmp_path, monkeypatch):
     """An empty place of each kind, a folder and one that speaks S3 in every run."""
-    return Storage(place(request.param, request, tmp_path, monkeypatch))
+    if request.param == "folder":
+        (tmp_path / "shared").mkdir()
+        return Storage(str(tmp_path / "shared"))
+    if request.param == "moto":
+        return Storage(f"{request.getfixturevalue('s3_bucket')}/studies of mine")
+    for name, value in request.getfixturevalue(request.param).items():
+        monkeypatch.setenv(name, value)
+    scheme = {"azurite": "az", "google": "gs"}.get(request.param, "s3")
+    return Storage(f"{scheme}://{object_stores.BUCKET}/{tmp_path.name}/studies of mine")
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """An empty folder that machines share; what all storages promise is tested of each."""
+    (tmp_path / "shared").mkdir()
+    return Storage(str(tmp_path / "shared"))
 
 
 @pytest.fixture
@@ -88,11 +89,6 @@ def machine(tmp_path, monkeypatch):
         return home
 
     return enter
-
-
-@pytest.fixture
-def storage(storage_uri):
-    return Storage(storage_uri)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from loraxs_search.studies.storage import Storage
 MakeClock = Callable[..., Any]
 
 
-def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage_uri, machine, make_clock, quick_threads):
-    slow = SlowStorage(storage_uri)
+def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage, machine, make_clock, quick_threads):
+    slow = SlowStorage(storage.uri)
     first = study(machine("one"), slow)
     with Mirror(first, slow, pytest.fail):
         slow.gate.clear()
@@ -36,9 +36,9 @@ def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage_uri, machine, ma
                 within(slow.beat)
 
             with pytest.raises(StudyError, match="one on one"):
-                Lease(Storage(storage_uri), "s", make_clock(next_beat)).take()
+                Lease(Storage(storage.uri), "s", make_clock(next_beat)).take()
         slow.gate.set()
-    assert Storage(storage_uri).get("s/journal.jsonl") is not None
+    assert Storage(storage.uri).get("s/journal.jsonl") is not None
 
 
 def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
@@ -111,10 +111,10 @@ def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(
 
 
 def test_the_heartbeat_tells_of_a_copy_that_stands_still(
-    storage_uri, machine, make_clock, quick_threads, monkeypatch, caplog
+    storage, machine, make_clock, quick_threads, monkeypatch, caplog
 ):
     """The thread that copies cannot: it is held up in the storage."""
-    slow, clock, said, still = SlowStorage(storage_uri), make_clock(), threading.Event(), "stood still for 60 s"
+    slow, clock, said, still = SlowStorage(storage.uri), make_clock(), threading.Event(), "stood still for 60 s"
     first = study(machine("one"), slow)
     monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
     with Mirror(first, slow, pytest.fail, clock):
@@ -129,14 +129,11 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
         slow.gate.set()
 
 
-def test_what_speaks_of_other_files_is_copied_after_them():
+def test_what_speaks_of_other_files_is_copied_after_them_and_what_belongs_to_one_machine_is_not():
     """A copy that was cut short is one of an earlier moment; `study.json`, with which it exists, comes last."""
     last_to_first = [
         *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
         *("snapshots/00001", "baselines.json", "identity.json", "space.yaml", "tracking.id"),
     ]
-    assert in_copy_order(last_to_first) == last_to_first[::-1]
-
-
-def test_what_belongs_to_one_machine_is_not_copied():
-    assert in_copy_order(["optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"]) == []
+    own = ["optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"]
+    assert in_copy_order([*own, *last_to_first]) == last_to_first[::-1]

@@ -1,4 +1,4 @@
-"""Objects of a folder are made whole, one of many at once; without hard links they are still made once."""
+"""What every storage promises: a folder, S3 (moto, SeaweedFS), Azure (Azurite), and a stand-in for Google's."""
 
 from __future__ import annotations
 
@@ -10,74 +10,226 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.errors import StorageError, StudyError
-from loraxs_search.studies.lease import Lease
+from loraxs_search.errors import StorageConflictError, StorageError, StudyError
+from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.storage import Storage
 
 
-@pytest.fixture
-def folder(tmp_path, machine):
+# ---- all of them -----------------------------------------------------------------------------------------------------
+def test_objects_are_whole_and_what_another_has_written_is_not_replaced(each_storage):
+    storage = each_storage
+    assert (storage.get("a/b"), storage.keys("a")) == (None, [])
+    first = storage.create("a/b", b"one")
+    assert storage.create("a/b", b"another") is None
+    assert storage.versions("a") == {"a/b": first}
+    second = storage.write("a/b", b"two", first)
+    for version in (first, None):
+        with pytest.raises(StorageConflictError):
+            storage.write("a/b", b"late", version)
+    assert (storage.get("a/b"), storage.versions("a")) == (b"two", {"a/b": second})
+    storage.create("a/c/d", bytes(3_000_000))
+    storage.create("other", b"")
+    assert storage.keys("a") == ["a/b", "a/c/d"]
+    assert len(storage.get("a/c/d") or b"") == 3_000_000
+    for _ in range(2):
+        storage.delete("a/b")
+    with pytest.raises(StorageConflictError):
+        storage.write("a/b", b"late", second)
+    assert storage.keys("a") == ["a/c/d"]
+    Storage(f"{storage.uri}//below//").create("a", b"one") if "://" in storage.uri else storage.create(
+        "below/a", b"one"
+    )
+    assert storage.get("below/a") == b"one", "slashes too many are passed over"
+
+
+def test_of_many_at_once_one_makes_an_object_and_one_replaces_it(each_storage):
+    def replace(number: int) -> bool:
+        try:
+            each_storage.write("a", f"by {number}".encode(), made[winner])
+        except StorageConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as callers:
+        made = list(callers.map(lambda n: each_storage.create("a", f"of {n}".encode()), range(8)))
+        (winner,) = (n for n, version in enumerate(made) if version is not None)
+        assert each_storage.get("a") == f"of {winner}".encode()
+        if "://" in each_storage.uri:  # in a folder a moment lies between comparing and replacing
+            (last,) = (n for n, was_replaced in enumerate(list(callers.map(replace, range(8)))) if was_replaced)
+            assert each_storage.get("a") == f"by {last}".encode()
+
+
+def test_a_storage_is_seen_to_be_usable_before_a_search(each_storage, tmp_path, monkeypatch):
+    each_storage.check()
+    for careless in ("create", "write"):
+        with monkeypatch.context() as patch:  # a server that passes over conditions
+            patch.setattr(Storage, careless, lambda *_: "version")
+            with pytest.raises(StorageError, match="must refuse to replace what another driver has written"):
+                each_storage.check()
+    assert each_storage.keys("") == []
+    scheme, _, _ = each_storage.uri.rpartition("://")
+    missing = f"{scheme}://not-there/studies" if scheme else str(tmp_path / "not-there")
+    with pytest.raises(StorageError, match=f"at {missing} must be"):
+        Storage(missing).check()
+
+
+def test_a_lease_is_kept_while_it_beats_and_taken_over_when_it_does_not(each_storage, machine, make_clock):
     machine("one")
-    (tmp_path / "shared").mkdir()
-    return Storage(str(tmp_path / "shared"))
+    first = Lease(each_storage, "s", make_clock())
+    first.take()
+    machine("two")
+    clock = make_clock()
+    clock.meanwhile = lambda: first.renew() if clock.slept_s == 20 else None
+    with pytest.raises(StudyError, match="one on one") as refused:
+        Lease(each_storage, "s", clock).take()
+    assert (clock.slept_s, "30 s" in str(refused.value.hint)) == (20, True)
+    clock.meanwhile = lambda: None
+    second, clock.slept_s = Lease(each_storage, "s", clock), 0.0
+    second.take()
+    assert clock.slept_s == LEASE_S
+    with pytest.raises(StudyError, match="one on two"):
+        first.renew()
+    first.release()
+    second.renew()
 
 
-@pytest.fixture(params=["hard links", "no hard links"])
-def either(request, folder, monkeypatch):
-    """The folder on a file system with hard links, and on one without."""
-    if request.param == "no hard links":
-        monkeypatch.setattr(os, "link", refused)
-    return folder
+# ---- addresses and accounts ------------------------------------------------------------------------------------------
+ODD, DROPPED = "a folder, or s3://", "must have no"  # by a bucket, or what it cannot name
 
 
-def refused(*_: Any) -> None:
-    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+@pytest.mark.parametrize(
+    ("uri", "law"),
+    [
+        *((uri, ODD) for uri in (" ", "ftp://server/folder", "s3:///nothing", "s3://me:secret@b/x")),
+        *((uri, DROPPED) for uri in ("az://b/x?sig=secret", "gs://b/../x")),
+        ("a\0b", "must be a folder"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused(uri, law, fresh_home):
+    with pytest.raises(StorageError, match=law) as caught:
+        Storage(uri)
+    assert "secret" not in caught.value.message
 
 
-def test_a_folder_is_known_by_its_whole_path(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "endpoint"),
+    [
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9"),
+        ("AWS_ENDPOINT_URL", "http://me:secret@host"),
+        ("AZURE_STORAGE_ENDPOINT", "http://a host"),
+    ],
+)
+def test_a_server_that_cannot_be_is_refused_before_it_is_asked(name, endpoint, monkeypatch):
+    """By the client itself it is a panic, or an error with the password in it."""
+    monkeypatch.setenv(name, endpoint)
+    with pytest.raises(StorageError, match=f"{name} must be http") as refused:
+        Storage("az://container/x" if name.startswith("AZURE") else "s3://bucket/x")
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("uri", "endpoint", "variables"),
+    [
+        ("s3://bucket/x", "AWS_ENDPOINT_URL", {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret"}),
+        (
+            "az://container/x",
+            "AZURE_STORAGE_ENDPOINT",
+            {"AZURE_STORAGE_SAS_TOKEN": "sv=2021-08-06&sig=very%2Fsecret%3D"},
+        ),
+    ],
+)
+def test_a_server_that_is_not_there_is_named_and_its_account_is_not(uri, endpoint, variables, monkeypatch):
+    own = {endpoint: "http://127.0.0.1:9/me", "AZURE_STORAGE_ACCOUNT_NAME": "me"}
+    for name, value in (own | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=uri) as caught:
+        Storage(uri).get("key")
+    assert endpoint in str(caught.value.hint)
+    assert "secret" not in caught.value.message
+
+
+def test_azures_account_is_named_where_there_is_none(monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StorageError, match="must have an account") as caught:
+        Storage("az://container/studies")
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in str(caught.value.hint)
+
+
+# ---- a folder --------------------------------------------------------------------------------------------------------
+def test_a_folder_is_known_by_its_whole_path_and_is_not_that_of_the_studies(storage, machine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "shared")
-    assert Storage("shared").uri == folder.uri
+    assert Storage("shared").uri == storage.uri
     assert Storage("link").uri == str(tmp_path / "link"), "where the link leads may change"
+    home = machine("one")
+    (home / "studies").mkdir(parents=True)
+    (tmp_path / "other").symlink_to(home)
+    for uri in (str(home / "studies"), str(tmp_path / "other" / "studies")):  # a journal would be copied onto itself
+        with pytest.raises(StorageError, match="must be another folder"):
+            Storage(uri)
 
 
-def test_an_object_is_not_there_before_it_is_whole(folder, monkeypatch):
+def test_a_folder_that_is_not_there_is_not_made(tmp_path, machine):
+    """Where its share is not mounted, the copy would go to this machine's own disk."""
+    machine("one")
+    shared = tmp_path / "mount" / "studies"
+    with pytest.raises(StorageError, match="folder") as caught:
+        Storage(str(shared)).create("a", b"")
+    assert f"mkdir -p {shared}" in str(caught.value.hint)
+    assert not shared.parent.exists()
+    shared.mkdir(parents=True)
+    held = Lease(Storage(str(shared)), "s")
+    held.take()
+    shared.parent.rename(tmp_path / "away")
+    with pytest.raises(StorageError):  # not that another has taken the lease: the search goes on
+        held.renew()
+    (tmp_path / "away").rename(shared.parent)
+    held.renew()
+
+
+def test_an_object_is_not_there_before_it_is_whole_and_of_one_that_cannot_be_written_nothing_is_left(
+    storage, monkeypatch
+):
     seen: list[bytes | None] = []
-    monkeypatch.setattr(os, "fsync", lambda _: seen.append(folder.get("s/lease/1.json")))
-    assert folder.create("s/lease/1.json", b"whole")
-    assert seen[0] is None
-    assert folder.get("s/lease/1.json") == b"whole"
 
-
-def test_of_an_object_that_cannot_be_written_nothing_is_left(folder, monkeypatch):
     def full(_: int) -> None:
+        seen.append(storage.get("s/a"))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match="No space left"):
-            folder.create("s/a", b"whole")
-    assert list((Path(folder.uri) / "s").iterdir()) == []
-    assert folder.create("s/a", b"whole")
+            storage.create("s/a", b"whole")
+    assert (seen, list((Path(storage.uri) / "s").iterdir())) == ([None], [])
+    assert storage.create("s/a", b"whole")
 
 
-def test_of_many_at_once_one_makes_it(either):
+def test_without_hard_links_one_of_many_makes_an_object(storage, monkeypatch):
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
     with ThreadPoolExecutor(8) as callers:
-        versions = list(callers.map(lambda n: either.create("s/a", f"of {n}".encode()), range(8)))
+        versions = list(callers.map(lambda n: storage.create("s/a", f"of {n}".encode()), range(8)))
     (winner,) = (n for n, version in enumerate(versions) if version is not None)
-    assert either.get("s/a") == f"of {winner}".encode()
-    assert either.versions("s") == {"s/a": versions[winner]}
-    assert [path.name for path in (Path(either.uri) / "s").iterdir()] == ["a"]
+    assert storage.get("s/a") == f"of {winner}".encode()
+    assert storage.versions("s") == {"s/a": versions[winner]}
 
 
-def test_a_lease_that_is_seen_empty_is_another_drivers(folder, make_clock):
-    """As where another driver is about to write it, on a file system without hard links."""
-    held = Lease(folder, "s", make_clock())
-    held.take()
-    folder.create("s/lease/00000002.json", b"")
-    with pytest.raises(StudyError, match="one driver at a time, but another one took over"):
-        held.renew()
-    folder.delete("s/lease/00000001.json")
-    folder.delete("s/lease/00000002.json")
-    with pytest.raises(StudyError, match="the lease was removed"):
-        held.renew()
+def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(storage, monkeypatch):
+    faults = [OSError(errno.ESTALE, "Stale file handle")]
+    storage.create("a", b"content")
+    read = Path.read_bytes
+
+    def read_or_fail(path: Path) -> bytes:
+        if faults:
+            raise faults.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    assert storage.get("a") == b"content"
+    faults += [OSError(errno.EIO, "Input/output error")]
+    with pytest.raises(StorageError, match="Input/output error") as caught:
+        storage.get("a")
+    assert "mounted" in str(caught.value.hint)
