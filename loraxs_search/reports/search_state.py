@@ -47,7 +47,7 @@ def expected_steps(
     return sum(steps for steps, _ in trials) + running + max(0, num_trials - len(trials)) * to_come(0)
 
 
-class Pace:
+class _Pace:
     """Counts what is done over time, and says how much that is a second.
 
     Args:
@@ -113,8 +113,8 @@ class SearchState:
         self.steered = self.finishing = ""
         self.ended: events.SearchEnded | None = None
         self.sign = 1.0
-        self._pace = self._work = Pace(0.0)
-        self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
+        self._pace = self._work = _Pace(0.0)
+        self._hosts: dict[str, tuple[_Pace, _Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
 
     def happened(self, event: events.ShownEvent) -> None:
@@ -129,7 +129,7 @@ class SearchState:
         match event:  # views show the others once, as they come
             case events.Phase():
                 if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
-                    self._work = Pace(event.at)
+                    self._work = _Pace(event.at)
                 elif event.done is not None:
                     self._work.add(event.at, event.done - (self.phase.done or 0))
                 self.phase = event
@@ -138,7 +138,7 @@ class SearchState:
             case events.SearchStarted():
                 self.facts, self.phase, self.ended = event, None, None
                 self.sign, self.finishing = sign_of(event.direction), event.finishing
-                self._pace, self._hosts, self.steps = Pace(event.at), {}, {}
+                self._pace, self._hosts, self.steps = _Pace(event.at), {}, {}
             case events.TrialEnded() | events.TrialContinued():
                 self.steps.pop(event.trial_id, None)
             case events.TrialsAdvanced():
@@ -159,7 +159,7 @@ class SearchState:
         steps = event.report.step - trial.step
         self._pace.add(event.at, steps)
         if address:
-            begun = Pace(facts.at, _RECENT_S), Pace(facts.at, _RECENT_S)
+            begun = _Pace(facts.at, _RECENT_S), _Pace(facts.at, _RECENT_S)
             steps_pace, rows_pace = self._hosts.setdefault(address, begun)
             steps_pace.add(event.at, steps)
             rows_pace.add(event.at, steps * int(trial.params.get("batch_size", Hyperparameters.batch_size)))

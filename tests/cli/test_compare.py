@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK
+
+from loraxs_search.cli.report import text_plot
+from loraxs_search.reports.comparison import compare
 
 
 @pytest.fixture
@@ -56,11 +61,28 @@ def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
 @pytest.mark.parametrize(
     ("line", "code", "parts"),
     [
-        (["compare"], 2, ("Missing argument",)),
         (["compare", "xs", "--by", "rnk"], 2, ("`--by` must be one of: rank, method, study, but got 'rnk'.",)),
         (["compare", "xs", "--max-bytes", "0"], 2, ("`--max-bytes` must be at least 1, but got '0'.",)),
-        (["compare", "xs", "--tolerance", "-1"], 2, ("`--tolerance` must be at least 0",)),
     ],
 )
 def test_a_request_that_cannot_be_met(say, studies, line, code, parts):
     assert say(*line).is_error(code, *parts)
+
+
+# ---- the plot --------------------------------------------------------------------------------------------------------
+def test_the_best_are_on_top_and_the_smallest_on_the_left(fresh_home):
+    tried = [("lora-xs", 0.5, 100), ("lora", 0.9, 10_000), ("lora-xs", 0.7, 1000), ("lora", 0.7, 10_000)]
+    trials = [Tried({"method": method}, score, size) for method, score, size in tried]
+    searched("s", trials)
+    legend, *field = text_plot(compare("s"))
+    assert legend == "accuracy of a lora-xs   b lora   (capitals: the best for their size)"
+    assert field[0] == f"  0.9000 │{' ' * 63}B"
+    assert field[8] == f"{' ' * 9}│{' ' * 31}A{' ' * 31}b"
+    assert field[15] == "  0.5000 │A"
+    assert field[-1].split() == ["100", "10,000", "bytes"]
+    assert text_plot(compare("s", max_bytes=1)) == [], "nothing is complete"
+    less = [Tried({"method": "lora"}, 0.5, 100), *trials[:3]]
+    searched("less", less, task=replace(TASK, metric="mse", direction="minimize"))
+    _, *field = text_plot(compare("less"))
+    assert field[0].startswith("  0.5000 │*"), "two groups in one place"
+    assert field[15].startswith("  0.9000 │")

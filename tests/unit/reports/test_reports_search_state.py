@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.recorded_search import FACTS, NODES, begun, ended, finishing, reported, training
 
-from loraxs_search.log.events import (
-    BaselineScored,
-    Phase,
-    SearchEnded,
-    ShownEvent,
-    TrialReported,
-    TrialsAdvanced,
-    Warned,
-)
+from loraxs_search.log.events import BaselineScored, Phase, SearchEnded, TrialsAdvanced
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.search_state import HostLine, Pace, SearchState, expected_steps
+from loraxs_search.reports.search_state import HostLine, SearchState, expected_steps
 
 
 @pytest.fixture
@@ -32,8 +22,7 @@ def state():
 
 
 def test_who_has_seen_the_events_knows_how_the_trials_stand(state):
-    assert state.study == "mine"
-    assert state.is_training
+    assert (state.study, state.is_training) == ("mine", True)
     assert state.num_ended == 2
     assert state.counts[TrialState.PRUNED] == 1
     assert [(row.trial_id, row.step) for row in state.rows()] == [
@@ -54,14 +43,10 @@ def test_steps_since_the_last_report_count_until_the_next_one(state):
     state.happened(replace(last, report=replace(last.report, step=60), at=1090.0))
     assert state.steps_done == steps + 20
     assert [row.trial_id for row in state.rows(2)] == ["00002", "00003"]
-
-
-def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state):
-    steps = state.steps_done
-    state.happened(TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57}))
+    state.happened(replace(advanced, steps={"00002": 79}))
     again = next(event for event in training() if event.event == "search_started")
     state.happened(replace(again, at=1100.0))
-    assert state.steps_done == steps
+    assert state.steps_done == steps + 20, "what a killed driver has heard of is forgotten"
 
 
 @pytest.mark.parametrize(
@@ -96,13 +81,10 @@ def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state):
     assert state.seconds_left(1080.0) == pytest.approx(240 / (180 / 80))
     assert state.seconds_left(1082.0) == pytest.approx(240 / (180 / 80) - 2)
     assert state.seconds_left(9999.0) == pytest.approx(240 / (180 / 8999)), "it is late: the pace up to now counts"
-
-
-def test_a_time_budget_limits_what_trials_and_refits_take():
-    state = SearchState()
+    limited = SearchState()
     for event in training():
-        state.happened(replace(event, time_left_s=90.0) if event.event == "search_started" else event)
-    assert state.seconds_left(1080.0) == pytest.approx(10)
+        limited.happened(replace(event, time_left_s=90.0) if event.event == "search_started" else event)
+    assert limited.seconds_left(1080.0) == pytest.approx(10), "the time budget"
 
 
 def test_before_the_first_report_no_time_is_named():
@@ -119,40 +101,15 @@ def test_hosts_have_trials_slots_and_a_pace_of_their_own(state):
     assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60, 16 * (20 + 20 + 20 + 20) / 60)
     assert second == HostLine(NODES[1], 1, 2, 20 / 60, 16 * 20 / 60)
     assert state.hosts(9999.0)[0].steps_per_s == 0.0
-
-
-def test_rows_a_second_are_of_each_trials_own_batches():
-    state = SearchState()
-    state.happened(FACTS)
+    own = SearchState()
+    own.happened(replace(FACTS, slots={NODES[0]: 4}))
     for number, rows in ((0, 8), (2, 32)):
-        state.happened(replace(begun(number, 1000.0), params={"batch_size": rows}))
-        state.happened(reported(number, 20, 0.5, 1020.0))
-    assert state.hosts(1020.0)[0] == HostLine(NODES[0], 2, 2, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)
-
-
-def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state):
-    state.happened(replace(FACTS, at=1080.0, num_trials=4, finishing="finished by a person"))
-    assert (state.finishing, state.num_trials) == ("finished by a person", 4)
-
-
-def on_a_device(event: ShownEvent) -> ShownEvent:
-    if not isinstance(event, TrialReported):
-        return event
-    return replace(event, report=replace(event.report, host=f"{event.report.host} GPU 1"))
-
-
-def test_the_devices_of_a_node_are_one_host():
-    state = SearchState()
-    for event in training():
-        state.happened(on_a_device(event))
-    assert [host.address for host in state.hosts(1080.0)] == list(NODES)
-
-
-def test_trials_are_on_the_only_host_before_they_report():
-    state = SearchState()
-    state.happened(replace(FACTS, slots={NODES[0]: 4}))
-    state.happened(begun(0, 1000.0))
-    assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
+        own.happened(replace(begun(number, 1000.0), params={"batch_size": rows}))
+    assert own.hosts(1001.0) == [HostLine(NODES[0], 2, 4, None)], "the only host, before they report"
+    for number in (0, 2):
+        event = reported(number, 20, 0.5, 1020.0)
+        own.happened(replace(event, report=replace(event.report, host=f"{NODES[0]} GPU {number}")))
+    assert own.hosts(1020.0) == [HostLine(NODES[0], 2, 4, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)]
 
 
 BEFORE = [begun(0, 10.0), reported(0, 80, 0.5, 20.0), ended(0, TrialState.COMPLETE, 20.0)]
@@ -193,56 +150,21 @@ def test_refits_are_counted_and_their_time_measured_by_themselves(state):
     state.happened(Phase(study="mine", at=1140.0, text="scoring the candidates"))
     assert state.seconds_left(1140.0) is None
     assert state.refit_steps == 160
-
-
-def test_the_end_ends_every_estimate(state):
-    state.happened(Warned(study="mine", at=1090.0, text="many answers were cut"))
-    state.happened(SearchEnded(study="mine", at=1100.0, state="finished"))
-    assert (state.share_done(), state.seconds_left(1100.0), state.is_training) == (1.0, None, False)
+    state.happened(SearchEnded(study="mine", at=1150.0, state="finished"))
+    assert (state.share_done(), state.seconds_left(1150.0), state.is_training) == (1.0, None, False)
 
 
 # ---- how many steps are still to come, from how often trials went on so far ----
 RUNNING, COMPLETE, PRUNED, FAIL = TrialState
 
 
-@pytest.mark.parametrize(
-    ("trials", "plan", "steps"),  # plan: trials, steps of each, steps between reports
-    [
-        ([], (10, 100, 40), 1000),
-        # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
-        ([(20, PRUNED), (80, COMPLETE), (40, PRUNED), (40, RUNNING)], (6, 80, 20), 220 + 2 * (20 + 15 + 15)),
-        ([(20, FAIL)], (2, 80, 20), 20 + 80),  # it says nothing of the others
-        ([(40, RUNNING)], (1, 50, 20), 50),  # the last report comes at the last step
-    ],
-)
-def test_the_share_that_went_on_is_expected_to_go_on(trials, plan, steps):
-    assert expected_steps(trials, *plan) == pytest.approx(steps)
+def test_the_share_that_went_on_is_expected_to_go_on():
+    def steps(trials: list[tuple[int, TrialState]], *plan: int) -> float:  # trials, steps of each, between reports
+        return expected_steps(trials, *plan)
 
-
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([RUNNING, COMPLETE, PRUNED, FAIL])), max_size=12),
-    st.integers(0, 20),
-)
-def test_the_estimate_lies_between_what_is_done_and_what_is_possible(given_trials, more):
-    trials = [(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
-    running = sum(state is RUNNING for _, state in trials)
-    done = sum(steps for steps, _ in trials)
-    expected = expected_steps(trials, len(trials) + more, 80, 20)
-    assert done + 20 * more <= expected <= done + 80 * (running + more) + 1e-9
-
-
-def test_a_pace_is_what_was_done_over_the_time_it_took():
-    pace = Pace(100.0)
-    assert pace.per_s() is None
-    pace.add(110.0, 20)
-    pace.add(120.0, 20)
-    assert (pace.per_s(), pace.per_s(140.0)) == (2.0, 1.0)
-
-
-def test_a_window_forgets():
-    pace = Pace(0.0, window_s=60.0)
-    pace.add(10.0, 600)
-    assert pace.per_s() == 60.0
-    pace.add(100.0, 60)
-    assert pace.per_s() == 1.0
-    assert pace.per_s(1000.0) == 0.0
+    assert steps([], 10, 100, 40) == 1000
+    # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
+    known = [(20, PRUNED), (80, COMPLETE), (40, PRUNED), (40, RUNNING)]
+    assert steps(known, 6, 80, 20) == pytest.approx(220 + 2 * (20 + 15 + 15))
+    assert steps([(20, FAIL)], 2, 80, 20) == 20 + 80, "it says nothing of the others"
+    assert steps([(40, RUNNING)], 1, 50, 20) == 50, "the last report comes at the last step"
