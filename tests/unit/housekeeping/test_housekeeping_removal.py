@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 
 import pytest
-from support.aged import DAY_S
 from support.searched_studies import Tried, searched
 from support.studies import mirrored_study, study
 from support.tracked import Tracked
 
 import loraxs_search
 from loraxs_search.errors import StorageError, StudyError
-from loraxs_search.home import REMOVED, file_lock, remove_whole
-from loraxs_search.housekeeping import collect, remove_study
+from loraxs_search.home import file_lock, remove_whole
+from loraxs_search.housekeeping import remove_study
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.studies.folder import StudyFolder, list_studies
-from loraxs_search.studies.info import STUDY_FORMAT
 from loraxs_search.studies.lease import Lease, LeaseInfo
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
@@ -172,12 +167,7 @@ def make_damaged(folder: StudyFolder) -> None:
     (folder.path / "study.json").write_text("{")
 
 
-def make_newer(folder: StudyFolder) -> None:
-    path = folder.path / "study.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": STUDY_FORMAT + 1}))
-
-
-@pytest.mark.parametrize("spoil", [make_incomplete, make_damaged, make_newer])
+@pytest.mark.parametrize("spoil", [make_incomplete, make_damaged])
 def test_a_study_that_cannot_be_read_is_listed_and_goes_on_request(spoil, store_uri):
     """Without study.json: it was removed while another command wrote into it, or a fetch was cut short."""
     folder, other = study("reviews"), study("other")
@@ -214,28 +204,6 @@ def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
     assert (tmp_path / "elsewhere" / "study.json").is_file()
 
 
-DIES = """
-import os
-from loraxs_search import home
-from loraxs_search.housekeeping import remove_study
-
-home.shutil.rmtree = lambda path, **options: os.kill(os.getpid(), 9)
-remove_study("reviews")
-"""
-
-
-def test_killed_in_the_middle_it_is_gone_and_gc_removes_the_rest(fresh_home, store_uri):
-    study("reviews", store_uri)
-    killed = subprocess.run([sys.executable, "-c", DIES], capture_output=True, timeout=120, check=False)
-    assert killed.returncode == -9
-    assert list_studies() == []
-    (left,) = (fresh_home / "studies").iterdir()
-    assert left.name.startswith(REMOVED)
-    study("reviews", store_uri)  # the name is free
-    collect(30 * DAY_S)
-    assert [path.name for path in (fresh_home / "studies").iterdir()] == ["reviews"]
-
-
 def test_who_comes_too_late_is_refused_and_leaves_nothing(store_uri, fresh_home):
     """It has opened the study; then the study goes."""
     late = study("reviews", store_uri)
@@ -245,25 +213,6 @@ def test_who_comes_too_late_is_refused_and_leaves_nothing(store_uri, fresh_home)
     assert "loraxs-search status" in str(refused.value.hint)
     assert list((fresh_home / "studies").iterdir()) == []
     study("reviews", store_uri)
-
-
-def test_of_two_at_once_one_removes_it(store_uri):
-    study("reviews", store_uri)
-    ended: list[str] = []
-
-    def remove() -> None:
-        try:
-            ended.append(remove_study("reviews").study)
-        except StudyError as error:
-            ended.append(type(error).__name__)
-
-    threads = [threading.Thread(target=remove) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(ended) == ["StudyError", "reviews"]
-    assert list_studies() == []
 
 
 def test_a_study_that_promote_decides_about_is_neither_removed_nor_taken_up(store_uri, monkeypatch):
