@@ -6,9 +6,8 @@
 An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
 both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
 the registry then. Episodes follow each other, seed by seed, until the minutes are over. One that breaks a rule prints
-its seed, and is run again: if that breaks a rule too, with ever fewer of its faults. `--keep` names those that are
-left, `--kinds` makes other plans, of faults of these kinds alone. When a fault strikes is the same in each run, what it
-interrupts is not.
+its seed. `--keep` names the faults of a plan to make again, `--kinds` makes other plans, of these kinds alone. When a
+fault strikes is the same in each run, what it interrupts is not.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,21 +159,6 @@ def run_episode(faults: Sequence[Fault], warm: Path, history: Path | None = None
         return found, place.history
 
 
-def shrink(faults: Sequence[Fault], is_broken: Callable[[Sequence[Fault]], bool]) -> list[Fault]:
-    """Return fewer faults that still break a rule: each is left out in turn, halves first."""
-    left, size = list(faults), max(1, len(faults) // 2)
-    while size:
-        start = 0
-        while start < len(left):
-            fewer = left[:start] + left[start + size :]
-            if is_broken(fewer):
-                left = fewer
-            else:
-                start += size
-        size //= 2
-    return left
-
-
 # ---- the command -----------------------------------------------------------------------------------------------------
 def main() -> int:
     """Run episodes until the minutes are over; exit 1 where a rule was broken."""
@@ -186,7 +170,6 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--history", type=Path, help="a folder for one file an episode")
     parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
-    parser.add_argument("--no-shrink", action="store_true")
     arguments = parser.parse_args()
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory(prefix="lx-") as folder:
@@ -212,8 +195,6 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
         print(f"  {counts}", flush=True)
         for line in found:
             print(f"  {line}", flush=True)
-        if found and not arguments.no_shrink:
-            _shrunk(seed, dict(zip(faults, numbers, strict=True)), warm, arguments.kinds)
         seed += 1
     made = Counter(kind for episode in episodes for kind in episode["hits"])
     broken = [episode["seed"] for episode in episodes if episode["violations"]]
@@ -221,17 +202,6 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(episodes, indent=2) + "\n")
     return 1 if broken else 0
-
-
-def _shrunk(seed: int, numbers: Mapping[Fault, int], warm: Path, kinds: str | None) -> None:
-    def is_broken(some: Sequence[Fault]) -> bool:
-        return bool(run_episode(some, warm)[0])
-
-    if not is_broken(faults := tuple(numbers)):
-        print("  a second run broke no rule: it takes more than these faults", flush=True)
-        return
-    keep = ",".join(str(numbers[fault]) for fault in shrink(faults, is_broken))
-    print(f"  it takes: --seed {seed} --keep {keep}{f' --kinds {kinds!r}' if kinds else ''}", flush=True)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_five_minutes_of_chaos_break_no_rule(tmp_path):
     if reason := missing_means(tmp_path):
         pytest.skip(reason)
     done = subprocess.run(
-        [sys.executable, chaos.__file__, "--minutes", "5", "--no-shrink", "--history", str(tmp_path / "history")],
+        [sys.executable, chaos.__file__, "--minutes", "5", "--history", str(tmp_path / "history")],
         capture_output=True,
         text=True,
         check=False,
