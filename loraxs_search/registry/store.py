@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import (
     ForeignVersionError,
@@ -30,7 +30,7 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import sign_of
-from loraxs_search.records.promotion import Candidate, Decision, KeptAnswers, PromotionRule
+from loraxs_search.records.promotion import Action, Candidate, Decision, KeptAnswers, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.decisions import CHANGE, DECISIONS, USE, Check, TaskRecord
@@ -305,18 +305,7 @@ class Registry:
             study = study or ", ".join(sorted({candidate.study for candidate in candidates}))
             champion, metric = self.champion(name), Criterion.of(rule, task).metric
             with self._changing(name) as (check, _):
-                decision = Decision(
-                    task=name,
-                    study=study,
-                    promoted=False,
-                    winner=None,
-                    winner_metric=None,
-                    champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
-                    metric=metric,
-                    reasons=why,
-                    champion=champion.candidate.name if champion else None,
-                )
-                decision = _numbered(decision, self.history(name))
+                decision = self._decision(name, study, metric, champion, "promote", why)
                 check()
                 self._record(decision)
             return decision, None
@@ -410,7 +399,8 @@ class Registry:
                 hint = f"see `loraxs-search show {task}`"
                 raise RegistryError(f"{task}:{number} already is the champion.", hint=hint)
             reason = f"from version {held or '-'} back to version {target.version}"
-            decision = self._decision_on(target, champion, "rollback", reason)
+            study, metric = target.candidate.study, target.decision.metric
+            decision = self._decision(task, study, metric, champion, "rollback", (reason,), target)
             check()
             return self._make(_Change(decision, target.digest, held), is_new=True)
 
@@ -452,7 +442,8 @@ class Registry:
                     hint="add --force: its files are deleted for good",
                 )
             champion = self._readable_champion(parsed.task)
-            decision = self._decision_on(target, champion, "remove", f"removed version {target.version}")
+            study, why = target.candidate.study, (f"removed version {target.version}",)
+            decision = self._decision(parsed.task, study, metric, champion, "remove", why, target)
             check()
             change = _Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
             return self._make(change, is_new=True)
@@ -505,28 +496,36 @@ class Registry:
                 self._record(adapter.decision)
             yield check, finished
 
-    def _decision_on(
+    def _decision(  # it is what they are kept in
         self,
-        target: RegisteredAdapter,
+        task: str,
+        study: str,
+        metric: str,
         champion: RegisteredAdapter | None,
-        action: Literal["rollback", "remove"],
-        reason: str,
+        action: Action,
+        reasons: tuple[str, ...],
+        target: RegisteredAdapter | None = None,
     ) -> Decision:
-        metric, before = target.decision.metric, champion.candidate if champion else None
+        """Return a decision that the rule has no part in, with its number.
+
+        Args:
+            target: The version that it is on.
+        """
+        before, of = (None if it is None else it.candidate for it in (champion, target))
         decision = Decision(
-            task=target.task,
-            study=target.candidate.study,
+            task=task,
+            study=study,
             promoted=action == "rollback",
-            winner=target.candidate.trial_id,
-            winner_metric=target.candidate.test_metrics.get(metric),
+            winner=of.trial_id if of else None,
+            winner_metric=of.test_metrics.get(metric) if of else None,
             champion_metric=before.test_metrics.get(metric) if before else None,
             metric=metric,
-            reasons=(reason,),
+            reasons=reasons,
             champion=before.name if before else None,
             action=action,
-            version=target.version,
+            version=target.version if target else None,
         )
-        return _numbered(decision, self.history(target.task))
+        return _numbered(decision, self.history(task))
 
     def _previous(self, task: str, champion: int) -> int:
         """Return who was champion before; whom a rollback has left behind is not it."""
