@@ -19,7 +19,6 @@ from loraxs_search.records.literals import (
     Precision,
     Scalar,
     SearchDevice,
-    Split,
     Text,
     sign_of,
 )
@@ -188,23 +187,6 @@ class CheckpointSelection:
 
 
 @dataclass(frozen=True)
-class StudyDescription:
-    """What people and views of MLflow's runs are shown of a study.
-
-    Args:
-        base_model: The base's id, as named.
-        parameters: Names of what the space searches or sets, in its order.
-        num_rows: Of each split.
-    """
-
-    task: Task
-    base_model: str
-    parameters: tuple[str, ...] = ()
-    num_rows: Mapping[Split, int] = field(default_factory=dict)
-    data_fingerprint: str = ""
-
-
-@dataclass(frozen=True)
 class SearchRun:
     """What MLflow's run of a search says: `params` of what it is, `tags` of what it runs on now."""
 
@@ -212,4 +194,3 @@ class SearchRun:
     plan: SearchPlan
     params: Mapping[str, Scalar] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    facts: StudyDescription | None = None

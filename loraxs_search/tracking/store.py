@@ -26,7 +26,8 @@ from loraxs_search.mlflow_uri import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STUDY_ID = "loraxs.study_id"  # a tag of all runs of a study
+# Tags of all runs: the study's name, and `search` or `trial`; the id that tells it from others of that name.
+STUDY, KIND, STUDY_ID = "loraxs.study", "loraxs.kind", "loraxs.study_id"
 OFFSET = "mlflow.offset"  # the file that says how much of the log MLflow has
 _ID = "tracking.id"
 

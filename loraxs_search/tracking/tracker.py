@@ -7,7 +7,11 @@ import getpass
 import hashlib
 import json
 import logging
+import math
+import os
+import platform
 import re
+import subprocess
 import threading
 import time
 from collections import defaultdict, deque
@@ -22,10 +26,10 @@ from loraxs_search.log import events as log_events
 from loraxs_search.log.study_log import JOURNAL, append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
-from loraxs_search.records.search import CheckpointSelection, SearchRun, StudyDescription
+from loraxs_search.records.search import CheckpointSelection, SearchRun
 from loraxs_search.records.trial import TrialReport, TrialState
-from loraxs_search.tracking import run_texts
-from loraxs_search.tracking.store import OFFSET, STUDY_ID, connect, ensure_store, read_offset, study_id
+from loraxs_search.tracking.store import KIND, OFFSET, STUDY, STUDY_ID, connect, ensure_store, read_offset, study_id
+from loraxs_search.versions import with_python
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +51,10 @@ _LAST_LINES = 50  # once a user waits for the end, to see that it comes nearer
 _LOOK_EVERY_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SILENT_S = 60.0
+_MAX_NAME, _MAX_WORD = 48, 24
+_FIRST = ("method", "rank", "target_modules", "learning_rate")  # in this order; the others follow in the study's own
+_SHORT = {"rank": "r", "learning_rate": "lr ", "head_learning_rate": "head lr ", "batch_size": "batch "}
+_BARE = ("method", "target_modules")  # their values say what they are
 _logger = logging.getLogger(__name__)
 
 
@@ -85,11 +93,10 @@ class Tracker:
         self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
         self._selection, self._is_ours = selection, is_ours
         self._log_path, self._refused_path = study_dir / JOURNAL, study_dir / "tracking.refused.jsonl"
-        self._identity = {run_texts.STUDY: study, STUDY_ID: study_id(study_dir)}
+        self._identity = {STUDY: study, STUDY_ID: study_id(study_dir)}
         self._applied = read_offset(study_dir)
 
         # What earlier events say that later ones are recorded by.
-        self._facts: StudyDescription | None = None
         self._started_at: dict[str, float] = {}
         self._reports: defaultdict[str, dict[int, TrialReport]] = defaultdict(dict)  # by step, in their order
         for event, _ in read_events(self._log_path, study):
@@ -236,8 +243,6 @@ class Tracker:
     def _note(self, event: log_events.LoggedEvent | None) -> None:
         """Remember what later events are recorded by; the same event twice changes nothing."""
         match event:
-            case log_events.DriverStarted(run=run) if run is not None:
-                self._facts = run.facts or self._facts
             case log_events.TrialStarted():
                 self._started_at.setdefault(event.trial_id, event.at)
             case log_events.TrialReported(report=report):
@@ -305,17 +310,6 @@ class Tracker:
                     batch.add(params=params, tags=run.tags)
                     client.log_text(run_id, run.space_yaml, "space.yaml")
                     self._reopen(run_id)
-                    if (facts := self._facts) is not None:  # the experiment shows its trials
-                        run_texts.write_view(
-                            client,
-                            self._experiment_id,
-                            self._identity[STUDY_ID],
-                            study=self._study,
-                            run_id=run_id,
-                            ranked_by=(facts.task.search_metric, facts.task.search_direction),
-                            parameters=facts.parameters,
-                        )
-                        client.log_inputs(run_id, datasets=[run_texts.dataset_input(facts)])
                 case log_events.BaselinesMeasured():
                     for baseline in event.baselines:
                         name = f"baseline.{baseline.name}"
@@ -344,7 +338,7 @@ class Tracker:
 
     def _write_trial(self, trial_id: str, events: Sequence[log_events.LoggedEvent]) -> None:
         first = events[0]
-        name = run_texts.run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
+        name = run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
         run_id = self._run(trial_id, self._started_at.get(trial_id, first.at), name)
         batch, reports = _Batch(self._connected, run_id), self._reports[trial_id]
         for event in events:
@@ -360,8 +354,6 @@ class Tracker:
                         params |= params.pop("method_params")
                     batch.add(params=params | dict(event.params))
                     batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})
-                    if self._facts is not None:
-                        self._connected.log_inputs(run_id, datasets=[run_texts.dataset_input(self._facts)])
                     self._reopen(run_id)
                 case log_events.TrialReported(report=report):
                     costs = {name: getattr(report, name) for name in ("train_loss", "device_s", "num_tokens")}
@@ -406,10 +398,10 @@ class Tracker:
         if known := self.run_id(trial_id):
             return known
         client, run_id = self._connected, None
-        own = {run_texts.KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {run_texts.KIND: "search"}
+        own = {KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {KIND: "search"}
         tags = self._identity | own
         if self._is_ours is not None or trial_id in self._doubtful:
-            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != run_texts.STUDY)
+            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
             for run in client.search_runs([self._experiment_id], query, max_results=10):
                 if not trial_id or self._is_ours is None or run.info.start_time == _ms(at):
                     run_id = str(run.info.run_id)
@@ -539,3 +531,52 @@ def _run_of(event: log_events.LoggedEvent) -> str | None:
 
 def _ms(at: float) -> int:
     return round(at * 1000)
+
+
+def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
+    """Return a trial's number and its params, as many as fit; an id that is no number stands as it is."""
+    parts = [f"#{int(trial_id)}" if re.fullmatch(r"\d+", trial_id) else trial_id]
+    for name in (*(name for name in _FIRST if name in params), *(name for name in params if name not in _FIRST)):
+        word = str(value := params[name])
+        if isinstance(value, float):  # two digits, as people write them: 2e-3, 0.5, 1.7e-2
+            word = f"{value:.3g}"
+            if value != 0 and math.isfinite(value) and not 0.1 <= abs(value) < 1000:
+                digits, _, exponent = f"{value:.1e}".partition("e")
+                word = f"{digits.removesuffix('.0')}e{int(exponent)}"
+        word = word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 1]}…"
+        part = word if name in _BARE else f"{_SHORT.get(name, f'{name} ')}{word}"
+        if len(" ".join([*parts, part])) > _MAX_NAME:
+            break
+        parts.append(part)
+    return " ".join(parts)
+
+
+# ---- what a search runs on: tags of its run --------------------------------------------------------------------------
+def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
+    """Return the tags of a search's run that say its versions, its hardware, and the commit it was started from.
+
+    Args:
+        gpus: Names of the GPUs that the caller found.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if commit and _git("status", "--porcelain", "--untracked-files=no"):
+        commit = f"{commit}-dirty"
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    facts = {"host": platform.node(), "cpu": cpu, "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
+    with contextlib.suppress(ValueError, OSError):  # no such name on this system
+        facts["memory_gib"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}"
+    return (
+        {f"version.{name}": version for name, version in with_python().items()}
+        | {f"hardware.{name}": value for name, value in facts.items()}
+        | ({"mlflow.source.git.commit": commit} if commit else {})
+    )
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints in the working directory; empty outside a repository."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,18 +12,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
 from loraxs_search.mlflow_uri import all_pages, artifact_root, check_server, redact
-from loraxs_search.tasks.kinds import find_metric
-from loraxs_search.tracking.run_texts import KIND, STUDY, USUAL, write_view
-from loraxs_search.tracking.store import STUDY_ID, connect, ensure_store
+from loraxs_search.tracking.store import KIND, STUDY, STUDY_ID, connect, ensure_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 DEFAULT_PORT = 5000
 _MORE_PORTS = 20
 _START_S, _END_S = 120.0, 20.0
 _WORKSPACE = "?workflowType=machine_learning"  # of links: the one for training
+_VIEW_TAG, _OUR_VIEWS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
+_MAX_VALUE = 20_000  # characters of an experiment's tag
+_MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
+_RUN_NAME = "attributes.`Run Name`"
+_USUAL = ("rank", "target_modules", "method", "learning_rate", "head_learning_rate")  # parameters that come first
+_MAX_COLUMNS = 40
 _EVERYWHERE = ("0.0.0.0", "::", "")  # as hosts that a server listens on; a browser needs another
 
 
@@ -64,20 +74,61 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
             f"Study {study!r} must be recorded at {redact(uri)}, but is not.",
             hint="`loraxs-search sync` writes there what waits here; `loraxs-search status` lists the studies here",
         )
-    # A study that many newer ones came after has no view any more: it is made here.
-    experiment_id, params = str(run.info.experiment_id), run.data.params
-    metric = params.get("search.metric", "")
-    known = find_metric(metric)
-    key = write_view(
-        client,
-        experiment_id,
-        run.data.tags[STUDY_ID],
-        study=study,
-        run_id=run.info.run_id,
-        ranked_by=(metric, params.get("search.direction", known.direction if known else "maximize")),
-        parameters=USUAL,
-    )
-    return lambda address: f"{address}/#/experiments/{experiment_id}/runs{_WORKSPACE}&viewStateShareKey={key}"
+    page = f"experiments/{run.info.experiment_id}/runs{_WORKSPACE}&viewStateShareKey={_write_view(client, run)}"
+    return lambda address: f"{address}/#/{page}"
+
+
+def _write_view(client: MlflowClient, run: Run) -> str:
+    """Add the view of a study's trials, flat and best first, to its experiment, and return its key, as links have it.
+
+    One that is there stays. Of many, the oldest go.
+
+    Args:
+        run: The search's own, whose children the trials are.
+    """
+    experiment_id, run_id = run.info.experiment_id, run.info.run_id
+    key, tags = _OUR_VIEWS + run.data.tags[STUDY_ID], client.get_experiment(experiment_id).tags
+    if _VIEW_TAG + key in tags:
+        return key
+    params = run.data.params
+    metric, parameters = params.get("search.metric", ""), params.get("search.parameters", "").split(", ")
+    modules = "target_modules" if "target_modules" in parameters else "num_target_modules"
+    first = ["rank", modules]
+    others = sorted((name for name in parameters if name and name not in first), key=lambda name: name not in _USUAL)
+    columns = {
+        f"metrics.`{metric}`": 90,
+        **{f"params.`{name}`": 90 for name in first},
+        "metrics.`stored_bytes`": 90,
+        "tags.`loraxs.state`": 100,
+        "tags.`loraxs.reason`": 280,
+        "metrics.`total_device_s`": 90,
+        **{f"params.`{name}`": 100 for name in others[:_MAX_COLUMNS]},
+    }
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
+        "orderByKey": f"metrics.`{metric}`",
+        "orderByAsc": params.get("search.direction") == "minimize",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(columns),
+        "columnOrder": [_RUN_NAME, *columns],
+        "columnWidths": {_RUN_NAME: 260, **columns},
+    }
+    at = round(time.time() * 1000)
+    view = json.dumps({"name": run.data.tags[STUDY], "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
+    if len(view) > _MAX_VALUE:
+        return key
+    client.set_experiment_tag(experiment_id, _VIEW_TAG + key, view)
+    made: list[tuple[float, str]] = []
+    for tag, value in {**tags, _VIEW_TAG + key: view}.items():
+        if tag.startswith(_VIEW_TAG + _OUR_VIEWS):
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # someone else wrote there, in another form
+                made.append((float(json.loads(value)["createdAt"]), tag))
+    for _, old in sorted(made)[:-_MAX_VIEWS]:
+        client.delete_experiment_tag(experiment_id, old)
+    return key
 
 
 def run_ui(

@@ -21,10 +21,9 @@ from loraxs_search.log.events import (
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import CheckpointSelection, SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records.search import CheckpointSelection, SearchPlan, SearchRun
 from loraxs_search.records.trial import Hyperparameters, Lineage, TrialReport, TrialState
-from loraxs_search.tracking.run_texts import environment_tags
-from loraxs_search.tracking.tracker import Tracker
+from loraxs_search.tracking.tracker import Tracker, environment_tags
 
 
 class Tracked:
@@ -54,9 +53,8 @@ class Tracked:
         *,
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
-        facts: StudyDescription | None = None,
     ) -> None:
-        run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus), facts)
+        run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus))
         self.journal.append(DriverStarted(since=time.time(), run=run))
 
     def trial_started(

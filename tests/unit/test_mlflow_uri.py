@@ -9,7 +9,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from support.tls import https_server
@@ -53,13 +52,6 @@ def test_the_account_of_mlflows_variables_goes_along_as_mlflow_sends_it(monkeypa
     assert accounts == ["Basic " + base64.b64encode("me:p@ß 100%25 ☃".encode()).decode()]
 
 
-def test_without_variables_no_account_is_sent():
-    accounts: list[str | None] = []
-    with server(accounts) as uri:
-        get(uri, timeout_s=5)
-    assert accounts == [None]
-
-
 def test_a_server_that_sends_on_to_another_does_not_send_the_password_there(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
@@ -71,13 +63,12 @@ def test_a_server_that_sends_on_to_another_does_not_send_the_password_there(monk
     assert second == [None]
 
 
-@pytest.mark.parametrize("status", [200, 401, 403])
-def test_a_server_that_wants_an_account_is_alive(status):
-    with server([], status) as uri:
-        check_server(uri)
-
-
-def test_a_server_that_answers_with_a_fault_is_not():
+def test_a_server_that_wants_an_account_is_alive_and_one_that_answers_with_a_fault_is_not():
+    for status in (200, 403):
+        accounts: list[str | None] = []
+        with server(accounts, status) as uri:
+            check_server(uri)
+        assert accounts == [None], "without variables no account is sent"
     with server([], 502) as uri, pytest.raises(TrackingError, match=r"/health .*502"):
         check_server(uri)
 
@@ -108,46 +99,36 @@ def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_na
         assert "REQUESTS_CA_BUNDLE" in str(refused.value.hint)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
         check_server(uri)
-
-
-def test_a_certificate_of_another_server_is_no_matter_of_the_authority(tmp_path, monkeypatch):
-    with https_server(tmp_path, "DNS:mlflow.example.org") as (uri, authority):
+    (tmp_path / "other").mkdir()
+    with https_server(tmp_path / "other", "DNS:mlflow.example.org") as (uri, authority):
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
         with pytest.raises(TrackingError, match="certificate verify failed") as refused:
             check_server(uri)
-    assert "--tracking-uri" in str(refused.value.hint)
+    assert "--tracking-uri" in str(refused.value.hint), "the name is no matter of the authority"
 
 
-@pytest.mark.parametrize("uri", ["http://host.invalid:5000", "http://:5000", "http://[::1"])
-def test_an_address_that_leads_nowhere_is_said(uri):
-    with pytest.raises(TrackingError, match=r"must be reachable, but: .+"):
-        check_server(uri)
+def test_an_address_that_leads_nowhere_is_said():
+    for uri in ("http://:5000", "http://[::1"):
+        with pytest.raises(TrackingError, match=r"must be reachable, but: .+"):
+            check_server(uri)
 
 
-def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
-    uri = resolve_uri(None)
-    assert sqlite_path(uri) == fresh_home / "mlflow.db"
-    assert artifact_root(uri) == fresh_home / "artifacts"
-
-
-def test_the_argument_wins_over_the_environment(monkeypatch):
+def test_the_argument_wins_over_the_environment_and_without_both_the_store_is_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "a b%20c"))
+    assert sqlite_path(resolve_uri(None)) == tmp_path / "a b%20c" / "mlflow.db"
+    assert artifact_root(resolve_uri(None)) == tmp_path / "a b%20c" / "artifacts"
+    monkeypatch.chdir(tmp_path)
+    assert sqlite_path(resolve_uri("sqlite:///runs.db")) == tmp_path / "runs.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:5000/")
     assert resolve_uri(None) == "http://from-environment:5000"
     assert resolve_uri("https://from-argument") == "https://from-argument"
 
 
-def test_a_relative_database_is_the_same_one_in_every_process(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert sqlite_path(resolve_uri("sqlite:///runs.db")) == tmp_path / "runs.db"
-
-
-@pytest.mark.parametrize(
-    "uri", ["postgresql://u:secret@db/runs", "./mlruns", "sqlite://", "sqlite:///:memory:", "ftp://x"]
-)
-def test_other_kinds_of_store_are_refused(uri):
-    with pytest.raises(TrackingError) as refused:
-        resolve_uri(uri)
-    assert "secret" not in str(refused.value)
+def test_other_kinds_of_store_are_refused():
+    for uri in ("postgresql://u:secret@db/runs", "./mlruns", "sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(TrackingError) as refused:
+            resolve_uri(uri)
+        assert "secret" not in str(refused.value)
 
 
 # ---- accounts --------------------------------------------------------------------------------------------------------
@@ -168,18 +149,11 @@ def test_a_user_alone_goes_with_the_password_of_the_environment(monkeypatch):
     assert account() == ("me", "100%25"), "variables are taken as they are"
 
 
-def test_an_account_goes_to_the_server_that_it_was_given_for(monkeypatch):
+def test_an_account_is_remembered_for_its_server_and_for_no_other_one(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "everywhere")
     resolve_uri("https://me:secret@one.example")
-    assert account() == ("me", "secret")
-    resolve_uri("https://two.example")
-    assert account() == ("everywhere", None)
-
-
-def test_an_account_is_remembered_for_its_server_and_for_no_other_one():
-    resolve_uri("https://me:secret@one.example")
     resolve_uri("https://you:other@two.example")
-    for server, expected in (("one", ("me", "secret")), ("three", (None, None)), ("two", ("you", "other"))):
+    for server, expected in (("one", ("me", "secret")), ("three", ("everywhere", None)), ("two", ("you", "other"))):
         resolve_uri(f"https://{server}.example")
         assert account() == expected
 
@@ -192,7 +166,7 @@ def test_a_study_that_names_its_server_gets_the_account_of_the_environments_addr
     assert account() == ("me", "secret")
 
 
-@pytest.mark.parametrize("odd", [*"/?#[]\"' \t\n\x7f", "[::1]", "12/", "\N{FULLWIDTH NUMBER SIGN}"])
+@pytest.mark.parametrize("odd", ["/", "[", "\n", "[::1]", "12/", "\N{FULLWIDTH NUMBER SIGN}"])
 def test_an_account_that_must_be_percent_encoded_is_refused_and_not_shown(monkeypatch, odd):
     """Taken for a part of the path, it would be stored; Python's own error prints it."""
     uri = f"https://me:se{odd}cret@host:5000"
@@ -213,9 +187,3 @@ def test_redact_hides_user_and_password_wherever_they_stand():
     assert redact(text) == "request to http://***@host:5000/api failed; see https://host/docs"
     assert redact("postgresql://u:a@b@db/x") == "postgresql://***@db/x"
     assert redact("postgresql+psycopg2://u:a/b?c@db/x") == "postgresql+psycopg2://***@db/x"
-
-
-def test_home_with_odd_characters_is_kept_as_it_is(monkeypatch, tmp_path):
-    odd = tmp_path / "a b%20c"
-    monkeypatch.setenv("LORAXS_HOME", str(odd))
-    assert sqlite_path(resolve_uri(None)) == Path(odd) / "mlflow.db"

@@ -44,7 +44,7 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.records.host import HostInfo, LinearProbe
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchRun, StudyDescription
+from loraxs_search.records.search import SearchRun
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
@@ -67,7 +67,7 @@ from loraxs_search.studies.folder import StudyFolder, store_of
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tracking.run_texts import environment_tags
+from loraxs_search.tracking.tracker import environment_tags
 
 _logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.2  # for commands
@@ -284,15 +284,16 @@ class SearchSession:
         params = hardware | {
             "search.metric": task.search_metric,
             "search.direction": task.search_direction,
+            "search.parameters": ", ".join(space.parameters),
+            "base_model": space.base_model.id,
+            "data_fingerprint": actors.info.data_fingerprint,
             "task.kind": task.kind,
             **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
         }
-        rows, names = actors.info.num_rows, tuple(space.parameters)
-        facts = StudyDescription(task, space.base_model.id, names, rows, actors.info.data_fingerprint)
-        run = SearchRun(space.text, plan, params, environment_tags(gpus), facts)
+        run = SearchRun(space.text, plan, params, environment_tags(gpus))
         log.append(DriverStarted(since=started_at, run=run))
         if not log.records:
-            log.say(DataRead(metric=task.metric, num_rows=rows, report=actors.info.data))
+            log.say(DataRead(metric=task.metric, num_rows=actors.info.num_rows, report=actors.info.data))
         folder.snapshots.recover(log)
 
         scheduler = make_scheduler(plan, task.search_direction)

@@ -29,7 +29,7 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import append_lines, read_events, to_line
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, SearchRun
 from loraxs_search.records.trial import AdapterSize, Lineage, Proposal, TrialReport, TrialState
 from loraxs_search.search_space.load import load_space
 
@@ -75,10 +75,8 @@ def read(path: Path) -> list[LoggedEvent]:
 
 def test_every_event_is_read_back_from_its_line(path):
     space = load_space("movie_reviews")
-    facts = StudyDescription(space.task, "org/base", ("rank",), {"train": 8}, "data")
-    described = DriverStarted(
-        at=1.0, since=0.5, run=SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"}, facts)
-    )
+    run = SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"})
+    described = DriverStarted(at=1.0, since=0.5, run=run)
     write(path, *EVENTS, described)
     assert len(path.read_bytes().splitlines()) == len(EVENTS) + 1
     assert read(path) == [*EVENTS, described]

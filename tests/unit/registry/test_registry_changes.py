@@ -13,8 +13,7 @@ from mlflow import MlflowClient
 from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.promotion import Baseline, ComparisonRecord, PromotionRule, Refit
+from loraxs_search.records.promotion import Baseline, PromotionRule, Refit
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.promotion import PromotionTest, Scored
@@ -74,14 +73,6 @@ def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):
     assert (forced.promoted, forced.forced, version) == (True, True, 2)
 
 
-def test_a_champion_on_another_base_that_is_not_here_is_met_with_its_recorded_rows(promote):
-    promote("t0", 320)
-    decision, _ = promote("t1", 360, base="org/Large")
-    assert decision.promoted
-    assert "nobody here can score it" in decision.reasons[1]
-    assert decision.p_value == pytest.approx(2**-40)
-
-
 def written(right: int, *, earlier: bool) -> ScoredRows:
     """Texts as today's rules read them, or as others have."""
     labels = [f"{row}" for row in range(400)]
@@ -89,9 +80,7 @@ def written(right: int, *, earlier: bool) -> ScoredRows:
     return ScoredRows(read.predictions, read.labels) if earlier else ScoredRows.from_bytes(read.to_bytes())
 
 
-@pytest.mark.parametrize(
-    ("champion_earlier", "finalist_earlier"), [(False, False), (True, False), (False, True), (True, True)]
-)
+@pytest.mark.parametrize(("champion_earlier", "finalist_earlier"), [(True, False), (True, True)])
 def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
     registry, promote, task, candidate, champion_earlier, finalist_earlier
 ):
@@ -110,16 +99,16 @@ def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
         assert bool(decision.comparisons) is alike
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(rows(100).to_bytes()), Path.unlink])
-def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_but_their_task(registry, promote, damage):
+def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_but_their_task(registry, promote):
     promote("t0", 320)
-    damage(Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors")
+    kept = Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors"
+    kept.write_bytes(rows(100).to_bytes())
     refused, _ = promote("t1", 330)
     assert not refused.promoted
     assert "has no whole answers to these test rows" in refused.reasons[1]
     assert registry.history("movie-reviews")[-1] == refused
     assert promote("t1", 330, rescore=scored_anew(rows(320)))[0].promoted
-    damage(Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors")
+    (Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors").unlink()
     assert promote("t2", 200, forced=True)[0].forced
 
 
@@ -150,25 +139,14 @@ def test_the_list_has_every_task_with_its_champion(registry, promote, task, cand
     assert found.spread == pytest.approx(0.0141421, rel=1e-4)
     assert found.promoted_at.startswith("20")
     assert found.aliases == {"champion": 1}
-
-
-def test_a_line_that_is_older_than_the_alias_is_made_anew(registry, promote, store_uri):
-    promote("t0", 320)
-    promote("t1", 390)
-    connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")  # by someone else's hand
-    (found,) = registry.summaries()
-    assert (found.version, found.score) == (1, 0.8)
-
-
-def test_versions_come_newest_first_with_their_names(registry, promote):
-    promote("t0", 320)
     promote("t1", 390)
     assert [(v.version, v.candidate.trial_id, v.aliases) for v in registry.versions("movie-reviews")] == [
         (2, "t1", ("champion",)),
         (1, "t0", ()),
     ]
-    with pytest.raises(RegistryError, match=r"`task`.*: movie-reviews"):
-        registry.versions("movies")
+    connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")  # by someone else's hand
+    (found,) = registry.summaries()
+    assert (found.version, found.score) == (1, 0.8), "a line that is older than the alias is made anew"
 
 
 # ---- changing your mind ----------------------------------------------------------------------------------------------
@@ -189,16 +167,6 @@ def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, with
             registry.rollback("movie-reviews", to=to)
 
 
-def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, with_versions, promote, monkeypatch):
-    with_versions(3)
-    shown = registry.versions
-    monkeypatch.setattr(registry, "versions", lambda task: shown(task)[:1])  # of hundreds, one hundred are
-    assert registry.rollback("movie-reviews").version == 2
-    registry.remove("movie-reviews:1")
-    with pytest.raises(RegistryError, match="champion"):
-        registry.rollback("movie-reviews")
-
-
 def test_a_champion_is_removed_by_force_only(registry, with_versions, promote):
     with_versions(2)
     with pytest.raises(RegistryError, match="is champion") as champion:
@@ -211,19 +179,14 @@ def test_a_champion_is_removed_by_force_only(registry, with_versions, promote):
     assert registry.champion("movie-reviews") is None
     assert registry.summaries()[0].version is None
     assert [past.action for past in registry.history("movie-reviews")] == ["promote", "promote", "remove", "remove"]
+    promote("t2", 380)
+    registry.remove("movie-reviews:3", forced=True)
+    promote("t3", 340)
+    registry.remove("movie-reviews:4", forced=True)
+    with pytest.raises(RegistryError, match="no champion"):
+        registry.rollback("movie-reviews")
     with pytest.raises(RegistryError, match="`version` must be given"):
         registry.remove("movie-reviews")
-
-
-def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_named(registry, with_versions, promote):
-    with_versions(2)
-    registry.remove("movie-reviews:2", forced=True)
-    with pytest.raises(RegistryError):
-        registry.rollback("movie-reviews")
-    decision = registry.rollback("movie-reviews", to=1)
-    assert (decision.version, decision.champion) == (1, None)
-    assert registry.champion("movie-reviews").aliases == ("champion",)
-    assert registry.summaries()[0].version == 1
 
 
 def test_the_best_version_is_removed_by_force_only(registry, with_versions, promote):
@@ -330,11 +293,8 @@ def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_t
     assert killed_before_write(7, lambda: promote("t1", 340))
 
 
-@pytest.mark.parametrize("unwritten", [("set_registered_model_tag", SUMMARY), ("set_tag", DECISIONS)])
-def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(
-    registry, promote, store_uri, killed_at, unwritten
-):
-    with killed_at(*unwritten):
+def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(registry, promote, store_uri, killed_at):
+    with killed_at("set_registered_model_tag", SUMMARY):
         promote("t0", 300)
     cut_off = registry.history("movie-reviews")
     refused, _ = promote("t1", 290)
@@ -345,39 +305,15 @@ def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(
     assert [past.version for past in registry.history("movie-reviews")] == [1, None, 2, 1]
 
 
-@pytest.mark.parametrize("to", [None, 1])
 def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_rolled_back(
-    registry, with_versions, promote, killed_at, to
+    registry, with_versions, promote, killed_at
 ):
     with_versions(1)
     with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
-    registry.rollback("movie-reviews", to=to)
+    registry.rollback("movie-reviews")
     assert [made.number for made in promote("t2", 380)[0].comparisons] == [3]
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3]
-
-
-def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_removed(
-    registry, with_versions, promote, killed_at
-):
-    with_versions(1)
-    with killed_at("set_tag", DECISIONS):
-        promote("t1", 340)
-    registry.remove("movie-reviews:2", forced=True)
-    past = [(past.action, past.version) for past in registry.history("movie-reviews")]
-    assert past == [("promote", 1), ("promote", 2), ("remove", 2)]
-
-
-def test_an_old_version_whose_second_promotion_was_cut_off_is_champion_after_the_one_between(
-    registry, with_versions, promote, killed_at
-):
-    with_versions(2)
-    with killed_at("set_tag", DECISIONS):
-        promote("t0", 300, forced=True)
-    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1]
-    promote("t2", 380)
-    assert [registry.rollback("movie-reviews").version for _ in range(2)] == [1, 2]
-    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3, 1, 2]
 
 
 def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by_hand(
@@ -416,23 +352,6 @@ def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, wit
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2]
     assert "cannot be read" in caplog.text
     assert registry.rollback("movie-reviews").version == 1
-
-
-def test_each_comparison_counts_once_after_200_decisions(registry, with_versions, promote, store_uri):
-    with_versions(1)
-    client, (first,) = connect(store_uri), registry.history("movie-reviews")
-    (run,) = client.search_runs([client.get_experiment_by_name("loraxs-search decisions").experiment_id])
-    refused = dataclasses.replace(first, promoted=False, version=None, seen=())
-    for number in range(2, 201):
-        made = ComparisonRecord(f"s1/x{number}", "s1/t0", number, 0.99, 0.5)
-        decision = dataclasses.replace(refused, winner=f"x{number}", number=number, comparisons=(made,))
-        client.set_tag(run.info.run_id, f"{DECISIONS}n{number:09d}", to_json(decision))
-    known = [f"s1/x{number}" for number in range(2, 201)]
-    decision, _ = promote("t1", 301, seen=known)
-    assert (decision.number, [made.number for made in decision.comparisons]) == (201, [201])
-    assert [made.number for made in promote("t1", 301, seen=known)[0].comparisons] == [201], "the same comparison again"
-    assert [made.number for made in promote("t2", 300, seen=[*known, "s1/y"])[0].comparisons] == [203]
-    assert [past.number for past in registry.history("movie-reviews")] == list(range(1, 204))
 
 
 def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
@@ -478,13 +397,3 @@ def test_of_two_versions_with_one_folder_one_can_be_removed(registry, with_versi
     assert registry.champion("movie-reviews").version == 1
     registry.remove("movie-reviews:1", forced=True)
     assert not [tag for tag in client.get_registered_model("movie-reviews").tags if first.tags["loraxs.digest"] in tag]
-
-
-def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, with_versions, promote, store_uri):
-    with_versions(1)
-    client = connect(store_uri)
-    made = client.create_model_version("movie-reviews", source="/elsewhere")
-    client.set_registered_model_alias("movie-reviews", "merged", made.version)
-    assert [past.version for past in registry.history("movie-reviews")] == [1]
-    promoted, _ = promote("t1", 340)
-    assert promoted.promoted

@@ -105,16 +105,13 @@ def test_another_machines_factors_lie_beside_its_own(key_and_checksum, promote, 
     assert factors_at(key, checksum(other)) == factor_variant_path(key, checksum(other))
 
 
-@pytest.mark.parametrize("has_own", [False, True])
-def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, store_uri, has_own):
+def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, store_uri):
     own = FactorStore().get(WEIGHT, rank=4)
     key, said = FactorStore().identify(WEIGHT, rank=4)
     bad = crafted(own)
     write_factors(factor_path(key), bad)  # of a machine that means ill
     promote("t0", 0.8, {key: checksum(bad)})
     elsewhere()
-    if has_own:
-        FactorStore().get(WEIGHT, rank=4)
     pull("movie-reviews", uri=store_uri)
     store = FactorStore()
     assert store.identify(WEIGHT, rank=4) == (key, said)
@@ -123,20 +120,6 @@ def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, s
     promote("t1", 0.9, {key: said})
     assert not factors_at(key, checksum(bad), unchecked=True)
     assert factors_at(key, said, unchecked=True)
-
-
-def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
-    key, said = key_and_checksum()
-    promote("t0", 0.8, {key: said})
-    (source,) = sources(store_uri)
-    file = Path(source) / f"{key}-{said[:16]}.safetensors"
-    bad = crafted(FactorStore().get(WEIGHT, rank=4))
-    write_factors(file, bad)
-    file.write_bytes(file.read_bytes().replace(checksum(bad).encode(), said.encode()))
-    elsewhere()
-    with pytest.raises(IntegrityError, match="must have checksum"):
-        pull("movie-reviews", uri=store_uri)
-    assert not factors_at(key, said, unchecked=True)
 
 
 def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote, store_uri):
@@ -182,21 +165,17 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
         assert not factors_at(key, said, unchecked=True)
 
 
-@pytest.mark.parametrize("key", ["", "../../etc", "A" * 64])
-def test_a_key_that_could_lead_elsewhere_is_refused(key):
-    for call in (
-        lambda: factors_at(key, "x", unchecked=True),
-        lambda: install_factors(key, b""),
-        lambda: install_factors(key, b"", unchecked=True),
-    ):
-        with pytest.raises(IntegrityError):
-            call()
-
-
-@pytest.mark.parametrize("checksum", ["", "x", "../../../elsewhere", "A" * 64])
-def test_a_checksum_that_could_lead_elsewhere_is_refused(checksum):
-    with pytest.raises(IntegrityError, match="factor checksum"):
-        factors_at("0" * 64, checksum, unchecked=True)
+def test_a_key_or_a_checksum_that_could_lead_elsewhere_is_refused(key_and_checksum, tmp_path):
+    key, known = key_and_checksum()
+    content = factor_path(key).read_bytes()
+    for odd in ("", "../../etc", "A" * 64):
+        with pytest.raises(IntegrityError, match="factor key"):
+            factors_at(odd, known)
+        with pytest.raises(IntegrityError, match="factor checksum"):
+            factors_at(key, odd)
+        for unchecked in (False, True):
+            with pytest.raises(IntegrityError, match="factor key"):
+                install_factors(odd, content, tmp_path, unchecked=unchecked)
 
 
 def test_a_promoter_without_the_files_says_so_and_promotes(promote, store_uri, caplog):

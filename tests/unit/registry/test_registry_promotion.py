@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import AnswerFlips, Baseline, Candidate, KeptAnswers, PromotionRule, SliceScore
@@ -68,7 +66,7 @@ def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:
 
 
 # ---- the first champion ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("right", "promoted"), [(560, True), (510, False), (500, False), (400, False)])
+@pytest.mark.parametrize(("right", "promoted"), [(560, True), (510, False), (400, False)])
 def test_a_first_champion_must_beat_the_constant_answer_significantly(right, promoted):
     constant = Baseline("constant", test_metrics={"accuracy": 0.5}, answer=1)
     decision = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None)
@@ -80,15 +78,6 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     assert (decision.comparisons[0].opponent, decision.comparisons[0].number) == ("constant", 1)
     forced = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True))
     assert (forced.promoted, forced.forced) == (True, not promoted), "what the rule promotes is not forced"
-
-
-def test_what_answers_every_row_alike_is_not_promoted():
-    labels = np.array([0] * 501 + [1] * 300 + [2] * 199)
-    said = ScoredRows(np.zeros_like(labels), labels)
-    finalist = Scored(_candidate("t0", 0.501, baselines=(Baseline("constant", answer=0),)), said)
-    assert not decide(RULE, TASK, finalist, None).promoted
-    without = Scored(_candidate("t0", 0.501), said)
-    assert not decide(RULE, TASK, without, None).promoted, "then the best constant on the test rows is taken"
 
 
 def test_without_rows_a_first_champion_takes_force():
@@ -117,7 +106,7 @@ def test_regression_must_beat_its_constant_too():
 # ---- against a champion ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("min_gain", "right", "promoted"),
-    [(0.0, 800, False), (0.0, 801, True), (0.01, 805, False), (0.01, 810, True), (0.0, 790, False)],
+    [(0.0, 800, False), (0.0, 801, True), (0.01, 805, False), (0.01, 810, True)],
 )
 def test_a_finalist_must_gain_more_than_nothing_and_at_least_min_gain(min_gain, right, promoted):
     rule = dataclasses.replace(NUMBERS, min_gain=min_gain)
@@ -127,9 +116,7 @@ def test_a_finalist_must_gain_more_than_nothing_and_at_least_min_gain(min_gain, 
     assert decision.champion_metric == 0.80
 
 
-@pytest.mark.parametrize(
-    ("confidence", "right", "promoted"), [(0.95, 803, False), (0.95, 810, True), (0.0, 803, True), (0.7, 803, True)]
-)
+@pytest.mark.parametrize(("confidence", "right", "promoted"), [(0.95, 803, False), (0.95, 810, True), (0.0, 803, True)])
 def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
     rule = PromotionRule(require="constant", confidence=confidence)
     decision = decide(rule, TASK, _scored("t0", right), _old(800))
@@ -151,43 +138,37 @@ def test_the_nth_look_at_the_same_rows_is_held_to_more():
     assert "comparison 100 on these rows, confidence 0.999995" in late, "it is not rounded to certainty"
 
 
-@pytest.mark.parametrize("champion", [None, "old"])
-def test_few_test_rows_decide_nothing(champion):
+def test_few_test_rows_decide_nothing():
     few, enough = (Scored(_candidate("t0", 1.0), _rows(number, 0)) for number in (9, 20))
-    held = Scored(_candidate("old", 0.0, study="s0"), _rows(0, 9)) if champion else None
-    refused = decide(RULE, TASK, few, held)
-    assert not refused.promoted
-    assert "at least 10 test rows are needed" in refused.reasons[-1]
-    assert "there are 9" in refused.reasons[-1]
-    assert refused.comparisons == ()
-    assert decide(RULE, TASK, few, held, ComparisonSetup(forced=True)).forced
-    assert decide(NUMBERS, TASK, few, held).promoted
+    for held in (None, Scored(_candidate("old", 0.0, study="s0"), _rows(0, 9))):
+        refused = decide(RULE, TASK, few, held)
+        assert (refused.promoted, refused.comparisons) == (False, ())
+        assert "at least 10 test rows are needed" in refused.reasons[-1]
+        assert decide(RULE, TASK, few, held, ComparisonSetup(forced=True)).forced
+        assert decide(NUMBERS, TASK, few, held).promoted
     assert decide(RULE, TASK, enough, None).promoted
 
 
-def test_minimised_metrics_turn_the_comparison_round():
-    task = dataclasses.replace(TASK, metric="error", direction="minimize")
-    champion = Scored(_candidate("old", 0, study="s0", test_metrics={"error": 0.05}))
-    refused = decide(NUMBERS, task, Scored(_candidate("t0", 0, test_metrics={"error": 0.1})), champion)
-    assert (refused.promoted, refused.reasons[-1][:12]) == (False, "0.0500 worse")
-
-
-@pytest.mark.parametrize(("unended", "promoted"), [(0.14, False), (0.15, True), (math.nan, False), (None, False)])
-def test_a_guarded_metric_must_not_fall_further_than_it_may(unended, promoted):
-    rule = dataclasses.replace(RULE, guards={"unended": 0.05})
-    known = {} if unended is None else {"unended": unended}
-    found = _scored("t0", 900, test_metrics={"accuracy": 0.9} | known)
-    champion = _old(800, test_metrics={"accuracy": 0.8, "unended": 0.2})
-    decision = decide(rule, TASK, found, champion)
-    assert decision.promoted is promoted
-    assert ("guard: unended" in decision.reasons[-1]) is not promoted
-    assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
+def test_a_guarded_metric_must_not_fall_further_than_it_may():
+    rule, champion = (
+        dataclasses.replace(RULE, guards={"unended": 0.05}),
+        _old(800, test_metrics={"accuracy": 0.8, "unended": 0.2}),
+    )
+    for unended, promoted in ((0.14, False), (0.15, True), (math.nan, False), (None, False)):
+        known = {} if unended is None else {"unended": unended}
+        found = _scored("t0", 900, test_metrics={"accuracy": 0.9} | known)
+        decision = decide(rule, TASK, found, champion)
+        assert decision.promoted is promoted
+        assert ("guard: unended" in decision.reasons[-1]) is not promoted
+        assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
 
 
 def test_answers_decide_and_what_a_tag_says_of_them_does_not():
     edited = _old(950, test_metrics={"accuracy": 0.1})
     decision = decide(RULE, TASK, _scored("t0", 900, test_metrics={"accuracy": 0.99}), edited)
     assert (decision.promoted, decision.winner_metric, decision.champion_metric) == (False, 0.9, 0.95)
+    other = decide(RULE, TASK, _scored("t0", 900), _old(100, test_metrics={"f1": 0.1}))
+    assert (other.promoted, other.champion_metric) == (True, 0.1), "by another metric than it was judged by"
 
 
 def _right_between(start, stop):
@@ -244,7 +225,6 @@ def test_no_slice_of_enough_rows_may_lose_more_than_its_guard_allows(size, allow
     ("rows", "why"),
     [
         (_right_between(0, 99), "needs a slice with 30 test rows or more, but there is none"),
-        (_sliced(_right_between(0, 99), a=29, b=29, c=29, d=13), "needs a slice of `group` with 30 test rows or more"),
         (
             dataclasses.replace(
                 _sliced(_right_between(0, 99), a=50, b=50),
@@ -362,29 +342,16 @@ def test_metrics_that_are_no_shares_have_no_margin_of_their_own():
 
 
 # ---- what is not compared --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("champion", "why"),
-    [
-        (_old(100, test_fingerprint="d2"), "other test rows"),
-        (dataclasses.replace(_old(100, test_metrics={"f1": 0.1}), rows=None), "no finite test"),
-    ],
-    ids=["rows", "metric"],
-)
-def test_a_champion_that_cannot_be_compared_stays_unless_forced(champion, why):
-    refused = decide(RULE, TASK, _scored("t0", 900), champion)
-    assert not refused.promoted
-    assert refused.comparisons == (), "nothing was looked at"
-    assert "not comparable" in refused.reasons[-1]
-    assert why in refused.reasons[-1]
-    forced = decide(RULE, TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
-    assert forced.promoted
-    assert forced.forced
-    assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
-
-
-def test_a_champion_that_was_judged_by_another_metric_has_this_one_from_its_answers():
-    decision = decide(RULE, TASK, _scored("t0", 900), _old(100, test_metrics={"f1": 0.1}))
-    assert (decision.promoted, decision.champion_metric) == (True, 0.1)
+def test_a_champion_that_cannot_be_compared_stays_unless_forced():
+    without = dataclasses.replace(_old(100, test_metrics={"f1": 0.1}), rows=None)
+    for champion, why in ((_old(100, test_fingerprint="d2"), "other test rows"), (without, "no finite test")):
+        refused = decide(RULE, TASK, _scored("t0", 900), champion)
+        assert (refused.promoted, refused.comparisons) == (False, ()), "nothing was looked at"
+        assert "not comparable" in refused.reasons[-1]
+        assert why in refused.reasons[-1]
+        forced = decide(RULE, TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
+        assert (forced.promoted, forced.forced) == (True, True)
+        assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
 
 
 def test_the_champion_is_not_promoted_again_even_by_force():
@@ -396,62 +363,12 @@ def test_the_champion_is_not_promoted_again_even_by_force():
         assert decision.reasons[-1] == "s1/t0 already is the champion"
 
 
-@pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])
-def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force(metrics):
-    decision = decide(
-        RULE, TASK, Scored(_candidate("t0", 0.9, test_metrics=metrics)), None, ComparisonSetup(forced=True)
-    )
-    assert not decision.promoted
-    assert "cannot be judged" in decision.reasons[-1]
-
-
-# ---- laws ------------------------------------------------------------------------------------------------------------
-law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of the rule
-rules = st.builds(
-    PromotionRule,
-    min_gain=st.sampled_from([0.0, 0.01, 0.1]),
-    tolerance=st.sampled_from([0.0, 0.02, 0.1]),
-    confidence=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
-)
-
-
-@st.composite
-def answered(draw, trial_id: str, study: str) -> Scored:
-    """An adapter with its answers to 60 rows, and a score that fits them."""
-    labels = np.arange(60) % 2
-    wrong = draw(st.sets(st.integers(0, 59), max_size=30))
-    predictions = np.array([1 - y if n in wrong else y for n, y in enumerate(labels)])
-    made = _candidate(trial_id, 1 - len(wrong) / 60, draw(st.integers(1, 50)), study=study)
-    return Scored(made, ScoredRows(predictions, labels))
-
-
-finalists, champions = answered("t0", "s1"), answered("old", "s0")
-
-
-@law
-@given(rules, finalists, st.one_of(st.none(), champions), st.booleans(), st.integers(1, 20))
-def test_deciding_again_after_acting_changes_nothing(rule, finalist, champion, forced, look):
-    setup = ComparisonSetup(number=look, forced=forced)
-    if decide(rule, TASK, finalist, champion, setup).promoted:
-        assert not decide(rule, TASK, finalist, finalist, setup).promoted
-
-
-@law
-@given(rules, finalists, champions, st.integers(1, 20))
-def test_unforced_promotion_never_loses_more_than_tolerance(rule, finalist, champion, look):
-    reference = ToleranceReference(1, champion.candidate.test_metrics["accuracy"])
-    decision = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look, reference=reference))
-    if decision.promoted:
-        assert decision.winner_metric is not None
-        assert decision.winner_metric >= reference.metric - rule.tolerance - 1e-6
-
-
-@law
-@given(rules, finalists, st.one_of(st.none(), champions), st.integers(1, 20))
-def test_a_later_look_promotes_nothing_that_an_earlier_one_does_not(rule, finalist, champion, look):
-    later = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look + 1))
-    if later.promoted:
-        assert decide(rule, TASK, finalist, champion, ComparisonSetup(number=look)).promoted
+def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force():
+    for metrics in ({}, {"accuracy": math.nan}):
+        finalist = Scored(_candidate("t0", 0.9, test_metrics=metrics))
+        decision = decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True))
+        assert not decision.promoted
+        assert "cannot be judged" in decision.reasons[-1]
 
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
@@ -468,7 +385,7 @@ def _asked(right: int, base: int | None, *, zero: float = 0.1, **failed: str) ->
     return dataclasses.replace(_scored("t0", right, baselines=(CONSTANT, *shots)), untouched=alone)
 
 
-@pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False), (850, False)])
+@pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False)])
 def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone(base, promoted):
     decision = decide(ALL, LM, _asked(800, base), None)
     assert decision.promoted is promoted
@@ -490,7 +407,6 @@ def _beside(right: int, **other) -> Scored:
     return dataclasses.replace(_scored("t0", right, **own), answers=kept)
 
 
-@pytest.mark.parametrize("champion", [None, _old(700, test_fingerprint="rows")])
 @pytest.mark.parametrize(
     ("task", "finalist", "why"),
     [
@@ -502,39 +418,34 @@ def _beside(right: int, **other) -> Scored:
             "of the untouched base (4-shot) to the test rows are missing",
         ),
         (LM, _scored("t0", 900), "constant was not measured"),
-        (TASK, _beside(900, features=None), "features was not measured"),
-        (TASK, _beside(900, features=Baseline("features", failed="OSError: no space")), "OSError: no space"),
         (TASK, _beside(900, features=Baseline("features", failed="too many", applies=False)), "too many"),
         (TASK, _beside(900, kept={}), "the answers of tfidf to the test rows are missing"),
-        (TASK, _beside(900, kept={"tfidf": KeptAnswers([1] * 1000)}), "the answers of features to the test rows are"),
         (TASK, _beside(900, features=Baseline("features", test_metrics={"accuracy": 0.5}, answer=0)), ""),
         (TASK, _beside(900), ""),
     ],
 )
-def test_what_is_not_known_of_a_baseline_promotes_nothing(task, finalist, why, champion):
+def test_what_is_not_known_of_a_baseline_promotes_nothing(task, finalist, why):
     finalist = dataclasses.replace(finalist, candidate=dataclasses.replace(finalist.candidate, test_fingerprint="rows"))
-    decision = decide(ALL, task, finalist, champion)
-    assert decision.promoted is not bool(why)
-    assert why in decision.reasons[-1]
-    assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is (bool(why) and "too many" not in why)
-    assert decision.comparisons or why
-    assert decide(RULE, task, finalist, champion).promoted
-    assert decide(ALL, task, finalist, champion, ComparisonSetup(forced=True)).promoted
+    for champion in (None, _old(700, test_fingerprint="rows")):
+        decision = decide(ALL, task, finalist, champion)
+        assert decision.promoted is not bool(why)
+        assert why in decision.reasons[-1]
+        assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is (bool(why) and "too many" not in why)
+        assert decision.comparisons or why
+        assert decide(RULE, task, finalist, champion).promoted
+        assert decide(ALL, task, finalist, champion, ComparisonSetup(forced=True)).promoted
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "about", "why"),
-    [
+def test_answers_of_a_baseline_to_other_rows_decide_nothing():
+    for num_rows, about, why in (
         (999, {}, "to 999 test rows, but there are 1000"),
         (1000, {"test_rows": "others"}, "with fingerprint others"),
         (1000, {"task": "another", "test_rows": "rows"}, "to test rows of another"),
-    ],
-)
-def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why):
-    said = KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)
-    decision = decide(ALL, TASK, _beside(800, kept={"tfidf": said, "features": said}), None)
-    assert not decision.promoted
-    assert why in decision.reasons[-1]
+    ):
+        said = KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)
+        decision = decide(ALL, TASK, _beside(800, kept={"tfidf": said, "features": said}), None)
+        assert not decision.promoted
+        assert why in decision.reasons[-1]
 
 
 @pytest.mark.parametrize(("tfidf", "first", "later"), [(700, True, True), (798, False, True), (809, False, False)])
@@ -597,11 +508,10 @@ def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one(bas
     assert "loss of the constant answer cannot be computed" in without.reasons[-1]
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
+def test_a_baseline_whose_score_is_not_finite_is_not_beaten():
     finalist = _loss_beside(4.0, 2.0)
     losses = finalist.untouched.losses.copy()
-    losses[0] = score
+    losses[0] = math.inf
     finalist = dataclasses.replace(finalist, untouched=dataclasses.replace(finalist.untouched, losses=losses))
     for champion in (None, _by_loss("old", 5.0, study="s0")):
         decision = decide(BY_LOSS, LM, finalist, champion)

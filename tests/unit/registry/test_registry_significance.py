@@ -43,7 +43,7 @@ def test_accuracy_is_mcnemars_exact_test():
     assert p_value("accuracy", 1.0, rows([0] * 5, [0] * 5), rows([1] * 5, [0] * 5)) == pytest.approx(1 / 32)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews"])
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_sure_gains_are_told_from_luck(metric):
     good, same, bad = noisy(LABELS, 0.9, 1), noisy(LABELS, 0.9, 2), noisy(LABELS, 0.7, 3)
     assert p_value(metric, 1.0, good, bad) < 0.01
@@ -68,7 +68,7 @@ def by_definition(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows
 
 @pytest.mark.parametrize(
     ("metric", "sign"),
-    [("f1", 1.0), ("macro_f1", 1.0), ("matthews", 1.0), ("pearson", 1.0), ("spearman", 1.0), ("mse", -1.0)],
+    [("macro_f1", 1.0), ("matthews", 1.0), ("spearman", 1.0), ("mse", -1.0)],
 )
 def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, monkeypatch):
     monkeypatch.setattr(evidence, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
@@ -84,15 +84,10 @@ def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, mo
         assert p_value(metric, sign, ours, theirs) == pytest.approx(by_definition(metric, sign, ours, theirs))
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "mse"])
-def test_a_sample_of_exchanges_gives_nearly_the_chance_of_all(metric, monkeypatch):
-    random = np.random.default_rng(2)
-    labels = random.integers(0, 2, 40) if metric == "macro_f1" else random.normal(size=40)
-    if metric == "macro_f1":
-        both = np.where(random.random((2, 40)) < np.array([[0.75], [0.6]]), labels, 1 - labels)
-    else:
-        both = labels + random.normal(size=(2, 40)) * np.array([[0.8], [1.0]])
-        both[:, 11:] = both[0, 11:]
+def test_a_sample_of_exchanges_gives_nearly_the_chance_of_all(monkeypatch):
+    random, metric = np.random.default_rng(2), "macro_f1"
+    labels = random.integers(0, 2, 40)
+    both = np.where(random.random((2, 40)) < np.array([[0.75], [0.6]]), labels, 1 - labels)
     ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
     num_differ = int((ours.predictions != theirs.predictions).sum())
     monkeypatch.setattr(evidence, "_EXACT", num_differ)
@@ -101,8 +96,9 @@ def test_a_sample_of_exchanges_gives_nearly_the_chance_of_all(metric, monkeypatc
     assert p_value(metric, 1.0, ours, theirs) == pytest.approx(exact, abs=0.03)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 5, 10, 20, 50])
-@pytest.mark.parametrize(("metric", "sign"), [("macro_f1", 1.0), ("mse", -1.0)])
+@pytest.mark.parametrize(
+    ("metric", "sign", "num_rows"), [("macro_f1", 1.0, 5), ("macro_f1", 1.0, 50), ("mse", -1.0, 3)]
+)
 def test_equal_adapters_differ_no_more_often_than_the_level_says_however_few_rows_there_are(metric, sign, num_rows):
     random, found = np.random.default_rng(num_rows), 0
     for _ in range(200):
@@ -161,12 +157,6 @@ def test_means_over_other_tokens_cannot_be_compared():
     assert p_value("token_accuracy", 1.0, ours, without) is None
 
 
-def test_shares_of_right_texts_are_mcnemars_exact_test():
-    labels = [f"a {i}" for i in range(40)]
-    ours, theirs = rows(labels[:30] + [""] * 10, labels), rows([""] * 25 + labels[25:28] + [""] * 12, labels)
-    assert p_value("exact_match", 1.0, ours, theirs) == binomtest(27, 27, alternative="greater").pvalue
-
-
 def test_scores_of_texts_are_taken_once_for_all_exchanges():
     random, asked = np.random.default_rng(6), []
     labels = [f"w{i % 7} w{i % 5}" for i in range(1000)]
@@ -179,7 +169,7 @@ def test_scores_of_texts_are_taken_once_for_all_exchanges():
     assert asked == [1000] * 4, "once for each of the two rows, whatever the number of exchanges"
 
 
-def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
+def test_rows_with_tokens_and_slices_survive_their_file():
     full = tokens(np.array([1.5, 0.25]), np.array([2, 1]), np.array([1, 0]))
     read = ScoredRows.from_bytes(full.to_bytes())
     for name in ("losses", "counts", "correct"):
@@ -189,23 +179,17 @@ def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
     old = ScoredRows.from_bytes(rows([1, 0], [1, 1]).to_bytes())
     assert (old.losses, old.counts, old.correct) == (None, None, None)
     assert old.slices == {}
-    torn = ScoredRows(full.predictions, full.labels, full.losses[:1], full.counts, full.correct)
-    with pytest.raises(IntegrityError, match=r"\[\(1,\), \(2,\)\]"):
-        ScoredRows.from_bytes(torn.to_bytes())
-
-
-def test_slices_survive_the_file_of_their_rows():
     groups = {"token_losses": ["a", "b"], "Sprache.größe": ["", "x y"]}
     read = ScoredRows.from_bytes(ScoredRows.of([1, 0], [1, 1], slices=groups).to_bytes())
     assert {name: values.tolist() for name, values in read.slices.items()} == groups
     assert (read.losses, read.predictions.tolist()) == (None, [1, 0])
-    torn = ScoredRows.of([1, 0], [1, 1], slices={"group": ["a"]})
-    with pytest.raises(IntegrityError, match=r"\[\(1,\), \(2,\)\]"):
-        ScoredRows.from_bytes(torn.to_bytes())
+    losses = ScoredRows(full.predictions, full.labels, full.losses[:1], full.counts, full.correct)
+    for torn in (losses, ScoredRows.of([1, 0], [1, 1], slices={"group": ["a"]})):
+        with pytest.raises(IntegrityError, match=r"\[\(1,\), \(2,\)\]"):
+            ScoredRows.from_bytes(torn.to_bytes())
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
-def test_memory_does_not_grow_with_the_labels(metric):
+def test_memory_does_not_grow_with_the_labels():
     """All combinations of 150 labels and two answers, 2,000 times, would be 50 GiB."""
     random = np.random.default_rng(3)
     labels = random.integers(0, 150, 3000)
@@ -214,11 +198,11 @@ def test_memory_does_not_grow_with_the_labels(metric):
         for share in (0.8, 0.75)
     )
     tracemalloc.start()
-    chance = p_value(metric, 1.0, good, bad)
+    chance = p_value("macro_f1", 1.0, good, bad)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert chance < 0.01
-    assert p_value(metric, 1.0, good, good) == 1.0
+    assert p_value("macro_f1", 1.0, good, good) == 1.0
     assert peak < 256 * 2**20
 
 
@@ -242,7 +226,7 @@ def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it():
 
 
 # ---- how much worse it may be ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("won", "lost", "n", "margin"), [(8, 12, 100, 0.1), (0, 3, 60, 0.05), (5, 0, 44, 0.02)])
+@pytest.mark.parametrize(("won", "lost", "n", "margin"), [(8, 12, 100, 0.1), (0, 3, 60, 0.05)])
 def test_tangos_score_test_has_the_variance_of_the_likeliest_shares_that_differ_by_the_margin(won, lost, n, margin):
     shares = np.linspace(margin + 1e-9, (1 + margin) / 2 - 1e-9, 2_000_001)  # of rows lost
     same = n - won - lost
@@ -251,10 +235,7 @@ def test_tangos_score_test_has_the_variance_of_the_likeliest_shares_that_differ_
     best = shares[likelihood.argmax()]
     z = (won - lost + n * margin) / np.sqrt(n * (2 * best - margin - margin**2))
     assert tango(won, lost, n, margin) == pytest.approx(norm.sf(z), rel=1e-4)
-
-
-def test_without_a_margin_tangos_test_is_mcnemars():
-    assert tango(12, 5, 100, 0.0) == pytest.approx(norm.sf(7 / 17**0.5))
+    assert tango(12, 5, 100, 0.0) == pytest.approx(norm.sf(7 / 17**0.5)), "without a margin it is McNemar's"
 
 
 def test_a_bound_on_the_loss_is_the_smallest_margin_that_the_test_rejects():
@@ -266,7 +247,7 @@ def test_a_bound_on_the_loss_is_the_smallest_margin_that_the_test_rejects():
     assert loss_bound(METRICS["accuracy"], 1.0, ours, theirs, 0.001) > bound
 
 
-@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse", "mae", "rmse", "r2"])
+@pytest.mark.parametrize("metric", ["macro_f1", "spearman", "mse"])
 def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
     random, sign = np.random.default_rng(4), -1.0 if metric in ("mse", "mae", "rmse") else 1.0
     if metric in NUMBER_METRICS:
@@ -286,28 +267,15 @@ def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
     assert high - loss == pytest.approx(norm.isf(0.001) * np.std(direct), rel=0.2)
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
-def test_a_few_rows_that_are_answered_alike_do_not_show_that_nothing_is_lost(metric):
+def test_a_few_rows_that_are_answered_alike_do_not_show_that_nothing_is_lost():
     labels = LABELS[:100]
     right = ScoredRows(labels, labels)
-    assert 0.03 < loss_bound(METRICS[metric], 1.0, right, right, 0.025) < 0.1, (
+    assert 0.03 < loss_bound(METRICS["matthews"], 1.0, right, right, 0.025) < 0.1, (
         "2 of 100 are lost unseen in one case of 8"
     )
     once = labels.copy()
     once[0] = 1 - once[0]
-    assert loss_bound(METRICS[metric], 1.0, ScoredRows(once, labels), right, 0.025) > 0.04
-
-
-@pytest.mark.parametrize("num_rows", [200, 2000])
-def test_what_is_worse_by_the_margin_is_hardly_ever_taken_for_as_good_in_thirty_tries(num_rows):
-    """Thirty tries, each truly one point worse than a champion that nothing has replaced."""
-    random, num_chains, num_false = np.random.default_rng(0), 200, 0
-    levels = [0.05 / (n * (n + 1)) for n in range(2, 32)]
-    for _ in range(num_chains):
-        outcomes = random.multinomial(num_rows, [0.08, 0.09, 0.83], 30)
-        p_values = [tango(int(won), int(lost), num_rows, 0.01) for won, lost, _ in outcomes]
-        num_false += any(p <= level for p, level in zip(p_values, levels, strict=True))
-    assert num_false <= num_chains * 0.05
+    assert loss_bound(METRICS["matthews"], 1.0, ScoredRows(once, labels), right, 0.025) > 0.04
 
 
 def test_other_rows_are_not_compared():

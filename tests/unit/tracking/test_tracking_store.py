@@ -11,31 +11,28 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.tracking.store import connect, ensure_store, has_waiting, read_offset, study_id
 
 
-def test_an_existing_store_is_left_alone(store_uri, fresh_home):
-    before = (fresh_home / "mlflow.db").stat().st_mtime_ns
-    ensure_store(store_uri)
-    assert (fresh_home / "mlflow.db").stat().st_mtime_ns == before
-
-
 def test_a_home_that_is_no_folder_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HomeError, match="must be writable"):
         ensure_store(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 
-def test_the_environment_of_the_user_stays(store_uri, monkeypatch):
+def test_the_environment_of_the_user_stays(store_uri, fresh_home, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     connect(store_uri)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    before = (fresh_home / "mlflow.db").stat().st_mtime_ns
+    ensure_store(store_uri)
+    assert (fresh_home / "mlflow.db").stat().st_mtime_ns == before, "an existing store is left alone"
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize(("written", "offset"), [(5, 5), ("garbage", 0), (-3, 0), (3, 0), (999999, 0), ("", 0)])
-def test_an_offset_at_which_no_line_begins_is_the_beginning(written, offset, tmp_path):
+def test_an_offset_at_which_no_line_begins_is_the_beginning(tmp_path):
     """As after a power cut: the offset was on the device, and of the last lines a part."""
     (tmp_path / "journal.jsonl").write_text("1234\n")
-    (tmp_path / "mlflow.offset").write_text(str(written))
-    assert read_offset(tmp_path) == offset
+    for written, offset in (("5", 5), ("garbage", 0), ("-3", 0), ("3", 0), ("999999", 0)):
+        (tmp_path / "mlflow.offset").write_text(written)
+        assert read_offset(tmp_path) == offset
 
 
 def test_a_line_torn_by_a_kill_is_waited_for_by_nobody(tmp_path):

@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loraxs_search.errors import HomeError
 from loraxs_search.log.events import TrialStarted
@@ -14,7 +16,7 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking.store import connect
-from loraxs_search.tracking.tracker import Tracker
+from loraxs_search.tracking.tracker import Tracker, run_name
 
 
 def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, store_uri, monkeypatch, tmp_path):
@@ -62,16 +64,21 @@ def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, st
 
 
 @pytest.mark.parametrize("lost", [("mlflow.offset",), ("mlflow.offset", "tracking.runs.jsonl")])
-def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, lost):
+def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, lost, report):
     tracker = open_tracker()
     record(tracker)
+    tracker.trial_started("t3", {"rank": 4096}, None)  # its params resolve to nothing
+    tracker.trial_finished("t3", TrialState.FAIL, "`rank` must be in 1..384", wall_s=400.0, worked_s=30.0)
     tracker.adapter_logged("t0", adapter_folder)
     assert tracker.close()
     before = look()
+    assert before.children["t3"].data.params == {"rank": "4096"}
+    assert before.children["t3"].data.metrics["wall_s"] == 30.0, "it leaves out when no driver was at work"
     for name in lost:
         (study_dir / name).unlink()
     again = open_tracker()
     assert again.waiting
+    again.trial_reported(report("t0", 80, accuracy=0.9))  # a search that goes on may tell what it has told
     assert again.flush()
     after = look()
     assert len(after.parents) == 1
@@ -83,26 +90,6 @@ def test_replaying_everything_changes_nothing(open_tracker, record, look, study_
         run.info.end_time for run in before.children.values()
     ]
     assert [model.model_id for model in after.models] == [model.model_id for model in before.models]
-
-
-def test_the_wall_time_of_a_trial_leaves_out_what_no_driver_was_at_work(open_tracker, look):
-    tracker = open_tracker()
-    tracker.trial_started("t0", {"rank": 4})
-    tracker.trial_finished("t0", TrialState.COMPLETE, wall_s=400.0, worked_s=30.0)
-    assert tracker.flush()
-    assert look().children["t0"].data.metrics["wall_s"] == 30.0
-
-
-def test_events_told_twice_count_once(open_tracker, record, look, report):
-    tracker = open_tracker()
-    record(tracker)
-    assert tracker.close()
-    before = look()
-    again = open_tracker()  # a search that goes on may tell again what it is not sure to have told
-    again.trial_reported(report("t0", 80, accuracy=0.9))
-    again.trial_finished("t0", TrialState.COMPLETE, "ran all steps", wall_s=99.0)
-    assert again.flush()
-    assert look().points == before.points
 
 
 def test_baselines_are_metrics_of_the_searchs_run(open_tracker, record, look):
@@ -256,14 +243,6 @@ def test_a_refits_adapter_is_kept_in_the_run_of_its_trial(
     assert tags["loraxs.model_id.refit"] == models["00000.2"].model_id
 
 
-def test_a_trial_whose_params_resolve_to_nothing_is_recorded_all_the_same(open_tracker, look):
-    tracker = open_tracker()
-    tracker.trial_started("t0", {"rank": 4096}, None)
-    tracker.trial_finished("t0", TrialState.FAIL, "`rank` must be in 1..384")
-    assert tracker.flush()
-    assert look().children["t0"].data.params == {"rank": "4096"}
-
-
 def test_two_studies_of_one_name_on_one_store_stay_apart(open_tracker, record, look, tmp_path, hyperparameters):
     for owner in ("ada", "bob"):
         tracker = open_tracker(folder=tmp_path / owner / "s1")
@@ -278,3 +257,26 @@ def test_an_open_tracker_with_nothing_to_say_creates_nothing(open_tracker, store
     with open_tracker() as tracker:
         assert tracker.flush()
     assert connect(store_uri).get_experiment_by_name("exp") is None
+
+
+def test_a_name_has_number_rank_modules_and_rate_first():
+    first = {"scale": 0.5, "learning_rate": 0.002, "target_modules": "attention", "rank": 16}
+    for trial_id, params, name in (
+        ("00012", first, "#12 r16 attention lr 2e-3 scale 0.5"),
+        ("00000", {"method": "ia3", "learning_rate": 0.0171}, "#0 ia3 lr 1.7e-2"),
+        ("clone-3", {"rank": 4}, "clone-3 r4"),
+        ("00001", {"target_modules": "a" * 60}, f"#1 {'a' * 23}…"),
+    ):
+        assert run_name(trial_id, params) == name
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(("rank", "method", "target_modules", "learning_rate", "d_initial", "head", "x" * 60)),
+        st.one_of(st.integers(), st.floats(), st.text(), st.booleans()),
+    )
+)
+def test_whatever_the_params_a_name_is_short(params):
+    name = run_name("00042", params)
+    assert name.startswith("#42")
+    assert len(name) <= 48

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -20,11 +21,12 @@ from loraxs_search.tracking.ui import run_ui, ui_command, ui_page
 def search(store_uri, tmp_path):
     """Record a search of a name; returns the study's id."""
 
-    def record(study: str, folder: str = "") -> str:
+    def record(study: str, folder: str = "", parameters: str = "dropout, rank") -> str:
         place = tmp_path / (folder or study)
         with Tracked(study, place, store_uri, "exp") as tracker:
-            params = {"search.metric": "loss", "search.direction": "minimize"}
+            params = {"search.metric": "loss", "search.direction": "minimize", "search.parameters": parameters}
             tracker.search_started("task: {}\n", SearchPlan(), params=params)
+            tracker.trial_started("00007", {"rank": 4, "learning_rate": 0.002})
         return (place / "tracking.id").read_text()
 
     return record
@@ -40,15 +42,6 @@ def taken():
 def serving(*code: str):
     """A command in place of MLflow's."""
     return lambda uri, **_: [sys.executable, "-c", "\n".join(code)]
-
-
-def test_the_ui_serves_the_embedded_store_with_its_artifacts(store_uri, fresh_home):
-    command = ui_command(store_uri, port=5001)
-    assert command[1:4] == ["-m", "mlflow", "server"]
-    options = dict(zip(command[4::2], command[5::2], strict=True))
-    assert options["--backend-store-uri"] == store_uri
-    assert options["--artifacts-destination"] == str(fresh_home / "artifacts")
-    assert options["--port"] == "5001"
 
 
 def test_a_server_serves_its_own_ui():
@@ -93,18 +86,36 @@ def test_whoever_is_interrupted_while_it_starts_leaves_no_server(store_uri, fres
 
 
 # ---- where it opens --------------------------------------------------------------------------------------------------
-def test_without_a_study_it_opens_all_experiments(store_uri):
-    assert ui_page(store_uri)("http://h:1") == "http://h:1/#/experiments?workflowType=machine_learning"
-
-
 def test_a_study_without_a_view_gets_one_when_it_is_opened(search, store_uri):
+    assert ui_page(store_uri)("http://h:1") == "http://h:1/#/experiments?workflowType=machine_learning"
     study_id = search("s1")
     link = ui_page(store_uri, "s1")("http://h:1")
     assert link.endswith(f"/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}")
-    tags = connect(store_uri).get_experiment_by_name("exp").tags
-    assert r"metrics.`loss`" in tags[f"mlflow.sharedViewState.loraxs-{study_id}"]
+    experiment = connect(store_uri).get_experiment_by_name("exp")
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.loraxs-{study_id}"])
+    state = json.loads(view["state"])
+    (parent,) = connect(store_uri).search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+    assert view["name"] == "s1"
+    assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    assert len(connect(store_uri).search_runs([experiment.experiment_id], state["searchFilter"])) == 1
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`loss`", True)
+    for column in ("metrics.`loss`", "params.`dropout`", "metrics.`stored_bytes`", "tags.`loraxs.reason`"):
+        assert column in state["selectedColumns"]
     assert ui_page(store_uri, "s1")("http://h:1") == link
-    assert connect(store_uri).get_experiment_by_name("exp").tags == tags
+    assert connect(store_uri).get_experiment_by_name("exp").tags == experiment.tags
+
+
+def test_a_view_fits_a_tag_and_of_many_the_oldest_of_ours_go(search, store_uri, monkeypatch):
+    study_ids = [search(f"s{n}", parameters=", ".join(f"parameter_{i}" for i in range(300))) for n in range(3)]
+    client, theirs = connect(store_uri), {"mlflow.sharedViewState.0a1b", "mlflow.sharedViewState.loraxs-odd"}
+    experiment_id = client.get_experiment_by_name("exp").experiment_id
+    for tag in theirs:
+        client.set_experiment_tag(experiment_id, tag, "[1]")
+    monkeypatch.setattr(ui_module, "_MAX_VIEWS", 2)
+    for number in range(3):
+        ui_page(store_uri, f"s{number}")
+    tags = {tag for tag in client.get_experiment(experiment_id).tags if tag.startswith("mlflow.sharedViewState.")}
+    assert tags == theirs | {f"mlflow.sharedViewState.loraxs-{study_id}" for study_id in study_ids[1:]}
 
 
 def test_of_studies_of_one_name_that_of_this_machine_is_meant(search, store_uri):
@@ -113,9 +124,9 @@ def test_of_studies_of_one_name_that_of_this_machine_is_meant(search, store_uri)
     assert ui_page(store_uri, "s1", ours)("").endswith(ours)
 
 
-@pytest.mark.parametrize("name", ["s2", "s' or 1=1", ""])
-def test_a_study_that_is_not_recorded_is_said(search, store_uri, name):
+def test_a_study_that_is_not_recorded_is_said(search, store_uri):
     search("s1")
-    with pytest.raises(StudyError, match="must be recorded at") as unknown:
-        ui_page(store_uri, name)
-    assert "loraxs-search sync" in str(unknown.value.hint)
+    for name in ("s2", "s' or 1=1"):
+        with pytest.raises(StudyError, match="must be recorded at") as unknown:
+            ui_page(store_uri, name)
+        assert "loraxs-search sync" in str(unknown.value.hint)
