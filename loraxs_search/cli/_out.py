@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -49,23 +46,6 @@ def say(text: str) -> None:
 def tell(text: str) -> None:
     """Print a line to stderr."""
     print(text, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def saying(text: str, every_s: float = 10.0) -> Iterator[None]:
-    """Say on stderr what takes long, and again and again how long it has taken so far."""
-    done, began = threading.Event(), time.monotonic()
-
-    def talk() -> None:
-        while not done.wait(every_s):
-            print(f"{text}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
-
-    print(f"{text} ...", file=sys.stderr, flush=True)
-    threading.Thread(target=talk, name="saying", daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
 
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,8 +53,9 @@ def show_check(
     loaded = open_space(space, overrides)  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
-    with _out.saying("measuring a few steps of drawn trials on this machine") if estimate else contextlib.nullcontext():
-        seen = checked(loaded, data=data, estimate=estimate)
+    if estimate:
+        _out.tell("measuring a few steps of drawn trials on this machine ...")
+    seen = checked(loaded, data=data, estimate=estimate)
     if as_json:
         _out.print_json(seen)
         _out.print_warnings(seen.warnings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CURSOR_ON = b"\x1b[?25h"
 
 
-@contextlib.contextmanager
+@contextmanager
 def _interrupts(
     say: Callable[[str], None], is_training: Callable[[], bool], studies: Callable[[], Iterable[str]]
 ) -> Iterator[threading.Event]:
@@ -68,7 +68,7 @@ def _interrupts(
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
+@contextmanager
 def watched(tracking_uri: str, *, study: str = "") -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
     """Yield a view of a search, and an event that Ctrl-C sets: a live table on a terminal, plain lines in a pipe.
 
@@ -87,7 +87,7 @@ def watched(tracking_uri: str, *, study: str = "") -> Iterator[tuple[LiveView | 
             yield view, stop
 
 
-def shown(tracking_uri: str) -> LiveView | LinesView:
+def shown(tracking_uri: str) -> AbstractContextManager[LiveView | LinesView]:
     """Return a context with a view of a search: drawn on a terminal; elsewhere, as in a notebook, lines on stderr.
 
     Args:
@@ -97,7 +97,7 @@ def shown(tracking_uri: str) -> LiveView | LinesView:
         from loraxs_search.cli._live import LiveView
 
         return LiveView(server_of(tracking_uri))
-    return LinesView(sys.stderr, server_of(tracking_uri))
+    return nullcontext(LinesView(sys.stderr, server_of(tracking_uri)))
 
 
 def server_of(uri: str) -> str:
@@ -222,12 +222,11 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     server, views = server_of(resolve_uri(tracking_uri)), dict[str, LinesView]()
 
     def view_of(study: str) -> LinesView:
-        views[study] = stack.enter_context(LinesView(sys.stderr, server, label=study))
+        views[study] = LinesView(sys.stderr, server, label=study)
         return views[study]
 
-    with contextlib.ExitStack() as stack:
-        # The main thread only waits, so it may be interrupted at any time.
-        stop = stack.enter_context(_interrupts(LinesView(sys.stderr, server).say, lambda: False, lambda: views))
+    # The main thread only waits, so it may be interrupted at any time.
+    with _interrupts(LinesView(sys.stderr, server).say, lambda: False, lambda: views) as stop:
         results = launch_together(spaces, views=view_of, stop=stop, **options)
     show_results(results, as_json, in_list=True)
 

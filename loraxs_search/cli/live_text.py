@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import TextIO
@@ -113,13 +111,10 @@ def data_lines(report: DataReport, scored: Mapping[Split, int], metric: str, *, 
 
 # ---- where there is no terminal: plain lines to read -----------------------------------------------------------------
 _COUNT_EVERY_S = 10.0
-_SILENT_S = 30.0  # without a line, until one says how far the search is
 
 
 class LinesView:
-    """Writes one line an event, with the seconds since the start; a context manager.
-
-    While nothing happens, a thread writes every half minute how far the search is.
+    """Writes one line an event, with the seconds since the start.
 
     Args:
         server: Address of MLflow, as shown to users; empty for the embedded store.
@@ -134,55 +129,23 @@ class LinesView:
         self._out, self._server, self._warns = out, server, warns
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
-        self.state, self._lock = SearchState(), threading.Lock()
-        self._counted_at, self._written_at = 0.0, self._began
-        self._closing = threading.Event()
-
-    def __enter__(self) -> LinesView:
-        def keep_talking() -> None:
-            with contextlib.suppress(OSError):  # its reader went away
-                while not self._closing.wait(1.0):
-                    self.beat(time.time())
-
-        threading.Thread(target=keep_talking, name="lines", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
+        self.state, self._counted_at = SearchState(), 0.0
 
     def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
-        with self._lock:
-            self.state.happened(event)
-            for text in self._texts(event):
-                self._write(text, event.at)
+        self.state.happened(event)
+        for text in self._texts(event):
+            print(self._line(text, event.at), end="", file=self._out, flush=True)
 
     def known(self, event: events.ShownEvent) -> None:
         """Take an event of an earlier driver: it counts, and has no line."""
-        with self._lock:
-            self.state.happened(event)
-
-    def beat(self, now: float) -> None:
-        """Write how far the search is, where nothing was written for half a minute."""
-        with self._lock:
-            if now - self._written_at < _SILENT_S:
-                return
-            state = self.state
-            text = f"still {phase_in_words(state.phase)}" if state.phase else "still starting"
-            if state.facts is not None and state.phase is None:
-                text = f"{state.steps_done:,} of about {state.trial_steps + state.refit_steps:,.0f} steps"
-            left = time_left_in_words(state.seconds_left(now))
-            self._write(f"{text}, {left}" if left else text, now)
+        self.state.happened(event)
 
     def say(self, text: str) -> None:
         """Write a line from a signal handler: past the stream's buffer, which may be in use."""
         os.write(self._out.fileno(), self._line(text, time.time()).encode())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _write(self, text: str, at: float) -> None:
-        print(self._line(text, at), end="", file=self._out, flush=True)
-        self._written_at = max(self._written_at, at)
-
     def _line(self, text: str, at: float) -> str:
         return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -281,6 +280,7 @@ def pull(
     """
     from loraxs_search.api import pull
 
-    with _out.saying(f"pulling {name} as {form}") if form != "native" else contextlib.nullcontext():
-        path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
+    if form != "native":
+        _out.tell(f"pulling {name} as {form} ...")
+    path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
     _out.emit(as_json, {"name": name, "path": str(path), "format": form}, str(path))

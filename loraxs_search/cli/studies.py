@@ -6,8 +6,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from typer import Argument, Option
@@ -25,18 +27,22 @@ from loraxs_search.reports.study_status import watch as follow
 from loraxs_search.steering import describe
 from loraxs_search.studies.folder import StudyFolder
 
+if TYPE_CHECKING:
+    from loraxs_search.cli._live import LiveView
+
 
 def _follow(folder: StudyFolder) -> None:
     """Show a study's search until nobody works on it: drawn on a terminal, as lines in a pipe; wiped at the end."""
     server, began = server_of(folder.info.tracking_uri), folder.info.created_at
+    shown: AbstractContextManager[LiveView | LinesView] = nullcontext(
+        LinesView(sys.stdout, server, began=began, warns=True)
+    )
     if is_terminal := sys.stdout.isatty() and sys.stderr.isatty():
         from loraxs_search.cli._live import LiveView
 
-        view: LiveView | LinesView = LiveView(server, began)
-    else:
-        view = LinesView(sys.stdout, server, began=began, warns=True)
+        shown = LiveView(server, began)
     try:
-        with view:
+        with shown as view:
             for event in follow(folder.name):
                 view.happened(event)
                 if is_terminal and isinstance(event, Warned):

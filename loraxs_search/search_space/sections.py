@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import create_model
 
-from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened, unknown_name
+from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened, unknown_name
 from loraxs_search.home import SHIPPED, shipped_tasks, user_path
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
@@ -256,21 +256,6 @@ def _unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name
     return f"{asking(law, name, fitting)}, but got {shown(name)}."
 
 
-def _meant_metrics(given: object) -> tuple[str, ...]:
-    """Return the metrics that a faulty task section means, so that what must be among them can be checked too.
-
-    None of them where one cannot be known.
-    """
-    section = as_mapping(given)
-    kind = KINDS.importable().get(str(section.get("kind")))
-    metrics, metric = section.get("metrics"), section.get("metric")
-    names = [*(metrics if isinstance(metrics, list) else ()), *([metric] if metric else ())]
-    if kind is None or not all(isinstance(name, str) for name in names):
-        return ()
-    likely = [name if name in kind.metrics else meant(name, kind.metrics) for name in names]
-    return tuple(likely) if all(likely) else ()
-
-
 def _direction_fault(given: str | None, metric: str) -> str | None:
     """Say what is wrong with a `direction` beside a metric, whose own it must be."""
     known = find_metric(metric)
@@ -348,7 +333,7 @@ def read_promotion(document: Document, task: Task | None, methods: Mapping[str, 
     def fault(key: str, law: str) -> None:
         document.fault(("promotion", key), law)
 
-    metrics = task.metrics if task else _meant_metrics(sections.get("task"))
+    metrics = task.metrics if task else ()
     named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
     for key, name in named:
         if isinstance(name, str) and metrics and name not in metrics:

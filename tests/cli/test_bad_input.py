@@ -20,41 +20,14 @@ def nothing_is_left_behind(fresh_home):
 
 
 # ---- the space and its rows ------------------------------------------------------------------------------------------
-def test_every_fault_of_a_file_is_told_with_its_line(say, tmp_path):
-    faulty = tmp_path / "faulty.yaml"
-    faulty.write_text(
-        "task: {use: sst2, max_lenght: 64}\n"
-        "base_model: {id: org/name, sha256: short}\n"
-        "parameters:\n"
-        "  rank: {choice: [4, 0]}\n"
-        "  learning_rate: {log_uniform: [1.0e-2, 1.0e-3]}\n"
-        "search: {scheduler: ahsa}\n"
-    )
-    said = say("launch", str(faulty))
-    assert said.is_error(2, "faulty.yaml has 5 faults:", "max_length", "asha")
-    places = [line.split(":")[1] for line in said.err.splitlines() if line.startswith(f"{faulty}:")]
-    assert places == ["1", "2", "4", "5", "6"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "code", "parts"),
-    [
-        (["parameters.rank=500"], 2, ("`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0.",)),
-        (
-            ["base_model=org/nowhere", "task.columns.text=sentense"],
-            1,
-            ("'org/nowhere' was not found", "`package`", "but got 'sentense'"),
-        ),
-        (
-            ["parameters.target_modules=atention", "task.columns.text=sentense"],
-            2,
-            ("but got 'atention'", "but got 'sentense'"),
-        ),
-    ],
-)
-def test_a_space_that_does_not_fit_its_base_or_its_rows(say, tiny_space, overrides, code, parts):
-    changes = [part for override in overrides for part in ("--set", override)]
-    assert say("check", str(tiny_space), "--data", *changes).is_error(code, *parts)
+def test_a_space_that_does_not_fit_its_base_or_its_rows(say, tiny_space):
+    check, column = ("check", str(tiny_space), "--data"), ("--set", "task.columns.text=sentense")
+    rank = "`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0."
+    assert say(*check, "--set", "parameters.rank=500").is_error(2, rank)
+    said = say(*check, "--set", "base_model=org/nowhere", *column)
+    assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
+    said = say(*check, "--set", "parameters.target_modules=atention", *column)
+    assert said.is_error(2, "but got 'atention'", "but got 'sentense'")
 
 
 def test_a_launch_tells_both_as_well(tiny_space):
@@ -72,29 +45,24 @@ AWAY = "http://127.0.0.1:9"
 NO_MLFLOW = (f"The MLflow server at {AWAY} must be reachable", "--tracking-uri")
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "parts"),
-    [
-        (["check", "movie_review"], 2, ("there is no movie_review", "shipped spaces: movie_reviews, ")),
-        (["pull", "movie-reviews", "--tracking-uri", AWAY], 1, NO_MLFLOW),
-        (["launch", "movie_reviews", "--tracking-uri", "files/here"], 1, ("sqlite:///FILE or http(s)://",)),
-        (["promote"], 1, ("There is no study yet", "loraxs-search launch")),
-        (["launch", "movie_reviews", "--name", "../up"], 1, ("but got '../up'", "--name")),
-    ],
-)
-def test_what_is_not_there(say, line, code, parts):
-    assert say(*line).is_error(code, *parts)
+ABSENT = [
+    (["check", "movie_review"], 2, ("there is no movie_review", "shipped spaces: movie_reviews, ")),
+    (["pull", "movie-reviews", "--tracking-uri", AWAY], 1, NO_MLFLOW),
+    (["launch", "movie_reviews", "--tracking-uri", "files/here"], 1, ("sqlite:///FILE or http(s)://",)),
+    (["promote"], 1, ("There is no study yet", "loraxs-search launch")),
+    (["launch", "movie_reviews", "--name", "../up"], 1, ("but got '../up'", "--name")),
+]
 
 
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
-        (["launch", "movie_reviews", "--address", "127.0.0.1:1"], ("luster at 127.0.0.1:1 must", "Connection refused")),
-        (["pull", "movie-reviews"], ("There is no task yet, but got 'movie-reviews'",)),
-    ],
-)
-def test_what_is_not_there_where_mlflow_is(say, store_uri, line, parts):
-    assert say(*line).is_error(1, *parts)
+def test_what_is_not_there(say):
+    for line, code, parts in ABSENT:
+        assert say(*line).is_error(code, *parts)
+
+
+def test_what_is_not_there_where_mlflow_is(say, store_uri):
+    said = say("launch", "movie_reviews", "--address", "127.0.0.1:1")
+    assert said.is_error(1, "luster at 127.0.0.1:1 must", "Connection refused")
+    assert say("pull", "movie-reviews").is_error(1, "There is no task yet, but got 'movie-reviews'")
 
 
 def test_a_home_that_is_a_file(say, fresh_home):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 import typer.main
 from support.said import Said
 from support.studies import study
@@ -47,37 +46,30 @@ def is_document(said: Said, *codes: int) -> bool:
     return said.is_error(said.code, document["error"]["message"], document["error"]["hint"])
 
 
-@pytest.mark.parametrize("verb", WITH_JSON, ids=" ".join)
-def test_an_unknown_option(say, verb):
-    assert is_document(say(*verb, "--no-such-option", "--json"), 2)
-
-
-@pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if any(p.required for p in ARGUMENTS[verb])], ids=" ".join)
-def test_a_missing_argument(say, verb):
-    assert is_document(say(*verb, "--json"), 2)
-
-
-@pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if ARGUMENTS[verb]], ids=" ".join)
-def test_a_name_of_nothing(say, store_uri, verb):
+def test_an_unknown_option_a_missing_argument_and_a_name_of_nothing(say, store_uri):
     study("reviews")
-    names = [NONE] * max(1, sum(p.required for p in ARGUMENTS[verb]))
-    texts = ["so so"] if takes(VERBS[verb], "--repl") else []
-    said = say(*verb, *names, *texts, "--json")
-    assert is_document(said, 1, 2)
-    assert NONE in said.err
+    for verb in WITH_JSON:
+        assert is_document(say(*verb, "--no-such-option", "--json"), 2)
+        required = [p for p in ARGUMENTS[verb] if p.required]
+        if required:
+            assert is_document(say(*verb, "--json"), 2)
+        if ARGUMENTS[verb]:
+            texts = ["so so"] if takes(VERBS[verb], "--repl") else []
+            said = say(*verb, *[NONE] * max(1, len(required)), *texts, "--json")
+            assert is_document(said, 1, 2)
+            assert NONE in said.err
 
 
-@pytest.mark.parametrize("verb", [verb for verb in WITH_JSON if takes(VERBS[verb], "--tracking-uri")], ids=" ".join)
-def test_an_address_of_nothing(say, verb):
+def test_an_address_of_nothing(say):
     study("reviews")  # which `promote` takes, and `gc` asks for
-    texts = ["so so"] if takes(VERBS[verb], "--repl") else []
-    names = ["t:1" if verb == ("rm",) else "movie_reviews"] * sum(p.required for p in ARGUMENTS[verb])
-    said = say(*verb, *names, *texts, "--tracking-uri", "files/here", "--json")
-    assert is_document(said, 1, 2)
+    for verb in (verb for verb in WITH_JSON if takes(VERBS[verb], "--tracking-uri")):
+        texts = ["so so"] if takes(VERBS[verb], "--repl") else []
+        names = ["t:1" if verb == ("rm",) else "movie_reviews"] * sum(p.required for p in ARGUMENTS[verb])
+        assert is_document(say(*verb, *names, *texts, "--tracking-uri", "files/here", "--json"), 1, 2)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in WITH_JSON], ids=" ".join)
-def test_without_it_stdout_stays_empty(say, verb):
-    said = say(*verb, "--no-such-option")
-    assert said.out == ""
-    assert said.is_error(2, "`option` must be one of: ")
+def test_without_it_stdout_stays_empty(say):
+    for verb in (verb for verb in VERBS if verb not in WITH_JSON):
+        said = say(*verb, "--no-such-option")
+        assert said.out == ""
+        assert said.is_error(2, "`option` must be one of: ")

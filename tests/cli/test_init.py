@@ -76,16 +76,6 @@ def test_a_file_that_is_there_is_said_before_rows_are_read(say, rows_folder):
         assert say("init", "rows.csv", *option).is_error(2, f"`--out` must not exist, but {name} does")
 
 
-def test_check_says_how_often_trials_see_the_rows(say, rows_folder):
-    assert drafted(say, "rows.csv", csv_of(200)).ok
-    steps = load_space("./rows.yaml").search.max_steps
-    assert "passes" not in say("check", "rows.yaml").ok
-    assert (
-        f"{steps} steps ({steps * 16 / 160:.1f} passes over the training rows)"
-        in say("check", "rows.yaml", "--data").ok
-    )
-
-
 def test_what_is_chosen_stands_in_the_space(say, rows_folder):
     chosen = ("--name", "films", "--metric", "macro_f1", "--max-length", "40", "--out", "other/films.yaml")
     Path("other").mkdir()
@@ -93,15 +83,6 @@ def test_what_is_chosen_stands_in_the_space(say, rows_folder):
     space = load_space("other/films.yaml")
     assert (space.task.name, space.task.labels, space.task.max_length) == ("films", ("pos", "neg"), 40)
     assert space.task.metrics[0] == space.task.metric == "macro_f1"
-
-
-def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say, rows_folder):
-    said = drafted(say, "rows.csv", PLAIN + "so,Pos\n")
-    assert said.is_error(
-        1,
-        "hint: correct or remove the rows, or: loraxs-search init rows.csv --map Pos=pos; ",
-        "if all of them are meant: loraxs-search init rows.csv --labels Pos,neg,pos",
-    )
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import io
-import sys
-import threading
 from dataclasses import replace
 
-import pytest
 from support.recorded_search import FACTS, begun, ended, reported
 
 from loraxs_search.cli._live import LiveView
-from loraxs_search.cli._out import saying
 from loraxs_search.cli.live_text import LinesView, time_left_in_words
-from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
 from loraxs_search.records.trial import TrialState
@@ -43,52 +37,6 @@ DATA = DataRead(
 
 def texts(out: io.StringIO) -> list[str]:
     return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
-
-
-def test_a_silent_search_says_within_half_a_minute_how_far_it_is():
-    out = io.StringIO()
-    lines = LinesView(out, "", began=1000.0)
-    lines.happened(Phase(study="mine", at=1000.0, text="loading the base"))
-    for now in (1029.0, 1030.0, 1059.0, 1060.0):
-        lines.beat(now)
-    lines.happened(replace(FACTS, at=1061.0, num_trials=1, num_slots=1, num_refits=0))
-    lines.beat(1095.0)
-    still, *others = [text for text in texts(out) if "still" in text or "about" in text]
-    assert (still, others) == ("still loading the base", ["still loading the base", "0 of about 80 steps"])
-
-
-def test_what_takes_long_says_so_again_and_again(monkeypatch):
-    heard = threading.Semaphore(0)
-
-    class Hearing(io.StringIO):
-        def write(self, text: str) -> int:
-            if "so far" in text:
-                heard.release()
-            return super().write(text)
-
-    monkeypatch.setattr(sys, "stderr", Hearing())
-    with saying("pulling", every_s=0.001):
-        assert all(heard.acquire(timeout=60) for _ in range(3))
-    assert inspect.signature(saying).parameters["every_s"].default <= 30
-
-
-@pytest.mark.parametrize(
-    ("work", "line"),
-    [
-        ("loraxs_search.api.pull", ("pull", "reviews", "--format", "lora")),
-        ("loraxs_search.search.driver.check.check", ("launch", "movie_reviews", "--dry-run")),
-    ],
-)
-def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(fresh_home, monkeypatch, say, work, line):
-    began = list[str]()
-
-    def fails(*_: object, **__: object) -> None:
-        began.extend(thread.name for thread in threading.enumerate())
-        raise LoraxsError("nothing more is needed")
-
-    monkeypatch.setattr(work, fails)
-    assert say(*line).code == 1
-    assert "saying" in began
 
 
 def test_lines_say_each_event_once():

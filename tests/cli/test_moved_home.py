@@ -22,14 +22,12 @@ def moved(fresh_home, store_uri, tmp_path, say, monkeypatch):
     return new
 
 
-@pytest.mark.parametrize("verb", [("resume", "done"), ("studies", "rm", "done", "--runs"), ("ui", "done", "--no-open")])
-def test_a_command_that_needs_the_store_says_how_to_lead_to_it(verb, moved, fresh_home, say):
-    old = fresh_home / "mlflow.db"
-    assert say(*verb).is_error(
-        1, f"The store that study 'done' records in must be there, but {old} is not", f"ln -s {moved} {fresh_home}"
-    )
-    assert not fresh_home.exists()
-    assert (moved / "studies" / "done").is_dir()
+def test_a_command_that_needs_the_store_says_how_to_lead_to_it(moved, fresh_home, say):
+    law = f"The store that study 'done' records in must be there, but {fresh_home / 'mlflow.db'} is not"
+    for verb in (("resume", "done"), ("studies", "rm", "done", "--runs"), ("ui", "done", "--no-open")):
+        assert say(*verb).is_error(1, law, f"ln -s {moved} {fresh_home}")
+        assert not fresh_home.exists()
+        assert (moved / "studies" / "done").is_dir()
 
 
 def test_sync_says_that_the_records_wait(moved, fresh_home, say):

@@ -26,39 +26,38 @@ def folder(fresh_home):
     return searched("s", tried, space=SPACE, finished=False)
 
 
-@pytest.mark.parametrize(
-    ("line", "params"),
-    [
-        (["stop", "s", "1", "--now"], {}),
-        (["finish", "s"], {}),
-        (["add", "s", "--set", "rank=16", "--set", "learning_rate=1e-3"], {"rank": 16, "learning_rate": 0.001}),
-        (["add", "s", "--from", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
-        (["extend", "s", "--trials", "12", "--time", "1h"], {}),
-    ],
-)
-def test_a_command_is_queued_and_status_names_it(say, folder, line, params):
-    said = say(*line)
-    assert (said.ok, "s: queued: nobody runs study 's' on this machine" in said.err) == ("", True)
-    assert "`loraxs-search resume s` carries it out first" in said.err
-    (command,) = folder.inbox.waiting()
-    assert (command.verb, dict(command.params)) == (line[0], params)
-    assert f"not answered yet: {line[0]} " in say("status", "s").err
-    assert [it["verb"] for it in json.loads(say("status", "s", "--json").ok)["commands"]] == [line[0]]
+QUEUED: list[tuple[list[str], dict[str, object]]] = [
+    (["stop", "s", "1", "--now"], {}),
+    (["finish", "s"], {}),
+    (["add", "s", "--set", "rank=16", "--set", "learning_rate=1e-3"], {"rank": 16, "learning_rate": 0.001}),
+    (["add", "s", "--from", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
+    (["extend", "s", "--trials", "12", "--time", "1h"], {}),
+]
+REFUSED = [
+    (["stop", "s", "00000"], 1, ("Trial 00000 of study 's' has already ended, PRUNED", "hint: ", "status s")),
+    (["stop", "s", "7"], 1, ("`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s")),
+    (["add", "s", "--set", "rank=5"], 1, ("`rank` must be as the space has it, one of 4, 8, 16, but got 5",)),
+    (["extend", "s"], 1, ("`extend` needs --trials, --time or both",)),
+    (["extend", "s", "--trials", "x"], 2, ("`--trials` must be a whole number, but got 'x'.",)),
+    (["finish", "nothing"], 1, ("but there is no 'nothing'", "ssh MACHINE")),
+]
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "parts"),
-    [
-        (["stop", "s", "00000"], 1, ("Trial 00000 of study 's' has already ended, PRUNED", "hint: ", "status s")),
-        (["stop", "s", "7"], 1, ("`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s")),
-        (["add", "s", "--set", "rank=5"], 1, ("`rank` must be as the space has it, one of 4, 8, 16, but got 5",)),
-        (["extend", "s"], 1, ("`extend` needs --trials, --time or both",)),
-        (["extend", "s", "--trials", "x"], 2, ("`--trials` must be a whole number, but got 'x'.",)),
-        (["finish", "nothing"], 1, ("but there is no 'nothing'", "ssh MACHINE")),
-    ],
-)
-def test_what_is_refused_says_why_and_what_to_do(say, folder, line, code, parts):
-    assert say(*line).is_error(code, *parts)
+def test_a_command_is_queued_and_status_names_it(say, folder):
+    for number, (line, params) in enumerate(QUEUED):
+        said = say(*line)
+        assert (said.ok, "s: queued: nobody runs study 's' on this machine" in said.err) == ("", True)
+        assert "`loraxs-search resume s` carries it out first" in said.err
+        commands = list(folder.inbox.waiting())
+        assert (len(commands), commands[-1].verb, dict(commands[-1].params)) == (number + 1, line[0], params)
+        assert f"not answered yet: {line[0]} " in say("status", "s").err
+    verbs = [line[0] for line, _ in QUEUED]
+    assert [it["verb"] for it in json.loads(say("status", "s", "--json").ok)["commands"]] == verbs
+
+
+def test_what_is_refused_says_why_and_what_to_do(say, folder):
+    for line, code, parts in REFUSED:
+        assert say(*line).is_error(code, *parts)
     assert not list(folder.inbox.waiting())
 
 

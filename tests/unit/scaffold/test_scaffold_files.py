@@ -74,9 +74,8 @@ def test_a_test_file_is_named(folder):
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["train.csv", "Training.jsonl.gz"])
-def test_rows_called_train_have_the_name_of_their_folder(folder, name):
-    assert task_name(folder / name, Choices()) == "tickets"
+def test_rows_called_train_have_the_name_of_their_folder(folder):
+    assert task_name(folder / "Training.jsonl.gz", Choices()) == "tickets"
     assert task_name(folder / "spam.csv", Choices()) == "spam"
 
 
@@ -100,19 +99,18 @@ def test_a_text_with_different_labels_is_said_with_its_lines(folder):
 
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("has_gpu", [False, True])
-def test_without_a_gpu_the_budget_is_minutes(folder, in_warm_home, monkeypatch, has_gpu):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+def test_without_a_gpu_the_budget_is_minutes(folder, in_warm_home, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     rows = "text,label\n" + "".join(f"{' '.join(['word'] * 100)} {i},{'ab'[i % 2]}\n" for i in range(5000))
     (folder / "rows.csv").write_text(rows)
-    space = yaml.safe_load(draft_space(folder / "rows.csv", folder / "space.yaml").text)
-    search, seeds = space["search"], space["promotion"]["seeds"]
-    if has_gpu:
-        assert (search["max_steps"], search["trials"], seeds, "time_budget" in search) == (752, 12, 2, False)
-    else:
-        assert (search["time_budget"], seeds) == ("10m", 0)
-        assert 16 <= search["max_steps"] < 752
+    for has_gpu in (True, False):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        space = yaml.safe_load(draft_space(folder / "rows.csv", folder / "space.yaml").text)
+        search, seeds = space["search"], space["promotion"]["seeds"]
+        if has_gpu:
+            assert (search["max_steps"], search["trials"], seeds, "time_budget" in search) == (752, 12, 2, False)
+    assert (search["time_budget"], seeds) == ("10m", 0)
+    assert 16 <= search["max_steps"] < 752
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------

@@ -179,7 +179,6 @@ data_files: {train: train.jsonl} | hub: a\n    splits: {dev: b} | splits.train: 
 weight_decay: 0 | basis: {choice: [top], when: {head: full}}\n  head: {choice: [full], when: {basis: top}} | lead back
 {int: [4, 16], step: 4} | {value: 4, when: {scale: 1}} | must stand in a list | when.scale: | sigma.when.rank[1]:
 metric: f1 | choose: smallest\n  candidates: 1 | smallest must stand beside a tolerance | candidates: must be at least 2
-accuracy, f1] | acuracy] | task.metrics[0]: | promotion.metric: must be one of the task's metrics: accuracy
 org/name | "\ud800" | must be valid Unicode
 train.jsonl | "\ud800" | must be valid Unicode
 sentence | "\ud800" | must be valid Unicode
