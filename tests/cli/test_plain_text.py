@@ -60,7 +60,7 @@ def test_data_and_talk_come_in_the_order_in_which_they_were_said_in_a_file(fresh
     command = [sys.executable, "-m", "loraxs_search", "status", "s"]
     with (tmp_path / "log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=buffered)
-    heading, trial, parameters, blank, talk, _ = (tmp_path / "log").read_text().splitlines()
+    heading, trial, parameters, blank, talk = (tmp_path / "log").read_text().splitlines()
     starts = ("trial ", "00000 ", "its parameters: rank 4", "s: ")
     assert all(map(str.startswith, (heading, trial, parameters, talk), starts))
     assert blank == ""
