@@ -93,8 +93,8 @@ class AdapterBank:
         self.base = with_setup(base if isinstance(base, BaseModel) else locate(base))
         if task_model is None:
             task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
-        self._model = BankModel(self.base, task_model, self._device)
-        self.has_head = self._model.has_head  # whether adapters have one; without, they choose or write
+        self.model = BankModel(self.base, task_model, self._device)
+        self.has_head = self.model.has_head  # whether adapters have one; without, they choose or write
         self._max_bytes = max_bytes
         self._adapters: OrderedDict[str, StoredAdapter] = OrderedDict()  # least recently used first
         self._layouts: dict[Layout, Layout] = {}
@@ -142,7 +142,7 @@ class AdapterBank:
         """
         folder = _folder_of(source or name, tracking_uri)
         manifest, _ = verified_manifest(folder, self.base)
-        check_ends(manifest, self.base, self._model.model)
+        check_ends(manifest, self.base, self.model.model)
         method = method_of(manifest.hyperparameters)
         if not method.serves_in_bank:
             known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
@@ -157,11 +157,11 @@ class AdapterBank:
         config = LoraXSConfig.from_pretrained(str(folder))
         adapter = self._checked(config, manifest.task, load_file(folder / FILES[1]))
         token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
-        rows = BankRows(self._model, [adapter] * len(token_ids))
+        rows = BankRows(self.model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
         logits = torch.stack(rows.logits(inputs)).cpu()
         kept = kept_logits(logits if self.has_head else logits[:, None])
-        compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
+        compare_reference_logits(kept, manifest.probe, tolerance(self.model.model))
         self._put(name, adapter)
 
     def add(self, name: str, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
@@ -219,7 +219,7 @@ class AdapterBank:
         if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         found = self.take(names)
-        return BankRows(self._model, [found[name] for name in names]).logits(inputs)
+        return BankRows(self.model, [found[name] for name in names]).logits(inputs)
 
     def predict(
         self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]] | DataFrame
@@ -267,7 +267,7 @@ class AdapterBank:
             log.warning(
                 "%d of %d rows are longer than max_length=%s: their %s are lost", cut.total(), len(names), limits, parts
             )
-        bank = BankRows(self._model, list(found.values()))
+        bank = BankRows(self.model, list(found.values()))
         requesters = bank.requesters(source, {name: number for number, name in enumerate(kinds)})
         answers = [Prediction("", None, None)] * len(names)
         for name, result in Engine(bank).run(requesters, asking).items():
@@ -330,7 +330,7 @@ class AdapterBank:
             for name, adapter in found.items()
         }
         heard = None if on_text is None else lambda key, number, piece: on_text(rows[key][number], piece)
-        bank = BankRows(self._model, list(found.values()))
+        bank = BankRows(self.model, list(found.values()))
         requesters = bank.requesters(RowSource(self.tokenizer), {key: int(key) for key in writes})
         texts = [""] * len(prompts)
         for key, written in Engine(bank).compute(requesters, writes, heard).items():
@@ -360,10 +360,6 @@ class AdapterBank:
                 if name is not None:
                     self._adapters.move_to_end(name)
         return found
-
-    def open_rows(self) -> BankRows:
-        """Return this base for rows whose adapters come and go."""
-        return BankRows(self._model)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _of_name(self, name: str) -> StoredAdapter:
@@ -396,7 +392,7 @@ class AdapterBank:
         """Check an adapter's tensors, and return it as it is stored."""
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
-            kind, own = kind_of(task), self._model.task_model
+            kind, own = kind_of(task), self.model.task_model
             model = kind.model
             if (model.num_outputs is None) != (own.num_outputs is None):
                 has, lacks = ("has one", "has none") if self.has_head else ("has none", "has one")
@@ -411,7 +407,7 @@ class AdapterBank:
                     f" {task.kind}, reads {model.auto_class}.",
                     hint="make another bank for it",
                 )
-            settings = self._model.settings(config, list(r))
+            settings = self.model.settings(config, list(r))
             layout = Layout(
                 tuple((name, s.rank, s.factor_key) for name, (s, _) in settings.items()),
                 tuple(sorted((name, tuple(value.shape)) for name, value in head.items())),
@@ -426,7 +422,7 @@ class AdapterBank:
                     raise IntegrityError(
                         f"{name} must be floating point of shape {shapes[name]}, but got {tuple(value.shape)}."
                     )
-            self._model.heads(layout)
+            self.model.heads(layout)
             numbers = [r[name].to(self._device, torch.float32) * scale for name, (_, scale) in settings.items()]
             numbers += [head[name].to(self._device, torch.float32) for name, _ in layout.head]
             vector = torch.cat([own.flatten() for own in numbers])

@@ -289,43 +289,6 @@ _WINDOW = 12  # tokens that are decoded together; a window is decoded anew with 
 _INCOMPLETE = "\ufffd"  # what stands for the first bytes of a character
 
 
-class _GrowingText:
-    """Decodes tokens as they come, at a cost that does not grow with the text.
-
-    Tokens are decoded with some before them: what a token adds depends on those.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._start, self._known = 0, ""  # where the window begins, and the text of it that is in `text` already
-        self.text = ""
-
-    def add(self, tokens: Sequence[int], *, last: bool = False) -> str:
-        """Decode what is new of a row's tokens, and return what that adds to the text.
-
-        Args:
-            tokens: All tokens of the row.
-            last: Whether none will follow: then the first bytes of a character are decoded too.
-        """
-        window = self._decode(tokens[self._start :])
-        if window.endswith(_INCOMPLETE) and not last:
-            return ""
-        piece = window[len(self._known) :]
-        self.text, self._known = self.text + piece, window
-        if len(tokens) - self._start >= _WINDOW and not last:
-            # Begin a new window, unless it would begin inside a character or with nothing to see.
-            start = len(tokens) - _WINDOW // 4
-            known = self._decode(tokens[start:])
-            if known.strip() and _INCOMPLETE not in known and self._known.endswith(known.lstrip()):
-                self._start, self._known = start, known
-        return piece
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # of one row
-        return text
-
-
 def _draw(logits_V: Tensor, sampling: Sampling, number: float) -> int:
     """Return the token at `number`, in [0, 1), of the distribution's cumulative sum.
 
@@ -375,7 +338,8 @@ class OpenSequence:
         self.tokens: list[int] = []
         self.margin = np.inf
         self.ended = self.is_over = False
-        self._growing = _GrowingText(self._tokenizer)
+        self._decoded = ""  # text of the tokens so far
+        self._start, self._known = 0, ""  # the token that the window begins with, and its text that is decoded already
         self._stopped: int | None = None  # where in the text a stop string begins
 
     @property
@@ -386,7 +350,7 @@ class OpenSequence:
     @property
     def text(self) -> str:
         """What was written, up to the stop string."""
-        return self._growing.text[: self._stopped]
+        return self._decoded[: self._stopped]
 
     def add(self, logits_V: Tensor, likeliest: int, margin: float) -> int:
         """Add the next token, the likeliest or one drawn by its own random number, and return it.
@@ -402,8 +366,8 @@ class OpenSequence:
         self.ended = token in self._ends
         self.is_over = self.ended or len(self.tokens) == request.max_new_tokens or bool(np.isnan(self.margin))
         if request.stop or self._on_text or self.is_over:
-            piece = self._growing.add(self.tokens[:-1] if self.ended else self.tokens, last=self.is_over)
-            text = self._growing.text  # a stop string may end within the new piece
+            piece = self._decode_more(self.tokens[:-1] if self.ended else self.tokens)
+            text = self._decoded  # a stop string may end within the new piece
             starts = [text.find(word, max(0, len(text) - len(piece) - len(word) + 1)) for word in request.stop]
             self._stopped = min((at for at in starts if at >= 0), default=None)
             if self._stopped is not None:
@@ -419,6 +383,31 @@ class OpenSequence:
                 if ready:
                     self._on_text(ready)
         return token
+
+    def _decode_more(self, tokens: Sequence[int]) -> str:
+        """Decode what is new of the row's tokens, and return what that adds to the text.
+
+        The cost does not grow with the text: tokens are decoded with a few before them, which what they add depends on.
+        The first bytes of a character wait for the others while more may follow.
+        """
+
+        def decoded(own: Sequence[int]) -> str:
+            text = self._tokenizer.decode(list(own), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            assert isinstance(text, str)  # of one row
+            return text
+
+        window = decoded(tokens[self._start :])
+        if window.endswith(_INCOMPLETE) and not self.is_over:
+            return ""
+        piece = window[len(self._known) :]
+        self._decoded, self._known = self._decoded + piece, window
+        if len(tokens) - self._start >= _WINDOW and not self.is_over:
+            # Begin a new window, unless it would begin inside a character or with nothing to see.
+            start = len(tokens) - _WINDOW // 4
+            known = decoded(tokens[start:])
+            if known.strip() and _INCOMPLETE not in known and self._known.endswith(known.lstrip()):
+                self._start, self._known = start, known
+        return piece
 
 
 def generated(rows: Sequence[OpenSequence]) -> Generated:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from loraxs_search.bank.bank import AdapterBank
+from loraxs_search.bank.bank_model import BankRows
 from loraxs_search.engine.generation import Generation, OpenSequence, generated, open_sequences
 from loraxs_search.engine.passes import WRITING_TOKENS, Engine, PassExecutor, workers_for
 from loraxs_search.errors import UsageError
@@ -153,7 +154,7 @@ class ServingEngine:
     # ---- the computing thread ----------------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
-            self._base = self._bank.open_rows()
+            self._base = BankRows(self._bank.model)
             self._engine = Engine(self._base, PassExecutor(*workers_for(self._base.device)))
             self._generation = Generation(self._base)
             while (jobs := self._next_jobs()) is not None:

@@ -161,8 +161,7 @@ class ServedModels:
             raise RefusedError(404, error.message, "model", hint=error.hint) from error
         if self.tasks and task not in {AdapterName.parse(own).task for own in self.tasks}:
             raise RefusedError(404, unknown_name("model", name, self.tasks), "model", hint=_HINT)
-        adapter = self._pulled(name)
-        self._check_base(adapter)
+        adapter = self._fitting(name)
         with self._loading:
             if adapter.digest not in self.bank:  # another request may have been quicker
                 self.load(adapter)
@@ -270,8 +269,7 @@ class ServedModels:
             return
         if digest != followed.adapter.digest:
             followed.tried = digest
-            adapter = self._pulled(name)
-            self._check_base(adapter)
+            adapter = self._fitting(name)
             with self._loading:
                 self.load(adapter)
                 with self._lock:
@@ -285,16 +283,19 @@ class ServedModels:
         folder, version = pull_version(name, uri=self.uri)
         return ServedAdapter(AdapterName.parse(name).task, version, folder.name, folder, verify(folder))
 
-    def _check_base(self, adapter: ServedAdapter) -> None:
-        """Refuse an adapter of another base.
+    def _fitting(self, name: str) -> ServedAdapter:
+        """Pull an adapter of this server's base.
 
         Raises:
-            RefusedError: its base is not this server's.
+            RefusedError: it is one of another base.
         """
+        adapter = self._pulled(name)
         if adapter.manifest.base_digest != self.bank.base.weight_digest:
             raise RefusedError(
                 404,
                 f"Models here are adapters of {self.base.id}, but {adapter.task} is one of"
                 f" {adapter.manifest.base_model.id}.",
+                "model",
                 hint="start another server for it",
             )
+        return adapter
