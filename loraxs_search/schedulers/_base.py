@@ -77,8 +77,8 @@ class Scheduler(ABC):
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stopped: dict[str, str] = {}  # trials that their last report stopped before all their steps: why
-        # Trials that it never stops; others are compared with them. No lambda, which cannot be pickled.
-        self.spares: Callable[[str], bool] = frozenset[str]().__contains__
+        # Whether a trial is never stopped; others are compared with it.
+        self.spares: Callable[[str], bool] = lambda _: False
         self._steps: dict[str, int] = {}  # of each trial's latest report
 
     @abstractmethod

@@ -223,14 +223,11 @@ WHY = "`loss` must be finite, but got nan."
 @pytest.mark.parametrize(
     ("reasons", "num_slots", "found"),
     [
-        (["", WHY] * 20, 2, None),
         ([WHY] * 4, 1, None),
-        ([WHY] * 5, 1, (5, WHY)),
         ([*[""] * 50, *[WHY] * 8], 1, None),
         ([*[""] * 50, *[WHY] * 9], 1, (9, WHY)),  # what went well long ago does not count
         (["one", "another"] * 10, 1, None),
         ([WHY] * 6, 20, None),  # of twenty that start together, those that fail do so first
-        ([WHY] * 20, 20, (20, WHY)),
     ],
 )
 def test_the_latest_trials_decide_whether_all_fail(reasons, num_slots, found):
