@@ -267,12 +267,12 @@ TIMES = {"1d": 86400, "1h30m": 5400, "90": 90, 2.5: 2.5}
 NO_TIMES = ("9" * 320 + "h", "1e400", "nan", "-1", "soon", "1_000")
 
 
-@pytest.mark.parametrize(("given_time", "seconds"), [*TIMES.items(), *((text, None) for text in NO_TIMES)])
-def test_a_time_to_add_is_written_as_a_time_budget_is(given_time, seconds, fresh_home):
+def test_a_time_to_add_is_written_as_a_time_budget_is(fresh_home):
     folder = new_study("s")
-    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder))
-    assert (answer.state is AnswerState.REFUSED) is (seconds is None)
-    assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
+    for given_time, seconds in (*TIMES.items(), *((text, None) for text in NO_TIMES)):
+        answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder))
+        assert (answer.state is AnswerState.REFUSED) is (seconds is None)
+        assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
 def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):

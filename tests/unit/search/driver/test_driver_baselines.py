@@ -173,19 +173,14 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
 def test_validation_rows_that_choose_are_few_and_spread_evenly(folder, monkeypatch):
     """Asking a base that writes costs more than a search; rows may be sorted."""
     monkeypatch.setitem(ROWS, "validation", 10_050)
-    hosts = Hosts({0: 5, 4: 4})
+    hosts = Hosts({0: 4, 4: 4})
     alone(folder, hosts).measure()
+    assert (0, "test") in {(shots, split) for shots, split, _ in hosts.asked}, "of equal ways that with fewer examples"
     chosen = sorted(row for shots, split, rows in hosts.asked if (shots, split) == (0, "validation") for row in rows)
     assert len(chosen) <= BASE_MODEL_ROWS < 2 * len(chosen)
     assert len(set(np.diff(chosen))) == 1
     assert (chosen[0], chosen[-1] > 9_900) == (0, True)
     assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
-
-
-def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder):
-    hosts = Hosts({0: 4, 4: 4})
-    alone(folder, hosts).measure()
-    assert (0, "test") in {(shots, split) for shots, split, _ in hosts.asked}
 
 
 @pytest.mark.parametrize("items", [0, 3, 5])
@@ -199,19 +194,6 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder, items):
     rows = [(shots, split, row) for shots, split, rows in (*killed.asked, *undisturbed.asked) for row in rows]
     assert len(rows) == len(set(rows)) == 2 * 150 + ROWS["test"]
     assert (folder.baselines() or ())[2].test_metrics["exact_match"] == 0.25
-
-
-def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder):
-    """A storage gets `baselines.json` first: a copy that is cut short lacks the rows."""
-    hosts = Hosts({0: 5, 4: 4})
-    alone(folder, hosts).measure()
-    path, before = folder.confirmed.base_rows_path, len(hosts.asked)
-    content = path.read_bytes()
-    path.unlink()
-    assert not alone(folder, hosts).is_measured
-    alone(folder, hosts).measure()
-    assert path.read_bytes() == content
-    assert len(hosts.asked) == before
 
 
 def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(folder, caplog):
@@ -244,12 +226,20 @@ def test_a_base_that_could_not_be_asked_is_asked_again(folder):
 
 
 def test_what_a_promotion_lacks_is_what_resuming_measures(folder):
-    folder.write_baselines([CONSTANT])
+    """A storage gets `baselines.json` first: a copy that is cut short lacks the rows, which are put together again."""
     assert lacks_baseline(folder), "it was never asked"
-    alone(folder, Hosts({0: 5, 4: 4})).measure()
+    hosts = Hosts({0: 5, 4: 4})
+    alone(folder, hosts).measure()
     assert not lacks_baseline(folder)
-    folder.confirmed.base_rows_path.unlink()
+    path, before = folder.confirmed.base_rows_path, len(hosts.asked)
+    content = path.read_bytes()
+    path.unlink()
     assert lacks_baseline(folder)
+    assert not alone(folder, hosts).is_measured
+    alone(folder, hosts).measure()
+    assert path.read_bytes() == content
+    assert len(hosts.asked) == before
+    path.unlink()
     asks_less = replace(folder.info, name="c", promotion=PromotionRule(require="constant"))
     assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))
 
