@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import resource
@@ -76,11 +75,6 @@ class World:
         self.studies[study] = self.trials
         return self.start("launch", str(space or self.space()), "--name", study, *arguments)
 
-    def launch_or_resume(self, study: str, *arguments: str) -> subprocess.Popen[str]:
-        """Resume a study, or launch it if it was killed or refused before it was there."""
-        exists = (self.home / "studies" / study / "study.json").exists()
-        return self.start("resume", study, *arguments) if exists else self.launch(study, *arguments)
-
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 300.0) -> str:
         """Wait for a command that must succeed; return what it said on stderr."""
         code, talk = self.end(process, timeout_s)
@@ -117,19 +111,6 @@ def outputs(process: subprocess.Popen[str], timeout_s: float | None) -> tuple[st
     except subprocess.TimeoutExpired:
         kill_tree(process.pid)
         raise
-
-
-def trials_of(study: str) -> list[tuple[object, ...]]:
-    """Return what a study's trials were and found, without times."""
-    from loraxs_search.studies.folder import StudyFolder
-
-    records = StudyFolder.open(study).journal().records.values()
-    return [(r.trial_id, dict(r.params), r.state, r.reason, [(x.step, x.metrics) for x in r.reports]) for r in records]
-
-
-def unlike(study: str, other: str) -> list[tuple[object, object]]:
-    """Return the trials that two studies do not have alike; none when they are the same to the bit."""
-    return [pair for pair in itertools.zip_longest(trials_of(study), trials_of(other)) if pair[0] != pair[1]]
 
 
 def reasons(study: str) -> list[tuple[str, str]]:

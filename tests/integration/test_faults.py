@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import subprocess
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from faults import disks, faulty_host, nodes, stores
 from faults.records import Losses
-from faults.world import World, reasons, unlike
+from faults.world import World, reasons
 from support.shell import num_reports, wait_for
 
 from loraxs_search.mlflow_uri import resolve_uri
@@ -22,6 +19,7 @@ from loraxs_search.search.driver.launch import new_study, search_study
 from loraxs_search.search.hosts.host_config import host_config
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.load import load_space
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import ensure_store
 
 pytestmark = [
@@ -46,41 +44,6 @@ def check(world: World) -> None:
     """Assert that nothing is lost, and that no trial has failed."""
     failed = [reason for study in world.studies for state, reason in reasons(study) if state == "FAIL"]
     assert (failed, world.losses()) == ([], Losses())
-
-
-def killed(process: subprocess.Popen[str], after_s: float) -> bool:
-    """Kill a process after a time; return False when it had ended by then."""
-    try:
-        process.communicate(timeout=after_s)
-        return False
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return True
-
-
-def test_a_driver_that_is_killed_at_a_random_moment_is_resumed_as_if_undisturbed(world):
-    """A kill of a search that is over would show nothing: another search takes it then."""
-    world.trials, world.steps = 12, 8  # more than those that the sampler draws at random
-    world.pack_size = "1"  # of trials at once, who reports first decides
-    began = time.monotonic()
-    world.finish(world.launch("undisturbed"))
-    wall_s, number, draw = time.monotonic() - began, 0, random.Random(0)
-    while not killed(world.launch(f"killed-{number}"), draw.uniform(0.3, wall_s)):
-        number += 1
-    world.finish(world.launch_or_resume(f"killed-{number}"))
-    assert not unlike(f"killed-{number}", "undisturbed")
-    check(world)
-
-
-def test_trials_of_a_worker_that_ends_go_on_elsewhere(world):
-    with nodes.cluster(world.folder / "c") as cluster:
-        world.env |= cluster.env
-        process = world.launch("node", "--address", cluster.address)
-        wait_for(process, lambda: num_reports("node") >= 3)
-        cluster.places[1].kill()
-        world.finish(process)
-    check(world)
 
 
 def test_mlflow_goes_in_the_middle_and_comes_back_later(world):
@@ -146,6 +109,7 @@ def test_a_disk_that_is_full_ends_the_search_and_with_room_again_it_goes_on(worl
                 disk.fill()
                 code, talk = world.end(world.launch("full", "--address", cluster.address))
                 disk.free()
-                world.finish(world.launch_or_resume("full", "--address", cluster.address))
+                options, is_begun = ("full", "--address", cluster.address), StudyFolder.exists("full")
+                world.finish(world.start("resume", *options) if is_begun else world.launch(*options))
         assert (code, "No space left" in talk or "is full" in talk) == (1, True), talk
         check(world)

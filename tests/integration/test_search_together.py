@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.log.events import SearchStarted, ShownEvent
 from loraxs_search.log.study_log import SearchView
 from loraxs_search.records.trial import TrialState
@@ -70,20 +70,6 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(ray_here, in_search_h
         )
     (finished,) = set(list_studies()) - before
     agree(finished, 2)
-
-
-def test_bases_that_differ_are_refused_before_anything_is_written(in_search_home, tiny_space, ratings):
-    ratings.write_text(ratings.read_text().replace("precision: float32", "precision: bfloat16"))
-    before = list_studies()
-    with pytest.raises(UsageError, match=r"`search.precision`.* float32 .* bfloat16"):
-        launch_together([str(tiny_space), str(ratings)])
-    ratings.write_text(ratings.read_text().replace("precision: bfloat16", "precision: float32, pack_size: 2"))
-    with pytest.raises(UsageError, match=r"`search.pack_size`.* 2"):
-        launch_together([str(tiny_space), str(ratings)])
-    ratings.write_text(re.sub("base_model: .*", "base_model: {id: org/other, revision: main}", ratings.read_text()))
-    with pytest.raises(UsageError, match=r"`base_model`.* org/other main\."):
-        launch_together([str(tiny_space), str(ratings)])
-    assert list_studies() == before
 
 
 @pytest.mark.long(part="search")

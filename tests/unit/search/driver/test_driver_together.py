@@ -46,6 +46,22 @@ def test_a_head_and_none_are_refused_before_ray_starts(fresh_home, spaces, monke
     assert not list_studies()
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("`base_model`", "org/base", "org/other"),
+        ("`search.precision`", "org/base", "org/base\nsearch: {precision: bfloat16}"),
+        ("`search.pack_size`", "org/base", "org/base\nsearch: {pack_size: 2}"),
+    ],
+)
+def test_spaces_that_differ_in_base_precision_or_pack_size_are_refused(fresh_home, spaces, key, before, after):
+    path = Path(spaces["topics"])
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(UsageError, match=key):
+        launch_together([spaces["stars"], spaces["topics"]])
+    assert not list_studies()
+
+
 @pytest.mark.parametrize("stem", ["my reviews+", "_größe", "映画", "a" * 90])
 def test_a_file_of_any_name_gives_its_study_a_name(fresh_home, spaces, tmp_path, stem):
     path = Path(spaces["stars"]).rename(tmp_path / f"{stem}.yaml")

@@ -160,7 +160,9 @@ def found(hosts, monkeypatch):
     return []
 
 
-def ask(hosts: HostPool, found: list[Any], losses: list[Exception], look: Callable[[], None] = lambda: None) -> Any:
+def ask(
+    hosts: HostPool, found: list[Any], losses: list[Exception], look: Callable[[], None] = lambda: None, **begun: Any
+) -> Any:
     """Ask hosts that are lost in these ways, one after the other, before one answers."""
 
     def host(lost: Any = None) -> Any:
@@ -168,13 +170,16 @@ def ask(hosts: HostPool, found: list[Any], losses: list[Exception], look: Callab
         return [*losses, "answer"][len(found) - 1]
 
     hosts.host = host  # type: ignore[method-assign]
-    return hosts.ask(lambda host: host, look)  # type: ignore[arg-type, return-value]
+    return hosts.ask(lambda host: host, look, **begun)  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("num_losses", [0, 3])
 def test_a_lost_host_is_replaced_and_the_question_asked_again(hosts, found, num_losses):
     assert ask(hosts, found, LOSSES[:num_losses]) == "answer"
     assert found == [None, *LOSSES[:num_losses]]
+    found.clear()
+    for begun, answer in (("begun", "begun"), (LOSSES[0], "answer")):
+        assert ask(hosts, found, [], begun=begun) == answer, "what a host was asked before is waited for first"
 
 
 def test_hosts_that_keep_dying_end_it(hosts, found):
