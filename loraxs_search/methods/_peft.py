@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import TargetModulesError, UsageError
-from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
+from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params, PlainLora
 from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors.store import FactorStore
+    from loraxs_search.methods._base import Pair
 
 
 class PeftMethod(Method):
@@ -99,7 +100,7 @@ class PeftMethod(Method):
             raise
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-        base = unloaded(cast("PreTrainedModel", peft_model(model).get_base_model()))
+        base = unloaded(cast("PreTrainedModel", _peft_model(model).get_base_model()))
         base.requires_grad_(False)
         return base
 
@@ -109,7 +110,7 @@ class PeftMethod(Method):
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
-        stored, learnt = learnt_names(peft_model(model))
+        stored, learnt = learnt_names(_peft_model(model))
         needed = {name: tensor for name, tensor in stored.items() if name in learnt}
         without = None if len(needed) == len(stored) else _num_bytes(needed)
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
@@ -117,9 +118,12 @@ class PeftMethod(Method):
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
         from loraxs_search.base_model.reading import pooling_of
 
-        pooling = pooling_of(cast("PreTrainedModel", peft_model(model).get_base_model()))
+        adapted = _peft_model(model)
+        pooling = pooling_of(cast("PreTrainedModel", adapted.get_base_model()))
+        if hasattr(adapted.active_peft_config, "body_fingerprint"):
+            adapted.active_peft_config.body_fingerprint = list(body_fingerprint)
         with tempfile.TemporaryDirectory() as folder:
-            peft_model(model).save_pretrained(folder)
+            adapted.save_pretrained(folder)
             files = {name: (Path(folder) / name).read_bytes() for name in FILES}
         if pooling != "class" and not self.says_pooling:
             # PEFT refuses such a `task_type`: its head would read something else, without a word.
@@ -141,6 +145,31 @@ class PeftMethod(Method):
         cast("nn.Module", base).to("cpu")  # in place; transformers' decorator hides what `to` takes
         loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), config=config, torch_device="cpu")
         return loaded.to(device)
+
+    def as_plain_lora(self, model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:
+        """Return an adapter's function as LoRA, its trained head included.
+
+        Args:
+            pairs: The update of each adapted layer, by full name.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import get_peft_model_state_dict
+
+        from loraxs_search.base_model.reading import pooling_of
+
+        config = model.active_peft_config
+        saved = tuple(config.modules_to_save or ())
+        state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+        heads = tuple(f"{ROOT}{name}." for name in saved)
+        layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+        return PlainLora(
+            pairs=pairs,
+            others={name: value.detach().cpu().contiguous() for name, value in state.items() if name.startswith(heads)},
+            saved=saved,
+            task_type=config.task_type,
+            fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for layer in layers),
+            pooling=pooling_of(cast("PreTrainedModel", model.get_base_model())),
+        )
 
 
 _CONFIG = FILES[0]
@@ -201,7 +230,7 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
             layer.weight = weight
 
 
-def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
+def _peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
     """Return the model as what `PeftMethod.attach` and `load` make of a base."""
     from peft import PeftModel
 

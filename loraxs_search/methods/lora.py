@@ -1,15 +1,23 @@
-"""Plain LoRA as a method: PEFT's own tuner, with rsLoRA and DoRA as its options. Read without torch or PEFT."""
+"""Plain LoRA as a method: PEFT's own tuner, with rsLoRA and DoRA as its options. Read without torch or PEFT.
+
+Many trials share a pass: y_i += s B A x_i for the rows of each slot. Letters: n rows of T positions each, r a slot's
+rank. Slots need nothing of each other, so ranks are not padded: a slot costs what its own products cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params
+from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params, Sizes
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import ADAPTER, NO_ALPHA, Shapes, check_ranks
+from loraxs_search.methods.names import ADAPTER, NO_ALPHA, ROOT, Shapes, check_ranks
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Hyperparameters
@@ -17,10 +25,13 @@ from loraxs_search.records.trial import Hyperparameters
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import Linear
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
     from loraxs_search.factors.store import FactorStore
-    from loraxs_search.methods._base import Linears, Packing, PlainLora
+    from loraxs_search.methods._base import Linears, Packing, Pair, PlainLora
 
 
 class Lora(PeftMethod):
@@ -103,35 +114,211 @@ class Lora(PeftMethod):
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
     ) -> PeftModel:
-        from loraxs_search.methods._lora_layers import draw_pairs
+        import torch
+
+        from loraxs_search.base_model.layers import matrix
 
         adapted = super().attach(model, hyper, head, factors)
-        draw_pairs(adapted, self.config(hyper, {}), hyper.seed)
+        layers = _layers(adapted)
+        weights = {name: matrix(layer.get_base_layer()) for name, layer in layers.items()}
+        sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
+        with torch.no_grad():  # PEFT has drawn them in the dtype of the base
+            for name, pair in _initial_pairs(self.config(hyper, {}), sizes, hyper.seed).items():
+                for own, drawn in zip(_pair_of(layers[name]), pair, strict=True):
+                    own.copy_(drawn)
         return adapted
 
     def plain_lora(self, model: PeftModel) -> PlainLora:
-        from loraxs_search.methods._lora_layers import as_plain_lora, lora_layers, pair_of
-
-        layers = lora_layers(model)
         if model.active_peft_config.use_dora:
             raise UsageError(
                 "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales"
                 " them.",
                 hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
             )
-        pairs = {name: pair_of(layer) for name, layer in layers.items()}
-        return as_plain_lora(model, {name: (a, layers[name].scaling[ADAPTER] * b) for name, (a, b) in pairs.items()})
+        pairs = {}
+        for name, layer in _layers(model).items():
+            a, b = _pair_of(layer)
+            pairs[name] = a, layer.scaling[ADAPTER] * b
+        return self.as_plain_lora(model, pairs)
 
     def packed_adapter(
         self, hyper: Hyperparameters, linears: Linears, factors: FactorStore, device: torch.device
     ) -> PackedAdapter:
         from loraxs_search.base_model.layers import matrix
-        from loraxs_search.methods._lora_layers import PackedPairs
 
         sizes = {name: (matrix(layer).shape[0], matrix(layer).shape[1]) for name, layer in linears.items()}
-        return PackedPairs(self.config(hyper, {}), sizes, hyper.seed, device)
+        return _PackedPairs(self.config(hyper, {}), sizes, hyper.seed, device)
 
     def packed_updates(self, linears: Linears, factors: FactorStore, num_workers: int) -> Packing:
-        from loraxs_search.methods._lora_layers import PackedLora
+        return lambda slots: _PackedLora(cast("Sequence[_PackedPairs | None]", slots), linears, num_workers)
 
-        return lambda slots: PackedLora(slots, linears, num_workers)
+
+def _layers(model: PeftModel) -> dict[str, Linear]:
+    """Return the layers with a LoRA adapter, by full name in the base, in model order."""
+    from peft.tuners.lora import Linear
+
+    return {name.removeprefix(ROOT): layer for name, layer in model.named_modules() if isinstance(layer, Linear)}
+
+
+def _pair_of(layer: Linear) -> Pair:
+    """Return a layer's own A and B; the layer's scaling is not in them."""
+    a, b = (side.get_submodule(ADAPTER).get_parameter("weight") for side in (layer.lora_A, layer.lora_B))
+    return a.detach(), b.detach()
+
+
+def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:
+    """Draw the A (r, in) and B (out, r) that layers start with, float32 on the CPU, one layer after the other.
+
+    They are what PEFT draws with torch's generator at `seed` for a float32 base that has just these layers adapted.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+    from torch import nn
+
+    own = copy.copy(config)
+    pairs: dict[str, Pair] = {}
+    own.fan_in_fan_out = False  # the layers below keep their weight as (out, in)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for name, (out_features, in_features) in sizes.items():
+            empty = nn.Linear(in_features, out_features, bias=False, device="meta").to_empty(device="cpu")
+            pairs[name] = _pair_of(Linear(empty, ADAPTER, own, r=own.r, lora_alpha=own.lora_alpha))
+    return pairs
+
+
+# ---- packed ----------------------------------------------------------------------------------------------------------
+class _PackedPairs(PackedAdapter):
+    """A (r, in) and B (out, r) of every layer, one after the other in one float32 vector, drawn as `attach` draws them.
+
+    Args:
+        sizes: Of the adapted layers, in model order, which is the vector's.
+    """
+
+    def __init__(self, config: LoraConfig, sizes: Sizes, seed: int, device: torch.device) -> None:
+        import torch
+
+        self.modules = tuple(sizes)
+        self.scaling = float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))  # as PEFT's
+        self._shapes = [shape for size in sizes.values() for shape in ((config.r, size[1]), (size[0], config.r))]
+        drawn = _initial_pairs(config, sizes, seed)
+        self.vector = torch.cat([side.flatten() for pair in drawn.values() for side in pair]).to(device)
+        self.tensors = [self.vector.requires_grad_()]
+
+    def pairs(self, vector: Tensor) -> dict[str, Pair]:
+        """View a vector like the slot's as A and B of each layer."""
+        parts = vector.split([prod(shape) for shape in self._shapes])  # type: ignore[no-untyped-call]
+        sides = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return dict(zip(self.modules, zip(sides[::2], sides[1::2], strict=True), strict=True))
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        (vector,) = values
+        named = {}
+        for module, pair in self.pairs(vector).items():
+            for side, value in zip("AB", pair, strict=True):
+                named[f"{ROOT}{module}.lora_{side}.{ADAPTER}.weight"] = value
+        return named
+
+
+@dataclass(frozen=True)
+class _SlotPair:
+    """A and B of one slot on one layer, in the dtype of the base, with each worker's float32 gradients of both."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    grads: Sequence[Pair]
+
+
+class _TrainedPairs:
+    """What the slots of a pack add to one layer; a `LayerUpdate`.
+
+    Args:
+        pairs: By the index of the slots that adapt this layer.
+    """
+
+    def __init__(self, pairs: Mapping[int, _SlotPair]) -> None:
+        self._pairs = pairs
+
+    def adapts(self, row_map: SlotRowMap) -> bool:
+        return any(segment.adapter in self._pairs for segment in row_map.segments)
+
+    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
+        saved = [x]  # the gradient of A needs it
+        for segment, pair in self._own(rows):
+            at = rows.positions(segment.start, segment.stop)
+            z = x[at].mm(pair.a.T)  # (n T, r)
+            y[at].addmm_(z, pair.b.T, alpha=pair.scaling)
+            saved.append(z)
+        return saved
+
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
+        x, *products = saved
+        for (segment, pair), z in zip(self._own(rows), products, strict=True):
+            at, (grad_a, grad_b) = rows.positions(segment.start, segment.stop), pair.grads[rows.worker]
+            g = dy[at].mm(pair.b).mul_(pair.scaling)  # (n T, r)
+            for total, left, right in ((grad_b, dy[at].T, z.mul(pair.scaling)), (grad_a, g.T, x[at])):
+                if left.dtype == total.dtype:
+                    total.addmm_(left, right)
+                else:
+                    total.add_(left.mm(right))
+            if dx is not None:
+                dx[at].addmm_(g, pair.a)
+
+    def _own(self, rows: LayerRows[SlotRowMap]) -> Iterator[tuple[RowSegment[int], _SlotPair]]:
+        for segment in rows.row_map.segments:
+            if (pair := self._pairs.get(segment.adapter)) is not None:
+                yield segment, pair
+
+
+class _PackedLora:
+    """A and B of every slot in the dtype that passes compute with, and their gradients: the `SlotUpdates` of LoRA.
+
+    Args:
+        linears: The base's linear layers, by full name.
+        num_workers: Passes that may be computed at the same time.
+    """
+
+    def __init__(
+        self, slots: Sequence[_PackedPairs | None], linears: Mapping[str, nn.Module], num_workers: int
+    ) -> None:
+        self._own = {index: slot for index, slot in enumerate(slots) if slot is not None}
+        self.modules = [name for name in linears if any(name in slot.modules for slot in self._own.values())]
+        dtype = linears[self.modules[0]].get_parameter("weight").dtype
+        self._grads: dict[int, Tensor] = {}
+        self._rounded: dict[int, Tensor] = {}
+        self._pairs: dict[int, dict[str, _SlotPair]] = {}
+        for index, slot in self._own.items():
+            vector = slot.vector.detach()
+            self._grads[index] = vector.new_zeros(num_workers, len(vector))
+            if dtype != vector.dtype:  # else passes compute with the slot's own numbers
+                vector = self._rounded[index] = vector.to(dtype)
+            grads = [slot.pairs(own) for own in self._grads[index]]
+            self._pairs[index] = {
+                module: _SlotPair(a, b, slot.scaling, [pairs[module] for pairs in grads])
+                for module, (a, b) in slot.pairs(vector).items()
+            }
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of the largest slot: the gradients of each worker, and a copy in the base's dtype."""
+        rounded = {index: values.nbytes for index, values in self._rounded.items()}
+        return max(grads.nbytes + rounded.get(index, 0) for index, grads in self._grads.items())
+
+    def update(self, module: str) -> _TrainedPairs:
+        """Return what is added to the output of one of `modules`."""
+        return _TrainedPairs({index: pairs[module] for index, pairs in self._pairs.items() if module in pairs})
+
+    def begin(self) -> None:
+        """Read every slot's current A and B, and set gradients to zero."""
+        for grads in self._grads.values():
+            grads.zero_()
+        for index, values in self._rounded.items():
+            values.copy_(self._own[index].vector.detach())
+
+    def collect(self) -> None:
+        """Set the gradient of every slot, summed over the workers in their order."""
+        for index, slot in self._own.items():
+            first, *others = self._grads[index]
+            for grad in others:
+                first += grad
+            slot.vector.grad = first

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import FactorSet, Modules, PackedAdapter, Params, Possible, Sizes
-from loraxs_search.methods._peft import PeftMethod, peft_model
+from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
@@ -213,18 +213,13 @@ class LoraXS(PeftMethod):
         with use_factor_store(current_factor_store() if factors is None else factors):
             return super().attach(model, hyper, head, factors)
 
-    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        peft_model(model).active_peft_config.body_fingerprint = list(body_fingerprint)
-        return super().files(model, body_fingerprint)
-
     def plain_lora(self, model: PeftModel) -> PlainLora:
         """Return the same function as LoRA, exactly, since scale * B R A = (scale * B R) A."""
-        from loraxs_search.methods._lora_layers import as_plain_lora
         from loraxs_search.methods.loraxs import LoraXSLinear
 
         base, idle = model.get_base_model(), model.active_peft_config.pass_through
         pairs = {n: layer.to_lora(ADAPTER) for n, layer in base.named_modules() if isinstance(layer, LoraXSLinear)}
-        lora = as_plain_lora(model, pairs)
+        lora = self.as_plain_lora(model, pairs)
         identities = {  # plain PEFT would draw these layers of the head
             f"{ROOT}{name}.{key}": value.detach().cpu().clone()
             for name in idle

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from support import bases
-from support.families import families
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
@@ -76,13 +75,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 on_llama = pytest.mark.parametrize("base", ["llama"], indirect=True)
-each_base = pytest.mark.parametrize("base", families(BASES), indirect=True)
-each_head = pytest.mark.parametrize(
-    ("base", "head"),
-    [("roberta", "output"), ("llama", "full")]
-    + [pytest.param(name, "full", marks=pytest.mark.long(part="bases")) for name in ("bert", "roberta")],
-    indirect=["base"],
-)
+HEADS = (("roberta", "output"), ("llama", "full"))
+
+
+def cases() -> Iterator[Any]:
+    """Yield each method on a base and a head; those that pack on both."""
+    for number, name in enumerate(OWN):
+        for base, head in HEADS if name in ("lora-xs", "lora") else HEADS[number % 2 :][:1]:
+            is_long = name in {*PEFT} - {"vera"}
+            yield pytest.param(name, base, head, marks=[pytest.mark.long(part="software")] * is_long)
+    for name in OWN:
+        yield pytest.param(name, "bert", "full", marks=pytest.mark.long(part="bases"))
+
+
+each_head = pytest.mark.parametrize(("method", "base", "head"), [*cases()], indirect=["method", "base"])
 
 
 @pytest.fixture(params=METHODS_HERE)
@@ -316,7 +322,7 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(method, base, head
 
 
 # ---- packed ----------------------------------------------------------------------------------------------------------
-@each_base
+@on_llama
 def test_a_packed_adapter_is_the_lone_one(method, base):
     if not method.packs:
         assert not space_of(method.name, OWN[method.name][0]).is_packable

@@ -75,15 +75,12 @@ def order(basis: str, weight: np.ndarray) -> list[int]:
     size = min(weight.shape)
     centre = (size - 1) / 2
     by_rule = {"top": lambda i: i, "bottom": lambda i: -i, "middle": lambda i: (abs(i - centre), i)}
-    if basis in by_rule:
-        return sorted(range(size), key=by_rule[basis])
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
+    return sorted(range(size), key=by_rule[basis])
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_the_output_is_the_formula_in_plain_numpy(sigma, kind):
-    for basis in ("top", "middle", "bottom"):
+def test_the_output_is_the_formula_in_plain_numpy(kind):
+    for sigma, basis in (*((sigma, "top") for sigma in SIGMAS), ("input", "middle"), ("sqrt", "bottom")):
         check_formula(sigma, basis, kind)
 
 
@@ -112,10 +109,10 @@ def check_formula(sigma, basis, kind):
 
 
 @pytest.mark.parametrize("family", families(FAMILIES))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_r_of_zero_is_the_base_bit_for_bit(family, dtype):
-    expected = logits(make_base(family, dtype))
-    assert torch.equal(logits(adapt(make_base(family, dtype), init_std=0.0)), expected)
+def test_r_of_zero_is_the_base_bit_for_bit(family):
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = logits(make_base(family, dtype))
+        assert torch.equal(logits(adapt(make_base(family, dtype), init_std=0.0)), expected)
 
 
 def test_the_gradient_of_r_is_that_of_the_formula():

@@ -6,44 +6,90 @@ learning rate has its whole schedule within `MAX_STEPS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.families import families
-from support.trials import same_bits, train
+from support.decoders import DECODERS, DecoderWorld
+from support.trials import TrialBase, same_bits, train
 
 from loraxs_search.base_model.layers import fresh_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.tasks.prepared import prepare
+from loraxs_search.records.trial import TrialSpec
+from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial.evaluate import score_rows, split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
+from .conftest import World
+from .test_token_heads import TaggedWorld
+
+LONG = pytest.mark.long(part="bases")
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 MAX_STEPS = 14
 
 
-@pytest.mark.parametrize("family", families(["bert", "roberta", "distilbert", "gpt2"]))
-def test_n_packed_are_n_alone_to_their_ends(make_world, family):
-    """Composite and two-part heads, transposed layers."""
-    world = make_world(family)
+Trials = list[tuple[TrialSpec, PreparedTask]]
+
+
+def unlike(folder: Path, family: str) -> tuple[TrialBase, Trials]:
+    """LoRA-XS and LoRA in all that may differ within a pack, to the ends of their schedules."""
+    world = World(folder, family)
     specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=MAX_STEPS)) for s in world.mixed_specs()]
-    world.check_law([(spec, world.data) for spec in specs], MAX_STEPS, num_workers=3)
+    return world, [(spec, world.data) for spec in specs]
 
 
-@pytest.mark.parametrize("family", families(["bert", "roberta"]))
-def test_heads_that_train_their_output_alone(make_world, family):
-    world = make_world(family)
+def heads(folder: Path, family: str) -> tuple[TrialBase, Trials]:
+    """Some train the output layer of their head alone."""
+    world = World(folder, family)
     specs = [world.spec("1", head="output"), world.spec("2", head="full"), world.spec("3", head="output", rank=2)]
-    pack = world.pack(num_workers=2)
-    slots = world.join(pack, specs[:2])
-    train(pack, slots, 4)
-    slots += world.join(pack, specs[2:])  # joins while others are seated
-    train(pack, slots, 6)
-    world.check_as_alone(pack, slots)
+    return world, [(spec, world.data) for spec in specs]
+
+
+def pooled(folder: Path, family: str) -> tuple[TrialBase, Trials]:
+    """Heads read the mean of a row's tokens."""
+    world = World(folder, family, pooling="mean")
+    specs = [world.spec("1"), world.spec("2", rank=8, head="full", batch_size=5), world.spec("3", sigma="none")]
+    return world, [(spec, world.data) for spec in specs]
+
+
+def tags(folder: Path, family: str) -> tuple[TrialBase, Trials]:
+    """A head gives one output a token."""
+    world = TaggedWorld(folder, family)
+    return world, [(spec, world.data) for spec in world.mixed_specs()[:4]]
+
+
+def texts(folder: Path, family: str) -> tuple[TrialBase, Trials]:
+    """Language models learn two tasks."""
+    world = DecoderWorld(folder, family)
+    return world, world.mixed_trials()
+
+
+def rows_of(trials: Any, usual: Sequence[str], others: Sequence[str] = ()) -> list[Any]:
+    """Composite and two-part heads, transposed layers, windows: each family that computes in another way."""
+    return [
+        *(pytest.param(trials, family, id=f"{trials.__name__}-{family}") for family in usual),
+        *(pytest.param(trials, family, id=f"{trials.__name__}-{family}", marks=LONG) for family in others),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "family"),
+    [
+        *rows_of(unlike, ["bert"], ["roberta", "distilbert", "gpt2"]),
+        *rows_of(heads, ["roberta"]),
+        *rows_of(pooled, ["bert"], ["roberta", "distilbert", "gpt2", "modernbert"]),
+        *rows_of(tags, ["bert", "llama"], ["roberta", "distilbert", "gpt2"]),
+        *rows_of(texts, ["llama"], [family for family in DECODERS if family != "llama"]),
+    ],
+)
+def test_n_packed_are_n_alone(trials, family, tmp_path):
+    world, own = trials(tmp_path, family)
+    world.check_law(own, MAX_STEPS, num_workers=3)
 
 
 def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_step(make_world):
@@ -77,21 +123,19 @@ def test_results_do_not_depend_on_company_token_budget_or_workers(world):
     assert world.distance(found[2], found[0]) < TOLERANCE
 
 
-@pytest.mark.parametrize("which", [0, 7], ids=["lora-xs", "lora"])
-def test_a_trial_moves_between_pack_and_lone_host(world, which):
-    spec, other = world.mixed_specs()[which], world.spec("10")
-    straight = world.lone(spec, 12)
-    pack = world.pack()
-    slots = world.join(pack, [spec, other])
+def test_trials_move_between_pack_and_lone_host(world):
+    specs, pack = world.mixed_specs()[::7], world.pack()  # of LoRA-XS and LoRA
+    straight = [world.lone(spec, 12) for spec in specs]
+    slots = world.join(pack, specs)
     train(pack, slots, 6)
-    packed = Snapshot.from_bytes(slots[0].snapshot().to_bytes())
+    packed = [Snapshot.from_bytes(slot.snapshot().to_bytes()) for slot in slots]
     pack.base.clear()
-    assert world.distance(world.lone(spec, 12, packed), straight) < TOLERANCE
-
-    lone = Snapshot.from_bytes(world.lone(spec, 6).to_bytes())
-    slots = world.join(pack, [spec, other], [lone])
+    lone = [Snapshot.from_bytes(world.lone(spec, 6).to_bytes()) for spec in specs]
+    for spec, state, expected in zip(specs, packed, straight, strict=True):
+        assert world.distance(world.lone(spec, 12, state), expected) < TOLERANCE
+    slots = world.join(pack, specs, lone)
     train(pack, slots, 6)
-    assert world.distance(slots[0].snapshot(), straight) < TOLERANCE
+    assert all(world.distance(s.snapshot(), expected) < TOLERANCE for s, expected in zip(slots, straight, strict=True))
 
 
 @pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (1e30, 3)])

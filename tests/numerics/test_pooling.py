@@ -15,7 +15,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.families import families
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
@@ -44,15 +43,6 @@ from .conftest import VOCAB, save_base
 TOLERANCE = 1e-5
 LONG = pytest.mark.long(part="bases")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@pytest.mark.parametrize("family", families(["bert", "roberta", "distilbert", "gpt2", "modernbert"]))
-def test_a_pack_is_its_lone_trials(make_world, family):
-    world = make_world(family, pooling="mean")
-    specs = [world.spec("1"), world.spec("2", rank=8, head="full", batch_size=5), world.spec("3", sigma="none")]
-    world.check_law([(spec, world.data) for spec in specs])
-    read_by_class = make_world(family)
-    assert read_by_class.lone(specs[0], 1).reports[-1].metrics != world.lone(specs[0], 1).reports[-1].metrics
 
 
 @pytest.mark.parametrize(("pooling", "cuts"), [("class", True), ("cls", True), ("mean", False)])

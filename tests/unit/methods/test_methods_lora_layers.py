@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from torch import nn
 
 from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
-from loraxs_search.methods._lora_layers import PackedLora, PackedPairs
+from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.records.trial import Hyperparameters
 
 CPU = torch.device("cpu")
@@ -17,7 +19,7 @@ SIZES = {"q": (5, 8), "v": (8, 5)}  # (out, in)
 NUM_WORKERS = 2
 
 
-def adapter(rank: int, seed: int, modules: tuple[str, ...] = ("q", "v"), **own) -> PackedPairs:
+def adapter(rank: int, seed: int, modules: tuple[str, ...] = ("q", "v"), **own) -> PackedAdapter:
     method = get_method("lora")
     hyper = Hyperparameters(modules, 1e-3, 1e-3, seed=seed, method="lora", **method.fields({"rank": rank, **own}, {}))
     made = method.packed_adapter(hyper, {name: linears()[name] for name in modules}, None, CPU)
@@ -28,6 +30,10 @@ def adapter(rank: int, seed: int, modules: tuple[str, ...] = ("q", "v"), **own) 
 
 def linears(dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     return {name: nn.Linear(size[1], size[0], dtype=dtype).requires_grad_(False) for name, size in SIZES.items()}
+
+
+def pack(slots: list[Any], dtype: torch.dtype = torch.float32) -> Any:
+    return get_method("lora").packed_updates(linears(dtype), None, NUM_WORKERS)(slots)
 
 
 def segments(lengths: list[tuple[int, int]]) -> list[RowSegment[int]]:
@@ -49,7 +55,7 @@ def segments(lengths: list[tuple[int, int]]) -> list[RowSegment[int]]:
 )
 def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, rslora, needs_dx):
     slots = [adapter(r, seed, ("q",) if seed == 1 else ("q", "v"), rslora=rslora) for seed, r in enumerate(ranks)]
-    packed = PackedLora([*slots, None], linears(), NUM_WORKERS)  # the last slot is of another method
+    packed = pack([*slots, None])  # the last slot is of another method
     copies = [slot.vector.detach().clone().requires_grad_() for slot in slots]
     packed.begin()
     draw = torch.Generator().manual_seed(7)
@@ -81,7 +87,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
 
 def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base():
     slot = adapter(2, 3)
-    packed = PackedLora([slot], linears(torch.bfloat16), NUM_WORKERS)
+    packed = pack([slot], torch.bfloat16)
     rows, update = LayerRows(SlotRowMap(segments([(0, 2)]), CPU), 3, 1), packed.update("q")
     x, dy = torch.ones(6, 8, dtype=torch.bfloat16), torch.ones(6, 5, dtype=torch.bfloat16)
     for _ in range(2):
