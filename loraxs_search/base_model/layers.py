@@ -204,11 +204,12 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
-    """Return the base's configuration with the task's changes.
+def loading_of(base: BaseModel, model: TaskModel) -> tuple[Any, PretrainedConfig]:
+    """Return the class of transformers that loads a base for a task, and its configuration with the task's changes.
 
     Raises:
-        BaseModelError: it cannot be read, or is of an encoder where a language model is asked for.
+        BaseModelError: transformers has no such class, or the configuration cannot be read, or is of an encoder where a
+            language model is asked for.
     """
     with library_call(base):
         config: PretrainedConfig = AutoConfig.from_pretrained(base.path, **dict(model.config))
@@ -219,7 +220,10 @@ def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
             hint="choose a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or a task of the kind"
             " sequence-classification or regression",
         )
-    return config
+    loader = getattr(transformers, model.auto_class, None)
+    if loader is None:
+        raise BaseModelError(f"A task's model must be a class of transformers, but got {model.auto_class!r}.")
+    return loader, config
 
 
 def reads_from_left(config: PretrainedConfig) -> bool:
@@ -231,18 +235,6 @@ def reads_from_left(config: PretrainedConfig) -> bool:
         return False
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
     return not masked or bool(getattr(config, "is_decoder", False))
-
-
-def auto_class(model: TaskModel) -> Any:
-    """Return the class of transformers that loads a base for a task.
-
-    Raises:
-        BaseModelError: transformers has none of this name.
-    """
-    loader = getattr(transformers, model.auto_class, None)
-    if loader is None:
-        raise BaseModelError(f"A task's model must be a class of transformers, but got {model.auto_class!r}.")
-    return loader
 
 
 def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...]:
@@ -288,9 +280,9 @@ def matrix(layer: nn.Module) -> Tensor:
 
 def _without_weights(base: BaseModel, model: TaskModel) -> PreTrainedModel:
     """Return the task's model with every tensor on the meta device."""
-    config = task_config(base, model)
+    loader, config = loading_of(base, model)
     with library_call(base), torch.device("meta"):
-        empty: PreTrainedModel = auto_class(model).from_config(config)
+        empty: PreTrainedModel = loader.from_config(config)
     return empty
 
 

@@ -13,14 +13,13 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import (
     HEAD_AS_LOADED,
-    auto_class,
     fresh_head,
     head_names,
     is_identity,
     keep_head_float32,
     library_call,
+    loading_of,
     make_identity,
-    task_config,
 )
 from loraxs_search.base_model.reading import (
     Projection,
@@ -72,7 +71,7 @@ def load_model(
     Raises:
         BaseModelError: the files are no such model, or lack weights of its body.
     """
-    config = task_config(base, task_model)
+    loader, config = loading_of(base, task_model)
     config.pad_token_id = pad_token_id(config, base)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values are for generation; here they would fill memory in each pass
@@ -81,7 +80,7 @@ def load_model(
     model: PreTrainedModel
     with library_call(base), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model, info = auto_class(task_model).from_pretrained(
+        model, info = loader.from_pretrained(
             base.path,
             config=config,
             dtype=dtype or "auto",

@@ -83,11 +83,11 @@ def config_fields(peft_type: str) -> dict[str, ParameterSpec | None]:
         annotation = str(getattr(field.type, "__name__", field.type))
         plain = re.sub(r"typing\.|Optional\[(.*)\]|\bNone\b|[| ]", r"\1", annotation)
         kind = _KINDS.get(plain, "float" if plain == "Union[int,float]" else "scalar")
-        specs[field.name] = None if re.search(r"list|dict|tuple|Config", annotation) else spec_of(kind)
+        specs[field.name] = None if re.search(r"list|dict|tuple|Config", annotation) else _spec_of(kind)
     return specs
 
 
-def spec_of(kind: ParameterKind) -> ParameterSpec:
+def _spec_of(kind: ParameterKind) -> ParameterSpec:
     """Return the law of a field that a space may search, which has PEFT's default where a trial leaves it out."""
     return ParameterSpec(kind, low=-math.inf, optional=True)
 
@@ -104,7 +104,7 @@ class ConfiguredPeft(PeftMethod):
     def __init__(self, name: str, settings: PeftSettings) -> None:
         self.name, self.settings = name, settings
         self.title = settings.peft_type
-        self.parameters = {field: spec_of(kind) for field, kind in settings.searched.items()}
+        self.parameters = {field: _spec_of(kind) for field, kind in settings.searched.items()}
         self.not_offered = dict.fromkeys(
             settings.fixed, f"is fixed by `peft_methods.{name}`: leave it out there to search it."
         )

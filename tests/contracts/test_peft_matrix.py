@@ -1,6 +1,6 @@
 """PEFT's own test matrices, from its source distribution, run on the LORAXS method.
 
-Saving, loading, merging, several adapters, mixed batches, precisions, checkpointing, disabling, deleting, generating:
+Saving, loading, merging, several adapters, precisions, checkpointing, disabling, deleting, generating:
 `peft_matrix_conftest.py` says on which bases, and what is skipped by design.
 """
 

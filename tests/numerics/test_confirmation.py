@@ -91,12 +91,9 @@ def test_a_refit_differs_in_its_seed_alone(world):
         assert dataclasses.replace(refit.hyperparameters, seed=spec.hyperparameters.seed) == spec.hyperparameters
 
 
-@pytest.mark.parametrize("other", [False, True])
-def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world, folder, other):
-    base = AutoModelForSequenceClassification.from_pretrained(world.base.path, num_labels=2)
-    if not other:
-        PeftModel.from_pretrained(base, str(folder))
-        return
+def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world, folder):
+    base, same = (AutoModelForSequenceClassification.from_pretrained(world.base.path, num_labels=2) for _ in range(2))
+    PeftModel.from_pretrained(same, str(folder))
     base.base_model.get_input_embeddings().weight.data.mul_(1.01)
     with pytest.raises(BaseModelError, match="fingerprint"):
         PeftModel.from_pretrained(base, str(folder))

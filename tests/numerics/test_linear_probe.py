@@ -44,17 +44,12 @@ def first_loss(world: Any, spec: TrialSpec) -> float:
 
 
 @pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
-def test_a_trial_starts_with_the_probes_loss(make_world, family):
+def test_a_trial_starts_with_the_probes_loss_and_no_other_output_layer_is_better(make_world, family):
+    """On all train rows the probe has the least loss plus penalty: gradients of the loss are the penalty's own."""
     world = make_world(family)
     started = first_loss(world, probed(world, "1", init_std=0.0))
     drawn = [first_loss(world, world.spec(f"{seed}", init_std=0.0)) for seed in range(3)]
     assert started < 0.6 < min(drawn), "a constant answer has a loss of .69"
-
-
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_no_other_output_layer_is_better(make_world, family):
-    """On all train rows the probe has the least loss plus penalty: gradients of the loss are the penalty's own."""
-    world = make_world(family)
     spec, (name, _) = probed(world, "1", init_std=0.0), output_head(world.model)
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
@@ -121,13 +116,10 @@ def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing
     monkeypatch.setattr(time, "thread_time", count(0.0, 100.0).__next__)  # as on a busy machine
     again = fit_linear_probe(world.data, world.model)
     assert (again.content, again.num_rows) == (part.content, part.num_rows)
-
-
-def test_a_few_rows_make_no_probe(world, monkeypatch):
     monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 1)
-    found = fit_linear_probe(world.data, world.model)
-    assert not found.content
-    assert "needs 10 train rows" in found.reason
+    none = fit_linear_probe(world.data, world.model)
+    assert not none.content
+    assert "needs 10 train rows" in none.reason
 
 
 @pytest.mark.parametrize("own", [{}, {"dora": True}], ids=["packed", "unpacked"])

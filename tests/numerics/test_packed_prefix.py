@@ -191,8 +191,7 @@ def test_a_bfloat16_base_is_skipped_too(deep):
     assert all(float((found[0][name] - value).norm() / value.norm()) < 0.2 for name, value in found[1].items())
 
 
-@pytest.mark.parametrize("cache_bytes", [None, 0])
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(("family", "cache_bytes"), [("bert", None), ("llama", 0)])
 def test_backward_stops_at_the_lowest_adapted_module(deep, monkeypatch, family, cache_bytes):
     world = deep(family)
     target = upper(world)[3]  # in the midst of a block

@@ -20,10 +20,11 @@ from torch.nn.functional import linear
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.layers import linear_modules, repeated_layers
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.base_model.reading import pool, pooling_of
+from loraxs_search.base_model.reading import place_pooling, pool, pooling_of
+from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted
@@ -45,16 +46,13 @@ LONG = pytest.mark.long(part="bases")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.mark.parametrize(("pooling", "cuts"), [("class", True), ("cls", True), ("mean", False)])
-def test_the_last_layer_is_cut_where_the_pool_allows_it(pooling, cuts, make_world):
-    from loraxs_search.base_model.layers import repeated_layers
-    from loraxs_search.engine.pruning import LastLayerPruning
-
-    world = make_world("bert", pooling=pooling)
-    pruning = LastLayerPruning(world.model, repeated_layers(world.model, world.names)[1])
-    before = [len(module._forward_pre_hooks) for module in world.model.modules()]
-    with pruning.placed():
-        assert ([len(module._forward_pre_hooks) for module in world.model.modules()] != before) is cuts
+def test_the_last_layer_is_cut_where_the_pool_allows_it(world):
+    for pooling, cuts in (("class", True), ("cls", True), ("mean", False)):
+        place_pooling(world.model, pooling)
+        pruning = LastLayerPruning(world.model, repeated_layers(world.model, world.names)[1])
+        before = [len(module._forward_pre_hooks) for module in world.model.modules()]
+        with pruning.placed():
+            assert ([len(module._forward_pre_hooks) for module in world.model.modules()] != before) is cuts
 
 
 def test_a_host_says_what_auto_comes_to_and_trains_so(tiny_space, tiny_base, in_warm_home, tmp_path):
@@ -128,9 +126,8 @@ def make_pooled(base, make_adapter, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
-def test_peft_loads_a_native_adapter_as_it_was_trained(pooling, make_pooled, base):
-    folder = make_pooled(pooling)
+def test_peft_loads_a_native_adapter_as_it_was_trained(make_pooled, base):
+    folder = make_pooled("mean")
     expected = logits(load_adapter_folder(folder, base=base))
     there = PeftModel.from_pretrained(plain(base), str(folder)).eval()
     torch.testing.assert_close(logits(there), expected, **CLOSE)
@@ -171,11 +168,8 @@ def test_a_bank_reads_each_row_as_its_adapter_was_trained(make_pooled, base):
         torch.testing.assert_close(found, logits(model)[index], **CLOSE)
 
 
-@pytest.mark.parametrize("method", ["lora-xs", "lora"])
-def test_plain_lora_files_that_cannot_say_the_pool_are_refused(method, make_pooled, tmp_path):
-    own = {"rank": 2} if method == "lora-xs" else {"rank": 0, **get_method(method).fields({"rank": 2}, {})}
-    folder = make_pooled("mean", method=method, **own)
-    lora = get_method(method).plain_lora(load_adapter_folder(folder))
+def test_plain_lora_files_that_cannot_say_the_pool_are_refused(make_pooled, tmp_path):
+    lora = get_method("lora-xs").plain_lora(load_adapter_folder(make_pooled("mean")))
     with pytest.raises(UsageError, match="pooling: mean"):
         write_plain_lora(lora, tmp_path / "lora")
 
@@ -205,7 +199,7 @@ def encoded(folder: Path, base: BaseModel) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "pooling"),
     [
-        *(("bert", way) for way in ("cls", "mean", "last")),
+        *(("bert", way) for way in ("cls", "last")),
         ("roberta", "mean"),  # its head has two layers
         *(
             pytest.param(name, "mean", marks=pytest.mark.long(part="bases"))

@@ -52,9 +52,9 @@ class LoraXSModel(BaseTuner):
         """
         config = _checked(self.peft_config[adapter_name])
         others = [_checked(other) for name, other in self.peft_config.items() if name != adapter_name]
-        if apart := {other.pooling for other in others} - {config.pooling}:
+        if others and others[0].pooling != config.pooling:
             raise UsageError(
-                f"Adapters on one model must read the same pool, but got {config.pooling} and {apart.pop()}.",
+                f"Adapters on one model must read the same pool, but got {others[0].pooling} and {config.pooling}.",
                 hint="load each of them on its own base",
             )
         saved = config.modules_to_save or ()

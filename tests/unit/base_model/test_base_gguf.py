@@ -111,14 +111,9 @@ def test_a_gguf_file_becomes_a_model_that_loads_as_any_other(site, capfd):
     assert logging.is_progress_bar_enabled()
 
 
-@pytest.mark.parametrize("begin", [True, False])
-def test_a_begin_token_is_added_where_the_file_says_so(site, begin):
-    write_gguf(site / "gguf_carrier" / "tiny.gguf", begin=begin)
-    ids = load_tokenizer(locate(REF))("ab")["input_ids"]
-    assert ids == [*([0] if begin else []), TOKENS.index("ab")]
-
-
-def test_weights_are_the_files_numbers_rounded_to_bfloat16(site):
+def test_weights_are_the_files_numbers_rounded_to_bfloat16_and_a_begin_token_is_added_where_it_says_so(site):
+    write_gguf(site / "gguf_carrier" / "tiny.gguf", begin=True)
+    assert load_tokenizer(locate(REF))("ab")["input_ids"] == [0, TOKENS.index("ab")]
     model = load_model(locate(REF), LANGUAGE_MODEL)
     assert model.dtype == torch.bfloat16
     for tensor in gguf.GGUFReader(site / "gguf_carrier" / "tiny.gguf").tensors:
@@ -136,6 +131,10 @@ def test_conversion_says_so_once_and_notes_its_source(site, caplog):
     assert (Path(first.path) / "model.safetensors").stat().st_mtime_ns == written
     note = json.loads((Path(first.path) / "source.json").read_text())
     assert note["sha256"] == hashlib.sha256((site / "gguf_carrier" / "tiny.gguf").read_bytes()).hexdigest()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path(first.path).iterdir()}
+    assert len(set(modes.values())) == 1, f"whoever shares the home can read them: {modes}"
+    (Path(first.path) / "model.safetensors").unlink()
+    assert locate(REF) == first, "a folder that lost a file is made again"
 
 
 def test_the_same_file_gives_the_same_weights_and_another_file_is_converted_anew(site, tmp_path, monkeypatch):
@@ -147,11 +146,6 @@ def test_the_same_file_gives_the_same_weights_and_another_file_is_converted_anew
     changed = locate(REF)
     assert changed.weight_digest != first.weight_digest
     assert Path(again.path).is_dir()  # what runs with it goes on
-
-
-def test_files_can_be_read_by_whoever_shares_the_home(site):
-    modes = {path.name: path.stat().st_mode & 0o777 for path in Path(locate(REF).path).iterdir()}
-    assert len(set(modes.values())) == 1, modes
 
 
 CODE = (
@@ -209,30 +203,18 @@ def test_killed_in_the_middle_the_next_one_converts(start, site, loraxs_home, ca
     assert "Converting" in caplog.text
 
 
-def test_a_converted_folder_that_lost_a_file_is_made_again(site):
-    found = locate(REF)
-    (Path(found.path) / "model.safetensors").unlink()
-    assert locate(REF) == found
-
-
-@pytest.mark.parametrize("damage", ["no magic", "cut short", "header cut short"])
-def test_a_damaged_file_is_refused_and_leaves_nothing(site, leftovers, damage):
+def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing(site, leftovers):
     file = site / "gguf_carrier" / "tiny.gguf"
     data = file.read_bytes()
-    file.write_bytes({"no magic": b"x" + data[1:], "cut short": data[:-500], "header cut short": data[:300]}[damage])
-    with pytest.raises(BaseModelError, match=r"tiny\.gguf") as caught:
-        locate(REF)
-    assert "reinstall" in str(caught.value.hint)
-    assert leftovers() == []
-
-
-def test_an_unknown_architecture_is_named(site):
-    write_gguf(site / "gguf_carrier" / "tiny.gguf", architecture="unheard-of")
+    for damaged in (b"x" + data[1:], data[:-500], data[:300]):
+        file.write_bytes(damaged)
+        with pytest.raises(BaseModelError, match=r"tiny\.gguf") as caught:
+            locate(REF)
+        assert "reinstall" in str(caught.value.hint)
+    write_gguf(file, architecture="unheard-of")
     with pytest.raises(BaseModelError, match="unheard-of"):
         locate(REF)
-
-
-def test_several_files_are_refused_by_name(site):
+    assert leftovers() == []
     write_gguf(site / "gguf_carrier" / "other.gguf")
     with (site / "gguf_carrier-1.0.dist-info" / "RECORD").open("a") as record:
         record.write("gguf_carrier/other.gguf,,\n")
