@@ -11,20 +11,9 @@ from support.rows import csv_of, texts
 
 import loraxs_search
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.scaffold.draft import draft_space
-from loraxs_search.scaffold.roles import Choices, UndecidedError
 from loraxs_search.tasks.prepared import load_data
 
 PLAIN = csv_of()
-
-
-def test_python_says_what_it_needs_to_know(rows_folder):
-    Path("rows.csv").write_text("a,b,c\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
-    with pytest.raises(UndecidedError) as question:
-        draft_space(Path("rows.csv"), rows_folder / "rows.yaml")
-    assert (question.value.option, question.value.possible) == ("text", ("a", "b"))
-    draft = draft_space(Path("rows.csv"), rows_folder / "rows.yaml", Choices(text=("a",)))
-    assert "columns: {text: a, label: c}" in draft.text
 
 
 def frame(rows: int = 60, **changes: Any) -> Any:
@@ -40,8 +29,11 @@ def test_python_makes_a_space_of_a_frame(fresh_home):
     data = load_data(space.task)
     assert sum(map(len, data.rows.values())) == 60
     assert fresh_home in Path(space.source).parents
+    assert "verdict: bad (30), good (30)" in str(space) and "60 rows are few" in str(space)
     again = loraxs_search.init(frame(), text="review", label="verdict", name="films")
     assert again == space, "the same rows and choices are the same space"
+    with pytest.raises(UsageError, match="`out` must not exist"):
+        loraxs_search.init(frame(), name="films", out=space.source)
     numbers = loraxs_search.init(frame(), text="review", label="number", name="numbers")
     assert numbers.task.kind == "regression"
     (_, *_, last) = sorted(np.concatenate([rows.labels for rows in load_data(numbers.task).rows.values()]))

@@ -120,13 +120,6 @@ def frame(**columns: Any) -> Any:
     return pd.DataFrame({"review": texts(40), "verdict": ["good", "bad"] * 20, "day": "2024-05-01", **columns})
 
 
-def test_what_python_makes_of_a_frame_is_its_text(fresh_home):
-    space = loraxs_search.init(frame(note=texts(40)), text="review", name="films", base=NO_BASE)
-    for part in ("verdict: bad (20), good (20)", "sequence-classification", "40 rows are few"):
-        assert part in str(space)
-    assert space == load_space(space.source) or space.task == load_space(space.source).task
-
-
 def test_rows_of_a_frame_are_named_by_their_index(fresh_home):
     import pandas as pd
 
@@ -137,11 +130,3 @@ def test_rows_of_a_frame_are_named_by_their_index(fresh_home):
     assert "jsonl" not in f"{caught.value} {caught.value.hint}" and "--" not in f"{caught.value} {caught.value.hint}"
     space = loraxs_search.init(gaps, name="films", base=NO_BASE, drop_empty=True)
     assert "1 row without text or answer is left out" in str(space)
-
-
-def test_python_overwrites_on_demand(fresh_home, folder):
-    (folder / "space.yaml").write_text("old")
-    with pytest.raises(UsageError):
-        loraxs_search.init(frame(), name="films", base=NO_BASE, out=folder / "space.yaml")
-    loraxs_search.init(frame(), name="films", base=NO_BASE, out=folder / "space.yaml", force=True)
-    assert load_space(str(folder / "space.yaml")).task.name == "films"

@@ -254,15 +254,9 @@ def test_whatever_is_typed_anywhere_is_taken_or_told(text, parse, typed, start, 
     _taken_or_told(parse, text[:start] + typed + text[start + length :])
 
 
-@few
-@given(st.lists(st.sampled_from(WORDS), max_size=3).map(".".join), st.text(max_size=10) | VALUES.map(yaml.safe_dump))
-def test_whatever_override_is_given_is_taken_or_told(text, parse, path, value):
-    _taken_or_told(parse, text, f"{path}={value}")
-
-
-def _taken_or_told(parse, text, *overrides):
+def _taken_or_told(parse, text):
     try:
-        space = parse(text, *overrides)
+        space = parse(text)
     except SpaceError as error:
         assert error.message.count("\n") >= 1
     else:

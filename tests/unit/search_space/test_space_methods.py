@@ -7,14 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
-from support.examples import few
 from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
@@ -252,72 +248,28 @@ def test_words_that_no_value_fits_need_an_item_for_each_method(faults, monkeypat
 
 
 # ---- any space -------------------------------------------------------------------------------------------------------
-VALUES: dict[str, list[Any]] = {
-    "rank": [2, 4, 8],
-    "side": ["input"],
-    "sigma": ["input", "sqrt", "none"],
-    "basis": ["top", "gaussian"],
-    "scale": [0.5, 1.0],
-    "batch_size": [2, 4],
-    "learning_rate": [1e-3, 1e-2],
-}
-LORA_XS = ("sigma", "basis", "scale")
-TAKERS = {
-    "rank": ["lora-xs", "ranked"],
-    "side": ["ia3", "ranked"],
-    **{key: ["lora-xs"] for key in ("sigma", "basis", "scale")},
-}
+SOME = """
+  rank: [{choice: [2, 4], when: {method: ranked}}, 8]
+  learning_rate: {choice: [0.1, 0.2]}
+  sigma: [{choice: [input, sqrt], when: {learning_rate: 0.1}}, {choice: [none], when: {batch_size: 2}}]
+  batch_size: {choice: [2, 4]}
+"""
+ONE = "  side: {choice: [input, output]}\n  learning_rate: [{value: 0.5, when: {side: input}}, 0.1]\n"
 
 
-@st.composite
-def section(draw: st.DrawFn, methods: list[str]) -> dict[str, Any]:
-    taken = [name for name in VALUES if set(TAKERS.get(name, methods)) & set(methods)]
-    declared: dict[str, Any] = {}
-    for name in draw(st.permutations(taken)):
-        left = [method for method in methods if method in TAKERS.get(name, methods)]
-        items = []
-        while left and draw(st.integers(0, 2)):
-            when = draw(condition(left, declared))
-            items.append({"choice": draw(choices(name)), "when": when})
-            left = [method for method in left if method not in when.get("method", ())]
-        last = {"choice": draw(choices(name))}
-        if name not in ("rank", "learning_rate") and items and draw(st.booleans()):
-            declared[name] = items
-        else:
-            declared[name] = [*items, last] if items else last
-    return declared
-
-
-def choices(name: str) -> st.SearchStrategy[list[Any]]:
-    return st.lists(st.sampled_from(VALUES[name]), min_size=1, unique=True)
-
-
-@st.composite
-def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> dict[str, Any]:
-    """Return a condition on the method, or on a parameter that comes before and that trials have together with it."""
-    parents = [name for name in declared if set(TAKERS.get(name, takers)) & set(takers)]
-    other = draw(st.sampled_from(["method", *parents]))
-    if other == "method":
-        return {"method": draw(st.lists(st.sampled_from(takers), min_size=1, unique=True))}
-    given = declared[other]
-    items = given if isinstance(given, list) else [given]
-    return {other: draw(st.sampled_from([value for item in items for value in item["choice"]]))}
-
-
-@few
-@given(st.data())
-def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse, data):
-    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "ia3", "ranked"]), min_size=1, unique=True))
-    document = {
-        "task": "sst2",
-        "base_model": "a/b",
-        "method": {"choice": methods},
-        "parameters": data.draw(section(methods)),
-    }
-    space = parse(yaml.safe_dump(document, sort_keys=False))
-    for trial, params in draws(space, 5, seed=data.draw(st.integers(0, 99))):
+@pytest.mark.parametrize(
+    ("methods", "parameters"),
+    [
+        ("[lora-xs, ia3, ranked]", TEXT.partition("parameters:\n")[2].replace("log_uniform", "choice")),
+        ("[ranked, lora-xs]", SOME),
+        ("[ia3]", ONE),
+    ],
+)
+def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse, methods, parameters):
+    space = parse(f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n{parameters}")
+    for trial, params in draws(space, 20):
         method = space.method_of(params)
-        assert ("method" in params) == (len(methods) > 1)
+        assert ("method" in params) == (len(space.methods) > 1)
         assert params.keys() <= {"method", *method.parameters, *COMMON}
         made = space.hyperparameters(params, MODULES, 1)
         assert made.method == method.name
@@ -328,9 +280,7 @@ def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse
         assert space.suggest(again) == params
         assert (again.params, again.distributions) == (trial.params, trial.distributions)
     reached = list(walk(space))
-    assert all(params for _, params in reached)
     # Alternatives with a value in common count each of them.
     assert space.grid_size() == len({tuple(script.items()) for script, _ in reached})
-    groups = {name: get_method(name).sized_by for name in space.methods}
     for name, extremes in describe(space, MODULES).methods.items():
-        assert set(extremes.smallest.params) == set(groups[name]) & space.parameters.keys()
+        assert set(extremes.smallest.params) == set(get_method(name).sized_by) & space.parameters.keys()
