@@ -349,7 +349,7 @@ def predict(
         TaskDataError: a row has nothing to read, or something else than text.
     """
     from loraxs_search.predictor import Predictor
-    from loraxs_search.tasks.questions import is_frame, listed
+    from loraxs_search.tasks.files import is_frame, listed
 
     rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
     return Predictor(folder_of(name, tracking_uri))(rows, on_text=on_text, skip_empty=skip_empty)

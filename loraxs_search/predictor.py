@@ -15,8 +15,8 @@ import numpy as np
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.registry.manifest import verify
+from loraxs_search.tasks.files import question_rows
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.questions import question_rows
 
 if TYPE_CHECKING:
     import torch

@@ -38,6 +38,7 @@ from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.folder import kept_adapter
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.files import is_frame, listed, question_rows
 from loraxs_search.tasks.kinds import (
     GenerateRequest,
     RequestGenerator,
@@ -49,7 +50,6 @@ from loraxs_search.tasks.kinds import (
     token_ids,
 )
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.questions import is_frame, listed, question_rows
 from loraxs_search.tasks.rows import SourceLocation, is_text
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def predict(
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
     if file is not None and file != STDIN:
-        from loraxs_search.tasks.questions import question_path
+        from loraxs_search.tasks.files import question_path
 
         question_path(file)  # a file that is not there is refused before anything is loaded
     answer = Predictor(folder_of(name, tracking_uri))
@@ -101,7 +101,7 @@ def predict(
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
-    from loraxs_search.tasks.questions import read_questions, read_standard_input
+    from loraxs_search.tasks.files import read_questions, read_standard_input
 
     whole = form != "text"
     if file == STDIN:

@@ -41,15 +41,7 @@ from loraxs_search.engine.layers import AdaptedBase, Indices, base_of
 from loraxs_search.errors import TrialDivergedError, UsageError
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, RowSource, cheapest_runs
-from loraxs_search.tasks.kinds import (
-    ForwardRequest,
-    Generated,
-    GenerateRequest,
-    PassOutputs,
-    Request,
-    RequestGenerator,
-    run_requests,
-)
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, PassOutputs, Request, RequestGenerator
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -420,8 +412,23 @@ class Engine:
     def run(
         self, requesters: Requesters, generators: Mapping[str, RequestGenerator[ResultT]], on_text: OnText | None = None
     ) -> dict[str, ResultT | TrialDivergedError]:
-        """Compute what task kinds request until each returns its result, or why it diverged; see `compute`."""
-        return run_requests(generators, lambda requests: self.compute(requesters, requests, on_text))
+        """Compute what task kinds request until each returns its result, or why it diverged; see `compute`.
+
+        The requests of all generators that wait are computed at once.
+        """
+        done: dict[str, ResultT | TrialDivergedError] = {}
+        results: Mapping[str, Any] = dict.fromkeys(generators)
+        while results:
+            waiting = dict[str, Request]()
+            for name, result in results.items():
+                try:
+                    waiting[name] = generators[name].send(result)
+                except StopIteration as stop:
+                    done[name] = stop.value
+                except TrialDivergedError as error:
+                    done[name] = error
+            results = self.compute(requesters, waiting, on_text) if waiting else {}
+        return done
 
     def compute(
         self, requesters: Requesters, requests: Mapping[str, Request], on_text: OnText | None = None

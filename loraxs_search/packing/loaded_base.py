@@ -33,7 +33,7 @@ from loraxs_search.records.literals import Precision
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
-from loraxs_search.tasks.prepared import PreparedTask, joining_row_faults, prepare
+from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -83,9 +83,7 @@ class LoadedBase:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        with joining_row_faults(task):
-            located = locate(ref)
-        self.base = with_setup(located)
+        self.base = with_setup(locate(ref))
         self.task = self.with_pooling(task)
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[TaskModel, PreTrainedModel] = {}

@@ -18,13 +18,12 @@ from loraxs_search.registry.finalist import seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.tasks.asking import (
     asking_code,
-    base_arguments,
+    base_code,
     between_texts,
     fenced,
     loading_code,
     prompt_section,
     source_names,
-    where_base_is,
 )
 from loraxs_search.tasks.baselines import baseline_title
 from loraxs_search.tasks.kinds import kind_of
@@ -191,12 +190,12 @@ tokenizer = loraxs_search.load_tokenizer("{name}"){predicting}
         plain += ", and for llama.cpp and Ollama `--format gguf`." if kind.model.num_outputs is None else "."
     return f"""{own}
 
-With transformers and PEFT, from this folder, {where_base_is(base)}:
+With transformers and PEFT, from this folder, {base_code(base).where}:
 
 ```python
 import loraxs_search, peft, transformers
 {loading_code(kind, base, dtype=dtype)}
-tokenizer = transformers.AutoTokenizer.from_pretrained({base_arguments(base)})
+tokenizer = transformers.AutoTokenizer.from_pretrained({base_code(base).arguments})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(task)}{asking}{plain}"""
 

@@ -142,7 +142,9 @@ def draft_space(
         metrics = ["accuracy", "f1"]
     if choices.metric is not None:
         options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
-        fitting = KINDS.get(roles.kind).fitting_metrics({"labels": roles.labels, "options": options})
+        kind = KINDS.get(roles.kind)
+        unfit = kind.unfit_metrics({"labels": roles.labels, "options": options})
+        fitting = [name for name in kind.metrics if name not in unfit]
         if choices.metric not in fitting:
             raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
         metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]

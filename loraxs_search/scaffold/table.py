@@ -26,7 +26,7 @@ from loraxs_search.tasks.files import (
     unpacked,
 )
 from loraxs_search.tasks.kinds import finite_number, items_of
-from loraxs_search.tasks.read import load_splits, rows_cache
+from loraxs_search.tasks.prepared import load_splits, rows_cache
 from loraxs_search.tasks.rows import Columns, MalformedFileError, composed, is_text
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at

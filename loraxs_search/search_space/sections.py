@@ -113,7 +113,8 @@ def _check_kind(document: Document, given: Mapping[str, Any], kind: type[TaskKin
             document.fault(("task", *path), message)
     keys = {key: value for key, value in keys.items() if not document.is_faulty("task", key)}
     metric, metrics = _sound(document, given, "metric"), _sound(document, given, "metrics")
-    known, is_faulty = kind.fitting_metrics(keys), any(document.is_faulty("task", key) for key in ("metric", "metrics"))
+    unfit, is_faulty = kind.unfit_metrics(keys), any(document.is_faulty("task", key) for key in ("metric", "metrics"))
+    known = [name for name in kind.metrics if name not in unfit]
     if not metric and not metrics and not is_faulty:
         law = f"is required: one or more of {one_of(known)}; the first is searched for."
         document.fault(("task", "metrics"), law)
@@ -249,10 +250,12 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
 
 def _unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name: str) -> str | None:
     """Say why a metric cannot score a task of a kind with these keys; None if it can."""
-    fitting = kind.fitting_metrics(keys)
+    unfit = kind.unfit_metrics(keys)
+    fitting = [known for known in kind.metrics if known not in unfit]
     if name in fitting:
         return None
-    law = f"must fit {kind.describe(keys)} (one of: {one_of(fitting, name)})"
+    has = f" with {unfit[name]}" if name in unfit else ""
+    law = f"must fit {kind.name}{has} (one of: {one_of(fitting, name)})"
     return f"{asking(law, name, fitting)}, but got {shown(name)}."
 
 
@@ -315,7 +318,8 @@ def read_search(
             document.refuse(where, "must be the name of a metric", metric)
         return plan, None
     kind = kind_of(task)
-    if metric is not None and (unfit := _unfit_metric(kind, kind.keys(), metric)):
+    own = {"labels": task.labels, **task.settings}
+    if metric is not None and (unfit := _unfit_metric(kind, own, metric)):
         document.fault(where, unfit)
     elif (reported := metric or kind.report_metric or task.metric) != task.metric:
         task = replace(task, report_metric=reported, report_direction=kind.metrics[reported].direction)

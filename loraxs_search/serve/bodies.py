@@ -137,8 +137,8 @@ class ClassifyBody(_Body):
 
             def ask(source: RowSource) -> RequestGenerator[Answered]:
                 encoded = encode(kind, source.tokenizer, own, place)
-                if encoded.cut is not None and encoded.num_cut and not self.truncate:
-                    longer = np.flatnonzero(encoded.cut).tolist()
+                if encoded.lost is not None and encoded.num_cut and not self.truncate:
+                    longer = np.flatnonzero(encoded.lost).tolist()
                     named = ", ".join(map(place.row, longer[:_LISTED])) + " and others" * (len(longer) > _LISTED)
                     raise TaskDataError(
                         f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but these are"

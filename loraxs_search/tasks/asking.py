@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Serving, Task
@@ -121,36 +121,39 @@ def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "flo
             options = f", id2label=dict(enumerate(labels)), {ids}"
         options += ", ignore_mismatched_sizes=True"  # a checkpoint's head may be for other labels
         options += f', dtype="{dtype}"' if dtype else ""
-    arguments = base_arguments(base, options)
-    return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"
+    code = base_code(base, options)
+    return f"{code.find}{before}base = transformers.{model.auto_class}.from_pretrained({code.arguments})"
 
 
-def finding_code(base: BaseModelRef) -> str:
-    """Return the lines that must run before `base_arguments` means something; empty where the base's id says it."""
+class BaseCode(NamedTuple):
+    """How Python code loads a base.
+
+    Args:
+        find: The lines that must run before `arguments` mean something; empty where the base's id says it.
+        arguments: What `from_pretrained` is given.
+        where: The condition under which the code runs.
+    """
+
+    find: str
+    arguments: str
+    where: str
+
+
+def base_code(base: BaseModelRef, options: str = "") -> BaseCode:
+    """Return how code loads a base, with further `options` of `from_pretrained`."""
     if base.package is None:
-        return ""
+        arguments = f'"{base.id}"{options}' + (f', revision="{base.revision}"' if base.revision else "")
+        return BaseCode("", arguments, "where the hub or its cache has the base")
     sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
-    return f"""from loraxs_search.base_model.locate import locate
+    find = f"""from loraxs_search.base_model.locate import locate
 from loraxs_search.records.base import BaseModelRef
 folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).path
 """
-
-
-def base_arguments(base: BaseModelRef, options: str = "") -> str:
-    """Return what `from_pretrained` is given."""
-    if base.package is not None:
-        return f"folder{options}"
-    return f'"{base.id}"{options}' + (f', revision="{base.revision}"' if base.revision else "")
-
-
-def where_base_is(base: BaseModelRef) -> str:
-    """Return the condition under which the code runs."""
-    if base.package is None:
-        return "where the hub or its cache has the base"
-    return (
+    where = (
         f"where the Python package `{base.package}` is installed. The base's weights are those in it: the hub's may"
         " differ, and this adapter fits no others"
     )
+    return BaseCode(find, f"folder{options}", where)
 
 
 def source_names(source: DataSource) -> list[str]:

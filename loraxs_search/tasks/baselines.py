@@ -169,7 +169,7 @@ _CHARACTERS_A_TOKEN = 8  # the part of a long text that the base does not see is
 _TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
 
 
-class TFIDF(LinearBaseline):
+class _TFIDF(LinearBaseline):
     """Ridge regression on TF-IDF of words and word pairs, fitted on the train rows.
 
     Train rows that would take more than a few seconds are left out, always the same ones.
@@ -183,8 +183,7 @@ class TFIDF(LinearBaseline):
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
 
-        from loraxs_search.tasks.prepared import load_data
-        from loraxs_search.tasks.read import fixed_subset
+        from loraxs_search.tasks.prepared import fixed_subset, load_data
 
         # A prepared task does not keep its texts: they are read again.
         data, loaded = self.data, load_data(self.data.task)
@@ -233,7 +232,7 @@ _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
 MAX_TOKENS = 2_000_000  # a finalist's answers to the same rows cost as much
 
 
-class Features(LinearBaseline):
+class _Features(LinearBaseline):
     """Ridge regression on mean-pooled hidden states; cross-validation chooses its penalty."""
 
     name: ClassVar = "features"
@@ -244,7 +243,7 @@ class Features(LinearBaseline):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        from loraxs_search.tasks.read import fixed_subset
+        from loraxs_search.tasks.prepared import fixed_subset
 
         data = self.data
         train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
@@ -277,7 +276,7 @@ def mean_states(inputs: BaselineInputs, split: Split, rows: npt.NDArray[np.int64
 
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
-    "baseline", "loraxs_search.baselines", Constant, TFIDF, Features
+    "baseline", "loraxs_search.baselines", Constant, _TFIDF, _Features
 )
 
 

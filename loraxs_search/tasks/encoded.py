@@ -125,14 +125,9 @@ class EncodedRows:
         return self.ids.lengths
 
     @property
-    def cut(self) -> npt.NDArray[np.bool_] | None:
-        """Whether tokens of a row were left out to keep `max_length`, (N,); None if they are not counted."""
-        return None if self.lost is None else self.lost > 0
-
-    @property
     def num_cut(self) -> int:
-        """How many rows were cut; 0 where that is not counted."""
-        return 0 if self.cut is None else int(self.cut.sum())
+        """How many rows lost tokens to keep `max_length`; 0 where that is not counted."""
+        return 0 if self.lost is None else int((self.lost > 0).sum())
 
     def counts(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Return how much is read of each of these rows, (n,)."""

@@ -1,4 +1,8 @@
-"""Local data files, read by the format that their ending names; rows of JSON, each with its line."""
+"""Rows of local files, read by the format that their ending names, each with its line; and questions to an adapter.
+
+Questions are given by callers, stand in a file, or come from standard input. Files of questions are read as training
+data are, with an adapter's columns.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,23 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from loraxs_search.errors import shortened
-from loraxs_search.tasks.rows import Columns, MalformedFileError, with_parents, with_parts
+from loraxs_search.errors import UsageError, meant, shortened
+from loraxs_search.home import disk_faults, meant_file
+from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, SourceLocation, with_parents, with_parts
+
+log = logging.getLogger(__name__)
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # and how messages call them
 _LISTED = 5
 _QUOTES = 'a field that begins with a double quote ends with one, and has "" for each one in it'
-_ON_PURPOSE = 0.1  # share of the rows of several lines that look like several rows; fewer are chance
 _LONGEST_NAME = 10  # characters of a column's name in a script that writes no spaces: longer ones are sentences
-_Row = tuple[int, int, list[str]]  # the lines in which a row begins and ends, and its fields
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
@@ -51,15 +55,22 @@ def read_csv(
     """
     shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
-    rows, line, reader = list[_Row](), 1, _reader(text, separator, strict=True)
-    names = list(names)
+    rows, names = list[tuple[int, list[str]]](), list(names)
+    line, reader = 1, _reader(text, separator, strict=True)
     try:
         for fields in reader:
             begin, line = line, reader.line_num + 1
             if not any(field.strip() for field in fields):
                 continue
             if names:
-                rows.append((begin, line - 1, fields))
+                rows.append((begin, fields))
+                parts = "\t".join(fields).split("\n")
+                if len(parts) > 1 and len(names) > 1 and all(it.count("\t") == len(names) - 1 for it in parts):
+                    raise MalformedFileError(
+                        f"must close a quote in its row, but the one in line {begin} continues to line {line - 1}, over"
+                        " lines that are rows by themselves",
+                        hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
+                    )
                 continue
             names = [name.strip() for name in fields]
             if not set(wanted) <= set(names):
@@ -75,12 +86,11 @@ def read_csv(
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
-    _check_swallowed(rows, len(names), separator)
     columns = [*wanted, *optional]
     places = [names.index(name) for name in columns]
     least = max(places[: len(wanted)])
     lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
-    for line, _, fields in rows:
+    for line, fields in rows:
         if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
             wrong.append(f"line {line} has {len(fields)}")
             continue
@@ -96,13 +106,11 @@ def read_csv(
     return Columns(names, dict(zip(columns, values, strict=True)), lines)
 
 
-def shows(text: str, wanted: Sequence[str]) -> bool:
-    """Whether a text begins with a header that has all of `wanted`."""
-    return any(set(wanted) <= set(header(text, separator)) for separator in SEPARATORS)
-
-
-def is_table(text: str) -> bool:
-    """Whether a text begins with names, and all rows have as many fields, which are several, as few lines of prose."""
+def _is_table(text: str, wanted: Sequence[str]) -> bool:
+    """Whether a text begins with a header that has all of `wanted`; or with other names, and all rows have as many
+    fields, which are several, as few lines of prose."""
+    if any(set(wanted) <= set(header(text, separator)) for separator in SEPARATORS):
+        return True
     separator = likely_separator(text, ",")
     names = header(text, separator)
     # A name is one word. A sentence of Chinese has no spaces either.
@@ -145,64 +153,6 @@ def likely_separator(text: str, usual: str) -> str:
     best = max(SEPARATORS, key=fitting)
     return best if fitting(best)[0] > 0.5 else usual
 
-
-# ---- quotes that stand for themselves --------------------------------------------------------------------------------
-def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
-    """Refuse quotes that stand for themselves: each joins rows up to the next one.
-
-    A file that has many texts of several lines was written with quotes on purpose: there a text may look like rows.
-
-    Raises:
-        MalformedFileError: the lines of a row are rows by themselves.
-    """
-    joined = [row for row in rows if row[1] > row[0]] if width > 1 else []
-    if not joined:
-        return
-    plain = [fields for begin, end, fields in rows if begin == end and len(fields) >= width]
-    # The values of each column that has few, such as labels; None of another one.
-    repeated: list[frozenset[str] | None] = []
-    for place in range(width):
-        known = frozenset(fields[place].strip() for fields in plain)
-        repeated.append(known if 2 * len(known) <= len(plain) else None)
-    swallowing = [
-        row
-        for row in joined
-        if any(_swallows(row[2], at, separator, repeated) for at in range(min(width, len(row[2]))))
-    ]
-    if swallowing and len(swallowing) >= _ON_PURPOSE * len(joined):
-        begin, end, _ = swallowing[0]
-        raise MalformedFileError(
-            f"must close a quote in its row, but the one in line {begin} continues to line {end}, over lines that are"
-            " rows by themselves",
-            hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
-        )
-
-
-def _swallows(fields: list[str], at: int, separator: str, repeated: Sequence[frozenset[str] | None]) -> bool:
-    """Whether the lines of a field are rows by themselves, which a quote that stands for itself has joined.
-
-    Then each has as many separators as the header, and columns that have few values have these there too. Where there
-    is no such column, a text has commas often, in numbers too: of other separators than tabs none may have space behind
-    it, and the lines must be three at least.
-    """
-    lines, width = fields[at].splitlines(), len(repeated)
-    if len(lines) < 2:
-        return False
-    rows = [line.split(separator) for line in lines]
-    rows[0], rows[-1] = [*fields[:at], *rows[0]], [*rows[-1], *fields[at + 1 :]]
-    if any(len(row) != width for row in rows):
-        return False
-    first, end = at + 1, (len(rows) - 1) * width + at  # of the cells that stand within the field
-    cells = [(number % width, value.strip()) for number, value in enumerate(chain.from_iterable(rows))]
-    likely = [
-        value in known for column, value in cells[first:end] if column != at and value and (known := repeated[column])
-    ]
-    if likely:
-        return all(likely)
-    return separator == "\t" or (len(lines) > 2 and not re.search(rf"{re.escape(separator)}(\s|$)", fields[at]))
-
-
-log = logging.getLogger(__name__)
 
 _BLANKS = re.compile(r"[ \t]+")  # a word may hold a space of another kind
 _CONLL_COMMENT = re.compile(r"#[ \t]*(\w+ = |new(doc|par)\b)")  # `# text = ...` above a sentence
@@ -298,22 +248,10 @@ def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
     return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
 
 
-def _every_stream(make: Callable[[], Any], content: bytes) -> bytes:
-    """Decompress a file of several streams; Python's own leaves out those behind a damaged one."""
-    parts = list[bytes]()
-    while content or not parts:
-        stream = make()
-        parts.append(stream.decompress(content))
-        if not stream.eof:
-            raise EOFError("it ends within a stream")
-        content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
-    return b"".join(parts)
-
-
 _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": partial(_every_stream, bz2.BZ2Decompressor),
-    ".xz": partial(_every_stream, lzma.LZMADecompressor),
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
     ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
@@ -428,31 +366,231 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
-    return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
+    label_names = None
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # those that `datasets` has written
+        column = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][wanted[-1]]
+        label_names = [str(name) for name in column.get("feature", column)["names"]]  # of a list, those of its items
+    return Columns(list(schema.names), values, stored_names=label_names)
 
 
-def label_names(path: Path, label: str, content: bytes | None = None) -> list[str] | None:
-    """Return the names that `datasets` has written into a Parquet file for a label column's ids; None without any.
+# ---- questions -------------------------------------------------------------------------------------------------------
+def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+    """Return the rows of a request, each with its texts: a row is a text, a tuple of several, or a dict by column.
+
+    What is in a row is left to the task's kind, which knows what it should be.
+
+    Args:
+        texts: A list of rows, one text, or a DataFrame of pandas.
+        columns: What the task reads of a DataFrame or a dict; other columns do not matter.
+    Raises:
+        UsageError: it is none of these, or lacks a column.
+    """
+    if is_frame(texts):  # as files have values: None for a missing one, lists instead of arrays
+        names, read = list(texts.columns), list[list[Any]]()
+        for name in columns:
+            if names.count(name) != 1:
+                has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
+                near = "" if name in names else meant(name, [str(other) for other in names])
+                raise UsageError(
+                    f"`texts` must have the column {name}, which the task reads, but {has}.",
+                    hint=f"rename the column {near} to {name}"
+                    if near
+                    else "give the columns that the task was trained on",
+                )
+            column = texts[name]
+            values: list[Any] = [None if missing else it for it, missing in zip(column, column.isna(), strict=True)]
+            read.append([value.tolist() if hasattr(value, "tolist") else value for value in values])
+        return list(zip(*read, strict=True))
+    rows = list[tuple[Any, ...]]()
+    for row in listed(texts, "texts"):
+        if not isinstance(row, Mapping) or not columns:
+            rows.append(row if isinstance(row, tuple) else (row,))
+            continue
+        if missing := [name for name in columns if name not in row]:
+            raise UsageError(
+                f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
+                hint="give the columns that the task was trained on",
+            )
+        rows.append(tuple(row[name] for name in columns))
+    return rows
+
+
+def is_frame(texts: Any) -> bool:
+    """Whether this is a DataFrame of pandas, which is not imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(texts, pandas.DataFrame)
+
+
+def listed(texts: Any, name: str) -> list[Any]:
+    """Return what a list holds; of one text, a list of one.
+
+    Args:
+        name: What messages call it.
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    is_list = hasattr(texts, "__len__") and hasattr(texts, "__getitem__") and not isinstance(texts, bytes | Mapping)
+    if not is_list or hasattr(texts, "columns"):  # a table lists the names of its columns
+        raise UsageError(
+            f"`{name}` must be a text or a list of texts, but got {type(texts).__name__}.",
+            hint='give ["one text", "another"], a pandas DataFrame, or a row of several texts as a tuple',
+        )
+    return list(texts)
+
+
+_TEXT = ".txt"
+_STDIN = "standard input"
+
+
+@dataclass(frozen=True)
+class _QuestionRows:
+    """Rows to be answered.
+
+    Args:
+        rows: Each with the values of the adapter's columns.
+        place: Where they stand, for messages.
+        columns: All columns of the source in its order, where they were asked for.
+    """
+
+    rows: list[tuple[Any, ...]]
+    place: SourceLocation
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+def question_path(source: str) -> Path:
+    """Return the path of a file of rows.
 
     Raises:
-        MalformedFileError: it is not compressed as it says.
+        UsageError: there is no such file.
     """
-    if file_format(path) != ".parquet":
-        return None
-    from pyarrow import parquet
+    path = Path(source).expanduser()
+    if not source or not path.is_file():
+        got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
+        raise UsageError(
+            f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
+            hint="download it first: only files of this machine are read" if "://" in source else _HINT,
+        )
+    return path
 
+
+def read_questions(source: str, columns: Sequence[str], *, whole: bool = False) -> _QuestionRows:
+    """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
+
+    Args:
+        source: The path of a file that training data may stand in, or of a .txt with a text in each line, of which a
+            blank one is an empty row; those at the end are none.
+        whole: Whether the file's other columns are read too.
+    Raises:
+        UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
+        HomeError: the disk fails.
+    """
+    path = question_path(source)
+    with disk_faults(path, "--file"):
+        content = path.read_bytes()
     try:
-        schema = parquet.read_schema(path if content is None else pa.BufferReader(unpacked(path, content)))
-    except (pa.ArrowException, OSError):  # said when it is read
-        return None
-    return _label_names(schema, label)
+        warn_of_encoding(path, content)
+        if file_format(path, (_TEXT,)) == _TEXT:
+            return _lines(decoded(unpacked(path, content))[0], source, columns)
+        return _read_table(path, content, source, columns, whole)
+    except MalformedFileError as error:
+        raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
 
 
-def _label_names(schema: pa.Schema, label: str) -> list[str] | None:
+def read_standard_input(content: bytes, columns: Sequence[str], *, whole: bool = False) -> _QuestionRows:
+    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
+
+    Raises:
+        UsageError: it is no text, it lacks a column, or has no row.
+    """
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        column = features[label]
-        names = column.get("feature", column)["names"]  # of a list, those of its items
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return [str(name) for name in names]
+        text, _ = decoded(content)
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        title = first.strip().strip('"')  # the name of the one column, above lines of text
+        is_named = len(columns) == 1 and (title.lower() in TEXT_NAMES or title == columns[0])
+        ending = _TEXT
+        if is_named or _is_table(text.lstrip(), columns):
+            ending = ".csv"
+        if first.startswith(("{", "[")):
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(first if first[0] == "{" else text)
+                ending = ".jsonl"
+        if ending == _TEXT:
+            return _lines(text, _STDIN, columns)
+        try:
+            return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, whole)
+        except MalformedFileError:
+            if not is_named:
+                raise
+            log.warning(_NAMED, _STDIN, title)  # as `cut` writes a column: its texts stand in no quotes
+            return _lines(text, _STDIN, columns, skip=True)
+    except MalformedFileError as error:
+        raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
+
+
+_NAMED = "%s: %r is read as the name of its column, not as a text"
+_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
+
+
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _QuestionRows:
+    read = read_columns(path, content, columns)
+    names = read.available
+    if len(names) == len(columns) == 1 and not read.values and names[0].strip():
+        log.warning(_NAMED, source, names[0])
+        named = read_columns(path, content, names)
+        only = Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines)
+        return replace(_of_columns(only, source, columns), columns=named.values)
+    rows = _of_columns(read, source, columns)
+    if not whole:
+        return rows
+    parts = {name for name in columns if "." in name and name.partition(".")[0] in names}  # no columns of the file
+    own = [name for name in names if name not in parts]
+    if twice := [name for name in dict.fromkeys(own) if own.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two",
+        )
+    values = read_columns(path, content, columns, [name for name in own if name not in columns]).values
+    return replace(rows, columns={name: values[name] for name in own if name in values and (name or any(values[name]))})
+
+
+def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False) -> _QuestionRows:
+    if len(columns) > 1:
+        raise UsageError(
+            f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
+            hint="give a .csv with these columns, or a .jsonl with these keys",
+        )
+    end = "\n" if "\n" in text else "\r"  # a lone return ends lines only where nothing else does, as on an old Mac
+    lines = [line.rstrip("\r") for line in text.split(end)]
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    # A blank line between others is an empty row: without it, answers would stand beside other rows.
+    kept = range(full[0] + 1 if skip else 0, full[-1] + 1) if full else range(0)
+    texts = [lines[number] for number in kept]
+    rows = _some([(text,) for text in texts], SourceLocation(source, [number + 1 for number in kept]))
+    return replace(rows, columns={columns[0]: texts})
+
+
+def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> _QuestionRows:
+    place = SourceLocation(source, read.lines)
+    if not any(name.strip() for name in read.available):
+        return _some([], place)
+    for name in columns:
+        if name not in read.values:
+            near = meant(name, read.available)
+            way = f"rename the column {near or 'of the texts'} to {name}"
+            if not near and len(columns) == 1:
+                way += ", or leave only that one: then its name does not matter"
+            if source == _STDIN and len(columns) == 1:
+                way += "; lines of text that look like a table are read as they are from a .txt"
+            raise UsageError(
+                f"{source} must have the column {name}, which the task reads, but has: {', '.join(read.available)}.",
+                hint=way,
+            )
+    return _some(list(zip(*(read.values[name] for name in columns), strict=True)), place)
+
+
+def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> _QuestionRows:
+    if not rows:
+        raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
+    return _QuestionRows(rows, place)

@@ -1,7 +1,7 @@
 """How an answer is scored: one table of metrics for each form of answers. Light; scipy loads at the first correlation.
 
 A new metric is one `Metric` in a table. One with another value than before makes cached reports stale: raise
-`_ANSWER_VERSION` in `report`.
+`_VERSION` in `report`.
 """
 
 from __future__ import annotations

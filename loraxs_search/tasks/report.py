@@ -1,6 +1,6 @@
 """The data report of a task, with its warnings: rows that splits share, lengths, answers, what a score is worth.
 
-Everything is counted once for each content. The part that depends on tokenizer and metrics has its own cache.
+Everything is counted once for each content, tokenizer and task.
 """
 
 from __future__ import annotations
@@ -21,29 +21,42 @@ from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap,
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
-from loraxs_search.tasks.read import SPLITS
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import SPLITS, Rows
 
 # The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-_OVERLAP_VERSION = "2"  # raise when the same rows are counted in another way
+_VERSION = "4"  # raise when the same rows are counted in another way, or a metric has another value
 _COUNTS = ("num_rows", "repeated", "blank")  # of each split, which files name in another order
 _EXAMPLES = 2  # shared rows that are named
+_SCORED: tuple[Split, ...] = ("validation", "test")
 
 
-def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path) -> DataReport:
-    """Return the report of rows with this fingerprint, counted when it is not in the cache.
+def data_report(
+    kind: TaskKind,
+    rows: Mapping[Split, Rows],
+    scored: Mapping[Split, Rows],
+    encoded: Mapping[Split, EncodedRows],
+    *,
+    identity: str,
+    cache_dir: Path,
+) -> DataReport:
+    """Return the report of a task's rows, counted when it is not in the cache.
 
+    Args:
+        rows: Of each split, all of them.
+        scored: Of validation those that are scored, of the others all; `encoded` has their tokens.
+        identity: Of rows and tokenizer.
     Raises:
         HomeError: the cache cannot be written.
     """
-    path = cache_dir / "reports" / f"{_OVERLAP_VERSION}-{fingerprint}.json"
+    key = hashlib.sha256("\n".join([_VERSION, identity, to_json(kind.task)]).encode()).hexdigest()[:40]
+    path = cache_dir / "reports" / f"{key}.json"
     try:
         report = from_json(DataReport, path.read_bytes())
         counts: dict[str, Any] = {it: {split: getattr(report, it)[split] for split in SPLITS} for it in _COUNTS}
         report = replace(report, **counts)
     except (OSError, ValueError, KeyError):  # none, or damaged
-        report = _data_report(rows)
+        report = _count(kind, rows, scored, encoded)
         write_atomic(path, to_json(report))
     # Rows of the same content may come from other files: where the examples are is not kept.
     overlaps = []
@@ -56,11 +69,17 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
         of = ("", "") if own.name == other.name else (f" of {here}", f" of {there}")
         pairs = (f"{own.row(row)}{of[0]} and {other.row(same)}{of[1]}" for row, same in overlap.examples)
         overlaps.append(replace(overlap, places=", ".join(pairs), source=here if own.name == other.name else ""))
-    return replace(report, overlaps=tuple(overlaps))
+    warnings = tuple(kind.warnings(rows, encoded))
+    return replace(report, overlaps=tuple(overlaps), warnings=warnings, cut_part=kind.cut_part)
 
 
-def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
-    """Count rows whose text is also in another split or repeated, and rows with an empty text."""
+def _count(
+    kind: TaskKind,
+    rows: Mapping[Split, Rows],
+    scored: Mapping[Split, Rows],
+    encoded: Mapping[Split, EncodedRows],
+) -> DataReport:
+    # Rows whose text is also in another split, or repeated; rows with an empty text.
     exact = {
         name: list(zip(*((own.texts,) if own.pairs is None else (own.texts, own.pairs)), strict=True))
         for name, own in rows.items()
@@ -75,11 +94,32 @@ def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
         examples = tuple((i, folded[other].index(folded[one][i])) for i in shared[:_EXAMPLES])
         letter_for_letter = sum(row in exact_sets[other] for row in exact[one])
         overlaps.append(SplitOverlap(one, other, letter_for_letter, len(shared), examples))
+    # Tokens, answers, and what a score is worth.
+    names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
+    best = constant_answer(kind, scored["train"].labels)
+    tokens, constant = dict[Split, TokenCounts](), None
+    for split, parts in encoded.items():
+        lengths = parts.lengths
+        if parts.positions is not None:
+            lengths = np.array([len(parts.whole_row(row)[0]) for row in range(len(parts))], np.int32)
+        lengths = lengths if parts.lost is None else lengths + parts.lost
+        tokens[split] = TokenCounts(int(np.median(lengths)), int(lengths.max()))
+    if names:
+        scores = {split: kind.measure(repeated(best, len(scored[split])), scored[split].labels) for split in _SCORED}
+        constant = ConstantAnswer(kind.show(best), scores)
     return DataReport(
         num_rows={name: len(own) for name, own in exact.items()},
         overlaps=tuple(overlaps),
         repeated={name: len(own) - len(exact_sets[name]) for name, own in exact.items()},
         blank={name: sum(not all(row) for row in own) for name, own in folded.items()},
+        cut={split: parts.num_cut for split, parts in encoded.items() if parts.lost is not None},
+        tokens=tokens,
+        answers=tuple(kind.answer_facts(scored, encoded)),
+        constant=constant,
+        standard_errors={
+            split: {name: standard_error(kind.metrics[name], scored[split].labels, best) for name in names}
+            for split in _SCORED
+        },
     )
 
 
@@ -92,7 +132,7 @@ def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
         train: Their labels, (N,).
     """
     sign, metric = sign_of(kind.task.direction), kind.metrics[kind.task.metric]
-    answers: list[int | float | str] = kind.constants(train)[: kind.most_constants]
+    answers: list[int | float | str] = kind.constants(train)
     if metric.column != "predictions":  # the likeliest: no answer has such a score
         return answers[0]
     gains = [sign * metric.score(repeated(answer, len(train)), train) for answer in answers]
@@ -206,60 +246,3 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
     else:
         scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
     return StandardError(float(np.std(scores) * np.sqrt(size / len(labels))), reach)
-
-
-_ANSWER_VERSION = "3"  # raise when the same rows are counted in another way, or a metric has another value
-_SCORED: tuple[Split, ...] = ("validation", "test")
-
-
-def with_answers(
-    report: DataReport,
-    kind: TaskKind,
-    rows: Mapping[Split, Rows],
-    encoded: Mapping[Split, EncodedRows],
-    *,
-    identity: str,
-    cache_dir: Path,
-) -> DataReport:
-    """Return a report with what is said of tokens, answers and scores.
-
-    Args:
-        rows: Of each split, of validation those that are scored; `encoded` has their tokens.
-        identity: Of rows and tokenizer.
-    Raises:
-        HomeError: the cache cannot be written.
-    """
-    key = hashlib.sha256("\n".join([_ANSWER_VERSION, identity, to_json(kind.task)]).encode()).hexdigest()[:40]
-    path = cache_dir / "reports" / f"answers-{key}.json"
-    try:
-        counted = from_json(DataReport, path.read_bytes())
-    except (OSError, ValueError):  # none, or damaged
-        counted = _count(kind, rows, encoded)
-        write_atomic(path, to_json(counted))
-    own = {name: getattr(counted, name) for name in ("cut", "tokens", "answers", "constant", "standard_errors")}
-    return replace(report, **own, cut_part=kind.cut_part)
-
-
-def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> DataReport:
-    names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
-    best = constant_answer(kind, rows["train"].labels)
-    tokens, constant = dict[Split, TokenCounts](), None
-    for split, own in encoded.items():
-        lengths = own.lengths
-        if own.positions is not None:
-            lengths = np.array([len(own.whole_row(row)[0]) for row in range(len(own))], np.int32)
-        lengths = lengths if own.lost is None else lengths + own.lost
-        tokens[split] = TokenCounts(int(np.median(lengths)), int(lengths.max()))
-    if names:
-        scores = {split: kind.measure(repeated(best, len(rows[split])), rows[split].labels) for split in _SCORED}
-        constant = ConstantAnswer(kind.show(best), scores)
-    return DataReport(
-        cut={split: own.num_cut for split, own in encoded.items() if own.cut is not None},
-        tokens=tokens,
-        answers=tuple(kind.answer_facts(rows, encoded)),
-        constant=constant,
-        standard_errors={
-            split: {name: standard_error(kind.metrics[name], rows[split].labels, best) for name in names}
-            for split in _SCORED
-        },
-    )

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task
 
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _LISTED = 5  # different values that a message names
 
 

@@ -20,8 +20,7 @@ from loraxs_search.base_model.layers import head_names, output_head
 from loraxs_search.records.host import LinearProbe
 from loraxs_search.tasks.encoded import Batch, eval_batches
 from loraxs_search.tasks.kinds import PassOutputs, TaskKind
-from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.tasks.read import fixed_subset
+from loraxs_search.tasks.prepared import PreparedTask, fixed_subset
 
 _LEAST_ROWS, _MAX_ROWS, _MAX_READS = 10, 2000, 20_000
 # Products of numbers in passes over the base, and not seconds: the same rows are read on every machine.

@@ -96,7 +96,10 @@ class Continuations(LanguageModelKind):
         raise NotImplementedError
 
     def measure_scores(self, scores: Any, labels: Any) -> dict[str, float]:  # losses alone
-        return {"loss": scores.loss, "token_accuracy": float(scores.correct.sum() / scores.counts.sum())}
+        return {
+            "loss": float(scores.losses.sum() / scores.counts.sum()),
+            "token_accuracy": float(scores.correct.sum() / scores.counts.sum()),
+        }
 
 
 def tokenizer() -> PreTrainedTokenizerBase:

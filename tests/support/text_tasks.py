@@ -9,8 +9,8 @@ import pytest
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.tasks.kinds import checked
-from loraxs_search.tasks.kinds.text_generation import TextGeneration, TextGenerationSection
+from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.prepared import load_data
 
 Write = Callable[[str, Sequence[Mapping[str, Any]]], str]  # rows to a file of this name; returns its path
@@ -48,7 +48,7 @@ def writing_task(
     files = dict.fromkeys(("train", "validation", "test"), write("rows.jsonl", rows))
     if test is not None:
         files["test"] = write("test.jsonl", test)
-    task = Task(
+    return Task(
         "words",
         "text-generation",
         DataSource(data_files=files),
@@ -58,10 +58,17 @@ def writing_task(
         max_length=max_length,
         report_metric=report_metric,
         report_direction=None if report_metric is None else "minimize",
-        **TextGeneration.fields(TextGenerationSection.model_validate(section)),
+        **TextGeneration.fields(TextGeneration.section.model_validate(section)),
     )
-    checked(task)
-    return task
+
+
+def broken_laws(task: Task) -> str:
+    """Return what is wrong between the keys of a task's kind."""
+    kind = KINDS.get(task.kind)
+    fields = kind.section.model_fields.items()
+    keys = {key: each.get_default(call_default_factory=True) for key, each in fields if not each.is_required()}
+    faults = kind.laws(keys | {"labels": list(task.labels), **task.settings})
+    return " ".join(f"`{'.'.join(path)}` {message}" for path, message in faults)
 
 
 def choosing_task(write: Write, rows: Sequence[Mapping[str, Any]] = CHOICES, **settings: Any) -> Task:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Split, Text
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.kinds import (
     TEXT_METRICS,
     Columns,
@@ -72,25 +72,19 @@ class WordPairs(TaskKind):
     shots = (0, 4)
     hub_pipeline = "text-generation"
 
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.model = TaskModel("AutoModelForCausalLM")
+        self.columns, self.question_columns = task.settings, ("question",)
+
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
         return {"text": "", "label": "", "settings": {"ask": section.ask, "answer": section.answer}}
-
-    def keys(self) -> dict[str, Any]:
-        return dict(self.task.settings)
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         if "ask" in keys and keys["ask"] == keys.get("answer"):
             yield ("answer",), f"must be another column than `ask`, but got {keys['ask']!r}."
-
-    @property
-    def model(self) -> TaskModel:
-        return TaskModel("AutoModelForCausalLM")
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"ask": self.task.settings["ask"], "answer": self.task.settings["answer"]}
 
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
@@ -102,10 +96,6 @@ class WordPairs(TaskKind):
                 hint="correct the rows",
             )
         return Rows(list(map(str, columns.values[self.columns["ask"]])), None, np.array(answers, object))
-
-    @property
-    def question_texts(self) -> tuple[str, ...]:
-        return ("question",)
 
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         return Rows([row[0] for row in rows], None, np.array([""] * len(rows), object))

@@ -20,14 +20,7 @@ from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.names import FILES, ROOT
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.asking import (
-    asked_as_in_training,
-    between_texts,
-    finding_code,
-    generation_options,
-    loading_code,
-    where_base_is,
-)
+from loraxs_search.tasks.asking import asked_as_in_training, base_code, between_texts, generation_options, loading_code
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -77,7 +70,7 @@ class PlainLoRAFolder(ExportFormat):
         is_folder = Path(ref.id).is_absolute()
         base = BaseModelRef(Path(ref.id).name) if is_folder else replace(ref, revision=revision)
         if lora.pooling == "class":
-            where = where_base_is(base)
+            where = base_code(base).where
             if is_folder:
                 where = (
                     f"where `{base.id}` is the folder of the base: put its path in. Its weights must have the sha256"
@@ -99,7 +92,7 @@ model = peft.PeftModel.from_pretrained(base, ".").eval()
         else:  # pool and head become modules of sentence-transformers
             placing = ""
             if base.package is not None or "/" not in base.id:  # the hub does not have it
-                found = finding_code(base) or f'folder = "{base.id}"  # the path of the base\n'
+                found = base_code(base).find or f'folder = "{base.id}"  # the path of the base\n'
                 placing = f"""import json, pathlib
 {found}config = pathlib.Path("adapter_config.json")
 config.write_text(json.dumps(json.loads(config.read_text()) | {{"base_model_name_or_path": folder}}))

@@ -6,7 +6,6 @@ leaves. No Ray: the host that would train is built in this process.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import time
@@ -34,7 +33,7 @@ from loraxs_search.search.tune.time_budget import EndTime
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import ShownRow, first_rows, joining_row_faults, load_data, prepare
+from loraxs_search.tasks.prepared import ShownRow, first_rows, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
 
 if TYPE_CHECKING:
@@ -276,18 +275,16 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         overrides: As `launch` takes them.
     Raises:
         SpaceError: the space has faults; the message has all of them.
-        BaseModelError: its base cannot be found, or does not fit the task; with the faults of the rows, where these are
-            read.
-        TargetModulesError: its module groups do not fit the base; with the faults of the rows, too.
+        BaseModelError: its base cannot be found, or does not fit the task.
+        TargetModulesError: its module groups do not fit the base.
         TaskDataError: the rows are not what the task says.
     """
     loaded = open_space(space, overrides)
     reads = data or estimate
-    with joining_row_faults(loaded.task) if reads else contextlib.nullcontext():
-        base, model = locate(loaded.base_model), kind_of(loaded.task).model
-        modules = linear_modules(base, model)
-        heads, body = parameter_shapes(base, model)
-        description = describe(loaded, modules, heads=heads, body=body)
+    base, model = locate(loaded.base_model), kind_of(loaded.task).model
+    modules = linear_modules(base, model)
+    heads, body = parameter_shapes(base, model)
+    description = describe(loaded, modules, heads=heads, body=body)
     rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer

@@ -5,26 +5,29 @@ What a kind is written with is imported from here.
 
 from __future__ import annotations
 
-from loraxs_search.errors import TaskDataError, UsageError, unknown_name
+from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._answers import only_number
-from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Names, Section, TaskKind
-from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, render_chat, token_ids
-from loraxs_search.tasks.kinds._requests import (
+from loraxs_search.tasks.kinds._base import (
+    Fault,
     ForwardRequest,
     Generated,
     GenerateRequest,
+    Keys,
+    LinearForm,
+    Names,
     PassOutputs,
     Reduce,
     Request,
     RequestGenerator,
     RowScores,
     Sampling,
-    run_requests,
+    Section,
+    TaskKind,
 )
-from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number, regressor
+from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, render_chat, token_ids
+from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
@@ -43,7 +46,7 @@ KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
 
 
 def kind_of(task: Task) -> TaskKind:
-    """Return a task's kind, without checking the kind's rules.
+    """Return a task's kind.
 
     Raises:
         TaskDataError: the kind is unknown.
@@ -53,32 +56,6 @@ def kind_of(task: Task) -> TaskKind:
     except UsageError as error:
         hint = error.hint or "a kind that another distribution brings is known where that is installed"
         raise TaskDataError(f"Task {task.name}: {error.message}", hint=hint) from None
-
-
-def checked(task: Task) -> TaskKind:
-    """Return a task's kind, after checking the kind's rules.
-
-    Raises:
-        TaskDataError: the kind is unknown, its keys contradict each other, or a metric does not fit it.
-    """
-    kind = kind_of(task)
-    keys = kind.keys()
-    faults = [f"`{'.'.join(path)}` {message}" for path, message in kind.laws(keys)]
-    faults = faults or [fault for name in task.metrics if (fault := metric_fault(kind, keys, name))]
-    if faults:
-        raise TaskDataError(f"Task {task.name}: {' '.join(faults)}")
-    return kind
-
-
-def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str | None:
-    """Return why a metric cannot score a task with these keys, as a whole sentence; None when it can."""
-    fitting = list(kind.fitting_metrics(keys))
-    if name in fitting:
-        return None
-    if find_metric(name) is None:
-        return unknown_name("metric", name, fitting)
-    any_of = " or ".join([", ".join(fitting[:-1]), fitting[-1]] if len(fitting) > 1 else fitting)
-    return f"`{name}` does not fit {kind.describe(keys)}; use {any_of}."
 
 
 def find_metric(name: str, task: Task | None = None) -> Metric | None:

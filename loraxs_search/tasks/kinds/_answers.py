@@ -11,18 +11,17 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import regex
-from pydantic import AfterValidator, Field, PlainValidator, create_model
+from pydantic import AfterValidator, Field, PlainValidator
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Text
@@ -62,6 +61,7 @@ _GROUPED = re.compile(
 )
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
+_EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a fraction of the longest numbers
 _IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
 
 
@@ -87,7 +87,14 @@ def numbers(text: str) -> Iterator[str]:
 
     for match in _NUMBER.finditer(_VULGAR.sub(spelled, _LATEX_COMMA.sub(",", text))):
         value = _value(match)
-        yield "" if value is None else canonical(value)
+        if value is None:
+            yield ""
+            continue
+        try:  # the shortest exact decimal, or else a reduced fraction: 0.5, 36, 1/3
+            with localcontext(_EXACT):
+                yield format((Decimal(value.numerator) / value.denominator).normalize(), "f")
+        except Inexact:
+            yield f"{value.numerator}/{value.denominator}"
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -111,18 +118,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
     value += int(re.sub("[^0-9]", "", match["whole"] or "0"))
     value *= Fraction(10) ** int(match["exponent"] or 0)
     return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
-
-
-_EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a fraction of the longest numbers
-
-
-def canonical(value: Fraction) -> str:
-    """Return a number as the shortest exact decimal, or as a reduced fraction where there is none: 0.5, 36, 1/3."""
-    try:
-        with localcontext(_EXACT):
-            return format((Decimal(value.numerator) / value.denominator).normalize(), "f")
-    except Inexact:
-        return f"{value.numerator}/{value.denominator}"
 
 
 _LONGEST = 1000  # characters; what is longer is no answer, and would be read slowly
@@ -219,30 +214,6 @@ def _choice(value: object) -> str:
     raise ValueError("must be a text, a whole number, true or false")
 
 
-class _Where(Section):
-    after: Text | None = None
-    """The answer stands behind the last place where this text is, on the same line."""
-    regex: Annotated[Text, AfterValidator(_pattern)] | None = None
-    """The answer is the first group of the first match of this regular expression."""
-    one_of: (
-        Annotated[list[Annotated[str, PlainValidator(_choice, json_schema_input_type=str | int)]], Field(min_length=2)]
-        | None
-    ) = None
-    """The answer is the one of these texts that comes first, as its own word."""
-
-
-if TYPE_CHECKING:
-    ExtractSection = _Where
-else:  # `as` is a word of Python
-    _AS = "How answers are compared: as `text`, as a `number` (`$1,080.00` is `1080`), or as `math`, by math-verify."
-    ExtractSection = create_model(
-        "ExtractSection",
-        __base__=_Where,
-        __doc__="Which part of a written text is its answer.",
-        **{"as": (AnswerType, Field("text", description=_AS))},
-    )
-
-
 def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield what is wrong between the keys of `extract:`."""
     if extract.get("after") is not None and extract.get("regex") is not None:
@@ -256,29 +227,23 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """Which part of a text is its answer, and in which form.
+class Extraction(Section):
+    """Which part of a written text is its answer."""
 
-    Args:
-        after: The answer is behind the last place where this stands.
-        regex: The answer is the first group of the first match.
-        one_of: The answer is the one that comes first, as its own word, whatever its case.
-        form: `text`: without the white space around it; behind `after` it is the rest of that line, without the marks
-            that end a sentence. `number`: the first one; where neither `after` nor `regex` says where, the last one;
-            see `numbers`. `math`: what math-verify holds equal is equal.
-    """
+    after: Text | None = None
+    """The answer stands behind the last place where this text is, on the same line."""
+    regex: Annotated[Text, AfterValidator(_pattern)] | None = None
+    """The answer is the first group of the first match of this regular expression."""
+    one_of: (
+        Annotated[list[Annotated[str, PlainValidator(_choice, json_schema_input_type=str | int)]], Field(min_length=2)]
+        | None
+    ) = None
+    """The answer is the one of these texts that comes first, as its own word."""
+    form: Annotated[AnswerType, Field(alias="as")] = "text"
+    """How answers are compared: as `text`, as a `number` (`$1,080.00` is `1080`), or as `math`, by math-verify."""
 
-    after: str | None = None
-    regex: str | None = None
-    one_of: tuple[str, ...] = ()
-    form: AnswerType = "text"
-
-    @classmethod
-    def of(cls, extract: Mapping[str, Any] | None) -> Extraction:
-        """Read the keys of `extract:`; None is the whole text."""
-        keys = extract or {}
-        return cls(keys.get("after"), keys.get("regex"), tuple(keys.get("one_of") or ()), keys.get("as", "text"))
+    # A text is compared without the white space around it; behind `after` it is the rest of that line, without the
+    # marks that end a sentence. A number is the first one; where neither `after` nor `regex` says where, the last one.
 
     def find(self, text: str, *, patient: bool = True) -> str:
         """Return the answer in a text, in canonical form; the empty text where there is none.
@@ -382,8 +347,3 @@ def _is_whole(formula: str) -> bool:
     """Whether the braces of a formula are closed; else it was cut, and does not count."""
     depths = [depth for _, depth in _depths(formula)]
     return not depths or (min(depths) >= 0 and depths[-1] == 0)
-
-
-def as_written(answers: Sequence[str], stop: Sequence[str]) -> list[str]:
-    """Return answers as a model writes them: without the stop string that ends them."""
-    return [next((it.removesuffix(text) for text in stop if it.endswith(text)), it) for it in answers]

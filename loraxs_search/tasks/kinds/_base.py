@@ -6,8 +6,8 @@ but `scaffold`, which guesses one, knows a kind by its name. It never sees a mod
 asks for a pass.
 
 **Life.** `kind_of(task)` makes one instance for a task, wherever the task is met: in the driver, the command line, the
-registry and on every host. Making one does no work and never fails; `checked(task)` holds a task to the kind's laws.
-An instance has no state but the task, so it is shared by all trials of the task and by several threads.
+registry and on every host. Making one is cheap and never fails: a space has held the task to the kind's laws.
+An instance has no state but the task and what follows from it, so all trials of the task and several threads share it.
 
 **Light.** A kind's module imports neither torch nor transformers when it is imported: spaces, studies and the registry
 are read without them. Methods that get tensors import torch inside.
@@ -36,23 +36,23 @@ entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one in this 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.errors import TaskDataError, UsageError, shortened
 from loraxs_search.records.adapter import Prediction, Sample
 from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
-from loraxs_search.tasks.encoded import Batch, EncodedRows, RowSource
-from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, is_text, raise_joined
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.metrics import Metric, Values
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, is_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,13 +71,150 @@ class Section(BaseModel):
 Names = Annotated[list[Text], Law(distinct, min_length=1)]
 
 
-_UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
+SEPARATOR = "|"  # between the items of a question that is given as one text
+ResultT = TypeVar("ResultT")
 Keys = Mapping[str, Any]
 Fault = tuple[tuple[str, ...], str]  # the key, and the broken rule: what follows "must ..."
 
 
+# ---- what a kind asks for while it scores, and what it gets ---------------------------------------------------------
 @dataclass(frozen=True)
-class LinearForm:
+class PassOutputs:
+    """What a pass computed for n rows of one task.
+
+    Args:
+        read: Of a base with a head, its outputs, float32: one a row, (n, outputs), or one at each of the M positions
+            that the rows read, row after row, (M, outputs). Without a head, the last hidden states at these positions,
+            (M, width), in the precision of the body.
+        project: Hidden states (..., width) to logits (..., vocabulary), float32, by the base's own output embedding;
+            None if there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
+            at a time. The bases' own can also be had in two steps, see `_token_loss`.
+    """
+
+    read: Tensor
+    project: Callable[[Tensor], Tensor] | None = None
+
+
+Reduce = Callable[[PassOutputs, "Batch"], "tuple[Tensor, ...]"]
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRequest:
+    """A request: compute rows with the adapter, and reduce the outputs to something small.
+
+    Rows are spread over passes as lengths allow and may be computed again, whole passes at a time, when memory runs
+    out. `reduce` is called once for each part of the rows, in any order and from several threads at once.
+
+    Args:
+        source: A split, or rows made for this request.
+        rows: Which rows of it, (n,), at least one; one may stand there twice.
+        reduce: (outputs, batch) of some of the rows to tensors with these rows first. Requests of one task whose
+            `reduce` compare equal, as a method of the task's one kind does, are reduced together.
+    """
+
+    source: Split | EncodedRows
+    rows: npt.NDArray[np.int64]
+    reduce: Reduce
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn instead of taking the likeliest.
+
+    Args:
+        seed: With it, a prompt draws the same tokens at any place of any request; equal prompts draw the same.
+        temperature: Logits are divided by it; above 0.
+        top_p: Only the likeliest tokens that have this share of the probability together are drawn from.
+    Raises:
+        UsageError: a value is outside its range.
+    """
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"`seed` must be a whole number from 0, but got seed={self.seed!r}.")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(
+                f"`temperature` must be above 0 and finite, but got temperature={self.temperature}.",
+                hint="give no sampling at all to have the likeliest token taken",
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"`top_p` must be above 0 and at most 1, but got top_p={self.top_p}.")
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateRequest:
+    """A request: continue prompts token by token, until each has ended.
+
+    A row ends with an end token of the base or of `ends`, with a stop string, or after `max_new_tokens`; then it leaves
+    the batch.
+    What is written depends only on the row and its adapter, not on other rows.
+
+    Args:
+        source: The prompts, made for this request.
+        rows: Which of them, (n,), at least one.
+        stop: Texts that end a row; neither they nor what follows is in its text.
+        sampling: None takes the likeliest token.
+        ends: Further end tokens, such as the one that ends a turn of a chat.
+    """
+
+    source: EncodedRows
+    rows: npt.NDArray[np.int64]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What was written after each prompt of a `GenerateRequest`, in the order of its rows.
+
+    Args:
+        texts: Without special tokens, cut before the stop string.
+        tokens: Every token that was written, the end token and those of a stop string too, int32.
+        ended: False where `max_new_tokens` ended the row, (n,).
+        margins: The least distance between the two largest logits of any step, (n,), float32.
+    """
+
+    texts: Sequence[str]
+    tokens: Ragged
+    ended: npt.NDArray[np.bool_]
+    margins: npt.NDArray[np.float32]
+
+
+Request = ForwardRequest | GenerateRequest
+
+
+@dataclass(frozen=True, eq=False)
+class RowScores:
+    """The results of scoring rows, in their order.
+
+    Args:
+        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype object), an empty one
+            where a text has no answer in it. None if a report asks for no answers.
+        losses: The sum of each row's loss, (n,), float32.
+        counts: What these are sums of, (n,), int64.
+        correct: How many of these were predicted, (n,), int64; None if the kind does not count them.
+        ended: False where the bound on new tokens ended what was written, (n,); None if nothing was written.
+    """
+
+    predictions: Values | None
+    losses: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    correct: npt.NDArray[np.int64] | None = None
+    ended: npt.NDArray[np.bool_] | None = None
+
+
+# A `ForwardRequest` is answered with a tuple of tensors, a `GenerateRequest` with a `Generated`.
+RequestGenerator = Generator[Request, Any, ResultT]
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------------
+class LinearForm(NamedTuple):
     """How a linear model of features answers such a task, for baselines.
 
     Args:
@@ -106,9 +243,30 @@ class TaskKind(ABC):
     most_constants: ClassVar[int] = 32  # answers that are scored as the constant one
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts that the untouched base is scored with
 
+    # What follows from the task alone: a kind's `__init__` sets it.
+    model: TaskModel  # how the base is loaded
+    # Names of the data's columns that are read, by what messages call them, such as `columns.text`. Names that the data
+    # themselves give to the ids of a column are looked for in the last one.
+    columns: Mapping[str, str]
+    question_columns: tuple[str, ...]  # the columns of a file that has questions, one for each text
+    list_column: str | None = None  # one of these whose text is a list, with `|` between its items
+    spare_in_test: frozenset[str] = frozenset()  # columns that test rows may lack: nothing scored there is made of them
+    serving: Serving | None = None  # how a server that writes text asks an adapter; None if none can
+
     def __init__(self, task: Task) -> None:
-        self.task = task
-        self.outputs = OutputScale()
+        self.task, self.outputs = task, OutputScale()
+
+    @property
+    def question_texts(self) -> tuple[str, ...]:
+        """Names of the texts of one question as people read them, one for each of `question_columns`."""
+        names = self.question_columns
+        return tuple(f"{name}, separated by {SEPARATOR}" if name == self.list_column else name for name in names)
+
+    @property
+    def example(self) -> tuple[str, ...]:
+        """A question as it is typed, of texts that are made up."""
+        listed, names = f"an option {SEPARATOR} another one", self.question_columns
+        return tuple(listed if name == self.list_column else f"the text of {name}" for name in names)
 
     def fitted(self, labels: Values, *, has_bias: bool) -> TaskKind:
         """Return the kind as a search trains and scores it: `outputs` may follow from the labels of its train rows.
@@ -131,10 +289,6 @@ class TaskKind(ABC):
             section: An instance of the class's `section`.
         """
 
-    @abstractmethod
-    def keys(self) -> dict[str, Any]:
-        """Return the task's own keys as a space file would have them: what `fields` was made from."""
-
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:  # noqa: ARG003  # for kinds to use
         """Yield what is wrong between the kind's keys.
@@ -146,32 +300,10 @@ class TaskKind(ABC):
         yield from ()
 
     @classmethod
-    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:  # noqa: ARG003  # for kinds to use
-        """Return the names of the metrics that can score a task with these keys, which may lack some."""
-        return list(cls.metrics)
-
-    @classmethod
-    def describe(cls, keys: Keys) -> str:  # noqa: ARG003  # for kinds to use
-        """Return a description of a task with these keys, for messages about its metrics."""
-        return cls.name
-
-    @property
-    @abstractmethod
-    def model(self) -> TaskModel:
-        """How the base is loaded."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> Mapping[str, str]:
-        """Names of the data's columns that are read, by what messages call them, such as `columns.text`.
-
-        Names that the data themselves give to the ids of a column are looked for in the last one.
-        """
-
-    @property
-    def spare_in_test(self) -> frozenset[str]:
-        """Columns that a test split may lack, since nothing that is scored there is made of them."""
-        return frozenset()
+    def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:  # noqa: ARG003  # for kinds to use
+        """Return the metrics that cannot score a task with these keys, which may lack some, and what such a task has:
+        `{"f1": "3 labels"}`."""
+        return {}
 
     # ---- rows to tokens: on a host, before any trial -----------------------------------------------------------------
     @abstractmethod
@@ -212,28 +344,13 @@ class TaskKind(ABC):
         """
         yield AnswerFact("different", {split: len(np.unique(own.labels)) for split, own in rows.items()})
 
-    @property
-    @abstractmethod
-    def question_texts(self) -> tuple[str, ...]:
-        """Names of the texts of one question, one for each text, as people read them."""
-
-    @property
-    def question_columns(self) -> tuple[str, ...]:
-        """The columns of a file that has questions, one for each text."""
-        return self.question_texts
-
-    @property
-    def example(self) -> tuple[str, ...]:
-        """A question as it is typed, of texts that are made up: a text for each of `question_columns`."""
-        return tuple(f"the text of {name}" for name in self.question_columns)
-
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Return a question's values as the data's are read; what is no text then is refused."""
         return tuple(row)
 
     def shown(self, row: Sequence[Any]) -> str:
         """Return a question as people read it."""
-        return " | ".join(TaskKind.shown(self, value) if isinstance(value, list) else str(value) for value in row)
+        return " | ".join(map(str, self.as_texts(row)))
 
     def questions(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation | None = None) -> Rows:
         """Return rows that are not in the data: questions to an adapter. Their labels are never read.
@@ -280,26 +397,9 @@ class TaskKind(ABC):
         """Return how many sequences each question is computed as."""
         return [1] * len(rows)
 
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer that `tokenizer_faults` finds fault with.
-
-        Raises:
-            TaskDataError: with all of them.
-        """
-        faults, name = self.tokenizer_faults(tokenizer), self.task.name
-        raise_joined(self.task, [TaskDataError(f"Task {name}: {fault}", hint=hint) for fault, hint in faults])
-
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
-        """Yield why a tokenizer does not do, and what to do; a kind that overrides it asks this one too.
-
-        Here: a `max_length` that leaves no space for text, or that the base cannot take.
-        """
-        task, high = self.task, tokenizer.model_max_length
-        low = tokenizer.num_special_tokens_to_add(pair=task.text_pair is not None) + 1
-        if not low <= task.max_length <= high:
-            allowed = f"{low}..{high}" if high < _UNLIMITED else f"at least {low}"
-            fault = f"`max_length` must be {allowed} with this base model, but got max_length={task.max_length}."
-            yield fault, "change `max_length`, or choose another base model"
+        """Yield why a tokenizer cannot encode such rows, and what to do. `max_length` is checked elsewhere."""
+        yield from ()
 
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
@@ -336,14 +436,8 @@ class TaskKind(ABC):
     def reports_answers(self) -> bool:
         """Whether reports need answers, and not only the losses; where they have no metric of their own, as those of
         candidates, whether some metric of the task does."""
-        if self.task.report_metric is not None:
-            return self.metrics[self.task.report_metric].column == "predictions"
-        return self.needs_answers
-
-    @property
-    def needs_answers(self) -> bool:
-        """Whether some metric of the task is taken of answers, and not only of tokens."""
-        return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
+        names = self.task.metrics if self.task.report_metric is None else (self.task.report_metric,)
+        return any(self.metrics[name].column == "predictions" for name in names)
 
     def asked_as(self, trained: Task) -> Task:
         """Return this task as an adapter is asked that was trained for another one: the same rows and references, asked
@@ -415,7 +509,9 @@ class TaskKind(ABC):
         if scores.predictions is not None and scores.ended is not None:
             measured["unparsed"] = float(np.mean(scores.predictions == ""))
             measured["unended"] = float(np.mean(~scores.ended))
-        return measured | ({"loss": scores.loss} if scores.counts.any() else {})
+        if scores.counts.any():
+            measured["loss"] = float(scores.losses.sum() / np.float32(scores.counts.sum()))
+        return measured
 
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:  # for kinds
         """Yield what an adapter's scores show to be wrong with how it is asked: the metric, and a sentence with the
@@ -424,9 +520,10 @@ class TaskKind(ABC):
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[Any]:
-        """Return the answers that are worth giving to every row, the likeliest first; by default the most frequent."""
+        """Return the answers that are worth giving to every row, `most_constants` at most, the likeliest first; by
+        default the most frequent."""
         values, counts = np.unique(labels, return_counts=True)
-        return list(values[np.argsort(-counts, kind="stable")].tolist()[: self.most_constants])
+        return list(values[np.argsort(-counts, kind="stable")[: self.most_constants]].tolist())
 
     def linear(self) -> LinearForm | None:
         """Return how a linear model answers such a task; None if none can; the baselines then leave it out."""
@@ -435,11 +532,6 @@ class TaskKind(ABC):
     def show(self, answer: float | str) -> str:
         """Return an answer of predictions or constants in the form that people read."""
         return str(answer)
-
-    @property
-    def serving(self) -> Serving | None:
-        """How a server that writes text asks an adapter of this task; None if none can."""
-        return None
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Return tokens that end what an adapter of this task writes, beside those that its base ends with."""

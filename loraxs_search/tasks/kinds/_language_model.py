@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -27,10 +26,18 @@ from pydantic import Field
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Sample
 from loraxs_search.records.literals import Split, Text
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
+from loraxs_search.tasks.kinds._base import (
+    Fault,
+    ForwardRequest,
+    Keys,
+    PassOutputs,
+    RequestGenerator,
+    RowScores,
+    Section,
+    TaskKind,
+)
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined, refuse
 
 if TYPE_CHECKING:
@@ -49,9 +56,11 @@ class Template:
 
     Args:
         parts: Text and the column that follows it, in turn; the last part has no column.
+        columns: Every column, once, in order of first use.
     """
 
     parts: tuple[tuple[str, str | None], ...]
+    columns: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> Template:
@@ -75,12 +84,8 @@ class Template:
             else:
                 parts.append((literal, name))
                 literal = ""
-        return cls((*parts, (literal + text[end:], None)))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column, once, in order of first use."""
-        return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
+        columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
+        return cls((*parts, (literal + text[end:], None)), columns)
 
     def fill(self, row: Mapping[str, Any]) -> str:
         """Return the text of a row, whose values are as `written` takes them.
@@ -123,10 +128,12 @@ class Prompt:
     Args:
         contents: One template, or one for each message.
         roles: Who says each message; empty for a text.
+        columns: Every column, once, in order of first use.
     """
 
     contents: tuple[Template, ...]
-    roles: tuple[str, ...] = ()
+    roles: tuple[str, ...]
+    columns: tuple[str, ...]
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> Prompt:
@@ -136,20 +143,11 @@ class Prompt:
             ValueError: a template cannot be read.
         """
         messages = keys.get("messages")
-        if messages is None:
-            return cls((Template.of(keys["prompt"]),))
-        roles = tuple(message["role"] for message in messages)
-        return cls(tuple(Template.of(message["content"]) for message in messages), roles)
-
-    @property
-    def key(self) -> str:
-        """The key of a space file that it is from."""
-        return "messages" if self.roles else "prompt"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column, once, in order of first use."""
-        return tuple(dict.fromkeys(name for content in self.contents for name in content.columns))
+        roles = tuple(message["role"] for message in messages or ())
+        texts = [keys["prompt"]] if messages is None else [message["content"] for message in messages]
+        contents = tuple(map(Template.of, texts))
+        columns = tuple(dict.fromkeys(name for content in contents for name in content.columns))
+        return cls(contents, roles, columns)
 
     def fill(self, row: Mapping[str, Any]) -> list[str]:
         """Return the text, or the content of each message, of a row.
@@ -241,20 +239,15 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[:start]
 
 
-def _num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many begin tokens a prompt has: one, or none."""
-    return int(bool(ids) and ids[0] == tokenizer.bos_token_id)
-
-
 def _cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
     if len(ids) <= limit:
         return ids
-    begin = _num_begin(ids, tokenizer)
-    return ids[:begin] + ids[len(ids) - (limit - begin) :]
+    begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    return begin + ids[len(ids) - (limit - len(begin)) :]
 
 
-class MessageSection(Section):
+class _MessageSection(Section):
     """A message of the prompt, written as the tokenizer's chat template has it."""
 
     role: Literal["system", "user", "assistant"]
@@ -268,7 +261,7 @@ class PromptSection(Section):
 
     prompt: Text | None = None
     """What the model reads: a text with columns in braces; `{{` and `}}` are single braces."""
-    messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
+    messages: Annotated[list[_MessageSection], Field(min_length=1)] | None = None
     """Messages instead of `prompt`. The answer ends with what ends a turn in the chat template."""
 
 
@@ -294,7 +287,7 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
     # Tokens that only the first prompt begins with; between an answer and the next prompt; the one that ends an answer.
     head, between = _turns(prompt, tokenizer)
     end = prompt.end_id(tokenizer)
-    whole = np.arange(len(train)) if train.cut is None else np.flatnonzero(~train.cut)
+    whole = np.arange(len(train)) if train.lost is None else np.flatnonzero(train.lost == 0)
     seen, drawn = Counter[Any](), list[tuple[int, int]]()
     for number in np.random.default_rng(0).permutation(whole)[:_MOST_DRAWN].tolist():
         drawn.append((seen[answers[number]], number))
@@ -303,14 +296,15 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
     def later(ids: list[int]) -> list[int]:
         return ids[len(head) :] if head and ids[: len(head)] == head else ids
 
-    before: list[int] = []
-    for _, number in sorted(drawn, key=itemgetter(0))[:shots]:
-        asked, _ = _parts(train, number)
-        answer = train.targets.row(number).tolist()
+    chosen = [number for _, number in sorted(drawn, key=itemgetter(0))[:shots]]
+    prompts, before = prompts_of(train.take(np.array(chosen, np.int64))), list[int]()
+    for place, number in enumerate(chosen):
+        asked, answer = prompts.row(place).tolist(), train.targets.row(number).tolist()
         before += [*(later(asked) if before else asked), *(answer[:-1] if answer[-1] == end else answer), *between]
-    ids, places = list[list[int]](), list[list[int]]()
+    prompts, ids, places = prompts_of(rows), list[list[int]](), list[list[int]]()
     for number in range(len(rows)):
-        asked, rest = _parts(rows, number)
+        asked = prompts.row(number).tolist()
+        rest = rows.ids.row(number)[len(asked) :].tolist()
         context = tokenizer.model_max_length - max(room, len(rest))
         kept = _cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
         ids.append(kept + rest)
@@ -341,16 +335,7 @@ def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
     return single[: len(single) - same], behind[: len(behind) - same]
 
 
-def _parts(rows: EncodedRows, number: int) -> tuple[list[int], list[int]]:
-    """Return a row's prompt, and its answer without the last token."""
-    assert rows.positions is not None
-    ids, end = rows.ids.row(number).tolist(), int(rows.positions.row(number)[0]) + 1
-    return ids[:end], ids[end:]
-
-
 _MOST_SHOWN = 1000  # characters of a sample's texts
-_JOINT = 10  # characters that are shown on either side of where prompt and answer meet
-_SENTENCE_MARKS = (".", ",", ":", ";", "?", "!", ")")
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
 
 
@@ -360,17 +345,18 @@ class LanguageModelKind(TaskKind):
     hub_pipeline = "text-generation"
     cut_part = "beginnings"
     shots = (0, 4)
-    model = TaskModel("AutoModelForCausalLM")
 
-    # ---- declaration -------------------------------------------------------------------------------------------------
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.model, self.prompt = TaskModel("AutoModelForCausalLM"), Prompt.of(task.settings)
+        key, self.question_columns = "messages" if self.prompt.roles else "prompt", self.prompt.columns
+        self.columns = {f"{key}.{{{name}}}": name for name in self.prompt.columns}
+
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
-        own = section.model_dump(include=set(cls.section.model_fields), exclude_none=True)
+        own = section.model_dump(include=set(cls.section.model_fields), exclude_none=True, by_alias=True)
         settings = {key: own[key] for key in cls.section.model_fields if key in own}
         return {"text": "", "label": "", "settings": settings}
-
-    def keys(self) -> dict[str, Any]:
-        return {"prompt": None, "messages": None, **self.task.settings}
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -387,21 +373,6 @@ class LanguageModelKind(TaskKind):
                 yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
             if prompt.roles and prompt.roles[-1] != "user":
                 yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."
-
-    @property
-    def prompt(self) -> Prompt:
-        """What stands before each answer."""
-        return Prompt.of(self.task.settings)
-
-    @property
-    def templates(self) -> Mapping[str, Template]:
-        """The kind's other templates, by the key that messages call them."""
-        return {}
-
-    @property
-    def columns(self) -> dict[str, str]:
-        templates = {self.prompt.key: self.prompt.columns} | {key: it.columns for key, it in self.templates.items()}
-        return {f"{key}.{{{name}}}": name for key, names in templates.items() for name in names}
 
     # ---- rows --------------------------------------------------------------------------------------------------------
     def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:
@@ -430,10 +401,6 @@ class LanguageModelKind(TaskKind):
         filled = [self.prompt.fill(row) for row in rows]
         return ["\n\n".join(contents) for contents in filled], {_CONTENTS: filled} if self.prompt.roles else {}
 
-    @property
-    def question_texts(self) -> tuple[str, ...]:
-        return self.prompt.columns
-
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         texts = list(row)
         for place, value in enumerate(row):
@@ -443,42 +410,13 @@ class LanguageModelKind(TaskKind):
         return tuple(texts)
 
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
-        texts, extras = self.prompts([dict(zip(self.question_texts, row, strict=True)) for row in rows])
+        texts, extras = self.prompts([dict(zip(self.question_columns, row, strict=True)) for row in rows])
         return Rows(texts, None, np.full(len(rows), "", object), extras)
-
-    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
-        if self.prompt.roles:
-            return
-        texts = [text for split in rows.values() for text in split.texts]
-        if spaced := sum(text[-1:].isspace() for text in texts):
-            yield (
-                f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
-                " part of that word, so begin the answers with it instead"
-            )
-        # Answers that begin with a letter or digit of a script that has spaces, right behind a word or its mark.
-        joint = list[str]()
-        for split in rows.values():
-            for prompt, answers in zip(split.texts, self.learnt_texts(split), strict=True):
-                last = prompt[-1:]
-                if not last.isalnum() and last not in _SENTENCE_MARKS:
-                    continue
-                first = (it for it in answers if it[:1].isdigit() or it[:1].lower() != it[:1].upper())
-                joint += [prompt[-_JOINT:] + answer[:_JOINT] for answer in islice(first, 1)]
-        if joint:
-            yield (
-                f"{len(joint):,} of {len(texts):,} answers follow their prompt without a space, as in {joint[0]!r}:"
-                " most models know a word with the space before it as another token, so begin the answers with a space"
-            )
-
-    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
-        """Return what may stand behind each row's prompt."""
-        return [()] * len(rows)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
         from jinja2 import TemplateError
 
-        yield from super().tokenizer_faults(tokenizer)
         prompt = self.prompt
         if prompt.roles and not tokenizer.chat_template:
             yield (
@@ -528,7 +466,8 @@ class LanguageModelKind(TaskKind):
         empty = [row for row, (ids, answer) in enumerate(zip(prompts, learnt, strict=True)) if not ids or not answer]
         with collected(errors):
             refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
-        if short := [row for row, limit in enumerate(limits) if limit < 1 + _num_begin(prompts[row], tokenizer)]:
+        begin = tokenizer.bos_token_id
+        if short := [row for row, limit in enumerate(limits) if limit < 1 + (prompts[row][:1] == [begin])]:
             longest = most - min(limits)
             errors.append(
                 TaskDataError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraxs_search.tasks.encoded import Batch
-from loraxs_search.tasks.kinds._requests import PassOutputs, SplitProjection
+from loraxs_search.tasks.kinds._base import PassOutputs
 
 # Memory of one chunk's logits, were they all float32; on a CPU they are in blocks of a core's cache.
 CHUNK_BYTES = 64 << 20
@@ -51,11 +51,6 @@ def row_sums(values: Tensor, batch: Batch) -> Tensor:
     return torch.segment_reduce(values, "sum", lengths=batch.counts)
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Return C, the most reads whose logits exist at once: a power of two, which a CPU's matrix kernels like best."""
-    return _power_of_two(CHUNK_BYTES // (4 * vocabulary))
-
-
 class _Losses(torch.autograd.Function):
     """Gradients are made in the forward pass, chunk by chunk."""
 
@@ -67,7 +62,7 @@ class _Losses(torch.autograd.Function):
         losses = states.new_empty(len(states), dtype=empty.dtype)
         is_likeliest = states.new_empty(len(states), dtype=torch.bool)
         gradients = torch.empty_like(states) if with_gradients else None
-        for part in _chunks(len(states), chunk_rows(empty.shape[-1])):
+        for part in _chunks(len(states), _power_of_two(CHUNK_BYTES // (4 * empty.shape[-1]))):
             of_states = None if gradients is None else gradients[part]
             losses[part], is_likeliest[part] = _chunk(states[part].detach(), targets[part], project, of_states)
         if gradients is not None:
@@ -86,9 +81,12 @@ def _chunk(
 ) -> tuple[Tensor, Tensor]:
     """Return losses and whether they are of the likeliest token, (C,); write d loss / d state, (C, width)."""
     learns = gradients is not None
+    # A base's own projection has two steps, so that logits in float32 need never exist for many reads at once: `embed`
+    # gives the output embedding's numbers, (C, V), in the precision of the body, `finish` the logits that they mean.
+    parts: Any = project if hasattr(project, "embed") else None
     with torch.set_grad_enabled(learns):
         states = states.requires_grad_(learns)
-        embedded = project.embed(states) if isinstance(project, SplitProjection) else project(states)  # (C, V)
+        embedded = parts.embed(states) if parts is not None else project(states)  # (C, V)
     raw = embedded.detach()
     size = _power_of_two(_CPU_BLOCK_BYTES // (4 * raw.shape[1])) if raw.device.type == "cpu" else len(raw)
     losses, is_likeliest = list[Tensor](), list[Tensor]()
@@ -96,7 +94,7 @@ def _chunk(
         with torch.set_grad_enabled(learns):
             leaf = raw[part].detach().requires_grad_(learns)
             # Not the same tensor, which is written over.
-            logits = project.finish(leaf) if isinstance(project, SplitProjection) else leaf * 1
+            logits = parts.finish(leaf) if parts is not None else leaf * 1
         is_likeliest.append(logits.detach().argmax(-1) == targets[part])
         log_p, target = torch.log_softmax(logits.detach(), 1), targets[part][:, None]
         losses.append(-log_p.gather(1, target)[:, 0])

@@ -9,7 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,18 @@ from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Law, Pooling, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, Section, TaskKind
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
-from loraxs_search.tasks.metrics import CLASS_METRICS, NUMBER_METRICS
+from loraxs_search.tasks.kinds._base import (
+    Fault,
+    ForwardRequest,
+    Keys,
+    LinearForm,
+    PassOutputs,
+    RequestGenerator,
+    RowScores,
+    Section,
+    TaskKind,
+)
+from loraxs_search.tasks.metrics import CLASS_METRICS, NUMBER_METRICS, Values
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -43,10 +52,8 @@ _LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
 _MEANT = 5  # values whose nearest label is named
 _HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
-_ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
-_OUTLYING = 200.0  # times the range of the middle half of the numbers
 
 
 def are_hidden(values: Sequence[Any], names: Sequence[str] = ()) -> bool:
@@ -183,7 +190,7 @@ def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterato
 _SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
 
 
-class ColumnsSection(Section):
+class _ColumnsSection(Section):
     """The columns that are read. `a.b` is what `b` holds inside the column `a`."""
 
     text: Text
@@ -194,10 +201,10 @@ class ColumnsSection(Section):
     """Column with the second text, for pairs. A tokenizer that puts nothing between the two gets a line break."""
 
 
-class LabelledSection(Section):
+class _LabelledSection(Section):
     """One answer for each text or pair of texts."""
 
-    columns: ColumnsSection
+    columns: _ColumnsSection
     """Which columns hold what."""
     labels: Annotated[list[Text], Law(distinct)] = []  # noqa: RUF012  # pydantic copies it
     """Names of the labels in the order of their ids, at least two. A regression has none."""
@@ -207,22 +214,28 @@ class LabelledSection(Section):
     trained with, else `class`; it is decided at launch."""
 
 
-class LabelledKind(TaskKind):
+class _LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
     asking = frozenset({_SEPARATOR})
+
+    problem_type: ClassVar[str]  # as configurations of transformers call it
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        texts = {"columns.text": task.text, "columns.text_pair": task.text_pair}
+        named = {role: name for role, name in texts.items() if name is not None}
+        self.model = classifier(max(1, len(task.labels)), task.pooling, self.problem_type)
+        self.columns, self.question_columns = named | {"columns.label": task.label}, tuple(named.values())
 
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
         columns = section.columns
         fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
         settings = {} if columns.text_pair is None else {_SEPARATOR: "\n"}
-        return {**fields, "labels": tuple(section.labels), "pooling": section.pooling, "settings": settings}
-
-    def keys(self) -> dict[str, Any]:
-        task = self.task
-        columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
-        return {"columns": columns, "labels": list(task.labels), "pooling": task.pooling}
+        standardized = cls.problem_type == "regression"
+        fields |= {"labels": tuple(section.labels), "pooling": section.pooling, "standardized": standardized}
+        return {**fields, "settings": settings}
 
     @abstractmethod
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
@@ -233,10 +246,6 @@ class LabelledKind(TaskKind):
         """
 
     @abstractmethod
-    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return each row's loss, (n,), float32, of outputs (n, num_outputs)."""
-
-    @abstractmethod
     def answers(self, outputs: Tensor) -> Values:
         """Return each row's answer, (n,), of finite outputs (n, num_outputs) on any device."""
 
@@ -244,25 +253,7 @@ class LabelledKind(TaskKind):
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         """Return what a least-squares model learns in place of outputs, (N, num_outputs)."""
 
-    @abstractmethod
-    def prediction(self, text: str, outputs: Tensor) -> Prediction:
-        """Return what people read of one row, of outputs (num_outputs,), float32."""
-
-    def predictions(self, outputs: Tensor) -> Values:
-        """Return each row's answer, (n,).
-
-        Raises:
-            TrialDivergedError: some output is not finite.
-        """
-        _check_finite(outputs)
-        return self.answers(outputs.detach())
-
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
-    @property
-    def columns(self) -> dict[str, str]:
-        roles = {"columns.text": self.task.text, "columns.text_pair": self.task.text_pair}
-        return {role: name for role, name in roles.items() if name is not None} | {"columns.label": self.task.label}
-
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         task, errors, texts = self.task, list[TaskDataError](), dict[str, list[str]]()
         for column in filter(None, (task.text, task.text_pair)):
@@ -276,10 +267,6 @@ class LabelledKind(TaskKind):
     def hides_answers(self, columns: Columns) -> bool:
         return are_hidden(columns.values[self.task.label], self.task.labels)
 
-    @property
-    def question_texts(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.task.text, self.task.text_pair)))
-
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
@@ -291,41 +278,35 @@ class LabelledKind(TaskKind):
         _, encoded = cut_tokens(rows.texts, pairs, tokenizer, self.task.max_length)
         return replace(encoded, targets=Ragged.single(rows.labels))
 
-    # ---- training and scoring ----------------------------------------------------------------------------------------
-    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
-        return self.row_losses(outputs.read, batch.targets)
-
+    # ---- scoring -----------------------------------------------------------------------------------------------------
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
-        return RowScores(self.predictions(outputs), losses.numpy(), np.ones(len(rows), np.int64))
-
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
-        (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), _outputs)
-        _check_finite(outputs)
-        return [self.prediction(text, row) for text, row in zip(shown, outputs, strict=True)]
+        return RowScores(self.answers(_finite(outputs)), losses.numpy(), np.ones(len(rows), np.int64))
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return outputs.read, self.loss(outputs, batch)
 
-    # ---- baselines ---------------------------------------------------------------------------------------------------
     def linear(self) -> LinearForm | None:
         def answers(values: npt.NDArray[Any]) -> Values:
             import torch
 
-            return self.predictions(torch.from_numpy(np.ascontiguousarray(values)))
+            return self.answers(_finite(torch.from_numpy(np.ascontiguousarray(values))))
 
         return LinearForm(self.model.num_outputs or 0, self.targets, answers)
 
 
-def _outputs(outputs: PassOutputs, _: Batch) -> tuple[Tensor, ...]:
-    return (outputs.read,)
-
-
-def _check_finite(outputs: Tensor) -> None:
+def _finite(outputs: Tensor) -> Tensor:
     if not bool(outputs.isfinite().all()):
         raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+    return outputs.detach()
+
+
+def classifier(
+    num_outputs: int, pooling: Pooling = "class", problem_type: str = "single_label_classification"
+) -> TaskModel:
+    """Return a model with a head of this many outputs."""
+    config = (("num_labels", num_outputs), ("problem_type", problem_type))
+    return TaskModel("AutoModelForSequenceClassification", num_outputs, config, pooling)
 
 
 def cut_tokens(
@@ -354,21 +335,16 @@ def cut_tokens(
     return encoding, EncodedRows(ids, None if types is None else Ragged.of(types, np.int8).values, lost=lost)
 
 
-def classifier(num_labels: int, pooling: Pooling = "class") -> TaskModel:
-    """Return a classifier of this many labels."""
-    config = (("num_labels", num_labels), ("problem_type", "single_label_classification"))
-    return TaskModel("AutoModelForSequenceClassification", num_labels, config, pooling)
-
-
-class SequenceClassification(LabelledKind):
+class SequenceClassification(_LabelledKind):
     """One of a list of labels for each text or pair of texts. A head on any base answers.
 
     Outputs (n, labels); labels and answers are ids.
     """
 
     name = "sequence-classification"
-    section = LabelledSection
+    section = _LabelledSection
     metrics = CLASS_METRICS
+    problem_type = "single_label_classification"
     hub_pipeline = "text-classification"
 
     @classmethod
@@ -380,18 +356,9 @@ class SequenceClassification(LabelledKind):
             yield ("labels",), f"must differ from each other, but got {list(labels)}."
 
     @classmethod
-    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:
+    def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
         labels = keys.get("labels")  # f1 is of the second of two
-        return [name for name in cls.metrics if name != "f1" or labels is None or len(labels) == 2]
-
-    @classmethod
-    def describe(cls, keys: Keys) -> str:
-        labels = keys.get("labels")
-        return cls.name if labels is None else f"{cls.name} with {len(labels)} labels"
-
-    @property
-    def model(self) -> TaskModel:
-        return classifier(len(self.task.labels), self.task.pooling)
+        return {} if labels is None or len(labels) == 2 else {"f1": f"{len(labels)} labels"}
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
         return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
@@ -411,10 +378,10 @@ class SequenceClassification(LabelledKind):
         """Return how many rows have each label of the task, (labels,)."""
         return np.bincount(labels.astype(np.int64), minlength=len(self.task.labels))
 
-    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(outputs.float(), labels, reduction="none")
+        return functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none")
 
     def answers(self, outputs: Tensor) -> Values:
         return outputs.argmax(-1).cpu().numpy()
@@ -424,25 +391,22 @@ class SequenceClassification(LabelledKind):
         targets[np.arange(len(labels)), labels.astype(np.int64)] = 1
         return targets
 
-    def prediction(self, text: str, outputs: Tensor) -> Prediction:
-        probabilities = dict(zip(self.task.labels, outputs.softmax(-1).tolist(), strict=True))
-        best = max(probabilities, key=probabilities.__getitem__)
-        return Prediction(text, best, probabilities[best], probabilities)
-
-    def constants(self, labels: Values) -> list[Any]:
-        return [int(label) for label in np.argsort(-self._counts(labels), kind="stable")]
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
+        (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
+        answers = []
+        for text, shares in zip(shown, _finite(outputs).softmax(-1).tolist(), strict=True):
+            probabilities = dict(zip(self.task.labels, shares, strict=True))
+            best = max(probabilities, key=probabilities.__getitem__)
+            answers.append(Prediction(text, best, probabilities[best], probabilities))
+        return answers
 
     def show(self, answer: float | str) -> str:
         return self.task.labels[int(answer)] if self.task.labels else str(answer)
 
 
-def regressor(pooling: Pooling = "class") -> TaskModel:
-    """Return a model with one output."""
-    config = (("num_labels", 1), ("problem_type", "regression"))
-    return TaskModel("AutoModelForSequenceClassification", 1, config, pooling)
-
-
-class Regression(LabelledKind):
+class Regression(_LabelledKind):
     """A number for each text, learnt standardised by the training rows. A head on any base answers.
 
     Outputs (n, 1); labels are float32, and answers float64: near 150,000 float32 has steps of 1/64.
@@ -452,21 +416,14 @@ class Regression(LabelledKind):
 
     name = "regression"
     has_right_answers = False
-    section = LabelledSection
+    section = _LabelledSection
     metrics = NUMBER_METRICS
-
-    @classmethod
-    def fields(cls, section: Any) -> dict[str, Any]:
-        return super().fields(section) | {"standardized": True}
+    problem_type = "regression"
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         if labels := keys.get("labels"):
             yield ("labels",), f"must be left out for kind: {cls.name}, but got {json.dumps(labels)}."
-
-    @property
-    def model(self) -> TaskModel:
-        return regressor(self.task.pooling)
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
         def read(value: Any) -> float | None:
@@ -474,15 +431,7 @@ class Regression(LabelledKind):
             return number if number is not None and abs(number) <= _MOST else None
 
         exact = _read(columns.values[self.task.label], read, np.float64, self.task, place, "a finite number")
-        labels = exact.astype(np.float32)
-        is_rounded = np.abs(exact - labels).max(initial=0) > _ROUNDED * exact.std()
-        if is_rounded and len(np.unique(labels)) < len(np.unique(exact)):
-            raise TaskDataError(
-                f"Task {self.task.name}: `{self.task.label}` must have numbers that differ by more than float32 rounds"
-                f" them, but {place.name} has numbers from {exact.min():.12g} to {exact.max():.12g}.",
-                hint=f"subtract a number such as {exact.min():.12g} from all of them",
-            )
-        return labels
+        return exact.astype(np.float32)
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         numbers = {split: own.labels.astype(np.float64) for split, own in rows.items()}
@@ -502,14 +451,6 @@ class Regression(LabelledKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         values = rows["train"].labels.astype(np.float64)
         mean, spread = float(values.mean()), float(values.std())
-        low, middle, high = np.percentile(values, [25, 50, 75])
-        place, odd = rows["train"].place, int(np.abs(values - middle).argmax())
-        if 0 < _OUTLYING * (high - low) < abs(values[odd] - middle):
-            where = f" ({place.row(odd)})" if place is not None else ""
-            yield (
-                f"the number {values[odd]:.4g}{where} is far from the others, half of which are {low:.4g} to"
-                f" {high:.4g}: it outweighs them, so correct it if it is a mistake"
-            )
         if np.ptp(values) == 0:
             yield f"every train row has the number {mean:.4g}, so nothing can be learnt"
         elif self.outputs.mean == 0 and self.task.standardized and abs(mean) > _FAR * spread:
@@ -518,9 +459,9 @@ class Regression(LabelledKind):
                 f" subtract {mean:.4g} from them, or use a base with one"
             )
 
-    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         scale = self.outputs
-        return (outputs.float().squeeze(-1) - (labels.float() - scale.mean) / scale.spread).square()
+        return (outputs.read.float().squeeze(-1) - (batch.targets.float() - scale.mean) / scale.spread).square()
 
     def answers(self, outputs: Tensor) -> Values:
         numbers: Values = (outputs.squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean).numpy()
@@ -530,8 +471,12 @@ class Regression(LabelledKind):
         standard = (labels.astype(np.float64) - self.outputs.mean) / self.outputs.spread
         return standard.astype(np.float32)[:, None]
 
-    def prediction(self, text: str, outputs: Tensor) -> Prediction:
-        return Prediction(text, None, float(self.answers(outputs[None])[0]))
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
+        (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
+        answers = self.answers(_finite(outputs)).tolist()
+        return [Prediction(text, None, number) for text, number in zip(shown, answers, strict=True)]
 
     def constants(self, labels: Values) -> list[Any]:
         values = labels.astype(np.float64)

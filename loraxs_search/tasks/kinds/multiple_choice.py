@@ -7,9 +7,10 @@ the prompt, which they share. Labels and answers are indices of options, int64.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, permutations
+from functools import partial
+from itertools import chain
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +23,15 @@ from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import AnswerFact, Task
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds._base import Fault, Keys
+from loraxs_search.tasks.kinds._base import (
+    SEPARATOR,
+    Fault,
+    ForwardRequest,
+    Keys,
+    PassOutputs,
+    RequestGenerator,
+    RowScores,
+)
 from loraxs_search.tasks.kinds._language_model import (
     LanguageModelKind,
     PromptSection,
@@ -33,16 +42,13 @@ from loraxs_search.tasks.kinds._language_model import (
     with_examples,
     written,
 )
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds.labelled import are_hidden
-from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
+from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS, Values
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-SEPARATOR = "|"  # between the options of a question that is given as one text
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,16 @@ class _OptionTexts:
 
     Args:
         templates: One for each option, or one that is filled with each item of a column.
+        columns: Every column, once.
         column: The column that holds a list; None if there is a template for each option.
+        fixed: The options where all rows have the same ones.
         adds_space: Whether a space stands before an item that does not begin with one.
     """
 
     templates: tuple[Template, ...]
+    columns: tuple[str, ...]
     column: str | None = None
+    fixed: list[str] | None = None
     adds_space: bool = False
 
     @classmethod
@@ -68,24 +78,15 @@ class _OptionTexts:
         Raises:
             ValueError: a template cannot be read, or does not name one column.
         """
-        if not isinstance(options, str):
-            return cls(tuple(Template.of(text) for text in options))
-        if "{" not in options and "}" not in options:
-            return cls((Template((("", options), ("", None))),), options, adds_space)
-        template = Template.of(options)
-        if len(template.columns) != 1:
-            raise ValueError(f"must name the one column that holds lists, but got {options!r}")
-        return cls((template,), template.columns[0])
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column, once."""
-        return tuple(dict.fromkeys(name for template in self.templates for name in template.columns))
-
-    @property
-    def fixed(self) -> list[str] | None:
-        """The options where all rows have the same ones."""
-        return None if self.columns else self.fill({})
+        if isinstance(options, str):
+            is_bare = "{" not in options and "}" not in options
+            template = Template((("", options), ("", None)), (options,)) if is_bare else Template.of(options)
+            if len(template.columns) != 1:
+                raise ValueError(f"must name the one column that holds lists, but got {options!r}")
+            return cls((template,), template.columns, template.columns[0], adds_space=adds_space and is_bare)
+        templates = tuple(map(Template.of, options))
+        columns = tuple(dict.fromkeys(name for template in templates for name in template.columns))
+        return cls(templates, columns, fixed=None if columns else [template.fill({}) for template in templates])
 
     def fill(self, row: Mapping[str, Any]) -> list[str]:
         """Return the options of a row, which has a list in `column`.
@@ -102,8 +103,7 @@ class _OptionTexts:
         return [f" {text}" if self.adds_space and not text[:1].isspace() else text for text in texts]
 
 
-def _shown_options(options: Sequence[str]) -> str:
-    """Return options as one text."""
+def _shown(options: Iterable[str]) -> str:
     return f" {SEPARATOR} ".join(option.strip() for option in options)
 
 
@@ -140,27 +140,6 @@ def _read_options(
     return options, errors
 
 
-def _read(way: str, value: Any, options: Sequence[str]) -> int | None:
-    """Return the option that a stored label means if it is an `index`, a `letter` or a `text`; None if it is none.
-
-    Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
-    """
-    index: int | None = None
-    if way == "index":
-        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-            value = int(value) if len(value.strip()) < 10 else None
-        if isinstance(value, float) and value.is_integer():  # where Arrow has made room for missing values
-            value = int(value)
-        index = value if isinstance(value, int) and not isinstance(value, bool) else None
-    elif way == "letter":
-        letter = value.strip().upper() if isinstance(value, str) else ""
-        index = ascii_uppercase.find(letter) if len(letter) == 1 else None
-    else:
-        text = _plain(value)
-        index = next((index for index, option in enumerate(options) if composed(option.strip()) == text), None)
-    return options.index(options[index]) if index is not None and 0 <= index < len(options) else None
-
-
 _WAYS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
 
 
@@ -170,6 +149,7 @@ def _option_labels(
     """Return the index of each row's right option, (N,).
 
     The whole column is read in one way: the one that fits every row. If several fit, they must agree on every row.
+    Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
 
     Args:
         values: The column, as stored.
@@ -178,10 +158,25 @@ def _option_labels(
         TaskDataError: no way of reading fits every row, or two do and differ.
     """
     judged, key = [row for row, own in enumerate(options) if own], task.settings["label"]
-    answers = {way: [_read(way, values[row], options[row]) for row in judged] for way in _WAYS}
-    misfits = {
-        way: [row for row, it in zip(judged, found, strict=True) if it is None] for way, found in answers.items()
-    }
+
+    def read(way: str, row: int) -> int | None:
+        value, own, index = values[row], options[row], None
+        if way == "index":
+            if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+                value = int(value) if len(value.strip()) < 10 else None
+            if isinstance(value, float) and value.is_integer():  # where Arrow has made room for missing values
+                value = int(value)
+            index = value if isinstance(value, int) and not isinstance(value, bool) else None
+        elif way == "letter":
+            letter = value.strip().upper() if isinstance(value, str) else ""
+            index = ascii_uppercase.find(letter) if len(letter) == 1 else None
+        else:
+            text = _plain(value)
+            index = next((place for place, option in enumerate(own) if composed(option.strip()) == text), None)
+        return own.index(own[index]) if index is not None and 0 <= index < len(own) else None
+
+    found = {way: {row: read(way, row) for row in judged} for way in _WAYS}
+    misfits = {way: [row for row, index in own.items() if index is None] for way, own in found.items()}
     fitting = [way for way, rows in misfits.items() if not rows]
     if not fitting:
         way = min(misfits, key=lambda each: len(misfits[each]))
@@ -192,10 +187,9 @@ def _option_labels(
         refuse(task, f"`{key}` must be {law}{others}", values, misfits[way], place, hint)
     way, *more = fitting
     for other in more:
-        pairs = zip(judged, answers[way], answers[other], strict=True)
-        if differing := [row for row, one, two in pairs if one != two]:
+        if differing := [row for row in judged if found[way][row] != found[other][row]]:
             row = differing[0]
-            means = [shortened(options[row][_read(it, values[row], options[row]) or 0]) for it in (way, other)]
+            means = [shortened(options[row][found[it][row] or 0]) for it in (way, other)]
             free = next(it for it in ("letter", "index") if it not in (way, other))
             raise TaskDataError(
                 f"Task {task.name}: `{key}` must name options in one way only, but every row of {place.name} can be"
@@ -203,9 +197,7 @@ def _option_labels(
                 f" {' or '.join(means)}.",
                 hint=f"write each label as the option's {_WAYS[free].rstrip(',')}",
             )
-    labels = np.zeros(len(values), np.int64)
-    labels[judged] = np.array(answers[way], np.int64)
-    return labels
+    return np.array([found[way].get(row) or 0 for row in range(len(values))], np.int64)
 
 
 def _named_labels(
@@ -257,27 +249,21 @@ def _plain(value: Any) -> str:
 _Place = tuple[int, list[int]]  # a row, and which of its reads
 
 
-@dataclass(frozen=True)
-class _ReadLosses:
-    """A `reduce`: the loss of each read, (n, width) float32, and whether its target was the likeliest, int64.
+def _read_losses(width: int, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+    """Return the loss of each read, (n, width) float32, and whether its target was the likeliest, int64: a `reduce`.
 
     Args:
         width: The most reads of a row; what a row lacks is 0.
     """
+    import torch
 
-    width: int
+    from loraxs_search.tasks.kinds._token_loss import token_losses
 
-    def __call__(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
-        import torch
-
-        from loraxs_search.tasks.kinds._token_loss import token_losses
-
-        losses, is_likeliest = token_losses(outputs, batch)
-        columns = torch.arange(self.width, device=losses.device)
-        is_read = columns[None, :] < batch.counts[:, None]
-        shape = (len(batch.counts), self.width)
-        wide = losses.new_zeros(shape).masked_scatter(is_read, losses)
-        return wide, is_likeliest.new_zeros(shape).masked_scatter(is_read, is_likeliest).long()
+    losses, is_likeliest = token_losses(outputs, batch)
+    columns = torch.arange(width, device=losses.device)
+    is_read = columns[None, :] < batch.counts[:, None]
+    wide = losses.new_zeros(is_read.shape).masked_scatter(is_read, losses)
+    return wide, is_likeliest.new_zeros(is_read.shape).masked_scatter(is_read, is_likeliest).long()
 
 
 @dataclass(frozen=True)
@@ -314,24 +300,18 @@ class Choices:
         return Ragged.of(rows, np.int32)
 
     @classmethod
-    def unpacked(cls, rows: Ragged) -> Choices:
-        """Return what `packed` made rows of."""
+    def of_rows(cls, rows: EncodedRows) -> Choices:
+        """Return the options of rows that `MultipleChoice.encode` has made."""
+        assert rows.extras is not None
         choices = cls([], [], [])
         for i in range(len(rows)):
-            label, num_options, *rest = rows.row(i).tolist()
+            label, num_options, *rest = rows.extras.row(i).tolist()
             lengths, num_bytes, flat = rest[:num_options], rest[num_options : 2 * num_options], rest[2 * num_options :]
             written = np.array(flat[sum(lengths) :], "<i4").tobytes()
             choices.labels.append(label)
             choices.tokens.append(_parts(flat, lengths))
             choices.texts.append([text.decode() for text in _parts(written, num_bytes)])
         return choices
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """Where each row's options begin among all, (n,)."""
-        counts = np.array([len(own) for own in self.tokens], np.int64)
-        starts: npt.NDArray[np.int64] = np.cumsum(counts) - counts
-        return starts
 
     def behind(self, prompts: Ragged) -> tuple[EncodedRows, list[_Place]]:
         """Return all K options behind their prompts, in as few rows as give each one's likelihood, and the row of each
@@ -374,7 +354,8 @@ class Choices:
         """
         every = zip(chain.from_iterable(self.tokens), chain.from_iterable(self.texts), strict=True)
         sizes = [{"none": 1, "tokens": len(tokens), "bytes": len(text.encode())}[normalize] for tokens, text in every]
-        return np.split(-losses.astype(np.float64) / np.array(sizes, np.float64), self.starts[1:])
+        scores = -losses.astype(np.float64) / np.array(sizes, np.float64)
+        return _parts(scores, [len(own) for own in self.tokens])
 
 
 def _parts(values: Any, sizes: Sequence[int]) -> list[Any]:
@@ -384,7 +365,6 @@ def _parts(values: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 _OPTIONS = "options"  # their name in `Rows.extras`, where rows have their own options
-_LOOKED_AT = 1000  # rows of a split whose options are compared
 _UNLEARNT = -1  # the label of a question
 
 
@@ -402,7 +382,7 @@ def _option_names(value: object) -> str | list[str] | None:
     return None if value is None else _options(value)
 
 
-class MultipleChoiceSection(PromptSection):
+class _MultipleChoiceSection(PromptSection):
     """A prompt, and options: the likeliest one is the answer."""
 
     options: Annotated[str | list[str], PlainValidator(_options, json_schema_input_type=str | list[str])]
@@ -424,9 +404,21 @@ class MultipleChoice(LanguageModelKind):
     """
 
     name = "multiple-choice"
-    section = MultipleChoiceSection
+    section = _MultipleChoiceSection
     metrics = {"accuracy": CLASS_METRICS["accuracy"], "macro_f1": CLASS_METRICS["macro_f1"]} | TOKEN_METRICS
     asking = frozenset({"prompt", "messages", "options", "normalize"})
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        settings, prompt = task.settings, self.prompt
+        end = prompt.contents[-1].parts[-1][0]  # what stands behind the last column
+        adds_space = not prompt.roles and not end[-1:].isspace()
+        self.options = form = _OptionTexts.of(settings["options"], adds_space=adds_space)
+        self.list_column, names = form.column, settings.get("option_names")
+        self.question_columns = tuple(dict.fromkeys((*prompt.columns, *form.columns)))
+        columns = {"options": form.column} if form.column else {f"options.{{{name}}}": name for name in form.columns}
+        columns |= {"option_names": names} if isinstance(names, str) else {}
+        self.columns = {**self.columns, **columns, "label": settings["label"]}
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -451,31 +443,9 @@ class MultipleChoice(LanguageModelKind):
             yield ("label",), f"must be no column of the prompt, which would give the answer away, but got {label!r}."
 
     @classmethod
-    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:
-        has_classes = not isinstance(keys.get("options"), str)  # an index means something across rows
-        return [name for name in cls.metrics if has_classes or name != "macro_f1"]
-
-    @classmethod
-    def describe(cls, keys: Keys) -> str:
-        return f"{cls.name} with a column of options" if isinstance(keys.get("options"), str) else cls.name
-
-    @property
-    def options(self) -> _OptionTexts:
-        """How each row's options are written."""
-        end = self.prompt.contents[-1].parts[-1][0]  # what stands behind the last column
-        adds_space = not self.prompt.roles and not end[-1:].isspace()
-        return _OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
-
-    @property
-    def columns(self) -> dict[str, str]:
-        form = self.options
-        names = (
-            {f"options.{{{name}}}": name for name in form.columns} if form.column is None else {"options": form.column}
-        )
-        own = self.task.settings.get("option_names")
-        if isinstance(own, str):
-            names |= {"option_names": own}
-        return super().columns | names | {"label": self.task.settings["label"]}
+    def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
+        # An index means something across rows only if all rows have the same options.
+        return {"macro_f1": "a column of options"} if isinstance(keys.get("options"), str) else {}
 
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
@@ -489,7 +459,7 @@ class MultipleChoice(LanguageModelKind):
                 asked: Sequence[Mapping[str, Any]] = [{form.column: items_of(value)} for value in stored]
             else:
                 asked = self.written_rows(form.columns, columns, place, errors)
-                stored = [_shown_options(form.fill(row)) for row in asked] if len(errors) == known else []
+                stored = [_shown(form.fill(row)) for row in asked] if len(errors) == known else []
             if len(errors) == known:  # missing values are no options without text too, which would count them again
                 options, faults = _read_options(form, asked, stored, task, place)
                 errors += faults
@@ -509,7 +479,7 @@ class MultipleChoice(LanguageModelKind):
     ) -> Rows:
         if self.options.fixed is not None:
             return Rows(texts, None, labels, extras)
-        return Rows(texts, [_shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
+        return Rows(texts, [_shown(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
         names, form = self.task.settings.get("option_names"), self.options
@@ -521,25 +491,10 @@ class MultipleChoice(LanguageModelKind):
             known += form.fixed or []
         return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
 
-    @property
-    def question_texts(self) -> tuple[str, ...]:
-        listed = self.options.column
-        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self.question_columns)
-
-    @property
-    def question_columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.prompt.columns, *self.options.columns)))
-
-    @property
-    def example(self) -> tuple[str, ...]:
-        options = _shown_options(["an option", "another one"])
-        texts = zip(self.question_columns, super().example, strict=True)
-        return tuple(options if name == self.options.column else text for name, text in texts)
-
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         column, values = self.options.column, list(super().as_texts(row))
         if column is not None and (place := self.question_columns.index(column)) < len(row):
-            values[place] = str(row[place]) if isinstance(row[place], list) else row[place]
+            values[place] = _shown(map(str, row[place])) if isinstance(row[place], list) else row[place]
         return tuple(values)
 
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
@@ -555,7 +510,7 @@ class MultipleChoice(LanguageModelKind):
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
 
     def num_sequences(self, rows: Rows) -> list[int]:
-        return [len(options) for options in self.learnt_texts(rows)]
+        return [len(options) for options in self._option_lists(rows)]
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         most = 1 + max(int(own.labels.max()) for own in rows.values())
@@ -563,32 +518,13 @@ class MultipleChoice(LanguageModelKind):
             counts = {split: int(np.count_nonzero(own.labels == option)) for split, own in rows.items()}
             yield AnswerFact(f"right: {self.show(option)}", counts)
 
-    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
-        yield from super().warnings(rows, encoded)
-        if self.task.settings["normalize"] != "none":
-            return
-        for split, own in encoded.items():
-            seen = own.take(np.arange(min(len(own), _LOOKED_AT)))
-            begun = [
-                row
-                for row, tokens in enumerate(_choices(seen).tokens)
-                if any(one != other and other[: len(one)] == one for one, other in permutations(tokens, 2))
-            ]
-            if begun:
-                place = rows[split].place or SourceLocation(split)
-                yield (
-                    f"{len(begun):,} of {len(seen):,} {split} rows have an option that begins with another one,"
-                    f" as {place.row(begun[0])}: the shorter one is always likelier; set `normalize: tokens`, or write"
-                    " the same mark behind each option"
-                )
-
-    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
+    def _option_lists(self, rows: Rows) -> Sequence[Sequence[str]]:
         fixed = self.options.fixed
         return rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        texts = self.learnt_texts(rows)
+        texts = self._option_lists(rows)
         choices = Choices.of(texts, rows.labels, tokenizer)
         empty = [row for row, own in enumerate(choices.tokens) if not all(own)]  # it would be the likeliest of all
         refuse(self.task, "each option must have a token", texts, empty, rows.place or SourceLocation("the request"))
@@ -608,7 +544,7 @@ class MultipleChoice(LanguageModelKind):
     ) -> RequestGenerator[RowScores]:
         asked = data.encoded(split).take(rows)
         if shots:
-            room = max(len(option) for own in _choices(asked).tokens for option in own)
+            room = max(len(option) for own in Choices.of_rows(asked).tokens for option in own)
             longer = with_examples(asked, self.prompt, data, shots=shots, room=room)
             asked = replace(longer, extras=asked.extras)
         return (yield from self._scored(asked))
@@ -626,17 +562,18 @@ class MultipleChoice(LanguageModelKind):
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
         choices, scores, losses, correct = yield from self._option_scores(asked)
         answers = np.array([own.argmax() for own in scores], np.int64)
-        right, counts = choices.starts + np.array(choices.labels, np.int64), asked.counts(np.arange(len(asked)))
+        counts = asked.counts(np.arange(len(asked)))
+        right = np.cumsum([0, *map(len, choices.tokens[:-1])]) + np.array(choices.labels, np.int64)
         return RowScores(answers, losses[right], counts, correct[right])
 
     def _option_scores(self, asked: EncodedRows) -> RequestGenerator[tuple[Choices, list[Values], Values, Values]]:
         """Yield a pass over all options of rows; return the options, each row's scores of them, (options,), and of all
         K the loss and how many tokens were the likeliest."""
-        choices = _choices(asked)
+        choices = Choices.of_rows(asked)
         rows, places = choices.behind(prompts_of(asked))
         assert rows.positions is not None
         width = int(rows.positions.lengths.max())
-        of_reads = yield ForwardRequest(rows, np.arange(len(rows)), _ReadLosses(width))
+        of_reads = yield ForwardRequest(rows, np.arange(len(rows)), partial(_read_losses, width))
         losses, correct = (
             np.array([values[row, reads].sum() for row, reads in places], values.dtype)
             for values in (finite(of_reads[0]), of_reads[1].numpy())
@@ -644,7 +581,7 @@ class MultipleChoice(LanguageModelKind):
         return choices, choices.scores(losses, self.task.settings["normalize"]), losses, correct
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        return [own[label] for label, own in zip(labels.tolist(), _choices(rows).texts, strict=True)]
+        return [own[label] for label, own in zip(labels.tolist(), Choices.of_rows(rows).texts, strict=True)]
 
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:
@@ -653,8 +590,3 @@ class MultipleChoice(LanguageModelKind):
         if fixed is not None:
             return fixed[number].strip()
         return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number)
-
-
-def _choices(rows: EncodedRows) -> Choices:
-    assert rows.extras is not None  # `encode` has packed them
-    return Choices.unpacked(rows.extras)

@@ -9,19 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
+from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import Count, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import _answers
-from loraxs_search.tasks.kinds._base import Fault, Keys, Section
+from loraxs_search.tasks.kinds._base import (
+    Fault,
+    Generated,
+    GenerateRequest,
+    Keys,
+    RequestGenerator,
+    RowScores,
+    Sampling,
+    Section,
+)
 from loraxs_search.tasks.kinds._language_model import (
     LanguageModelKind,
     PromptSection,
@@ -30,15 +39,7 @@ from loraxs_search.tasks.kinds._language_model import (
     prompts_of,
     with_examples,
 )
-from loraxs_search.tasks.kinds._requests import (
-    Generated,
-    GenerateRequest,
-    RequestGenerator,
-    RowScores,
-    Sampling,
-    Values,
-)
-from loraxs_search.tasks.metrics import TEXT_METRICS
+from loraxs_search.tasks.metrics import TEXT_METRICS, Values
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined
 
 if TYPE_CHECKING:
@@ -46,11 +47,10 @@ if TYPE_CHECKING:
 
 
 _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
-_MOST_FORMULAS = 500
 _OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 
 
-class GenerationSection(Section):
+class _GenerationSection(Section):
     """How answers are written."""
 
     max_new_tokens: Count = 128
@@ -65,16 +65,16 @@ class GenerationSection(Section):
     """Decides, together with the prompt, which tokens are drawn. The default is 0."""
 
 
-class TextGenerationSection(PromptSection):
+class _TextGenerationSection(PromptSection):
     """A prompt, and the answer that the model learns to write behind it."""
 
     answer: Text
     """What the model learns to write, a text with columns in braces."""
     reference: Text | None = None
     """What a written answer is compared with. The default is the whole `answer`."""
-    extract: _answers.ExtractSection | None = None
+    extract: _answers.Extraction | None = None
     """Which part of a written text is its answer. The default is the whole text."""
-    generation: GenerationSection = GenerationSection()
+    generation: _GenerationSection = _GenerationSection()
     """How long an answer may be, what ends it, and whether tokens are drawn."""
 
 
@@ -85,14 +85,32 @@ class TextGeneration(LanguageModelKind):
     """
 
     name = "text-generation"
-    section = TextGenerationSection
+    section = _TextGenerationSection
     metrics = TEXT_METRICS
     report_metric = "loss"
     most_constants = 8
     asking = frozenset({"prompt", "messages", "answer", "generation"})
 
-    def keys(self) -> dict[str, Any]:
-        return {"reference": None, "extract": None, "generation": {}, **super().keys()}
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        settings, prompt = task.settings, self.prompt
+        self.templates = {key: Template.of(settings[key]) for key in ("answer", "reference") if key in settings}
+        self.extraction = _answers.Extraction.model_validate(settings.get("extract") or {})
+        self.generation = own = _GenerationSection.model_validate(settings.get("generation") or {})
+        columns = {f"{key}.{{{name}}}": name for key, template in self.templates.items() for name in template.columns}
+        self.columns = {**self.columns, **columns}
+        # Of the answer, where what is written is compared with a reference, and no metric is of the answer's tokens.
+        if "reference" in settings and all(self.metrics[name].column == "predictions" for name in task.metrics):
+            answer, reference = self.templates["answer"], self.templates["reference"]
+            self.spare_in_test = frozenset(answer.columns).difference(prompt.columns, reference.columns)
+        self.serving = Serving(
+            prompt=settings.get("prompt"),
+            messages=tuple((message["role"], message["content"]) for message in settings.get("messages") or ()),
+            stop=tuple(own.stop),
+            max_new_tokens=own.max_new_tokens,
+            temperature=own.temperature or 0.0,
+            top_p=own.top_p or 1.0,
+        )
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -113,30 +131,6 @@ class TextGeneration(LanguageModelKind):
                     law = "must stand beside a `temperature` above 0, without which nothing is drawn"
                     yield ("generation", key), f"{law}, but got {generation[key]}."
 
-    # ---- what the keys mean ------------------------------------------------------------------------------------------
-    @property
-    def templates(self) -> Mapping[str, Template]:
-        keys = ("answer", "reference")
-        return {key: Template.of(self.task.settings[key]) for key in keys if key in self.task.settings}
-
-    @property
-    def extraction(self) -> _answers.Extraction:
-        """What of a text is its answer."""
-        return _answers.Extraction.of(self.task.settings.get("extract"))
-
-    @property
-    def generation(self) -> GenerationSection:
-        """How answers are written."""
-        return GenerationSection.model_validate(self.task.settings.get("generation") or {})
-
-    @property
-    def spare_in_test(self) -> frozenset[str]:
-        """The answer's, where what is written is compared with a reference, and no metric is of the answer's tokens."""
-        templates = self.templates
-        if "reference" not in templates or any(self.metrics[it].column != "predictions" for it in self.task.metrics):
-            return frozenset()
-        return frozenset(templates["answer"].columns).difference(self.prompt.columns, templates["reference"].columns)
-
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
@@ -149,7 +143,7 @@ class TextGeneration(LanguageModelKind):
                 rows = self.written_rows(template.columns, columns, place, errors)
                 filled[key] = [template.fill(row) for row in rows]
         answers = filled.get("answer", [])
-        said = _answers.as_written(answers, stop)
+        said = _as_written(answers, stop)
         references: Sequence[str] = filled.get("reference", said)
         labels: list[str] = []
         if len(errors) == known:
@@ -193,19 +187,16 @@ class TextGeneration(LanguageModelKind):
         return all(value is None or not str(value).strip() for column in stored for value in column)
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
-        yield from super().warnings(rows, encoded)
         if set(self.templates["answer"].columns) <= set(self.prompt.columns):
             yield "each column of `answer` is in the prompt too, which gives the answer away"
         for split, own in rows.items():
-            answers = _answers.as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
+            answers = _as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
             for text in self.generation.stop:
                 if holding := sum(text in answer for answer in answers):
                     yield (
                         f"{holding:,} of {len(answers):,} {split} answers have the stop string {text!r} in them: what"
                         " follows it could never be written; take it out of `generation.stop`, or out of the answers"
                     )
-            if answers and "reference" in self.task.settings:
-                yield from self._reference_warnings(split, answers, own.labels.tolist())
         most = self.generation.max_new_tokens
         for split, tokens in encoded.items():
             counts = tokens.counts(np.arange(len(tokens)))
@@ -215,33 +206,6 @@ class TextGeneration(LanguageModelKind):
                     f" longest {counts.max()}: raise `generation.max_new_tokens`, or they cannot be written whole"
                 )
 
-    def _reference_warnings(self, split: Split, answers: Sequence[str], references: Sequence[str]) -> Iterator[str]:
-        """Warn of answers that would count as wrong if they were written word for word; of formulas, only the first
-        ones are looked at, since math-verify is slow."""
-        if self.extraction.form == "math":
-            answers, references = answers[:_MOST_FORMULAS], references[:_MOST_FORMULAS]
-        try:
-            found = [self.extraction.find(answer, patient=False) for answer in answers]
-        except TimeoutError as error:
-            yield (
-                f"`extract.regex` takes longer than {_answers.MATCH_SECONDS:g} seconds on the {split} answer"
-                f" {shortened(error.args[0])}: whoever writes it is counted as wrong;"
-                " write it without a repetition inside a repetition, such as (a+)+"
-            )
-            return
-        lost = found.count("")
-        wrong = int(np.count_nonzero(self.extraction.settled(found, references) != np.array(references))) - lost
-        if lost:
-            yield (
-                f"`extract` finds nothing in {lost:,} of {len(answers):,} {split} answers: whoever writes them is"
-                " counted as wrong; correct `extract` or these answers, or remove the rows"
-            )
-        if wrong:
-            yield (
-                f"{wrong:,} of {len(answers):,} {split} answers say something else than their `reference`: whoever"
-                " writes them is counted as wrong; correct or remove the rows"
-            )
-
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         counts = {split: np.unique(own.labels, return_counts=True)[1] for split, own in rows.items()}
         yield AnswerFact("different", {split: len(own) for split, own in counts.items()})
@@ -250,15 +214,12 @@ class TextGeneration(LanguageModelKind):
         yield AnswerFact("answer tokens", {split: int(np.median(own)) for split, own in tokens.items()})
         yield AnswerFact("longest", {split: int(own.max()) for split, own in tokens.items()})
 
-    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
-        return [(answer,) for answer in rows.extras.get(_ANSWERS, ())] or super().learnt_texts(rows)
-
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
         faults = [*super().tokenizer_faults(tokenizer)]
         yield from faults
         generation, context, length = self.generation, tokenizer.model_max_length, self.task.max_length
-        if not faults and length + generation.max_new_tokens > context:
+        if not faults and length <= context < length + generation.max_new_tokens:
             yield (
                 f"`max_length` and `generation.max_new_tokens` together must be at most {context} with this base model,"
                 f" but got max_length={length} and max_new_tokens={generation.max_new_tokens}.",
@@ -304,7 +265,7 @@ class TextGeneration(LanguageModelKind):
         others = {key: value for key, value in task.settings.items() if key != "extract"}
         # What is written ends before the stop string that the answer ends with.
         literal, answer = self.templates["answer"].parts[-1][0], self.task.settings["answer"]
-        (kept,) = _answers.as_written([literal], self.generation.stop)
+        (kept,) = _as_written([literal], self.generation.stop)
         stop = literal[len(kept) :].replace("{", "{{").replace("}", "}}")
         settings = {"reference": str(answer.removesuffix(stop)), **others}
         return replace(task, settings=settings | ({"extract": extract} if extract else {}))
@@ -316,7 +277,7 @@ class TextGeneration(LanguageModelKind):
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
         scores = yield from self.score_tokens(data, asked, np.arange(len(asked)))
-        if not self.needs_answers:
+        if not self.reports_answers:
             return scores
         return (yield from self._with_answers(scores, data, asked, data.labels(split)[rows]))
 
@@ -370,15 +331,7 @@ class TextGeneration(LanguageModelKind):
                 " another `prompt`",
             )
 
-    # ---- baselines, and what people read -----------------------------------------------------------------------------
-    @property
-    def serving(self) -> Serving:
-        keys, generation = self.task.settings, self.generation
-        return Serving(
-            prompt=keys.get("prompt"),
-            messages=tuple((message["role"], message["content"]) for message in keys.get("messages") or ()),
-            stop=tuple(generation.stop),
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature or 0.0,
-            top_p=generation.top_p or 1.0,
-        )
+
+def _as_written(answers: Sequence[str], stop: Sequence[str]) -> list[str]:
+    """Return answers as a model writes them: without the stop string that ends them."""
+    return [next((it.removesuffix(text) for text in stop if it.endswith(text)), it) for it in answers]

@@ -23,12 +23,20 @@ from pydantic import AfterValidator
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.literals import Split, Text, distinct
-from loraxs_search.records.task import AnswerFact, TaskModel
+from loraxs_search.records.task import AnswerFact, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds._base import Fault, Keys, Section, TaskKind
-from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
+from loraxs_search.tasks.kinds._base import (
+    Fault,
+    ForwardRequest,
+    Keys,
+    PassOutputs,
+    RequestGenerator,
+    RowScores,
+    Section,
+    TaskKind,
+)
 from loraxs_search.tasks.kinds.labelled import are_hidden, class_ids, cut_tokens, missing_warnings
-from loraxs_search.tasks.metrics import OUTSIDE, TAG_METRICS, find_entities
+from loraxs_search.tasks.metrics import OUTSIDE, TAG_METRICS, Values, find_entities
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -51,7 +59,7 @@ _NOT_FINITE = -1  # in place of a tag's id
 
 
 # ---- the kind --------------------------------------------------------------------------------------------------------
-class TagColumnsSection(Section):
+class _TagColumnsSection(Section):
     """The columns that are read."""
 
     tokens: Text
@@ -60,10 +68,10 @@ class TagColumnsSection(Section):
     """Column with the tag of each word."""
 
 
-class TaggedSection(Section):
+class _TaggedSection(Section):
     """A tag for each word of a sentence."""
 
-    columns: TagColumnsSection
+    columns: _TagColumnsSection
     """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)]
     """The tags in the order of their ids: `O`, and `B-TYPE` or `I-TYPE` for each type of entity."""
@@ -76,20 +84,21 @@ class TokenClassification(TaskKind):
     """
 
     name = "token-classification"
-    section = TaggedSection
+    section = _TaggedSection
     metrics = TAG_METRICS
     hub_pipeline = "token-classification"
     unanswered = Prediction("", None, None, entities=())
 
-    # ---- declaration -------------------------------------------------------------------------------------------------
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        num_labels = len(task.labels)
+        self.model = TaskModel("AutoModelForTokenClassification", num_labels, (("num_labels", num_labels),))
+        self.columns, self.question_columns = {"columns.tokens": task.text, "columns.tags": task.label}, (task.text,)
+
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
         columns = section.columns
         return {"text": columns.tokens, "label": columns.tags, "labels": tuple(section.labels), "settings": {}}
-
-    def keys(self) -> dict[str, Any]:
-        task = self.task
-        return {"columns": {"tokens": task.text, "tags": task.label}, "labels": list(task.labels)}
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -102,15 +111,6 @@ class TokenClassification(TaskKind):
         if wrong := [label for label in labels if not _TAG.fullmatch(label)]:
             shown = json.dumps(wrong, ensure_ascii=False)
             yield ("labels",), f"must be {OUTSIDE}, B-TYPE or I-TYPE without white space, but got {shown}."
-
-    @property
-    def model(self) -> TaskModel:
-        num_labels = len(self.task.labels)
-        return TaskModel("AutoModelForTokenClassification", num_labels, (("num_labels", num_labels),))
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"columns.tokens": self.task.text, "columns.tags": self.task.label}
 
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
@@ -140,21 +140,13 @@ class TokenClassification(TaskKind):
         every = [tag for value in values for tag in (value if isinstance(value, list) and value else [value or ""])]
         return are_hidden(every, self.task.labels)
 
-    @property
-    def question_texts(self) -> tuple[str, ...]:
-        return (self.task.text,)
-
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(value if (own := _listed_words(value)) is None else " ".join(own) for value in row)
-
-    def shown(self, row: Sequence[Any]) -> str:
-        return str(self.as_texts(row)[0])
 
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         return _rows([_listed_words(row[0]) or self.as_texts(row)[0].split() for row in rows], None)
 
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
-        yield from super().tokenizer_faults(tokenizer)
         if not tokenizer.is_fast:
             fault = f"the base's tokenizer must say where in a text its tokens are, but {type(tokenizer).__name__} does"
             yield f"{fault} not.", "choose a base with a tokenizer.json"
@@ -230,19 +222,20 @@ class TokenClassification(TaskKind):
         return [OUTSIDE]
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
-        counts = {split: _types(own.labels) for split, own in rows.items()}
-        yield AnswerFact("entities", {split: own.total() for split, own in counts.items()})
-        for name in sorted(self._known_types(), key=lambda name: -counts["train"][name]):
+        counts = {split: self._entity_counts(own.labels) for split, own in rows.items()}
+        yield AnswerFact("entities", {split: sum(own.values()) for split, own in counts.items()})
+        for name in sorted(counts["train"], key=lambda name: -counts["train"][name]):
             yield AnswerFact(name, {split: own[name] for split, own in counts.items()})
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         for split, own in rows.items():
-            counts = _types(own.labels)
-            missing = [name for name in self._known_types() if not counts[name]]
+            missing = [name for name, count in self._entity_counts(own.labels).items() if not count]
             yield from missing_warnings(split, "an entity of the type", missing)
 
-    def _known_types(self) -> list[str]:
-        return list(dict.fromkeys(label[2:] for label in self.task.labels if label != OUTSIDE))
+    def _entity_counts(self, labels: Values) -> dict[str, int]:
+        """Return how many entities of each type of the task some tags have."""
+        counts = Counter(name for tags in labels for name, _, _ in find_entities(tags.split()))
+        return {label[2:]: counts[label[2:]] for label in self.task.labels if label != OUTSIDE}
 
 
 def _listed_words(value: Any) -> list[str] | None:
@@ -291,7 +284,3 @@ def _prediction(text: str, lengths: Sequence[int], tags: Sequence[str]) -> Predi
     edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
     entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
     return Prediction(text, " ".join(tags), None, entities=entities)
-
-
-def _types(labels: Values) -> Counter[str]:
-    return Counter(name for tags in labels for name, _, _ in find_entities(tags.split()))

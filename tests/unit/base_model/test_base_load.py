@@ -20,7 +20,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest, with_setup
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.kinds import classifier, regressor
+from loraxs_search.tasks.kinds import classifier
 
 HEADS = {
     "bert": ("classifier",),
@@ -75,7 +75,7 @@ def test_dtype_none_is_the_checkpoints_own(make_base):
 
 
 def test_regression_has_one_output(make_base):
-    model = load_model(make_base("roberta"), regressor())
+    model = load_model(make_base("roberta"), classifier(1, problem_type="regression"))
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert model(**inputs()).logits.shape == (2, 1)
 
@@ -160,9 +160,9 @@ def test_tokenizer_pads_with_the_models_token(make_base):
     base = make_base("llama")
     path = Path(base.path) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 5}))
-    assert load_tokenizer(base).pad_token_id == load_model(base, regressor()).config.pad_token_id == 5
+    assert load_tokenizer(base).pad_token_id == load_model(base, classifier(2)).config.pad_token_id == 5
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": -1}))
-    assert load_tokenizer(base).pad_token_id == load_model(base, regressor()).config.pad_token_id == 1
+    assert load_tokenizer(base).pad_token_id == load_model(base, classifier(2)).config.pad_token_id == 1
 
 
 def test_missing_tokenizer_is_a_clear_error(make_base):

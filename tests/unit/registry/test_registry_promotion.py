@@ -373,7 +373,8 @@ def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force():
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
 ALL = PromotionRule()
-LM = dataclasses.replace(TASK, kind="multiple-choice")
+CHOOSING = {"prompt": "{q}", "options": "choices", "label": "right"}
+LM = dataclasses.replace(TASK, kind="multiple-choice", settings=CHOOSING)
 CONSTANT = Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0)
 
 

@@ -20,7 +20,7 @@ from loraxs_search.scaffold.table import read_table
 from loraxs_search.search_space.load import load_space, open_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs
 from loraxs_search.search_space.space import notes
-from loraxs_search.tasks.questions import question_path
+from loraxs_search.tasks.files import question_path
 
 
 def test_every_section_becomes_its_record(parse, text, folder):

@@ -11,7 +11,7 @@ from support.spaces import catalogue_task
 from loraxs_search.home import shipped_tasks
 from loraxs_search.records.task import SplitSource, Task
 from loraxs_search.search_space.sections import catalogue_entry
-from loraxs_search.tasks.kinds import KINDS, checked
+from loraxs_search.tasks.kinds import KINDS, kind_of
 from loraxs_search.tasks.prepared import load_data
 
 GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
@@ -65,7 +65,7 @@ def test_each_entry_is_a_whole_task(names):
 
 
 def _is_whole(name):
-    task, kind = catalogue_task(name), checked(catalogue_task(name))
+    task, kind = catalogue_task(name), kind_of(catalogue_task(name))
     assert (task.name, task.metric) == (name, task.metrics[0])
     assert task.direction == KINDS.get(task.kind).metrics[task.metric].direction
     assert kind.model.num_outputs == (max(1, len(task.labels)) if name in GLUE else None)

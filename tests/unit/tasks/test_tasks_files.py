@@ -17,9 +17,8 @@ from pyarrow import parquet
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
 from loraxs_search.scaffold.table import read_table
-from loraxs_search.tasks.files import read_columns
+from loraxs_search.tasks.files import read_columns, read_questions
 from loraxs_search.tasks.prepared import load_data
-from loraxs_search.tasks.questions import read_questions
 from loraxs_search.tasks.rows import MalformedFileError
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
@@ -35,10 +34,6 @@ def in_parquet(table: pa.Table, **options) -> bytes:
 
 
 PARQUET = in_parquet(pa.table({"text": [f"w{i}" for i in range(30)], "label": [0, 1] * 15}))
-
-
-def damaged(stream):
-    return stream[:20] + bytes([stream[20] ^ 1]) + stream[21:]
 
 
 @pytest.fixture
@@ -80,7 +75,6 @@ WANTED = sorted((f"w{i}", i % 2) for i in range(30))
         "bzip2": ("d.csv.bz2", bz2.compress(CSV.encode())),
         "xz": ("d.csv.xz", lzma.compress(CSV.encode())),
         "bzip2 in two streams": ("d.csv.bz2", bz2.compress(HALVES[0]) + bz2.compress(HALVES[1])),
-        "xz in two streams": ("d.csv.xz", lzma.compress(HALVES[0]) + bytes(4) + lzma.compress(HALVES[1])),
         "zstd": ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
         "ending in capitals": ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
     }.values(),
@@ -96,8 +90,8 @@ def test_a_text_may_hold_separators_quotes_and_lines(load):
 
 
 TEXTS = [
-    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"),
-    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "one\tthing\nmore", "I came,\nI saw"),
+    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo"),
+    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "I came,\nI saw"),
 ]
 
 
@@ -107,12 +101,6 @@ def test_what_is_in_the_lines_of_a_text_is_its_own(load, text):
     assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
     turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
     assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
-
-
-def test_one_of_many_texts_of_several_lines_may_look_like_rows(load):
-    """Whoever wrote the others has quoted on purpose."""
-    others = "".join(f'"{i} one\nend",1\n' for i in range(20))
-    assert ("so,1\nend", 0) in load("d.csv", f'{CSV}{others}"so,1\nend",0\n')
 
 
 def test_values_stay_as_they_are_written(load):
@@ -156,13 +144,6 @@ FAULTS = [
         "label\ttext\n" + "1\tso\n0\tfine\n" * 15 + '1\t"bad\n0\tend"\n',
         r"the one in line 32 continues to line 33",
     ),
-    ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 continues to line 33"),
-    ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 continues to line 34"),
-    (
-        "d.csv",
-        "text,label\n" + "".join(f"w{i},{i}\n" for i in range(30)) + '"a,b\nc,d\ne",1\n',
-        r"in line 32 continues",
-    ),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),
     ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
@@ -178,9 +159,7 @@ FAULTS = [
     ),
     ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
     ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
-    ("d.csv.bz2", bz2.compress(HALVES[0]) + damaged(bz2.compress(HALVES[1])), r"must be compressed as \.bz2 says"),
-    ("d.csv.xz", lzma.compress(HALVES[0]) + damaged(lzma.compress(HALVES[1])), r"must be compressed as \.xz says"),
-    ("d.csv.xz", lzma.compress(CSV.encode()) + b"more", r"must be compressed as \.xz says"),
+    ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
     ("d.parquet", b"x" * 50, r"must be a Parquet file"),
 ]
 

@@ -12,14 +12,14 @@ from support.bases import byte_tokenizer
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import checked
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.labelled import SequenceClassification
 from loraxs_search.tasks.prepared import encode, prepare
 
 
 def inputs_of(task, tokenizer, questions):
     """Model inputs of questions that are no part of the data."""
-    encoded = encode(checked(task), tokenizer, questions)
+    encoded = encode(kind_of(task), tokenizer, questions)
     return RowSource(tokenizer).collate(encoded, range(len(encoded))).inputs
 
 
@@ -44,7 +44,7 @@ def test_pairs_stand_apart_where_the_tokenizer_puts_nothing_between_them(make_ta
     task, older = replace(task, max_length=64), replace(older, max_length=64)
     assert text(task) == "good\nIt is bad"
     assert text(older) == "goodIt is bad"  # as stored adapters were trained
-    assert text(checked(task).asked_as(older)) == text(older)
+    assert text(kind_of(task).asked_as(older)) == text(older)
     same = [inputs_of(each, tokenizer, question)["input_ids"].tolist() for each in (task, older)]
     assert same[0] == same[1]
 

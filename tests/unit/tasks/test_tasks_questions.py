@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.questions import question_path, question_rows, read_questions, read_standard_input
+from loraxs_search.tasks.files import question_path, question_rows, read_questions, read_standard_input
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():

@@ -17,8 +17,7 @@ import pytest
 from loraxs_search.errors import HomeError, TaskDataError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, SplitSource
-from loraxs_search.tasks.prepared import load_data, prepare
-from loraxs_search.tasks.read import fixed_subset
+from loraxs_search.tasks.prepared import fixed_subset, load_data, prepare
 from loraxs_search.tasks.rows import Columns, with_parents, with_parts
 
 
@@ -257,20 +256,6 @@ def test_a_file_that_is_replaced_with_its_time_kept_gives_the_new_rows(make_task
     assert after.data_fingerprint != before.data_fingerprint
 
 
-def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_task, tokenizer, tmp_path):
-    def write(label):
-        folder = tmp_path / "set"
-        folder.mkdir(exist_ok=True)
-        for name in ("train", "validation", "test"):
-            path = folder / f"{name}.jsonl"
-            path.write_text("".join(json.dumps({"text": f"w{i}", "label": label}) + "\n" for i in range(20)))
-            os.utime(path, ns=(10**18, 10**18))
-        return replace(make_task(), source=DataSource(hub=str(folder)))
-
-    assert prepare(write(0), tokenizer).labels("test").max() == 0
-    assert prepare(write(1), tokenizer).labels("test").min() == 1
-
-
 def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, fresh_home):
     def cached():
         return {path.name: path.stat().st_ino for path in (fresh_home / "datasets" / "rows").iterdir()}
@@ -429,19 +414,10 @@ def numbered(folder, **splits):
     return str(folder)
 
 
-def test_an_id_has_one_name_in_all_files_of_a_folder(tmp_path, make_task):
-    """`datasets` reads the ids of all of them as those of the first one."""
-    folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
-    with pytest.raises(TaskDataError, match=r"the one of 'neg' is 'pos' in .*test\.parquet"):
-        load_data(replace(make_task(), source=DataSource(hub=folder), labels=("neg", "pos")))
-
-
-def test_an_id_has_one_name_in_all_splits(tmp_path, make_task):
+def test_ids_that_splits_name_otherwise_are_read_by_their_names(tmp_path, make_task):
     folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
     files = {split: f"{folder}/{split}.parquet" for split in ("train", "test")}
     task = replace(make_task(), source=DataSource(data_files=files))
-    with pytest.raises(TaskDataError, match=r"0 is 'neg' in .*train.* and 'pos' in .*test"):
-        load_data(task)
     for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
         for split in load_data(replace(task, labels=labels)).rows.values():
             own = [labels[label].lower() for label in split.labels.tolist()]

@@ -43,40 +43,42 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"{}", b'{"overlaps": [{}]}'])
-def test_rows_are_counted_once_for_each_content(make_task, rows, fresh_home, damaged):
+def test_rows_are_counted_once_for_each_content(make_task, rows, fresh_home, damaged, tokenizer):
     task = make_task()
-    first = load_data(task).report
+    first = prepare(task, tokenizer).report
     (path,) = (fresh_home / "datasets" / "reports").iterdir()
     written = path.stat().st_mtime_ns
-    again = load_data(task).report
+    again = prepare(task, tokenizer).report
     assert (again, path.stat().st_mtime_ns) == (first, written)
     assert list(again.repeated) == list(first.repeated) == ["train", "validation", "test"]
     path.write_bytes(damaged)
-    assert load_data(task).report == first
-    load_data(make_task({"train": rows(41)}))
+    assert prepare(task, tokenizer).report == first
+    prepare(make_task({"train": rows(41)}), tokenizer)
     assert len(list(path.parent.iterdir())) == 2
 
 
-def test_of_a_pair_both_texts_count(make_task):
+def test_of_a_pair_both_texts_count(make_task, tokenizer):
     def pairs(*seconds):
         return [{"text": "a film", "second": second, "label": 0} for second in seconds]
 
     files = {"train": pairs("one", "two"), "validation": pairs("three"), "test": pairs("two", "four")}
-    report = load_data(make_task(files, text_pair="second")).report
+    report = prepare(make_task(files, text_pair="second"), tokenizer).report
     assert [(it.exact, it.folded) for it in report.overlaps] == [(0, 0), (1, 1), (0, 0)]
 
 
-def test_carved_splits_share_no_text_letter_for_letter(make_task, rows):
-    report = load_data(make_task({"train": rows(50) * 3})).report
+def test_carved_splits_share_no_text_letter_for_letter(make_task, rows, tokenizer):
+    report = prepare(make_task({"train": rows(50) * 3}), tokenizer).report
     assert all(it.folded == 0 for it in report.overlaps)
     assert sum(report.repeated.values()) == 100
 
 
-def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows):
+def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows, tokenizer):
     """Texts that differ in case alone are rows of their own, so carving may part them."""
     task = make_task({"train": [{**row, "text": row["text"].upper()} for row in rows(60)] + rows(60)})
-    shared = [warning for warning in data_warnings(load_data(task).report, {}, "none") if "are also in" in warning]
-    report = load_data(task).report  # from the cache
+    shared = [
+        warning for warning in data_warnings(prepare(task, tokenizer).report, {}, "none") if "are also in" in warning
+    ]
+    report = prepare(task, tokenizer).report  # from the cache
     assert [warning for warning in data_warnings(report, {}, "none") if "are also in" in warning] == shared
     first = report.overlaps[0]
     own, other = first.examples[0]

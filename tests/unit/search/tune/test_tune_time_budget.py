@@ -27,7 +27,8 @@ INFO = HostInfo(
 
 def test_the_end_of_a_task_that_writes_is_counted_in_answers():
     """1,000 test rows by the finalist and the base, 200 others twice by the base, 2,000 by each candidate."""
-    task = replace(TASK, kind="text-generation", report_metric="loss")
+    settings = {"prompt": "{q}", "answer": "{a}"}
+    task = replace(TASK, kind="text-generation", report_metric="loss", settings=settings)
     end = EndTime.of(task, INFO, trial_s=30.0, scoring_s=1.0, answer_s=0.1, num_devices=2)
     assert end == EndTime(15.0, 100.0, (1000 + 1000 + 2 * 200) * 0.05)
 

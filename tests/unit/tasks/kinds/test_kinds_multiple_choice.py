@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from support.characters import CHAT, characters
-from support.text_tasks import choosing_task, labelled, refused
+from support.text_tasks import broken_laws, choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import Ragged, RowSource
-from loraxs_search.tasks.kinds import checked
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.multiple_choice import Choices
 from loraxs_search.tasks.prepared import encode, load_data, prepare
 
@@ -26,19 +26,19 @@ def make(write):
 
 # ---- questions -------------------------------------------------------------------------------------------------------
 def test_a_question_gives_the_prompts_columns_and_then_the_options(make):
-    kind = checked(make(prompt="{q} {extra}?"))
+    kind = kind_of(make(prompt="{q} {extra}?"))
     assert kind.question_texts == ("q", "extra", "choices, separated by |")
     assert kind.question_columns == ("q", "extra", "choices")
     rows = kind.questions([("one", "two", "a |b| c"), ("three", "four", ["x | y", "z"])])
     assert rows.texts == ["one two?", "three four?"]
-    assert kind.shown(("Which?", ["a", 2])) == "Which? | a | 2"
+    assert kind.shown(("Which?", "x", ["a", 2])) == "Which? | x | a | 2"
     assert rows.extras["options"] == [[" a", " b", " c"], [" x | y", " z"]]
-    assert checked(make(labelled([0]), options=["x", "y"])).question_texts == ("q",)
-    assert checked(make(options=[" {a}", " {b}"])).question_texts == ("q", "a", "b")
+    assert kind_of(make(labelled([0]), options=["x", "y"])).question_texts == ("q",)
+    assert kind_of(make(options=[" {a}", " {b}"])).question_texts == ("q", "a", "b")
 
 
 def test_options_that_the_prompt_shows_are_asked_for_once(make):
-    kind = checked(make(prompt="{q} {choices}?"))
+    kind = kind_of(make(prompt="{q} {choices}?"))
     assert kind.question_texts == ("q", "choices, separated by |")
     assert kind.questions([("one", "a|b")]).texts == ['one ["a", "b"]?']
     assert load_data(kind.task).rows["train"].texts[0] == 'Sky ["blue", "red"]?'
@@ -46,7 +46,7 @@ def test_options_that_the_prompt_shows_are_asked_for_once(make):
 
 def test_a_question_with_one_option_is_refused(make):
     with pytest.raises(TaskDataError, match=r"two or more, .*row 2"):
-        checked(make()).questions([("one", "a|b"), ("two", "a")])
+        kind_of(make()).questions([("one", "a|b"), ("two", "a")])
 
 
 def test_an_option_without_a_token_is_refused(make):
@@ -68,7 +68,6 @@ def test_the_right_options_tokens_are_learnt_and_nothing_else(make):
     assert [shown(tokenizer, rows.ids.row(i)) for i in (0, 1)] == ["<s>Sky?▁blu", "<s>Sum?▁3"]
     assert [shown(tokenizer, rows.targets.row(i)) for i in (0, 1)] == ["▁blue", "▁33"]
     assert rows.positions.row(0).tolist() == [4, 5, 6, 7, 8]
-    assert rows.cut.tolist() == [False, False]
     assert data.report.cut == {"train": 0, "validation": 0, "test": 0}
 
 
@@ -137,7 +136,7 @@ def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
     assert [shown(data.tokenizer, rows.ids.row(i)) for i in range(len(rows))] == ["Sum?▁3", "Sky?▁blu", "Sky?▁re"]
     assert [shown(data.tokenizer, rows.targets.row(i)) for i in range(len(rows))] == ["▁1233", "▁blue", "▁red"]
     assert rows.positions.row(0).tolist() == [3, 4, 4, 4, 5]
-    choices = Choices.unpacked(data.encoded("test").extras)
+    choices = Choices.of_rows(data.encoded("test"))
     parts, _ = choices.behind(Ragged.of([[7, 8, 9]] * 2, np.int32))
     assert (parts.prompt_of.tolist(), parts.prompts.row(1).tolist()) == ([0, 0, 1], [7, 8])
     assert parts.ids.row(2)[0] == 9
@@ -170,7 +169,7 @@ def test_a_likelihood_that_is_not_finite_ends_the_trial(make):
 
 
 def test_an_answer_is_the_options_text_and_its_share_among_them(make):
-    kind, tokenizer = checked(make()), characters()
+    kind, tokenizer = kind_of(make()), characters()
     source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c")])
     asking = kind.predict(source, questions, ["Sky", "x"])
     of_tokens = {"r": np.log(4), "b": np.log(4 / 3)}
@@ -179,7 +178,7 @@ def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     assert first.score == pytest.approx(0.75)
     assert second.score == pytest.approx(1 / 3)
     assert kind.show(1) == "B"
-    assert checked(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
+    assert kind_of(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
     unknown = encode(kind, tokenizer, [("z", "Z\u00fcrich  2|b")])
     _, (own,) = answered(kind.predict(source, unknown, ["z"]), tokenizer, b=9)
     assert own.label == "Z\u00fcrich  2", "whatever the tokenizer makes of it"
@@ -340,15 +339,7 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(make, keys, message):
-    with pytest.raises(TaskDataError) as error:
-        checked(make(**keys))
-    assert message in str(error.value)
-
-
-def test_classes_are_scored_only_where_options_are_the_same_in_each_row(make):
-    options = checked(make(labelled([0, 1]), options=["x", "y"])).fitting_metrics({"options": ["x", "y"]})
-    assert "macro_f1" in options
-    assert "macro_f1" not in checked(make()).fitting_metrics({"options": "choices"})
+    assert message in broken_laws(make(**keys))
 
 
 @pytest.mark.parametrize(
@@ -366,39 +357,4 @@ def test_a_label_that_names_an_option_is_not_hidden(make, write, label, keys):
     assert [len(own) for own in load_data(task).rows.values()] == [40, 40, 40]
 
 
-# ---- options that are equal, and where they begin --------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("options", "normalize", "warned"),
-    [
-        (["1", "12"], "none", True),
-        (["1", "12"], "tokens", False),
-        (["1.", "12."], "none", False),
-        (["1", "1"], "none", False),
-    ],
-)
-def test_an_option_that_goes_on_where_another_ends_is_warned_of(make, options, normalize, warned):
-    """A model that writes `12` writes `1` first: the longer one is never the likelier one."""
-    data = prepare(make(labelled([0, 1], options), normalize=normalize), characters())
-    assert any("is always likelier" in warning for warning in data.report.warnings) == warned
-
-
-@pytest.mark.parametrize(
-    ("prompt", "options", "warned"),
-    [
-        ("{q}\nAnswer:", ["yes", "no"], "'ky\\nAnswer:yes'"),
-        ("{q}\nAnswer:", [" yes", "no"], "'ky\\nAnswer:no'"),
-        ("{q}", ["yes", "no"], "'Skyyes'"),
-        ("{q}\nAnswer:", [" yes", " no"], ""),
-        ("{q}\nAnswer:\n", ["yes", "no"], ""),
-        ("{q} (", ["yes", "no"], ""),
-        ("{q}\uff1f", ["是", "否"], ""),
-    ],
-)
-def test_options_that_run_on_from_their_prompt_are_warned_of(make, prompt, options, warned):
-    task = make([{"q": "Sky", "answer": 0}, {"q": "Sum", "answer": 1}], prompt=prompt, options=options)
-    rows = load_data(task).rows
-    said = [it for it in checked(task).warnings(rows, {}) if "without a space" in it]
-    assert len(said) == bool(warned)
-    if warned:
-        assert said[0].startswith("6 of 6 answers follow their prompt without a space, as in ")
-        assert warned in said[0]
+# ---- where options begin ---------------------------------------------------------------------------------------------

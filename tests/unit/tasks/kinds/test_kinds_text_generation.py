@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from support.characters import CHAT, SPACED, THINKING, characters
-from support.text_tasks import NUMBER, SUMS, refused, writing_task
+from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, checked
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, kind_of
 from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare, served
-from loraxs_search.tasks.report import data_warnings
 
 
 @pytest.fixture
@@ -112,15 +111,12 @@ def test_test_rows_need_no_answer_where_a_reference_is_compared(make):
         ({"prompt": "why?"}, "`prompt` must name a column in braces"),
         ({"answer": "{a"}, "`answer` must close each brace"),
         ({"extract": {"after": "x", "regex": "(y)"}}, "`extract` must have one of: after, regex, but got both"),
-        ({"extract": {"regex": "b"}}, "must have a group, in round brackets"),
         ({"generation": {"top_p": 0.9}}, "`generation.top_p` must stand beside a `temperature` above 0"),
         ({"generation": {"seed": 1, "temperature": 0.0}}, "`generation.seed` must stand beside"),
-        ({"metrics": ("accuracy",)}, "`accuracy` does not fit text-generation"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(make, keys, message):
-    with pytest.raises((TaskDataError, ValueError), match=message):
-        make(**keys)
+    assert message in broken_laws(make(**keys))
 
 
 def row(**changes):
@@ -171,7 +167,7 @@ def test_rows_that_do_not_fit_are_refused(make, rows, keys, said):
 def test_what_test_rows_may_lack_depends_on_what_is_compared(make, train, test, keys, said):
     load_data(make(test=without_answers(SUMS), **NUMBER))  # whatever was read and cached before
     assert said in refused(make(train, test=test, **keys))
-    assert checked(make(**{**NUMBER, "answer": " {q}: {n}"})).spare_in_test == frozenset()
+    assert kind_of(make(**{**NUMBER, "answer": " {q}: {n}"})).spare_in_test == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +180,6 @@ def test_what_test_rows_may_lack_depends_on_what_is_compared(make, train, test, 
             {"generation": {"max_new_tokens": 17}},
             "1 of 3 train answers have more than max_new_tokens=17 tokens, the",
         ),
-        ([], {"prompt": "{q}: ", "answer": "{a}"}, "prompts end in white space"),
         ([], {"answer": " {q} {a}"}, None),
     ],
 )
@@ -205,18 +200,8 @@ def test_a_stop_string_may_end_the_answers(make):
     task = make(answer=" {a}##", generation={"max_new_tokens": 20, "stop": ["##"]})
     rows = load_data(task).rows["train"]
     assert rows.labels.tolist() == [row["a"] for row in SUMS]
-    assert [it for (it,) in checked(task).learnt_texts(rows)] == [f" {row['a']}##" for row in SUMS]
+    assert rows.extras["answer"] == [f" {row['a']}##" for row in SUMS]
     assert not warned(task)
-
-
-def test_answers_that_are_no_right_answer_are_counted(make):
-    rows = [*SUMS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
-    task = make(rows, **NUMBER)
-    warnings = warned(task)
-    assert "`extract` finds nothing in 1 of 5 train answers: whoever writes them" in warnings[0]
-    assert "1 of 5 train answers say something else than their `reference`" in warnings[1]
-    prepared = prepare(task, characters())
-    assert set(warnings) <= set(data_warnings(prepared.report, prepared.report.num_rows, "exact_match"))
 
 
 def test_the_base_must_have_space_for_what_is_written(make):
@@ -248,13 +233,6 @@ def test_a_regular_expression_that_takes_ages_is_refused(make, monkeypatch):
     assert "(line 4)" in said
 
 
-def test_a_regular_expression_that_takes_ages_on_answers_is_warned_of(make, monkeypatch):
-    monkeypatch.setattr("loraxs_search.tasks.kinds._answers.MATCH_SECONDS", 0.01)
-    rows = [{"q": f"x{i}", "a": "a" * 60 + "!", "n": "b"} for i in range(3)]
-    task = make(rows, reference="{n}", extract={"regex": "((?:a|aa)+|b)$"}, max_length=80)
-    assert any("`extract.regex` takes longer than" in text for text in warned(task))
-
-
 # ---- chat templates --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("template", "says"),
@@ -266,9 +244,8 @@ def test_a_regular_expression_that_takes_ages_on_answers_is_warned_of(make, monk
 )
 def test_a_chat_template_that_does_not_take_the_messages_is_told(make, template, says):
     task = make(prompt=None, messages=[{"role": "system", "content": "so"}, {"role": "user", "content": "{q}"}])
-    with pytest.raises(TaskDataError, match="`messages`") as error:
-        checked(task).check_tokenizer(characters(chat=template))
-    assert says in str(error.value)
+    ((fault, _),) = kind_of(task).tokenizer_faults(characters(chat=template))
+    assert says in fault
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
@@ -352,8 +329,8 @@ def test_a_report_of_the_loss_writes_nothing(make):
 
 
 def test_candidates_are_written_for_where_any_metric_needs_it(make):
-    assert checked(make(metrics=("loss", "exact_match"))).reports_answers
-    assert not checked(make(metrics=("loss", "token_accuracy"))).reports_answers
+    assert kind_of(make(metrics=("loss", "exact_match"))).reports_answers
+    assert not kind_of(make(metrics=("loss", "token_accuracy"))).reports_answers
 
 
 def test_formulas_are_equal_in_any_form(make):
@@ -378,7 +355,7 @@ def test_numbers_that_are_not_finite_end_the_trial(make):
 
 
 def test_a_question_is_answered_with_the_text(make):
-    kind, source = checked(make(**NUMBER)), RowSource(characters())
+    kind, source = kind_of(make(**NUMBER)), RowSource(characters())
     questions = encode(kind, source.tokenizer, [("Two and two",)])
     predictions, write = answered(kind.predict(source, questions, ["Two and two"]), None, [" The answer is 4"])
     assert source.tokenizer.decode(write.source.ids.row(0)) == "Two and two?"
@@ -458,30 +435,30 @@ def test_examples_that_do_not_fit_lose_their_beginning(make):
 
 
 def test_constants_are_the_most_frequent_references(make):
-    kind = checked(make())
+    kind = kind_of(make())
     assert kind.constants(np.array(["a", "b", "b", "c"], object))[0] == "b"
     assert len(kind.constants(np.array([str(i) for i in range(100)], object))) == 8
 
 
 def test_an_adapter_is_served_as_it_was_trained(make):
-    serving = checked(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
+    serving = kind_of(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
     assert (serving.prompt, serving.messages, serving.stop) == ("{q}?", (), ("z",))
     assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
-    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
+    chat = kind_of(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
     assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
 
 
 def test_what_ends_an_answer_is_of_base_tokenizer_and_chat(make):
-    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}]))
+    chat = kind_of(make(prompt=None, messages=[{"role": "user", "content": "{q}"}]))
     tokenizer, settings = characters(chat=CHAT), GenerationConfig(eos_token_id=[2, 3])
-    assert served(checked(make()), tokenizer, None).ends == ("</s>",)
+    assert served(kind_of(make()), tokenizer, None).ends == ("</s>",)
     assert served(chat, tokenizer, settings).ends == ("<s>", "</s>", "<|end|>")
     assert served(chat, tokenizer, None).messages == (("user", "{q}"),)
 
 
 # ---- a champion that was trained to be asked in another way ----------------------------------------------------------
 def asked(task, trained):
-    return checked(task).asked_as(trained)
+    return kind_of(task).asked_as(trained)
 
 
 def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_references(make):
@@ -501,7 +478,7 @@ def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_reference
         "extract": {"after": "####", "as": "number"},  # looked for where it is written, compared as the task says
     }
     assert (own.name, own.source, own.metrics, own.max_length) == (task.name, task.source, task.metrics, 48)
-    kind = checked(own)
+    kind = kind_of(own)
     assert (
         load_data(own).rows["test"].labels.tolist() == load_data(task).rows["test"].labels.tolist() == ["4", "12", "7"]
     )

@@ -20,7 +20,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, checked, kind_of
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, kind_of
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
 from loraxs_search.tasks.prepared import encode, load_data, prepare
@@ -275,7 +275,7 @@ def test_words_of_a_list_are_answered_one_by_one(make, tokenizer):
 
 
 def test_a_question_has_text(make):
-    kind = checked(make([GOOD]))
+    kind = kind_of(make([GOOD]))
     for question in ("  ", [], ["", " "], "[]", ["Ada", None], ["Ada", 5]):
         with pytest.raises(TaskDataError):
             kind.questions([(question,)])
