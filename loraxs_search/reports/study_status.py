@@ -58,47 +58,12 @@ def study_state(folder: StudyFolder) -> str:
 _POLL_S = 0.5
 
 
-class StudyEvents:
-    """Reads the events of a study that were recorded since the last look."""
-
-    def __init__(self, folder: StudyFolder) -> None:
-        self._folder, self._offset = folder, 0
-        self._quiet = False  # nobody held the study at the last look, and nothing was new
-        self._began_at = self._steps_at = 0.0  # when its driver began to train, and was heard of last
-
-    def new(self) -> list[ShownEvent]:
-        """Return what is new; `SearchEnded` is the last of all.
-
-        Nobody may hold a study for a moment, as before its driver begins. So it takes two looks to see that it ended,
-        unless its candidates are there.
-
-        Raises:
-            StudyError: the study is damaged.
-        """
-        state = study_state(self._folder)  # first: what an ended driver wrote is there by now
-        events: list[ShownEvent] = []
-        for event, end in read_events(self._folder.journal_path, self._folder.name, self._offset):
-            self._offset = end
-            events += [event] if isinstance(event, ShownEvent) else []
-        self._began_at = max([self._began_at, *(each.at for each in events if isinstance(each, SearchStarted))])
-        steps = self._folder.steps.read() if state == "running" and self._began_at else None
-        if steps is not None and steps.at > max(self._began_at, self._steps_at):  # not what an earlier driver said
-            self._steps_at = steps.at
-            events.append(steps)
-        if state == "running" or (state == "interrupted" and (events or not self._quiet)):
-            self._quiet = state != "running"
-            return events
-        journal, is_finished = self._folder.journal(), self._folder.candidates() is not None
-        notice = (journal.notice or "") if is_finished else ""
-        how: Literal["finished", "interrupted"] = "finished" if is_finished else "interrupted"
-        return [*events, SearchEnded(study=self._folder.name, at=journal.last_at, state=how, notice=notice)]
-
-
 def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[ShownEvent]:
     """Yield the events of a study of this machine, from its first one on, and then those that follow as they happen.
 
-    It ends with a `SearchEnded`, once nobody works on the study. It reads only the study's folder, so it may run
-    in another process than the search. The events and their fields are in `loraxs_search.log.events`.
+    It ends with a `SearchEnded`, once nobody works on the study: its candidates are there, or nobody has held it in two
+    looks, as for a moment before its driver begins. It reads only the study's folder, so it may run in another process
+    than the search. The events and their fields are in `loraxs_search.log.events`.
 
     Args:
         poll_s: Seconds between two looks.
@@ -106,13 +71,28 @@ def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None]
     Raises:
         StudyError: there is no such study, or its journal is damaged.
     """
-    events = StudyEvents(StudyFolder.open(study))
+    folder, offset, is_quiet = StudyFolder.open(study), 0, False
+    began_at = steps_at = 0.0  # when its driver began to train, and was heard of last
     while True:
-        for event in events.new():
-            yield event
-            if isinstance(event, SearchEnded):
-                return
+        state, is_new = study_state(folder), False  # first: what an ended driver wrote is there by now
+        for event, end in read_events(folder.journal_path, folder.name, offset):
+            offset = end
+            if isinstance(event, ShownEvent):
+                is_new = True
+                began_at = max(began_at, event.at) if isinstance(event, SearchStarted) else began_at
+                yield event
+        steps = folder.steps.read() if state == "running" and began_at else None
+        if steps is not None and steps.at > max(began_at, steps_at):  # not what an earlier driver said
+            steps_at = steps.at
+            yield steps
+        if state == "finished" or (state == "interrupted" and is_quiet and not is_new):
+            break
+        is_quiet = state != "running"
         sleep(poll_s)
+    journal, is_finished = folder.journal(), folder.candidates() is not None
+    notice = (journal.notice or "") if is_finished else ""
+    how: Literal["finished", "interrupted"] = "finished" if is_finished else "interrupted"
+    yield SearchEnded(study=folder.name, at=journal.last_at, state=how, notice=notice)
 
 
 @dataclass(frozen=True)
@@ -267,8 +247,12 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint)
     search = SearchState()
     if state == "running":
-        for event in StudyEvents(folder).new():
-            search.happened(event)
+        for event, _ in read_events(folder.journal_path, folder.name):
+            if isinstance(event, ShownEvent):
+                search.happened(event)
+        steps = folder.steps.read()
+        if steps is not None and search.facts is not None and steps.at > search.facts.at:  # not an earlier driver's
+            search.happened(steps)
     for number, row in enumerate(rows):  # steps as live views show them; what is interrupted waits for `resume`
         if row.state is TrialState.RUNNING:
             step = max(row.step or 0, search.steps.get(row.trial_id, 0))

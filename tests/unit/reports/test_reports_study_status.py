@@ -5,12 +5,14 @@ Who follows a study from its folder learns what its launch says, in the same wor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,7 +24,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.log.events import SearchEnded, ShownEvent, TrialsAdvanced
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.study_status import StudyEvents, watch
+from loraxs_search.reports.study_status import watch
 
 TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "learning_rate": 1e-3}, 0.9))
 
@@ -61,23 +63,36 @@ def untimed(events: list[ShownEvent]) -> list[ShownEvent]:
     return [replace(event, at=0.0) if event.event == "phase" else event for event in events]
 
 
+def followed(*acts: Callable[[], object]) -> list[list[ShownEvent]]:
+    """Return what `watch` yields of a study before and after each of these, which happen while it waits."""
+    looks, left = [list[ShownEvent]()], iter(acts)
+
+    def meanwhile(_: float) -> None:
+        next(left)()
+        looks.append([])
+
+    for event in watch("mine", sleep=meanwhile):
+        looks[-1].append(event)
+    assert not list(left)
+    return looks
+
+
 def test_a_follower_gets_the_events_that_the_launch_tells():
-    driver = ScriptedDriver(study("mine"))
-    follower, seen = StudyEvents(driver.folder), []
-    with driver.folder.lock():
-        assert follower.new() == []
-        driver.begin()
-        seen += follower.new()
-        assert [event.event for event in seen] == ["search_started"]
+    driver, held = ScriptedDriver(study("mine")), contextlib.ExitStack()
+    held.enter_context(driver.folder.lock())
+
+    def train() -> None:
         driver.train("00000", 40)
         driver.train("00001", 20)
-        seen += follower.new()
+
+    def finish() -> None:
         driver.end("00001", TrialState.PRUNED)
         driver.end("00000", TrialState.COMPLETE)
         driver.finish()
-        seen += follower.new()
-        assert seen[-1].event == "candidate_scored"
-    (last,) = follower.new()
+
+    looks = followed(driver.begin, train, finish, held.close)
+    assert [[event.event for event in look] for look in looks[:2]] == [[], ["search_started"]]
+    *seen, last = (event for look in looks for event in look)
     told = [event for event in driver.seen if getattr(event, "text", "") != "writing the last records to MLflow"]
     assert untimed(seen) == untimed(told)
     assert untimed(list(watch("mine", sleep=never))) == untimed([*told, last])
@@ -85,49 +100,39 @@ def test_a_follower_gets_the_events_that_the_launch_tells():
     assert last.state == "finished"
 
 
-def test_a_follower_learns_how_far_trials_are_between_reports():
-    driver = ScriptedDriver(study("mine"))
-    folder = driver.folder
+def test_a_follower_learns_how_far_trials_are_between_reports_and_that_a_killed_driver_goes_no_further():
+    driver, held = ScriptedDriver(study("mine")), contextlib.ExitStack()
     stale = TrialsAdvanced(study="mine", at=1.0, steps={"00000": 99})
-    folder.steps.write(stale)  # by an earlier driver
-    follower = StudyEvents(folder)
-    with folder.lock():
-        driver.begin()
-        driver.train("00000", 40)
-        assert "trials_advanced" not in [event.event for event in follower.new()]
-        now = replace(stale, at=time.time() + 1, steps={"00000": 47})
-        folder.steps.write(now)
-        assert follower.new() == [now]
-        assert follower.new() == []
+    driver.folder.steps.write(stale)  # by an earlier driver
+    held.enter_context(driver.folder.lock())
+    driver.begin()
+    driver.train("00000", 40)
+    now = replace(stale, at=time.time() + 1, steps={"00000": 47})
+    first, second, third, *killed = followed(
+        lambda: driver.folder.steps.write(now), lambda: None, held.close, lambda: None
+    )
+    assert [event.event for event in first] == ["search_started", "started", "reported", "reported"]
+    assert (second, third, killed[0]) == ([now], [], [])
+    (last,) = killed[1]
+    assert (last.event, last.state) == ("search_ended", "interrupted")
 
 
 def never(_: float) -> None:
     raise AssertionError("there is nothing to wait for")
 
 
-def test_a_driver_that_was_killed_has_interrupted_its_study():
-    driver = ScriptedDriver(study("mine"))
-    driver.begin()
-    driver.train("00000", 20)
-    follower = StudyEvents(driver.folder)
-    assert [event.event for event in follower.new()] == ["search_started", "started", "reported"]
-    (last,) = follower.new()
-    assert isinstance(last, SearchEnded)
-    assert last.state == "interrupted"
-
-
 def test_a_study_that_goes_on_while_it_is_watched_has_not_ended():
-    driver = ScriptedDriver(study("mine"))
-    follower = StudyEvents(driver.folder)
-    assert follower.new() == [], "its driver may be about to begin"
-    with driver.folder.lock():
+    driver, held = ScriptedDriver(study("mine")), contextlib.ExitStack()
+
+    def begin() -> None:  # nobody has held it before
+        held.enter_context(driver.folder.lock())
         driver.begin()
-        assert len(follower.new()) == 1
-    assert follower.new() == []
-    with driver.folder.lock():
-        assert follower.new() == []
-    assert follower.new() == []
-    assert len(follower.new()) == 1
+
+    def lock() -> object:
+        return held.enter_context(driver.folder.lock())
+
+    looks = followed(begin, held.close, lock, held.close, lambda: None)
+    assert [[event.event for event in look] for look in looks] == [[], ["search_started"], [], [], [], ["search_ended"]]
 
 
 def test_a_damaged_journal_is_said_with_its_place():
