@@ -68,43 +68,6 @@ _TRIES = 3
 _logger = logging.getLogger(__name__)
 
 
-class Standstill:
-    """Watches a copy, and warns: `moved` when something of it came through, `stuck` with a reason when not.
-
-    Args:
-        place: What is copied and where to, as shown to users.
-    """
-
-    def __init__(self, place: str, clock: Clock) -> None:
-        self._place, self._clock = place, clock
-        self._moved_at = clock.now()
-        self._next_s = PATIENCE_S
-        self._reason = ""
-
-    def moved(self) -> None:
-        """Something came through; say so if it was said that nothing did."""
-        if self._reason or self._next_s > PATIENCE_S:
-            _logger.warning("the copy of %s continues", self._place)
-        self._moved_at, self._next_s, self._reason = self._clock.now(), PATIENCE_S, ""
-
-    def stuck(self, reason: str) -> None:
-        """Nothing came through; say so the first time."""
-        if not self._reason:
-            _logger.warning("the copy of %s waits, the search continues: %s", self._place, reason)
-        self._reason = reason
-
-    def overdue(self) -> None:
-        """Warn where nothing has come through for a minute, and then for twice as long each time."""
-        still_s = self._clock.now() - self._moved_at
-        if still_s >= self._next_s:
-            self._next_s = 2 * still_s
-            _logger.warning(
-                "the copy of %s has stood still for %.0f s, the search continues: %s; if this machine is lost, another"
-                " continues from that copy",
-                *(self._place, still_s, self._reason or "the storage is slow"),
-            )
-
-
 class Mirror:
     """Keeps a study's copy, off the control loop, and its lease, each in a thread; both end with the context.
 
@@ -123,9 +86,10 @@ class Mirror:
         self, folder: StudyFolder, storage: Storage, lost: Callable[[], None], clock: Clock | None = None
     ) -> None:
         self._folder, self._storage, self._lost = folder, storage, lost
-        clock = clock or Clock()
-        self._lease = Lease(storage, folder.name, clock)
-        self._standstill = Standstill(f"study {folder.name!r} in {storage.uri}", clock)
+        self._clock, self._place = clock or Clock(), f"study {folder.name!r} in {storage.uri}"
+        self._lease = Lease(storage, folder.name, self._clock)
+        # When something of the copy came through, after how long a standstill is warned of, and why it stands still.
+        self._moved_at, self._next_s, self._trouble = self._clock.now(), PATIENCE_S, ""
         self._seen: dict[str, tuple[int, int]] = {}
         self._versions: dict[str, str] = {}
         self._copied = threading.Event()
@@ -141,7 +105,7 @@ class Mirror:
 
     def __enter__(self) -> Mirror:
         self._held.__enter__()
-        self._standstill.moved()
+        self._moved()
         try:
             if is_behind(self._folder.path, self._storage, self._folder.name):
                 raise StudyError(
@@ -191,10 +155,16 @@ class Mirror:
                 if its_content is not None:
                     self._write(f"{self._folder.name}/{name}", its_content)
                     self._seen[name] = its_stamp
-                    self._standstill.moved()
-        self._standstill.moved()
+                    self._moved()
+        self._moved()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _moved(self) -> None:
+        """Something came through; say so if it was said that nothing did."""
+        if self._trouble or self._next_s > PATIENCE_S:
+            _logger.warning("the copy of %s continues", self._place)
+        self._moved_at, self._next_s, self._trouble = self._clock.now(), PATIENCE_S, ""
+
     def _write(self, key: str, content: bytes) -> None:
         for _ in range(_TRIES):
             if self.lost_to is not None:
@@ -242,14 +212,23 @@ class Mirror:
             self._lose(error)
             return False
         except Exception as error:  # noqa: BLE001  # a disk, a storage: whatever it is, the next copy may come through
-            self._standstill.stuck(_reason(error))
+            if not self._trouble:
+                _logger.warning("the copy of %s waits, the search continues: %s", self._place, _reason(error))
+            self._trouble = _reason(error)
             return False
         return True
 
     def _beat(self) -> None:
         if self.lost_to is not None:
             return
-        self._standstill.overdue()
+        still_s = self._clock.now() - self._moved_at
+        if still_s >= self._next_s:  # nothing came through for a minute, and then for twice as long each time
+            self._next_s = 2 * still_s
+            _logger.warning(
+                "the copy of %s has stood still for %.0f s, the search continues: %s; if this machine is lost, another"
+                " continues from that copy",
+                *(self._place, still_s, self._trouble or "the storage is slow"),
+            )
         try:
             self._lease.renew()
         except StudyError as error:

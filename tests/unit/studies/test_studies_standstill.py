@@ -15,7 +15,7 @@ from support.studies import mirrored_study as study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.events import TrialStarted
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import PATIENCE_S, Mirror, Standstill, in_copy_order
+from loraxs_search.studies.mirror import PATIENCE_S, Mirror, in_copy_order
 from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]
@@ -85,48 +85,36 @@ def test_a_copy_that_is_not_whole_at_the_end_says_so(storage, machine, make_cloc
     assert "`loraxs-search resume s` copies what it lacks" in caplog.text
 
 
-def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock, caplog):
-    clock = make_clock()
-    standstill = Standstill("study 's' in /shared", clock)
-
-    def said(happened: Callable[[], None], after_s: float = 0.0) -> str:
-        caplog.clear()
-        clock.time += after_s
-        happened()
-        return caplog.text
-
-    overdue, moved = standstill.overdue, standstill.moved
-    assert "stood still for 60 s, the search continues: the storage is slow" in said(overdue, PATIENCE_S)
-    assert "continues" in said(moved)
-    assert not said(moved)
-    assert "waits, the search continues: it is away" in said(lambda: standstill.stuck("it is away"))
-    assert not said(lambda: standstill.stuck("it is away"))
-    assert not said(overdue, PATIENCE_S - 1)
-    assert "stood still for 60 s, the search continues: it is away" in said(overdue, 1)
-    assert not said(overdue, PATIENCE_S - 1)
-    assert "stood still for 120 s" in said(overdue, 1)
-    assert not said(overdue, 2 * PATIENCE_S - 1)
-    assert "the copy of study 's' in /shared continues" in said(moved)
-    assert not said(overdue, PATIENCE_S - 1)
-
-
-def test_the_heartbeat_tells_of_a_copy_that_stands_still(
+def test_the_heartbeat_tells_of_a_copy_that_stands_still_and_then_more_and_more_rarely(
     storage, machine, make_clock, quick_threads, monkeypatch, caplog
 ):
     """The thread that copies cannot: it is held up in the storage."""
-    slow, clock, said, still = SlowStorage(storage.uri), make_clock(), threading.Event(), "stood still for 60 s"
-    first = study(machine("one"), slow)
-    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
+    slow, clock = SlowStorage(storage.uri), make_clock()
+    first, said = study(machine("one"), slow), list[str]()
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.append(record.getMessage()))
+
+    def after(*seconds: float) -> None:
+        for each in (*seconds, 0.0):  # signs of life come through meanwhile; the last may have begun before
+            clock.time += each
+            for _ in range(2):
+                slow.beat.clear()
+                within(slow.beat)
+
     with Mirror(first, slow, pytest.fail, clock):
         slow.gate.clear()
         first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         within(slow.held)
-        for _ in range(3):  # signs of life come through meanwhile
-            clock.time += PATIENCE_S / 3
-            slow.beat.clear()
-            within(slow.beat)
-        within(said)
+        after(*[PATIENCE_S / 3] * 2, PATIENCE_S / 3 - 1)
+        assert said == []
+        after(1.0)
+        assert ["stood still for 60 s, the search continues: the storage is slow" in text for text in said] == [True]
+        after(*[PATIENCE_S / 3] * 2, PATIENCE_S / 3 - 1)
+        assert len(said) == 1
+        after(1.0)
+        assert len(said) == 2
+        assert "stood still for 120 s" in said[1]
         slow.gate.set()
+    assert said[2] == f"the copy of study 's' in {slow.uri} continues"
 
 
 def test_what_speaks_of_other_files_is_copied_after_them_and_what_belongs_to_one_machine_is_not():
