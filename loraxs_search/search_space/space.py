@@ -141,7 +141,12 @@ class Space:
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
-        return tuple(name for name in self.methods if not any(self.can_pack(self.method(name))))
+        alone = []
+        for method in map(self.method, self.methods):
+            named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
+            if not any(method.can_pack(method.with_defaults(own)) for own in self.reachable(method, named)):
+                alone.append(method.name)
+        return tuple(alone)
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but baselines."""
@@ -220,11 +225,6 @@ class Space:
             if (value := next((own for own in found if own is not None), None)) is not None:
                 known[name] = value
         return known
-
-    def can_pack(self, method: Method) -> list[bool]:
-        """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
-        named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
-        return [method.can_pack(method.with_defaults(own)) for own in self.reachable(method, named)]
 
     def reachable(self, method: Method, names: Sequence[str], *, ends: bool = True) -> list[dict[str, Scalar]]:
         """Return the values that these parameters may have together in a trial of a method.
@@ -393,14 +393,10 @@ def notes(space: Space) -> tuple[str, ...]:
     anew = [name for name in space.methods if not space.method(name).can_start]
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
-    parts = {
-        "trials": space.unpackable_methods,
-        "some trials": [name for name in space.methods if len(set(space.can_pack(space.method(name)))) == 2],
-    }
-    for which, methods in parts.items() if space.is_packable and space.search.pack_size != 1 else ():
-        if methods:
-            named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
-            found.append(f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others")
+    alone = space.unpackable_methods if space.is_packable and space.search.pack_size != 1 else ()
+    if alone:
+        named = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
+        found.append(f"trials of {named} cannot share passes: each trains alone, beside the packs of the others")
     return (*found, *make_sampler(space.search, space.searched()).advice())
 
 

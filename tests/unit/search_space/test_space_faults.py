@@ -36,6 +36,7 @@ base_model: ./nowhere | base_model.id | is no folder
 base_model: 7 | base_model | must hold keys (one of: id
 rank: {int: [0, 16], step: 4} | parameters.rank.int[0] | must be an integer in 1..65536, but got 0.
 rank: {int: [16, 4]} | parameters.rank.int | must have low < high
+rank: {int: [8, 8]} | parameters.rank.int | must have low < high
 rank: {int: [4, 15], step: 4} | parameters.rank.step | nearest: high 12 or 16
 rank: {int: [4, 16], step: 0} | parameters.rank.step | must be an integer above 0
 rank: {int: [4, 16], step: 4, log: true} | parameters.rank.step | must be left out beside log

@@ -159,8 +159,6 @@ def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(p
     rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
     some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
     assert (some.is_packable, some.unpackable_methods) == (True, ())
-    (note,) = notes(some)
-    assert note.startswith("some trials of method lora cannot share passes: each trains alone")
     assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
     for options in ("dora: true", "dora: {choice: [true]}"):
         none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
