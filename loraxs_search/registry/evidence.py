@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,6 @@ class ScoredRows:
         arrays = {name: None if column is None else np.asarray(column, _TYPES[name]) for name, column in tokens.items()}
         groups = {name: np.asarray(values, object) for name, values in (slices or {}).items()}
         return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays, scoring=SCORING, slices=groups)
-
-    def take(self, chosen: npt.NDArray[np.bool_]) -> ScoredRows:
-        """Return these rows, without their slices; `chosen` is (N,)."""
-        columns: dict[str, Any] = {name: None if (own := self.column(name)) is None else own[chosen] for name in _TYPES}
-        return replace(self, predictions=self.predictions[chosen], labels=self.labels[chosen], **columns, slices={})
 
     def column(self, name: str) -> Values | None:
         """Return what a metric is taken of, by its `Metric.column`; None if these rows lack it."""
@@ -152,11 +147,13 @@ def _values(stored: Values) -> Values:
     return np.array(json.loads(stored.tobytes()), object) if stored.dtype == np.uint8 else stored
 
 
-def score_of(metric: Metric, rows: ScoredRows) -> float | None:
-    """Return a metric of rows; None if they lack what it is taken of."""
+def score_of(metric: Metric, rows: ScoredRows, chosen: npt.NDArray[np.bool_] | slice = slice(None)) -> float | None:
+    """Return a metric of rows, or of those that are chosen; None if they lack what it is taken of."""
     values = rows.column(metric.column)
     against = rows.labels if metric.column == "predictions" else rows.counts
-    return None if values is None or against is None or not len(values) else metric.score(values, against)
+    if values is None or against is None or not len(values[chosen]):
+        return None
+    return metric.score(values[chosen], against[chosen])
 
 
 # ---- slices ----------------------------------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ def slice_scores(
         for value in sorted(set(values.tolist())):
             chosen = values == value
             with np.errstate(invalid="ignore", divide="ignore"):  # a mean over tokens, of rows without one
-                scores = [None if it is None else score_of(metric, it.take(chosen)) for it in (rows, champion)]
+                scores = [None if it is None else score_of(metric, it, chosen) for it in (rows, champion)]
             own, other = (score if score is not None and math.isfinite(score) else None for score in scores)
             loss = None if own is None or other is None else sign * (other - own)
             found.append(SliceScore(column, value, int(chosen.sum()), own, other, loss))

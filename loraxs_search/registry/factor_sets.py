@@ -112,7 +112,7 @@ def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping
     Args:
         factors: Key to checksum, as the manifest has them. Files that this machine lacks are left out, with a notice.
     """
-    here = {_file_name(key, checksum): factors_at(key, checksum) for key, checksum in factors.items()}
+    here = {f"{key}-{checksum[:16]}.safetensors": factors_at(key, checksum) for key, checksum in factors.items()}
     missing = [name for name, path in here.items() if path is None]
     if missing:
         _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
@@ -158,7 +158,7 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
     files = {name: (source, size) for source, sizes in sets.values() for name, size in sizes.items()}
 
     def fetch(key: str) -> int:
-        name = _file_name(key, missing[key])
+        name = f"{key}-{missing[key][:16]}.safetensors"
         if name not in files:
             return 0
         source, size = files[name]
@@ -190,7 +190,3 @@ def _sets_of(store: StoreReader, base_digest: str) -> dict[str, tuple[str, dict[
                 raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
         sets[tag.removeprefix(prefix)] = tags[tag], sizes
     return sets
-
-
-def _file_name(key: str, checksum: str) -> str:
-    return f"{key}-{checksum[:16]}.safetensors"

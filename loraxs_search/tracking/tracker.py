@@ -117,7 +117,7 @@ class Tracker:
             for trial_id in self._runs.keys() - self._doubtful:
                 self._remember(trial_id, "")
 
-        self._client: MlflowClient | None = None
+        self._client: MlflowClient  # once it is connected, and the experiment's id known
         self._experiment_id = ""
         self.trouble: str | None = None  # why events wait, while the store is away
         self._closing, self._stopped = False, threading.Event()
@@ -225,7 +225,7 @@ class Tracker:
         except Exception as error:
             code = getattr(error, "error_code", None)
             is_away = isinstance(error, LoraxsError | OSError) or code not in (None, *_REFUSALS)
-            if not is_away and self._client is not None:  # who deleted the experiment may restore it and its runs
+            if not is_away and self._experiment_id:  # who deleted the experiment may restore it and its runs
                 ensure_experiment(self._client, self._uri, self._experiment)
             if is_away:
                 raise
@@ -260,11 +260,10 @@ class Tracker:
             by_run[_run_of(event) or _SEARCH].append(event)
         if not events:
             return
-        if self._client is None:
+        if not self._experiment_id:
             ensure_store(self._uri)
-            client = connect(self._uri)
-            self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
-            self._client = client
+            self._client = connect(self._uri)
+            self._experiment_id = ensure_experiment(self._client, self._uri, self._experiment)
         elif artifact_root(self._uri) is None:
             check_server(self._uri)  # in seconds; a call to a dead server may hang for much longer
         self._run(_SEARCH, events[0].at)  # the parent of all
@@ -296,7 +295,7 @@ class Tracker:
 
     def _write_search(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write what happened to the search into its own run."""
-        client, run_id = self._connected, self._run(_SEARCH, events[0].at)
+        client, run_id = self._client, self._run(_SEARCH, events[0].at)
         batch = _Batch(client, run_id)
         for event in events:
             match event:
@@ -340,7 +339,7 @@ class Tracker:
         first = events[0]
         name = run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
         run_id = self._run(trial_id, self._started_at.get(trial_id, first.at), name)
-        batch, reports = _Batch(self._connected, run_id), self._reports[trial_id]
+        batch, reports = _Batch(self._client, run_id), self._reports[trial_id]
         for event in events:
             match event:
                 case log_events.TrialStarted():
@@ -384,11 +383,6 @@ class Tracker:
         batch.send()
 
     # ---- runs: blocking, and every call may be repeated without effect -----------------------------------------------
-    @property
-    def _connected(self) -> MlflowClient:
-        assert self._client is not None
-        return self._client
-
     def _run(self, trial_id: str, at: float, name: str = "") -> str:
         """Return the run id of a trial, or of the search; the run is created if there is none, under this name.
 
@@ -397,7 +391,7 @@ class Tracker:
         """
         if known := self.run_id(trial_id):
             return known
-        client, run_id = self._connected, None
+        client, run_id = self._client, None
         own = {KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {KIND: "search"}
         tags = self._identity | own
         if self._is_ours is not None or trial_id in self._doubtful:
@@ -435,12 +429,12 @@ class Tracker:
     def _reopen(self, run_id: str) -> None:
         """Mark a run that may have ended as running."""
         if run_id not in self._running:
-            self._connected.update_run(run_id, status="RUNNING")
+            self._client.update_run(run_id, status="RUNNING")
             self._running.add(run_id)
 
     def _end(self, batch: _Batch, status: str, at: float) -> None:
         batch.send()
-        self._connected.set_terminated(batch.run_id, status, _ms(at))
+        self._client.set_terminated(batch.run_id, status, _ms(at))
         self._running.discard(batch.run_id)
 
     def _log_model(self, trial_id: str, run_id: str, folder: Path) -> str:
@@ -454,7 +448,7 @@ class Tracker:
         content = hashlib.sha256()
         for path in [sealed] if sealed.exists() else sorted(path for path in folder.rglob("*") if path.is_file()):
             content.update(path.read_bytes())
-        client, digest, is_bare, model = self._connected, content.hexdigest(), run_id in self._bare, None
+        client, digest, is_bare, model = self._client, content.hexdigest(), run_id in self._bare, None
         self._bare.discard(run_id)
         if not is_bare:
             known = client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
