@@ -20,37 +20,37 @@ from loraxs_search.registry.card import model_card
 from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.store import Registry
 
+TASK = Task(
+    name="movie-reviews",
+    kind="sequence-classification",
+    source=DataSource(data_files={"train": "/data/train.jsonl.gz"}),
+    text="sentence",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy", "f1"),
+    labels=("negative", "positive"),
+)
+
+
+def plain_candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other) -> Candidate:
+    """A candidate with one score on both splits, and without baselines."""
+    scores = {"accuracy": accuracy}
+    made = Candidate("s1", trial_id, TASK.name, scores, scores, stored_bytes, "data", "base")
+    return dataclasses.replace(made, **other)
+
 
 @pytest.fixture(scope="session")
 def task():
-    return Task(
-        name="movie-reviews",
-        kind="sequence-classification",
-        source=DataSource(data_files={"train": "/data/train.jsonl.gz"}),
-        text="sentence",
-        label="label",
-        metric="accuracy",
-        direction="maximize",
-        metrics=("accuracy", "f1"),
-        labels=("negative", "positive"),
-    )
+    return TASK
 
 
 @pytest.fixture(scope="session")
 def candidate():
     def make(trial_id: str = "t0", accuracy: float = 0.8, stored_bytes: int = 1000, **other) -> Candidate:
-        fields = {
-            "study": "s1",
-            "trial_id": trial_id,
-            "task": "movie-reviews",
-            "test_metrics": {"accuracy": accuracy, "f1": accuracy - 0.01},
-            "validation_metrics": {"accuracy": accuracy},
-            "stored_bytes": stored_bytes,
-            "data_fingerprint": "data",
-            "base_digest": "base",
-            "baselines": (Baseline("constant", test_metrics={"accuracy": 0.5}),),
-        }
-        return Candidate(**(fields | other))
+        constant = Baseline("constant", test_metrics={"accuracy": 0.5})
+        measured = {"test_metrics": {"accuracy": accuracy, "f1": accuracy - 0.01}, "baselines": (constant,)}
+        return plain_candidate(trial_id, accuracy, stored_bytes, **(measured | other))
 
     return make
 

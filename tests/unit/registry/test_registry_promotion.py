@@ -9,41 +9,18 @@ import numpy as np
 import pytest
 
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import AnswerFlips, Baseline, Candidate, KeptAnswers, PromotionRule, SliceScore
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.promotion import AnswerFlips, Baseline, KeptAnswers, PromotionRule, SliceScore
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, ToleranceReference
 from loraxs_search.registry.versions import fitted
 from loraxs_search.tasks.kinds import TOKEN_METRICS
 
-TASK = Task(
-    name="toy",
-    kind="sequence-classification",
-    source=DataSource(hub="toy"),
-    text="text",
-    label="label",
-    metric="accuracy",
-    direction="maximize",
-    metrics=("accuracy",),
-    labels=("a", "b"),
-)
+from .conftest import TASK, plain_candidate
+
+RATINGS = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", direction="minimize", metrics=("mse",))
 RULE = PromotionRule(require="constant")
 NUMBERS = dataclasses.replace(RULE, confidence=0)  # numbers as they stand
 SMALLER = dataclasses.replace(RULE, margin=0.02)
-
-
-def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other) -> Candidate:
-    fields = {
-        "study": "s1",
-        "trial_id": trial_id,
-        "task": "toy",
-        "test_metrics": {"accuracy": accuracy},
-        "validation_metrics": {"accuracy": accuracy},
-        "stored_bytes": stored_bytes,
-        "data_fingerprint": "data",
-        "base_digest": "base",
-    }
-    return Candidate(**(fields | other))
 
 
 def _rows(right: int, wrong: int) -> ScoredRows:
@@ -54,7 +31,7 @@ def _rows(right: int, wrong: int) -> ScoredRows:
 
 def _scored(trial_id: str, right: int, stored_bytes: int = 1000, **other) -> Scored:
     """An adapter that answers `right` of 1000 rows correctly."""
-    return Scored(_candidate(trial_id, right / 1000, stored_bytes, **other), _rows(right, 1000 - right))
+    return Scored(plain_candidate(trial_id, right / 1000, stored_bytes, **other), _rows(right, 1000 - right))
 
 
 def decide(rule, task, finalist, champion, setup=None):
@@ -81,25 +58,25 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
 
 
 def test_without_rows_a_first_champion_takes_force():
-    finalist = Scored(_candidate("t0", 0.9))
+    finalist = Scored(plain_candidate("t0", 0.9))
     refused = decide(RULE, TASK, finalist, None)
     assert not refused.promoted
     assert "--force" in refused.reasons[-1]
     assert decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True)).forced
     assert not decide(NUMBERS, TASK, finalist, None).promoted, "there is no constant answer to compare with"
     measured = Scored(
-        _candidate("t0", 0.9, baselines=(Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0),))
+        plain_candidate("t0", 0.9, baselines=(Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0),))
     )
     assert decide(NUMBERS, TASK, measured, None).promoted
 
 
 def test_regression_must_beat_its_constant_too():
     labels = np.linspace(0, 1, 200, dtype=np.float32)
-    task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", direction="minimize", metrics=("mse",))
+    task = RATINGS
     for spread, promoted in ((0.02, True), (0.6, False)):
         noise = np.random.default_rng(0).normal(size=200).astype(np.float32) * spread
         mse = float(np.mean(noise**2))
-        finalist = Scored(_candidate("t0", 0, test_metrics={"mse": mse}), ScoredRows(labels + noise, labels))
+        finalist = Scored(plain_candidate("t0", 0, test_metrics={"mse": mse}), ScoredRows(labels + noise, labels))
         assert decide(RULE, task, finalist, None).promoted is promoted
 
 
@@ -124,7 +101,7 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
     if confidence:
         assert decision.p_value == pytest.approx(0.5 ** (right - 800))  # McNemar: it won every row they differ in
         assert f"p={decision.p_value:.3g}; comparison 1 on these rows" in decision.reasons[-1]
-    elsewhere = decide(rule, TASK, Scored(_candidate("t0", right / 1000)), _old(800))
+    elsewhere = decide(rule, TASK, Scored(plain_candidate("t0", right / 1000)), _old(800))
     assert elsewhere.promoted is not bool(confidence), "what cannot be tested is not promoted"
 
 
@@ -139,8 +116,8 @@ def test_the_nth_look_at_the_same_rows_is_held_to_more():
 
 
 def test_few_test_rows_decide_nothing():
-    few, enough = (Scored(_candidate("t0", 1.0), _rows(number, 0)) for number in (9, 20))
-    for held in (None, Scored(_candidate("old", 0.0, study="s0"), _rows(0, 9))):
+    few, enough = (Scored(plain_candidate("t0", 1.0), _rows(number, 0)) for number in (9, 20))
+    for held in (None, Scored(plain_candidate("old", 0.0, study="s0"), _rows(0, 9))):
         refused = decide(RULE, TASK, few, held)
         assert (refused.promoted, refused.comparisons) == (False, ())
         assert "at least 10 test rows are needed" in refused.reasons[-1]
@@ -247,15 +224,15 @@ def test_what_a_guarded_slice_loses_must_be_known(rows, why):
 
 def test_slices_are_scored_by_the_metric_that_decides_and_a_first_champion_too():
     labels, groups = np.linspace(0, 1, 80, dtype=np.float32), {"group": np.array(["a", "b"] * 40, object)}
-    task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", metrics=("mse",), direction="minimize")
+    task = RATINGS
     near, far = (ScoredRows(labels + np.where(np.arange(80) % 2, off, 0.1), labels) for off in (0.2, 0.3))
-    found = Scored(_candidate("t0", 0, test_metrics={"mse": 0.02}), dataclasses.replace(near, slices=groups))
+    found = Scored(plain_candidate("t0", 0, test_metrics={"mse": 0.02}), dataclasses.replace(near, slices=groups))
     first = decide(RULE, task, found, None)
     assert [(each.score, each.champion_score) for each in first.slices] == [
         (pytest.approx(0.01), None),
         (pytest.approx(0.04), None),
     ]
-    champion = Scored(_candidate("old", 0, study="s0", test_metrics={"mse": 0.05}), far)
+    champion = Scored(plain_candidate("old", 0, study="s0", test_metrics={"mse": 0.05}), far)
     assert [each.loss for each in decide(RULE, task, found, champion).slices] == [
         0.0,
         pytest.approx(0.04 - 0.09),
@@ -300,8 +277,8 @@ def test_a_smaller_one_is_promoted_if_rows_show_that_it_is_less_than_margin_wors
     new, old = _apart(10, 10 + lost, num_rows)
     reference = ToleranceReference(1, 0.5, old)
     finalist, champion = (
-        Scored(_candidate("t0", 0.5, stored_bytes), new),
-        Scored(_candidate("old", 0.5, study="s0"), old),
+        Scored(plain_candidate("t0", 0.5, stored_bytes), new),
+        Scored(plain_candidate("old", 0.5, study="s0"), old),
     )
     decision = decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference))
     assert decision.promoted is promoted
@@ -315,8 +292,8 @@ def test_a_smaller_one_is_promoted_if_rows_show_that_it_is_less_than_margin_wors
 
 def test_margin_counts_from_the_best_champion_there_was_and_takes_its_answers():
     new, best = _apart(0, 300, 10_000)
-    champion = Scored(_candidate("old", 0.5, study="s0"), new)
-    finalist = Scored(_candidate("t0", 0.5, 999), new)
+    champion = Scored(plain_candidate("old", 0.5, study="s0"), new)
+    finalist = Scored(plain_candidate("t0", 0.5, 999), new)
     promoted = [
         decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference)).promoted
         for reference in (
@@ -332,9 +309,11 @@ def test_margin_counts_from_the_best_champion_there_was_and_takes_its_answers():
 def test_metrics_that_are_no_shares_have_no_margin_of_their_own():
     labels = np.linspace(0, 1, 4000)
     noise = np.random.default_rng(0).normal(0, 0.1, 4000)
-    task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", direction="minimize", metrics=("mse",))
-    champion = Scored(_candidate("old", 0, study="s0", test_metrics={"mse": 0.01}), ScoredRows(labels + noise, labels))
-    finalist = Scored(_candidate("t0", 0, 10, test_metrics={"mse": 0.01}), ScoredRows(labels - noise, labels))
+    task = RATINGS
+    champion = Scored(
+        plain_candidate("old", 0, study="s0", test_metrics={"mse": 0.01}), ScoredRows(labels + noise, labels)
+    )
+    finalist = Scored(plain_candidate("t0", 0, 10, test_metrics={"mse": 0.01}), ScoredRows(labels - noise, labels))
     setup = ComparisonSetup(reference=ToleranceReference(1, 0.01, champion.rows))
     for margin, promoted in ((None, False), (1e-6, True), (0.01, True)):
         rule = dataclasses.replace(RULE, margin=margin)
@@ -365,7 +344,7 @@ def test_the_champion_is_not_promoted_again_even_by_force():
 
 def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force():
     for metrics in ({}, {"accuracy": math.nan}):
-        finalist = Scored(_candidate("t0", 0.9, test_metrics=metrics))
+        finalist = Scored(plain_candidate("t0", 0.9, test_metrics=metrics))
         decision = decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True))
         assert not decision.promoted
         assert "cannot be judged" in decision.reasons[-1]
@@ -466,7 +445,7 @@ def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
     task = dataclasses.replace(TASK, metrics=("accuracy", "f1"))
     constant = Baseline("constant", test_metrics={"accuracy": 0.6, "f1": 0.0}, answer=0)
     said = ScoredRows(np.where(np.arange(100) < 45, labels, 0), labels)
-    finalist = _candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, baselines=(constant,))
+    finalist = plain_candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, baselines=(constant,))
     decision = decide(dataclasses.replace(RULE, metric="f1"), task, Scored(finalist, said), None)
     assert not decision.promoted
     assert "the constant answer (f1 0.5714)" in decision.reasons[-1]
@@ -487,7 +466,7 @@ def _by_loss(trial_id: str, loss: float, counts: int = 3, **other) -> Scored:
     noise = np.random.default_rng(len(trial_id)).normal(0, 0.01, 200)
     losses = ((loss + noise) * counts).astype(np.float32)
     rows = ScoredRows(labels, labels, losses, np.full(200, counts), np.zeros(200, np.int64))
-    return Scored(_candidate(trial_id, 0.5, test_metrics={"loss": loss, "accuracy": 1.0}, **other), rows)
+    return Scored(plain_candidate(trial_id, 0.5, test_metrics={"loss": loss, "accuracy": 1.0}, **other), rows)
 
 
 BY_LOSS = PromotionRule(metric="loss")
