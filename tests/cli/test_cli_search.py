@@ -143,14 +143,6 @@ def test_a_pulled_model_can_be_whole(ask, tmp_path):
     assert ask("pull", "movie-reviews", "--rank", "8").code == 2
 
 
-@pytest.mark.long(part="bases")
-def test_a_pulled_graph_comes_without_the_exporters_own_words(ask):
-    done = ask("pull", "movie-reviews", "--format", "onnx")
-    names = {path.name for path in Path(done.ok.strip()).iterdir()}
-    assert {"model.onnx", "adapter.safetensors", "onnx.json", "tokenizer.json", "README.md"} <= names
-    assert all(line.startswith("pulling movie-reviews as onnx") for line in done.err.splitlines())
-
-
 def test_what_a_reader_leaves_unread_is_no_error(searched):
     command = " ".join(searched.shell.command("spaces", "show", "movie_reviews"))
     done = subprocess.run(

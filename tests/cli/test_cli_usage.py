@@ -166,22 +166,6 @@ def test_check_describes_a_space(say, tiny_space):
     assert next(line[:5] for line in lines if line[:1] == ["largest"]) == ["largest", "4", "all-linear", "192", "66"]
 
 
-def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
-    path = tiny_space.with_name("rows.csv")
-    path.write_text("sentence,label\n" + "".join(f"film {i % 200},{i % 2}\n" for i in range(220)))
-    files = ("--set", f"task.data.data_files.train={path}", "--set", f"task.data.data_files.test={path}")
-    said = say("check", str(tiny_space), "--data", *files)
-    lines = [line.split() for line in said.ok.splitlines()]
-    assert ["also", "in", "train", "0", "220"] in lines
-    assert ["repeated", "20", "0", "20"] in lines
-    warned = [line.removeprefix("warning: ") for line in said.err.splitlines()]
-    assert warned[0].startswith("220 of 220 test rows are also in train")
-    described = json.loads(say("check", str(tiny_space), "--data", "--json", *files).out)
-    assert described["warnings"] == warned
-    overlap = described["data"]["overlaps"][1]
-    assert (overlap["split"], overlap["other"], overlap["exact"], overlap["folded"]) == ("test", "train", 220, 220)
-
-
 def test_check_says_how_many_trials_would_train_at_once_and_why(say, tiny_space):
     assert "pack size   auto: as many trials at once as fill the device" in say("check", str(tiny_space)).out
     told = say("check", str(tiny_space), "--data", "--set", "search.trials=3").out

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from support.in_process import InProcess
 from support.recorded_search import FACTS, begun, ended, finishing, training
 from support.terminal import Terminal
 
@@ -198,29 +197,6 @@ def test_a_pipe_gets_lines_and_then_the_table(driver):
     assert out.splitlines()[-2].split()[:3] == ["trial", "state", "step"]
     assert "mine: finished, 1/16 trials ended" in err
     assert "\x1b" not in out + err
-
-
-@pytest.mark.long(part="search")  # without the terminal it is in tests/integration/test_search.py
-def test_ctrl_c_in_a_terminal_ends_in_order(warm_home, terminals, tiny_space_text, tmp_path):
-    """On a real search: live table, Ctrl-C, status."""
-    shell = InProcess(warm_home, tmp_path)
-    (tmp_path / "tiny.yaml").write_text(tiny_space_text)
-    sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
-    command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)
-    out = tmp_path / "stdout"
-    terminals.append(Terminal(command, shell.environment(), stdout=out))
-    terminal = terminals[0]
-    terminal.wait_for(r"RUNNING\s+[1-9]")
-    assert ["stopped", "tiny-reviews", "running"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
-    terminal.press(b"\x03")
-    assert terminal.wait() == 130, terminal.text[-2000:]
-    assert "error: Study 'stopped' was interrupted" in terminal.text
-    assert "with `loraxs-search resume stopped`" in terminal.text
-    assert "Traceback" not in terminal.text
-    assert terminal.has_cursor
-    assert out.read_text() == ""
-
-    assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
 
 
 @pytest.mark.long(part="search")

@@ -125,17 +125,3 @@ def test_a_trial_has_its_data_its_model_and_a_curve_over_steps(page, link, shoot
     page.get_by_role("tab", name="Model metrics").or_(page.get_by_text("Model metrics", exact=True)).first.click()
     page.locator(".js-plotly-plot").first.wait_for()
     shoot("3-curves")
-
-
-def test_the_report_opens_in_the_artifact_viewer_of_the_searchs_run(page, link, shoot):
-    page.goto(link)
-    page.get_by_role("link", name="#0 r").first.click()
-    page.get_by_text("Parent run", exact=True).first.wait_for()
-    page.get_by_role("link", name="reviews", exact=True).last.click()
-    page.get_by_text("Artifacts", exact=True).first.click()
-    page.get_by_text("report.html", exact=True).first.click()
-    report = page.frame_locator("iframe")
-    report.get_by_role("heading", name="Leaderboard").wait_for()
-    report.get_by_role("link", name="Learning curves").click()
-    report.locator("#learning_curves .main-svg").first.wait_for()
-    shoot("6-report")

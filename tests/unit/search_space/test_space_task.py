@@ -9,7 +9,7 @@ import pytest
 from support.spaces import catalogue_task
 
 from loraxs_search.home import shipped_tasks
-from loraxs_search.records.task import SplitSource, Task
+from loraxs_search.records.task import Task
 from loraxs_search.search_space.sections import catalogue_entry
 from loraxs_search.tasks.kinds import KINDS, kind_of
 from loraxs_search.tasks.prepared import load_data
@@ -75,17 +75,6 @@ def _is_whole(name):
     assert any(note.startswith("Rows, by the card: train ") for note in notes)
 
 
-def test_entries_that_differ_from_the_rest():
-    assert catalogue_task("mnli").source.splits["validation"] == "validation_matched"
-    assert catalogue_task("stsb").kind == "regression"
-    assert catalogue_task("rte").labels == ("entailment", "not_entailment")
-    assert all(
-        catalogue_task(name).source.splits.get("test") == "validation" for name in ("boolq", "piqa", "hellaswag")
-    )
-    assert catalogue_task("arc_easy").source.splits["test"] == "test"
-    assert not any("test" in catalogue_task(name).source.splits for name in GLUE), "GLUE hides its test labels"
-
-
 # ---- variants --------------------------------------------------------------------------------------------------------
 def test_a_variant_is_a_championship_of_its_own(parse, text):
     assert parse(text).task.registered_name == "reviews"
@@ -139,13 +128,6 @@ def test_rows_of_written_answers(hub):
         references = {split: set(rows.labels.tolist()) for split, rows in data.rows.items()}
         assert references["test"] == references["validation"] == (expected | last)[name]
         assert references["train"] == expected.get(name, {"2"})
-
-
-def test_the_paths_of_metamath_lead_to_other_data_sets():
-    source = catalogue_task("metamath_gsm8k").source
-    assert source.splits == {"train": "train[:100000]"}
-    columns = {"question": "query", "answer": "response"}
-    assert source.elsewhere["test"] == SplitSource("openai/gsm8k", "test", "main", rename=columns)
 
 
 def test_catalogue_names_metrics_and_batches_need_no_torch():
