@@ -51,8 +51,8 @@ class Sampler(ABC):
     """Proposes params by the trials so far; a subclass writes `optuna_sampler`, and `faults` if it has limits.
 
     Who calls: `Proposer` in the search's loop, from one thread, once before each trial starts. It asks for a new Optuna
-    sampler each time, which sees the study as it is then: complete, stopped and running trials. Of more than 500 trials
-    it sees the 200 best, the latest 200 and the running ones. The loop waits for the answer: a second is acceptable.
+    sampler each time, which sees the study as it is then: complete, stopped and running trials. The loop waits for the
+    answer: a second is acceptable.
 
     What may be repeated: a proposal is recorded before a trial starts by it. A driver that is killed in between asks
     again, and a driver that resumes a study has nothing but the log. Hence the same config, seed and history give the

@@ -1,17 +1,14 @@
-"""Asks the sampler for the next trial's params, in a time that does not grow with the study."""
+"""Asks the sampler for the next trial's params."""
 
 from __future__ import annotations
 
-import bisect
 import json
 from collections.abc import Container, Mapping, Sequence
-from itertools import islice
 
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import InMemoryStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.errors import LoraxsError
@@ -21,48 +18,6 @@ from loraxs_search.samplers import experimental, make_sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.space import Space
 
-INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class History:
-    """Knows which trials stand for a history of any length; each is ranked once, when it has ended.
-
-    The best are ranked as TPE does: complete ones by value, then pruned ones by how far they came.
-
-    Args:
-        limit: How many of the best, and how many of the latest, stand for a longer history.
-    """
-
-    def __init__(self, direction: StudyDirection, limit: int) -> None:
-        self._limit = limit
-        self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
-        self._ranked: list[tuple[tuple[bool, int, float], int]] = []
-        self._running: list[int] = []  # those that had not ended at the last call
-        self._num_seen = 0
-
-    def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the best, the latest and those that run, in the order of their numbers.
-
-        Args:
-            trials: The whole history, by number; at least what it was at the last call.
-        """
-        fresh = [*self._running, *range(self._num_seen, len(trials))]
-        self._num_seen = len(trials)
-        self._running = [number for number in fresh if not trials[number].state.is_finished()]
-        for number in fresh:
-            if (trial := trials[number]).state in INFORMATIVE:
-                pruned = trial.state is TrialState.PRUNED
-                rank = pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
-                bisect.insort(self._ranked, (rank, number))
-        latest = islice((trial.number for trial in reversed(trials) if trial.state in INFORMATIVE), self._limit)
-        best = (number for _, number in self._ranked[: self._limit])
-        return [trials[number] for number in sorted({*latest, *best, *self._running})]
-
-
-# TPE reads every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
-# MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
-# the 25 best ones at most, so these stay the same; the rest stand for all others.
-MAX_HISTORY, WINDOW = 500, 200
 # Samplers write a trial's params into these attributes while some of them are still to be drawn; an event has them all.
 _RELATIVE_PARAMS = "relative_params"
 
@@ -81,7 +36,6 @@ class Proposer:
     def __init__(self, trials: StudyTrials, space: Space) -> None:
         self._trials, self._space = trials, space
         self._sampler = make_sampler(trials.plan, space.searched())
-        self._history = History(trials.direction, WINDOW)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def propose(self, seed: int, *, index: int | None = None) -> tuple[dict[str, Scalar], Proposal]:
@@ -130,9 +84,7 @@ class Proposer:
 
     def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
         """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
-        history = self._trials.trials
-        shown = history if len(history) <= MAX_HISTORY else self._history.window(history)
-        storage = _ShownHistory(shown, len(history))
+        storage = _ShownHistory(self._trials.trials)
         study = optuna.create_study(storage=storage, direction=self._trials.direction, sampler=sampler)
         study_id = storage.get_study_id_from_name(study.study_name)
         trial = study.ask()
@@ -151,21 +103,19 @@ def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
 
 
 class _ShownHistory(InMemoryStorage):
-    """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each.
+    """A storage that shows the trials it is given, uncopied, before its own: adding them would copy each.
 
-    Args:
-        trials: In the order in which they are shown.
-        first_number: Of this study's trials; TPE ignores a trial of a history that has the same number as one of them.
+    Its own have the numbers behind them: TPE ignores a trial of a history that has the same number as one of them.
     """
 
-    def __init__(self, trials: Sequence[FrozenTrial], first_number: int) -> None:
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         super().__init__()
-        self._shown, self._first_number = trials, first_number
+        self._shown = trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a trial that this sampler proposed."""
         trial_id = super().create_new_trial(study_id, template_trial)
-        self.get_trial(trial_id).number += self._first_number
+        self.get_trial(trial_id).number += len(self._shown)
         return trial_id
 
     def get_all_trials(

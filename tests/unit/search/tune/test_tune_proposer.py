@@ -1,13 +1,13 @@
-"""What the sampler proposes: by seed and history alone, and in a time that does not grow with the history."""
+"""What the sampler proposes, by seed and history alone."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log.events import TrialStarted
@@ -15,8 +15,7 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search.tune import proposer
-from loraxs_search.search.tune.proposer import WINDOW, History, Proposer
+from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 
@@ -34,15 +33,15 @@ def space():
     return load_space("movie_reviews")
 
 
-def _ended(value: float, state: TrialState = TrialState.COMPLETE, last_step: int = 160) -> FrozenTrial:
+def _ended(value: float) -> FrozenTrial:
     """A trial whose score is its place between the bounds of the learning rate."""
     params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "head_learning_rate": 0.01}
     return create_trial(
-        state=state,
+        state=TrialState.COMPLETE,
         value=value,
         params={**params, "learning_rate": 3e-3 + 2.7e-2 * value},
         distributions=DISTRIBUTIONS,
-        intermediate_values={last_step: value},
+        intermediate_values={160: value},
     )
 
 
@@ -54,31 +53,7 @@ def _history(num_trials: int) -> StudyTrials:
     return history
 
 
-def test_a_window_holds_the_best_the_latest_and_those_that_run():
-    history = [_ended(i * 37 % 1009 / 1009) for i in range(1009)]
-    history.insert(100, create_trial(state=TrialState.RUNNING))
-    history.insert(200, _ended(0.999, TrialState.PRUNED, last_step=40))
-    for number, trial in enumerate(history):
-        trial.number = number
-    window = History(StudyDirection.MAXIMIZE, WINDOW).window(history)
-    values = sorted((t.value for t in history if t.state is TrialState.COMPLETE), reverse=True)
-    assert history[100] in window
-    assert history[200] not in window, "a pruned trial is behind every complete one"
-    assert {t.value for t in window} >= set(values[:WINDOW])
-    assert set(map(id, window)) >= set(map(id, history[-WINDOW:]))
-    assert len(window) <= 2 * WINDOW + 1
-    assert [t.number for t in window] == sorted(t.number for t in window)
-    grown = History(StudyDirection.MAXIMIZE, WINDOW)
-    for length in (1, 150, 600):
-        grown.window(history[:length])
-    assert grown.window(history) == window, "what was looked at before makes no difference"
-    worst = History(StudyDirection.MINIMIZE, WINDOW).window(history)
-    assert {t.value for t in worst} >= set(values[-WINDOW:])
-
-
-@pytest.mark.parametrize("longest", [1000, 30])
-def test_proposals_depend_on_seed_and_history_alone(longest, space, monkeypatch):
-    monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
+def test_proposals_depend_on_seed_and_history_alone(space):
     first, second = _history(60), _history(60)
     params, proposal = Proposer(first, space).propose(5)
     assert Proposer(second, space).propose(5) == (params, proposal)
@@ -95,11 +70,20 @@ def test_a_short_history_proposes_what_optuna_itself_would(space):
     assert Proposer(_history(60), space).propose(5)[0] == space.suggest(study.ask())
 
 
-def test_a_long_history_still_teaches(space, monkeypatch):
-    monkeypatch.setattr(proposer, "MAX_HISTORY", 30)
-    search = Proposer(_history(300), space)
-    rates = [float(search.propose(seed)[0]["learning_rate"]) for seed in range(12)]
-    assert sorted(rates)[len(rates) // 2] > 0.011, "the best trials have the highest rates"
+def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown(space):
+    """TPE leaves out the trial whose number is that of the one it is asked for."""
+    seen = list[Any]()
+
+    class Recording(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: optuna.Study, trial: FrozenTrial, *given: Any) -> Any:
+            seen.append((trial.number, [own.number for own in study.get_trials(deepcopy=False)]))
+            return super().sample_independent(study, trial, *given)
+
+    sampler: Any = SimpleNamespace(name="recording", optuna_sampler=lambda *_: Recording())
+    proposer = Proposer(_history(3), space)
+    proposer._sampler = sampler
+    proposer.propose(5)
+    assert seen[0] == (3, [0, 1, 2, 3])
 
 
 def test_each_of_several_methods_has_one_of_the_first_trials():
@@ -188,10 +172,3 @@ def _first(space: Space) -> dict[str, Any]:
 
 def started(number: int, params: dict[str, Any], proposal: Proposal) -> TrialStarted:
     return TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal)
-
-
-def test_of_pruned_trials_the_one_that_came_furthest_stands_for_them() -> None:
-    history = [_ended(0.5, TrialState.PRUNED, last_step=step) for step in (120, 80, 40)]
-    for number, trial in enumerate(history):
-        trial.number = number
-    assert [trial.number for trial in History(StudyDirection.MAXIMIZE, 1).window(history)] == [0, 2]
