@@ -145,10 +145,17 @@ def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(make_wor
                 torch.testing.assert_close(part.follow(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_limit_ends_rows_that_go_on(make_world):
-    world, source = make_world("llama"), prompts()
+def test_a_limit_ends_rows_that_go_on_and_no_more_rows_move_than_leave(make_world, monkeypatch):
+    world, source, moves, select = make_world("llama"), prompts(), [], Decoding.select
+
+    def watched(self: Decoding, rows: Any) -> None:
+        moves.append(((rows != np.arange(len(rows))).sum(), len(self._mask_nS) - len(rows)))
+        select(self, rows)
+
+    monkeypatch.setattr(Decoding, "select", watched)
     with adapted(world) as model:
         long, short = (write(model, request(source, max_new_tokens=n), tokenizer()) for n in (NEW, 5))
+    assert moves and all(moved <= left for moved, left in moves)
     assert tokens_of(short) == [row[:5] for row in tokens_of(long)]
     assert short.ended.tolist() == [len(row) < 5 or row[4] in ENDS for row in tokens_of(long)]
     assert 0 < short.ended.sum() < len(short.ended)

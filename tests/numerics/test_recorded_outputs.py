@@ -98,10 +98,8 @@ def _bank(base: Any, tasks: Any) -> dict[str, Any]:
     bank, draw = AdapterBank(base, num_labels=None), torch.Generator().manual_seed(1)
     modules = [module.name for module in linear_modules(base, LANGUAGE_MODEL)]
     for number, (rank, own) in enumerate([(4, modules), (2, modules[:5]), (4, modules), (8, modules[1::2])]):
-        tensors = {
-            f"base_model.model.{name}.loraxs_R": torch.randn(1, rank, rank, generator=draw) * 0.5 for name in own
-        }
-        bank.add([str(number)], LoraXSConfig(r=rank, target_modules=list(own)), tasks[number % 2], tensors)
+        tensors = {f"base_model.model.{name}.loraxs_R": torch.randn(rank, rank, generator=draw) * 0.5 for name in own}
+        bank.add(str(number), LoraXSConfig(r=rank, target_modules=list(own)), tasks[number % 2], tensors)
     names = [str(number % 4) for number in range(12)]
     texts = [" ".join(f"w{(5 * number + i) % 20}" for i in range(1 + number % 6)) for number in range(12)]
     answers = bank.predict(names, texts)

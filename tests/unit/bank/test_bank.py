@@ -107,7 +107,7 @@ def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
     from loraxs_search.api import predict
 
     texts = ["a moving, funny film", "two hours of my life that I will never get back", "so so", "no"]
-    names = ["d", "a", "a", "d"]
+    names = ["d", "a", "b", "d"]
     found = bank.predict(names, texts)
     for name, text, prediction in zip(names, texts, found, strict=True):
         (expected,) = predict(str(folders[name]), [text])

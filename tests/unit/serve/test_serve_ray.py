@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ import requests
 from support.ports import free_port
 from support.shell import start
 
-from loraxs_search.errors import ClusterError, UsageError
+from loraxs_search.errors import ClusterError
 from loraxs_search.predictor import Predictor
-from loraxs_search.registry.store import Registry
 from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy, serve_details
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
@@ -134,14 +132,6 @@ def pair(serve, registry, folders):
     return serve("task-2", "--replicas", "2")
 
 
-def test_answers_are_those_of_predict_and_name_their_adapter(pair, folders, registry):
-    answer = pair.classify("task-2")
-    expected = Predictor(folders["two"])(TEXTS)
-    assert [one["label"] for one in answer.json()["data"]] == [one.label for one in expected]
-    assert answer.headers["x-loraxs-digest"] == Registry(registry[0]).resolve("task-2").digest
-    assert answer.headers["content-type"] == "application/json"
-
-
 def test_errors_pass_the_proxy_as_they_are(pair):
     for status, answer in [
         (401, pair.post("/classify", {"model": "task-2", "input": "x"}, headers={})),
@@ -153,6 +143,9 @@ def test_errors_pass_the_proxy_as_they_are(pair):
 
 
 def test_a_promotion_reaches_every_replica(pair, folders, registry):
+    answer = pair.classify("task-2")
+    assert [one["label"] for one in answer.json()["data"]] == [one.label for one in Predictor(folders["two"])(TEXTS)]
+    assert answer.headers["content-type"] == "application/json"
     digest = registry[1](folders["two-again"])
     while set(pair.numbers("loraxs_champions_moved", of=2).values()) != {1.0}:
         time.sleep(0.1)
@@ -185,12 +178,6 @@ def test_a_replica_that_is_killed_under_load_costs_each_client_one_more_try_at_m
     assert set(again) <= {200}
     assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["code"] == 503 for answer in killed)
     assert answers[503] <= 8, "one for each client, in flight when it died"
-
-
-def test_another_address_than_that_of_ray_serve_is_said(pair, registry, port):
-    args = ServeArgs(tasks=("task-2",), tracking_uri=registry[0])
-    with pytest.raises(UsageError, match=f"listens at 127.0.0.1:{port}"):
-        deploy(args, host="127.0.0.1", port=int(port) - 1)
 
 
 def test_the_same_line_again_replaces_each_replica_and_fails_no_request(pair, serve, registry, folders):
@@ -227,7 +214,7 @@ def test_replicas_outlive_a_driver_that_is_killed_and_are_taken_down_by_name(pai
 @pytest.fixture(scope="module")
 def writer(serve, decoder):
     """One replica of a task that writes."""
-    return serve("one", "--queue", "8")
+    return serve("one")
 
 
 def test_a_stream_passes_the_proxy_piece_by_piece(writer, decoder):
@@ -240,18 +227,6 @@ def test_a_stream_passes_the_proxy_piece_by_piece(writer, decoder):
     assert ("".join(texts), pieces[-1]) == (expected["choices"][0]["text"], "[DONE]")
     assert answer.headers["x-loraxs-digest"] == expected["system_fingerprint"]
     assert len(texts) > 20
-
-
-def test_a_full_queue_is_said_by_the_replica(writer):
-    body = {"model": "one", "prompt": ["say w1"] * 1000, "max_tokens": 60, "stop": ["never"]}
-    before = sum(writer.numbers("loraxs_tokens_written").values())
-    with ThreadPoolExecutor() as pool:
-        long = pool.submit(writer.post, "/v1/completions", body)
-        while sum(writer.numbers("loraxs_tokens_written").values()) == before:
-            time.sleep(0.01)
-        answer = writer.post("/v1/completions", body | {"prompt": "say w1"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
-        assert long.result().ok
 
 
 def test_rows_of_a_client_that_hangs_up_are_written_no_further(writer):
