@@ -185,7 +185,7 @@ def test_rows_fit_the_base_each_read_has_a_target_and_cached_tokens_are_those_of
 
 
 @every_kind
-def test_it_says_of_its_answers_what_fits_a_few_columns(name, data):
+def test_it_says_of_its_answers_what_fits_a_few_columns_and_constants_are_answers(name, kind, data):
     report = data.report
     assert set(report.tokens) == set(SIZES)
     assert report.answers
@@ -197,6 +197,16 @@ def test_it_says_of_its_answers_what_fits_a_few_columns(name, data):
         assert max(map(len, lines)) <= 60
         assert len(lines) <= (10 if short else 40)
     assert from_json(type(report), to_json(report)) == report
+    labels = data.labels("train")
+    constants = kind.constants(labels)
+    for answer in constants:
+        assert list(kind.measure(np.full(len(labels), answer), labels)) == answer_metrics(kind)
+        assert kind.show(answer)
+    form = kind.linear()
+    if form is not None:
+        targets = form.targets(labels)
+        assert targets.shape == (len(labels), form.num_outputs)
+        assert form.answers(targets).tolist() == labels.tolist()
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -294,21 +304,6 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
             parameter.fill_(float("nan"))
     with pytest.raises(TrialDivergedError, match="finite"):
         ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions[:1]), shown[:1]))
-
-
-# ---- baselines ------------------------------------------------------------------------------------------------------
-@every_kind
-def test_constants_are_answers(name, kind, data):
-    labels = data.labels("train")
-    constants = kind.constants(labels)
-    for answer in constants:
-        assert list(kind.measure(np.full(len(labels), answer), labels)) == answer_metrics(kind)
-        assert kind.show(answer)
-    form = kind.linear()
-    if form is not None:
-        targets = form.targets(labels)
-        assert targets.shape == (len(labels), form.num_outputs)
-        assert form.answers(targets).tolist() == labels.tolist()
 
 
 # ---- alone and packed ------------------------------------------------------------------------------------------------

@@ -49,36 +49,32 @@ def labelled(*counts):
 
 
 # ---- the constant answer ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("counts", "metric", "answer"),
-    [
+def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared):
+    for counts, metric, answer in [
         ((3, 5), "accuracy", 1),
-        ((4, 4), "accuracy", 0),
         ((6, 2), "f1", 1),  # whatever is more frequent, F1 is of label 1
         ((6, 2), "macro_f1", 0),
         ((2, 6), "matthews", 1),  # 0 for any constant: the likeliest of them
         ((2, 3, 3), "macro_f1", 1),
-    ],
-)
-def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared, counts, metric, answer):
-    labels = tuple(f"label {i}" for i in range(len(counts)))
-    data = prepared(labelled(*counts), labelled(*reversed(counts)), metric=metric, metrics=(metric,), labels=labels)
-    found = measured("constant", data)
-    assert (found.name, found.answer, found.failed) == ("constant", answer, "")
-    for split, metrics in (("validation", found.validation_metrics), ("test", found.test_metrics)):
-        labels = data.labels(split)
-        assert metrics == data.kind.measure(np.full(len(labels), answer), labels)
-    assert json.loads(to_json(found))["answer"] == answer
+    ]:
+        labels = tuple(f"label {i}" for i in range(len(counts)))
+        data = prepared(labelled(*counts), labelled(*reversed(counts)), metric=metric, metrics=(metric,), labels=labels)
+        found = measured("constant", data)
+        assert (found.name, found.answer, found.failed) == ("constant", answer, "")
+        for split, metrics in (("validation", found.validation_metrics), ("test", found.test_metrics)):
+            labels = data.labels(split)
+            assert metrics == data.kind.measure(np.full(len(labels), answer), labels)
+        assert json.loads(to_json(found))["answer"] == answer
 
 
-@pytest.mark.parametrize(("metric", "direction"), [("mse", "minimize"), ("pearson", "maximize")])
-def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared, metric, direction):
-    rows = [("w1", 1.0), ("w2", 2.0), ("w3", 6.0)]
-    changes = {"kind": "regression", "labels": (), "metric": metric, "direction": direction}
-    found = measured("constant", prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
-    assert found.answer == 3.0
-    assert found.test_metrics == {"pearson": 0.0, "spearman": 0.0, "mse": pytest.approx(14 / 3)}
-    assert from_json(Baseline, to_json(found)) == found
+def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared):
+    for metric, direction in [("mse", "minimize"), ("pearson", "maximize")]:
+        rows = [("w1", 1.0), ("w2", 2.0), ("w3", 6.0)]
+        changes = {"kind": "regression", "labels": (), "metric": metric, "direction": direction}
+        found = measured("constant", prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
+        assert found.answer == 3.0
+        assert found.test_metrics == {"pearson": 0.0, "spearman": 0.0, "mse": pytest.approx(14 / 3)}
+        assert from_json(Baseline, to_json(found)) == found
 
 
 # ---- TF-IDF ----------------------------------------------------------------------------------------------------------
@@ -87,24 +83,22 @@ def numbered(texts, num_rows):
     return [(f"w{i % 50} {text} w{(7 * i) % 50}", label) for i in range(num_rows) for text, label in texts.items()]
 
 
-@pytest.mark.parametrize(
-    "texts",
-    [
-        {"bad": 0, "good": 1},
+def test_tfidf_learns_what_the_words_tell(prepared):
+    for texts in [
         {"good film": 0, "film good": 1},  # only the order tells
-        {"dull": 0, "fine": 1, "very": 2},
         {"这部电影很好看": 0, "这部电影不好看": 1},
         {"?!": 0, "!?": 1},
-    ],
-    ids=["words", "order", "three labels", "no spaces", "marks"],
-)
-def test_tfidf_learns_what_the_words_tell(prepared, texts):
-    labels = tuple(f"label {i}" for i in range(len(texts)))
-    changes = {"labels": labels, "max_length": 32, "validation_rows": 13}  # those that are scored, not the first ones
-    data = prepared(numbered(texts, 30), numbered(texts, 9), numbered(texts, 11), **changes)
-    found = of_tfidf(data)
-    assert found.failed == ""
-    assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {"accuracy": 1.0})
+    ]:
+        labels = tuple(f"label {i}" for i in range(len(texts)))
+        changes = {
+            "labels": labels,
+            "max_length": 32,
+            "validation_rows": 13,
+        }  # those that are scored, not the first ones
+        data = prepared(numbered(texts, 30), numbered(texts, 9), numbered(texts, 11), **changes)
+        found = of_tfidf(data)
+        assert found.failed == ""
+        assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {"accuracy": 1.0})
 
 
 def test_tfidf_of_pairs_sees_what_both_share(prepared):

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,12 +41,12 @@ def test_evaluation_has_every_row_once_within_the_budget(rows, max_tokens):
     assert (np.diff(ordered) <= 0).all()
 
 
-@pytest.mark.parametrize("num_rows", [16, 64, 500])
-def test_an_evaluation_pads_little(num_rows):
-    rows = np.random.default_rng(0).integers(60, 300, size=num_rows).astype(np.int32)
-    batches = eval_batches(rows, 4096)
-    padded = sum(len(batch) * int(rows[batch].max()) for batch in batches)
-    assert padded < 1.2 * rows.sum()
+def test_an_evaluation_pads_little():
+    for num_rows in [16, 64, 500]:
+        rows = np.random.default_rng(0).integers(60, 300, size=num_rows).astype(np.int32)
+        batches = eval_batches(rows, 4096)
+        padded = sum(len(batch) * int(rows[batch].max()) for batch in batches)
+        assert padded < 1.2 * rows.sum()
 
 
 def test_rows_alike_are_few_batches():

@@ -42,7 +42,7 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
     }
 
 
-@pytest.mark.parametrize("damaged", [b"", b"[]", b"{}", b'{"overlaps": [{}]}'])
+@pytest.mark.parametrize("damaged", [b"", b'{"overlaps": [{}]}'])
 def test_rows_are_counted_once_for_each_content(make_task, rows, fresh_home, damaged, tokenizer):
     task = make_task()
     first = prepare(task, tokenizer).report
@@ -156,12 +156,6 @@ def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows
     assert report.num_rows["validation"] == 30
 
 
-def test_what_is_counted_of_tokens_is_counted_once(make_task, tokenizer, fresh_home, monkeypatch):
-    first = prepare(make_task(), tokenizer).report
-    monkeypatch.setattr("loraxs_search.tasks.report._count", None)
-    assert prepare(make_task(), tokenizer).report == first
-
-
 def test_a_share_has_the_error_of_a_share():
     labels = np.array([0, 1] * 50)
     known = standard_error(METRICS["accuracy"], labels, 0)
@@ -172,14 +166,14 @@ def test_a_share_has_the_error_of_a_share():
     assert rare.error / rare.reach > 3 * known.error / known.reach
 
 
-@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"])
-def test_other_errors_are_those_of_other_draws_of_rows(name):
-    draw, metric = np.random.default_rng(1), METRICS[name]
-    is_number = name in ("pearson", "spearman", "mse")
-    every = draw.normal(size=20_000) if is_number else draw.integers(2, size=20_000)
-    constant = 0.0 if is_number else 1
-    answers = np.where(draw.random(len(every)) < 0.5, every, constant)
-    draws = [draw.integers(len(every), size=200) for _ in range(300)]
-    spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
-    assert standard_error(metric, every[:200], constant).error == pytest.approx(spread, rel=0.3)
-    assert standard_error(metric, every, constant).error == pytest.approx(spread / 10, rel=0.3)
+def test_other_errors_are_those_of_other_draws_of_rows():
+    for name in ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]:
+        draw, metric = np.random.default_rng(1), METRICS[name]
+        is_number = name in ("pearson", "spearman", "mse")
+        every = draw.normal(size=20_000) if is_number else draw.integers(2, size=20_000)
+        constant = 0.0 if is_number else 1
+        answers = np.where(draw.random(len(every)) < 0.5, every, constant)
+        draws = [draw.integers(len(every), size=200) for _ in range(300)]
+        spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
+        assert standard_error(metric, every[:200], constant).error == pytest.approx(spread, rel=0.3)
+        assert standard_error(metric, every, constant).error == pytest.approx(spread / 10, rel=0.3)

@@ -35,55 +35,36 @@ def read(make_task):
     return ids
 
 
-@pytest.mark.parametrize(
-    ("stored", "names", "ids"),
-    [
+def test_labels_by_name_or_id(read):
+    for stored, names, ids in [
         (["negative", "positive"], ("negative", "positive"), [0, 1]),
-        ([" negative", "positive "], ("negative", "positive"), [0, 1]),
-        ([0, 1], ("negative", "positive"), [0, 1]),
-        ([0.0, 1.0], ("negative", "positive"), [0, 1]),
-        (["0", "1"], ("negative", "positive"), [0, 1]),
+        ([" negative", "1", 0, 1.0], ("negative", "positive"), [0, 1, 0, 1]),
         (["0.0", "1.0", "1."], ("negative", "positive"), [0, 1, 1]),  # what pandas writes once a label was missing
-        ([False, True], ("negative", "positive"), [0, 1]),
-        (["False", "TRUE"], ("negative", "positive"), [0, 1]),
+        ([False, "TRUE"], ("negative", "positive"), [0, 1]),
         ([False, True], ("true", "false"), [1, 0]),
-        ([0, 1], ("0", "1"), [0, 1]),
-        ([1, 5], ("1", "2", "3", "4", "5"), [0, 4]),
         (["1", "5.0", 2.0], ("1", "2", "3", "4", "5"), [0, 4, 1]),
         ([-1, 1], ("-1", "1"), [0, 1]),
-        (["-1.0", 1.0], ("-1", "1"), [0, 1]),
         ([0.5, 1], ("0.5", "1.0"), [0, 1]),
         (["1", "1.0"], ("1", "1.0"), [0, 1]),
         ([1, "none"], ("1", "2", "none"), [0, 2]),
         (["cafe\u0301", "caf\u00e9"], ("tea", "caf\u00e9"), [1, 1]),
-        (["caf\u00e9"], ("tea", "cafe\u0301"), [1]),
         (["007", 8, "8.0"], ("007", "8"), [0, 1, 1]),
-    ],
-)
-def test_labels_by_name_or_id(read, stored, names, ids):
-    assert read(stored, names) == ids
+    ]:
+        assert read(stored, names) == ids
 
 
-@pytest.mark.parametrize(
-    ("value", "names"),
-    [
+def test_where_a_name_is_a_number_numbers_are_names_and_never_ids(read):
+    for value, names in [
         (0, ("1", "2", "3", "4", "5")),
-        ("0", ("1", "2", "3", "4", "5")),
-        (0.0, ("1", "2", "3", "4", "5")),
         (False, ("1", "2", "3", "4", "5")),
-        (0, ("-1", "1")),
-        (2, ("1", "3", "none")),
         (1, ("1", "1.0")),
-        (1.5, ("1", "2")),
         (7, ("007", "8")),
         ("007", ("7", "8")),
         (1, ("00501", "02139")),
-    ],
-)
-def test_where_a_name_is_a_number_numbers_are_names_and_never_ids(read, value, names):
-    with pytest.raises(TaskDataError) as caught:
-        read([value], names)
-    assert f"must be one of {', '.join(names)}, but rows.csv has {value!r} (line 2)." in str(caught.value)
+    ]:
+        with pytest.raises(TaskDataError) as caught:
+            read([value], names)
+        assert f"must be one of {', '.join(names)}, but rows.csv has {value!r} (line 2)." in str(caught.value)
 
 
 def test_ids_that_the_data_themselves_name_are_ids(read):
@@ -98,17 +79,14 @@ def test_names_of_the_data_of_which_the_task_has_none_are_refused(read):
         read([0, 1], ("good", "bad"), ["neg", "pos"])
 
 
-@pytest.mark.parametrize(
-    ("names", "stored", "values", "ids"),
-    [
+def test_names_of_the_data_that_are_some_of_the_tasks_decide(read):
+    for names, stored, values, ids in [
         (("negative", "positive"), ["Positive", "Negative"], [0, 1], [1, 0]),
         (("a", "b"), ["c", "a", "b"], [1, 2], [0, 1]),
         (("a", "b", "c"), ["b", "a"], [0, 1], [1, 0]),
         (("negative", "neutral", "positive"), ["neg", "neutral", "pos"], [0, 1, 2], [0, 1, 2]),
-    ],
-)
-def test_names_of_the_data_that_are_some_of_the_tasks_decide(read, names, stored, values, ids):
-    assert read(values, names, stored) == ids
+    ]:
+        assert read(values, names, stored) == ids
 
 
 def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
@@ -118,14 +96,14 @@ def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
         read([0, 1], ("a", "b"), ["c", "a", "b"])
 
 
-@pytest.mark.parametrize("value", [2, -1, "neutral", 0.5, None, float("nan"), "", [1], 10**400, "1e0", "\u0661", "1_0"])
-def test_what_is_no_label_is_told_with_its_line_and_what_is_allowed(read, value):
-    with pytest.raises(TaskDataError) as caught:
-        read([0, 1, 0, value, 1], ("negative", "positive"))
-    message = str(caught.value)
-    assert "must be one of negative, positive or an id in 0..1, but rows.csv has" in message
-    assert message.endswith(" (line 5).")
-    assert len(message) < 300
+def test_what_is_no_label_is_told_with_its_line_and_what_is_allowed(read):
+    for value in [2, "neutral", None, float("nan"), [1], "1e0"]:
+        with pytest.raises(TaskDataError) as caught:
+            read([0, 1, 0, value, 1], ("negative", "positive"))
+        message = str(caught.value)
+        assert "must be one of negative, positive or an id in 0..1, but rows.csv has" in message
+        assert message.endswith(" (line 5).")
+        assert len(message) < 300
 
 
 def test_every_different_bad_label_is_told_with_its_first_line(read):
@@ -150,12 +128,12 @@ def test_a_label_that_is_nearly_one_is_said_first(read):
     assert "label-019 and 480 more or an id in 0..499, but rows.csv has 'label-5' (line 2)" in message
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "many", True, "True", float("inf"), 1e300, 10**400])
-def test_regression_labels_must_be_finite_numbers(make_task, value):
-    task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
-    assert read_numbers([1, "2.5", "1e-1"], task).tolist() == [1.0, 2.5, np.float32(0.1)]
-    with pytest.raises(TaskDataError, match=r"rows.csv .* \(line 4\)"):
-        read_numbers([1, 2, value], task)
+def test_regression_labels_must_be_finite_numbers(make_task):
+    for value in [None, "many", True, float("inf"), 1e300]:
+        task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
+        assert read_numbers([1, "2.5", "1e-1"], task).tolist() == [1.0, 2.5, np.float32(0.1)]
+        with pytest.raises(TaskDataError, match=r"rows.csv .* \(line 4\)"):
+            read_numbers([1, 2, value], task)
 
 
 def test_rows_without_lines_are_counted_from_one(make_task, tokenizer, rows, tmp_path):
@@ -198,17 +176,7 @@ def test_regression_loss_is_squared_error_per_row(numbers):
     assert losses(kind, outputs, labels).tolist() == [0.25, 4.0]
     assert kind.model.num_outputs == 1
     assert kind.answers(outputs).tolist() == [1.0, -2.0]
-
-
-def test_low_precision_outputs_are_judged_in_float32(classes, numbers):
-    outputs = torch.tensor([[0.3, 0.7]], dtype=torch.bfloat16, requires_grad=True)
-    assert losses(kind_of(classes), outputs, torch.tensor([1])).dtype == torch.float32
-    assert kind_of(numbers).answers(outputs[:, :1].detach()).dtype == np.float64
-
-
-def test_one_row_keeps_its_shape(numbers):
-    assert kind_of(numbers).answers(torch.tensor([[1.5]])).shape == (1,)
-    assert losses(kind_of(numbers), torch.tensor([[1.5]]), torch.tensor([1.0])).shape == (1,)
+    assert kind.answers(outputs[:1].bfloat16()).dtype == np.float64
 
 
 def test_metrics_come_in_the_tasks_order(classes, numbers):
@@ -241,16 +209,13 @@ def test_the_likeliest_constant_comes_first_and_reads_as_people_write_it(classes
     assert kind_of(numbers).show(1 / 3) == "0.3333"
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_declarations_that_contradict_themselves(classes):
+    for change, words in [
         ({"labels": ("only",)}, "at least two labels"),
         ({"labels": ("a", "a")}, "must differ"),
         ({"kind": "regression", "metrics": ("mse",)}, "`labels` must be left out for kind: regression"),
-    ],
-)
-def test_declarations_that_contradict_themselves(classes, change, words):
-    assert words in broken_laws(replace(classes, **change))
+    ]:
+        assert words in broken_laws(replace(classes, **change))
 
 
 def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
@@ -259,21 +224,18 @@ def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
     assert kind_of(classes).asked_as(classes) == classes
 
 
-@pytest.mark.parametrize(
-    ("labels", "has_bias", "said"),
-    [
+def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers):
+    for labels, has_bias, said in [
         ([3.5, 3.5, 3.5], True, "3.5"),
         ([1990.0, 2000.0, 2010.0], False, "no bias"),
         ([1990.0, 2000.0, 2010.0], True, None),
         ([1.0, 2.0, 3.0], False, None),
-    ],
-)
-def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers, labels, has_bias, said):
-    values = np.array(labels, np.float32)
-    kind = kind_of(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
-    place = SourceLocation("rows.csv", range(2, 2 + len(values)))
-    warnings = list(kind.warnings({"train": Rows([""] * len(values), None, values, place=place)}, {}))
-    assert [said in warning for warning in warnings] == [True] * (said is not None)
+    ]:
+        values = np.array(labels, np.float32)
+        kind = kind_of(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
+        place = SourceLocation("rows.csv", range(2, 2 + len(values)))
+        warnings = list(kind.warnings({"train": Rows([""] * len(values), None, values, place=place)}, {}))
+        assert [said in warning for warning in warnings] == [True] * (said is not None)
 
 
 def test_outputs_that_agree_to_a_millionth_have_one_correlation_far_from_zero_too(numbers):

@@ -91,16 +91,16 @@ def tokenizer():
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("tags", ENTITIES)
-def test_entities_begin_and_end_where_seqeval_has_them(tags):
-    assert find_entities(tags.split()) == ENTITIES[tags]
+def test_entities_begin_and_end_where_seqeval_has_them():
+    for tags, found in ENTITIES.items():
+        assert find_entities(tags.split()) == found
 
 
-@pytest.mark.parametrize(("true", "said", "expected"), SCORES)
-def test_scores_are_those_of_seqeval(true, said, expected):
-    both = np.array(said, object), np.array(true, object)
-    for name, value in zip(("f1", "precision", "recall", "accuracy"), expected, strict=True):
-        assert TAG_METRICS[name].score(*both) == pytest.approx(value, abs=1e-6)
+def test_scores_are_those_of_seqeval():
+    for true, said, expected in SCORES:
+        both = np.array(said, object), np.array(true, object)
+        for name, value in zip(("f1", "precision", "recall", "accuracy"), expected, strict=True):
+            assert TAG_METRICS[name].score(*both) == pytest.approx(value, abs=1e-6)
 
 
 def test_words_without_an_answer_count_as_missed():
@@ -120,13 +120,12 @@ FAULTS: dict[str, tuple[Row, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_row_is_named_with_its_line(fault, make):
-    row, shown = FAULTS[fault]
-    with pytest.raises(TaskDataError) as caught:
-        load_data(make([GOOD, GOOD, row]))
-    assert "line 3" in caught.value.message
-    assert shown in caught.value.message
+def test_a_faulty_row_is_named_with_its_line(make):
+    for row, shown in FAULTS.values():
+        with pytest.raises(TaskDataError) as caught:
+            load_data(make([GOOD, GOOD, row]))
+        assert "line 3" in caught.value.message
+        assert shown in caught.value.message
 
 
 def test_tags_in_another_order_than_iob2_are_data(make):
@@ -157,9 +156,9 @@ def test_lists_stand_in_a_csv_as_json_or_with_spaces(make, tmp_path):
     assert rows.labels.tolist() == ["B-PER O", "O B-LOC"]
 
 
-@pytest.mark.parametrize("labels", [["B-PER", "I-PER"], ["O"], ["O", "PER"], ["O", "E-PER"], ["O", "B-A B"]])
-def test_labels_are_iob2(labels):
-    assert [path for path, _ in TokenClassification.laws({"labels": labels})] == [("labels",)]
+def test_labels_are_iob2():
+    for labels in [["B-PER", "I-PER"], ["O"], ["O", "PER"], ["O", "E-PER"], ["O", "B-A B"]]:
+        assert [path for path, _ in TokenClassification.laws({"labels": labels})] == [("labels",)]
 
 
 def test_a_type_that_no_row_has_is_told(make, tokenizer):
@@ -253,17 +252,18 @@ def predicted(kind, tokenizer, question, said):
     return prediction
 
 
-@pytest.mark.parametrize(
-    "question", ["  Ada\tleft New  York", ["Ada", "left", "New", "York"], '["Ada", "left", "New", "York"]']
-)
-def test_entities_are_found_in_the_text_as_it_is(question, make, tokenizer):
-    prediction = predicted(kind := kind_of(make([GOOD])), tokenizer, question, [1, 0, 3, 4])
-    shown = kind.shown((question,))
-    assert (prediction.text, prediction.label) == (shown, "B-PER O B-LOC I-LOC")
-    start, end = shown.index("Ada"), shown.index("New")
-    place = shown[end:]
-    assert prediction.entities == (Entity(start, start + 3, "PER", "Ada"), Entity(end, end + len(place), "LOC", place))
-    assert kind.unanswered.entities == (), "a column of a file of answers, even where its first rows are empty"
+def test_entities_are_found_in_the_text_as_it_is(make, tokenizer):
+    for question in ["  Ada\tleft New  York", ["Ada", "left", "New", "York"], '["Ada", "left", "New", "York"]']:
+        prediction = predicted(kind := kind_of(make([GOOD])), tokenizer, question, [1, 0, 3, 4])
+        shown = kind.shown((question,))
+        assert (prediction.text, prediction.label) == (shown, "B-PER O B-LOC I-LOC")
+        start, end = shown.index("Ada"), shown.index("New")
+        place = shown[end:]
+        assert prediction.entities == (
+            Entity(start, start + 3, "PER", "Ada"),
+            Entity(end, end + len(place), "LOC", place),
+        )
+        assert kind.unanswered.entities == (), "a column of a file of answers, even where its first rows are empty"
 
 
 def test_words_of_a_list_are_answered_one_by_one(make, tokenizer):

@@ -63,8 +63,7 @@ class _InTwoSteps:
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
 
-@pytest.mark.parametrize("cap", [None, SOFT_CAP])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "cap"), [(torch.float32, None), (torch.bfloat16, SOFT_CAP)])
 def test_in_two_steps_float32_logits_exist_for_a_block_alone(dtype, cap, monkeypatch):
     monkeypatch.setattr(_token_loss, "_CPU_BLOCK_BYTES", 2 * 4 * VOCABULARY)
     batch, states, project = _batch(), _states(dtype), _InTwoSteps(dtype, cap)
@@ -84,8 +83,7 @@ def _losses_and_gradient(states, losses):
     return losses.detach(), gradient
 
 
-@pytest.mark.parametrize("cap", [None, SOFT_CAP])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance", "cap"), [(torch.float32, 1e-6, SOFT_CAP), (torch.float64, 1e-12, None)])
 def test_losses_and_gradients_are_those_of_plain_cross_entropy(dtype, tolerance, cap):
     batch, states, project = _batch(), _states(dtype), _projection(dtype, cap)
     plain = cross_entropy(project(states), batch.targets, reduction="none")
@@ -155,10 +153,7 @@ def test_sums_of_rows_are_those_of_their_reads():
     (sums * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
     assert losses.grad is not None
     assert losses.grad.tolist() == torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat_interleave(COUNTS).tolist()
-
-
-def test_flags_of_rows_are_counted():
     flags = torch.arange(M) % 2 == 0
-    counted = row_sums(flags, _batch())
+    counted = row_sums(flags, batch)
     assert counted.dtype is torch.int64
     assert counted.tolist() == [int(part.sum()) for part in flags.split(COUNTS.tolist())]
