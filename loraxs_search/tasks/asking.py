@@ -125,7 +125,7 @@ def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "flo
     return f"{code.find}{before}base = transformers.{model.auto_class}.from_pretrained({code.arguments})"
 
 
-class BaseCode(NamedTuple):
+class _BaseCode(NamedTuple):
     """How Python code loads a base.
 
     Args:
@@ -139,11 +139,11 @@ class BaseCode(NamedTuple):
     where: str
 
 
-def base_code(base: BaseModelRef, options: str = "") -> BaseCode:
+def base_code(base: BaseModelRef, options: str = "") -> _BaseCode:
     """Return how code loads a base, with further `options` of `from_pretrained`."""
     if base.package is None:
         arguments = f'"{base.id}"{options}' + (f', revision="{base.revision}"' if base.revision else "")
-        return BaseCode("", arguments, "where the hub or its cache has the base")
+        return _BaseCode("", arguments, "where the hub or its cache has the base")
     sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
     find = f"""from loraxs_search.base_model.locate import locate
 from loraxs_search.records.base import BaseModelRef
@@ -153,7 +153,7 @@ folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).pat
         f"where the Python package `{base.package}` is installed. The base's weights are those in it: the hub's may"
         " differ, and this adapter fits no others"
     )
-    return BaseCode(find, f"folder{options}", where)
+    return _BaseCode(find, f"folder{options}", where)
 
 
 def source_names(source: DataSource) -> list[str]:

@@ -24,8 +24,7 @@ from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.tasks.kinds import TokenClassification, kind_of
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation
 from loraxs_search.trial.evaluate import score_rows

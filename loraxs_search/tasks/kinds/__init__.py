@@ -27,10 +27,15 @@ from loraxs_search.tasks.kinds._base import (
     TaskKind,
 )
 from loraxs_search.tasks.kinds._language_model import Prompt, Template, begin_ids, render_chat, token_ids
-from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification, classifier, finite_number
+from loraxs_search.tasks.kinds.labelled import (
+    Regression,
+    SequenceClassification,
+    TokenClassification,
+    classifier,
+    finite_number,
+)
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
-from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, items_of
 

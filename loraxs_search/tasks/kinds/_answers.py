@@ -65,12 +65,6 @@ _EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a
 _IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
 
 
-def only_number(text: str) -> str:
-    """Return the number of a text that holds one, such as `12 apples`; the empty text otherwise."""
-    found = [*numbers(text)]
-    return found[0] if len(found) == 1 else ""
-
-
 def numbers(text: str) -> Iterator[str]:
     """Yield the numbers of a text, in canonical form; an empty text for a number that cannot be read.
 
@@ -125,7 +119,7 @@ _WORKER = Path(__file__).with_name("_math_worker.py")
 
 
 @lru_cache(maxsize=65_536)
-def equal_formulas(reference: str, prediction: str) -> bool:
+def _equal_formulas(reference: str, prediction: str) -> bool:
     """Whether a prediction equals a reference, as math-verify has it: 1/2, 0.5 and \\frac{1}{2} are equal.
 
     What takes longer than a few seconds, or needs some GB, counts as unequal. Safe in any thread.
@@ -214,19 +208,6 @@ def _choice(value: object) -> str:
     raise ValueError("must be a text, a whole number, true or false")
 
 
-def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield what is wrong between the keys of `extract:`."""
-    if extract.get("after") is not None and extract.get("regex") is not None:
-        yield ("extract",), "must have one of: after, regex, but got both."
-    choices = extract.get("one_of")
-    if choices is not None:
-        texts = [" ".join(composed(_choice(choice)).split()) for choice in choices]
-        if any(re.fullmatch(re.escape(one), other, re.IGNORECASE) for one, other in combinations(texts, 2)):
-            yield ("extract", "one_of"), f"must differ in more than case and white space, but got {choices}."
-        if extract.get("as", "text") != "text":
-            yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
-
-
 class Extraction(Section):
     """Which part of a written text is its answer."""
 
@@ -244,6 +225,19 @@ class Extraction(Section):
 
     # A text is compared without the white space around it; behind `after` it is the rest of that line, without the
     # marks that end a sentence. A number is the first one; where neither `after` nor `regex` says where, the last one.
+
+    @staticmethod
+    def laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
+        """Yield what is wrong between keys, which a space may have written otherwise than they are read."""
+        if extract.get("after") is not None and extract.get("regex") is not None:
+            yield ("extract",), "must have one of: after, regex, but got both."
+        choices = extract.get("one_of")
+        if choices is not None:
+            texts = [" ".join(composed(_choice(choice)).split()) for choice in choices]
+            if any(re.fullmatch(re.escape(one), other, re.IGNORECASE) for one, other in combinations(texts, 2)):
+                yield ("extract", "one_of"), f"must differ in more than case and white space, but got {choices}."
+            if extract.get("as", "text") != "text":
+                yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
     def find(self, text: str, *, patient: bool = True) -> str:
         """Return the answer in a text, in canonical form; the empty text where there is none.
@@ -277,7 +271,8 @@ class Extraction(Section):
             found = first_of(by_length, text)
             return "" if found is None else by_length[found]
         if self.form == "number":
-            return only_number(text)
+            every = [*numbers(text)]  # of a text that has one alone, such as `12 apples`
+            return every[0] if len(every) == 1 else ""
         if self.form == "math":  # what is in its last whole box, or its first formula
             return next(filter(_is_whole, _formulas(text)), "")
         if self.after is None:
@@ -303,7 +298,7 @@ class Extraction(Section):
 
         def equal(reference: str, answer: str) -> bool:
             if self.form == "math":
-                return equal_formulas(reference, answer)
+                return _equal_formulas(reference, answer)
             return composed(reference) == composed(answer)
 
         pairs = zip(answers, references, strict=True)

@@ -67,7 +67,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
+def _main() -> None:
     """Answer until the input ends."""
     from math_verify import verify
 
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -123,7 +123,7 @@ class TextGeneration(LanguageModelKind):
                 except ValueError as error:
                     yield (key,), f"{error}."
         if isinstance(keys.get("extract"), dict):
-            yield from _answers.extract_laws(keys["extract"])
+            yield from _answers.Extraction.laws(keys["extract"])
         generation = keys.get("generation")
         if isinstance(generation, dict) and not generation.get("temperature"):
             for key in ("top_p", "seed"):

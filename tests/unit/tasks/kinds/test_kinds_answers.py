@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.tasks.kinds import _answers
-from loraxs_search.tasks.kinds._answers import Extraction, equal_formulas, extract_laws, numbers, only_number
+from loraxs_search.tasks.kinds._answers import Extraction, numbers
+
+
+def only_number(text):
+    return Extraction.model_validate({"as": "number"}).bare(text)
+
+
+def equal_formulas(reference, prediction):
+    (settled,) = Extraction.model_validate({"as": "math"}).settled([prediction], [reference])
+    return settled == reference
 
 
 def first_number(text):
@@ -195,7 +204,7 @@ def test_accents_are_equal_however_they_are_stored():
     extraction = Extraction()
     assert extraction.settled([apart, "cafe"], [composed, composed]).tolist() == [composed, "cafe"]
     assert find(f"a {apart}", one_of=[composed, "tea"]) == composed
-    assert [*extract_laws({"one_of": [composed, apart]})]
+    assert [*Extraction.laws({"one_of": [composed, apart]})]
 
 
 # ---- references ------------------------------------------------------------------------------------------------------
@@ -242,7 +251,7 @@ def test_keys_that_contradict_each_other_are_named():
         ({"one_of": ["not  a", "Not\na"]}, ("extract", "one_of")),
         ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
     ]:
-        assert [fault for fault, _ in extract_laws(keys)] == [path]
+        assert [fault for fault, _ in Extraction.laws(keys)] == [path]
 
 
 def test_what_math_verify_holds_equal_is_equal():

@@ -20,8 +20,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, kind_of
-from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TokenClassification, kind_of
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
 from loraxs_search.tasks.prepared import encode, load_data, prepare
 
