@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from loraxs_search.tasks.kinds import LinearForm, TaskKind
+    from loraxs_search.tasks.kinds import TaskKind
     from loraxs_search.tasks.prepared import PreparedTask
     from loraxs_search.tasks.rows import Rows
 
@@ -128,21 +128,21 @@ class BaselineModel(ABC):
 
 
 class LinearBaseline(BaselineModel):
-    """A linear model of features, for task kinds that have a `LinearForm`; a subclass writes `outputs`."""
+    """A linear model of features, for task kinds that are linear; a subclass writes `outputs`."""
 
     @classmethod
     def fits(cls, kind: TaskKind) -> bool:
-        return kind.linear() is not None
+        return kind.is_linear
 
     @abstractmethod
-    def outputs(self, form: LinearForm) -> SplitValues:
-        """Fit the model to `form.targets` of the train labels; yield its outputs, (N, num_outputs), for each split."""
+    def outputs(self, kind: TaskKind) -> SplitValues:
+        """Fit the model to `kind.targets` of the train labels; yield its outputs, (N, num_outputs), for each split."""
 
     def answers(self) -> SplitValues:
-        form = self.data.kind.linear()
-        assert form is not None, "measured for a kind that it does not fit"
-        for split, values in self.outputs(form):
-            yield split, form.answers(values)
+        import torch
+
+        for split, values in self.outputs(self.data.kind):
+            yield split, self.data.kind.answers(torch.from_numpy(np.ascontiguousarray(values)))
 
 
 class Constant(BaselineModel):
@@ -178,7 +178,7 @@ class _TFIDF(LinearBaseline):
     name: ClassVar = "tfidf"
     title: ClassVar = "TF-IDF of the texts, linear model"
 
-    def outputs(self, form: LinearForm) -> SplitValues:
+    def outputs(self, kind: TaskKind) -> SplitValues:
         from scipy import sparse
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
@@ -200,7 +200,7 @@ class _TFIDF(LinearBaseline):
             rows[split] = replace(own, texts=[text[:length] for text in own.texts], pairs=pairs)
         train = rows["train"]
         characters = sum(map(len, train.texts)) + sum(map(len, train.pairs or ()))
-        most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / form.num_outputs)
+        most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / (kind.model.num_outputs or 1))
         chosen = fixed_subset(len(train), max(1, int(len(train) * most / max(most, characters))))
         train = train.take(chosen)
         vectorizer = TfidfVectorizer(
@@ -221,7 +221,7 @@ class _TFIDF(LinearBaseline):
             vectorizer.fit([*train.texts, *train.pairs])
             features = vectors(train)
         model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
-        model.fit(features, form.targets(data.labels("train")[chosen]))
+        model.fit(features, kind.targets(data.labels("train")[chosen]))
         for split in SPLITS:
             yield split, model.predict(vectors(rows[split])).reshape(len(rows[split]), -1)
 
@@ -238,7 +238,7 @@ class _Features(LinearBaseline):
     name: ClassVar = "features"
     title: ClassVar = f"the untouched base's features of {_TRAIN_ROWS} train rows, linear model"
 
-    def outputs(self, form: LinearForm) -> SplitValues:
+    def outputs(self, kind: TaskKind) -> SplitValues:
         from sklearn.linear_model import RidgeCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -251,7 +251,7 @@ class _Features(LinearBaseline):
         if tokens > MAX_TOKENS:
             raise TooManyRowsError(f"it would read {tokens:,} tokens, and may read {MAX_TOKENS:,}")
         model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
-        model.fit(mean_states(self.inputs, "train", train), form.targets(data.labels("train")[train]))
+        model.fit(mean_states(self.inputs, "train", train), kind.targets(data.labels("train")[train]))
         for split in SPLITS:
             rows = np.arange(data.num_rows(split))
             yield split, model.predict(mean_states(self.inputs, split, rows)).reshape(len(rows), -1)

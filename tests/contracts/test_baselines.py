@@ -146,7 +146,7 @@ class Broken(BaselineModel):
 def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_other(inputs, monkeypatch):
     monkeypatch.setitem(BASELINES._entries, "broken", Broken)
     found = measure_baselines(inputs)
-    is_linear = inputs.data.kind.linear() is not None
+    is_linear = inputs.data.kind.is_linear
     own = ["constant", *LINEAR] if is_linear else ["constant"]
     assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)

@@ -202,11 +202,10 @@ def test_it_says_of_its_answers_what_fits_a_few_columns_and_constants_are_answer
     for answer in constants:
         assert list(kind.measure(np.full(len(labels), answer), labels)) == answer_metrics(kind)
         assert kind.show(answer)
-    form = kind.linear()
-    if form is not None:
-        targets = form.targets(labels)
-        assert targets.shape == (len(labels), form.num_outputs)
-        assert form.answers(targets).tolist() == labels.tolist()
+    if kind.is_linear:
+        targets = kind.targets(labels)
+        assert targets.shape == (len(labels), kind.model.num_outputs)
+        assert kind.answers(torch.from_numpy(targets)).tolist() == labels.tolist()
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from loraxs_search.tasks.kinds._base import (
     Generated,
     GenerateRequest,
     Keys,
-    LinearForm,
     Names,
     PassOutputs,
     Reduce,

@@ -40,7 +40,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -214,20 +214,6 @@ RequestGenerator = Generator[Request, Any, ResultT]
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
-class LinearForm(NamedTuple):
-    """How a linear model of features answers such a task, for baselines.
-
-    Args:
-        num_outputs: What the model gives for each row.
-        targets: Labels (N,) to what least squares should give, (N, num_outputs), float32.
-        answers: What a model gave, (N, num_outputs), to answers (N,).
-    """
-
-    num_outputs: int
-    targets: Callable[[Values], npt.NDArray[np.float32]]
-    answers: Callable[[npt.NDArray[Any]], Values]
-
-
 class TaskKind(ABC):
     """A task, as its kind defines it. Subclass it; `name`, `section` and `metrics` are the class's own."""
 
@@ -241,6 +227,7 @@ class TaskKind(ABC):
     unanswered: ClassVar[Prediction] = Prediction("", None, None)  # what `predict --skip-empty` says of an empty row
     has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
     most_constants: ClassVar[int] = 32  # answers that are scored as the constant one
+    is_linear: ClassVar[bool] = False  # a linear model of features can answer: baselines fit one by `targets`
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts that the untouched base is scored with
 
     # What follows from the task alone: a kind's `__init__` sets it.
@@ -525,9 +512,18 @@ class TaskKind(ABC):
         values, counts = np.unique(labels, return_counts=True)
         return list(values[np.argsort(-counts, kind="stable")[: self.most_constants]].tolist())
 
-    def linear(self) -> LinearForm | None:
-        """Return how a linear model answers such a task; None if none can; the baselines then leave it out."""
-        return None
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        """Return what least squares should give in place of a head, (N, num_outputs), of labels (N,); for kinds that
+        `is_linear`."""
+        raise NotImplementedError(f"{self.name} is not linear.")
+
+    def answers(self, outputs: Tensor) -> Values:
+        """Return the answers, (n,), that a linear model's outputs mean, (n, num_outputs), on any device.
+
+        Raises:
+            TrialDivergedError: a number is not finite.
+        """
+        raise NotImplementedError(f"{self.name} is not linear.")
 
     def show(self, answer: float | str) -> str:
         """Return an answer of predictions or constants in the form that people read."""

@@ -31,7 +31,6 @@ from loraxs_search.tasks.kinds._base import (
     Fault,
     ForwardRequest,
     Keys,
-    LinearForm,
     PassOutputs,
     RequestGenerator,
     RowScores,
@@ -228,6 +227,7 @@ class _LabelledKind(TaskKind):
 
     asking = frozenset({_SEPARATOR})
 
+    is_linear = True
     problem_type: ClassVar[str]  # as configurations of transformers call it
 
     def __init__(self, task: Task) -> None:
@@ -253,14 +253,6 @@ class _LabelledKind(TaskKind):
         Raises:
             TaskDataError: a value is no label of the task; every different one is named.
         """
-
-    @abstractmethod
-    def answers(self, outputs: Tensor) -> Values:
-        """Return each row's answer, (n,), of finite outputs (n, num_outputs) on any device."""
-
-    @abstractmethod
-    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
-        """Return what a least-squares model learns in place of outputs, (N, num_outputs)."""
 
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
@@ -290,18 +282,10 @@ class _LabelledKind(TaskKind):
     # ---- scoring -----------------------------------------------------------------------------------------------------
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
-        return RowScores(self.answers(_finite(outputs)), losses.numpy(), np.ones(len(rows), np.int64))
+        return RowScores(self.answers(outputs), losses.numpy(), np.ones(len(rows), np.int64))
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return outputs.read, self.loss(outputs, batch)
-
-    def linear(self) -> LinearForm | None:
-        def answers(values: npt.NDArray[Any]) -> Values:
-            import torch
-
-            return self.answers(_finite(torch.from_numpy(np.ascontiguousarray(values))))
-
-        return LinearForm(self.model.num_outputs or 0, self.targets, answers)
 
 
 def _finite(outputs: Tensor) -> Tensor:
@@ -393,7 +377,7 @@ class SequenceClassification(_LabelledKind):
         return functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none")
 
     def answers(self, outputs: Tensor) -> Values:
-        return outputs.argmax(-1).cpu().numpy()
+        return _finite(outputs).argmax(-1).cpu().numpy()
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         targets = np.zeros((len(labels), len(self.task.labels)), np.float32)
@@ -473,7 +457,9 @@ class Regression(_LabelledKind):
         return (outputs.read.float().squeeze(-1) - (batch.targets.float() - scale.mean) / scale.spread).square()
 
     def answers(self, outputs: Tensor) -> Values:
-        numbers: Values = (outputs.squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean).numpy()
+        numbers: Values = (
+            _finite(outputs).squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean
+        ).numpy()
         return numbers
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
@@ -484,7 +470,7 @@ class Regression(_LabelledKind):
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
     ) -> RequestGenerator[list[Prediction]]:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
-        answers = self.answers(_finite(outputs)).tolist()
+        answers = self.answers(outputs).tolist()
         return [Prediction(text, None, number) for text, number in zip(shown, answers, strict=True)]
 
     def constants(self, labels: Values) -> list[Any]:

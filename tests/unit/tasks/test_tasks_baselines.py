@@ -136,8 +136,8 @@ def test_a_model_that_fails_at_the_test_rows_keeps_its_validation_scores(prepare
     class HalfDone(LinearBaseline):
         name = title = "half-done"
 
-        def outputs(self, form):
-            yield SPLITS[0], form.targets(self.data.labels(SPLITS[0]))
+        def outputs(self, kind):
+            yield SPLITS[0], kind.targets(self.data.labels(SPLITS[0]))
             raise ValueError("no\nmore")
 
     data = prepared(labelled(2, 2))

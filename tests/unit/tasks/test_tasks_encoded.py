@@ -41,22 +41,8 @@ def test_evaluation_has_every_row_once_within_the_budget(rows, max_tokens):
     assert (np.diff(ordered) <= 0).all()
 
 
-def test_an_evaluation_pads_little():
-    for num_rows in [16, 64, 500]:
-        rows = np.random.default_rng(0).integers(60, 300, size=num_rows).astype(np.int32)
-        batches = eval_batches(rows, 4096)
-        padded = sum(len(batch) * int(rows[batch].max()) for batch in batches)
-        assert padded < 1.2 * rows.sum()
-
-
 def test_rows_alike_are_few_batches():
     assert [len(batch) for batch in eval_batches(np.full(64, 30, np.int32), 4096)] == [64]
-
-
-def test_epochs_and_seeds_differ():
-    rows = np.arange(1, 101, dtype=np.int32)
-    plans = [np.concatenate(epoch_batches(rows, 8, seed=s, epoch=e)) for s, e in ((0, 0), (0, 1), (1, 0))]
-    assert not any(np.array_equal(a, b) for i, a in enumerate(plans) for b in plans[:i])
 
 
 def test_the_plan_is_the_same_in_another_process_and_for_ever():

@@ -82,11 +82,6 @@ def test_pairs_have_segments_and_are_cut_to_length(make_task, tokenizer, rows):
     assert prepared.lengths("test").max() == 12
 
 
-def test_tokenizer_without_segments_gives_none(make_task, make_tokenizer):
-    tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
-    assert set(prepare(make_task(), tokenizer).collate("train", [0]).inputs) == {"input_ids", "attention_mask"}
-
-
 def test_padding_is_the_tokenizers_token_and_only_as_long_as_needed(make_task, make_tokenizer):
     tokenizer = make_tokenizer(pad_token="[UNK]")
     prepared = prepare(make_task(), tokenizer)

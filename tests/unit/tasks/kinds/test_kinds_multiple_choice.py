@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.characters import CHAT, characters
+from support.characters import characters
 from support.text_tasks import broken_laws, choosing_task, labelled, refused
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import Ragged, RowSource
 from loraxs_search.tasks.kinds import kind_of
@@ -94,14 +94,6 @@ def test_an_option_that_does_not_fit_is_refused_with_its_row(make):
     assert "raise `max_length` above 31" in error.value.hint
 
 
-def test_messages_need_a_chat_template(make):
-    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}])
-    with pytest.raises(TaskDataError, match=r"`messages`.* chat template"):
-        prepare(task, characters())
-    data = prepare(task, characters(chat=CHAT))
-    assert shown(data.tokenizer, data.encoded("train").ids.row(0)) == "<|user|>Sky<|end|><|assistant|>blu"
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 def answered(asking, tokenizer, **losses):
     """Answer a request for options with the losses of these tokens, 0 of all others, each of which is the likeliest."""
@@ -158,16 +150,6 @@ def test_the_base_alone_is_asked_with_worked_examples(make, shots):
     assert scores.predictions.tolist() == [0] == data.labels("test")[[4]].tolist()
 
 
-def test_a_likelihood_that_is_not_finite_ends_the_trial(make):
-    data = prepare(make(), characters())
-    asking = data.kind.score(data, "test", np.arange(2))
-    next(asking)
-    values = torch.zeros(3, 5)
-    values[1, 2] = float("nan")
-    with pytest.raises(TrialDivergedError):
-        asking.send((values, torch.zeros(3, 5)))
-
-
 def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     kind, tokenizer = kind_of(make()), characters()
     source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c")])
@@ -182,7 +164,6 @@ def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     unknown = encode(kind, tokenizer, [("z", "Z\u00fcrich  2|b")])
     _, (own,) = answered(kind.predict(source, unknown, ["z"]), tokenizer, b=9)
     assert own.label == "Z\u00fcrich  2", "whatever the tokenizer makes of it"
-    assert kind.linear() is None
     assert kind.constants(np.array([2, 0, 2])) == [2, 0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -13,9 +12,8 @@ from support.characters import CHAT, SPACED, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
-from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, kind_of
 from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare, served
 
@@ -61,17 +59,6 @@ def test_a_report_counts_the_tokens_of_whole_rows_last_one_included(make):
 def test_a_row_is_shown_as_the_model_sees_it_with_trained_tokens_marked(make):
     row, *_ = first_rows(prepare(make(), characters()), 1)
     assert (row.text, row.answer) == ("Two and two?[[ The answer is 4</s>]]", "The answer is 4")
-
-
-def test_one_long_answer_takes_its_memory_once(make):
-    answers = ["x" * 100_000, *map(str, range(200))]
-    rows = [{"q": f"q{i}", "a": answer} for i, answer in enumerate(answers)]
-    tracemalloc.start()
-    labels = load_data(make(rows=rows)).rows["train"].labels
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(labels) > 100
-    assert peak < 20_000_000  # 80 MB where each text is as wide as the longest
 
 
 def test_without_reference_the_answer_is_held_against_itself(make):
@@ -166,13 +153,6 @@ def test_what_people_should_know_of_their_rows_is_said(make):
     ]:
         warnings = warned(make([*SUMS, *rows], **keys))
         assert any((said or "gives the answer away") in it for it in warnings) == bool(said)
-
-
-def test_what_is_learnt_is_a_part_of_what_rows_are(make):
-    other = [{**row, "a": f"So: {row['a']}"} for row in SUMS]
-    one, two = (load_data(make(rows, **NUMBER)) for rows in (SUMS, other))
-    assert one.rows["test"].labels.tolist() == two.rows["test"].labels.tolist()
-    assert one.fingerprint != two.fingerprint
 
 
 def test_a_stop_string_may_end_the_answers(make):
@@ -304,38 +284,12 @@ def test_a_report_of_the_loss_writes_nothing(make):
     assert set(data.kind.measure_scores(scores, data.labels("test"))) == {"loss"}
 
 
-def test_candidates_are_written_for_where_any_metric_needs_it(make):
-    assert kind_of(make(metrics=("loss", "exact_match"))).reports_answers
-    assert not kind_of(make(metrics=("loss", "token_accuracy"))).reports_answers
-
-
-def test_formulas_are_equal_in_any_form(make):
-    rows = [{"q": "x", "a": "The answer is \\frac{1}{2}", "n": "1"}]
-    data = prepare(make(rows, extract={"after": "The answer is", "as": "math"}), characters())
-    scores, _ = answered(data.kind.score(data, "test", np.array([0])), data, ["The answer is 0.5."])
-    assert scores.predictions.tolist() == data.labels("test").tolist() == ["\\frac{1}{2}"]
-
-
 def test_sampling_is_asked_for(make):
     generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     data = prepare(make(generation=generation), characters())
     _, write = answered(data.kind.score(data, "test", np.array([0])), data, ["x"])
     assert (write.sampling.seed, write.sampling.temperature, write.sampling.top_p) == (3, 0.5, 0.9)
     assert write.stop == ("z",)
-
-
-def test_numbers_that_are_not_finite_end_the_trial(make):
-    data = prepare(make(), characters())
-    with pytest.raises(TrialDivergedError):
-        answered(data.kind.score(data, "test", np.array([0])), data, ["x"], margins=np.nan)
-
-
-def test_a_question_is_answered_with_the_text(make):
-    kind, source = kind_of(make(**NUMBER)), RowSource(characters())
-    questions = encode(kind, source.tokenizer, [("Two and two",)])
-    predictions, write = answered(kind.predict(source, questions, ["Two and two"]), None, [" The answer is 4"])
-    assert source.tokenizer.decode(write.source.ids.row(0)) == "Two and two?"
-    assert (predictions[0].text, predictions[0].label) == ("Two and two", "The answer is 4")
 
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
@@ -408,12 +362,6 @@ def test_examples_that_do_not_fit_lose_their_beginning(make):
     assert asked.startswith("<s>")
     assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
     assert asked.endswith("2 2 2 ?")
-
-
-def test_constants_are_the_most_frequent_references(make):
-    kind = kind_of(make())
-    assert kind.constants(np.array(["a", "b", "b", "c"], object))[0] == "b"
-    assert len(kind.constants(np.array([str(i) for i in range(100)], object))) == 8
 
 
 def test_an_adapter_is_served_as_it_was_trained(make):

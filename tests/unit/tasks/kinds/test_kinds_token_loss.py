@@ -96,16 +96,6 @@ def test_losses_and_gradients_are_those_of_plain_cross_entropy(dtype, tolerance,
     assert not is_likeliest.requires_grad
 
 
-def test_half_precision_states_get_float32_losses_and_gradients_of_their_own_precision():
-    batch, states, project = _batch(), _states(torch.bfloat16), _projection(torch.bfloat16)
-    losses, _ = token_losses(PassOutputs(states, project), batch)
-    actual, gradient = _losses_and_gradient(states, losses)
-    expected, plain = _losses_and_gradient(states, cross_entropy(project(states), batch.targets, reduction="none"))
-    assert (actual.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-    assert (gradient - plain).norm() <= 1e-2 * plain.norm()
-
-
 def test_no_graph_is_made_where_nobody_asks_for_one():
     batch, states, project = _batch(), _states(torch.float32), _projection(torch.float32)
     seen: list[bool] = []
