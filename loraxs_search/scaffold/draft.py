@@ -273,16 +273,13 @@ def _is_hub_id(data: str) -> bool:
 
 def _table(data: str, choices: Choices) -> Table:
     path = Path(data).expanduser()
-    if _is_hub_id(data) or path.is_dir():
-        for option, value in (("test", choices.test), ("columns", choices.columns)):
-            if value is not None:
-                raise UsageError(f"`--{option}` must go with a file, but {data} is a data set.", hint="leave it out")
+    is_set = _is_hub_id(data) or path.is_dir()
+    goes, is_what = ("a file", "a data set") if is_set else ("a data set of the hub", "a file")
+    for option in ("test", "columns") if is_set else ("config", "split"):
+        if getattr(choices, option) is not None:
+            raise UsageError(f"`--{option}` must go with {goes}, but {data} is {is_what}.", hint="leave it out")
+    if is_set:
         return read_hub_table(data if _is_hub_id(data) else str(path.absolute()), choices.config, choices.split)
-    for option, value in (("config", choices.config), ("split", choices.split)):
-        if value is not None:
-            raise UsageError(
-                f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
-            )
     return read_table(path, choices.columns or ())
 
 
