@@ -122,30 +122,22 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
     assert parse(CATALOGUE.format(task="{use: stsb, metric: mse}")).task.direction == "minimize"
 
 
-def test_messages_take_the_place_of_a_prompt(parse):
+def test_what_is_named_anew_is_not_taken_from_where_the_catalogue_has_it(parse):
     changed = "{use: gsm8k, messages: [{role: user, content: '{question}'}]}"
     settings = parse(CATALOGUE.format(task=changed)).task.settings
-    assert settings["messages"]
-    assert not settings.get("prompt")
-
-
-def test_a_split_that_is_named_anew_is_not_taken_from_where_the_catalogue_has_it(parse):
+    assert settings["messages"] and not settings.get("prompt")
     own = "{use: metamath_gsm8k, data: {splits: {train: 'train[:-500]', test: 'train[-500:]'}}}"
     source = parse(CATALOGUE.format(task=own)).task.source
     assert source.splits == {"train": "train[:-500]", "test": "train[-500:]"}
     assert set(source.elsewhere) == {"validation"}
     elsewhere = "{use: arc_easy, data: {test: {hub: org/mine, split: test}}}"
     source = parse(CATALOGUE.format(task=elsewhere)).task.source
-    assert set(source.splits) == {"train", "validation"}
-    assert set(source.elsewhere) == {"test"}
+    assert (set(source.splits), set(source.elsewhere)) == ({"train", "validation"}, {"test"})
 
 
-def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
+def test_faults_of_a_catalogue_task(faults):
     (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {negative_flips: 0.02}}\n")
     assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line
-
-
-def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
     assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
 
@@ -292,8 +284,7 @@ def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text):
     (folder / "base").mkdir(exist_ok=True)
     values = {"parameters.rank": {"choice": np.array([4, 8])}, "parameters.learning_rate": np.float64(0.5)}
     space = open_space(folder / "mine.yaml", values | {"base_model": folder / "base", "search.trials": np.int64(3)})
-    assert space.parameters["rank"].possible == (4, 8)
-    assert space.parameters["learning_rate"].possible == (0.5,)
+    assert (space.parameters["rank"].possible, space.parameters["learning_rate"].possible) == ((4, 8), (0.5,))
     assert (space.base_model.id, space.search.trials) == (str(folder / "base"), 3)
     assert open_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
 
