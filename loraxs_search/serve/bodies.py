@@ -90,7 +90,7 @@ class _Body(_Strict):
 
 
 @dataclass(frozen=True)
-class Answered:
+class _Answered:
     """Answers to rows.
 
     Args:
@@ -114,7 +114,7 @@ class ClassifyBody(_Body):
     ] = True
 
     def jobs(self, adapter: ServedAdapter, limits: Limits) -> list[Job]:
-        """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `Answered`.
+        """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `_Answered`.
 
         Raises:
             RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
@@ -135,7 +135,7 @@ class ClassifyBody(_Body):
             """Return the job of some of the rows."""
             own, place = rows[start:stop], SourceLocation("the request", None, range(start, stop))
 
-            def ask(source: RowSource) -> RequestGenerator[Answered]:
+            def ask(source: RowSource) -> RequestGenerator[_Answered]:
                 encoded = encode(kind, source.tokenizer, own, place)
                 if encoded.lost is not None and encoded.num_cut and not self.truncate:
                     longer = np.flatnonzero(encoded.lost).tolist()
@@ -145,7 +145,7 @@ class ClassifyBody(_Body):
                         f" longer: {named}."
                     )
                 predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in own])
-                return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
+                return _Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
 
             return Job(adapter, sum(sizes[start:stop]), ask)
 
@@ -173,7 +173,7 @@ def _no_empty_text(stop: _Texts | None) -> _Texts | None:
 
 
 @dataclass(frozen=True)
-class Written:
+class _Written:
     """What was written after one prompt.
 
     Args:
@@ -216,7 +216,7 @@ class _WritingBody(_Body):
         max_tokens: int | None,
         default: int | None,
     ) -> list[Job]:
-        """Return a job for each choice, those of a prompt side by side; each gives `Written`.
+        """Return a job for each choice, those of a prompt side by side; each gives `_Written`.
 
         Args:
             default: `max_tokens` where neither body nor task says how many; None is what the context has left.
@@ -240,7 +240,7 @@ class _WritingBody(_Body):
         sampling = self._sampling(adapter)
 
         def job(prompt: _Prompt, choice: int) -> Job:
-            def ask(source: RowSource) -> RequestGenerator[Written]:
+            def ask(source: RowSource) -> RequestGenerator[_Written]:
                 tokenizer, limit, drawn = source.tokenizer, max_tokens, sampling
                 encoded = encoded_prompts([prompt if isinstance(prompt, str) else prompt(tokenizer)], tokenizer)
                 if limit is None and not (serving and serving.max_new_tokens):
@@ -254,7 +254,7 @@ class _WritingBody(_Body):
                 if not np.isfinite(written.margins).all():
                     raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
                 reason = "stop" if written.ended[0] else "length"
-                return Written(written.texts[0], int(encoded.lengths[0]), len(written.tokens.row(0)), reason)
+                return _Written(written.texts[0], int(encoded.lengths[0]), len(written.tokens.row(0)), reason)
 
             return Job(adapter, 1, ask)
 
@@ -319,10 +319,6 @@ class Message(_Strict):
     tool_calls: None = None
 
 
-class TextFormat(_Strict):
-    type: Literal["text"]
-
-
 class ChatBody(_WritingBody):
     """Messages, written as the base's chat template does."""
 
@@ -336,7 +332,7 @@ class ChatBody(_WritingBody):
     tools: Annotated[list[Any] | None, Field(max_length=0)] = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: Annotated[bool | None, _UNUSED] = None
-    response_format: TextFormat | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: list[Literal["text"]] | None = None
 
     def jobs(self, adapter: ServedAdapter | None, limits: Limits) -> list[Job]:
@@ -405,7 +401,7 @@ class Answer:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def classification(self, labels: Sequence[str], parts: Sequence[Answered]) -> Json:
+    def classification(self, labels: Sequence[str], parts: Sequence[_Answered]) -> Json:
         """Return the answers to rows: vLLM's shape, and beside it what vLLM has no field for."""
         data: list[Json] = []
         for answer in (answer for part in parts for answer in part.predictions):
@@ -420,7 +416,7 @@ class Answer:
         truncated = sum(part.num_cut for part in parts)
         return self._body("list", data=data, labels=list(labels), usage=usage, truncated=truncated)
 
-    def completion(self, texts: Sequence[Written], num_choices: int) -> Json:
+    def completion(self, texts: Sequence[_Written], num_choices: int) -> Json:
         """Return the texts of all choices, of which each prompt has `num_choices`."""
         choices = list[Json]()
         for index, written in enumerate(texts):
@@ -438,7 +434,7 @@ class Answer:
             own = {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
         return self._chunk([{"index": index, **own, "finish_reason": reason}])
 
-    def usage_chunk(self, texts: Sequence[Written], num_choices: int) -> Json:
+    def usage_chunk(self, texts: Sequence[_Written], num_choices: int) -> Json:
         """Return what was used, at the end of a stream."""
         return self._chunk([], usage=_usage(texts, num_choices))
 
@@ -452,7 +448,7 @@ class Answer:
         return {**head, "system_fingerprint": fingerprint, **own}
 
 
-def _usage(texts: Sequence[Written], num_choices: int) -> Json:
+def _usage(texts: Sequence[_Written], num_choices: int) -> Json:
     asked = sum(written.num_prompt_tokens for written in texts[::num_choices])
     made = sum(written.num_tokens for written in texts)
     return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
