@@ -333,7 +333,11 @@ class TaskKind(ABC):
 
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Return a question's values as the data's are read; what is no text then is refused."""
-        return tuple(row)
+        values = list(row)
+        place = self.question_columns.index(self.list_column) if self.list_column is not None else len(values)
+        if place < len(values) and isinstance(values[place], list):
+            values[place] = f" {SEPARATOR} ".join(str(item).strip() for item in values[place])
+        return tuple(values)
 
     def shown(self, row: Sequence[Any]) -> str:
         """Return a question as people read it."""

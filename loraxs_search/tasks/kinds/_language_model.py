@@ -402,8 +402,8 @@ class LanguageModelKind(TaskKind):
         return ["\n\n".join(contents) for contents in filled], {_CONTENTS: filled} if self.prompt.roles else {}
 
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        texts = list(row)
-        for place, value in enumerate(row):
+        texts = list(super().as_texts(row))
+        for place, value in enumerate(texts):
             if isinstance(value, int | float):
                 with contextlib.suppress(ValueError):
                     texts[place] = written(value)

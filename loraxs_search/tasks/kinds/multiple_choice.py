@@ -491,12 +491,6 @@ class MultipleChoice(LanguageModelKind):
             known += form.fixed or []
         return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
 
-    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        column, values = self.options.column, list(super().as_texts(row))
-        if column is not None and (place := self.question_columns.index(column)) < len(row):
-            values[place] = _shown(map(str, row[place])) if isinstance(row[place], list) else row[place]
-        return tuple(values)
-
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         form = self.options
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]

@@ -66,12 +66,6 @@ def test_of_a_pair_both_texts_count(make_task, tokenizer):
     assert [(it.exact, it.folded) for it in report.overlaps] == [(0, 0), (1, 1), (0, 0)]
 
 
-def test_carved_splits_share_no_text_letter_for_letter(make_task, rows, tokenizer):
-    report = prepare(make_task({"train": rows(50) * 3}), tokenizer).report
-    assert all(it.folded == 0 for it in report.overlaps)
-    assert sum(report.repeated.values()) == 100
-
-
 def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows, tokenizer):
     """Texts that differ in case alone are rows of their own, so carving may part them."""
     task = make_task({"train": [{**row, "text": row["text"].upper()} for row in rows(60)] + rows(60)})

@@ -277,13 +277,6 @@ def test_rows_without_answers_are_written_for_and_have_no_loss(make):
     assert (scores.losses.tolist(), scores.counts.tolist()) == ([0.0] * 3, [0] * 3)
 
 
-def test_a_report_of_the_loss_writes_nothing(make):
-    data = prepare(make(report_metric="loss"), characters())
-    scores, write = answered(data.kind.score(data, "test", np.array([0])), data, [])
-    assert (write, scores.predictions) == (None, None)
-    assert set(data.kind.measure_scores(scores, data.labels("test"))) == {"loss"}
-
-
 def test_sampling_is_asked_for(make):
     generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     data = prepare(make(generation=generation), characters())
