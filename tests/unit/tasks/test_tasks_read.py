@@ -84,19 +84,6 @@ def test_a_slice_column_has_fifty_values_at_most(make_task, rows):
 # ---- formats ---------------------------------------------------------------------------------------------------------
 
 
-def test_hub_data_set_with_named_labels(tmp_path, make_task, tokenizer):
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
-    )
-    content = {"text": [f"w{i}" for i in range(20)], "label": [0] * 5 + [1] * 15}
-    folder = tmp_path / "set"
-    for name in ("train", "validation", "test"):
-        datasets.Dataset.from_dict(content, features=features).to_parquet(folder / f"{name}.parquet")
-    task = replace(make_task(), source=DataSource(hub=str(folder)))
-    # The stored names are the task's in another order: names decide, not ids.
-    assert prepare(task, tokenizer).labels("test").tolist() == [1] * 5 + [0] * 15
-
-
 def test_hub_data_set_out_of_reach_names_it(make_task, tokenizer, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     task = replace(make_task(), source=DataSource(hub="no-such-org/no-such-set", config="some"))
@@ -381,14 +368,15 @@ def numbered(folder, **splits):
     return str(folder)
 
 
-def test_ids_that_splits_name_otherwise_are_read_by_their_names(tmp_path, make_task):
+def test_ids_that_the_data_name_are_read_by_their_names(tmp_path, make_task):
     folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
     files = {split: f"{folder}/{split}.parquet" for split in ("train", "test")}
-    task = replace(make_task(), source=DataSource(data_files=files))
-    for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
-        for split in load_data(replace(task, labels=labels)).rows.values():
-            own = [labels[label].lower() for label in split.labels.tolist()]
-            assert own == [text.split()[0] for text in split.texts]
+    hub = numbered(tmp_path / "hub", train=["neg", "pos"])
+    for source in (DataSource(data_files=files), DataSource(hub=hub)):
+        for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
+            for split in load_data(replace(make_task(), source=source, labels=labels)).rows.values():
+                own = [labels[label].lower() for label in split.labels.tolist()]
+                assert own == [text.split()[0] for text in split.texts]
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------------
