@@ -226,7 +226,6 @@ class _LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
     asking = frozenset({_SEPARATOR})
-
     is_linear = True
     problem_type: ClassVar[str]  # as configurations of transformers call it
 

@@ -119,6 +119,8 @@ def test_the_likeliest_option_wins_after_normalising(make):
         assert scores.losses.dtype == np.float32
         assert scores.counts.tolist() == [3, 5]
         assert scores.correct.tolist() == [1, 4]
+    (of_bytes,) = Choices([[[1], [2, 3]]], [["é", "b"]], [0]).scores(np.array([2.0, 1.0], np.float32), "bytes")
+    assert of_bytes.tolist() == [-1.0, -1.0]
 
 
 def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
