@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from fractions import Fraction
 
 import pytest
@@ -275,18 +274,6 @@ def test_what_math_verify_holds_equal_is_equal():
 def test_a_formula_that_never_ends_is_unequal_and_the_next_is_compared():
     assert equal_formulas("10^{10^{10}}", "5") is False
     assert equal_formulas("2/4", "0.50") is True
-
-
-def test_threads_may_compare():
-    found: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda n=n: found.append(equal_formulas(f"{n}/2", f"{n / 2}"))) for n in (1, 3, 5)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [True] * 3
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):

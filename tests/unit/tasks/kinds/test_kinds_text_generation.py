@@ -79,10 +79,14 @@ def without_answers(rows):
     return [{key: value for key, value in row.items() if key != "a"} for row in rows]
 
 
-def test_test_rows_need_no_answer_where_a_reference_is_compared(make):
+def test_test_rows_need_no_answer_where_a_reference_is_compared(make, tmp_path):
     data = load_data(make(test=without_answers(SUMS), **NUMBER))
     assert data.rows["test"].labels.tolist() == data.rows["train"].labels.tolist() == ["4", "12", "7"]
     assert (data.rows["test"].extras, len(data.rows["train"].extras["answer"])) == ({}, 3)
+    (tmp_path / "test.csv").write_text("q,n\nTwo and two,4\n")
+    files = make().source.data_files | {"test": str(tmp_path / "test.csv")}
+    data = load_data(replace(make(**NUMBER), source=DataSource(data_files=files)))
+    assert data.rows["test"].labels.tolist() == ["4"]
     prepared = prepare(make(test=without_answers(SUMS), **NUMBER), characters())
     assert prepared.encoded("test").targets is None
     assert prepared.encoded("train").targets is not None
