@@ -157,26 +157,20 @@ def test_each_row_is_written_as_its_adapter_alone_writes_it(adapters):
     assert len(set(texts)) > len(adapters.folders)  # they do not all write the same
 
 
-def test_drawn_rows_do_not_depend_on_their_company(adapters):
-    bank, sampling = adapters.bank(), Sampling(seed=5, temperature=2.0)
+def test_drawn_rows_do_not_depend_on_their_company_and_text_streams_row_by_row_and_stops(adapters):
+    bank, sampling, heard = adapters.bank(), Sampling(seed=5, temperature=2.0), dict[int, str]()
     wishes = {"max_new_tokens": NEW_TOKENS, "sampling": sampling}
     names, prompts = ["all", "first", "all", "all"], [*PROMPTS[:3], PROMPTS[0]]
-    together = bank.generate(names, prompts, **wishes)
-    assert together == [bank.generate(*row, **wishes)[0] for row in zip(names, prompts, strict=True)]
-    assert together != bank.generate(names, prompts, max_new_tokens=NEW_TOKENS)
-
-
-def test_text_streams_row_by_row_and_stops(adapters):
-    bank, names = adapters.bank(), mixture(adapters)
-    heard: dict[int, str] = {}
 
     def on_text(row: int, piece: str) -> None:
         heard[row] = heard.get(row, "") + piece
 
-    texts = bank.generate(names, PROMPTS, max_new_tokens=NEW_TOKENS, on_text=on_text)
-    assert [heard.get(row, "") for row in range(len(PROMPTS))] == texts
+    together = bank.generate(names, prompts, **wishes)
+    assert together == [bank.generate(*row, **wishes)[0] for row in zip(names, prompts, strict=True)]
+    texts = bank.generate(names, prompts, max_new_tokens=NEW_TOKENS, on_text=on_text)
+    assert together != texts == [heard.get(row, "") for row in range(len(prompts))]
     word = texts[0].split()[1]
-    stopped = bank.generate(names, PROMPTS, max_new_tokens=NEW_TOKENS, stop=[word])
+    stopped = bank.generate(names, prompts, max_new_tokens=NEW_TOKENS, stop=[word])
     assert stopped == [text.split(word)[0] for text in texts]
 
 

@@ -161,32 +161,23 @@ def test_a_limit_ends_rows_that_go_on_and_no_more_rows_move_than_leave(make_worl
     assert 0 < short.ended.sum() < len(short.ended)
 
 
-def test_end_tokens_are_the_tokenizers_and_the_bases(make_world):
-    world, source = make_world("llama", [2]), prompts()
-    with adapted(world) as model:
-        free = tokens_of(write(model, request(source), tokenizer()))
-        row = plain_row(free)
-        other = free[row][2]
-        world.model.generation_config.eos_token_id = [other, 5]
-        actual = write(model, request(source), tokenizer())
-    ends = {2, 5, other}
-    for tokens, expected in zip(tokens_of(actual), free, strict=True):
-        first = next((i for i, token in enumerate(expected) if token in ends), NEW - 1)
-        assert tokens == expected[: first + 1]
-    assert actual.texts[row] == tokenizer().decode(free[row][:2])  # no end token is text
-
-
-def test_stop_strings_end_rows_in_the_text(make_world):
+def test_rows_end_at_the_tokenizers_and_the_bases_end_tokens_and_at_stop_strings_in_the_text(make_world):
     world, source = make_world("llama", [2]), prompts()
     with adapted(world) as model:
         free = write(model, request(source), tokenizer())
         row = plain_row(tokens_of(free))
-        words = free.texts[row].split()
+        words, other = free.texts[row].split(), tokens_of(free)[row][2]
         stop = (f"{words[2][1:]} {words[3][:2]}", "never")  # begins inside one token and ends inside the next
-        actual = write(model, request(source, stop=stop), tokenizer())
-    assert actual.texts[row] == f"{words[0]} {words[1]} {words[2][0]}"
-    assert actual.ended[row] and len(actual.tokens.row(row)) == 4  # both tokens are there, and none after them
-    for text, whole, tokens in zip(actual.texts, free.texts, tokens_of(actual), strict=True):
+        stopped = write(model, request(source, stop=stop), tokenizer())
+        world.model.generation_config.eos_token_id = [other, 5]
+        ended = write(model, request(source), tokenizer())
+    for tokens, expected in zip(tokens_of(ended), tokens_of(free), strict=True):
+        first = next((i for i, token in enumerate(expected) if token in {2, 5, other}), NEW - 1)
+        assert tokens == expected[: first + 1]
+    assert ended.texts[row] == tokenizer().decode(tokens_of(free)[row][:2])  # no end token is text
+    assert stopped.texts[row] == f"{words[0]} {words[1]} {words[2][0]}"
+    assert stopped.ended[row] and len(stopped.tokens.row(row)) == 4  # both tokens are there, and none after them
+    for text, whole, tokens in zip(stopped.texts, free.texts, tokens_of(stopped), strict=True):
         assert text == whole.split(stop[0])[0]
         assert whole.startswith(tokenizer().decode(tokens, skip_special_tokens=True))
 

@@ -102,13 +102,16 @@ def test_an_answer_that_memory_does_not_hold_is_given_again(world, make_host, mo
     assert len(answers) == 3
 
 
-def test_a_forgotten_trial_goes_on_from_its_snapshot(world, make_host, distance):
+def test_a_forgotten_trial_goes_on_from_its_snapshot_and_a_closed_host_takes_no_calls(world, make_host, distance):
     host, spec = make_host(slots=1), world.spec("1")
     _, going_on = host.advance(spec, 6, host.advance(spec, 3, None)[1])
     _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
     host.advance(world.spec("2"), 2, None)
     _, taken_up = host.advance(spec, 6, state)
     assert distance(taken_up, going_on) == 0.0
+    host.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        host.advance(spec, 7, taken_up)
 
 
 def test_two_callers_of_one_trial_are_served_one_after_the_other(world, make_host, distance):
@@ -175,13 +178,6 @@ def test_a_report_names_those_who_were_scored_with_it(world, make_host):
     assert first.peers == {"2": (3, second.metrics[metric])}
     assert second.peers == {"1": (3, first.metrics[metric])}
     assert third.peers == {}
-
-
-def test_a_closed_host_takes_no_calls(world, make_host):
-    host = make_host()
-    host.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        host.advance(world.spec("1"), 1, None)
 
 
 def test_a_fault_of_the_host_reaches_every_waiting_caller(world, make_host):

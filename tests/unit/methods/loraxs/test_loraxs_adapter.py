@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loraxs_search.errors import FactorMismatchError, RankError, TargetModulesError, UsageError
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.registry.factor_sets import install_factors
 
 
@@ -48,6 +48,26 @@ def test_adapters_share_factor_pairs_by_what_they_are(adapt, layers):
     assert len(layer.loraxs_factors) == 4
     model.delete_adapter("other")
     assert len(layer.loraxs_factors) == 2
+
+
+def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_weight(adapt, make_base):
+    """Of variance 1 / fan-in; an adapter of another seed is refused."""
+    made = {(base, seed): layers_of(make_base(seed=base), init_seed=seed) for base, seed in ((0, 5), (1, 5), (0, 6))}
+    drawn = {key: [layer.factor_pair("default") for layer in own] for key, own in made.items()}
+    for (a, b), (same_a, same_b), (other, _) in zip(drawn[0, 5], drawn[1, 5], drawn[0, 6], strict=True):
+        assert torch.equal(a, same_a) and torch.equal(b, same_b)
+        assert not torch.isclose(a, other).any()
+    for side in zip(*drawn[0, 5], strict=True):
+        numbers = torch.cat([each.flatten() * each.shape[1] ** 0.5 for each in side])
+        assert abs(float(numbers.mean())) < 0.05 and abs(float(numbers.std()) - 1) < 0.05
+    config = adapt(basis="gaussian", init_seed=5).peft_config["default"]
+    with pytest.raises(FactorMismatchError):
+        get_peft_model(make_base(), dataclasses.replace(config, init_seed=6))
+
+
+def layers_of(base, **config):
+    config = LoraXSConfig(r=8, basis="gaussian", target_modules="all-linear", task_type="SEQ_CLS", **config)
+    return [module for module in get_peft_model(base, config).modules() if isinstance(module, LoraXSLinear)]
 
 
 def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it(adapt, layers):
