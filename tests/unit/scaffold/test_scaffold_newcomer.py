@@ -51,6 +51,7 @@ def test_rows_give_a_space_whose_rows_can_be_read(drafted):
 BAD = {
     "an empty label": (PLAIN + "one more,\n", "Each row of rows.csv must have a label, but line 62 has none."),
     "nan as label": (csv_of(labels=("0", "1")) + "so,nan\n", "must be a number, but got 'nan' (line 62)"),
+    "N/A as label": (PLAIN + "so,N/A\n", "'N/A' (line 62): is the answer missing?"),
     "nan as label, often": (csv_of(labels=("a", "nan", "b", "a")), "'nan' (line 3, "),
     "another case": (PLAIN + "one more,Pos\n", "'Pos' (line 62): did you mean 'pos'?"),
     "a zero-width space": (csv_of(labels=("a", "b", "a\u200b", "b")), "'a\\u200b' (line 4, "),
