@@ -89,6 +89,12 @@ def test_numbered_names_are_no_misspellings(draft):
     assert set(task["labels"]) == set(counts)
 
 
+def test_a_label_with_as_many_rows_as_others_is_no_misspelling(draft):
+    counts = {"card_arrival": 12, "card_arrived": 8} | {f"{'abcdefghij'[i]}{i}" * 4: 100 for i in range(10)}
+    task, _ = draft(labelled(counts))
+    assert set(task["labels"]) == set(counts)
+
+
 def test_many_labels_that_look_alike_are_no_mistakes(draft):
     pairs = {"delivery_late": "delivery_lates", "refund_asked": "refund_askeds", "login_fails": "login_failss"}
     pairs |= {"invoice_wrong": "invoice_wrongs", "app_crashes": "app_crashess"}

@@ -213,6 +213,7 @@ def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in
     draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"]).draft
     (warning,) = [own for own in draft.warnings if "longer than max_length" in own]
     assert 1600 < int(warning.split("about ")[1].split()[0].replace(",", "")) < 2000
+    assert 40 < drafted("rows.csv", rows, base=QUICKSTART["id"]).task.max_length < 64, "99 of 100 rows fit"
 
 
 # ---- data sets of the hub --------------------------------------------------------------------------------------------
