@@ -166,20 +166,6 @@ def test_a_packed_search_trains_the_same_trials_and_refits(search, agree):
             assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
 
 
-def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(simulated, agree):
-    result = simulated(
-        "diverge",
-        "parameters.learning_rate={choice: [1.0e-2, 1.0e+38]}",
-        "search.trials=5",
-        "search.scheduler=none",
-    )
-    agree("diverge", 5)
-    by_rate = {trial.params["learning_rate"]: trial for trial in result.trials}
-    assert by_rate[1e38].state is TrialState.FAIL
-    assert "finite" in by_rate[1e38].reason
-    assert {t.state for t in result.trials if t.params["learning_rate"] == 1e-2} == {TrialState.COMPLETE}
-
-
 def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(simulated, agree):
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"

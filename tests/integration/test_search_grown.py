@@ -1,4 +1,4 @@
-"""A search that people make grow while it runs, killed in between, and again once it has ended."""
+"""A search that people steer from another process, killed in between, and again once it has ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from faults.records import read_records
 from support.shell import finished, start, wait_for
 
 import loraxs_search
+from loraxs_search.errors import CommandError
 from loraxs_search.records.search import AnswerState
 from loraxs_search.records.trial import Lineage, TrialState
 from loraxs_search.registry.manifest import verify
@@ -28,20 +29,28 @@ def has_reported(trial_id: str) -> bool:
 
 
 @pytest.mark.long(part="search")
-def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home, tiny_space):
+def test_a_search_is_steered_and_killed_and_grows_again_when_it_has_ended(in_search_home, tiny_space, monkeypatch):
+    monkeypatch.setattr("loraxs_search.steering.WAIT_S", 120.0)
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
         wait_for(driver, lambda: has_reported("00000"))
         cloned = loraxs_search.add_trial(NAME, {"learning_rate": 2e-3}, source="0")
         added = loraxs_search.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
         extended = loraxs_search.extend_study(NAME, trials=1)
+        stopped = loraxs_search.stop_trials(NAME, "0", now=True)
+        folder = StudyFolder.open(NAME)
+        wait_for(driver, lambda: folder.journal().records["00000"].state is TrialState.PRUNED)
+        with pytest.raises(CommandError, match=r"00000 .*PRUNED"):
+            loraxs_search.stop_trials(NAME, "00000")
         driver.kill()
         driver.communicate()
-    assert {answer.state for answer in (cloned, added, extended)} == {AnswerState.DONE}
-    folder = StudyFolder.open(NAME)
+    assert {answer.state for answer in (cloned, added, extended, stopped)} == {AnswerState.DONE}
+    before = folder.journal().records
     finished(in_search_home, "resume", NAME)
     records = folder.journal().records
     assert len(records) == 2 + 1 + 2, "what people asked for comes on top of the budget, which is extended"
-    assert {record.state for record in records.values()} == {TrialState.COMPLETE}
+    assert records["00000"] == before["00000"]
+    assert records["00000"].reason.startswith("stopped by a person (")
+    assert [record.state for record in records.values()] == [TrialState.PRUNED, *[TrialState.COMPLETE] * 4]
     (clone,) = (record for record in records.values() if record.command == cloned.command_id)
     (own,) = (record for record in records.values() if record.command == added.command_id)
     assert (own.params["rank"], own.params["learning_rate"]) == (4, 5e-3)
@@ -59,7 +68,7 @@ def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_ho
     assert {name: after[name] for name in records} == records
     kept = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
     assert {name: kept[name] for name in refits} == refits, "what is known of a candidate is not made again"
-    assert len(kept) == 6
+    assert len(kept) == 5
     assert folder.earlier_finalists() == (first,)
     finalist = _finalist(folder)
     assert verify(folder.adapter_path(finalist)).test_metrics

@@ -16,7 +16,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.snapshots import read_reports
 
-# Each is a search or two from start to end; test_search_steered.py kills a driver, too.
+# Each is a search or two from start to end; test_search_grown.py kills a driver, too.
 pytestmark = [pytest.mark.slow, pytest.mark.long(part="faults"), pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
 BEST = ("--set", "search.checkpoint=best", "--set", "search.metric=f1")
@@ -133,48 +133,33 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     assert {report.retrained_steps for record in records for report in record.reports} == {0}
 
 
-def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(in_search_home, tiny_space, agree):
+def test_kill_9_at_the_end_of_a_search_redoes_and_doubles_nothing(in_search_home, tiny_space, agree):
+    """Once while refits train, and once while adapters are written."""
     name, wanted = "unconfirmed", ("--set", "promotion.seeds=3")
-    confirmed = studies_root() / name / "confirmed"
+    folder = studies_root() / name
 
-    def refits() -> dict[str, tuple[bytes, int]]:
-        found = sorted(confirmed.glob("*.refit.json"))
-        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+    def done(*patterns: str) -> dict[str, tuple[bytes, int]]:
+        found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
 
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER, *wanted) as driver:
-        wait_for(driver, lambda: len(refits()) >= 2)
+        wait_for(driver, lambda: len(done("confirmed/*.refit.json")) >= 2)
         driver.kill()
-    before = refits()
-    folder = StudyFolder.open(name)
-    assert folder.candidates() is None
+    before = done("confirmed/*")
+    assert StudyFolder.open(name).candidates() is None
+    with start(in_search_home, "resume", name) as driver:
+        wait_for(driver, lambda: bool(done("adapters/[0-9]*/manifest.json")))
+        driver.kill()
+    before |= done("confirmed/*", "adapters/[0-9]*/manifest.json")
     finished(in_search_home, "resume", name)
     agree(name, 5)
-    after = refits()
+    after = done("confirmed/*", "adapters/[0-9]*/manifest.json")
     assert {file: after[file] for file in before} == before, "what was done is left alone"
-    candidates = folder.candidates()
+    candidates = StudyFolder.open(name).candidates()
     assert candidates
-    assert set(after) == {f"{c.trial_id}.refit.json" for c in candidates if "." in c.trial_id}
+    refits = {f"confirmed/{c.trial_id}.refit.json" for c in candidates if "." in c.trial_id}
+    assert {file for file in after if file.endswith(".refit.json")} == refits
     assert all(len({refit.seed for refit in candidate.refits}) == 3 for candidate in candidates)
     (finalist,) = (candidate for candidate in candidates if candidate.test_metrics)
-    rows = ScoredRows.from_bytes(folder.confirmed.rows_path(finalist.trial_id).read_bytes())
+    rows = ScoredRows.from_bytes(StudyFolder.open(name).confirmed.rows_path(finalist.trial_id).read_bytes())
     assert float((rows.predictions == rows.labels).mean()) == pytest.approx(finalist.test_metrics["accuracy"])
-
-
-def test_kill_9_while_adapters_are_written_repeats_no_piece(in_search_home, tiny_space, agree):
-    name = "unsealed"
-
-    def done() -> dict[str, int]:
-        folder = studies_root() / name
-        files = [*folder.glob("confirmed/*"), *folder.glob("adapters/[0-9]*/manifest.json")]
-        return {str(path): path.stat().st_mtime_ns for path in files}
-
-    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER) as driver:
-        wait_for(driver, lambda: any("manifest.json" in path for path in done()))
-        driver.kill()
-    before = done()
-    finished(in_search_home, "resume", name)
-    agree(name, 5)
-    after = done()
-    assert {path: after[path] for path in before} == before, "what was done is left alone"
-    candidates = StudyFolder.open(name).candidates() or []
-    assert sum(bool(candidate.test_metrics) for candidate in candidates) == 1
