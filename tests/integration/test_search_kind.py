@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
 from support import word_pairs
 from support.bases import LLAMA, word_tokenizer
 from support.in_process import InProcess
 from support.plugins import write_distribution
-from support.shell import Shell
 from transformers import AutoModelForCausalLM
 
 from loraxs_search.records.trial import TrialState
@@ -93,7 +91,7 @@ def shell(tmp_path, search_home, in_search_home):
     return InProcess(search_home, tmp_path, tmp_path / "site")
 
 
-def check_scores(shell: Shell, folder: StudyFolder) -> None:
+def check_scores(folder: StudyFolder) -> None:
     """Trials are compared by their loss, candidates by their answers, and the untouched base is asked as they are."""
     records = folder.journal().records.values()
     assert all(set(report.metrics) == {"loss"} for record in records for report in record.reports)
@@ -104,16 +102,6 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     assert all(c.kept_step == best[c.trial_id].step for c in candidates if c.trial_id in best)
     assert all(verify(folder.adapter_path(n)).kept_step == report.step for n, report in best.items())
 
-    rows = json.loads(shell.ok("status", "pairs", "--json"))["trials"]
-    assert {row["trial_id"]: row["score"] for row in rows if row["trial_id"] in best} == {
-        name: report.metrics["loss"] for name, report in best.items()
-    }
-    assert rows[0]["candidate_score"] is not None
-    head = shell.ok("status", "pairs").splitlines()[0].split("  ")
-    shown = [column.strip() for column in head if column]
-    assert shown[:6] == ["trial", "state", "step", "kept", "loss", "validation exact_match"]
-    assert "test exact_match" in shown
-
     constant, zero, four = folder.baselines() or ()
     assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
     assert {"exact_match", "loss"} <= set(zero.validation_metrics) & set(four.validation_metrics)
@@ -122,18 +110,6 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     assert candidates[0].baselines == (constant, zero, four) or any(c.baselines for c in candidates)
     alone = ScoredRows.from_bytes(folder.confirmed.base_rows_path.read_bytes())
     assert (len(alone.labels), alone.losses is not None) == (20, True)
-
-    client = MlflowClient(folder.info.tracking_uri)
-    (experiment,) = client.search_experiments(filter_string="name = 'first-and-last'")
-    runs = client.search_runs([experiment.experiment_id], "tags.`loraxs.study` = 'pairs'")
-    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert parent.data.params["search.metric"] == "loss"
-    assert {"baseline.zero-shot.validation.exact_match", "baseline.4-shot.validation.exact_match"} <= set(
-        parent.data.metrics
-    )
-    by_trial = {run.data.tags["trial_id"]: run.data.metrics for run in runs if run is not parent}
-    assert all(by_trial[name]["kept_step"] == report.step for name, report in best.items())
-    assert all("candidate.validation.exact_match" in by_trial[name] for name in complete if name in by_trial)
 
 
 @pytest.mark.long(part="search")
@@ -155,7 +131,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     assert len(complete) == 2
     assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
     assert isinstance((folder.baselines() or ())[0].answer, str)
-    check_scores(shell, folder)
+    check_scores(folder)
     refused = " ".join(shell.ok("promote", "pairs").split())
     assert "there was no champion; " in refused
     assert "Try more steps" in refused
@@ -171,12 +147,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
 def test_its_keys_are_held_to_its_own_laws(shell):
     for change, message in (
         ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
-        ("task.kind=word-pair", "task.kind: did you mean word-pairs? It must be one of: word-pairs, "),
-        (
-            "task.metrics=[accuracy]",
-            "It must fit word-pairs (one of: token_accuracy, exact_match, one_word",
-        ),
-        ("task.labels=[a, b]", "task.labels: must be one of:"),
+        ("task.metrics=[accuracy]", "It must fit word-pairs (one of: token_accuracy, exact_match, one_word"),
         ("search.patience=0", "search.patience: must be an integer of at least 1, but got 0."),
         ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
     ):
