@@ -206,6 +206,7 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(folder, caplog)
     assert zero.test_metrics["exact_match"] == 0.2
     assert "cannot be asked with 4 worked examples: four examples do not fit" in caplog.text
     assert len(hosts.asked) == before, "what has failed is not asked again"
+    assert [shots for shots, _, _ in hosts.asked].count(4) == 1, "nor the rest of it"
 
 
 def test_a_base_that_could_not_be_asked_is_asked_again(folder):

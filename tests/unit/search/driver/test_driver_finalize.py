@@ -275,6 +275,7 @@ def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_s
         ("00001", True),
     ]
     assert folder.confirmed.finalists() == ("00001",)
+    assert end.seal(end.validate(FREE))[0].earlier_finalists == (), "it is not one that came before itself"
 
 
 # ---- test rows -------------------------------------------------------------------------------------------------------
