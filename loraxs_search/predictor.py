@@ -119,7 +119,7 @@ class Predictor:
             for number, row in enumerate(rows)
             if not skip_empty or not (_is_empty(row) or _is_empty(kind.as_texts(row)))
         ]
-        if len(rows) > size:  # what is wrong with any part is said at once
+        if kept and len(rows) > size:  # what is wrong with any part is said at once
             kind.questions([rows[number] for number in kept], place and place.take(kept))
         starts = range(0, len(rows), size)
         parts = [kept[bisect_left(kept, start) : bisect_left(kept, start + size)] for start in starts]

@@ -596,8 +596,9 @@ class Engine:
         if len(reads) == 1 and base.prefix is None and not head_names(base_of(base.model)):
             ((name, read),) = reads.items()
             rest = sources[name].take(read.rows)
-            size, prompts, begun = beginning_of(rest), rest.prompts, Decoding(base.model)
-            if size and (prompts is None or begun.allows_gaps):
+            size, prompts = beginning_of(rest), rest.prompts
+            begun = Decoding(base.model) if size else None
+            if begun is not None and (prompts is None or begun.allows_gaps):
                 first = rest.ids.row(0)
                 if prompts is not None and rest.prompt_of is not None:
                     first = prompts.row(int(rest.prompt_of[0]))

@@ -132,6 +132,8 @@ def test_csv_keeps_the_columns_and_rows_of_the_file(say, adapter, tmp_path, monk
     assert [row["prediction"] for row in answered] == [expected[0], "", expected[1]]
     lines = say("predict", str(adapter), "--file", str(file), "--skip-empty").ok.splitlines()
     assert [bool(line) for line in lines] == [True, False, True]
+    blank = table(tmp_path / "blank.csv", [["id", "text"], ["1", " "], ["2", ""], ["3", " "]])
+    assert say("predict", str(adapter), "--file", str(blank), "--skip-empty").ok == "\n" * 3
     (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": null, "more": {"a": 2}}\n')
     printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "jsonl", "--skip-empty")
     assert [json.loads(line)["more"] for line in printed.ok.splitlines()] == [[1], {"a": 2}]
