@@ -14,17 +14,10 @@ from typing import Any
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.promotion import Candidate, Decision
+from loraxs_search.records.task import DataSource
 from loraxs_search.registry.finalist import seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
-from loraxs_search.tasks.asking import (
-    asking_code,
-    base_code,
-    between_texts,
-    fenced,
-    loading_code,
-    prompt_section,
-    source_names,
-)
+from loraxs_search.tasks.asking import asking_code, base_code, between_texts, fenced, loading_code, prompt_section
 from loraxs_search.tasks.baselines import baseline_title
 from loraxs_search.tasks.kinds import kind_of
 
@@ -63,7 +56,7 @@ def model_card(manifest: Manifest) -> str:
         f"Answer:\n\n{fenced(sample.answer)}"
         for sample in manifest.samples
     )
-    start, names = manifest.start_from, source_names(task.source)
+    start, names = manifest.start_from, _source_names(task.source)
     started = "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
     data = ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
     sections = [
@@ -259,3 +252,13 @@ def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, v
     more = len(reasons) - len(kept)
     left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
     return "\n\n".join([*before, "\n".join(reversed(kept)), *left_out, *after])[:MAX_PAGE]
+
+
+def _source_names(source: DataSource) -> list[str]:
+    """Return the data sets of the hub or the files that rows come from; files without their folders."""
+    if source.hub:
+        names = ["/".join(filter(None, (source.hub, source.config)))]
+    else:
+        names = sorted({path.rpartition("/")[2] for path in source.data_files.values()})
+    elsewhere = sorted(source.elsewhere.items())
+    return names + [f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in elsewhere]

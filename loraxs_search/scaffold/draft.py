@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -31,8 +32,9 @@ from loraxs_search.scaffold.roles import (
 from loraxs_search.scaffold.table import Table, frame_lines, read_hub_table, read_table
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
-from loraxs_search.tasks.files import has_rows
+from loraxs_search.tasks.files import file_format
 from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.rows import MalformedFileError
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +295,7 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
     if choices.test is not None:
         found["test"] = Path(choices.test).expanduser()
     elif table.is_file and path.name.partition(".")[0].lower() in _TRAINING:
-        files = [other for other in sorted(path.parent.iterdir()) if other.is_file() and has_rows(other)]
+        files = [other for other in sorted(path.parent.iterdir()) if other.is_file() and _is_data(other)]
         files.sort(key=lambda other: other.suffixes == path.suffixes)  # of two, the one of the same format
         beside = {other.name.partition(".")[0].lower(): other for other in files}
         for split, names in _HELD_OUT.items():
@@ -652,3 +654,10 @@ def _in_python(text: str) -> str:
     """Return a message with arguments in place of the command line's options."""
     named = re.sub(r"--drop-empty\b", "drop_empty=True", re.sub(r"--map\b", "renamed", text))
     return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), named)
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file's name says that it is one of data."""
+    with contextlib.suppress(MalformedFileError):
+        return bool(file_format(path))
+    return False

@@ -13,7 +13,7 @@ import re
 from typing import Any, NamedTuple
 
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import DataSource, Serving, Task
+from loraxs_search.records.task import Serving, Task
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._language_model import DATE, Template
 
@@ -74,19 +74,6 @@ written = model.generate(**inputs{stop})
 new = written[0, inputs["input_ids"].shape[1]:]
 answer = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False){cut}
 print(answer)"""
-
-
-def asked_as_in_training(serving: Serving | None) -> str:
-    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written."""
-    if serving is None:
-        return ""
-    return f"""
-{prompt_section(serving)}
-
-```python
-{asking_code(serving)}
-```
-"""
 
 
 def between_texts(task: Task) -> str:
@@ -154,13 +141,3 @@ folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).pat
         " differ, and this adapter fits no others"
     )
     return _BaseCode(find, f"folder{options}", where)
-
-
-def source_names(source: DataSource) -> list[str]:
-    """Return the data sets of the hub or the files that rows come from; files without their folders."""
-    if source.hub:
-        names = ["/".join(filter(None, (source.hub, source.config)))]
-    else:
-        names = sorted({path.rpartition("/")[2] for path in source.data_files.values()})
-    elsewhere = sorted(source.elsewhere.items())
-    return names + [f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in elsewhere]

@@ -275,13 +275,6 @@ def file_format(path: Path, also: Sequence[str] = ()) -> str:
     return endings[-1]
 
 
-def has_rows(path: Path) -> bool:
-    """Whether a file's name says that it is one of data."""
-    with contextlib.suppress(MalformedFileError):
-        return bool(file_format(path))
-    return False
-
-
 def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
     """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
 

@@ -20,7 +20,15 @@ from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.names import FILES, ROOT
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.asking import asked_as_in_training, base_code, between_texts, generation_options, loading_code
+from loraxs_search.records.task import Serving
+from loraxs_search.tasks.asking import (
+    asking_code,
+    base_code,
+    between_texts,
+    generation_options,
+    loading_code,
+    prompt_section,
+)
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -88,7 +96,7 @@ import peft, transformers
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}
-{asked_as_in_training(adapter.serving)}"""
+{_asked_as_in_training(adapter.serving)}"""
         else:  # pool and head become modules of sentence-transformers
             placing = ""
             if base.package is not None or "/" not in base.id:  # the hub does not have it
@@ -204,7 +212,7 @@ import transformers
 model = transformers.{kind_of(task).model.auto_class}.from_pretrained(".").eval()
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 ```{between_texts(task)}
-{asked_as_in_training(serving)}""".replace("\n\n\n", "\n")
+{_asked_as_in_training(serving)}""".replace("\n\n\n", "\n")
         if is_pooled:
             page = _encoding_page(adapter, notice)
             _write_pooled_head(merged, adapter, folder)
@@ -335,3 +343,16 @@ logits = model.encode([{texts}])
 ```{between_texts(task)}
 """
     return page.replace("\n\n\n", "\n")
+
+
+def _asked_as_in_training(serving: Serving | None) -> str:
+    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written."""
+    if serving is None:
+        return ""
+    return f"""
+{prompt_section(serving)}
+
+```python
+{asking_code(serving)}
+```
+"""
