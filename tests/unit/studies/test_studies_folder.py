@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -214,6 +216,26 @@ def test_a_study_that_is_removed_before_it_is_locked_is_gone(survives, monkeypat
     with pytest.raises(StudyError, match="was removed meanwhile"), folder.lock():
         pytest.fail("it is gone")
     assert not folder.path.exists()
+
+
+def test_a_study_that_may_not_be_written_can_be_kept_as_it_is_while_it_is_read(monkeypatch):
+    folder = StudyFolder.create(info("one"), "")
+    with folder.lock():
+        pass
+
+    class Others:
+        def acquire(self, timeout: float) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(folder_module, "file_lock", lambda _: Others())
+    with pytest.raises(HomeError), folder.lock():
+        pytest.fail("it may not be written")
+    with folder.lock(to_read=True), (folder.path / "study.lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (folder.path / "study.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StudyError, match="another process is at work"), folder.lock(to_read=True):
+            pytest.fail("its driver is at work")
 
 
 def test_an_adapter_that_is_being_replaced_is_left_to_who_does():

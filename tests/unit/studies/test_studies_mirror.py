@@ -180,7 +180,7 @@ def test_two_histories_of_one_study_are_refused(storage, machine):
     second.journal().append(TrainingEnded(notice=""))
     assert fetch("s", storage).journal().notice == "", "killed before the last copy, it is ahead here"
     machine("one")
-    first.journal().append(TrialEnded(trial_id="00000", state=TrialState.FAIL, reason="here"))
+    first.journal().append(TrialEnded(trial_id="00000", state=TrialState.FAIL, reason="here" * 9))
     with pytest.raises(StudyError, match="one side must be ahead"):
         fetch("s", storage)
 
@@ -196,3 +196,20 @@ def test_names_in_the_storage_are_known(storage, machine):
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):
         fetch("s", storage)
+
+
+def test_the_offset_in_a_copy_never_runs_ahead_of_its_events(storage, machine, slow_threads, monkeypatch):
+    """MLflow would lack what lies between them, on the machine that goes on."""
+    first, write = study(machine("one"), storage), Storage.write
+    begin(first)
+
+    def while_it_grows(self: Storage, key: str, content: bytes, version: str | None) -> str:
+        if key == "s/journal.jsonl":
+            first.journal().append(TrainingEnded(notice=""))
+            (first.path / "mlflow.offset").write_text(str(first.journal_path.stat().st_size))
+        return write(self, key, content, version)
+
+    (first.path / "mlflow.offset").write_text("0")
+    monkeypatch.setattr(Storage, "write", while_it_grows)
+    with keep(first, storage):
+        assert int(storage.get("s/mlflow.offset") or b"-1") <= len(storage.get("s/journal.jsonl") or b"")
