@@ -69,16 +69,16 @@ def append_lines(path: Path, end: int, lines: bytes, *, flush_to_device: bool = 
     Raises:
         HomeError: no space left, or no right to write; the lines before are as they were.
     """
-    not_emptied = os.O_WRONLY | os.O_CREAT
-    opener = lambda name, _: os.open(name, not_emptied, 0o666)  # noqa: E731
-    with disk_faults(path), open(path, "wb", buffering=0, opener=opener) as file:
-        file.truncate(end)
-        file.seek(end)
-        left = memoryview(lines)
-        while left:  # a disk that fills up takes a part
-            left = left[file.write(left) :]
-        if flush_to_device:
-            os.fsync(file.fileno())
+    with disk_faults(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)  # not emptied
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.truncate(end)
+            file.seek(end)
+            left = memoryview(lines)
+            while left:  # a disk that fills up takes a part
+                left = left[file.write(left) :]
+            if flush_to_device:
+                os.fsync(file.fileno())
     return end + len(lines)
 
 

@@ -67,14 +67,15 @@ def factor_bucket(rank: int) -> int:
     return max(64, 1 << (rank - 1).bit_length())
 
 
-def as_number(value: object) -> object:
+def _as_number(value: object) -> object:
     """Return `1e-3`, which YAML 1.1 reads as text since it has no dot, as the number that is meant."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
 
 
 Count = Annotated[int, Law(ge=1)]
 Text = Annotated[str, Law(min_length=1)]
-NotNegative = Annotated[float, Law(as_number, ge=0)]
+NotNegative = Annotated[float, Law(_as_number, ge=0)]
+Confidence = Annotated[float, Law(_as_number, ge=0, lt=1)]
 
 
 def matching(pattern: str, law: str) -> Law:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from loraxs_search.records.literals import SECTION, Count, Direction, Law, NotNegative, Text, as_number, distinct
+from loraxs_search.records.literals import SECTION, Confidence, Count, Direction, Law, NotNegative, Text, distinct
 
 _SHOTS = "-shot"
 
@@ -94,7 +94,7 @@ class PromotionRule:
     min_gain: NotNegative = 0.0
     """How much better than the champion the finalist must be on test rows."""
     # Of n comparisons on the same rows, the n-th has the share 1 / (n (n + 1)) of 1 - confidence.
-    confidence: Annotated[float, Law(as_number, ge=0, lt=1)] = 0.95
+    confidence: Confidence = 0.95
     """Confidence of the paired test that the finalist is better, over all comparisons on the same test rows together. 0
     compares the numbers as they are.
     """

@@ -16,7 +16,7 @@ from loraxs_search.records.trial import Hyperparameters, TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, row_of
 
 
-def expected_steps(
+def _expected_steps(
     trials: Sequence[tuple[int, TrialState]], num_trials: int, max_steps: int, report_every: int
 ) -> float:
     """Return how many steps all trials of a search will have trained in the end.
@@ -81,7 +81,7 @@ _OF_EVENTS = ("counts", "best", "trial_steps")  # computed at most once between 
 
 
 @dataclass(frozen=True)
-class HostLine:
+class _HostLine:
     """A node that trains: trials on it, how many it takes (None if that is not known), steps and rows a second."""
 
     address: str
@@ -206,7 +206,7 @@ class SearchState:
         rows = [row_of(trial, metric) for trial in heapq.nsmallest(count, self.trials.values(), key=place)]
         return [replace(row, step=max(row.step or 0, self.steps.get(row.trial_id, 0))) for row in rows]
 
-    def hosts(self, now: float) -> list[HostLine]:
+    def hosts(self, now: float) -> list[_HostLine]:
         """Return the nodes that train, or could, by address."""
         slots = self.facts.slots if self.facts else {}
         only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
@@ -215,7 +215,7 @@ class SearchState:
         busy = Counter(filter(None, (host or only for host in hosts)))
         paces = {name: [pace.per_s(now) for pace in both] for name, both in self._hosts.items()}
         names = sorted({*slots, *paces})
-        return [HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
+        return [_HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
 
     # ---- how much there is to do -------------------------------------------------------------------------------------
     @property
@@ -232,7 +232,7 @@ class SearchState:
         trained = [(trial.step, trial.state) for trial in self.trials.values()]
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
             return float(sum(steps for steps, _ in trained))
-        return expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
+        return _expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
 
     @property
     def refit_steps(self) -> int:

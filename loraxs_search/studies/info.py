@@ -38,7 +38,7 @@ class RecordFile(Generic[RecordT]):
 
     def load(self) -> RecordT:
         """Return the record; a missing file is refused, too."""
-        return parse_record(self.cls, read_text(self.path), str(self.path))
+        return _parse_record(self.cls, read_text(self.path), str(self.path))
 
     def write(self, record: RecordT) -> None:
         """Put a record in place of the one before.
@@ -49,7 +49,7 @@ class RecordFile(Generic[RecordT]):
         write_atomic(self.path, to_json(record, indent=self.indent))
 
 
-def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
+def _parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
     """Read the text of a file that holds one record.
 
     Args:
@@ -126,13 +126,13 @@ def parse_info(text: str | bytes, folder: str) -> StudyInfo:
             where its name leads.
     """
     place = f"{folder}/study.json"
-    found = parse_record(dict[str, object], text, place).get("format")
+    found = _parse_record(dict[str, object], text, place).get("format")
     if found != STUDY_FORMAT:
         raise StudyError(
             f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
             hint="use the version of loraxs-search that launched the study, or launch its space again",
         )
-    info = parse_record(StudyInfo, text, place)
+    info = _parse_record(StudyInfo, text, place)
     if info.name != folder.rpartition("/")[2]:
         raise StudyError(
             f"A study's folder must have its name, but {folder} holds study {info.name!r}.",

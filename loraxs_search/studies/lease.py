@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LeaseInfo:
+class _LeaseInfo:
     """Who holds a lease.
 
     Args:
@@ -59,7 +59,7 @@ class Lease:
         self._storage, self._study, self._clock = storage, study, clock or Clock()
         boot = Path("/proc/sys/kernel/random/boot_id")
         started = boot.read_text().strip() if boot.exists() else str(uuid.getnode())
-        self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), started, str(home()))
+        self._info = _LeaseInfo(uuid.uuid4().hex, platform.node(), started, str(home()))
         self._generation, self._key = 0, ""  # the latter of its object
         self._version: str | None = None
         self._renewed_at = self._seen_at = float("-inf")
@@ -220,9 +220,9 @@ def holder_elsewhere(uri: str, study: str) -> str:
     return "" if holder is None or is_here else holder.host
 
 
-def _holder(content: bytes | None) -> LeaseInfo | None:
+def _holder(content: bytes | None) -> _LeaseInfo | None:
     """Return the holder that an object names; None for one that is being written, or is of another kind."""
     try:
-        return from_json(LeaseInfo, content) if content else None
+        return from_json(_LeaseInfo, content) if content else None
     except ValueError:
         return None

@@ -17,6 +17,7 @@ from loraxs_search.log.events import (
     Phase,
     Reopened,
     TrainingEnded,
+    TrialContinued,
     TrialEnded,
     TrialReported,
     TrialStarted,
@@ -80,12 +81,12 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
-    journal.append(TrialReported(report=report("00000", 40)))
-    path.write_bytes(path.read_bytes()[:-30])
+    path.write_bytes(whole + b'{"event": "reported", "report": {"trial_id": "' + b"0" * 5000)
     again = StudyLog(path)
     assert again.records["00000"].reports == ()
     again.append(TrialReported(report=report("00000", 40)))
     assert path.read_bytes().startswith(whole)
+    assert len(path.read_bytes().splitlines()) == 2
     assert [r.step for r in StudyLog(path).records["00000"].reports] == [40]
 
 
@@ -150,6 +151,9 @@ def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path, monkeyp
     assert (record.started_at, record.ended_at) == (1020.0, 5040.0)
     assert record.worked_s == 30.0 + 40.0
     assert record.worked_s <= StudyLog(path).spent_s == 50.0 + 40.0
+    resumed.append(TrialContinued(at=5050.0, trial_id="00000"))  # the search has more time
+    resumed.append(TrialEnded(at=5060.0, trial_id="00000", state=TrialState.COMPLETE, reason="trained all 120 steps"))
+    assert StudyLog(path).records["00000"].worked_s == 30.0 + 40.0 + 10.0
 
 
 def test_threads_may_note_while_the_driver_records(path, monkeypatch):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from support.recorded_search import FACTS, NODES, begun, ended, finishing, reported, training
 
 from loraxs_search.log.events import BaselineScored, Phase, SearchEnded, TrialsAdvanced
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.search_state import HostLine, SearchState, expected_steps
+from loraxs_search.reports.search_state import SearchState
 
 
 @pytest.fixture
@@ -98,18 +98,18 @@ def test_before_the_first_report_no_time_is_named():
 def test_hosts_have_trials_slots_and_a_pace_of_their_own(state):
     """Of the last minute: node 3 had trials 0 and 2, node 4 the others."""
     first, second = state.hosts(1080.0)
-    assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60, 16 * (20 + 20 + 20 + 20) / 60)
-    assert second == HostLine(NODES[1], 1, 2, 20 / 60, 16 * 20 / 60)
+    assert astuple(first) == (NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60, 16 * (20 + 20 + 20 + 20) / 60)
+    assert astuple(second) == (NODES[1], 1, 2, 20 / 60, 16 * 20 / 60)
     assert state.hosts(9999.0)[0].steps_per_s == 0.0
     own = SearchState()
     own.happened(replace(FACTS, slots={NODES[0]: 4}))
     for number, rows in ((0, 8), (2, 32)):
         own.happened(replace(begun(number, 1000.0), params={"batch_size": rows}))
-    assert own.hosts(1001.0) == [HostLine(NODES[0], 2, 4, None)], "the only host, before they report"
+    assert list(map(astuple, own.hosts(1001.0))) == [(NODES[0], 2, 4, None, None)], "the only host, before they report"
     for number in (0, 2):
         event = reported(number, 20, 0.5, 1020.0)
         own.happened(replace(event, report=replace(event.report, host=f"{NODES[0]} GPU {number}")))
-    assert own.hosts(1020.0) == [HostLine(NODES[0], 2, 4, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)]
+    assert list(map(astuple, own.hosts(1020.0))) == [(NODES[0], 2, 4, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)]
 
 
 BEFORE = [begun(0, 10.0), reported(0, 80, 0.5, 20.0), ended(0, TrialState.COMPLETE, 20.0)]
@@ -159,8 +159,14 @@ RUNNING, COMPLETE, PRUNED, FAIL = TrialState
 
 
 def test_the_share_that_went_on_is_expected_to_go_on():
-    def steps(trials: list[tuple[int, TrialState]], *plan: int) -> float:  # trials, steps of each, between reports
-        return expected_steps(trials, *plan)
+    def steps(trials: list[tuple[int, TrialState]], num_trials: int, max_steps: int, report_every: int) -> float:
+        state = SearchState()
+        state.happened(replace(FACTS, num_trials=num_trials, max_steps=max_steps, report_every=report_every))
+        for number, (step, how) in enumerate(trials):
+            for event in (begun(number, 1000.0), reported(number, step, 0.5, 1001.0), ended(number, how, 1002.0)):
+                if event.event != "ended" or how is not RUNNING:
+                    state.happened(event)
+        return state.trial_steps
 
     assert steps([], 10, 100, 40) == 1000
     # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.

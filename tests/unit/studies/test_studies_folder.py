@@ -264,6 +264,7 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
         folder.set_candidates_aside()
         assert folder.candidates() is None
     assert folder.earlier_finalists() == ("00000",)
+    StudyFolder.create(info("new"), "").set_candidates_aside()  # of none there is nothing to set aside
     confirm(folder, "00001", [0.8], [1, 1], [1, 1])
     folder.set_candidates_aside()
     assert folder.earlier_finalists() == ("00000", "00001")

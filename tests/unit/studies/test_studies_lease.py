@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,10 @@ from support.studies import mirrored_study as study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.clock import Clock
 from loraxs_search.log.events import TrialEnded, TrialStarted
-from loraxs_search.records.codec import to_json
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies import lease
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
+from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.storage import Storage
 
@@ -217,7 +217,9 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(storage, machine,
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set) as kept:
         machine("two")
-        storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
+        storage.create(
+            "s/lease/00000002.json", json.dumps({"token": "theirs", "host": "two", "boot": "b", "home": "h"}).encode()
+        )
         within(lost)
         first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     assert "one on two took over" in str(kept.lost_to)
