@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.reports import report
 
+from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.trial import Hyperparameters
 
 
@@ -33,3 +35,10 @@ def test_known_values():
     values = [scheduled(10, 0.1, *at).lr_factor(step) for *at, step in (("linear", 0), ("linear", 5), ("cosine", 5))]
     assert values == pytest.approx([0.5, 5 / 9, 0.5 + 0.5 * math.cos(math.pi * 4 / 9)])
     assert scheduled(10, 0.1, "constant").lr_factor(9) == 1.0
+
+
+def test_the_best_report_is_kept_and_of_equals_the_earlier():
+    reports = [report("00000", step, score) for step, score in ((10, 0.7), (20, 0.9), (30, 0.7), (40, 0.9))]
+    steps = [CheckpointSelection("accuracy", way, "best").select(reports).step for way in ("maximize", "minimize")]
+    assert steps == [20, 10]
+    assert CheckpointSelection("accuracy", "maximize").select(reports).step == 40

@@ -37,21 +37,19 @@ TRIALS = [
 ]
 
 
-def test_complete_trials_come_first_best_first_and_ties_by_id():
-    assert [row.trial_id for row in leaderboard(TRIALS, TASK)] == ["00003", "00001", "00005", "00004", "00000", "00002"]
-
-
-def test_the_order_turns_with_the_direction():
-    task = replace(TASK, metric="mse", direction="minimize")
-    assert [row.trial_id for row in leaderboard(TRIALS, task)][:3] == ["00003", "00001", "00005"]
-    assert leaderboard(TRIALS, task)[0].score == pytest.approx(0.4)
-
-
-def test_a_row_has_the_last_report_and_the_test_score_of_the_finalist():
+def test_complete_trials_come_first_best_first_and_ties_by_id_and_a_row_has_the_last_report():
     finalist = Candidate("s", "00003", "t", {"pearson": 0.55}, {}, 80, "data", "base")
-    row = leaderboard(TRIALS, TASK, [finalist])[0]
-    assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (2, 0.6, 0.55, 16, 80)
-    assert (row.device_s, row.reason, row.params, row.finalist) == (2.0, "why", {"rank": 4}, "00003")
+    rows = leaderboard([replace(TRIALS[0], worked_s=3.0), *TRIALS[1:]], TASK, [finalist])
+    assert [row.trial_id for row in rows] == ["00003", "00001", "00005", "00004", "00000", "00002"]
+    assert (rows[0].step, rows[0].score, rows[0].test_score, rows[0].r_parameters) == (2, 0.6, 0.55, 16)
+    assert (rows[0].stored_bytes, rows[0].reason, rows[0].params, rows[0].finalist) == (80, "why", {"rank": 4}, "00003")
+    times = {row.trial_id: (row.device_s, row.wall_s) for row in rows}
+    assert (times["00003"], times["00000"], times["00004"]) == ((2.0, 7.0), (1.0, 3.0), (1.0, None))
+    bare = rows[-1]
+    assert (bare.step, bare.score, bare.test_score, bare.r_parameters, bare.stored_bytes) == (0, None, None, None, None)
+    lowest = leaderboard(TRIALS, replace(TASK, metric="mse", direction="minimize"))
+    assert [row.trial_id for row in lowest][:3] == ["00003", "00001", "00005"]
+    assert lowest[0].score == pytest.approx(0.4)
 
 
 def test_a_refit_that_is_the_finalist_stands_in_the_row_of_its_trial():
@@ -61,19 +59,6 @@ def test_a_refit_that_is_the_finalist_stands_in_the_row_of_its_trial():
         ("00003", 0.55, "00003.2"),
         ("00001", None, ""),
     ]
-
-
-def test_a_trial_without_a_report_has_no_numbers():
-    row = leaderboard(TRIALS, TASK)[-1]
-    assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (0, None, None, None, None)
-
-
-def test_wall_time_is_that_in_which_a_driver_was_at_work_and_device_time_is_the_last_reports():
-    resumed = replace(trial("00000", TrialState.COMPLETE, 0.5), worked_s=3.0)
-    (row,) = leaderboard([resumed], TASK)
-    assert (row.device_s, row.wall_s) == (1.0, 3.0)
-    running = next(row for row in leaderboard(TRIALS, TASK) if row.trial_id == "00004")
-    assert (running.device_s, running.wall_s) == (1.0, None)
 
 
 def test_progress_counts_every_state():

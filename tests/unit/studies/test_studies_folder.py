@@ -65,6 +65,10 @@ def test_a_malformed_name_is_refused_and_nothing_is_written(name, fresh_home):
     with pytest.raises(StudyError, match="study name"):
         StudyFolder.create(info(name), "")
     assert not fresh_home.exists()
+    fresh_home.write_text("not a folder")
+    with pytest.raises(HomeError) as caught:
+        StudyFolder.create(info("one"), "")
+    assert "LORAXS_HOME" in str(caught.value.hint)
 
 
 def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one():
@@ -247,13 +251,6 @@ def test_an_adapter_that_is_being_replaced_is_left_to_who_does():
         assert aside.exists()
     StudyFolder.open("one")
     assert (path / "a").read_bytes() == b"1"
-
-
-def test_a_home_that_is_a_file_is_a_clear_error(fresh_home):
-    fresh_home.write_text("not a folder")
-    with pytest.raises(HomeError) as caught:
-        StudyFolder.create(info("one"), "")
-    assert "LORAXS_HOME" in str(caught.value.hint)
 
 
 def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
