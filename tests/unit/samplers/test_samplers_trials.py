@@ -40,3 +40,9 @@ def test_the_ends_reach_optuna_with_value_and_reason():
     assert followed(ends, SearchPlan(checkpoint="best")).trials[0].value == 0.5
     followed_last.apply(TrialContinued(at=4.0, trial_id="00001"))
     assert (trials[1].state.name, trials[1].value) == ("RUNNING", None)
+
+
+def test_a_score_that_is_no_number_is_none_to_optuna():
+    nan = float("nan")
+    trials = followed({TrialState.COMPLETE: [(4, nan)], TrialState.PRUNED: [(4, nan)]}, SearchPlan()).trials
+    assert [(t.state.name, t.value) for t in trials] == [("FAIL", None), ("PRUNED", None)]
