@@ -340,8 +340,9 @@ def test_a_packed_adapter_is_the_lone_one(method, base):
         named = adapter.named(adapter.tensors)
         assert named.keys() == lone.keys()
         assert all(torch.equal(named[name], value) for name, value in lone.items())
-        stacked = adapter.stacked({**named, "of.another": torch.zeros(1)})
-        assert all(torch.equal(a, b) for a, b in zip(stacked, adapter.tensors, strict=True))
+        doubled = {name: 2 * value for name, value in named.items()}
+        stacked = adapter.stacked({**doubled, "of.another": torch.zeros(1)})
+        assert all(torch.equal(a, 2 * b) for a, b in zip(stacked, adapter.tensors, strict=True))
         detach(model, spec)
 
 
