@@ -8,7 +8,6 @@ import json
 import shutil
 import threading
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -23,8 +22,6 @@ from transformers import PreTrainedTokenizerFast
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine import passes
-from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import (
     BaseModelError,
     FactorMismatchError,
@@ -135,25 +132,6 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
     found = bank.predict(["a", "b"], texts)
     assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
-
-
-def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
-    texts = ["word " * (1 + 7 * i % 30) for i in range(40)]
-    names = ["abd"[i % 3] for i in range(40)]
-    expected = bank.predict(names, texts)
-    sizes, run = [], passes.forward
-
-    def watched(model, inputs, *others, **more):
-        sizes.append(inputs["input_ids"].shape)
-        return run(model, inputs, *others, **more)
-
-    monkeypatch.setattr(passes, "forward", watched)
-    monkeypatch.setattr("loraxs_search.bank.bank.Engine", partial(Engine, max_tokens=128))
-    found = bank.predict(names, texts)
-    assert [p.text for p in found] == texts
-    assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-5)
-    assert sum(rows for rows, _ in sizes) == len(texts)
-    assert max(rows * tokens for rows, tokens in sizes) <= 128
 
 
 def test_texts_that_are_cut_are_warned_of_once(bank, caplog):
