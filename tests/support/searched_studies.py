@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -102,11 +103,9 @@ def searched(
     folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
     known: Space | None = None
-    try:
+    with contextlib.suppress(SpaceError):  # the text is none
         known = parse_space(space, source="space.yaml", folder=folder.path)
         (folder.path / "space.json").write_text(to_json(replace(known, text="")))  # as at launch
-    except SpaceError:
-        """The text is none."""
     if identity is not None:
         folder.identity.write(identity)
     events = list[LoggedEvent]()
