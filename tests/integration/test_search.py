@@ -38,7 +38,7 @@ from loraxs_search.registry.finalist import choose
 from loraxs_search.registry.manifest import verify
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, resume
-from loraxs_search.search.hosts import study_actors
+from loraxs_search.search.hosts import pool
 from loraxs_search.search.tune import loop
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.steering import extend_study
@@ -359,8 +359,8 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(simulated, tiny_spa
             if isinstance(event, Phase):
                 phases.append(event.text)
 
-    monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
-    monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)
+    monkeypatch.setattr(pool, "_SAY_EVERY_S", -1.0)
+    monkeypatch.setattr(pool, "_SHORT_WORK", 0.0)
     short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
     launch(str(tiny_space), name="phases", overrides=short, view=Watching())
     decomposing = [text for text in phases if text.startswith("decomposing")]

@@ -16,7 +16,7 @@ from loraxs_search.home import home
 from loraxs_search.search.cluster import connection
 from loraxs_search.search.cluster.connection import NAMESPACE, connected, start_named
 from loraxs_search.search.hosts.answers import kill
-from loraxs_search.search.hosts.study_actors import SnapshotStore
+from loraxs_search.search.hosts.pool import SnapshotStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

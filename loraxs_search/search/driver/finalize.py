@@ -34,8 +34,7 @@ from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.work_items import BaseModelBaseline, WorkItem, joined, map_over_hosts, reason_of
-from loraxs_search.search.hosts.pool import HostProxy
-from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.hosts.pool import HostProxy, StudyActors
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import SteeredStudy

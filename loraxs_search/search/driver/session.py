@@ -56,8 +56,7 @@ from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
 from loraxs_search.search.hosts.answers import HOST_LOST
-from loraxs_search.search.hosts.pool import HostPool, HostProxy
-from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.time_budget import TimeBudget

@@ -28,8 +28,7 @@ from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_unmeas
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.hosts.answers import HOST_LOST
-from loraxs_search.search.hosts.pool import HostPool, HostProxy
-from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
 from loraxs_search.studies.confirmations import BaseFailure
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.baselines import fitting_baselines

@@ -143,9 +143,7 @@ class HostActor:
         try:
             with self._loading:
                 try:
-                    if to_json(task) not in self._loaded:
-                        self._load(task)
-                    if identity not in (None, self._loaded[to_json(task)]):
+                    if (known := self._loaded.get(to_json(task))) is None or identity not in (None, known):
                         self._load(task)
                 except (BaseModelError, TaskDataError) as error:
                     if spec is None and identity is None:

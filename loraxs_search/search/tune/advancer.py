@@ -23,8 +23,7 @@ from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
-    from loraxs_search.search.hosts.pool import HostDirectory, HostProxy
-    from loraxs_search.search.hosts.study_actors import SnapshotStore
+    from loraxs_search.search.hosts.pool import HostDirectory, HostProxy, SnapshotStore
 
 OBJECTIVE = "objective"
 STEP = "step"

@@ -28,7 +28,7 @@ from loraxs_search.records.trial import Lineage, TrialReport, TrialState
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster.connection import living_nodes, setup_error
 from loraxs_search.search.cluster.placement import SlotWait
-from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.hosts.pool import StudyActors
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, make_controller

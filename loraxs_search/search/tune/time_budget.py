@@ -14,7 +14,7 @@ from loraxs_search.steering import SteeredStudy
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
-    from loraxs_search.search.hosts.study_actors import StudyActors
+    from loraxs_search.search.hosts.pool import StudyActors
 
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
 

@@ -8,7 +8,6 @@ import pytest
 
 HEAVY = ("torch", "transformers", "peft", "datasets")
 MODULES = (
-    "hosts.study_actors",
     "tune.loop",
     "driver.session",
     "tune.advancer",

@@ -27,7 +27,8 @@ from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
 from loraxs_search.search.driver.session import SearchSession, begin_linear_probe, open_study, settled
 from loraxs_search.search.driver.work_items import StudyBaselines
-from loraxs_search.search.hosts import answers, study_actors
+from loraxs_search.search.hosts import answers
+from loraxs_search.search.hosts import pool as hosts_pool
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.studies.folder import StudyFolder
@@ -113,8 +114,8 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(folder, interru
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, monkeypatch):
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
-    monkeypatch.setattr(study_actors, "start_named", lambda *_: ("snapshots", None))
-    monkeypatch.setattr(study_actors, "kill", lambda actor: None)
+    monkeypatch.setattr(hosts_pool, "start_named", lambda *_: ("snapshots", None))
+    monkeypatch.setattr(hosts_pool, "kill", lambda actor: None)
     monkeypatch.setattr(answers.ray, "wait", lambda asked, **_: ([], asked))
     folder, stop = study("s"), threading.Event()
     info = folder.info if is_resumed else replace(folder.info, name="new")
