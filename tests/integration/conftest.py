@@ -53,10 +53,12 @@ def ray_here(search_home):
     started: dict[str, Any] = {}
 
     @functools.wraps(pool.start_named)
-    def start_named(directory: Any, config: HostConfig) -> Any:
-        key = repr(config)
-        if key not in started:
-            started[key] = start(directory, config)
+    def start_named(kind: Any, *args: Any) -> Any:
+        if kind is not pool.HostDirectory:
+            return start(kind, *args)
+        (config,) = args
+        if (key := repr(config)) not in started:
+            started[key] = start(kind, config)
         return started[key]
 
     start, patch = pool.start_named, _RAY.enter_context(pytest.MonkeyPatch.context())
