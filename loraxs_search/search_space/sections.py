@@ -337,7 +337,9 @@ def read_promotion(document: Document, task: Task | None, methods: Mapping[str, 
     def fault(key: str, law: str) -> None:
         document.fault(("promotion", key), law)
 
-    metrics = task.metrics if task else ()
+    metrics: Sequence[str] = task.metrics if task else ()
+    if task is None and not document.is_faulty("task", "metrics"):  # the section has another fault
+        metrics = as_mapping(sections.get("task")).get("metrics") or ()
     named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
     for key, name in named:
         if isinstance(name, str) and metrics and name not in metrics:

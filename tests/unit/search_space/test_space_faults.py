@@ -159,6 +159,17 @@ def test_all_faults_are_told_at_once_in_file_order(text, faults, chosen):
     assert told_at == sorted(told_at)
 
 
+def test_a_rule_is_held_against_the_metrics_of_a_task_with_another_fault(text, faults):
+    faulty = text.replace("train.jsonl", "train.xyz")
+    (rule,) = [line for line in faults(faulty.replace("metric: f1", "metric: f2")) if "task.data" not in line]
+    assert ": promotion.metric: must be one of the task's metrics" in rule
+    assert not [line for line in faults(faulty) if "promotion" in line]
+    unknown = faults(text.replace("metrics: [accuracy, f1]", "metrics: [accuracy, f2]"))
+    assert not [
+        line for line in unknown if "promotion" in line
+    ]  # the rule may be right about the metrics that are meant
+
+
 NO_FILES = ["a\\0b.jsonl", "x" * 100_000, "a/" * 3_000, "~nobody-of-that-name/rows.jsonl"]  # errors of Python's own
 # What is written in the place of what, with \n for a new line | each fault.
 SPOILT = r"""
