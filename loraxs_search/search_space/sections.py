@@ -5,7 +5,7 @@ A task is written out, or one of the catalogue with some keys changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -345,7 +345,12 @@ def read_promotion(document: Document, task: Task | None, methods: Mapping[str, 
         if isinstance(name, str) and metrics and name not in metrics:
             fault(key, f"{must_be(name, metrics, _OF_METRICS)}, but got {shown(name)}.")
     decides, direction = metric or (task.metric if task else None), sound.get("direction")
-    if decides in metrics and isinstance(direction, str) and (law := _direction_fault(direction, decides)):
+    if (
+        decides is not None
+        and decides in metrics
+        and isinstance(direction, str)
+        and (law := _direction_fault(direction, decides))
+    ):
         fault("direction", law)
     if keys.get("choose") == "smallest":
         if not keys.get("tolerance", PromotionRule.tolerance):
