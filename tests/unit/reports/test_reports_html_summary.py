@@ -106,11 +106,11 @@ def test_a_class_that_is_never_answered_is_named(folder):
 
 # ---- what it cost ----------------------------------------------------------------------------------------------------
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
-    """It reports every 10 of 20 steps, each step a tenth of a second of a device."""
-    facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)]))
+    """It reports every 10 of 30 steps, each step a tenth of a second of a device."""
+    facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)], max_steps=30))
     times = {row[0]: row[1:3] for row in list(tables_of(report_page(facts)).values())[-2]}
-    assert times == {"complete": ["1", "2.0 s"], "stopped early": ["1", "1.0 s"], "all": ["2", "3.0 s"]}
-    assert ("saved by stopping", "25%", "1.0 s of a device") in summary(facts).numbers
+    assert times == {"complete": ["1", "3.0 s"], "stopped early": ["1", "1.0 s"], "all": ["2", "4.0 s"]}
+    assert ("saved by stopping", "33%", "2.0 s of a device") in summary(facts).numbers
 
 
 def test_times_are_in_units_for_people():
