@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from support.aged import DAY_S, age, base_name, pulled
 from support.pages import ROOT
@@ -24,6 +26,7 @@ from loraxs_search.log.events import DriverStarted
 from loraxs_search.records.base import Identity
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.store import Registry
+from loraxs_search.studies.folder import StudyFolder
 
 MONTH_S = 30 * DAY_S
 STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
@@ -186,6 +189,27 @@ def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
     with folder.lock():
         assert gone() == []
     assert gone() == [folder.path / "snapshots" / "00000.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "go_on", [lambda folder, _: folder.set_candidates_aside(), lambda folder, held: held.enter_context(folder.lock())]
+)
+def test_a_study_that_goes_on_while_gc_looks_keeps_its_states(go_on, fresh_home, store_uri, monkeypatch):
+    folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
+    folder.snapshots.write("00000", state("00000"))
+    age(fresh_home)
+    opened, names, held = StudyFolder.open, list[str](), contextlib.ExitStack()
+
+    def open_late(name: str) -> StudyFolder:
+        names.append(name)
+        if len(names) == 2:  # the first look has found it finished
+            go_on(folder, held)
+        return opened(name)
+
+    monkeypatch.setattr(StudyFolder, "open", open_late)
+    with held:
+        assert gone() == []
+    assert len(names) == 2
 
 
 def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, sealed):
