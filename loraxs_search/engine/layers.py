@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import matrix
@@ -372,6 +373,80 @@ class _Sum(torch.autograd.Function):
 _sum = cast("Callable[..., Tensor]", _Sum.apply)
 
 
+class WrappedLayer(nn.Module):
+    """Stands where a layer was; some models ask their layers for attributes, such as what kind they are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class GradientCheckpointing:
+    """Makes passes with gradients compute the repeated layers twice; what they compute stays the same.
+
+    Layers keep only their input, and are computed again when backward reaches them: a third more time, and of a pass
+    only one layer's activations at a time. transformers' own does this in training mode only, which would turn dropout
+    on, and knows nothing of our row maps.
+
+    Layers below the lowest adapted one keep nothing for backward anyway. The topmost one is not touched: backward
+    begins there, so it would gain nothing, and what is pruned of it may differ from pass to pass.
+
+    Args:
+        layers: The base's repeated layers; None when it has no such list, and then nothing is done.
+        context: Where adapted layers find the rows of their pass.
+    """
+
+    def __init__(self, layers: nn.ModuleList | None, context: PassContext) -> None:
+        self._layers, self._context = layers if layers is not None else nn.ModuleList(), context
+        self._placed: list[int] = []
+        self.is_on = False
+
+    def turn_on(self) -> bool:
+        """Checkpoint from the next `place` on; return whether that is new and possible."""
+        new = not self.is_on and len(self._layers) > 1
+        self.is_on = self.is_on or new
+        return new
+
+    def place(self, lowest: int) -> None:
+        """Wrap the layers from `lowest` on if checkpointing is on; adapted layers must be in place already."""
+        for index in range(lowest, len(self._layers) - 1 if self.is_on else 0):
+            self._layers[index] = _CheckpointedLayer(self._layers[index], self._context)
+            self._placed.append(index)
+
+    def remove(self) -> None:
+        """Put the layers back."""
+        for index in self._placed:
+            self._layers[index] = self._layers[index].get_submodule("layer")
+        self._placed.clear()
+
+
+class _CheckpointedLayer(WrappedLayer):
+    """Computes a layer again in backward."""
+
+    def __init__(self, layer: nn.Module, context: PassContext) -> None:
+        super().__init__(layer)
+        self._context = context
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.layer(*args, **kwargs)
+        row_map, worker = self._context.row_map, self._context.worker
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            # The second time backward calls this, after the pass, and on an accelerator in another thread.
+            with self._context.computing(row_map, worker):
+                return self.layer(*args, **kwargs)
+
+        # Nothing is drawn at random: dropout is off.
+        return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the base that a model is, or that carries its adapters."""
     # Only PEFT's models have this method. Their class is not imported here: that import brings our methods with it.
@@ -381,7 +456,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 class AdaptedBase:
     """A base whose rows all have one adapter, as PEFT puts it on, or none. Subclasses know many.
 
-    Several threads may compute passes at the same time; `begin` is called between passes.
+    Several threads may compute passes at the same time; `begin` and `checkpoint_gradients` are called between passes.
 
     Args:
         model: The base as its task loads it, with or without adapters on it.
@@ -421,3 +496,7 @@ class AdaptedBase:
             owners: Whose each read is, (M,).
         """
         yield False
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
+        return False

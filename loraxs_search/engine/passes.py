@@ -401,11 +401,11 @@ class Engine:
     Args:
         executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
-            by itself.
+            by itself; where memory runs out even then, training checkpoints the layers.
     """
 
     def __init__(self, base: AdaptedBase, executor: PassExecutor | None = None, max_tokens: int = 4096) -> None:
-        self.max_tokens = self._largest = max_tokens
+        self.max_tokens = self._first_max_tokens = self._largest = max_tokens
         self.max_rows = 64 if base.device.type == "cpu" else 256  # that are written together
         self._base, self._executor = base, executor or PassExecutor(1)
 
@@ -476,11 +476,12 @@ class Engine:
         self._largest = max((shared.num_tokens for shared in passes), default=0)
         return passes
 
-    def within_memory(self, longest: int, compute: Callable[[], ResultT]) -> ResultT:
+    def within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
         """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
 
         Args:
             longest: Tokens of the longest row; the budget is never less.
+            learns: Whether there is a backward. Then layers are checkpointed where one row is too much.
         Raises:
             RowTooLongError: memory does not hold one row.
         """
@@ -491,14 +492,18 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
                 emptied = self._base.prefix is not None and self._base.prefix.shrink()
-                if not emptied and self.max_tokens <= longest:
+                if emptied or self.max_tokens > longest:
+                    self.max_tokens = min(self.max_tokens, max(longest, min(self.max_tokens, self._largest) // 2))
+                    log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
+                elif learns and self._base.checkpoint_gradients():
+                    self.max_tokens = self._first_max_tokens  # a token takes much less now
+                    log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
+                else:
                     raise RowTooLongError(
                         f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens.",
                         hint=f"lower the task's `max_length` below {longest}, set `search.precision` to bfloat16, or"
                         " use a device with more memory",
                     ) from error
-                self.max_tokens = min(self.max_tokens, max(longest, min(self.max_tokens, self._largest) // 2))
-                log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             torch.cuda.empty_cache()
 
     # ---- reading -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model.reading import close_to, dummy_inputs, readable, rounding
 from loraxs_search.base_model.tokenizer import padding_side
+from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.records.literals import Split
 from loraxs_search.tasks.encoded import EncodedRows, RowSource
 
@@ -130,7 +131,8 @@ class PrefixCache:
         if not self.depth:
             yield
             return
-        with self.given(self._states(parts, inputs)):
+        states = self._states(parts, inputs)
+        with self.given(states):
             yield
 
     @contextmanager
@@ -213,19 +215,12 @@ class _ReachedError(Exception):
         self.states = states
 
 
-class _SkippedLayer(nn.Module):
-    """Hides a layer below depth j; some models ask their layers for attributes, such as what kind they are."""
+class _SkippedLayer(WrappedLayer):
+    """Hides a layer below depth j."""
 
     def __init__(self, layer: nn.Module, state: _SkipState, first: bool, last: bool) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self._state, self._first, self._last = state, first, last
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._state.is_paused:

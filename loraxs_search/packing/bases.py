@@ -28,12 +28,14 @@ from loraxs_search.engine.layers import (
     AdaptedBase,
     AdaptedHead,
     AdaptedLinear,
+    GradientCheckpointing,
     HeadState,
     Owners,
     PassContext,
     RowSegment,
     SlotRowMap,
     SlotUpdates,
+    base_of,
 )
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning
@@ -223,16 +225,18 @@ class PeftBase(TrainedBase):
         self._base, self._factors, self._modules = model, factors, modules
         self._attached: tuple[PeftModel | PreTrainedModel, TrialSpec] | None = None
         self._adapter = _PeftAdapter({})
+        self._checkpointing = GradientCheckpointing(None, self.context)
 
     def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
         _check_target_modules(spec, self._modules)
         self.clear()
         method = method_of(spec.hyperparameters)
         self._attached = model, _ = attach(self._base, spec, self._factors, data.kind.outputs), spec
-        self.model, trained = model, trained_parameters(model)
+        self.model, base, trained = model, base_of(model), trained_parameters(model)
         own = {name: p for name, p in trained.items() if method.is_adapter(name, model)}
         head = {name: p for name, p in trained.items() if name not in own}
         self._adapter = _PeftAdapter(own)
+        self._checkpointing = GradientCheckpointing(repeated_layers(base, dict(base.named_modules()))[1], self.context)
         return SlotTensors(self._adapter, head, tuple(head), {}, method.measure(model), method.frozen_cosines(model))
 
     def place(self, slots: Sequence[Slot]) -> None:
@@ -244,8 +248,14 @@ class PeftBase(TrainedBase):
             for parameter in slot.parameters:
                 parameter.grad = None
 
+    def checkpoint_gradients(self) -> bool:
+        if turned_on := self._checkpointing.turn_on():
+            self._checkpointing.place(0)
+        return turned_on
+
     def clear(self) -> None:
         if self._attached is not None:
+            self._checkpointing.remove()
             detach(*self._attached)
         self.model, self._attached, self.slots = self._base, None, ()
 
@@ -301,6 +311,7 @@ class PackedModel(TrainedBase):
         sharing = sharing or probe_sharing(model, tuple(self._modules))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
         self.unpackable = sharing.unpackable
+        self._checkpointing = GradientCheckpointing(layers, self.context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._head_parts = output_head(model) if self._head_modules else ("", ())
         self._pruning = LastLayerPruning(model, layers)
@@ -360,7 +371,13 @@ class PackedModel(TrainedBase):
             self._originals[name] = head
             self.model.set_submodule(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
         self._pruning.place()
+        self._checkpointing.place(lowest)
         self.slots = wanted
+
+    def checkpoint_gradients(self) -> bool:
+        if turned_on := self._checkpointing.turn_on():
+            self.clear()  # what is in place was put there without it
+        return turned_on
 
     @property
     def slot_bytes(self) -> int:
@@ -369,6 +386,7 @@ class PackedModel(TrainedBase):
 
     def clear(self) -> None:
         """Restore the base; slots keep their state and may continue later."""
+        self._checkpointing.remove()
         for name, original in self._originals.items():
             self.model.set_submodule(name, original)
         self._originals.clear()

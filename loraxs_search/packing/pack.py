@@ -68,7 +68,7 @@ class Pack:
         tokens, longest = [int(own.sum()) for own in lengths], max(int(own.max()) for own in lengths)
         losses = None
         try:
-            losses = self.engine.within_memory(longest, lambda: self._gradients(slots, rows))
+            losses = self.engine.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
         except RowTooLongError as error:
             if len(slots) == 1:
                 return {slots[0].name: error}
