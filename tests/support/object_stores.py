@@ -1,17 +1,21 @@
-"""Servers of buckets on loopback ports: SeaweedFS (S3) and Azurite (Azure)."""
+"""Servers of buckets on loopback ports: SeaweedFS (S3), Azurite (Azure), and a stand-in for Google's."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import datetime
+import email.utils
 import hashlib
 import hmac
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.parse
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -128,3 +132,71 @@ def _has_container(url: str) -> bool:
         return False
     assert answer.status_code in (201, 409), answer.text
     return True
+
+
+# ---- Google ----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def google() -> Iterator[dict[str, str]]:
+    """Run a stand-in for Google's XML API with a bucket; yield the environment that leads to it.
+
+    No server of this protocol can be had, and Google's own only with an account. It has what Google documents of
+    generations: `x-goog-if-generation-match` of a write, 0 for no object, and 412 where another one is there.
+    """
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Google,), {"objects": {}})) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield {"GOOGLE_BASE_URL": f"http://127.0.0.1:{server.server_port}", "GOOGLE_BEARER_TOKEN": "test"}
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Google(BaseHTTPRequestHandler):
+    objects: dict[str, tuple[int, bytes]]  # by path: generation and content
+    _lock, _generations = threading.Lock(), iter(range(1, 1_000_000))
+
+    def do_PUT(self) -> None:
+        path, content = self._path, self.rfile.read(int(self.headers["Content-Length"]))
+        with self._lock:
+            there = self.objects.get(path, (0, b""))[0]
+            if not path.startswith(f"/{BUCKET}/"):
+                return self._answer(404)
+            if self.headers["x-goog-if-generation-match"] not in (None, str(there)):
+                return self._answer(412)
+            self.objects[path] = next(self._generations), content
+            return self._answer(200, generation=self.objects[path][0])
+
+    def do_GET(self) -> None:
+        path, query = self._path, urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        if "list-type" in query:
+            below = f"{path}/{query.get('prefix', [''])[0]}"
+            keys = [key.removeprefix(f"{path}/") for key in sorted(self.objects) if key.startswith(below)]
+            made = '<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>"e"</ETag><Size>1</Size>'
+            items = "".join(f"<Contents><Key>{key}</Key>{made}</Contents>" for key in keys)
+            listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
+            return self._answer(200, listing.encode())
+        generation, content = self.objects.get(path, (0, b""))
+        return self._answer(200 if generation else 404, content, generation)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self._answer(204 if self.objects.pop(self._path, None) else 404)
+
+    @property
+    def _path(self) -> str:
+        return urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+
+    def _answer(self, status: int, content: bytes = b"", generation: int = 0) -> None:
+        self.send_response(status)
+        for name, value in {"x-goog-generation": generation, "ETag": '"e"', "Content-Length": len(content)}.items():
+            self.send_header(name, str(value))
+        self.send_header("Last-Modified", email.utils.formatdate(usegmt=True))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
