@@ -291,3 +291,17 @@ def repeated_layers(model: nn.Module, names: Iterable[str]) -> tuple[str, nn.Mod
     lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
     stacks = [(name, layers) for name in lists if isinstance(layers := model.get_submodule(name), nn.ModuleList)]
     return stacks[0] if len(stacks) == 1 else ("", None)
+
+
+class WrappedLayer(nn.Module):
+    """Stands where a layer was; some models ask their layers for attributes, such as what kind they are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)

@@ -23,7 +23,7 @@ from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.layers import matrix
+from loraxs_search.base_model.layers import WrappedLayer, matrix
 
 if TYPE_CHECKING:
     from loraxs_search.engine.prefix_cache import PrefixCache
@@ -371,20 +371,6 @@ class _Sum(torch.autograd.Function):
 
 
 _sum = cast("Callable[..., Tensor]", _Sum.apply)
-
-
-class WrappedLayer(nn.Module):
-    """Stands where a layer was; some models ask their layers for attributes, such as what kind they are."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
 
 class GradientCheckpointing:
