@@ -248,10 +248,26 @@ def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
     return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
 
 
+def _every_stream(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
+    """Return what decompresses a file of several streams; Python's own leaves out those behind a damaged one."""
+
+    def decompress(content: bytes) -> bytes:
+        parts = list[bytes]()
+        while content or not parts:
+            stream = make()
+            parts.append(stream.decompress(content))
+            if not stream.eof:
+                raise EOFError("it ends within a stream")
+            content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
+        return b"".join(parts)
+
+    return decompress
+
+
 _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+    ".bz2": _every_stream(bz2.BZ2Decompressor),
+    ".xz": _every_stream(lzma.LZMADecompressor),
     ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
@@ -359,11 +375,18 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
-    label_names = None
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # those that `datasets` has written
-        column = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][wanted[-1]]
-        label_names = [str(name) for name in column.get("feature", column)["names"]]  # of a list, those of its items
-    return Columns(list(schema.names), values, stored_names=label_names)
+    return Columns(list(schema.names), values, stored_names=label_names(pa.BufferReader(content), wanted[-1]))
+
+
+def label_names(file: Path | pa.BufferReader, column: str) -> list[str] | None:
+    """Return the names that `datasets` has written into a Parquet file for a column's ids; None without any."""
+    from pyarrow import parquet
+
+    with contextlib.suppress(pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError):
+        metadata = parquet.read_schema(file).metadata
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in feature.get("feature", feature)["names"]]  # of a list, those of its items
+    return None
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------

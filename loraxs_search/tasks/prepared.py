@@ -6,6 +6,7 @@ table in the cache is a file that is whole or not there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,12 +24,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
-from loraxs_search.home import disk_faults, ensure_dir, home, mark_used, user_path, write_atomic
+from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, user_path, write_atomic
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.files import file_format, read_columns, warn_of_encoding
+from loraxs_search.tasks.files import file_format, label_names, read_columns, unpacked, warn_of_encoding
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 from loraxs_search.tasks.report import data_report
 from loraxs_search.tasks.rows import (
@@ -38,6 +39,7 @@ from loraxs_search.tasks.rows import (
     Rows,
     SourceLocation,
     collected,
+    composed,
     is_text,
     raise_joined,
     refuse,
@@ -63,11 +65,13 @@ class _StoredSplit:
 
     Args:
         digest: Of the user's own file, by which its rows are cached; None of a data set, which `datasets` caches.
+        label_names: Those that the data give to the ids of the label column; None without any.
         read: Given the columns that are wanted, and those that may be missing.
     """
 
     name: str
     digest: str | None
+    label_names: list[str] | None
     read: Callable[[list[str], frozenset[str]], Columns]
 
 
@@ -100,11 +104,15 @@ def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
         return columns
 
     digest = f"{ending} {path.suffix.lower()} {hashlib.sha256(content).hexdigest()}"
-    return _StoredSplit(str(path), digest, read)
+    names = None
+    with contextlib.suppress(MalformedFileError):  # said when it is read
+        if ending == ".parquet":
+            names = label_names(pa.BufferReader(unpacked(path, content)), _wanted_columns(task)[-1])
+    return _StoredSplit(str(path), digest, names, read)
 
 
 def _hub_split(
-    rows: datasets.Dataset, place: str, written: str, rename: Mapping[str, str] = MappingProxyType({})
+    task: Task, rows: datasets.Dataset, place: str, written: str, rename: Mapping[str, str] = MappingProxyType({})
 ) -> _StoredSplit:
     """Return a split that `datasets` has read.
 
@@ -112,30 +120,31 @@ def _hub_split(
         written: Its name as a space has it, maybe with a slice: `train[:1000]`.
         rename: Its names to the task's.
     """
+    import datasets
+
     match = _SLICE.fullmatch(written)
     if match and match["first"] is not None:
         first, end = int(match["first"] or 0), int(match["end"] or len(rows))
         rows = rows.select(range(min(first, len(rows)), min(end, len(rows))))
     renamed = rows.rename_columns({a: b for a, b in rename.items() if a in rows.column_names})
 
-    def read(wanted: list[str], _: frozenset[str]) -> Columns:
-        import datasets
+    feature = renamed.features.get(_wanted_columns(task)[-1])
+    feature = getattr(feature, "feature", feature)  # of a list, that of its items
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
+    def read(wanted: list[str], _: frozenset[str]) -> Columns:
         available = list(renamed.column_names)
         values = renamed.select_columns([name for name in with_parents(wanted) if name in available])[:]
-        feature = renamed.features.get(wanted[-1])
-        feature = getattr(feature, "feature", feature)  # of a list, that of its items
-        names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         return replace(with_parts(Columns(available, values), wanted), stored_names=names)
 
-    return _StoredSplit(f"{place}, split {written.partition('[')[0]}", None, read)
+    return _StoredSplit(f"{place}, split {written.partition('[')[0]}", None, names, read)
 
 
 def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
     """Find a task's splits; those that it lacks are not in the result.
 
     Raises:
-        TaskDataError: a file, a data set or a split is missing.
+        TaskDataError: a file, a data set or a split is missing, or two splits number their labels differently.
         HomeError: the cache cannot be written.
     """
     source, who = task.source, f"Task {task.name}: "
@@ -160,7 +169,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
             if source.data_files:
                 splits[split] = _file_split(task, split, source.data_files[cast("Split", name)])
             else:
-                splits[split] = _hub_split(loaded[name], place, written)
+                splits[split] = _hub_split(task, loaded[name], place, written)
     raise_joined(task, errors)
     for split, other in source.elsewhere.items():
         place, name = _place(other.hub, other.config), other.split.partition("[")[0]
@@ -170,7 +179,19 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
                 f"{who}{unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
                 hint="name a split that the data set has",
             )
-        splits[split] = _hub_split(loaded[name], place, other.split, other.rename)
+        splits[split] = _hub_split(task, loaded[name], place, other.split, other.rename)
+    # No id may have different names in two splits, unless all names are the task's, which then decide.
+    known = {composed(name).casefold() for name in task.labels}
+    named = [(it.name, it.label_names) for it in splits.values() if task.labels and it.label_names is not None]
+    for place, names in named[1:]:
+        first, others = named[0]
+        differing = next((id_ for id_, pair in enumerate(zip(others, names, strict=False)) if pair[0] != pair[1]), None)
+        if differing is not None and not {composed(name).casefold() for name in (*others, *names)} <= known:
+            raise TaskDataError(
+                f"{who}an id must have one name in all splits, but {differing} is {others[differing]!r} in"
+                f" {first} and {names[differing]!r} in {place}.",
+                hint="give the task's `labels` the names of the data, which then decide, or number the splits alike",
+            )
     return splits
 
 
@@ -202,7 +223,10 @@ def load_splits(
     with disk_faults(cache_dir):
         try:
             datasets.disable_progress_bars()
-            return datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache_dir))
+            cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
+            loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+            if cache != cache_dir:  # a folder of this machine
+                files = datasets.load_dataset_builder(hub, config, cache_dir=str(cache)).config.data_files or {}
         except Exception as error:
             # Parsers, decompressors, file systems and the hub's client each have their own family of errors.
             cause = error.__cause__ or error  # a full disk hides there
@@ -223,6 +247,37 @@ def load_splits(
         finally:
             if not hidden:
                 datasets.enable_progress_bars()
+    # `datasets` reads all files of a folder by the label names of the first one.
+    features = next(iter(loaded.values())).features
+    named = {name: it.names for name, it in features.items() if isinstance(it, datasets.ClassLabel)}
+    for file in (Path(file) for own in files.values() for file in own if named and file.endswith(".parquet")):
+        for column, names in named.items():
+            pairs = zip(names, label_names(file, column) or (), strict=False)
+            if differing := [pair for pair in pairs if pair[0] != pair[1]]:
+                raise TaskDataError(
+                    f"{who}an id of {column} must have one name in all files, but the one of {differing[0][0]!r} is"
+                    f" {differing[0][1]!r} in {file}.",
+                    hint="number the labels of all files alike, or name the files under `data_files`",
+                )
+    return loaded
+
+
+def _cache_for(hub: str, cache_dir: Path) -> Path:
+    """Return where `datasets` may keep what it reads: apart for each content of a local folder.
+
+    It knows a folder's files by path and time, which a copy that keeps times leaves as they were.
+    """
+    try:
+        folder = user_path(hub)
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    except ValueError:  # no folder can have that name
+        files = []
+    if not files:
+        return cache_dir
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode("utf-8", "surrogatepass"))
+    return cache_dir / "folders" / digest.hexdigest()[:32]
 
 
 def _place(hub: str | None, config: str | None) -> str:
@@ -253,7 +308,7 @@ def _store_table(path: Path, table: pa.Table) -> None:
 
 _EXTRA, _SLICE_COLUMN = "extra.", "slice."  # before the names of columns that a kind adds, and of those of slices
 _MAX_VALUES = 50  # of a slice column; with more it tells rows apart rather than groups
-_ROWS_VERSION = "6"  # raised whenever the same bytes are read as other rows
+_ROWS_VERSION = "7"  # raised whenever the same bytes are read as other rows
 
 
 def rows_cache(cache_dir: Path | None) -> Path:

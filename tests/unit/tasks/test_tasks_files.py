@@ -36,6 +36,10 @@ def in_parquet(table: pa.Table, **options) -> bytes:
 PARQUET = in_parquet(pa.table({"text": [f"w{i}" for i in range(30)], "label": [0, 1] * 15}))
 
 
+def damaged(stream):
+    return stream[:20] + bytes([stream[20] ^ 1]) + stream[21:]
+
+
 @pytest.fixture
 def load(make_task, tmp_path):
     """Load a task from one file of these bytes, in a folder of its own."""
@@ -72,6 +76,7 @@ def test_what_is_clear_is_taken(load):
         ("d.csv.bz2", bz2.compress(CSV.encode())),
         ("d.csv.xz", lzma.compress(CSV.encode())),
         ("d.csv.bz2", bz2.compress(HALVES[0]) + bz2.compress(HALVES[1])),
+        ("d.csv.xz", lzma.compress(HALVES[0]) + bytes(4) + lzma.compress(HALVES[1])),
         ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
         ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
     ]:
@@ -146,6 +151,8 @@ FAULTS = [
     ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
     ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
     ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
+    ("d.csv.bz2", bz2.compress(HALVES[0]) + damaged(bz2.compress(HALVES[1])), r"must be compressed as \.bz2 says"),
+    ("d.csv.xz", lzma.compress(HALVES[0]) + damaged(lzma.compress(HALVES[1])), r"must be compressed as \.xz says"),
     ("d.parquet", b"x" * 50, r"must be a Parquet file"),
 ]
 

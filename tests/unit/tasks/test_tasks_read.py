@@ -209,6 +209,20 @@ def test_a_file_that_is_replaced_with_its_time_kept_gives_the_new_rows(make_task
     assert after.data_fingerprint != before.data_fingerprint
 
 
+def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_task, tokenizer, tmp_path):
+    def write(label):
+        folder = tmp_path / "set"
+        folder.mkdir(exist_ok=True)
+        for name in ("train", "validation", "test"):
+            path = folder / f"{name}.jsonl"
+            path.write_text("".join(json.dumps({"text": f"w{i}", "label": label}) + "\n" for i in range(20)))
+            os.utime(path, ns=(10**18, 10**18))
+        return replace(make_task(), source=DataSource(hub=str(folder)))
+
+    assert prepare(write(0), tokenizer).labels("test").max() == 0
+    assert prepare(write(1), tokenizer).labels("test").min() == 1
+
+
 def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, fresh_home):
     def cached():
         return {path.name: path.stat().st_ino for path in (fresh_home / "datasets" / "rows").iterdir()}
@@ -377,6 +391,28 @@ def test_ids_that_the_data_name_are_read_by_their_names(tmp_path, make_task):
             for split in load_data(replace(make_task(), source=source, labels=labels)).rows.values():
                 own = [labels[label].lower() for label in split.labels.tolist()]
                 assert own == [text.split()[0] for text in split.texts]
+
+
+def test_an_id_has_one_name_in_all_files_of_a_folder(tmp_path, make_task):
+    """`datasets` reads the ids of all of them as those of the first one."""
+    folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
+    with pytest.raises(TaskDataError, match=r"the one of 'neg' is 'pos' in .*test\.parquet"):
+        load_data(replace(make_task(), source=DataSource(hub=folder), labels=("neg", "pos")))
+
+
+def test_an_id_has_one_name_in_all_splits(tmp_path, make_task):
+    """Names that are numbers say nothing to a single split; its rows may be in the cache."""
+    folder = numbered(tmp_path / "set", train=["0", "1"], test=["1", "0"])
+    files = {split: f"{folder}/{split}.parquet" for split in ("train", "test")}
+    for path in files.values():
+        load_data(replace(make_task(), source=DataSource(data_files={"train": path})))
+    apart = DataSource(
+        hub=numbered(tmp_path / "a", train=["0", "1"]),
+        test=SplitSource(hub=numbered(tmp_path / "b", test=["1", "0"]), split="test"),
+    )
+    for source in (DataSource(data_files=files), apart):
+        with pytest.raises(TaskDataError, match=r"0 is '0' in .*(train|/a).* and '1' in .*test"):
+            load_data(replace(make_task(), source=source))
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------------
