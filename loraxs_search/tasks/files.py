@@ -55,7 +55,7 @@ def read_csv(
     """
     shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
-    rows, names = list[tuple[int, list[str]]](), list(names)
+    rows, names = list[tuple[int, int, list[str]]](), list(names)  # the lines in which a row begins and ends
     line, reader = 1, _reader(text, separator, strict=True)
     try:
         for fields in reader:
@@ -63,14 +63,7 @@ def read_csv(
             if not any(field.strip() for field in fields):
                 continue
             if names:
-                rows.append((begin, fields))
-                parts = "\t".join(fields).split("\n")
-                if len(parts) > 1 and len(names) > 1 and all(it.count("\t") == len(names) - 1 for it in parts):
-                    raise MalformedFileError(
-                        f"must close a quote in its row, but the one in line {begin} continues to line {line - 1}, over"
-                        " lines that are rows by themselves",
-                        hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
-                    )
+                rows.append((begin, line - 1, fields))
                 continue
             names = [name.strip() for name in fields]
             if not set(wanted) <= set(names):
@@ -86,11 +79,12 @@ def read_csv(
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
+    _check_quotes(rows, len(names), separator)
     columns = [*wanted, *optional]
     places = [names.index(name) for name in columns]
     least = max(places[: len(wanted)])
     lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
-    for line, fields in rows:
+    for line, _, fields in rows:
         if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
             wrong.append(f"line {line} has {len(fields)}")
             continue
@@ -104,6 +98,40 @@ def read_csv(
             hint="a text with the separator or a line break in it must stand in double quotes",
         )
     return Columns(names, dict(zip(columns, values, strict=True)), lines)
+
+
+def _check_quotes(rows: Sequence[tuple[int, int, list[str]]], width: int, separator: str) -> None:
+    """Refuse a quote that stands for itself and so joins rows up to the next one.
+
+    Then the lines of a field are rows by themselves: each has as many separators as the header and, in columns of few
+    values, such as labels, known ones. Where many texts have several lines, one that looks so was meant.
+
+    Raises:
+        MalformedFileError: there is one.
+    """
+    joined = [row for row in rows if row[1] > row[0]] if width > 1 else []
+    plain = [fields for begin, end, fields in rows if begin == end and len(fields) >= width] if joined else []
+    values = [{fields[at].strip() for fields in plain} for at in range(width)]
+    few = {at: known for at, known in enumerate(values) if 2 * len(known) <= len(plain)}
+
+    def are_rows(fields: list[str], at: int) -> bool:
+        lines = [line.split(separator) for line in fields[at].splitlines()]
+        if len(lines) < 2:
+            return False
+        lines[0], lines[-1] = [*fields[:at], *lines[0]], [*lines[-1], *fields[at + 1 :]]
+        told = [
+            [it.strip() in few[i] for i, it in enumerate(line) if i in few and i != at and it.strip()] for line in lines
+        ]
+        return {*map(len, lines)} == {width} and all(map(all, told)) and (separator == "\t" or all(told))
+
+    swallowing = [row for row in joined if any(are_rows(row[2], at) for at in range(len(row[2])))]
+    if swallowing and 10 * len(swallowing) >= len(joined):
+        begin, end, _ = swallowing[0]
+        raise MalformedFileError(
+            f"must close a quote in its row, but the one in line {begin} continues to line {end}, over lines that are"
+            " rows by themselves",
+            hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
+        )
 
 
 def _is_table(text: str, wanted: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from loraxs_search.tasks.rows import MalformedFileError
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
+NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
 HALVES = CSV[:99].encode(), CSV[99:].encode()
 NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
 
@@ -89,11 +90,26 @@ def test_a_text_may_hold_separators_quotes_and_lines(load):
     assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
 
 
+TEXTS = [
+    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"),
+    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "one\tthing\nmore", "I came,\nI saw", "yours,,\nAnn"),
+]
+
+
 def test_what_is_in_the_lines_of_a_text_is_its_own(load):
-    """Lines that are rows by themselves have as many tabs as the header."""
+    """Lines that are rows by themselves have the label of a row."""
     turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
-    for text in ("one\tthing\nmore", "a\n\nb\tc", "one\ntwo"):
+    noted = "text,label,note\n" + ROWS.replace("\n", ",\n")
+    for text in TEXTS:
+        assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
+        assert (text, 1) in load("d.csv", f'{noted}"{text}",1,\n')
         assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
+
+
+def test_one_of_many_texts_of_several_lines_may_look_like_rows(load):
+    """Whoever wrote the others has quoted on purpose."""
+    others = "".join(f'"{i} one\nend",1\n' for i in range(20))
+    assert ("so,1\nend", 0) in load("d.csv", f'{CSV}{others}"so,1\nend",0\n')
 
 
 def test_values_stay_as_they_are_written(load):
@@ -136,6 +152,8 @@ FAULTS = [
         "label\ttext\n" + "1\tso\n0\tfine\n" * 15 + '1\t"bad\n0\tend"\n',
         r"the one in line 32 continues to line 33",
     ),
+    ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 continues to line 33"),
+    ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 continues to line 34"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),
     ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
