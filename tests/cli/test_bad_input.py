@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from loraxs_search.errors import BaseModelError
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.store import Registry
@@ -28,16 +27,6 @@ def test_a_space_that_does_not_fit_its_base_or_its_rows(say, tiny_space):
     assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
     said = say(*check, "--set", "parameters.target_modules=atention", *column)
     assert said.is_error(2, "but got 'atention'", "but got 'sentense'")
-
-
-def test_a_launch_tells_both_as_well(tiny_space):
-    """The host that finds no base reads the rows all the same."""
-    from loraxs_search.packing.loaded_base import LoadedBase
-    from loraxs_search.search_space.load import load_space
-
-    space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
-    with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):
-        LoadedBase(space.base_model, space.task)
 
 
 # ---- what must answer, and names -------------------------------------------------------------------------------------

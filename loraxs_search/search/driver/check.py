@@ -18,7 +18,7 @@ from loraxs_search.base_model.layers import linear_modules, parameter_shapes
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Pooling, Split
@@ -275,16 +275,25 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         overrides: As `launch` takes them.
     Raises:
         SpaceError: the space has faults; the message has all of them.
-        BaseModelError: its base cannot be found, or does not fit the task.
-        TargetModulesError: its module groups do not fit the base.
+        BaseModelError: its base cannot be found, or does not fit the task; with the faults of the rows, where these are
+            read.
+        TargetModulesError: its module groups do not fit the base; with the faults of the rows, too.
         TaskDataError: the rows are not what the task says.
     """
     loaded = open_space(space, overrides)
     reads = data or estimate
-    base, model = locate(loaded.base_model), kind_of(loaded.task).model
-    modules = linear_modules(base, model)
-    heads, body = parameter_shapes(base, model)
-    description = describe(loaded, modules, heads=heads, body=body)
+    try:
+        base, model = locate(loaded.base_model), kind_of(loaded.task).model
+        modules = linear_modules(base, model)
+        heads, body = parameter_shapes(base, model)
+        description = describe(loaded, modules, heads=heads, body=body)
+    except (BaseModelError, UsageError) as error:
+        try:
+            if reads:
+                load_data(loaded.task)
+        except TaskDataError as other:  # the user sees the faults of both
+            raise type(error)(f"{error}\n{other}", hint="; ".join(filter(None, (error.hint, other.hint)))) from error
+        raise
     rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer
