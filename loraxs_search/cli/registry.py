@@ -264,8 +264,8 @@ def pull(
 
     vLLM, SGLang and Ray Serve LLM load `lora` folders as they are, but only of bases that they adapt, and only without
     a trained head: those of language models, such as a text-generation task trains (cluster/README.md, "Serve with
-    SGLang or Ray Serve LLM"). `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
-    Ollama asks as in training; it needs the base as a GGUF file.
+    vLLM"). `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which Ollama asks as in training; it
+    needs the base as a GGUF file.
 
     `onnx` is for any ONNX runtime, of LoRA-XS classifiers, taggers and regressions with basis `top`. model.onnx has the
     base; adapters are small files of inputs, which each row brings: one model.onnx serves all of a base, mixed in one

@@ -496,7 +496,7 @@ class Registry:
                 self._record(adapter.decision)
             yield check, finished
 
-    def _decision(  # it is what they are kept in
+    def _decision(
         self,
         task: str,
         study: str,

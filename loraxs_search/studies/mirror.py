@@ -319,10 +319,9 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             if (copied := storage.get(f"{name}/{key}")) is not None:
                 write_atomic(path / key, copied)
         records = StudyLog(path / JOURNAL).records
-        for snapshot in (
-            path / "snapshots"
-        ).iterdir():  # a copy that was cut short may have one of a trial yet unknown:
-            if snapshot.name.partition(".")[0] not in records:  # the trial that gets its number here is another
+        # A copy that was cut short may have one of a trial yet unknown: the trial that gets its number here is another.
+        for snapshot in (path / "snapshots").iterdir():
+            if snapshot.name.partition(".")[0] not in records:
                 snapshot.unlink()
         lease.check()
         info = replace(parse_info(storage.get(f"{name}/study.json") or content, place), storage=storage.uri)

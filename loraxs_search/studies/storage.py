@@ -57,6 +57,11 @@ class _Bucket:
         self._by_generation = uri.startswith("gs:")
         self.faults: tuple[type[Exception], ...] = (OSError, obstore.exceptions.BaseError)
 
+    def create(self, key: str, content: bytes) -> str | None:
+        with contextlib.suppress(StorageConflictError):
+            return self.write(key, content, None)
+        return None
+
     def write(self, key: str, content: bytes, version: str | None) -> str:
         mode: Literal["create"] | UpdateVersion = "create"
         if version is not None:
@@ -174,11 +179,13 @@ class _SharedFolder:
                 hint="name one beside it, on a file system that machines share",
             )
 
+    def create(self, key: str, content: bytes) -> str | None:
+        status = create_atomic(self._path(key), content)
+        return None if status is None else _version(status)
+
     def write(self, key: str, content: bytes, version: str | None) -> str:
         path = self._path(key)
-        if version is None and (made := create_atomic(path, content)) is not None:
-            return _version(made)
-        if version is None or _version_at(path) != version:
+        if _version_at(path) != version:
             raise StorageConflictError(f"{path} must be as this driver left it, but another one has written it.")
         write_atomic(path, content)
         return _version_at(path) or ""
@@ -273,10 +280,8 @@ class Storage:
         Raises:
             StorageError: it cannot be written.
         """
-        try:
-            return self.write(key, content, None)
-        except StorageConflictError:
-            return None
+        with self._faults("writable", key):
+            return self._objects.create(key, content)
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
         """Replace an object of that version, None for none, and return its new one.

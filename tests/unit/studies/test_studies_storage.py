@@ -217,6 +217,17 @@ def test_without_hard_links_one_of_many_makes_an_object(storage, monkeypatch):
     assert storage.versions("s") == {"s/a": versions[winner]}
 
 
+def test_without_hard_links_too_a_copy_is_whole_or_not_there(storage, monkeypatch):
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    seen, replace = list[bytes | None](), os.replace
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append(storage.get("s/a")), replace(*paths)))
+    storage.write("s/a", b"whole", None)
+    assert (seen, storage.get("s/a")) == ([None], b"whole")
+
+
 def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(storage, monkeypatch):
     faults = [OSError(errno.ESTALE, "Stale file handle")]
     storage.create("a", b"content")
