@@ -137,7 +137,7 @@ def _hub_split(
         values = renamed.select_columns([name for name in with_parents(wanted) if name in available])[:]
         return replace(with_parts(Columns(available, values), wanted), stored_names=names)
 
-    return _StoredSplit(f"{place}, split {written.partition('[')[0]}", None, names, read)
+    return _StoredSplit(f"{place}, split {_split_name(written)}", None, names, read)
 
 
 def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
@@ -159,7 +159,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
     declared.setdefault("train", "train")
     errors: list[TaskDataError] = []
     for split, written in declared.items():
-        name = written if source.data_files else written.partition("[")[0]
+        name = written if source.data_files else _split_name(written)
         if name not in available:
             raise TaskDataError(
                 f"{who}{unknown_name(f'splits.{split}', name, available)} Place: {place}.",
@@ -172,7 +172,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
                 splits[split] = _hub_split(task, loaded[name], place, written)
     raise_joined(task, errors)
     for split, other in source.elsewhere.items():
-        place, name = _place(other.hub, other.config), other.split.partition("[")[0]
+        place, name = _place(other.hub, other.config), _split_name(other.split)
         loaded = load_splits(other.hub, other.config, other.revision, cache_dir, who)
         if name not in loaded:
             raise TaskDataError(
@@ -278,6 +278,12 @@ def _cache_for(hub: str, cache_dir: Path) -> Path:
     for path in files:
         digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode("utf-8", "surrogatepass"))
     return cache_dir / "folders" / digest.hexdigest()[:32]
+
+
+def _split_name(written: str) -> str:
+    """Return the split that is sliced; where the slice cannot be read, such as `train[:10%]`, all that is written."""
+    match = _SLICE.fullmatch(written)
+    return match["split"] if match else written
 
 
 def _place(hub: str | None, config: str | None) -> str:

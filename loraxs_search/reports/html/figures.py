@@ -225,6 +225,7 @@ def _importances(facts: ReportFacts) -> _FigureSection:
 
 
 def _slices(facts: ReportFacts) -> _FigureSection:
+    from optuna.trial import TrialState as OptunaState
     from optuna.visualization import plot_slice
 
     section, title = "slices", "Score over each parameter"
@@ -232,7 +233,8 @@ def _slices(facts: ReportFacts) -> _FigureSection:
     if len(facts.complete) < 2:
         return _FigureSection(section, title, "Slices need two trials that have trained all their steps.")
     study = optuna_study(facts.folder)
-    known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
+    complete = study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
+    known = {name for trial in complete for name in trial.params}
     for name in (name for name in facts.varied if name in known):
         figure = plots[f"slice_{name}"] = plot_slice(study, params=[name], target_name=facts.metric)
         look = {"size": _thinner(7, len(study.trials)), "line": {"width": 0}, "showscale": False}

@@ -243,7 +243,7 @@ def _cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) 
     """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
     if len(ids) <= limit:
         return ids
-    begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    begin = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []
     return begin + ids[len(ids) - (limit - len(begin)) :]
 
 

@@ -60,6 +60,7 @@ _LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
 _MEANT = 5  # values whose nearest label is named
 _HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
+_ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
 
@@ -423,7 +424,15 @@ class Regression(_LabelledKind):
             return number if number is not None and abs(number) <= _MOST else None
 
         exact = _read(columns.values[self.task.label], read, np.float64, self.task, place, "a finite number")
-        return exact.astype(np.float32)
+        labels = exact.astype(np.float32)
+        is_rounded = np.abs(exact - labels).max(initial=0) > _ROUNDED * exact.std()
+        if is_rounded and len(np.unique(labels)) < len(np.unique(exact)):
+            raise TaskDataError(
+                f"Task {self.task.name}: `{self.task.label}` must have numbers that differ by more than float32 rounds"
+                f" them, but {place.name} has numbers from {exact.min():.12g} to {exact.max():.12g}.",
+                hint=f"subtract a number such as {exact.min():.12g} from all of them",
+            )
+        return labels
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         numbers = {split: own.labels.astype(np.float64) for split, own in rows.items()}

@@ -10,6 +10,7 @@ from support.studies import TASK
 
 from loraxs_search import figures
 from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.trial import TrialState
 
 
 @pytest.fixture
@@ -73,3 +74,9 @@ def test_long_labels_are_cut_where_they_stand_side_by_side_and_stay_apart(fresh_
     axis = figures("s")["slice_p"].layout.xaxis
     assert len(axis.categoryarray) == 3
     assert set(axis.ticktext) == {"query+value+key&amp;d…"}
+
+
+def test_a_parameter_that_no_complete_trial_has_is_left_out(fresh_home):
+    stopped = Tried({"p": "a", "q": "a"}, 0.1, state=TrialState.PRUNED)
+    searched("s", [*(Tried({"p": value}, number / 10) for number, value in enumerate("abc")), stopped])
+    assert [name for name in figures("s") if name.startswith("slice")] == ["slice_p"]

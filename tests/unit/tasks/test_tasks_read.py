@@ -347,6 +347,9 @@ def test_a_slice_takes_some_rows(tmp_path, make_task, rows):
     data = load_data(replace(make_task(), source=source))
     assert {split: len(it) for split, it in data.rows.items()} == {"train": 20, "validation": 10, "test": 3}
     assert data.rows["validation"].texts[0].startswith("w30")
+    for written in ("train[:10%]", "train[-5:]"):  # not read as the whole split
+        with pytest.raises(TaskDataError, match=r"`splits.train`"):
+            load_data(replace(make_task(), source=replace(source, splits={"train": written})))
 
 
 def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task, rows):

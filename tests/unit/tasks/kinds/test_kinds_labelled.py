@@ -135,6 +135,14 @@ def test_regression_labels_must_be_finite_numbers(make_task):
             read_numbers([1, 2, value], task)
 
 
+def test_numbers_that_float32_cannot_tell_apart_are_refused(make_task):
+    task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
+    assert len(set(read_numbers([1_700_000_000 + 3_600 * i for i in range(900)], task).tolist())) == 900
+    with pytest.raises(TaskDataError) as caught:
+        read_numbers([1_700_000_000 + i for i in range(10)], task)
+    assert "subtract" in (caught.value.hint or "")
+
+
 def test_rows_without_lines_are_counted_from_one(make_task, tokenizer, rows, tmp_path):
     import datasets
 
