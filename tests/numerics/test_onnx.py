@@ -18,7 +18,7 @@ import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoModel, AutoTokenizer, BertConfig
 
 from loraxs_search import load, load_adapter, load_tokenizer
 from loraxs_search.base_model.layers import linear_modules
@@ -155,6 +155,16 @@ def test_rows_bring_adapters_of_any_rank_and_number_of_labels(make, opened):
     logits = opened(made[0])(texts, [inputs_of(made[way]) for way in ways])
     for way, folder in enumerate(folders):
         check(logits[way::3], load(folder)(TEXTS))
+
+
+@LONG
+def test_a_base_in_bfloat16_is_exported_though_peft_rounds_a_and_b(make_adapter, tmp_path):
+    save_base(tmp_path / "base")
+    AutoModel.from_pretrained(tmp_path / "base").bfloat16().save_pretrained(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+    folder = make_adapter(tmp_path / "it", base, rank=4, target_modules=names, task=reading(), init_std=0.3)
+    assert (converted(folder, "onnx") / "model.onnx").exists()
 
 
 def test_pairs_are_read_with_their_segments(make, opened):

@@ -1,7 +1,7 @@
 """A base as one ONNX graph: A and B are in it, and each row of a batch brings its own C and head.
 
 Letters: n rows of T tokens, m adapted layers, r the rank of a batch, k that of the graph, L outputs. C (r, r) is R with
-scale and singular values multiplied in, as in `bank/adapter_store.py`; A and B are orthonormal, so adapters of any
+scale and singular values multiplied in, as in `bank/bank_model.py`; A and B are orthonormal, so adapters of any
 sigma share them. A smaller C is filled up with zeros.
 
 A file may store its matrices as float16 or int8, which a runtime makes float32 before it computes. Only standard

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MODEL, ADAPTER_FILE, ABOUT = "model.onnx", "adapter.safetensors", "onnx.json"
 LIMITS: dict[str, float] = {"fp16": 0.002, "int8": 0.05}
 """How far a probability may move; a number by so much of the largest one, or of 1. Measured: 0.0008 and 0.023."""
-_EXACT = 1e-4  # of the largest number, or of 1: where matrices are float32
 _STORED = "It computes in float32; matrices are stored as {}, which moves answers by {:g} at most on a few sentences."
 _PRECISIONS = {"": "In float32."} | {name: _STORED.format(name, limit) for name, limit in LIMITS.items()}
 
@@ -135,6 +134,7 @@ class ONNX(ExportFormat):
         from safetensors.torch import save
 
         from loraxs_search.base_model.reading import pooling_of
+        from loraxs_search.methods.verification import tolerance
 
         manifest, task, precision = adapter.manifest, adapter.manifest.task, options.precision
         if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
@@ -161,11 +161,12 @@ class ONNX(ExportFormat):
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
         pooling = pooling_of(adapter.base)
         key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
+        exactness = tolerance(adapter.peft)  # of a half-precision base, whose A and B PEFT rounds
         asked = _asked(adapter)
         if not _take_shared(folder, key):
             model = cast("Any", unloaded(adapter.base)).float()
             write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
-        _check_answers(folder / MODEL, inputs, manifest, asked, precision)
+        _check_answers(folder / MODEL, inputs, manifest, asked, precision, exactness)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
         about = {
             "task": task.registered_name,
@@ -341,15 +342,20 @@ def _check_answers(
     manifest: Manifest,
     asked: tuple[Tensor, Tensor, Tensor],
     precision: OnnxPrecision | None,
+    exactness: float,
 ) -> None:
-    """Refuse a file whose answers to a few sentences are too far from the adapter's in float32."""
+    """Refuse a file whose answers to a few sentences are too far from the adapter's in float32.
+
+    Args:
+        exactness: How far a number may move where matrices are float32, as a share of the largest one, or of 1.
+    """
     ids, mask, expected = asked
     logits, base = _logits(path, ids, mask, inputs), manifest.base_model.id
     if logits.dim() == 3:
         logits, expected = logits[mask.bool()], expected[mask.bool()]
     what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
     if precision is None:
-        if not moved <= _EXACT:  # NaN too
+        if not moved <= exactness:  # NaN too
             raise UsageError(
                 f"An ONNX graph must compute what the adapter does, but that of {base} moves a number by {moved:.3g} in"
                 " onnxruntime.",
