@@ -225,6 +225,7 @@ def _importances(facts: ReportFacts) -> _FigureSection:
 
 
 def _slices(facts: ReportFacts) -> _FigureSection:
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.trial import TrialState as OptunaState
     from optuna.visualization import plot_slice
 
@@ -236,6 +237,17 @@ def _slices(facts: ReportFacts) -> _FigureSection:
     complete = study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
     known = {name for trial in complete for name in trial.params}
     for name in (name for name in facts.varied if name in known):
+        own = [trial for trial in complete if name in trial.params]
+        found = {trial.distributions[name] for trial in own}
+        if len(found) > 1 and any(isinstance(it, CategoricalDistribution) for it in found):
+            # Of alternatives Optuna takes the first one, and leaves out trials with values that it lacks.
+            values = sorted({trial.params[name] for trial in own}, key=lambda value: (isinstance(value, str), value))
+            scale: BaseDistribution = CategoricalDistribution(values)
+            if not (isinstance(values[-1], str) or all(isinstance(it, CategoricalDistribution) for it in found)):
+                low, high = float(values[0]), float(values[-1])
+                scale = FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
+            for trial in own:
+                trial.distributions = {**trial.distributions, name: scale}
         figure = plots[f"slice_{name}"] = plot_slice(study, params=[name], target_name=facts.metric)
         look = {"size": _thinner(7, len(study.trials)), "line": {"width": 0}, "showscale": False}
         figure.update_traces(
