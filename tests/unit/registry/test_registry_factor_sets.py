@@ -163,6 +163,10 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
         with pytest.raises(IntegrityError):
             pull("movie-reviews", uri=store_uri)
         assert not factors_at(key, said, unchecked=True)
+    write_factors(file, flipped(FactorStore().get(WEIGHT, rank=4)))  # whole, and of another checksum
+    elsewhere("another")
+    with pytest.raises(IntegrityError, match="must have checksum"):
+        pull("movie-reviews", uri=store_uri)
 
 
 def test_a_key_or_a_checksum_that_could_lead_elsewhere_is_refused(key_and_checksum, tmp_path):
