@@ -63,7 +63,9 @@ def test_new_test_rows_start_the_count_anew(promote):
     assert numbers(promote("t3", 302)) == [], "and the champion, whose answers to the old rows are not here, stays"
 
 
-def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(registry, promote, task, monkeypatch):
+def test_a_promoter_that_has_lost_the_lease_writes_no_decision_and_moves_no_champion(
+    registry, promote, task, monkeypatch
+):
     promote("t0", 320)
 
     def lost() -> None:
@@ -71,11 +73,13 @@ def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(reg
 
     with monkeypatch.context() as patch:
         patch.setattr(TaskRecord, "locked", lambda _: contextlib.nullcontext(lost))
-        with pytest.raises(RegistryError):
-            promote("t1", 321)
+        for right in (321, 399):  # refused, and promoted
+            with pytest.raises(RegistryError):
+                promote(f"t{right}", right)
         with pytest.raises(RegistryError):
             registry.promote(RULE, task, [], {})
     assert [decision.number for decision in registry.history("movie-reviews")] == [1]
+    assert registry.champion("movie-reviews").version == 1
 
 
 def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote, killed_at):
