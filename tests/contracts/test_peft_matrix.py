@@ -19,7 +19,7 @@ import pytest
 
 PEFT = "0.21.2"
 REQUIREMENT = f"peft=={PEFT} --hash=sha256:b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e\n"
-MATRICES = {"test_custom_models": 480, "test_decoder_models": 180, "test_feature_extraction_models": 45}
+MATRICES = {"test_custom_models": 420, "test_decoder_models": 180, "test_feature_extraction_models": 45}
 FILES = ("testing_common", "testing_utils", *MATRICES)
 PYTEST_INI = "[pytest]\naddopts = -p no:cacheprovider\nmarkers =\n    regression: PEFT's\n"
 

@@ -112,6 +112,7 @@ class LoraXSModel(BaseTuner):
             combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
         Raises:
             UsageError: an adapter is unknown, has its own head, or has another basis or factor rank.
+            RankError: a module has no room for the largest rank.
         """
         if combination_type not in ("linear", "cat"):
             raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
