@@ -362,6 +362,8 @@ def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None
             state.trials, state.finishing = int(facts["trials"]), None
             if "time_budget_s" in facts:
                 state.time_budget_s = float(facts["time_budget_s"])
+        case _:
+            return
     state.num_reopenings += bool(facts.get("reopens"))
 
 

@@ -275,6 +275,12 @@ def test_a_time_to_add_is_written_as_a_time_budget_is(fresh_home):
         assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
+def test_a_verb_of_a_later_version_changes_nothing():
+    state, later = SteeringState(), Command("c1", "later")
+    apply(later, CommandAnswer("c1", AnswerState.DONE, "", facts={"reopens": True}), state)
+    assert state == SteeringState()
+
+
 def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):
     folder, command = new_study("s"), Command("a" * 32, "finish")
     seen = steered(folder)

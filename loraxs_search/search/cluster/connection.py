@@ -103,7 +103,7 @@ def check_answers(address: str | None) -> None:
 
 def shows_token() -> bool:
     """Whether this process shows a token to its cluster."""
-    return os.environ.get("RAY_AUTH_MODE") == "token"
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"  # Ray reads any case
 
 
 def _token_error(address: str | None) -> ClusterError:

@@ -242,3 +242,9 @@ def test_why_an_environment_was_not_made_is_one_line(output, problem):
 def test_an_environment_without_a_cluster_is_refused():
     with pytest.raises(UsageError, match="with --address"), connected(None, runtime_env="env.yaml"):
         pass
+
+
+@pytest.mark.parametrize(("mode", "shows"), [("token", True), ("Token", True), ("disabled", False)])
+def test_a_token_is_shown_where_ray_reads_the_mode_in_any_case(monkeypatch, mode, shows):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    assert connection.shows_token() is shows
