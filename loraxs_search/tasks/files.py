@@ -112,17 +112,17 @@ def _check_quotes(rows: Sequence[tuple[int, int, list[str]]], width: int, separa
     joined = [row for row in rows if row[1] > row[0]] if width > 1 else []
     plain = [fields for begin, end, fields in rows if begin == end and len(fields) >= width] if joined else []
     values = [{fields[at].strip() for fields in plain} for at in range(width)]
-    few = {at: known for at, known in enumerate(values) if 2 * len(known) <= len(plain)}
+    few = {at: own for at, own in enumerate(values) if 2 * len(own) <= len(plain)}
 
     def are_rows(fields: list[str], at: int) -> bool:
         lines = [line.split(separator) for line in fields[at].splitlines()]
         if len(lines) < 2:
             return False
         lines[0], lines[-1] = [*fields[:at], *lines[0]], [*lines[-1], *fields[at + 1 :]]
-        told = [
+        known = [  # of each line: whether its values in columns of few are among these
             [it.strip() in few[i] for i, it in enumerate(line) if i in few and i != at and it.strip()] for line in lines
         ]
-        return {*map(len, lines)} == {width} and all(map(all, told)) and (separator == "\t" or all(told))
+        return {*map(len, lines)} == {width} and all(map(all, known)) and (separator == "\t" or all(known))
 
     swallowing = [row for row in joined if any(are_rows(row[2], at) for at in range(len(row[2])))]
     if swallowing and 10 * len(swallowing) >= len(joined):

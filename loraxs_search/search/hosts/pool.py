@@ -253,7 +253,7 @@ class HostPool:
         Whatever goes wrong with that stops no search.
 
         Args:
-            advanced: Called with what hosts say, unless it is empty, from a thread of its own.
+            advanced: Called with what hosts say, unless it is empty, from its own thread.
             to_cancel: Returns the ids of the trials that are to end at their next step; called from that thread.
         """
         closing = threading.Event()
