@@ -280,7 +280,7 @@ def load(
         name: As `load_adapter`.
         dtype: Precision of the base; by default the checkpoint's.
     Raises:
-        BaseModelError, FactorMismatchError, UsageError: as `load_adapter`.
+        BaseModelError, UsageError: as `load_adapter`.
     """
     from loraxs_search.predictor import Predictor
 
@@ -302,8 +302,7 @@ def load_adapter(
         name: What `pull` takes; or `STUDY/TRIAL`, an adapter that a search of this machine has kept; or a folder: a
             Path, or a string that says it is one (`./x`, `~/x`, `/x`).
     Raises:
-        BaseModelError: the base cannot be found or is not the one the adapter was trained on.
-        FactorMismatchError: its factors differ from those the adapter was trained in.
+        BaseModelError: the base cannot be found, or it or its factors are not those the adapter was trained on.
         UsageError: there is no such device.
     """
     from loraxs_search.methods.loading import load_adapter_folder

@@ -48,28 +48,16 @@ class SpaceError(UsageError):
     """A search space file has faults; the message lists all of them."""
 
 
-class RankError(UsageError):
-    """A rank lies outside 1..min(out, in) of the module it is meant for."""
-
-
-class TargetModulesError(UsageError):
-    """A module group matches no linear layer of the base model."""
-
-
 class HomeError(LoraxsError):
     """`LORAXS_HOME` cannot be written: missing rights or no space left."""
 
 
 class BaseModelError(LoraxsError):
-    """The base model cannot be found, loaded, or is not the one that was named."""
+    """The base model cannot be found or loaded, or it or its factors are not those that were named."""
 
 
 class TaskDataError(LoraxsError):
     """A task's data does not fit its declaration: columns, labels, splits."""
-
-
-class FactorMismatchError(LoraxsError):
-    """Factors differ from those an adapter was trained in: its R would mean another model."""
 
 
 class TrialDivergedError(LoraxsError):
@@ -77,7 +65,7 @@ class TrialDivergedError(LoraxsError):
 
 
 class StudyError(LoraxsError):
-    """A study is missing, already exists, is in use, or its records cannot be read."""
+    """A study is missing, exists already, is in use, cannot be read, or has trials that fail."""
 
 
 class CommandError(LoraxsError):
@@ -106,10 +94,6 @@ class SearchInterruptedError(LoraxsError):
             "\n".join(f"Study {name!r} was interrupted; nothing that was reported is lost." for name in names),
             hint="\n".join(f"continue with `loraxs-search resume {name}`" for name in names),
         )
-
-
-class TrialsFailError(LoraxsError):
-    """Nearly all of the latest trials failed for one reason, and the others wait until it is fixed; or all failed."""
 
 
 class StorageError(LoraxsError):

@@ -33,7 +33,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ml
         model_config: `device`, such as `cuda`.
     Raises:
         IntegrityError: the adapter's files are not what its manifest says.
-        BaseModelError, FactorMismatchError: as `load_adapter`.
+        BaseModelError: as `load_adapter`.
     """
     folder = Path(path)
     device = str((model_config or {}).get("device", "cpu"))

@@ -63,8 +63,7 @@ class Predictor:
         """Load the base and the adapter, and return itself.
 
         Raises:
-            BaseModelError: the base cannot be found or is not the one the adapter was trained on.
-            FactorMismatchError: its factors differ from those the adapter was trained in.
+            BaseModelError: the base cannot be found, or it or its factors are not those the adapter was trained on.
         """
         _ = self._loaded
         return self

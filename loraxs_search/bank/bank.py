@@ -136,7 +136,7 @@ class AdapterBank:
         Args:
             source: What `pull` takes, `STUDY/TRIAL`, or a folder, as `load_adapter` does; None means `name` itself.
         Raises:
-            RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
+            RegistryError, IntegrityError, BaseModelError: as `pull` and `load_adapter`; what the
                 adapter stores must be only R and head.
             UsageError: it does not fit into `max_bytes`, or is of a method that a bank does not serve.
         """
@@ -172,7 +172,7 @@ class AdapterBank:
             task: Says how many outputs the head has, and how texts become tokens.
             tensors: What `adapter_model.safetensors` holds, by the same names.
         Raises:
-            FactorMismatchError, BaseModelError: the config was made for other factors, or another body.
+            BaseModelError: the config was made for other factors, or another body.
             IntegrityError: a tensor has another name or shape than it should.
             UsageError: it does not fit into `max_bytes`.
         """

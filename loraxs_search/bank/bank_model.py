@@ -33,7 +33,7 @@ from loraxs_search.engine.layers import (
     RowSegment,
 )
 from loraxs_search.engine.passes import Requester, forward
-from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
+from loraxs_search.errors import IntegrityError, UsageError, unknown_name
 from loraxs_search.factors.verify import agrees, fingerprint
 from loraxs_search.methods.loraxs import (
     FactorKey,
@@ -224,11 +224,10 @@ class BankModel:
         Returns:
             The settings, and the matrix that turns R into C by an elementwise product, shape (r, r).
         Raises:
-            UsageError: the adapter has its own factors.
-            TargetModulesError: the base has no such module, or computes it for all rows at once.
+            UsageError: the adapter has its own factors, or the base has no such module, or computes it for all rows at
+                once.
             IntegrityError: a module of the config is missing.
-            FactorMismatchError: the config was made for other factors.
-            BaseModelError: the config was made for another body.
+            BaseModelError: the config was made for other factors, or for another body.
         """
         if config.basis == "gaussian":
             raise UsageError(
@@ -236,9 +235,9 @@ class BankModel:
                 hint="`load_adapter` takes it, one adapter for all rows",
             )
         if unknown := sorted(set(modules) - set(self._linears)):
-            raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
+            raise UsageError(unknown_name("target_modules", unknown[0], self._linears))
         if shared := [name for name in modules if name in self._unpackable]:
-            raise TargetModulesError(
+            raise UsageError(
                 "Adapters of a bank must adapt layers that each row has to itself, but this base gives"
                 f" {shared[0]} what all rows share, rows in another order, or nothing.",
                 hint="`load_adapter` takes one such adapter for all rows",

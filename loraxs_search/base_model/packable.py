@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from loraxs_search.errors import BaseModelError, TargetModulesError
+from loraxs_search.errors import BaseModelError, UsageError
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def check_packable(names: Collection[str], unpackable: Collection[str]) -> None:
         names: Full names of the layers that a trial adapts.
         unpackable: Those of the base that are given something else than the batch's rows.
     Raises:
-        TargetModulesError: some are; the message names the first.
+        UsageError: some are; the message names the first.
     """
     if unfit := [name for name in names if name in unpackable]:
         more = f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""
-        raise TargetModulesError(
+        raise UsageError(
             "`target_modules` must be layers that each row has to itself where trials share passes, but this base gives"
             f" {unfit[0]}{more} what all rows share, rows in another order, or nothing. Lone trials can adapt it.",
             hint="set `search.pack_size` to 1, or leave such layers out of `target_modules`",

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import BaseModelError, RankError, UsageError
+from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.machine import single_thread
 from loraxs_search.records.literals import SVD_BASES, Basis, Sigma
 
@@ -75,7 +75,7 @@ class Factors:
         A = V^T, B = U S; `none` A = V^T, B = U.
 
         Raises:
-            RankError: `rank` is outside 1..k.
+            UsageError: `rank` is outside 1..k.
         """
         _check_rank(rank, self.rank)
         u, s, vt = self.left[:, :rank], self.singular_values[:rank], self.right[:rank]  # (out, r), (r,), (r, in)
@@ -106,7 +106,7 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
 
 def _check_rank(rank: int, limit: int) -> None:
     if not 1 <= rank <= limit:
-        raise RankError(f"`rank` must be in 1..{limit}, but got rank={rank}.")
+        raise UsageError(f"`rank` must be in 1..{limit}, but got rank={rank}.")
 
 
 def checked_driver(weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Literal["exact", "randomized"]:
@@ -114,7 +114,7 @@ def checked_driver(weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -
 
     Raises:
         BaseModelError: the weight is not a float matrix.
-        RankError, UsageError: as `compute_factors`.
+        UsageError: as `compute_factors`.
     """
     if weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
         where = "meta (no numbers)" if weight.is_meta else str(weight.device)
@@ -141,7 +141,7 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     Returns:
         Factors of rank `rank`, float32, contiguous, on the CPU.
     Raises:
-        RankError: `rank` is outside 1..min(out, in).
+        UsageError: `rank` is outside 1..min(out, in).
         BaseModelError: the weight is not a finite float matrix.
         UsageError: the randomised driver finds no such `basis`.
     Source: arXiv 2405.17604, section 3; differs in oversampling (16 columns) and sign, which the paper leaves open.

@@ -147,7 +147,7 @@ class FactorStore:
             weight: Base weight, shape (out, in), any float dtype and device; read, not changed.
             rank: Rank to store; `Factors.ab` cuts it. It is a `factor_bucket` where ranks share a file.
         Raises:
-            RankError, UsageError, BaseModelError: as `compute_factors`.
+            UsageError, BaseModelError: as `compute_factors`.
             HomeError: the folder cannot be read or written, or is full.
         """
         driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)

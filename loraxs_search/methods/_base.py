@@ -239,7 +239,7 @@ class Method(ABC):
         Args:
             params: With defaults; of `describe` at least those of `sized_by`.
         Raises:
-            RankError, UsageError: they do not fit; the message names a layer.
+            UsageError: they do not fit; the message names a layer.
         """
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
@@ -310,8 +310,8 @@ class Method(ABC):
             model: The base with a fresh head; nothing else is on it.
             factors: Where factors come from; None means the store in use, see `use_factor_store`.
         Raises:
-            RankError, TargetModulesError, UsageError: the adapter does not fit the base.
-            FactorMismatchError, HomeError: its factors cannot be had.
+            UsageError: the adapter does not fit the base.
+            BaseModelError, HomeError: its factors cannot be had.
         """
 
     @abstractmethod
@@ -344,7 +344,7 @@ class Method(ABC):
         Only called where `has_adapter` says so.
 
         Raises:
-            FactorMismatchError, BaseModelError: it was trained on another base, or in other factors.
+            BaseModelError: it was trained on another base, or in other factors.
         """
         raise NotImplementedError
 
@@ -366,7 +366,7 @@ class Method(ABC):
         Args:
             linears: The layers that the trial adapts, by full name, in model order.
         Raises:
-            RankError, UsageError, FactorMismatchError: as `attach`.
+            UsageError, BaseModelError: as `attach`.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import TargetModulesError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params, PlainLora
 from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
@@ -78,9 +78,7 @@ class PeftMethod(Method):
         layers = {name: modules[name] for name in hyper.target_modules if name in modules}  # PEFT refuses the others
         for name, layer in layers.items():
             if not isinstance(layer, nn.Linear | Conv1D):  # some tuners take embeddings, which no method here means
-                raise TargetModulesError(
-                    f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}."
-                )
+                raise UsageError(f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}.")
         config = self.config(hyper, self.attachment(hyper, head))
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers.values())

@@ -42,8 +42,8 @@ def load_adapter_folder(
             before the cast; the adapter and the head stay float32.
     Raises:
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
-        BaseModelError: the base cannot be found, or it is not that of the training.
-        FactorMismatchError: the factors or the reference logits differ.
+        BaseModelError: the base cannot be found, or it, the factors or the reference logits are not those of the
+            training.
         UsageError: its method is not installed here, or there is no such device.
     """
     checked_device(device)

@@ -79,7 +79,7 @@ class Lora(PeftMethod):
         """Hold the rank against the smaller side of each layer: beyond it, more numbers give no other update.
 
         Raises:
-            RankError: it is above one of them.
+            UsageError: it is above one of them.
         """
         check_ranks(int(params["rank"]), modules)
 

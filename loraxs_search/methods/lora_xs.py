@@ -119,7 +119,7 @@ class LoraXS(PeftMethod):
         """Hold each layer's rank against its smaller side.
 
         Raises:
-            RankError: it is above one of them; the message names the layer that it fits least.
+            UsageError: it is above one of them; the message names the layer that it fits least.
         """
         check_ranks(int(params["rank"]), modules)
 

@@ -8,7 +8,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from loraxs_search.errors import RankError
+from loraxs_search.errors import UsageError
 from loraxs_search.records.base import LinearModule
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
@@ -61,12 +61,12 @@ def check_ranks(rank: int, modules: Sequence[LinearModule]) -> None:
     """Hold a rank against each layer's smaller side.
 
     Raises:
-        RankError: it is above one of them, or below 1; the message names the layer that it fits least.
+        UsageError: it is above one of them, or below 1; the message names the layer that it fits least.
     """
     smallest = min(modules, key=lambda module: min(module.in_features, module.out_features))
     most = min(smallest.in_features, smallest.out_features)
     if not 1 <= rank <= most:
-        raise RankError(
+        raise UsageError(
             f"`rank` must be in 1..{most}, but got rank={rank} for {smallest.name}.",
             hint="lower the rank, or leave this module out of target_modules",
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from loraxs_search.base_model.reading import end_with_eos
-from loraxs_search.errors import BaseModelError, FactorMismatchError
+from loraxs_search.errors import BaseModelError
 from loraxs_search.factors.verify import agrees, fingerprint_of_all
 from loraxs_search.records.adapter import ReferenceLogits
 
@@ -100,7 +100,7 @@ def check_reference_logits(model: PeftModel | PreTrainedModel, reference: Refere
     """Raise unless the model gives the reference logits within the rounding of its precision.
 
     Raises:
-        FactorMismatchError: logits differ, are not finite, or are of another shape.
+        BaseModelError: logits differ, are not finite, or are of another shape.
     """
     compare_reference_logits(reference_logits(model, reference.input_ids), reference, tolerance(model))
 
@@ -117,7 +117,7 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     the difference is held against the largest of them.
 
     Raises:
-        FactorMismatchError: logits differ, are not finite, or are of another shape.
+        BaseModelError: logits differ, are not finite, or are of another shape.
     """
     expected = torch.tensor(reference.logits, dtype=torch.float32)
     if actual.shape != expected.shape:
@@ -126,7 +126,7 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
         difference = f"a difference of {float(distance):.3g}"
     else:
         return
-    raise FactorMismatchError(
+    raise BaseModelError(
         f"Logits of the probe must agree within {atol:g}, but got {difference}.",
         hint="the base model, its factors or the adapter's files are not those of the training; pull it again",
     )

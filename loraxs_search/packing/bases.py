@@ -39,7 +39,7 @@ from loraxs_search.engine.layers import (
 )
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning
-from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
+from loraxs_search.errors import UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
 from loraxs_search.methods._base import PackedAdapter
@@ -193,9 +193,8 @@ class TrainedBase(AdaptedBase):
         """Return what a trial trains, as it starts; every number drawn depends only on its seed.
 
         Raises:
-            TargetModulesError, RankError, BaseModelError, UsageError: the trial asks for what the base does not have,
-                or for what cannot be computed in this way.
-            FactorMismatchError: it was made for other factors.
+            UsageError, BaseModelError: the trial asks for what the base does not have, or for what cannot be computed
+                in this way, or was made for other factors.
         """
 
     @abstractmethod
@@ -458,10 +457,10 @@ def _check_target_modules(spec: TrialSpec, known: Collection[str]) -> None:
     """Refuse a trial that adapts no layer, or a layer that the base lacks.
 
     Raises:
-        TargetModulesError: with the layers that there are.
+        UsageError: with the layers that there are.
     """
     names = spec.hyperparameters.target_modules
     if not names:
-        raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
+        raise UsageError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
     if unknown := sorted(set(names) - set(known)):
-        raise TargetModulesError(unknown_name("target_modules", unknown[0], known))
+        raise UsageError(unknown_name("target_modules", unknown[0], known))

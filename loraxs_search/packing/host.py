@@ -165,12 +165,12 @@ class TrialHost:
 
     - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
       the node's fault where another host has had both.
-    - FactorMismatchError: the trial began beside other singular vectors than this machine computes.
+    - BaseModelError: the trial began beside other singular vectors than this machine computes.
     - TrialDivergedError: the trial's loss, gradient, a metric or an answer is not finite.
     - TrialCancelledError: `cancel` named the trial.
-    - RankError, TargetModulesError: the trial asks for what the base does not have.
     - StudyError: a snapshot cannot be read.
-    - UsageError: the trial cannot share passes, and is of another task than the host's first one.
+    - UsageError: the trial asks for what the base does not have; or it cannot share passes, and is of another task
+      than the host's first one.
 
     Any other exception is the trial's own failure too, and is reported with its type.
 

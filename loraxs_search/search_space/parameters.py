@@ -15,7 +15,7 @@ from itertools import chain
 from math import isclose
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
+from loraxs_search.errors import UsageError, asking, did_you_mean, must_be, one_of
 from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
@@ -63,12 +63,12 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
     end of that name (`dense`). `@last-K` keeps the last K layers of each stack of layers.
 
     Raises:
-        TargetModulesError: the expression cannot be read, or a part of it matches nothing.
+        UsageError: the expression cannot be read, or a part of it matches nothing.
     """
     try:
         groups, last = _parse_groups(expression)
     except ValueError as error:
-        raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
+        raise UsageError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
     # Of each module: the stack of layers it is in, which layer, and its name within the layer.
     matches = {module.name: _SITE.fullmatch(module.name) for module in modules}
     sites = {module: (match["stack"], int(match["layer"]), match["name"]) for module, match in matches.items() if match}
@@ -83,18 +83,18 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
 
     if not sites:
         law = "`target_modules` must name linear layers, but the base model has none in its layers."
-        raise TargetModulesError(law, hint=_HINT)
+        raise UsageError(law, hint=_HINT)
     for group in groups:
         if not any(is_in(name, group) for name in own_names):
             first, listed = did_you_mean(group, [*own_names, *GROUPS]), one_of([*own_names, *GROUPS], group)
             law = f"{first}`target_modules` must be made of: {listed}, but got {group!r}."
-            raise TargetModulesError(law, hint=_HINT)
+            raise UsageError(law, hint=_HINT)
     layers: dict[str, set[int]] = {}  # of each stack
     for stack, layer, _ in sites.values():
         layers.setdefault(stack, set()).add(layer)
     if last is not None and last > (most := max(map(len, layers.values()))):
         law = f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}."
-        raise TargetModulesError(law, hint=_HINT)
+        raise UsageError(law, hint=_HINT)
     kept = {stack: sorted(numbers)[-(last or len(numbers)) :] for stack, numbers in layers.items()}
     names = tuple(
         module
@@ -103,7 +103,7 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
     )
     if not names:
         law = f"`{expression}` must name at least one linear layer, but the last layers hold none."
-        raise TargetModulesError(law, hint=_HINT)
+        raise UsageError(law, hint=_HINT)
     return names
 
 

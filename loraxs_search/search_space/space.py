@@ -108,8 +108,7 @@ class Space:
         The head learns at `learning_rate` unless `head_learning_rate` is given.
 
         Raises:
-            TargetModulesError: the module group matches nothing in `modules`.
-            RankError: the rank is above the smaller side of one of the modules.
+            UsageError: the module group matches nothing in `modules`, or the rank is above the smaller side of one.
         """
         method = self.method_of(params)
         given: dict[str, Any] = {**self.defaults.get(method.name, {}), **params}
@@ -473,8 +472,7 @@ def describe(
         heads: `full` and `output` to full name and shape of the head's parameters that are trained.
         body: Full name and shape of the base's parameters below its head.
     Raises:
-        TargetModulesError: a module group matches nothing.
-        RankError: a rank that a trial may have is above the smaller side of one of its modules.
+        UsageError: a module group matches nothing, or a rank is above the smaller side of one of its modules.
         SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
     """
     found = (space.possible_values(name, "target_modules") for name in space.methods)

@@ -152,7 +152,7 @@ class ServedModels:
 
         Raises:
             RefusedError, UnknownTaskError, UnknownVersionError: there is none, or it is not served here.
-            UsageError, BaseModelError, FactorMismatchError: it does not fit this server.
+            UsageError, BaseModelError: it does not fit this server.
             TrackingError: the registry does not answer.
         """
         try:

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 from loraxs_search.base_model.layers import head_names, output_head
 from loraxs_search.base_model.load import missing_poolers
 from loraxs_search.base_model.reading import pooling_of
-from loraxs_search.errors import FactorMismatchError
+from loraxs_search.errors import BaseModelError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import agrees
 from loraxs_search.methods import method_of
@@ -63,10 +63,10 @@ def check_frozen(snapshot: Snapshot, frozen: Sequence[float]) -> None:
     Args:
         frozen: `Method.frozen_cosines` of the model that is to continue from it.
     Raises:
-        FactorMismatchError: they are others.
+        BaseModelError: they are others.
     """
     if snapshot.frozen and not agrees(snapshot.frozen, frozen, tolerance=_FROZEN_ATOL):
-        raise FactorMismatchError(
+        raise BaseModelError(
             f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
             " decomposition of the base gives others.",
             hint="search with TinyLoRA on machines with one kind of processor and one version of torch",

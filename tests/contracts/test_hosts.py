@@ -15,14 +15,7 @@ from support.spaces import SPACE
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.packable import Sharing
-from loraxs_search.errors import (
-    LoraxsError,
-    RankError,
-    StudyError,
-    TargetModulesError,
-    TrialCancelledError,
-    TrialDivergedError,
-)
+from loraxs_search.errors import LoraxsError, StudyError, TrialCancelledError, TrialDivergedError, UsageError
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -165,8 +158,8 @@ def test_a_second_caller_of_a_trial_can_be_given_up_too(make, make_spec, task, i
 
 FAULTS: dict[str, tuple[dict[str, Any], bytes | None, type[LoraxsError]]] = {
     "diverges": ({"learning_rate": 1e30, "head_learning_rate": 1e30, "warmup_ratio": 0.0}, None, TrialDivergedError),
-    "no such layer": ({"target_modules": ("nowhere",)}, None, TargetModulesError),
-    "too large a rank": ({"rank": 1000}, None, RankError),
+    "no such layer": ({"target_modules": ("nowhere",)}, None, UsageError),
+    "too large a rank": ({"rank": 1000}, None, UsageError),
     "torn snapshot": ({}, b"torn", StudyError),
 }
 
@@ -225,7 +218,7 @@ def test_it_says_what_it_has_loaded(host, task):
 def test_a_second_task_is_served_where_trials_share_passes(host, make_spec, task):
     other, spec = replace(task, name="other", max_length=16), make_spec("11")
     if host.info(other).unpackable:
-        with pytest.raises(TargetModulesError, match="what all rows share"):
+        with pytest.raises(UsageError, match="what all rows share"):
             host.advance(spec, 2, None, other)
     else:
         assert host.advance(spec, 2, None, other)[0].step == 2

@@ -21,7 +21,7 @@ from loraxs_search.assets import PROBE
 from loraxs_search.cli._main import run
 from loraxs_search.cli.launch import show_results
 from loraxs_search.cli.live_text import LinesView
-from loraxs_search.errors import SearchInterruptedError, TrialsFailError
+from loraxs_search.errors import SearchInterruptedError, StudyError
 from loraxs_search.log.events import (
     DriverStarted,
     Phase,
@@ -167,17 +167,13 @@ def test_a_packed_search_trains_the_same_trials_and_refits(search, agree):
 
 
 def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(simulated, agree):
-    with pytest.raises(
-        TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
-    ) as failed:
+    with pytest.raises(StudyError, match=r"5 of the latest trials failed for the same reason: .* finite") as failed:
         simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.concurrent=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
     assert len(before) < 8
-    with pytest.raises(
-        TrialsFailError, match=r"found nothing: each of its 8 trials failed, 8 with: .* finite"
-    ) as failed:
+    with pytest.raises(StudyError, match=r"found nothing: each of its 8 trials failed, 8 with: .* finite") as failed:
         resume("doomed")  # fewer are left than it takes to tell
     assert "loraxs-search extend doomed --trials N" in (failed.value.hint or "")
     agree("doomed", 8)

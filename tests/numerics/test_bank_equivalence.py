@@ -15,7 +15,7 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
@@ -152,7 +152,7 @@ def test_layers_that_rows_share_are_refused_and_the_others_equal(make_adapter, t
     fit = make_adapter(tmp_path / "fit", base, seed=1, rank=4, target_modules=own)
     unfit = make_adapter(tmp_path / "unfit", base, seed=2, rank=4, target_modules=tuple(names))
     bank, inputs = AdapterBank(base), batch(2)
-    with pytest.raises(TargetModulesError, match="key_proj what all rows share"):
+    with pytest.raises(UsageError, match="key_proj what all rows share"):
         bank.load("unfit", unfit)
     bank.load("fit", fit)
     expected = Adapters(base, {"fit": fit}).alone("fit", row(inputs, 0))[0]

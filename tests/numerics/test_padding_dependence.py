@@ -12,7 +12,7 @@ from support.trials import train
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.errors import BaseModelError, TargetModulesError
+from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
@@ -79,7 +79,7 @@ def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world):
 @LONG
 def test_layers_of_xlnet_are_adapted_by_lone_trials_and_the_machine_knows(make_world):
     world = make_world("xlnet")
-    with pytest.raises(TargetModulesError, match=r"layer\.0\.ff\.layer_1 \(and 3 more\)"):
+    with pytest.raises(UsageError, match=r"layer\.0\.ff\.layer_1 \(and 3 more\)"):
         world.pack().join(world.spec("1"), world.data)
     host = check_each_is_as_alone(world, [world.spec("1"), world.spec("2", rank=8)])
     assert host._num_slots == 1
@@ -92,7 +92,7 @@ def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attenti
     shared = tuple(name for name in world.names if ".self." in name)
     assert {name.rpartition(".")[2] for name in shared} >= {"query_global", "key_global", "value_global"}
     assert pack.base.unpackable == set(shared)
-    with pytest.raises(TargetModulesError, match="query_global"):
+    with pytest.raises(UsageError, match="query_global"):
         pack.join(world.spec("1", target_modules=[name for name in shared if name.endswith("_global")]), world.data)
     others = tuple(name for name in world.names if name not in shared)
     slots = world.join(pack, [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2])])
@@ -132,6 +132,6 @@ def test_another_task_is_told_what_it_cannot_have(make_world, other_data):
     host, _ = hosts(world)
     assert not host.info().unpackable
     assert len(host.info(other_data.task).unpackable) == 4
-    with pytest.raises(TargetModulesError, match="query_proj"):
+    with pytest.raises(UsageError, match="query_proj"):
         host.advance(world.spec("1"), 2, None, other_data.task)
     host.close()

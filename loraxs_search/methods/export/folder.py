@@ -60,7 +60,7 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
         folder: A verified adapter folder.
     Raises:
         UsageError: the adapter has no such format, or the format no such option.
-        BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
+        BaseModelError: the adapter cannot be loaded here.
     """
     import torch
 

@@ -16,7 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 from torch import Tensor
 
-from loraxs_search.errors import IntegrityError, RankError, UsageError
+from loraxs_search.errors import IntegrityError, UsageError
 from loraxs_search.factors.compute import Driver, FactorKey, resolve_driver
 from loraxs_search.methods.names import ROOT, R
 from loraxs_search.records.literals import Basis, Pooling, Sigma, factor_bucket
@@ -179,11 +179,11 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
     """Resolve `config` for the module of this name and size.
 
     Raises:
-        RankError: the rank is above min(out, in).
+        UsageError: the rank is above min(out, in).
     """
     size = min(out_features, in_features)
     if config.r > size:
-        raise RankError(
+        raise UsageError(
             f"`r` must be in 1..{size}, but got r={config.r} for {module} ({out_features} x {in_features}).",
             hint=f"use r <= {size}, or leave this module out of target_modules",
         )

@@ -23,7 +23,7 @@ from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.layers import matrix
-from loraxs_search.errors import FactorMismatchError, RankError, UsageError
+from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
@@ -82,8 +82,8 @@ def starting_r(
     Args:
         factors: Returns those of the module's weight; None where a stored R follows, for which nothing is checked.
     Raises:
-        FactorMismatchError: the factors are not those of the adapter that it starts from.
-        RankError: that adapter's rank is larger.
+        BaseModelError: the factors are not those of the adapter that it starts from.
+        UsageError: that adapter's rank is larger.
     """
     digest = None if factors is None else config.start_from
     r = None if digest is None else start_tensor(digest, f"{module}.{R}")
@@ -93,13 +93,13 @@ def starting_r(
     header, margin = start_header(digest), settings.rank - r.shape[0]
     expected = header.fingerprints.get(module)
     if expected is not None and not agrees(expected, fingerprint(*factors().ab(r.shape[0], settings.sigma))):
-        raise FactorMismatchError(
+        raise BaseModelError(
             f"A trial must have the factors of the adapter that it starts from, but those of {module} differ: this "
             "machine's linear algebra decomposes the weight in another way, or another weight.",
             hint="search on machines like the one that adapter was trained on, or leave out `start_from`",
         )
     if margin < 0:
-        raise RankError(
+        raise UsageError(
             f"`rank` must be at least that of the adapter it starts from, {r.shape[0]}, but got {settings.rank} for"
             f" {module}.",
             hint="raise the rank in the space, or start from a smaller adapter",
@@ -116,7 +116,7 @@ def checked_factors(
     machine's factors are not those of the training, those that another machine made are, if they were brought here.
 
     Raises:
-        FactorMismatchError: the factors are not those that were recorded.
+        BaseModelError: the factors are not those that were recorded.
         IntegrityError: those that came from a registry in their place are not of this weight.
         HomeError: factors cannot be stored.
     """
@@ -136,7 +136,7 @@ def checked_factors(
         if refused is not None:
             raise refused
     got, wanted = (", ".join(f"{number:.6g}" for number in numbers) for numbers in (actual, expected))
-    raise FactorMismatchError(
+    raise BaseModelError(
         f"Factor fingerprints must agree within {FINGERPRINT_TOLERANCE:g}, but {module} got [{got}] where the"
         f" adapter was trained in [{wanted}].",
         hint="load the base model the adapter was trained on (same weights and precision), and get the factors it was"
@@ -205,7 +205,7 @@ class LoraXSLinear(nn.Module, BaseTunerLayer):
         Args:
             config: Its config; the fingerprint of this module is checked against it, or recorded in it.
         Raises:
-            FactorMismatchError: the config was made for other factors.
+            BaseModelError: the config was made for other factors.
             UsageError: the weight is merged, so its factors cannot be computed.
         """
         is_fresh = self.module not in config.factor_fingerprints

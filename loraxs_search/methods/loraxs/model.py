@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.layers import head_names, is_identity, keep_head_float32, make_identity
 from loraxs_search.base_model.reading import place_pooling, pooling_of
-from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
+from loraxs_search.errors import UsageError, unknown_name
 from loraxs_search.factors.verify import fingerprint
 from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, module_settings
 from loraxs_search.methods.loraxs.layer import LoraXSLinear
@@ -111,8 +111,8 @@ class LoraXSModel(BaseTuner):
         Args:
             combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
         Raises:
-            UsageError: an adapter is unknown, has its own head, or has another basis or factor rank.
-            RankError: a module has no room for the largest rank.
+            UsageError: an adapter is unknown, has its own head, or has another basis or factor rank; or a module has no
+                room for the largest rank.
         """
         if combination_type not in ("linear", "cat"):
             raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
@@ -181,7 +181,7 @@ class LoraXSModel(BaseTuner):
         if not isinstance(layer, LoraXSLinear):
             # torch's attention reads the weight of its `out_proj` and never calls it: an adapter there does nothing.
             if not isinstance(target, nn.Linear | Conv1D) or isinstance(parent, nn.MultiheadAttention):
-                raise TargetModulesError(
+                raise UsageError(
                     f"`target_modules` must name linear layers, but {current_key} is a {type(target).__name__} "
                     f"in a {type(parent).__name__}.",
                     hint="name the layers inside it, or leave it out with exclude_modules",

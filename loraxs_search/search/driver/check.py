@@ -277,7 +277,7 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         SpaceError: the space has faults; the message has all of them.
         BaseModelError: its base cannot be found, or does not fit the task; with the faults of the rows, where these are
             read.
-        TargetModulesError: its module groups do not fit the base; with the faults of the rows, too.
+        UsageError: its module groups do not fit the base; with the faults of the rows, too.
         TaskDataError: the rows are not what the task says.
     """
     loaded = open_space(space, overrides)

@@ -89,7 +89,7 @@ def search_study(
         is_locked: Whether this process holds the study already.
     Raises:
         SearchInterruptedError: stopped before the budget was used.
-        TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
+        StudyError: nearly all of the latest trials failed for the same reason, or all have failed.
     """
     log, started_at = StudyLog(studies_root() / info.name / JOURNAL, info.name, view), steady_time()
     log.phase("loading the base model and the data")

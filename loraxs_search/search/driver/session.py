@@ -315,7 +315,7 @@ class SearchSession:
 
         Raises:
             SearchInterruptedError: stopped before the budget was used.
-            TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
+            StudyError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
         folder, log = self._study.folder, self._log
         with self._actors.pool.watched(folder.name, self._show_steps, lambda: self._searcher.to_cancel):

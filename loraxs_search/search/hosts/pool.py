@@ -354,7 +354,7 @@ class StudyActors:
     Raises:
         StudyError: the first host has another base or other rows than those recorded.
         BaseModelError, TaskDataError: the first host cannot use the base or the data.
-        RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
+        UsageError: the space asks for modules or ranks that the base does not have.
     """
 
     def __init__(

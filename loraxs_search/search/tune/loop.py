@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedError, TrialsFailError, UsageError, counted
+from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedError, StudyError, UsageError, counted
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import Lineage, TrialReport, TrialState
@@ -125,7 +125,7 @@ class StudySearcher(_Unpickled, Searcher):
 
         Raises:
             SearchInterruptedError: trials are left.
-            TrialsFailError: trials are left since they would fail, or all have failed.
+            StudyError: trials are left since they would fail, or all have failed.
             LoraxsError: an error that is not a trial's.
         """
         plan, actors, task, pool = self._plan, self._actors, self._study.folder.info.task, self._actors.pool
@@ -181,13 +181,13 @@ class StudySearcher(_Unpickled, Searcher):
         if has_ended and records and all(record.state is TrialState.FAIL for record in records):
             reason, count = Counter(record.reason for record in records).most_common(1)[0]
             trials = counted(len(records), "trial")
-            raise TrialsFailError(
+            raise StudyError(
                 f"Study {name!r} found nothing: each of its {trials} failed, {count} with: {reason}",
                 hint=f"fix that, then `loraxs-search extend {name} --trials N` and `loraxs-search resume"
                 f" {name}` train more",
             )
         if self.failing is not None and not is_complete:
-            raise TrialsFailError(
+            raise StudyError(
                 f"Study {name!r} was interrupted: {self.failing}",
                 hint=f"fix that, then go on with `loraxs-search resume {name}`",
             )

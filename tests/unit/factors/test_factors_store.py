@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraxs_search.errors import BaseModelError, HomeError, RankError
+from loraxs_search.errors import BaseModelError, HomeError, UsageError
 from loraxs_search.factors import compute
 from loraxs_search.factors.compute import Factors, compute_factors
 from loraxs_search.factors.store import FactorStore, write_factors
@@ -163,7 +163,7 @@ def test_a_fault_of_one_weight_ends_the_preparation(tmp_path):
 
 def test_a_wrong_request_stores_nothing(tmp_path):
     store = FactorStore(tmp_path)
-    with pytest.raises(RankError):
+    with pytest.raises(UsageError):
         store.get(matrix(), rank=25)
     with pytest.raises(BaseModelError):
         store.get(torch.full((4, 4), torch.nan), rank=2)

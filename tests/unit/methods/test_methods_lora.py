@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from loraxs_search.errors import RankError, SpaceError, TargetModulesError
+from loraxs_search.errors import SpaceError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.export.models import write_plain_lora
@@ -103,7 +103,7 @@ def test_its_files_are_the_same_bytes_each_time(make_base):
 
 def test_what_is_no_linear_layer_is_refused(make_base):
     wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
-    with pytest.raises(TargetModulesError, match="`target_modules`"):
+    with pytest.raises(UsageError, match="`target_modules`"):
         get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
@@ -111,7 +111,7 @@ def test_what_is_no_linear_layer_is_refused(make_base):
 def test_rank_is_held_against_the_smaller_side(name):
     modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method(name)
     method.check(method.with_defaults({"rank": 8}), modules)
-    with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
+    with pytest.raises(UsageError, match=r"1\.\.8, .*rank=9 for wide"):
         method.check(method.with_defaults({"rank": 9}), modules)
 
 

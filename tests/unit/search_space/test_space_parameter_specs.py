@@ -16,7 +16,7 @@ from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
 
 from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import UsageError
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.search_space.parameters import parameter_specs, resolve_modules
@@ -213,10 +213,10 @@ def test_what_is_no_expression_or_matches_nothing_is_refused(modules):
     faulty = dict.fromkeys(["", "query+", "query@last-0", "query@first-1", "*"], law)
     faulty |= {"attention.self.value+quary": r": attention\.self\.query, .*'quary'", "attention@last-4": r"K in 1\.\.3"}
     for expression, told in faulty.items():
-        with pytest.raises(TargetModulesError, match=told):
+        with pytest.raises(UsageError, match=told):
             resolve_modules(expression, modules("bert"))
 
 
 def test_a_model_without_layers_is_told(modules):
-    with pytest.raises(TargetModulesError, match="none in its layers"):
+    with pytest.raises(UsageError, match="none in its layers"):
         resolve_modules("attention", [LinearModule("classifier", 8, 2)])

@@ -16,7 +16,7 @@ import pytest
 from ray.tune.search import Searcher
 from support.studies import study
 
-from loraxs_search.errors import HomeError, LoraxsError, RankError
+from loraxs_search.errors import HomeError, LoraxsError, UsageError
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
@@ -120,7 +120,7 @@ def test_params_that_no_trial_can_have_cost_that_trial_alone(searcher, monkeypat
 
     def refusing(trial_id: str, *given: Any) -> Any:
         if trial_id == "00000":
-            raise RankError("`rank` must be even with `init: orthogonal`, but got rank=3.")
+            raise UsageError("`rank` must be even with `init: orthogonal`, but got rank=3.")
         return made(trial_id, *given)
 
     monkeypatch.setattr(searcher._actors, "spec", refusing)
