@@ -19,7 +19,7 @@ from loraxs_search.base_model.locate import weight_digest
 from loraxs_search.errors import LoraxsError, StorageError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, file_lock, home, is_locked, paths_under, remove_whole, unused
 from loraxs_search.log.study_log import DAMAGED_HINT
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry import manifest as manifests
@@ -103,11 +103,11 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
         try:
             found = list(Registry(uri).manifests())
         except LoraxsError as error:
-            needs.unknown = f"what is registered at {redact(uri)} is not known: {error.message}"
+            needs.unknown = f"what is registered at {uri} is not known: {error.message}"
             continue
         registered += [(name, manifest) for name, _, manifest in found]
         if (path := sqlite_path(uri)) is None or path.exists():
-            digests[redact(uri)] = {digest for _, digest, _ in found}
+            digests[uri] = {digest for _, digest, _ in found}
     # What names last meant on this machine, but for versions that were removed since; another store is not known.
     pulled = dict[str, object]()
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # one that is no object says nothing

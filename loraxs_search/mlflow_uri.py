@@ -1,4 +1,4 @@
-"""Where the MLflow store is, how its account is kept out of whatever is stored, requests to a server and its client.
+"""Where the MLflow store is, requests to a server, and its client.
 
 Both rooms that speak MLflow need this before they pay for importing it, or instead. Requests go through `requests`, as
 MLflow's own client does: proxies, certificates (REQUESTS_CA_BUNDLE), ~/.netrc and the account are then those of that
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
 _SERVER = ("http://", "https://")
-_ODD = re.compile(r"""[\s"'\[\]\x00-\x1f\x7f]""")  # what an account must not hold as it is
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own defaults (7 tries, 120 s each) hold a caller for minutes when a server is gone.
@@ -41,33 +40,25 @@ _DEFAULTS = {
 def resolve_uri(tracking_uri: str | None = None) -> str:
     """Return the store's address: the argument, else `MLFLOW_TRACKING_URI`, else SQLite in the state folder.
 
-    What is returned holds no account, and may be stored and shown. A user and a password in the address become MLflow's
-    own variables of this process, for as long as it speaks to that server; one that names none, as a study's, takes
-    those of `MLFLOW_TRACKING_URI` if that is the same server.
+    It holds no account, and may be stored and shown.
 
     Raises:
-        TrackingError: the address is neither `sqlite:///FILE` nor `http(s)://SERVER`, or cuts its account short.
+        TrackingError: the address is neither `sqlite:///FILE` nor `http(s)://SERVER`, or holds an account.
     """
     uri = (tracking_uri or os.environ.get(ENV_URI) or f"{_SQLITE}{home() / 'mlflow.db'}").strip()
     if uri.startswith(_SERVER):
-        server, account = _split(uri)
-        configured = os.environ.get(ENV_URI, "").strip()
-        if not account and configured.startswith(_SERVER):
-            other, of_other = _split(configured)
-            account = of_other if other == server else {}
-        _variables.adopt(server, account)
-        return server
+        if parts_of(uri) is None:
+            raise TrackingError(
+                f"`tracking URI` must be http(s)://SERVER without user and password, but got {shown(uri)}.",
+                hint=f"leave them out and set {ENV_USER} and {ENV_PASSWORD}",
+            )
+        return uri.rstrip("/")
     if uri.startswith(_SQLITE) and uri not in (_SQLITE, f"{_SQLITE}:memory:"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
     raise TrackingError(
         f"`tracking URI` must be sqlite:///FILE or http(s)://SERVER, but got {shown(uri)}.",
         hint="to keep runs in another database, start `mlflow server --backend-store-uri ...` and give its address",
     )
-
-
-def without_account(uri: str) -> str:
-    """Return an address as it may be stored."""
-    return _split(uri)[0] if uri.startswith(_SERVER) else uri
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -82,14 +73,13 @@ def artifact_root(uri: str) -> Path | None:
 
 
 def parts_of(uri: str) -> urllib.parse.SplitResult | None:
-    """Return the parts of an address; None if it cannot be read, or its account must be percent-encoded."""
+    """Return the parts of an address; None if it cannot be read, or may hold an account."""
     try:
         parts = urllib.parse.urlsplit(uri)
         _ = parts.port
     except ValueError:
         return None
-    account = parts.netloc.rpartition("@")[0]
-    return None if "@" in "".join(parts[2:]) or _ODD.search(account) or re.search(r"[\t\r\n]", uri) else parts
+    return None if re.search(r"[@\t\r\n]", uri) else parts
 
 
 def shown(uri: str) -> str:
@@ -100,47 +90,6 @@ def shown(uri: str) -> str:
 def redact(text: str) -> str:
     """Return `text` with the user and password of every address in it replaced by `***`."""
     return re.sub(r"://[^\s'\"]+@", "://***@", text)
-
-
-class _AccountVariables:
-    """MLflow's variables of this process, as an address with an account sets them.
-
-    An account goes to the server that it was given for, whenever that is spoken to next; to another one the variables
-    are as they were.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, Mapping[str, str]] = {}  # by server
-        self._account: Mapping[str, str] = {}
-        self._before: dict[str, str | None] = {}
-
-    def adopt(self, server: str, account: Mapping[str, str]) -> None:
-        """Set what an address, or an earlier one of that server, says of its account."""
-        account = self._known[server] = account or self._known.get(server, {})
-        if account == self._account and all(os.environ.get(name) == value for name, value in account.items()):
-            return  # no moment without it: another thread may be speaking to the server
-        for name, value in self._before.items():
-            if os.environ.get(name) == self._account[name]:  # else set by someone else meanwhile
-                del os.environ[name]
-                os.environ |= {} if value is None else {name: value}
-        self._account = account
-        self._before = {name: os.environ.get(name) for name in account}
-        os.environ |= account
-
-
-_variables = _AccountVariables()
-
-
-def _split(uri: str) -> tuple[str, dict[str, str]]:
-    if (parts := parts_of(uri)) is None:
-        raise TrackingError(
-            f"`tracking URI` must be http(s)://SERVER, its user and password percent-encoded, but got {shown(uri)}.",
-            hint=f"leave them out and set {ENV_USER} and {ENV_PASSWORD}; in the address `/` is %2F, `[` %5B, a space"
-            " %20, and so on",
-        )
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    named = {ENV_USER: parts.username, ENV_PASSWORD: parts.password}
-    return bare, {name: urllib.parse.unquote(value) for name, value in named.items() if value}
 
 
 def prepare_environment() -> None:
@@ -204,7 +153,7 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
         if status < 400 or status in (401, 403):
             return
         problem = f"it answers /health with status {status}"
-    raise TrackingError(f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.", hint=hint)
+    raise TrackingError(f"The MLflow server at {uri} must be reachable, but: {redact(problem)}.", hint=hint)
 
 
 def _innermost(error: Exception) -> BaseException:
@@ -227,7 +176,7 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str = "")
     if (known := client.get_experiment_by_name(name)) is not None:
         if known.lifecycle_stage != "active":
             raise TrackingError(
-                f"The experiment {name!r} at {redact(uri)} must be active, but it was deleted.",
+                f"The experiment {name!r} at {uri} must be active, but it was deleted.",
                 hint="restore it in MLflow's UI, or delete it for good with `mlflow gc`",
             )
         return str(known.experiment_id)

@@ -1,8 +1,7 @@
-"""The app, its verbs, and how errors leave it; an account that was typed is kept out of the list of processes."""
+"""The app, its verbs, and how errors leave it."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
@@ -21,27 +20,9 @@ from typer.exceptions import Abort, Exit, TyperException
 from loraxs_search import __version__
 from loraxs_search.cli import check, init, launch, predict, registry, report, serve, shipped, studies
 from loraxs_search.cli._out import PlainText, plain, tell
-from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
-from loraxs_search.mlflow_uri import redact, resolve_uri
+from loraxs_search.errors import LoraxsError, UsageError, shortened, unknown_name
+from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.codec import to_json
-
-_OPTION = "--tracking-uri"
-
-
-def _hide_account(argv: Sequence[str]) -> None:
-    """Start the process anew, as itself, without the account that its `--tracking-uri` names.
-
-    The account is set in MLflow's variables. Returns where there is none to hide.
-    """
-    shown = list(argv)
-    for index, word in enumerate(argv):
-        option = f"{_OPTION}=" if word.startswith(f"{_OPTION}=") else ""
-        if "@" in word and (option or (index and argv[index - 1] == _OPTION)):
-            with contextlib.suppress(TrackingError):  # the command says so
-                shown[index] = option + resolve_uri(word.removeprefix(option))
-    if shown != list(argv):
-        os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *shown])
-
 
 _LAWS = {
     "int_parsing": "a whole number",
@@ -130,7 +111,6 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
-    _hide_account(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):  # lines as they come: stdout and stderr may go to one file or pipe
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     # Nothing that is said steers a terminal. Data on stdout goes as it is, but to a terminal.

@@ -19,7 +19,7 @@ from loraxs_search.cli import _out
 from loraxs_search.cli.check import show_check
 from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.reports.study_status import study_status
 from loraxs_search.studies.folder import StudyFolder
 
@@ -102,7 +102,7 @@ def shown(tracking_uri: str) -> AbstractContextManager[LiveView | LinesView]:
 
 def server_of(uri: str) -> str:
     """Return the address of an MLflow server as people may see it; empty for an embedded store, which has none."""
-    return "" if sqlite_path(uri) is not None else redact(uri)
+    return "" if sqlite_path(uri) is not None else uri
 
 
 def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: bool = False) -> None:

@@ -25,7 +25,7 @@ from loraxs_search.home import (
     remove_whole,
     write_atomic,
 )
-from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.registry import factor_sets
@@ -62,7 +62,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
     """Like `pull`, but also return the version that the folder holds."""
     folder, registry = ensure_dir(cache or home() / "adapters"), Registry(uri)
-    names, key = folder / "names.json", f"{redact(uri)} {name}"
+    names, key = folder / "names.json", f"{uri} {name}"
     known, stamp = _meanings(names).get(key), store_stamp(uri)
     if known is not None and stamp is not None and stamp == known.stamp:  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)

@@ -68,13 +68,13 @@ def mlflow_errors(uri: str) -> Iterator[None]:
             raise
         if sqlite_path(uri) is None and error.get_http_status_code() >= 500:
             raise TrackingError(
-                f"The MLflow server at {redact(uri)} must answer, but: {redact(str(error))}",
+                f"The MLflow server at {uri} must answer, but: {redact(str(error))}",
                 hint="see its log: its database or its artifact store may be away",
             ) from error
         old_schema = "out-of-date database schema" in str(error)
         raise RegistryUnreadableError(
-            f"The registry at {redact(uri)} failed: {redact(str(error))}",
-            hint=f"run `mlflow db upgrade {redact(uri)}` after a backup" if old_schema else None,
+            f"The registry at {uri} failed: {redact(str(error))}",
+            hint=f"run `mlflow db upgrade {uri}` after a backup" if old_schema else None,
         ) from error
 
 
@@ -101,7 +101,7 @@ class StoreReader:
         """Refuse an embedded store whose database is gone, which else reads as a registry without tasks."""
         if not self.exists:
             raise RegistryUnreadableError(
-                f"There is no registry at {redact(self.uri)}: nothing has been recorded yet.",
+                f"There is no registry at {self.uri}: nothing has been recorded yet.",
                 hint="run `loraxs-search launch SPACE`, or name a server with --tracking-uri",
             )
 
@@ -200,7 +200,7 @@ class StoreReader:
             num_bytes = path.stat().st_size
         if num_bytes > max_bytes:
             raise IntegrityError(
-                f"{name} must have at most {max_bytes:,} bytes, but {num_bytes:,} came from {redact(self.uri)}.",
+                f"{name} must have at most {max_bytes:,} bytes, but {num_bytes:,} came from {self.uri}.",
                 hint="tell whoever keeps the registry",
             )
         return path

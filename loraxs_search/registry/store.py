@@ -26,7 +26,6 @@ from loraxs_search.errors import (
     UnknownVersionError,
     unknown_name,
 )
-from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import sign_of
@@ -607,7 +606,7 @@ class Registry:
 
     def _unknown(self, name: AdapterName) -> RegistryError:
         """Return the error that says what there is instead."""
-        place, model = redact(self.uri), self.store.model(name.task)
+        place, model = self.uri, self.store.model(name.task)
         if model is None and not self.history(name.task):
             known = self.store.near(name.task)
             way = "`loraxs-search launch SPACE` searches for one, and `loraxs-search promote STUDY` registers it"

@@ -16,7 +16,6 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import read_events
-from loraxs_search.mlflow_uri import redact
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
@@ -171,7 +170,7 @@ def study_facts(name: str) -> dict[str, Any]:
         "base": info.base_model.id,
         "pooling": info.task.pooling,
         "space": info.space_source,
-        "MLflow": redact(info.tracking_uri),
+        "MLflow": info.tracking_uri,
         "storage": info.storage,
         "bytes": _sizes(folder.path),
     }

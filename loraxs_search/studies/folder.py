@@ -26,7 +26,7 @@ from loraxs_search.home import (
 )
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.log.study_log import JOURNAL, StudyLog
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path, without_account
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
 from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_untouched
@@ -120,7 +120,6 @@ class StudyFolder:
             HomeError: the folder cannot be written.
         """
         cls.check_new(info.name)
-        info = replace(info, tracking_uri=without_account(info.tracking_uri))
         path = studies_root() / info.name
         building = studies_root() / f".{info.name}.{uuid.uuid4().hex}"
         try:
@@ -421,7 +420,7 @@ def next_step_of_task(task: str, uri: str) -> str | None:
     for name in list_studies():
         try:
             study = StudyFolder.open(name)
-            if study.info.task.registered_name == task and redact(study.info.tracking_uri) == redact(uri):
+            if study.info.task.registered_name == task and study.info.tracking_uri == uri:
                 return next_step(study)
         except StudyError:  # a damaged study hides no other
             continue

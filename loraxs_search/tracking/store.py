@@ -53,10 +53,9 @@ def ensure_store(uri: str) -> None:
         except MlflowException as error:
             hint = "see its log: its database may be away"
             if error.get_http_status_code() < 500:
-                hint = f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start "
-                hint += "the server with --allowed-hosts"
+                hint = f"set {ENV_USER} and {ENV_PASSWORD}, or start the server with --allowed-hosts"
             raise TrackingError(
-                f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.",
+                f"The MLflow server at {uri} must let us read experiments, but: {redact(str(error))}.",
                 hint=hint,
             ) from error
     elif not path.exists():
@@ -150,7 +149,5 @@ def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = Fals
         for run_id in [] if dry_run else going:
             client.delete_run(run_id)
     except MlflowException as error:
-        raise TrackingError(
-            f"The runs of a study must be deleted at {redact(uri)}, but: {redact(str(error))}"
-        ) from error
+        raise TrackingError(f"The runs of a study must be deleted at {uri}, but: {redact(str(error))}") from error
     return len(going), tuple(sorted(kept.values()))

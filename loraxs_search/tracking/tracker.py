@@ -171,7 +171,7 @@ class Tracker:
         done = not self.waiting if self._stopped.is_set() else not self.drain(timeout)
         self.abandon()
         if not done:
-            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._log_path)
+            _logger.warning("MLflow at %s is away; what it lacks waits in %s", self._uri, self._log_path)
         return done
 
     def abandon(self) -> None:
@@ -199,7 +199,7 @@ class Tracker:
                     write_atomic(self._folder / OFFSET, str(ends[-1]))
                     self._applied, pause_s = ends[-1], _FIRST_PAUSE_S
                     if self.trouble is not None:
-                        _logger.warning("MLflow at %s answers again", redact(self._uri))
+                        _logger.warning("MLflow at %s answers again", self._uri)
                     self.trouble = None
                     self._changed.notify_all()
             except Exception as error:  # noqa: BLE001  # the store is away, or the log cannot be read: events wait

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
-from loraxs_search.mlflow_uri import all_pages, artifact_root, check_server, redact
+from loraxs_search.mlflow_uri import all_pages, artifact_root, check_server
 from loraxs_search.tracking.store import KIND, STUDY, STUDY_ID, connect, ensure_store
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def ui_command(uri: str, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -
     """
     root = artifact_root(uri)
     if root is None:
-        raise TrackingError(
-            f"The store at {redact(uri)} is a server with its own UI.", hint=f"open {redact(uri)} in a browser"
-        )
+        raise TrackingError(f"The store at {uri} is a server with its own UI.", hint=f"open {uri} in a browser")
     serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     return [*serve, "--backend-store-uri", uri, "--artifacts-destination", str(root)]
 
@@ -71,7 +69,7 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
     run = next(all_pages(client.search_runs, experiments, query, order_by=latest, max_results=1), None)
     if run is None:
         raise StudyError(
-            f"Study {study!r} must be recorded at {redact(uri)}, but is not.",
+            f"Study {study!r} must be recorded at {uri}, but is not.",
             hint="`loraxs-search sync` writes there what waits here; `loraxs-search status` lists the studies here",
         )
     page = f"experiments/{run.info.experiment_id}/runs{_WORKSPACE}&viewStateShareKey={_write_view(client, run)}"

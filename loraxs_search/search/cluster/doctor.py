@@ -11,7 +11,7 @@ from typing import Any
 from loraxs_search import versions as package_versions
 from loraxs_search.base_model.locate import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError, counted
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_checks
 from loraxs_search.search.cluster.connection import (
     SETUP_HINT,
@@ -63,7 +63,7 @@ def examine(
         except LoraxsError as error:
             results.append(CheckResult("driver", check, "fail", error.message, error.hint or ""))
 
-    check_here("mlflow", redact(uri), lambda: ensure_store(uri))
+    check_here("mlflow", uri, lambda: ensure_store(uri))
     if storage is not None:
         check_here("storage", storage, lambda: Storage(storage).check())
     try:
@@ -144,5 +144,5 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         facts["skew_s"] = max(0.0, facts["at"] - time.time()) + min(0.0, facts["at"] - at)
         facts["offers_gpus"] = node.num_gpus
         name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
-        results += evaluate(name, facts, versions, redact(server) if server else None, needed)
+        results += evaluate(name, facts, versions, server, needed)
     return results

@@ -46,8 +46,8 @@ def serving(*code: str):
 
 def test_a_server_serves_its_own_ui():
     with pytest.raises(TrackingError, match="its own UI") as refused:
-        ui_command("http://user:secret@mlflow.example:5000")
-    assert refused.value.hint == "open http://***@mlflow.example:5000 in a browser"
+        ui_command("http://mlflow.example:5000")
+    assert refused.value.hint == "open http://mlflow.example:5000 in a browser"
 
 
 def test_a_taken_port_that_was_asked_for_is_said_before_anything_starts(store_uri, taken):
