@@ -28,7 +28,7 @@ from loraxs_search.errors import (
 from loraxs_search.log.events import Answered, Commanded, Steered
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, seconds_of
+from loraxs_search.records.search import Command, SearchPlan, seconds_of
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.commands import put_elsewhere
 from loraxs_search.studies.folder import StudyFolder, list_studies
@@ -298,7 +298,7 @@ VERBS = {
 }
 
 
-def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
+def decide(command: Command, study: SteeredStudy) -> Answered:
     """Return the answer to a command; nothing is changed."""
     name, records, given = study.folder.name, study.journal.records, command.trial_ids
     try:
@@ -329,22 +329,22 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
                 )
         text, facts = verb.check(command, study)
     except CommandError as error:
-        return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")
+        return Answered(command_id=command.command_id, state="refused", text=error.message, hint=error.hint or "")
     except HomeError:
         raise  # the disk, not the command: it is decided on once that is put right
     except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that continues with it
         said = f"{type(error).__name__}: {error}"
-        return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` failed: {said}")
-    return CommandAnswer(command.command_id, AnswerState.DONE, text, facts=facts)
+        return Answered(command_id=command.command_id, state="refused", text=f"`{command.verb}` failed: {said}")
+    return Answered(command_id=command.command_id, state="done", text=text, facts=facts)
 
 
-def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None:
+def apply(command: Command, answer: Answered, state: SteeringState) -> None:
     """Make the effect of an answered command part of the state; a refused command has no effect.
 
     It reads no clock and no file, and never fails: every later driver repeats it as it replays the journal. A verb of a
     later version, in a journal that it wrote, is passed over.
     """
-    if answer.state is not AnswerState.DONE:
+    if answer.state != "done":
         return
     facts, by_whom = answer.facts, f"by a person ({command.sent_by})" if command.sent_by else "by a person"
     match command.verb:
@@ -396,9 +396,9 @@ def take_commands(study: SteeredStudy, say: Callable[[Steered], None] = lambda _
         if command.command_id in journal.answers:
             return False
         answer = decide(command, study)
-        journal.append(Answered(answer=answer))
+        journal.append(answer)
         apply(command, answer, study.state)
-        said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
+        said = f"refused: {answer.text}" if answer.state == "refused" else answer.text
         say(Steered(text=f"{describe(command)}: {said}", finishing=study.state.finishing or ""))
         return True
 
@@ -459,7 +459,7 @@ def new_command(
     return Command(uuid.uuid4().hex, verb, trial_ids, given, drawn, sender, time.time())
 
 
-def send(study: str, command: Command) -> CommandAnswer:
+def send(study: str, command: Command) -> Answered:
     """Leave a command for the driver of a study, and return its answer.
 
     It goes through the study's folder; of a study that another machine runs, through its storage. Where nobody runs the
@@ -495,19 +495,19 @@ def send(study: str, command: Command) -> CommandAnswer:
     else:
         # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
         foretold = decide(command, foreseen(folder))
-        if foretold.state is AnswerState.REFUSED:
+        if foretold.state == "refused":
             answer = foretold
         else:
             folder.inbox.put(command)
         why = f"nobody runs study {study!r} on this machine: `loraxs-search resume {study}` carries it out first"
     if answer is None:
-        return CommandAnswer(command.command_id, AnswerState.QUEUED, why)
-    if answer.state is AnswerState.REFUSED:
+        return Answered(command_id=command.command_id, state="queued", text=why)
+    if answer.state == "refused":
         raise CommandError(answer.text, hint=answer.hint or None)
     return answer
 
 
-def stop_trials(study: str, *trials: str | int, now: bool = False) -> CommandAnswer:
+def stop_trials(study: str, *trials: str | int, now: bool = False) -> Answered:
     """Stop trials of a running search: each ends as PRUNED at its next report, or `now` at its next step.
 
     Returns:
@@ -519,14 +519,12 @@ def stop_trials(study: str, *trials: str | int, now: bool = False) -> CommandAns
     return send(study, new_command("stop", trials, {"now": now}))
 
 
-def finish_study(study: str) -> CommandAnswer:
+def finish_study(study: str) -> Answered:
     """Finish a running search: it proposes no new trials; the answer and errors are those of `stop_trials`."""
     return send(study, new_command("finish"))
 
 
-def add_trial(
-    study: str, params: Mapping[str, Scalar] | None = None, *, source: str | int | None = None
-) -> CommandAnswer:
+def add_trial(study: str, params: Mapping[str, Scalar] | None = None, *, source: str | int | None = None) -> Answered:
     """Add a trial with these params to a search.
 
     It comes on top of `search.trials`, and the sampler learns from it. The answer and errors are those of
@@ -538,7 +536,7 @@ def add_trial(
     return send(study, new_command("add", [] if source is None else [source], params=params))
 
 
-def extend_study(study: str, *, trials: int | None = None, time: str | None = None) -> CommandAnswer:
+def extend_study(study: str, *, trials: int | None = None, time: str | None = None) -> Answered:
     """Give a search more trials or more time; a finished one continues with `resume`.
 
     The answer and errors are those of `stop_trials`.

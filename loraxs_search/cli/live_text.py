@@ -78,7 +78,7 @@ def data_lines(report: DataReport, scored: Mapping[Split, int], metric: str, *, 
             lines.append((f"... {left_out} more", {}))
 
     if report.tokens:
-        both = {split: f"{own.median:,}/{own.longest:,}" for split, own in report.tokens.items()}
+        both = {split: f"{own['median']:,}/{own['longest']:,}" for split, own in report.tokens.items()}
         lines.append(("tokens, median/max", both))
     if any(report.cut.values()):
         lines.append(("cut to max_length", {split: f"{cut:,}" for split, cut in report.cut.items()}))
@@ -97,7 +97,7 @@ def data_lines(report: DataReport, scored: Mapping[Split, int], metric: str, *, 
         if report.constant is not None:
             scores = {split: f"{own[name]:.4f}" for split, own in report.constant.scores.items()}
             lines.append((f"  always {report.constant.answer}", scores))
-        error = {split: f"{own[name].error:.2g}" for split, own in report.standard_errors.items()}
+        error = {split: f"{own[name]['error']:.2g}" for split, own in report.standard_errors.items()}
         lines.append(("  standard error", error))
 
     texts = []
@@ -178,10 +178,9 @@ class LinesView:
                     parts = [event.state.value, *parts, f"[{state.num_ended}/{state.num_trials}]", event.reason]
                     parts += [left] if left else []
                 parts = [f"trial {event.trial_id}", *parts]
-            case events.BaselineScored():
-                parts, scores = [f"baseline {event.name}"], event.metrics
-            case events.CandidateScored():
-                parts, scores = [f"candidate {event.trial}", f"{event.split} rows"], event.metrics
+            case events.RowsScored():
+                parts, scores = [f"{event.what} {event.name}"], event.metrics
+                parts += [f"{event.split} rows"] if event.what == "candidate" else []
             case events.Steered():
                 lines = [event.text]
             case events.Warned():

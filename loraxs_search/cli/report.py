@@ -55,7 +55,6 @@ def compare(
         None, help="The value that others are compared with; default: the first.", metavar="VALUE"
     ),
     max_bytes: int | None = Option(None, min=1, help="Leave larger adapters out.", metavar="N"),
-    tolerance: float = Option(0.0, min=0.0, help="How much worse still counts as equal, for the ratios."),
     as_json: _out.JsonOption = False,
 ) -> None:
     """Compare methods, or values of a parameter, of studies.
@@ -77,10 +76,6 @@ def compare(
     paired permutation test). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's
     test), if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
 
-    Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
-    both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
-    first group's best.
-
     VeRA and TinyLoRA store what a seed gives back: `learnt bytes` is their size without that.
 
     The plot has a letter for each group, in capitals on the front: the best adapters for their size.
@@ -93,7 +88,7 @@ def compare(
     """
     from loraxs_search.reports.comparison import compare
 
-    comparison = compare(*studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    comparison = compare(*studies, by=by, against=against, max_bytes=max_bytes)
     if as_json:
         _out.print_json(comparison)
     else:
@@ -106,10 +101,10 @@ def compare(
 def _show(comparison: Comparison) -> None:
     groups = comparison.groups
     columns = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds"]
-    columns += [f"test {comparison.task_metric}", "gain", "p", "by", "R", "bytes", "learnt bytes", *_RATIOS, "reached"]
+    columns += [f"test {comparison.task_metric}", "gain", "p", "by", "R", "bytes", "learnt bytes"]
     rows = []
     for group in groups:
-        best, difference, ratio = group.best, group.difference, group.to_lora
+        best, difference = group.best, group.difference
         trial = best.trial if best else "-"
         without = best.without_projection if best else None
         rows.append(
@@ -125,17 +120,13 @@ def _show(comparison: Comparison) -> None:
                 f"{best.r_parameters:,}" if best else "-",
                 f"{best.stored_bytes:,}" if best else "-",
                 "-" if without is None else f"{without:,}",
-                *([f"{ratio.r_parameters:.3g}", f"{ratio.stored_bytes:.3g}"] if ratio else "--"),
-                str(group.reached_after or "-"),
             ]
         )
-    optional = ("learnt bytes", "over seeds", "gain", "p", "by", *_RATIOS, "reached")
+    optional = ("learnt bytes", "over seeds", "gain", "p", "by")
     kept = [i for i, name in enumerate(columns) if name not in optional or any(row[i] != "-" for row in rows)]
     text, columns = {columns[0], "best", "over seeds", "by"}, [columns[i] for i in kept]
     _out.print_table(columns, [[row[i] for i in kept] for row in rows], right=frozenset(columns) - text)
     _out.say("\n".join(["", *text_plot(comparison)]))
-    if "reached" in columns:
-        _out.tell(f"note: reached: which of its trials was the first as good as the best of {groups[0].label}")
     rows = [
         [one.study, name, f"{share:.3f}", str(one.num_trials), f"{one.quantile:.2g}"]
         for one in comparison.importances
@@ -148,9 +139,6 @@ def _show(comparison: Comparison) -> None:
     for one in comparison.importances:
         if one.why:
             _out.tell(f"no importances of {one.study}: {one.why}")
-
-
-_RATIOS = ("R/lora", "bytes/lora")
 
 
 # ---- the plot --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from loraxs_search.cli.live_text import LinesView, phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Warned
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import AnswerState, seconds_of
+from loraxs_search.records.search import seconds_of
 from loraxs_search.reports.leaderboard import LeaderboardRow
 from loraxs_search.reports.study_status import study_state, study_status, study_summaries
 from loraxs_search.reports.study_status import watch as follow
@@ -293,8 +293,9 @@ def _send_command(
 
     answer = send(study, new_command(verb, trial_ids, arguments, params))
     if as_json:
-        _out.print_json(answer)
-    elif answer.state is AnswerState.QUEUED:
+        names = ("command_id", "state", "text", "hint", "facts")
+        _out.print_json({name: getattr(answer, name) for name in names})
+    elif answer.state == "queued":
         _out.tell(f"{study}: queued: {answer.text}")
     else:
         _out.say(f"{study}: {answer.text}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from loraxs_search.log import clock
 from loraxs_search.records.literals import Direction, Scalar, Split
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command, CommandAnswer, SearchRun
+from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.task import DataReport
-from loraxs_search.records.trial import Hyperparameters, Lineage, Proposal, TrialReport, TrialState
+from loraxs_search.records.trial import Hyperparameters, Proposal, TrialReport, TrialState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,38 +29,33 @@ class Event:
 
     at: float = field(default_factory=lambda: clock.steady_time())  # noqa: PLW0108  # tests hold it still
     study: str | None = None
-    is_flushed: ClassVar[bool] = False  # to the device, before anything acts on it
-    is_work: ClassVar[bool] = True  # whether a driver was at work until then
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Decisive(Event):
-    is_flushed: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Aside(_Decisive):
-    # May come while no driver trains: the time until then was nobody's work.
-    is_work: ClassVar[bool] = False
 
 
 # ---- what the state of a search is made of ---------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
-class DriverStarted(_Decisive):
-    """A driver has been at work on the study since then."""
+class DriverStarted(Event):
+    """A driver has been at work on the study since then.
+
+    Args:
+        space_yaml, plan, params: What MLflow's run of the search says of it; no plan, no such run.
+        tags: What the search runs on now.
+    """
 
     since: float
-    run: SearchRun | None = None
+    space_yaml: str = ""
+    plan: SearchPlan | None = None
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     event: Literal["driver_started"] = "driver_started"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialStarted(_Decisive):
+class TrialStarted(Event):
     """A trial was proposed with these params.
 
     Args:
         command: Id of the command that asked for it; empty where the search proposed it.
-        lineage: The trial whose params it was added with.
+        lineage: Id of the trial whose params it was added with; empty if there is none.
         proposal: What Optuna knows of the params.
         hyperparameters: What the params resolve to; None if they cannot be resolved.
     """
@@ -68,7 +63,7 @@ class TrialStarted(_Decisive):
     trial_id: str
     params: Mapping[str, Scalar]
     command: str = ""
-    lineage: Lineage | None = None
+    lineage: str = ""
     proposal: Proposal = field(default_factory=lambda: Proposal({}, {}))
     hyperparameters: Hyperparameters | None = None
     event: Literal["started"] = "started"
@@ -87,7 +82,7 @@ class TrialReported(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialEnded(_Decisive):
+class TrialEnded(Event):
     """A trial trained all its steps, was stopped early, or failed.
 
     Args:
@@ -104,7 +99,7 @@ class TrialEnded(_Decisive):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialContinued(_Decisive):
+class TrialContinued(Event):
     """A trial that the time budget had ended trains on from its last state: the search has more time."""
 
     trial_id: str
@@ -112,7 +107,7 @@ class TrialContinued(_Decisive):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingEnded(_Decisive):
+class TrainingEnded(Event):
     """There is no more to train; `notice` says why where the budget is not used up."""
 
     notice: str
@@ -120,7 +115,7 @@ class TrainingEnded(_Decisive):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reopened(_Aside):
+class Reopened(Event):
     """The search continues after its trials had ended, for as many commands so far."""
 
     number: int
@@ -128,7 +123,7 @@ class Reopened(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commanded(_Aside):
+class Commanded(Event):
     """The driver has taken a command, and has not decided on it."""
 
     command: Command
@@ -136,16 +131,27 @@ class Commanded(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered(_Aside):
-    """The driver has decided on a command; the answer is its effect."""
+class Answered(Event):
+    """The driver has decided on a command.
 
-    answer: CommandAnswer
+    Args:
+        state: `queued` is said by the sender, where no search has answered yet.
+        text: Shown to users: what happens now, or why nothing does.
+        hint: What to do about a refusal.
+        facts: What the verb decided, which its effect is rebuilt from.
+    """
+
+    command_id: str
+    state: Literal["done", "refused", "queued"]
+    text: str
+    hint: str = ""
+    facts: Mapping[str, Scalar] = field(default_factory=dict)
     event: Literal["answered"] = "answered"
 
 
 # ---- what only MLflow receives ---------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
-class AdapterWritten(_Aside):
+class AdapterWritten(Event):
     """An adapter lies in `folder`, to be kept as a logged model of a trial's run.
 
     Args:
@@ -162,7 +168,7 @@ class AdapterWritten(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselinesMeasured(_Aside):
+class BaselinesMeasured(Event):
     """What simple models reach on the search's rows."""
 
     baselines: tuple[Baseline, ...]
@@ -170,7 +176,7 @@ class BaselinesMeasured(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportWritten(_Aside):
+class ReportWritten(Event):
     """The report of a search lies in a file of the study's folder, to be kept as an artifact of its run."""
 
     path: str
@@ -178,7 +184,7 @@ class ReportWritten(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchFinished(_Aside):
+class SearchFinished(Event):
     """A driver ended, with or without the search; numbers of `summary` become metrics, the rest tags."""
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
@@ -275,26 +281,19 @@ class Steered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineScored(Event):
-    """A simple model was scored on the validation rows."""
-
-    name: str
-    metrics: Mapping[str, float]
-    event: Literal["baseline_scored"] = "baseline_scored"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateScored(Event):
-    """A candidate was scored on all rows of a split: each on `validation`, the finalist on `test` too.
+class RowsScored(Event):
+    """A candidate or a baseline was scored on all rows of a split that are for it.
 
     Args:
-        trial: A trial's id, or a refit's, such as `00002.1`.
+        what: A baseline is scored on `validation`; so is each candidate, and the finalist on `test` too.
+        name: The baseline's, a trial's id, or a refit's, such as `00002.1`.
     """
 
-    trial: str
+    what: Literal["baseline", "candidate"]
+    name: str
     split: Literal["validation", "test"]
     metrics: Mapping[str, float]
-    event: Literal["candidate_scored"] = "candidate_scored"
+    event: Literal["rows_scored"] = "rows_scored"
 
 
 # ---- what no line holds ----------------------------------------------------------------------------------------------
@@ -325,18 +324,8 @@ class SearchEnded(Event):
 
 
 TrialEvent = TrialStarted | TrialReported | TrialEnded | TrialContinued
-WatchedEvent = Phase | SearchStarted | DataRead | Warned | Steered | BaselineScored | CandidateScored
-LoggedEvent = (
-    DriverStarted
-    | TrialEvent
-    | TrainingEnded
-    | Reopened
-    | Commanded
-    | Answered
-    | AdapterWritten
-    | BaselinesMeasured
-    | ReportWritten
-    | SearchFinished
-    | WatchedEvent
-)
+# These may come while no driver trains: the time until then was nobody's work.
+AsideEvent = Reopened | Commanded | Answered | AdapterWritten | BaselinesMeasured | ReportWritten | SearchFinished
+WatchedEvent = Phase | SearchStarted | DataRead | Warned | Steered | RowsScored
+LoggedEvent = DriverStarted | TrialEvent | TrainingEnded | AsideEvent | WatchedEvent
 ShownEvent = TrialEvent | WatchedEvent | TrialsAdvanced | SearchEnded

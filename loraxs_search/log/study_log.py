@@ -23,7 +23,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.log import clock, events
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command, CommandAnswer
+from loraxs_search.records.search import Command
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 JOURNAL = "journal.jsonl"  # in a study's folder
@@ -104,7 +104,7 @@ def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tupl
     for line, end in lines_from(path, offset):
         event: events.LoggedEvent | None = None
         try:
-            event = from_line(line, study)
+            event = replace(_adapter().validate_json(line), study=study)
         except ValidationError as error:
             kind = json.loads(line)["event"] if error.errors()[0]["type"] == "union_tag_invalid" else None
             if not isinstance(kind, str):
@@ -133,16 +133,6 @@ def to_line(event: events.LoggedEvent) -> bytes:
     if "\\ud" in text:  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
         text = json.dumps(json.loads(text), ensure_ascii=False)
     return text.encode(errors="replace") + b"\n"
-
-
-def from_line(line: bytes, study: str | None = None) -> events.LoggedEvent:
-    """Rebuild an event from its line.
-
-    Raises:
-        pydantic.ValidationError: the line is no event.
-    """
-    event: events.LoggedEvent = _adapter().validate_json(line)
-    return replace(event, study=study)
 
 
 @functools.cache
@@ -242,7 +232,7 @@ class StudyLog:
         self.records: dict[str, TrialRecord] = {}
         self.reports: list[TrialReport] = []
         self.commands: dict[str, Command] = {}
-        self.answers: dict[str, CommandAnswer] = {}
+        self.answers: dict[str, events.Answered] = {}
         self.num_drivers = 0
         self.notice: str | None = None
         self.num_reopenings, self.is_reopened = 0, False
@@ -314,15 +304,17 @@ class StudyLog:
                     event = replace(event, worked_s=event.worked_s or worked_s)
                 case events.Commanded(command=command):
                     is_known = command.command_id in self.commands
-                case events.Answered(answer=answer):
-                    is_known = answer.command_id in self.answers
+                case events.Answered():
+                    is_known = event.command_id in self.answers
                 case events.BaselinesMeasured(baselines=baselines):
                     is_known = not baselines or baselines == self._baselines
                 case _:
                     is_known = False
             if is_known:
                 return None
-            self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=event.is_flushed)
+            # What decides anything is on the device before it is acted on; a snapshot has the reports, too.
+            is_decisive = not isinstance(event, events.TrialReported | events.WatchedEvent)
+            self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=is_decisive)
             self._apply(event)
             self._is_drivers |= isinstance(event, events.DriverStarted)
         if isinstance(event, events.TrialEvent):
@@ -334,7 +326,7 @@ class StudyLog:
     def _apply(self, event: events.LoggedEvent) -> None:
         if isinstance(event, events.DriverStarted):
             self._earlier_s, self._since, self.last_at = self.spent_s, event.since, event.at
-        elif event.is_work:
+        elif not isinstance(event, events.AsideEvent):
             self._since = event.at if self._since is None else self._since
             self.last_at = max(self.last_at, event.at)
         if isinstance(event, events.TrialContinued):
@@ -349,10 +341,10 @@ class StudyLog:
                 self.reports.append(report)
             case events.Commanded(command=command):
                 self.commands[command.command_id] = command
-            case events.Answered(answer=answer):
-                if answer.command_id not in self.commands:
-                    raise KeyError(answer.command_id)
-                self.answers[answer.command_id] = answer
+            case events.Answered():
+                if event.command_id not in self.commands:
+                    raise KeyError(event.command_id)
+                self.answers[event.command_id] = event
             case events.TrainingEnded():
                 self.notice, self.is_reopened = event.notice, False
             case events.Reopened():

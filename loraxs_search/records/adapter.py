@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.records.base import BaseModelRef, BaseSetup
@@ -11,32 +12,22 @@ from loraxs_search.records.codec import from_json
 from loraxs_search.records.literals import Pooling, Scalar
 from loraxs_search.records.promotion import Baseline, Refit, SliceScore
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, Lineage
-
-
-@dataclass(frozen=True)
-class AdapterRef:
-    """One version of a task's adapters, by name and by content.
-
-    Args:
-        name: `TASK:3`.
-        digest: Content address of its folder.
-    """
-
-    name: str
-    digest: str
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 
 @dataclass(frozen=True)
 class StartFrom:
-    """What a study's trials start from, as it was when the study was launched.
+    """The registered adapter that a study's trials start from, as it was when the study was launched.
 
     Args:
+        name: `TASK:3`.
+        digest: Content address of its folder.
         with_head: Whether they start from its head too: it answers with the same labels, and reads the same pool.
         pooling: What its head reads.
     """
 
-    adapter: AdapterRef
+    name: str
+    digest: str
     base_digest: str
     hyperparameters: Hyperparameters
     with_head: bool = False
@@ -151,9 +142,9 @@ class Manifest:
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         baselines: What simple models reach on the same rows.
         samples: The first test rows with its answers, of the finalist of a search for a language model.
-        start_from: The adapter that its training started from; None if it started anew.
+        start_from: `name` and `digest` of the adapter that its training started from; None if it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
-        lineage: The trial whose params its own was added with.
+        lineage: Id of the trial whose params its own was added with; empty if there is none.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's.
         slices: The finalist's scores on slices of the test rows, where its task has some.
@@ -184,8 +175,8 @@ class Manifest:
     format: int = ADAPTER_FORMAT
     kept_step: int | None = None
     samples: tuple[Sample, ...] = ()
-    start_from: AdapterRef | None = None
-    lineage: Lineage | None = None
+    start_from: Mapping[str, str] | None = None
+    lineage: str = ""
     ends: tuple[str, ...] = ()
     setup: BaseSetup | None = None
     slices: tuple[SliceScore, ...] = ()
@@ -205,11 +196,6 @@ def check_format(found: int | None, place: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Format:
-    format: int | None = None
-
-
 def parse_manifest(content: bytes, place: str) -> Manifest:
     """Read the bytes of a `manifest.json`.
 
@@ -219,7 +205,7 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
         IntegrityError: it is damaged, or of another format.
     """
     try:
-        check_format(from_json(_Format, content).format, place)
+        check_format(from_json(dict[str, Any], content).get("format"), place)
         return from_json(Manifest, content)
     except ValueError as error:  # pydantic's ValidationError is one
         raise IntegrityError(f"{place} is not an adapter manifest: {error}", hint="pull the adapter again") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from loraxs_search.records.literals import SECTION, Confidence, Count, Direction, Law, NotNegative, Text, distinct
 
-_SHOTS = "-shot"
+SHOTS = "-shot"  # the end of such a name; the number of worked examples, or `zero`, stands before it
 
 
 @dataclass(frozen=True)
@@ -38,43 +38,18 @@ class Baseline:
     failed: str = ""
     applies: bool = True
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it is the base without an adapter, asked as adapters are."""
+        return self.name.endswith(SHOTS)
 
-@dataclass(frozen=True)
-class KeptAnswers:
-    """What a baseline answers to each test row.
-
-    Args:
-        task: The task's name.
-        test_rows: Fingerprint of the rows.
-    """
-
-    values: tuple[float | str, ...]
-    task: str = ""
-    test_rows: str = ""
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether this study could have it and has not; a constant answer can always be had."""
+        return self.name != "constant" and bool(self.failed) and (self.applies or not self.is_untouched)
 
 
 BASE_MODEL_ROWS = 200  # validation rows, at most, that choose how the untouched base is asked
-
-
-def shots_name(shots: int) -> str:
-    """Return the name of the untouched base with this many worked examples in each prompt."""
-    return f"{shots or 'zero'}{_SHOTS}"
-
-
-def is_untouched(name: str) -> bool:
-    """Whether a baseline is the base without an adapter, asked as adapters are."""
-    return name.endswith(_SHOTS)
-
-
-def is_unmeasured(baseline: Baseline) -> bool:
-    """Whether a baseline that this study could have is not measured; a constant answer can always be had."""
-    name, failed = baseline.name, baseline.failed
-    return name != "constant" and bool(failed) and (baseline.applies or not is_untouched(name))
-
-
-def untouched_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
-    """Return the untouched base's baseline on the test rows; None if it has not answered them."""
-    return next((y for y in baselines if is_untouched(y.name) and y.test_metrics), None)
 
 
 def _names(value: object) -> object:

@@ -1,8 +1,7 @@
-"""How a search spends its budget, which of a trial's reports its adapter keeps, and its run in MLflow."""
+"""How a search spends its budget, which of a trial's reports its adapter keeps, and what is asked of it."""
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,31 +46,6 @@ class Command:
     params: Mapping[str, Scalar] = field(default_factory=dict)
     sent_by: str = ""
     issued_at: float = 0.0
-
-
-class AnswerState(enum.StrEnum):
-    """What became of a command; `queued` is said by the sender, where no search has answered yet."""
-
-    DONE = "done"
-    REFUSED = "refused"
-    QUEUED = "queued"
-
-
-@dataclass(frozen=True)
-class CommandAnswer:
-    """The answer to a command.
-
-    Args:
-        text: Shown to users: what happens now, or why nothing does.
-        hint: What to do about a refusal.
-        facts: What the verb decided, which its effect is rebuilt from.
-    """
-
-    command_id: str
-    state: AnswerState
-    text: str
-    hint: str = ""
-    facts: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -184,13 +158,3 @@ class CheckpointSelection:
             return reports[-1]
         sign = sign_of(self.direction)
         return max(reports, key=lambda report: (sign * report.metrics[self.metric], -report.step))
-
-
-@dataclass(frozen=True)
-class SearchRun:
-    """What MLflow's run of a search says: `params` of what it is, `tags` of what it runs on now."""
-
-    space_yaml: str
-    plan: SearchPlan
-    params: Mapping[str, Scalar] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)

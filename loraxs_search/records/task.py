@@ -230,27 +230,6 @@ class SplitOverlap:
 
 
 @dataclass(frozen=True)
-class TokenCounts:
-    """Tokens of a split's rows, before any are left out to keep `max_length`; prompt and answer where one is learnt."""
-
-    median: int
-    longest: int
-
-
-@dataclass(frozen=True)
-class StandardError:
-    """How much a metric varies from one draw of as many rows to the next.
-
-    Args:
-        error: The standard error of such a score, where half of the answers are right and half the constant one.
-        reach: How far the constant answer's score is from that of answers that are all right.
-    """
-
-    error: float
-    reach: float
-
-
-@dataclass(frozen=True)
 class AnswerFact:
     """A number that is said of the answers of each split, such as how many rows have a label."""
 
@@ -280,10 +259,13 @@ class DataReport:
         cut: Rows of each split that lost tokens to `max_length`; empty where the task's kind does not count them.
         warnings: What the task's kind says of the rows.
         cut_part: What such rows lose: their beginnings, or their ends.
-        tokens: How long the rows of each split are.
+        tokens: `median` and `longest` of each split's rows, in tokens, before any are left out to keep `max_length`;
+            prompt and answer where one is learnt.
         answers: What the task's kind says of them.
         constant: None if no metric of the task is taken of answers.
-        standard_errors: Of each metric that is taken of answers, on validation and test rows.
+        standard_errors: Of each metric that is taken of answers, on validation and test rows: `error` of such a score,
+            where half of the answers are right and half the constant one, and `reach`, how far the constant answer's
+            score is from that of answers that are all right.
     """
 
     num_rows: Mapping[Split, int] = field(default_factory=dict)
@@ -293,7 +275,7 @@ class DataReport:
     cut: Mapping[Split, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     cut_part: str = "beginnings"
-    tokens: Mapping[Split, TokenCounts] = field(default_factory=dict)
+    tokens: Mapping[Split, Mapping[str, int]] = field(default_factory=dict)
     answers: tuple[AnswerFact, ...] = ()
     constant: ConstantAnswer | None = None
-    standard_errors: Mapping[Split, Mapping[str, StandardError]] = field(default_factory=dict)
+    standard_errors: Mapping[Split, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)

@@ -13,21 +13,6 @@ from loraxs_search.records.literals import Basis, Head, HeadInit, LrSchedule, Pa
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """The trial whose params another one was added with.
-
-    Args:
-        study: The study of both.
-    """
-
-    study: str
-    trial_id: str
-
-    def __str__(self) -> str:
-        return f"{self.study}/{self.trial_id}"
-
-
-@dataclass(frozen=True)
 class Proposal:
     """A trial as Optuna has it.
 
@@ -207,7 +192,7 @@ class TrialRecord:
     Args:
         reason: Why it ended, as text for display.
         command: Id of the command that asked for it; empty where the search proposed it.
-        lineage: The trial of the study whose params it was added with.
+        lineage: Id of the trial whose params it was added with; empty if there is none.
         reported_at: When each report was recorded, seconds since 1970.
         worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended.
         is_cut: Whether the time budget ended it: it continues once the search has more time.
@@ -221,7 +206,7 @@ class TrialRecord:
     started_at: float = 0.0
     ended_at: float | None = None
     command: str = ""
-    lineage: Lineage | None = None
+    lineage: str = ""
     reported_at: tuple[float, ...] = ()
     worked_s: float | None = None
     is_cut: bool = False

@@ -57,7 +57,7 @@ def model_card(manifest: Manifest) -> str:
         for sample in manifest.samples
     )
     start, names = manifest.start_from, _source_names(task.source)
-    started = "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
+    started = "" if start is None else f" It started from `{start['name']}` (content `{start['digest'][:16]}`)."
     data = ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
     sections = [
         f"---\nbase_model: {manifest.base_model.id}\nlibrary_name: peft{pipeline}\ntags: [{tuned.method}]\n---",

@@ -27,12 +27,8 @@ from loraxs_search.records.promotion import (
     Candidate,
     ComparisonRecord,
     Decision,
-    KeptAnswers,
     PromotionRule,
     SliceScore,
-    is_unmeasured,
-    is_untouched,
-    untouched_baseline,
 )
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, loss_bound, p_value, score_of, slice_scores
@@ -144,16 +140,16 @@ def unmeasured(
     """
     kind, known = kind_of(task), {one.name: one for one in baselines}
     for one in known.values():
-        if is_unmeasured(one) and does_fit(one.name, kind):
-            name = f"the untouched base ({one.name})" if is_untouched(one.name) else one.name
+        if one.is_unmeasured and does_fit(one.name, kind):
+            name = f"the untouched base ({one.name})" if one.is_untouched else one.name
             return f"{name} was not measured: {one.failed}", one.applies
-        if not (one.failed or one.answer is not None or is_untouched(one.name) or one.name in (*answered, CONSTANT)):
+        if not (one.failed or one.answer is not None or one.is_untouched or one.name in (*answered, CONSTANT)):
             return f"the answers of {one.name} to the test rows are missing", True
     if missing := [name for name in fitting_baselines(kind) if name not in known]:
         return f"{missing[0]} was not measured", True
-    if has_untouched or not (kind.shots or any(map(is_untouched, known))):
+    if has_untouched or not (kind.shots or any(one.is_untouched for one in baselines)):
         return None
-    measured = untouched_baseline(baselines)
+    measured = next((one for one in baselines if one.is_untouched and one.test_metrics), None)
     asked = f"the answers of the untouched base ({measured.name}) to the test rows are missing" if measured else ""
     return asked or "the untouched base was not asked", True
 
@@ -172,7 +168,7 @@ class Scored:
     candidate: Candidate
     rows: ScoredRows | None = None
     untouched: ScoredRows | None = None
-    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
+    answers: Mapping[str, Baseline] = field(default_factory=dict)
     note: str = ""
 
 
@@ -401,17 +397,17 @@ class PromotionTest:
         else:
             said.append(("the constant answer", self._constant(metric, rows, constant), None))
         if self.rule.require != "constant":
-            measured = untouched_baseline(of_study)
+            measured = next((one for one in of_study if one.is_untouched and one.test_metrics), None)
             name = f"the untouched base{f' ({measured.name})' if measured else ''}"
             said.append((name, finalist.untouched, measured))
             for each in of_study:
-                if each.name == CONSTANT or is_untouched(each.name):
+                if each.name == CONSTANT or each.is_untouched:
                     continue
                 kept, own = finalist.answers.get(each.name), None
                 if rows is not None and each.answer is not None:
                     own = _always(rows, each.answer)
-                elif rows is not None and kept is not None and len(kept.values) == len(rows.labels):
-                    own = ScoredRows(np.asarray(kept.values, rows.labels.dtype), rows.labels)
+                elif rows is not None and kept is not None and len(kept.test_answers) == len(rows.labels):
+                    own = ScoredRows(np.asarray(kept.test_answers, rows.labels.dtype), rows.labels)
                 said.append((each.name, own, each))
         found, own_value = list[_BaselineAnswer](), self.criterion.value(finalist.candidate.test_metrics)
         for name, answers, recorded in said:
@@ -444,7 +440,7 @@ class PromotionTest:
         if self.rule.require != "all":
             return []
         metric, of_study = self.criterion.metric, self.finalist.candidate.baselines
-        others = [one for one in of_study if one.name != CONSTANT and not is_unmeasured(one)]
+        others = [one for one in of_study if one.name != CONSTANT and not one.is_unmeasured]
         impossible = [f"{one.name} is not required: {one.failed}" for one in others if one.failed]
         unscored = [one.name for one in others if one.test_metrics and metric not in one.test_metrics]
         return [*impossible, *(f"{name} is not compared: it has no {metric}" for name in unscored)]
@@ -464,11 +460,11 @@ class PromotionTest:
                 again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
                 return f"{found[0]}{again}; {_ONLY_CONSTANT}; {_FORCE}"
             for name, said in finalist.answers.items():
-                about, others = (said.task or candidate.task, said.test_rows or candidate.test_fingerprint), ""
-                if about != (candidate.task, candidate.test_fingerprint):
-                    others = f"test rows of {about[0]} with fingerprint {about[1][:16]}"
-                elif rows is not None and len(said.values) != len(rows.labels):
-                    others = f"{len(said.values)} test rows, but there are {len(rows.labels)}"
+                others, num_answers = "", len(said.test_answers)
+                if said.test_rows not in ("", candidate.test_fingerprint):
+                    others = f"test rows with fingerprint {said.test_rows[:16]}"
+                elif rows is not None and num_answers != len(rows.labels):
+                    others = f"{num_answers} test rows, but there are {len(rows.labels)}"
                 if others:
                     return f"the answers of {name} are to {others}: {_ONLY_CONSTANT}; {_FORCE}"
         unscored = next((each for each in self.baselines if not math.isfinite(each.score)), None)

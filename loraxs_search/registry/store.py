@@ -29,7 +29,7 @@ from loraxs_search.errors import (
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import sign_of
-from loraxs_search.records.promotion import Action, Candidate, Decision, KeptAnswers, PromotionRule
+from loraxs_search.records.promotion import Action, Baseline, Candidate, Decision, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.decisions import CHANGE, DECISIONS, USE, Check, TaskRecord
@@ -276,7 +276,7 @@ class Registry:
         rescore: Rescore | None = None,
         *,
         study: str = "",
-        baseline_answers: Mapping[str, KeptAnswers] = _NONE,
+        baseline_answers: Mapping[str, Baseline] = _NONE,
         seen: Sequence[str] = (),
         reasons: tuple[str, ...] = (),
     ) -> tuple[Decision, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,6 @@ METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their 
 _NOT_COMPARED = {"source", "metrics", "standardized"}
 
 
-REFERENCE = "lora"  # the method whose sizes others are divided by
 MAX_GROUPS = 12
 _FEW = 4  # trials of a group; with fewer, its best is mostly luck
 _HINT = "`loraxs-search status STUDY` shows what trials tried"
@@ -191,29 +190,33 @@ class _Difference:
     why: str = ""
 
 
-def _difference(first: _Group, second: _Group, task: Task) -> _Difference | None:
-    """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
+def _difference(
+    first: _ComparedGroup, second: _ComparedGroup, finalists: Mapping[str, tuple[Candidate, Path]], task: Task
+) -> _Difference | None:
+    """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells.
+
+    Args:
+        finalists: By name, with the files of their answers to the test rows.
+    """
     from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, p_value
     from loraxs_search.tasks.kinds import kind_of
 
-    sign, one, other = sign_of(task.direction), first.finalist, second.finalist
-    if one is None or first.test_rows is None:
-        why = "no finalist is of the first group"
-    elif other is None or second.test_rows is None:
-        why = "no finalist is of this group"
-    elif one.test_fingerprint != other.test_fingerprint:
+    sign, one, other = sign_of(task.direction), finalists.get(first.tested), finalists.get(second.tested)
+    if one is None or other is None:
+        why = f"no finalist is of {'the first' if one is None else 'this'} group"
+    elif one[0].test_fingerprint != other[0].test_fingerprint:
         why = "the finalists answered other test rows"
     else:
-        rows = [ScoredRows.from_bytes(path.read_bytes()) for path in (first.test_rows, second.test_rows)]
+        rows = [ScoredRows.from_bytes(path.read_bytes()) for _, path in (one, other)]
         if (count := len(rows[0].labels)) >= MIN_ROWS:
             known = kind_of(task).metrics[task.metric]
             sides = [p_value(known, sign, *pair) for pair in (rows, rows[::-1])]
             smaller = min((p for p in sides if p is not None), default=None)
-            gain = sign * (other.test_metrics[task.metric] - one.test_metrics[task.metric])
+            gain = sign * (other[0].test_metrics[task.metric] - one[0].test_metrics[task.metric])
             return _Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
         why = f"at least {MIN_ROWS} test rows tell, not {count}"
 
-    scores = second.group.seed_scores, first.group.seed_scores
+    scores = second.seed_scores, first.seed_scores
     if not all(scores) or first.on_all_rows != second.on_all_rows:
         return None
     p = None  # of one seed, or where seeds do not differ at all
@@ -224,41 +227,6 @@ def _difference(first: _Group, second: _Group, task: Task) -> _Difference | None
         p = float(ttest_ind_from_stats(*both[0], *both[1], equal_var=False).pvalue)
     gain = sign * (statistics.fmean(scores[0]) - statistics.fmean(scores[1]))
     return _Difference(gain, p, "seeds", f"no paired rows: {why}")
-
-
-# ---- sizes -----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _SizeRatio:
-    """What a group takes beside the reference to reach the best score that both reach.
-
-    Args:
-        score: That score.
-        trial, reference: The smallest adapter of either that reaches it.
-        r_parameters: The group's over the reference's; None if the reference trains no adapter.
-        stored_bytes: The same of what is stored, heads included.
-    """
-
-    score: float
-    trial: str
-    reference: str
-    r_parameters: float | None
-    stored_bytes: float
-
-
-def _front_of(points: Iterable[_Point], sign: float) -> tuple[_Point, ...]:
-    """Return the points that no other beats in score and stored bytes together, fewest bytes first."""
-    return tuple(pareto_front(points, lambda point: (sign * point.score, point.stored_bytes)))
-
-
-def _ratio_to(reference: Sequence[_Point], front: Sequence[_Point], sign: float, tolerance: float) -> _SizeRatio | None:
-    """Compare the smallest adapters of two fronts that reach the best score that both reach, less a tolerance."""
-    if not reference or not front:
-        return None
-    mark = min(sign * reference[-1].score, sign * front[-1].score)
-    least = mark - tolerance - NOISE
-    own, other = (next(it for it in points if sign * it.score >= least) for points in (front, reference))
-    parameters = own.r_parameters / other.r_parameters if other.r_parameters else None
-    return _SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -276,11 +244,11 @@ class _ComparedGroup:
         seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; where it
             is no candidate, that of trials with the same params, at their reports.
         over_seeds: Mean and deviation of these.
-        tested: The finalist that is of this group, which answered the test rows; empty without one.
+        on_all_rows: Whether they are on all validation rows, or on those that reports score.
+        tested: The finalist that is of this group, which answered the test rows; of several the best one on validation
+            rows, by which they were chosen. Empty without one.
         test_score: The task's metric of it.
         difference: From the first group; None for that one itself, and where nothing tells.
-        to_lora: What it takes beside LoRA to be as good; None if no LoRA was tried.
-        reached_after: Trials until one was as good as the first group's best; None if none was.
     """
 
     value: Scalar | None
@@ -296,9 +264,8 @@ class _ComparedGroup:
     over_seeds: SeedStatistics | None
     tested: str
     test_score: float | None
+    on_all_rows: bool
     difference: _Difference | None = None
-    to_lora: _SizeRatio | None = None
-    reached_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -311,7 +278,6 @@ class Comparison:
         task_metric: What candidates and test rows are scored by.
         studies: Name to state: `finished`, `running` or `interrupted`.
         budget: The first so many trials of each group are compared: as many as the smallest has.
-        tolerance: How much worse still counts as equal, where sizes at equal quality are compared.
         importances: Of each study's parameters.
         notes: What a reader must know, one sentence each.
     """
@@ -325,7 +291,6 @@ class Comparison:
     studies: Mapping[str, str]
     budget: int
     max_bytes: int | None
-    tolerance: float
     groups: tuple[_ComparedGroup, ...]
     importances: tuple[Importances, ...] = ()
     notes: tuple[str, ...] = ()
@@ -336,7 +301,6 @@ def compare(
     by: str = METHOD,
     against: str | None = None,
     max_bytes: int | None = None,
-    tolerance: float = 0.0,
 ) -> Comparison:
     """Compare methods, or values of a parameter, by the best adapter that each found within the same number of trials.
 
@@ -345,7 +309,6 @@ def compare(
         by: `method`, `study`, or a parameter, its default included where a space leaves it out.
         against: The value that the others are compared with; the first one by default.
         max_bytes: Larger adapters are left out.
-        tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
     Raises:
         StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
         UsageError: no trial has the parameter, or too many values of it.
@@ -359,26 +322,15 @@ def compare(
     for other in opened[1:]:
         _check_alike(opened[0], other)
     info = opened[0].folder.info
-    task, sign = info.task, sign_of(info.task.search_direction)
-    by_value = _grouped(opened, by, against)
+    task, by_value = info.task, _grouped(opened, by, against)
     budget = min(map(len, by_value.values()))
-    groups = [_group(value, trials, opened, budget, max_bytes) for value, trials in by_value.items()]
-    first = groups[0]
-    lora = _front_of((it for each in groups for it in each.group.points if it.method == REFERENCE), sign)
-    beside = list[_ComparedGroup]()
-    for each, trials in zip(groups, by_value.values(), strict=True):
-        reached, mark = None, first.group.best
-        if mark is not None:
-            good = {it.trial for it in each.group.points if sign * it.score >= sign * mark.score - NOISE}
-            reached = next((number for number, trial in enumerate(trials[:budget], 1) if trial.name in good), None)
-        beside.append(
-            replace(
-                each.group,
-                difference=None if each is first else _difference(first, each, task),
-                to_lora=_ratio_to(lora, each.group.front, sign, tolerance),
-                reached_after=reached,
-            )
-        )
+    finalists = dict[str, tuple[Candidate, Path]]()
+    for study in opened:
+        for finalist in (each for each in study.candidates if each.test_metrics):
+            if (path := study.folder.confirmed.rows_path(finalist.trial_id)).is_file():
+                finalists[finalist.name] = finalist, path
+    first, *others = (_group(value, trials, opened, budget, max_bytes) for value, trials in by_value.items())
+    groups = [first, *(replace(each, difference=_difference(first, each, finalists, task)) for each in others)]
     return Comparison(
         by=by,
         task=task.registered_name,
@@ -389,10 +341,9 @@ def compare(
         studies={study.folder.name: study.state for study in opened},
         budget=budget,
         max_bytes=max_bytes,
-        tolerance=tolerance,
-        groups=tuple(beside),
+        groups=tuple(groups),
         importances=tuple(importances(study.folder) for study in opened),
-        notes=tuple(_notes(opened, beside, budget, by)),
+        notes=tuple(_notes(opened, groups, budget, by)),
     )
 
 
@@ -435,25 +386,9 @@ def _label(value: Scalar | None) -> str:
     return "-" if value is None else str(value)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A group and what it is compared with the first one by.
-
-    Args:
-        on_all_rows: Whether its `seed_scores` are on all validation rows, or on those that reports score.
-        finalist: Of several the best one on validation rows, by which they were chosen.
-        test_rows: The finalist's answers to the test rows.
-    """
-
-    group: _ComparedGroup
-    on_all_rows: bool
-    finalist: Candidate | None
-    test_rows: Path | None
-
-
 def _group(
     value: Scalar | None, trials: Sequence[_Trial], studies: Sequence[_Study], budget: int, max_bytes: int | None
-) -> _Group:
+) -> _ComparedGroup:
     """Return what the first trials of a group, as many as the budget has, found."""
     task, used, most = studies[0].folder.info.task, trials[:budget], math.inf if max_bytes is None else max_bytes
     points = tuple(it.point for it in used if it.point and it.point.stored_bytes <= most)
@@ -481,12 +416,7 @@ def _group(
         key=lambda c: task_sign * c.validation_metrics.get(task.metric, -task_sign * math.inf),
         default=None,
     )
-    rows = None
-    if finalist is not None:
-        folder = next(study.folder for study in studies if study.folder.name == finalist.study)
-        path = folder.confirmed.rows_path(finalist.trial_id)
-        rows = path if path.is_file() else None
-    group = _ComparedGroup(
+    return _ComparedGroup(
         value=value,
         label=_label(value),
         studies=tuple(dict.fromkeys(trial.study for trial in used)),
@@ -494,14 +424,14 @@ def _group(
         steps=sum(trial.steps for trial in used),
         device_s=sum(trial.device_s for trial in used),
         points=points,
-        front=_front_of(points, sign),
+        front=tuple(pareto_front(points, lambda point: (sign * point.score, point.stored_bytes))),
         best=best,
         seed_scores=tuple(scores),
         over_seeds=SeedStatistics.of(scores) if scores else None,
         tested=f"{finalist.study}/{finalist.trial_id}" if finalist else "",
         test_score=finalist.test_metrics.get(task.metric) if finalist else None,
+        on_all_rows=chosen is not None or task.validation_rows is None,
     )
-    return _Group(group, chosen is not None or task.validation_rows is None, finalist, rows)
 
 
 def _notes(studies: Sequence[_Study], groups: Sequence[_ComparedGroup], budget: int, by: str) -> list[str]:

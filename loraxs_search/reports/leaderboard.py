@@ -11,7 +11,7 @@ from loraxs_search.records.literals import Scalar, sign_of
 from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import Lineage, TrialRecord, TrialReport, TrialState
+from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 ItemT = TypeVar("ItemT")
 
@@ -119,7 +119,7 @@ class LeaderboardRow:
     without_projection: int | None = field(default=None, metadata=_column("learnt bytes", is_optional=True))
     device_s: float = field(default=0.0, metadata=_column("device s", digits=1))
     wall_s: float | None = field(default=None, metadata=_column("wall s", digits=1))
-    lineage: Lineage | None = field(default=None, metadata=_column("from", is_number=False, is_optional=True))
+    lineage: str = field(default="", metadata=_column("from", is_number=False, is_optional=True))
     reason: str = field(default="", metadata=_column("reason", is_number=False, is_optional=True, is_wide=True))
     finalist: str = ""
     params: Mapping[str, Scalar] = field(default_factory=dict)
@@ -222,7 +222,7 @@ def value_cell(value: Any, digits: int | None = None, *, is_page: bool = False) 
         return f"{value:.4g}" if digits is None else f"{value:,.{digits}f}" if is_page else f"{value:.{digits}f}"
     if isinstance(value, int) and digits is not None and is_page:
         return f"{value:,}"
-    return value.trial_id if isinstance(value, Lineage) else str(value)
+    return str(value)
 
 
 def row_of(record: TrialRecord, metric: str, kept: TrialReport | None = None) -> LeaderboardRow:

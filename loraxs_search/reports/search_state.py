@@ -146,7 +146,7 @@ class SearchState:
                 self.steps |= {name: event.steps[name] for name in running if name in event.steps}
             case events.Steered():
                 self.steered, self.finishing = event.text, event.finishing
-            case events.BaselineScored():
+            case events.RowsScored(what="baseline"):
                 self.baselines[event.name] = event.metrics
             case events.SearchEnded():
                 self.ended = event

@@ -6,7 +6,6 @@ A driver that was killed continues from them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.errors import HomeError
@@ -14,16 +13,8 @@ from loraxs_search.home import disk_faults, ensure_dir, exclusive, home, write_a
 from loraxs_search.records.codec import check_trial_id, to_json
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
-from loraxs_search.records.promotion import Candidate, Refit
+from loraxs_search.records.promotion import Baseline, Candidate, Refit
 from loraxs_search.studies.info import RecordFile
-
-
-@dataclass(frozen=True)
-class BaseFailure:
-    """Why the untouched base could not be asked, and whether it could have been."""
-
-    reason: str
-    applies: bool = True
 
 
 class Confirmations:
@@ -69,9 +60,9 @@ class Confirmations:
         """Return the file of a candidate's metrics on all validation rows; they are empty where it has none."""
         return RecordFile(dict[str, float], self._path / f"{check_trial_id(name)}.validation.json")
 
-    def base_failure(self, shots: int) -> RecordFile[BaseFailure]:
+    def base_failure(self, shots: int) -> RecordFile[Baseline]:
         """Return the file that says why the untouched base could not answer with so many worked examples."""
-        return RecordFile(BaseFailure, self._path / f"base-{shots}.failed.json")
+        return RecordFile(Baseline, self._path / f"base-{shots}.failed.json")
 
     def answers(self, of: str | int, split: Split = "test") -> dict[range, Answers]:
         """Return answers to rows of a split, by the rows that they are to, first rows first.

@@ -29,7 +29,7 @@ from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import check_trial_id, to_json
-from loraxs_search.records.promotion import Baseline, Candidate, KeptAnswers, is_untouched
+from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
@@ -105,7 +105,7 @@ class StudyFolder:
         self.snapshots = Snapshots(path / "snapshots", self.name, self.checkpoint_selection)
         self._assets = RecordFile(dict[str, str], path / "assets.json", indent=2)
         self._baselines = RecordFile(tuple[Baseline, ...], path / "baselines.json", indent=2)
-        self._answers = RecordFile(dict[str, KeptAnswers], path / "baselines.answers.json")
+        self._answers = RecordFile(dict[str, tuple[Baseline, ...]], path / "baselines.answers.json")
         self._candidates = RecordFile(_CandidateFile, path / "candidates.json", indent=2)
         self._round = RecordFile(int, path / "round.json")  # how often the search continued after its candidates
 
@@ -340,16 +340,18 @@ class StudyFolder:
 
         What the untouched base reaches stays unless it is among them.
         """
-        if not any(is_untouched(one.name) for one in baselines):
-            baselines = [*baselines, *(one for one in self.baselines() or () if is_untouched(one.name))]
-        task, answered = self.info.task.registered_name, [one for one in baselines if one.test_answers]
-        if answered:
-            self._answers.write({one.name: KeptAnswers(one.test_answers, task, one.test_rows) for one in answered})
+        if not any(one.is_untouched for one in baselines):
+            baselines = [*baselines, *(one for one in self.baselines() or () if one.is_untouched)]
+        if answered := tuple(one for one in baselines if one.test_answers):
+            self._answers.write({self.info.task.registered_name: answered})
         self._baselines.write(tuple(replace(one, test_answers=(), test_rows="") for one in baselines))
 
-    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
-        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
-        return self._answers.read() or {}
+    def baseline_answers(self) -> Mapping[str, Baseline]:
+        """Return by name the simple models whose answers to the test rows were kept, with these."""
+        answered = self._answers.read() or {}
+        return {
+            one.name: one for one in answered.get(self.info.task.registered_name, ())
+        }  # none to another task's rows
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""

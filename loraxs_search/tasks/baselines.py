@@ -18,7 +18,7 @@ import numpy.typing as npt
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.literals import Split
-from loraxs_search.records.promotion import Baseline, is_untouched
+from loraxs_search.records.promotion import SHOTS, Baseline
 
 if TYPE_CHECKING:
     import torch
@@ -314,7 +314,7 @@ def does_fit(name: str, kind: TaskKind) -> bool:
 
 def baseline_title(name: str) -> str:
     """Return what a baseline is, as shown to users; its name, where it is not installed here."""
-    if is_untouched(name):
+    if name.endswith(SHOTS):
         return f"the untouched base, {name}, asked in the same way"
     try:
         return BASELINES.get(name).title

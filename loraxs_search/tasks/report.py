@@ -17,7 +17,7 @@ import numpy as np
 from loraxs_search.home import write_atomic
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import Split, sign_of
-from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
+from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
@@ -97,13 +97,13 @@ def _count(
     # Tokens, answers, and what a score is worth.
     names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
     best = constant_answer(kind, scored["train"].labels)
-    tokens, constant = dict[Split, TokenCounts](), None
+    tokens, constant = dict[Split, dict[str, int]](), None
     for split, parts in encoded.items():
         lengths = parts.lengths
         if parts.positions is not None:
             lengths = np.array([len(parts.whole_row(row)[0]) for row in range(len(parts))], np.int32)
         lengths = lengths if parts.lost is None else lengths + parts.lost
-        tokens[split] = TokenCounts(int(np.median(lengths)), int(lengths.max()))
+        tokens[split] = {"median": int(np.median(lengths)), "longest": int(lengths.max())}
     if names:
         scores = {split: kind.measure(repeated(best, len(scored[split])), scored[split].labels) for split in _SCORED}
         constant = ConstantAnswer(kind.show(best), scores)
@@ -183,24 +183,24 @@ def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: s
     cuts = {split: report.cut.get(split, 0) for split in SPLITS}
     if many := {split: number for split, number in cuts.items() if number and number >= _SHARE * num_scored[split]}:
         counts = ", ".join(f"{number:,} of {num_scored[split]:,} {split} rows" for split, number in many.items())
-        longest = max((tokens.longest for tokens in report.tokens.values()), default=0)
+        longest = max((tokens["longest"] for tokens in report.tokens.values()), default=0)
         size = f" (the longest has {longest:,} tokens)" if longest else ""
         warnings.append(f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost")
     warnings += report.warnings
     own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
     errors = {split: known[metric] for split, known in own.items() if metric in known}
     for split, known in errors.items():
-        if not known.reach:
+        if not known["reach"]:
             rows = f"{num_scored[split]:,} {split} row{'s' * (num_scored[split] > 1)}"
             warnings.append(
                 f"{metric} of the {rows} is the same for right answers and for the constant one: it says nothing"
             )
-    large = {split: known for split, known in errors.items() if known.error > _LARGE * known.reach > 0}
+    large = {split: known for split, known in errors.items() if known["error"] > _LARGE * known["reach"] > 0}
     if large:
-        sizes = [f"{it.error:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
-        enough = max(num_scored[split] * (it.error / (_LARGE * it.reach)) ** 2 for split, it in large.items())
+        sizes = [f"{it['error']:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
+        enough = max(num_scored[split] * (it["error"] / (_LARGE * it["reach"])) ** 2 for split, it in large.items())
         unit = 10 ** (len(str(math.ceil(enough))) - 1)
-        apart = 2 * max(it.error for it in large.values())
+        apart = 2 * max(it["error"] for it in large.values())
         warnings.append(
             f"{metric} has a standard error of about {' and '.join(sizes)}: scores less than {apart:.2g} apart say"
             f" little; some {math.ceil(math.ceil(enough) / unit) * unit:,} rows would do"
@@ -221,8 +221,8 @@ def overlap_counts(report: DataReport) -> dict[str, int]:
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
 
 
-def standard_error(metric: Metric, labels: Values, constant: float | str) -> StandardError:
-    """Return the standard error of a metric on these rows.
+def standard_error(metric: Metric, labels: Values, constant: float | str) -> dict[str, float]:
+    """Return the standard error of a metric on these rows, and its reach; see `DataReport.standard_errors`.
 
     It depends on how good the answers are. Here half of them are right and half the constant answer: they are half-way
     between what costs nothing and what cannot be better.
@@ -235,7 +235,7 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
     reach = float(abs(metric.score(labels, labels) - metric.score(guesses, labels)))
     if metric.of_rows is not None:  # the mean of what rows score
         of_rows = np.concatenate([metric.of_rows(answers, labels) for answers in (labels, guesses)])
-        return StandardError(float(of_rows.std() / np.sqrt(len(labels))), reach)
+        return {"error": float(of_rows.std() / np.sqrt(len(labels))), "reach": reach}
     draw = np.random.default_rng(0)
     answers = np.where(draw.random(len(labels)) < 0.5, labels, guesses)
     size = min(len(labels), _MOST_ROWS)
@@ -245,4 +245,4 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
         scores = [float(metric.of_counts(counts[rows].sum(0, dtype=np.float64))) for rows in drawn]
     else:
         scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
-    return StandardError(float(np.std(scores) * np.sqrt(size / len(labels))), reach)
+    return {"error": float(np.std(scores) * np.sqrt(size / len(labels))), "reach": reach}

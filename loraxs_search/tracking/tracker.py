@@ -26,7 +26,7 @@ from loraxs_search.log import events as log_events
 from loraxs_search.log.study_log import JOURNAL, append_lines, lines_from, read_events, to_line
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
-from loraxs_search.records.search import CheckpointSelection, SearchRun
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.tracking.store import KIND, OFFSET, STUDY, STUDY_ID, connect, ensure_store, read_offset, study_id
 from loraxs_search.versions import with_python
@@ -299,15 +299,15 @@ class Tracker:
         batch = _Batch(client, run_id)
         for event in events:
             match event:
-                case log_events.DriverStarted(run=SearchRun() as run):
-                    plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
+                case log_events.DriverStarted(plan=SearchPlan()):
+                    plan = {f"search.{name}": value for name, value in vars(event.plan).items()}
                     plan |= {f"search.{name}": value for name, value in plan.pop("search.params").items()}
                     plan = {key: value for key, value in plan.items() if value != ""}
                     # MLflow never changes a param: a search that continues keeps its first ones; tags say what is new.
                     known = client.get_run(run_id).data.params
-                    params = {key: value for key, value in (plan | dict(run.params)).items() if key not in known}
-                    batch.add(params=params, tags=run.tags)
-                    client.log_text(run_id, run.space_yaml, "space.yaml")
+                    params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
+                    batch.add(params=params, tags=event.tags)
+                    client.log_text(run_id, event.space_yaml, "space.yaml")
                     self._reopen(run_id)
                 case log_events.BaselinesMeasured():
                     for baseline in event.baselines:
@@ -352,7 +352,7 @@ class Tracker:
                             params.pop(other, None)
                         params |= params.pop("method_params")
                     batch.add(params=params | dict(event.params))
-                    batch.add(tags={_LINEAGE: event.lineage} if event.lineage else {})
+                    batch.add(tags={_LINEAGE: f"{self._study}/{event.lineage}"} if event.lineage else {})
                     self._reopen(run_id)
                 case log_events.TrialReported(report=report):
                     costs = {name: getattr(report, name) for name in ("train_loss", "device_s", "num_tokens")}
@@ -519,7 +519,7 @@ def _run_of(event: log_events.LoggedEvent) -> str | None:
         return event.run_of or event.trial_id
     if isinstance(event, _OF_TRIAL):
         return event.trial_id
-    is_start = isinstance(event, log_events.DriverStarted) and isinstance(event.run, SearchRun)
+    is_start = isinstance(event, log_events.DriverStarted) and event.plan is not None
     return _SEARCH if is_start or isinstance(event, _OF_SEARCH) else None
 
 

@@ -9,12 +9,15 @@ from support.recorded_search import FACTS, begun, ended, reported
 
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli.live_text import LinesView, time_left_in_words
-from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
-from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
+from loraxs_search.log.events import DataRead, Phase, RowsScored, Warned
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport
 from loraxs_search.records.trial import TrialState
 
 SIZES = {"train": 8373, "validation": 1000, "test": 1000}
-ERRORS = {"validation": {"accuracy": StandardError(0.02, 0.99)}, "test": {"accuracy": StandardError(0.016, 0.99)}}
+ERRORS = {
+    "validation": {"accuracy": {"error": 0.02, "reach": 0.99}},
+    "test": {"accuracy": {"error": 0.016, "reach": 0.99}},
+}
 LABELS = [f"label-{number:03d}" for number in range(499)]
 DATA = DataRead(
     study="mine",
@@ -24,7 +27,11 @@ DATA = DataRead(
     report=DataReport(
         SIZES,
         cut={"train": 3, "validation": 0, "test": 0},
-        tokens={"train": TokenCounts(24, 90), "validation": TokenCounts(25, 61), "test": TokenCounts(24, 60)},
+        tokens={
+            "train": {"median": 24, "longest": 90},
+            "validation": {"median": 25, "longest": 61},
+            "test": {"median": 24, "longest": 60},
+        },
         answers=(
             *(AnswerFact(label, {"train": 20 - i, "validation": 2, "test": 1}) for i, label in enumerate(LABELS)),
             AnswerFact("\u5f71\u7247", {"train": 1, "validation": 0, "test": 0}),
@@ -50,8 +57,10 @@ def test_lines_say_each_event_once():
         ended(0, TrialState.COMPLETE, 1020.0, "trained all 20 steps"),
         begun(1, 1001.0),
         ended(1, TrialState.FAIL, 1030.0, "no finite loss"),
-        BaselineScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}),
-        CandidateScored(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}),
+        RowsScored(
+            study="mine", at=1031.0, what="baseline", split="validation", name="tfidf", metrics={"pearson": 0.4}
+        ),
+        RowsScored(study="mine", at=1032.0, what="candidate", name="00000.1", split="test", metrics={"pearson": 0.6}),
         Warned(study="mine", at=1033.0, text="logging has said so"),
         Phase(study="mine", at=1034.0, text="done"),
     ):

@@ -15,7 +15,7 @@ from support.studies import study
 
 from loraxs_search import watch
 from loraxs_search.log.events import Answered, Commanded
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer
+from loraxs_search.records.search import Command
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies import lease
 from loraxs_search.studies.storage import Storage
@@ -65,7 +65,7 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(storage_folder
 def test_a_search_that_is_to_finish_says_what_is_left(driver, say):
     command = Command("c", "finish", sent_by="ann")
     driver.journal.append(Commanded(command=command))
-    driver.journal.append(Answered(answer=CommandAnswer("c", AnswerState.DONE, "so")))
+    driver.journal.append(Answered(command_id="c", state="done", text="so"))
     with driver.folder.lock():
         assert json.loads(say("status", "mine", "--json").ok)["finishing"] == "finished by a person (ann)"
         said = say("status", "mine").err

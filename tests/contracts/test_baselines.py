@@ -22,7 +22,7 @@ from support.text_tasks import writing_task
 
 from loraxs_search.base_model.load import bare_body
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Baseline, is_unmeasured, is_untouched
+from loraxs_search.records.promotion import SHOTS, Baseline
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.baselines import (
     BASELINES,
@@ -108,7 +108,7 @@ def made(name: str, inputs: BaselineInputs) -> BaselineModel:
 def test_it_says_what_it_is(name):
     entry = BASELINES.get(name)
     assert entry.name == name
-    assert not is_untouched(name)  # which would be read as the untouched base
+    assert not name.endswith(SHOTS)  # which would be read as the untouched base
     assert baseline_title(name) == entry.title
     assert entry.title
 
@@ -124,7 +124,7 @@ def test_its_answers_are_in_order_score_as_it_says_and_come_again(name, inputs):
     found, again = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
     assert found == again == from_json(Baseline, to_json(found))
     assert (found.name, found.failed, found.applies) == (name, "", True)
-    assert not is_unmeasured(found)
+    assert not found.is_unmeasured
     assert (found.answer is None) == bool(found.test_answers)
     constant = found.answer if found.answer is not None else 0
     said = found.test_answers or (constant,) * data.num_rows("test")
@@ -151,7 +151,7 @@ def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_oth
     assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)
     assert found[-1].failed == "ValueError: no"
-    assert is_unmeasured(found[-1])
+    assert found[-1].is_unmeasured
 
 
 def test_another_distribution_brings_one(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.log.study_log import from_line, to_line
+from loraxs_search.log.study_log import read_events, to_line
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
@@ -56,17 +58,22 @@ def space_of(text: str, name: str, *overrides: str) -> Space:
 
 
 class Study:
-    """A study's log in memory, as lines, and a driver that follows it."""
+    """A study's log in memory, and a driver that follows it."""
 
-    def __init__(self, space: Space, lines: list[bytes] | None = None) -> None:
-        self.space, self.lines = space, list(lines or ())
+    def __init__(self, space: Space, events: Sequence[LoggedEvent] = ()) -> None:
+        self.space, self.events = space, list(events)
         self.trials = StudyTrials(space.task, space.search)
         self.proposer = Proposer(self.trials, space)
-        for line in self.lines:
-            self.trials.apply(from_line(line))
+        for event in self.events:
+            self.trials.apply(event)
 
     def take(self, event: LoggedEvent) -> None:
-        self.lines.append(to_line(event))
+        with tempfile.TemporaryDirectory() as folder:  # as its line in the log says it
+            path = Path(folder) / "journal.jsonl"
+            path.write_bytes(to_line(event))
+            ((read, _),) = read_events(path, None)
+        assert read is not None
+        self.events.append(read)
         self.trials.apply(event)
 
     def start(self) -> tuple[str, dict[str, Scalar]]:
@@ -179,13 +186,13 @@ def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_d
     whole = Study(space)
     whole.run(9)
     whole.start()
-    starts = [i for i, line in enumerate(whole.lines) if isinstance(from_line(line), TrialStarted)]
+    starts = [i for i, event in enumerate(whole.events) if isinstance(event, TrialStarted)]
     for length in starts[1::4]:
-        assert Study(space, whole.lines[:length]).start()[1] == from_line(whole.lines[length]).params
-    again = Study(space, whole.lines)
+        assert Study(space, whole.events[:length]).start()[1] == whole.events[length].params
+    again = Study(space, whole.events)
     assert again.start() == whole.start()
     again.run(3)
-    assert Study(space, again.lines).start() == again.start()
+    assert Study(space, again.events).start() == again.start()
 
 
 @every_sampler
@@ -199,7 +206,7 @@ def test_it_goes_on_after_trials_that_a_person_added(name):
         study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
         study.end(f"{number:05d}", params)
     study.run(2)
-    assert Study(study.space, study.lines).start() == study.start()
+    assert Study(study.space, study.events).start() == study.start()
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ from support.shell import finished, start, wait_for
 
 import loraxs_search
 from loraxs_search.errors import CommandError
-from loraxs_search.records.search import AnswerState
-from loraxs_search.records.trial import Lineage, TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.manifest import verify
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import connect
@@ -43,7 +42,7 @@ def test_a_search_is_steered_and_killed_and_grows_again_when_it_has_ended(in_sea
             loraxs_search.stop_trials(NAME, "00000")
         driver.kill()
         driver.communicate()
-    assert {answer.state for answer in (cloned, added, extended, stopped)} == {AnswerState.DONE}
+    assert {answer.state for answer in (cloned, added, extended, stopped)} == {"done"}
     before = folder.journal().records
     finished(in_search_home, "resume", NAME)
     records = folder.journal().records
@@ -54,13 +53,13 @@ def test_a_search_is_steered_and_killed_and_grows_again_when_it_has_ended(in_sea
     (clone,) = (record for record in records.values() if record.command == cloned.command_id)
     (own,) = (record for record in records.values() if record.command == added.command_id)
     assert (own.params["rank"], own.params["learning_rate"]) == (4, 5e-3)
-    assert clone.lineage == Lineage(NAME, "00000")
+    assert clone.lineage == "00000"
     assert [report.step for report in clone.reports] == list(range(EVERY, STEPS + 1, EVERY))
     assert verify(folder.adapter_path(clone.trial_id)).lineage == clone.lineage
     _check_tracked(folder, clone.trial_id)
     first = _finalist(folder)
     # ---- once more ----
-    assert loraxs_search.extend_study(NAME, trials=1).state is AnswerState.QUEUED
+    assert loraxs_search.extend_study(NAME, trials=1).state == "queued"
     refits = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
     finished(in_search_home, "resume", NAME)
     after = folder.journal().records
@@ -93,6 +92,6 @@ def _check_tracked(folder: StudyFolder, clone: str) -> None:
     experiment = client.get_experiment_by_name("tiny-reviews")
     runs = client.search_runs([experiment.experiment_id], f"tags.`loraxs.study` = '{folder.name}'")
     tags = {run.data.tags.get("trial_id", ""): run.data.tags for run in runs}
-    assert tags[clone]["loraxs.lineage"] == str(folder.journal().records[clone].lineage)
+    assert tags[clone]["loraxs.lineage"] == f"{NAME}/{folder.journal().records[clone].lineage}"
     (parent,) = (run for run in runs if "trial_id" not in run.data.tags)
     assert parent.info.status == "FINISHED"

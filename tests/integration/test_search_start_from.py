@@ -32,7 +32,7 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(search, sea
     for trial in result.trials:
         if folder.adapter_path(trial.trial_id).exists():
             manifest = read(folder.adapter_path(trial.trial_id))
-            assert manifest.start_from == start.adapter
+            assert manifest.start_from == {"name": start.name, "digest": start.digest}
             assert manifest.hyperparameters.start_from == folder.assets()[START]
             card = (folder.adapter_path(trial.trial_id) / "README.md").read_text()
             assert "It started from `started-reviews:1`" in card

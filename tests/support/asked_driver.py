@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.search import AnswerState, SearchPlan
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -90,7 +90,7 @@ def refusal(folder: StudyFolder, command_id: str) -> str:
     """Return why a command was refused."""
     answer = folder.journal().answers.get(command_id)
     assert answer is not None
-    assert answer.state is AnswerState.REFUSED
+    assert answer.state == "refused"
     return answer.text
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraxs_search.log.events import (
-    BaselineScored,
-    CandidateScored,
     Phase,
+    RowsScored,
     SearchStarted,
     ShownEvent,
     TrialEnded,
@@ -61,7 +60,7 @@ def training() -> list[ShownEvent]:
         *(begun(number, 1000.0) for number in range(4)),
     ]
     events += [
-        BaselineScored(study="mine", at=1005.0, name=name, metrics={"pearson": score})
+        RowsScored(study="mine", at=1005.0, what="baseline", split="validation", name=name, metrics={"pearson": score})
         for name, score in (("constant", 0.1), ("tfidf", 0.42))
     ]
     for step, at in ((20, 1020.0), (40, 1040.0), (60, 1060.0), (80, 1080.0)):
@@ -75,5 +74,7 @@ def finishing() -> list[ShownEvent]:
     """Return the rest of it: the others are stopped, two refits are half trained, a candidate is scored."""
     phase = Phase(study="mine", at=1100.0, text="training the best 1 again from 2 fresh seeds")
     counted = [replace(phase, at=1100.0 + done / 4, done=done, total=160, unit="steps") for done in (0, 40, 80)]
-    scored = CandidateScored(study="mine", at=1130.0, trial="00000", split="validation", metrics={"pearson": 0.61})
+    scored = RowsScored(
+        study="mine", at=1130.0, what="candidate", name="00000", split="validation", metrics={"pearson": 0.61}
+    )
     return [*(ended(number, TrialState.PRUNED, 1099.0) for number in (2, 3)), phase, *counted, scored]

@@ -14,10 +14,9 @@ from optuna.trial import FixedTrial
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.log.events import (
-    BaselineScored,
-    CandidateScored,
     DriverStarted,
     LoggedEvent,
+    RowsScored,
     SearchStarted,
     ShownEvent,
     TrainingEnded,
@@ -298,8 +297,8 @@ class ScriptedDriver:
         self.journal.phase("training the best 1 again from 1 fresh seeds")
         self.journal.counted(20, 40, "steps")
         self.journal.say(Warned(text="many answers were cut"))
-        self.journal.say(BaselineScored(name="constant", metrics={"accuracy": 0.4}))
-        self.journal.say(CandidateScored(trial="00000", split="validation", metrics={"accuracy": 0.6}))
+        self.journal.say(RowsScored(what="baseline", split="validation", name="constant", metrics={"accuracy": 0.4}))
+        self.journal.say(RowsScored(what="candidate", name="00000", split="validation", metrics={"accuracy": 0.6}))
         self.journal.close()
         self.journal.phase("writing the last records to MLflow")
         self.journal.append(TrainingEnded(notice=""))

@@ -21,8 +21,8 @@ from loraxs_search.log.events import (
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import CheckpointSelection, SearchPlan, SearchRun
-from loraxs_search.records.trial import Hyperparameters, Lineage, TrialReport, TrialState
+from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking.tracker import Tracker, environment_tags
 
 
@@ -54,15 +54,15 @@ class Tracked:
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
     ) -> None:
-        run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus))
-        self.journal.append(DriverStarted(since=time.time(), run=run))
+        run = {"space_yaml": space_yaml, "plan": plan, "params": dict(params or {}), "tags": environment_tags(gpus)}
+        self.journal.append(DriverStarted(since=time.time(), **run))
 
     def trial_started(
         self,
         trial_id: str,
         params: Mapping[str, Scalar],
         hyperparameters: Hyperparameters | None = None,
-        lineage: Lineage | None = None,
+        lineage: str = "",
     ) -> None:
         """Tell that a trial has started, even where it has before."""
         started = TrialStarted(at=time.time(), trial_id=trial_id, params=dict(params), hyperparameters=hyperparameters)

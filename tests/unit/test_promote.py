@@ -12,7 +12,7 @@ from support.searched_studies import Tried, confirm, searched
 import loraxs_search
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.housekeeping import collect, remove_study
-from loraxs_search.records.promotion import Baseline, KeptAnswers, PromotionRule
+from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies.folder import StudyFolder
@@ -98,14 +98,17 @@ def test_what_baselines_answered_is_kept_apart_and_held_against_the_finalist(fin
     ]
     folder.write_baselines([Baseline("constant", answer=0), *linear])
     assert {one.test_answers for one in folder.baselines() or ()} == {()}
-    kept = KeptAnswers(said, "t", rows)
-    assert folder.baseline_answers() == ({"tfidf": kept, "features": kept} if answers else {})
+    assert folder.baseline_answers() == ({one.name: one for one in linear} if answers else {})
     folder.write_candidates([replace(one, baselines=folder.baselines() or ()) for one in folder.candidates() or []])
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert not decision.promoted
-    why = "worse than tfidf (accuracy 0.9500)" if rows == "test" else "are to test rows of t with fingerprint others"
+    why = "worse than tfidf (accuracy 0.9500)" if rows == "test" else "are to test rows with fingerprint others"
     assert (why if answers else "the answers of tfidf to the test rows are missing") in decision.reasons[-1]
     assert lacks_baseline(folder) is not answers
+    if answers:  # of another task's study
+        kept = folder.path / "baselines.answers.json"
+        kept.write_text(kept.read_text().replace('{"t"', '{"another"'))
+        assert folder.baseline_answers() == {}
 
 
 def test_require_constant_is_for_one_decision_and_recorded(finalist, store_uri):

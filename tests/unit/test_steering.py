@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
-from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
+from loraxs_search.log.events import Answered, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan
+from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.steering import (
     VERBS,
@@ -82,7 +82,7 @@ def test_a_stop_is_known_to_every_later_driver(folder):
 
 def test_finish_counts_the_added_trials_that_are_still_to_start(folder):
     study = steered(folder)
-    apply(command("add"), CommandAnswer("c1", AnswerState.DONE, ""), study.state)
+    apply(command("add"), Answered(command_id="c1", state="done", text=""), study.state)
     assert "the running ones, and the 1 added" in decide(command("finish", name="c2"), study).text
     take(folder, command("finish", name="c3"))
     assert state(folder).finishing == "finished by a person (ann on host)"
@@ -107,7 +107,7 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(before, asked
     (line,) = take(folder, asked)
     assert "refused" in line
     answer = folder.journal().answers["c9"]
-    assert answer.state is AnswerState.REFUSED
+    assert answer.state == "refused"
     assert why in answer.text
     assert answer.hint
     assert state(folder) == as_it_was
@@ -150,7 +150,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     assert text.count('"commanded"') == text.count('"answered"') == len(sent)
 
 
-def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
+def answers(folder: StudyFolder) -> dict[str, str | None]:
     journal = folder.journal()
     return {name: journal.answers[name].state if name in journal.answers else None for name in journal.commands}
 
@@ -176,7 +176,7 @@ def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder):
     before = (folder.path / "journal.jsonl").read_bytes()
     answer = send("s", new_command("stop", ["1"]))
     assert (folder.path / "journal.jsonl").read_bytes() == before, "a decision changes nothing"
-    assert answer.state is AnswerState.QUEUED
+    assert answer.state == "queued"
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
     assert take(folder) != []
     assert list(state(folder).stopping) == ["00001"]
@@ -203,7 +203,7 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_
     Lease(there, "away").take()
     monkeypatch.setattr("loraxs_search.studies.lease.platform.node", lambda: "another")
     answer = send("away", new_command("finish"))
-    assert (answer.state, list(folder.inbox.waiting())) == (AnswerState.QUEUED, [])
+    assert (answer.state, list(folder.inbox.waiting())) == ("queued", [])
     folder.inbox.take_from(there, "away")  # as the driver's mirror does
     assert [each.verb for each in folder.inbox.waiting()] == ["finish"]
     folder.inbox.take_from(there, "away")
@@ -214,7 +214,7 @@ def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
     monkeypatch.setattr("loraxs_search.steering.WAIT_S", 0.0)
     with folder.lock():
         answer = send("s", new_command("stop", ["00001"]))
-    assert answer.state is AnswerState.QUEUED
+    assert answer.state == "queued"
     assert "carried out in a moment" in answer.text
     assert len(list(folder.inbox.waiting())) == 1
 
@@ -229,7 +229,7 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home):
     for number in range(2):
         command = Command(f"{number}" * 32, "extend", arguments={"trials": 5})
         answer = decide(command, study)
-        assert answer.state is AnswerState.DONE
+        assert answer.state == "done"
         apply(command, answer, study.state)
         totals.append(study.state.trials)
     assert totals == [6, 11]
@@ -242,13 +242,13 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     study = steered(folder, journal)
     added = Command("a" * 32, "add")
-    apply(added, CommandAnswer("a", AnswerState.DONE, "", facts={"params.rank": 4}), study.state)
+    apply(added, Answered(command_id="a", state="done", text="", facts={"params.rank": 4}), study.state)
     journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=""))
     journal.append(TrainingEnded(notice="the time budget is used up"))
     more = Command("b" * 32, "extend", arguments={"time": "1h"})
     assert decide(more, study).facts["reopens"] is True
     journal.append(TrialStarted(trial_id="00001", params={"rank": 4}, command=added.command_id))
-    assert decide(more, study).state is AnswerState.REFUSED
+    assert decide(more, study).state == "refused"
 
 
 def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(fresh_home, monkeypatch):
@@ -271,13 +271,13 @@ def test_a_time_to_add_is_written_as_a_time_budget_is(fresh_home):
     folder = new_study("s")
     for given_time, seconds in (*TIMES.items(), *((text, None) for text in NO_TIMES)):
         answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder))
-        assert (answer.state is AnswerState.REFUSED) is (seconds is None)
+        assert (answer.state == "refused") is (seconds is None)
         assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
 def test_a_verb_of_a_later_version_changes_nothing():
     state, later = SteeringState(), Command("c1", "later")
-    apply(later, CommandAnswer("c1", AnswerState.DONE, "", facts={"reopens": True}), state)
+    apply(later, Answered(command_id="c1", state="done", text="", facts={"reopens": True}), state)
     assert state == SteeringState()
 
 
@@ -293,7 +293,7 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, m
 
     failing(OverflowError("too large"))
     answer = decide(command, seen)
-    assert answer.state is AnswerState.REFUSED
+    assert answer.state == "refused"
     assert "too large" in answer.text
     failing(HomeError("the disk is full"))
     with pytest.raises(HomeError):

@@ -19,14 +19,14 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
-from loraxs_search.log.events import CandidateScored
+from loraxs_search.log.events import RowsScored
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, ClassReport, ClassScores, Manifest
 from loraxs_search.records.host import Answers, Confirmation
 from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, PromotionRule, Refit, SliceScore
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, Lineage, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.evidence import slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
@@ -101,7 +101,7 @@ class _Trained:
     validation_metrics: Mapping[str, float]
     size: AdapterSize
     kept_step: int | None
-    lineage: Lineage | None
+    lineage: str
 
 
 class Finalization:
@@ -190,7 +190,7 @@ class Finalization:
         sign = sign_of(task.direction)
         names.sort(key=lambda name: (-sign * scores[name].get(task.metric, -sign * math.inf), name))
         for name in names:
-            self._log.say(CandidateScored(trial=name, split="validation", metrics=scores[name]))
+            self._log.say(RowsScored(what="candidate", name=name, split="validation", metrics=scores[name]))
         return [self._candidate(name, scores) for name in names]
 
     def _refit(self, spec: TrialSpec, budget: TimeBudget) -> WorkItem:
@@ -413,7 +413,7 @@ class Finalization:
             ends=confirmation.ends,
             baselines=candidate.baselines if candidate else (),
             kept_step=adapter.kept_step,
-            start_from=start.adapter if start and hyper.start_from else None,
+            start_from={"name": start.name, "digest": start.digest} if start and hyper.start_from else None,
             lineage=adapter.lineage,
             setup=info.base.setup,
         )

@@ -20,7 +20,7 @@ from loraxs_search.log.events import Phase
 from loraxs_search.log.study_log import JOURNAL, STUDY_THREADS, SearchView, StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.adapter import StartFrom
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
@@ -50,25 +50,25 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
     if space.start_from is None:
         return None
     adapter = Registry(uri).resolve(space.start_from)
-    ref = AdapterRef(f"{adapter.task}:{adapter.version}", adapter.digest)
-    manifest = verify(pull(ref.name, uri=uri))
+    name = f"{adapter.task}:{adapter.version}"
+    manifest = verify(pull(name, uri=uri))
     own = manifest.hyperparameters
     if own.method not in space.methods:
         raise UsageError(
-            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {ref.name} is"
+            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {name} is"
             f" of {own.method}.",
             hint=f"name another adapter, or set `method: {own.method}`",
         )
     if not method_of(own).can_start:
         raise UsageError(
-            f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
+            f"`start_from` must name an adapter that trials can start from, but {name} is of {own.method}.",
             hint="leave it out, or name an adapter of lora-xs",
         )
     theirs, ours = manifest.task, space.task
     # Its head answers where the labels are the same, or the task is.
     with_head = theirs.kind == ours.kind and theirs.labels == ours.labels
     with_head = with_head and bool(ours.labels or theirs.name == ours.name)
-    return StartFrom(ref, manifest.base_digest, own, with_head, theirs.pooling)
+    return StartFrom(name, adapter.digest, manifest.base_digest, own, with_head, theirs.pooling)
 
 
 def search_study(

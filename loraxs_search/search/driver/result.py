@@ -74,7 +74,7 @@ class SearchResult:
         names = [each.name for each in fields(LeaderboardRow) if each.name != "params"]
         rows = [
             {name: getattr(row, name) for name in names}
-            | {"state": str(row.state), "lineage": str(row.lineage) if row.lineage else None}
+            | {"state": str(row.state), "lineage": f"{self.study}/{row.lineage}" if row.lineage else None}
             | {f"params_{name}": value for name, value in row.params.items()}
             | {f"metrics_{name}": value for name, value in metrics.get(row.trial_id, {}).items()}
             for row in self.leaderboard()

@@ -26,12 +26,11 @@ from loraxs_search.errors import (
     one_of,
 )
 from loraxs_search.log.events import (
-    BaselineScored,
     BaselinesMeasured,
-    CandidateScored,
     DataRead,
     DriverStarted,
     Reopened,
+    RowsScored,
     SearchFinished,
     SearchStarted,
     TrainingEnded,
@@ -44,7 +43,6 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.methods import method_of
 from loraxs_search.records.host import HostInfo, LinearProbe
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchRun
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
@@ -172,7 +170,7 @@ def settled(study: StudyInfo, space: Space, info: HostInfo) -> tuple[StudyInfo, 
     if start.base_digest != info.base.weight_digest:
         raise BaseModelError(
             f"`start_from` must name an adapter on this base, with weights {info.base.weight_digest[:16]}..., but"
-            f" {start.adapter.name} is on weights {start.base_digest[:16]}....",
+            f" {start.name} is on weights {start.base_digest[:16]}....",
             hint="name an adapter of the same base at the same revision",
         )
     start = replace(start, with_head=start.with_head and start.pooling == task.pooling)
@@ -198,11 +196,11 @@ def _kept_start(folder: StudyFolder) -> str | None:
     start = folder.info.start_from
     if start is None or START in folder.assets():
         return folder.assets().get(START)
-    path = pull(start.adapter.name, uri=folder.info.tracking_uri)
+    path = pull(start.name, uri=folder.info.tracking_uri)
     manifest = verify(path)
-    if path.name != start.adapter.digest:
+    if path.name != start.digest:
         raise UsageError(
-            f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",
+            f"{start.name} must be what study {folder.name!r} began with, but its content is another by now.",
             hint="launch the study again under another name",
         )
     method = method_of(manifest.hyperparameters)
@@ -289,8 +287,8 @@ class SearchSession:
             "task.kind": task.kind,
             **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
         }
-        run = SearchRun(space.text, plan, params, environment_tags(gpus))
-        log.append(DriverStarted(since=started_at, run=run))
+        tags = environment_tags(gpus)
+        log.append(DriverStarted(since=started_at, space_yaml=space.text, plan=plan, params=params, tags=tags))
         if not log.records:
             log.say(DataRead(metric=task.metric, num_rows=actors.info.num_rows, report=actors.info.data))
         folder.snapshots.recover(log)
@@ -352,7 +350,7 @@ class SearchSession:
         log.phase("scoring the finalist on the test rows, writing adapters")
         candidates = end.seal(candidates)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
-            log.say(CandidateScored(trial=candidate.trial_id, split="test", metrics=candidate.test_metrics))
+            log.say(RowsScored(what="candidate", name=candidate.trial_id, split="test", metrics=candidate.test_metrics))
             try:
                 Registry(store_of(folder)).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
@@ -404,7 +402,8 @@ class SearchSession:
         for baseline in baselines:
             if baseline.validation_metrics and baseline.name not in self._said_baselines:
                 self._said_baselines.add(baseline.name)
-                self._log.say(BaselineScored(name=baseline.name, metrics=baseline.validation_metrics))
+                scores = baseline.validation_metrics
+                self._log.say(RowsScored(what="baseline", name=baseline.name, split="validation", metrics=scores))
 
     def _show_steps(self, steps: Mapping[str, int]) -> None:
         """Say how far trials and refits have got since their last reports; called from its own thread."""

@@ -13,6 +13,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,11 @@ from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TaskDataE
 from loraxs_search.home import write_atomic
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split, sign_of
-from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, is_unmeasured, is_untouched, shots_name
+from loraxs_search.records.promotion import BASE_MODEL_ROWS, SHOTS, Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
-from loraxs_search.studies.confirmations import BaseFailure
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.baselines import fitting_baselines
 from loraxs_search.tasks.kinds import RowScores, kind_of
@@ -211,14 +211,15 @@ class BaseModelBaseline:
     ) -> None:
         self._folder, self._confirmed, self._actors, self._spread = folder, folder.confirmed, actors, spread
         self._task, self._shots = task.for_candidates, kind_of(task).shots  # numbers of worked examples in its prompts
+        self._names = {shots: f"{shots or 'zero'}{SHOTS}" for shots in self._shots}
 
     @property
     def is_measured(self) -> bool:
         """Whether there is no more to do; what has failed is asked again."""
         known = self._folder.baselines() or ()
-        if not {shots_name(shots) for shots in self._shots} <= {each.name for each in known if not is_unmeasured(each)}:
+        if not set(self._names.values()) <= {each.name for each in known if not each.is_unmeasured}:
             return False
-        return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if is_untouched(each.name))
+        return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if each.is_untouched)
 
     def seconds_per_row(self) -> float:
         """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
@@ -247,15 +248,14 @@ class BaseModelBaseline:
             test, rows = self._scored("test", best)
             if rows is not None:  # before the baselines that they belong to
                 write_atomic(confirmed.base_rows_path, rows.to_bytes())
-        measured = [each for each in self._folder.baselines() or () if not is_untouched(each.name)]
+        measured = [each for each in self._folder.baselines() or () if not each.is_untouched]
         for shots in self._shots:
-            failure, failed, applies = confirmed.base_failure(shots).read(), "", True
-            if failure is not None:
-                failed, applies = failure.reason[:200], failure.applies
-                _logger.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
+            known = confirmed.base_failure(shots).read() or Baseline(self._names[shots])
+            if known.failed:
+                _logger.warning("the untouched base cannot be asked with %d worked examples: %s", shots, known.failed)
             seconds = sum(part.seconds for split in _SPLITS for part in confirmed.answers(shots, split).values())
-            metrics = validation[shots], test if shots == best else {}
-            measured.append(Baseline(shots_name(shots), *metrics, seconds=seconds, failed=failed, applies=applies))
+            scored = replace(known, validation_metrics=validation[shots], test_metrics=test if shots == best else {})
+            measured.append(replace(scored, seconds=seconds))
         self._folder.write_baselines(measured)
 
     def _work(self, split: Split, shots: int) -> list[WorkItem]:
@@ -273,7 +273,8 @@ class BaseModelBaseline:
                 answers = yield lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task)
             except (LoraxsError, RayTaskError) as error:
                 applies = not (shots and isinstance(error, TaskDataError))
-                confirmed.base_failure(shots).write(BaseFailure(reason_of(error), applies))
+                failed = Baseline(self._names[shots], failed=reason_of(error)[:200], applies=applies)
+                confirmed.base_failure(shots).write(failed)
             else:
                 confirmed.write_answers(shots, rows, answers, split)
 

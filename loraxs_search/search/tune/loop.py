@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedError, StudyError, UsageError, counted
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.trial import Lineage, TrialReport, TrialState
+from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster.connection import living_nodes, setup_error
 from loraxs_search.search.cluster.placement import SlotWait
@@ -294,9 +294,9 @@ class StudySearcher(_Unpickled, Searcher):
                 started = TrialStarted(trial_id=name, params=dict(records[name].params))
             elif asked is not None:
                 params, proposal = self._proposer.add(asked.params, seed)
-                lineage = Lineage(self._study.folder.name, asked.source) if asked.source else None
+                asked_by, source = asked.command_id, asked.source
                 started = TrialStarted(
-                    trial_id=name, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
+                    trial_id=name, params=params, proposal=proposal, command=asked_by, lineage=source
                 )
             else:
                 params, proposal = self._proposer.propose(seed, index=self._study.num_proposed)

@@ -9,15 +9,14 @@ import pytest
 from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
-    BaselineScored,
     BaselinesMeasured,
-    CandidateScored,
     Commanded,
     DriverStarted,
     LoggedEvent,
     Phase,
     Reopened,
     ReportWritten,
+    RowsScored,
     SearchFinished,
     Steered,
     TrainingEnded,
@@ -29,8 +28,8 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import append_lines, read_events, to_line
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer, SearchPlan, SearchRun
-from loraxs_search.records.trial import AdapterSize, Lineage, Proposal, TrialReport, TrialState
+from loraxs_search.records.search import Command, SearchPlan
+from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.search_space.load import load_space
 
 REPORT = TrialReport(
@@ -40,19 +39,18 @@ PROPOSAL = Proposal({"rank": 8}, {"rank": {"name": "x", "attributes": {"choices"
 EVENTS: list[LoggedEvent] = [
     DriverStarted(at=1.0, since=0.5),
     TrialStarted(at=2.0, trial_id="00000", params={"rank": 8, "bias": True, "head": "full", "rate": 0.1}),
-    TrialStarted(at=2.0, trial_id="00001", params={}, command="c", lineage=Lineage("s", "00000"), proposal=PROPOSAL),
+    TrialStarted(at=2.0, trial_id="00001", params={}, command="c", lineage="00000", proposal=PROPOSAL),
     TrialReported(at=3.0, report=REPORT),
     TrialContinued(at=4.5, trial_id="00000"),
     TrialEnded(at=4.0, trial_id="00000", state=TrialState.PRUNED, reason="weak"),
     TrainingEnded(at=5.0, notice=""),
     Reopened(at=6.0, number=2),
     Commanded(at=7.0, command=Command("c", "stop", ("00000",), {"now": True}, {"rank": 4}, "ann", 6.5)),
-    Answered(at=8.0, answer=CommandAnswer("c", AnswerState.DONE, "it stops", facts={"step": 3})),
+    Answered(at=8.0, command_id="c", state="done", text="it stops", facts={"step": 3}),
     Phase(at=9.0, text="scoring", done=1, total=2, unit="rows"),
     Warned(at=9.0, text="look"),
     Steered(at=9.0, text="finish: no more", finishing="finished by a person"),
-    BaselineScored(at=9.0, name="constant", metrics={"accuracy": 0.5}),
-    CandidateScored(at=9.0, trial="00000.1", split="test", metrics={"accuracy": 0.5}),
+    RowsScored(at=9.0, what="candidate", name="00000.1", split="test", metrics={"accuracy": 0.5}),
     AdapterWritten(at=9.0, trial_id="00000.1", folder="adapters/00000.1", run_of="00000", scores={"test.f1": 0.5}),
     BaselinesMeasured(at=9.0, baselines=(Baseline("constant", {"accuracy": 0.5}, answer=1),)),
     ReportWritten(at=9.0, path="report.html"),
@@ -75,8 +73,8 @@ def read(path: Path) -> list[LoggedEvent]:
 
 def test_every_event_is_read_back_from_its_line(path):
     space = load_space("movie_reviews")
-    run = SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"})
-    described = DriverStarted(at=1.0, since=0.5, run=run)
+    run = {"space_yaml": space.text, "plan": SearchPlan(trials=3), "params": {"a": 1}, "tags": {"b": "c"}}
+    described = DriverStarted(at=1.0, since=0.5, **run)
     write(path, *EVENTS, described)
     assert len(path.read_bytes().splitlines()) == len(EVENTS) + 1
     assert read(path) == [*EVENTS, described]

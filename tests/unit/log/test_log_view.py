@@ -21,7 +21,7 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.log.study_log import SearchView, StudyLog
-from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts
+from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.trial.snapshot import Snapshot
@@ -174,10 +174,10 @@ def test_what_rows_are_like_is_kept_for_who_watches(folder, view):
     log = driver_of(folder, view)
     data = DataReport(
         {"train": 8, "validation": 2, "test": 2},
-        tokens={"train": TokenCounts(3, 9)},
+        tokens={"train": {"median": 3, "longest": 9}},
         answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
         constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
-        standard_errors={"test": {"accuracy": StandardError(0.1, 0.5)}},
+        standard_errors={"test": {"accuracy": {"error": 0.1, "reach": 0.5}}},
     )
     log.say(DataRead(metric="accuracy", num_rows=data.num_rows, report=data))
     assert list(folder.journal().history())[1:] == view.new

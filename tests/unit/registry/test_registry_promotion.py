@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import AnswerFlips, Baseline, KeptAnswers, PromotionRule, SliceScore
+from loraxs_search.records.promotion import AnswerFlips, Baseline, PromotionRule, SliceScore
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, ToleranceReference
 from loraxs_search.registry.versions import fitted
@@ -381,7 +381,7 @@ def _beside(right: int, **other) -> Scored:
     fields = {"tfidf": 600, "features": Baseline("features", test_metrics={"accuracy": 0.55}), "kept": None} | other
     tfidf = Baseline("tfidf", test_metrics={"accuracy": fields["tfidf"] / 1000})
     said = {"tfidf": fields["tfidf"], "features": 550}
-    answers = {name: KeptAnswers(_rows(n, 1000 - n).predictions.tolist()) for name, n in said.items()}
+    answers = {name: Baseline(name, test_answers=_rows(n, 1000 - n).predictions.tolist()) for name, n in said.items()}
     kept = answers if fields["kept"] is None else fields["kept"]
     own = {"test_fingerprint": "rows", "baselines": tuple(filter(None, (CONSTANT, tfidf, fields["features"])))}
     return dataclasses.replace(_scored("t0", right, **own), answers=kept)
@@ -420,9 +420,8 @@ def test_answers_of_a_baseline_to_other_rows_decide_nothing():
     for num_rows, about, why in (
         (999, {}, "to 999 test rows, but there are 1000"),
         (1000, {"test_rows": "others"}, "with fingerprint others"),
-        (1000, {"task": "another", "test_rows": "rows"}, "to test rows of another"),
     ):
-        said = KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)
+        said = Baseline("tfidf", test_answers=_rows(600, num_rows - 600).predictions.tolist(), **about)
         decision = decide(ALL, TASK, _beside(800, kept={"tfidf": said, "features": said}), None)
         assert not decision.promoted
         assert why in decision.reasons[-1]

@@ -7,7 +7,7 @@ from dataclasses import astuple, replace
 import pytest
 from support.recorded_search import FACTS, NODES, begun, ended, finishing, reported, training
 
-from loraxs_search.log.events import BaselineScored, Phase, SearchEnded, TrialsAdvanced
+from loraxs_search.log.events import Phase, RowsScored, SearchEnded, TrialsAdvanced
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -65,9 +65,15 @@ def test_the_best_is_held_against_the_best_baseline(direction, best, mark, lead)
 def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state):
     state.baselines.clear()
     assert state.best_baseline is None
-    state.happened(BaselineScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
+    state.happened(
+        RowsScored(study="mine", at=0.0, what="baseline", split="validation", name="tfidf", metrics={"mse": 1.0})
+    )
     assert state.best_baseline is None
-    state.happened(BaselineScored(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
+    state.happened(
+        RowsScored(
+            study="mine", at=0.0, what="baseline", split="validation", name="odd", metrics={"pearson": float("nan")}
+        )
+    )
     assert state.best_baseline is None
 
 

@@ -8,7 +8,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.log.events import Answered, Commanded
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.search import AnswerState, Command, CommandAnswer
+from loraxs_search.records.search import Command
 from loraxs_search.studies.commands import CommandInbox
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
@@ -56,9 +56,9 @@ def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path):
     journal = StudyLog(tmp_path / "journal.jsonl")
     taken = [journal.append(Commanded(command=command)) for command in (STOP, TYPED, STOP)]
     assert [event is not None for event in taken] == [True, True, False]
-    answer = CommandAnswer("c2", AnswerState.DONE, "so", facts={"trials": "00001"})
-    assert journal.append(Answered(answer=answer))
-    assert not journal.append(Answered(answer=CommandAnswer("c2", AnswerState.REFUSED, "something else")))
+    answer = Answered(command_id="c2", state="done", text="so", facts={"trials": "00001"})
+    assert journal.append(answer)
+    assert not journal.append(Answered(command_id="c2", state="refused", text="something else"))
     again = StudyLog(tmp_path / "journal.jsonl")
     assert list(again.commands) == ["c1", "c2"]
     assert (again.commands, again.answers) == ({"c1": STOP, "c2": TYPED}, {"c2": answer})

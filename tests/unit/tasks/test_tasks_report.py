@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loraxs_search.records.task import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
+from loraxs_search.records.task import AnswerFact, DataReport, SplitOverlap
 from loraxs_search.tasks.metrics import METRICS
 from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.report import data_warnings, overlap_counts, standard_error
@@ -95,8 +95,8 @@ def test_each_warning_says_what_and_how_much():
         blank={"train": 3, "validation": 0, "test": 0},
         cut={"train": 4, "validation": 3, "test": 0},
         standard_errors={
-            "validation": {"accuracy": StandardError(0.08, 0.5)},
-            "test": {"accuracy": StandardError(0.0, 0.0)},
+            "validation": {"accuracy": {"error": 0.08, "reach": 0.5}},
+            "test": {"accuracy": {"error": 0.0, "reach": 0.0}},
         },
     )
     scored = {"train": 500, "validation": 29, "test": 1}
@@ -130,7 +130,7 @@ def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, t
         "test": [*content("w10"), *content("w11 w12 w13", label=1)],
     }
     report = prepare(make_task(files, max_length=8), tokenizer).report
-    assert report.tokens["train"] == TokenCounts(3, 32)  # with the tokens that begin and end a text
+    assert report.tokens["train"] == {"median": 3, "longest": 32}  # with the tokens that begin and end a text
     assert (report.cut, report.cut_part) == ({"train": 1, "validation": 0, "test": 0}, "ends")
     assert report.answers == (
         AnswerFact("negative", {"train": 6, "validation": 2, "test": 1}),
@@ -139,7 +139,7 @@ def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, t
     assert report.warnings == ("no validation row has the label positive, of which nothing is scored",)
     assert report.constant is not None
     assert (report.constant.answer, report.constant.scores["test"]) == ("negative", {"accuracy": 0.5})
-    assert report.standard_errors["validation"]["accuracy"].reach == 0
+    assert report.standard_errors["validation"]["accuracy"]["reach"] == 0
     assert any("1 of 7 train rows are longer" in it for it in data_warnings(report, report.num_rows, "accuracy"))
 
 
@@ -153,11 +153,11 @@ def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows
 def test_a_share_has_the_error_of_a_share():
     labels = np.array([0, 1] * 50)
     known = standard_error(METRICS["accuracy"], labels, 0)
-    assert known.reach == 0.5
-    assert known.error == pytest.approx(np.sqrt(0.75 * 0.25 / 100))
+    assert known["reach"] == 0.5
+    assert known["error"] == pytest.approx(np.sqrt(0.75 * 0.25 / 100))
     # Rows that are nearly all alike need more of them: little lies between the constant answer and the right one.
     rare = standard_error(METRICS["accuracy"], np.array([0] * 95 + [1] * 5), 0)
-    assert rare.error / rare.reach > 3 * known.error / known.reach
+    assert rare["error"] / rare["reach"] > 3 * known["error"] / known["reach"]
 
 
 def test_other_errors_are_those_of_other_draws_of_rows():
@@ -169,5 +169,5 @@ def test_other_errors_are_those_of_other_draws_of_rows():
         answers = np.where(draw.random(len(every)) < 0.5, every, constant)
         draws = [draw.integers(len(every), size=200) for _ in range(300)]
         spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
-        assert standard_error(metric, every[:200], constant).error == pytest.approx(spread, rel=0.3)
-        assert standard_error(metric, every, constant).error == pytest.approx(spread / 10, rel=0.3)
+        assert standard_error(metric, every[:200], constant)["error"] == pytest.approx(spread, rel=0.3)
+        assert standard_error(metric, every, constant)["error"] == pytest.approx(spread / 10, rel=0.3)

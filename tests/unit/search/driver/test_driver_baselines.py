@@ -22,7 +22,7 @@ from support.work import do_all
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
 from loraxs_search.records.base import Identity
 from loraxs_search.records.host import Answers
-from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, PromotionRule, is_unmeasured
+from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.result import lacks_baseline
@@ -70,7 +70,7 @@ def test_a_linear_model_that_failed_is_measured_again(fresh_home, monkeypatch, e
     actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host, ask=ask))
     found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result(goes_on)}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
-    assert is_unmeasured(found["tfidf"]) if error else found["tfidf"] == tfidf
+    assert found["tfidf"].is_unmeasured if error else found["tfidf"] == tfidf
     assert ("unheard of" in found["tfidf"].failed) is isinstance(error, RayTaskError)
     folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
     before = folder.baselines()

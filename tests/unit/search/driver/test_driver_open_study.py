@@ -20,7 +20,7 @@ from support.toys import HYPERPARAMETERS
 from loraxs_search.cli.launch import watched
 from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, UsageError
 from loraxs_search.log.events import DriverStarted, TrainingEnded
-from loraxs_search.records.adapter import AdapterRef, StartFrom
+from loraxs_search.records.adapter import StartFrom
 from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.search.driver import session as module
@@ -168,7 +168,7 @@ parameters: {rank: 4, learning_rate: 1.0e-3}
 start_from: t
 """
 HOST = HostInfo(BaseModel("b", "/b", "b" * 64), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
-START = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
+START = StartFrom("t:1", "d" * 64, "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from loraxs_search.cli._main import run
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.search import SearchRun
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html import page
 from loraxs_search.search.driver import result as sync_module
@@ -89,7 +88,7 @@ def finished(store_uri, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.log.clock.steady_time", lambda: ENDED)
         journal = folder.journal()
-        journal.append(DriverStarted(since=BEGAN, run=SearchRun("", folder.info.search)))
+        journal.append(DriverStarted(since=BEGAN, plan=folder.info.search))
         journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
         journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason=NOTICE))
         journal.append(TrainingEnded(notice=NOTICE))

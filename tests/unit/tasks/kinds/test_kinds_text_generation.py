@@ -50,10 +50,10 @@ def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
 def test_a_report_counts_the_tokens_of_whole_rows_last_one_included(make):
     data = prepare(make(), characters())
     most = max(len(data.encoded("train").whole_row(row)[0]) for row in range(data.num_rows("train")))
-    assert data.report.tokens["train"].longest == most
+    assert data.report.tokens["train"]["longest"] == most
     cut = prepare(make(max_length=most - 1), characters()).report
     assert cut.cut["train"] > 0
-    assert cut.tokens["train"].longest == most, "longer than `max_length`, since rows are cut"
+    assert cut.tokens["train"]["longest"] == most, "longer than `max_length`, since rows are cut"
 
 
 def test_a_row_is_shown_as_the_model_sees_it_with_trained_tokens_marked(make):
