@@ -27,7 +27,7 @@ from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
 from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 from loraxs_search.studies.confirmations import uses
-from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
+from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def promote(
     _finished(folder)
     with folder.lock(to_read=True):  # nobody extends the study, removes it or decides about it meanwhile
         candidates, confirmed = _finished(folder), folder.confirmed
-        uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
+        uri = resolve_uri(tracking_uri) if tracking_uri else folder.store_uri()
         task, rule, registry = folder.info.task, folder.info.promotion, Registry(uri)
         rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
         if confirmed.base_rows_path.is_file():
@@ -96,7 +96,7 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     candidates = folder.candidates()
     if candidates is None:
         raise StudyError(
-            f"A study must have come to its end to be promoted, but {folder.name!r} has not.", hint=next_step(folder)
+            f"A study must have come to its end to be promoted, but {folder.name!r} has not.", hint=folder.next_step()
         )
     return candidates
 
@@ -370,9 +370,15 @@ def folder_of(name: str | Path, tracking_uri: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def _advising(name: str, uri: str) -> Iterator[None]:
-    """Tell who asks for a task that the registry does not know what its study on this machine is waiting for."""
+    """Tell who asks for a task that the registry does not know what its newest study on this machine waits for."""
     try:
         yield
     except UnknownTaskError as error:
-        error.hint = next_step_of_task(re.split("[@:]", name)[0], uri) or error.hint
+        task = re.split("[@:]", name)[0]
+        for study in list_studies():
+            with contextlib.suppress(StudyError):  # a damaged study hides no other
+                folder = StudyFolder.open(study)
+                if folder.info.task.registered_name == task and folder.info.tracking_uri == uri:
+                    error.hint = folder.next_step()
+                    break
         raise

@@ -26,7 +26,7 @@ from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, store_of, studies_root
+from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import has_waiting, remove_runs
@@ -92,7 +92,7 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
         try:
             folder = StudyFolder.open(name)
             needs.add_study(folder)
-            uris.append(store_of(folder))
+            uris.append(folder.store_uri())
         except TrackingError as error:
             needs.unknown = f"what is registered where study {name} records is not known: {error.message}"
         except LoraxsError:  # damaged: whatever it needs stays
@@ -358,7 +358,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             )
         removed = _RemovedStudy(name, folder.path, num_bytes, storage=info.storage, unasked=unasked)
         if runs:
-            count, kept = remove_runs(store_of(folder), folder.path, info.task.registered_name, dry_run=dry_run)
+            count, kept = remove_runs(folder.store_uri(), folder.path, info.task.registered_name, dry_run=dry_run)
             removed = replace(removed, num_runs=count, kept_runs=kept)
         if not dry_run:
             remove_whole(folder.path)

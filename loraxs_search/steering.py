@@ -30,7 +30,6 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import Command, SearchPlan, seconds_of
 from loraxs_search.records.trial import TrialState
-from loraxs_search.studies.commands import put_elsewhere
 from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.lease import holder_elsewhere
 from loraxs_search.studies.storage import Storage
@@ -490,7 +489,7 @@ def send(study: str, command: Command) -> Answered:
                 break
             time.sleep(_LOOK_EVERY_S)
     elif storage is not None and (place := holder_elsewhere(storage, study)):
-        put_elsewhere(Storage(storage), study, command)
+        folder.inbox.put_elsewhere(Storage(storage), command)
         why = f"study {study!r} runs on {place}, which takes it from {storage} within seconds"
     else:
         # What is wrong with it, behind the commands that wait, is said now and not at the next resume.

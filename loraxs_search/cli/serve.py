@@ -206,12 +206,12 @@ def ui(
 
     Example: loraxs-search ui reviews
     """
-    from loraxs_search.studies.folder import StudyFolder, store_of
+    from loraxs_search.studies.folder import StudyFolder
     from loraxs_search.tracking.store import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
-    uri = store_of(folder) if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)
+    uri = folder.store_uri() if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)
     link = ui_page(uri, study, recorded_id(folder.path) if folder is not None else "")
 
     def show(address: str) -> None:

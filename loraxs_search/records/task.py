@@ -79,14 +79,6 @@ class DataSource:
 MAX_NAME = 200  # characters of a registered name
 
 
-def registered_name(task: str, variant: str | None) -> str:
-    """Return the name of a championship, `TASK` or `TASK.VARIANT`.
-
-    A task whose own name has a dot is the same championship as a variant that is written so.
-    """
-    return f"{task}.{variant}" if variant else task
-
-
 @dataclass(frozen=True)
 class Task:
     """What is learnt: rows, columns, labels and how an answer is scored.
@@ -132,8 +124,11 @@ class Task:
 
     @property
     def registered_name(self) -> str:
-        """What a champion is champion of: the registered model, and the name that people pull it by."""
-        return registered_name(self.name, self.variant)
+        """What a champion is champion of, `TASK` or `TASK.VARIANT`: the registered model, which people pull by it.
+
+        A task whose own name has a dot is the same championship as a variant that is written so.
+        """
+        return f"{self.name}.{self.variant}" if self.variant else self.name
 
     @property
     def for_candidates(self) -> Task:

@@ -35,16 +35,16 @@ class Progress:
     pruned: int
     failed: int
 
+    @classmethod
+    def of(cls, records: Collection[TrialRecord], plan: SearchPlan) -> Progress:
+        """Count `records` by state."""
+        counts = Counter(record.state for record in records)
+        states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        return cls(max(plan.trials, len(records)), *(counts[state] for state in states))
+
     @property
     def ended(self) -> int:
         return self.complete + self.pruned + self.failed
-
-
-def progress(records: Collection[TrialRecord], plan: SearchPlan) -> Progress:
-    """Count `records` by state."""
-    counts = Counter(record.state for record in records)
-    states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return Progress(max(plan.trials, len(records)), *(counts[state] for state in states))
 
 
 def study_state(folder: StudyFolder) -> str:
@@ -139,8 +139,8 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         try:
             folder = StudyFolder.open(name)
             journal = folder.journal()
-            counts, state = progress(journal.records.values(), steered(folder, journal).whole_plan), study_state(folder)
-            is_waiting = False
+            counts = Progress.of(journal.records.values(), steered(folder, journal).whole_plan)
+            state, is_waiting = study_state(folder), False
             if sizes:
                 from loraxs_search.tracking.store import has_waiting
 
@@ -259,7 +259,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     return StudyStatus(
         study=folder.name,
         state=state,
-        progress=progress(records.values(), study.whole_plan),
+        progress=Progress.of(records.values(), study.whole_plan),
         trials=rows,
         baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
         finishing="" if study.journal.notice is not None else study.state.finishing or "",

@@ -20,7 +20,7 @@ from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import MAX_NAME, DataSource, Task, registered_name
+from loraxs_search.records.task import MAX_NAME, DataSource, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
@@ -86,7 +86,7 @@ def _check_laws(document: Document, given: Mapping[str, Any], folder: Path, kind
             if isinstance(name, bool) and got != shown(name):
                 document.fault(("task", *key, index), f"must be text, but got {got}; quote it to mean the text.")
     name, variant = _sound(document, given, "name"), _sound(document, given, "variant")
-    if isinstance(name, str) and (length := len(registered_name(name, variant))) > MAX_NAME:
+    if isinstance(name, str) and (length := len(".".join(filter(None, (name, variant))))) > MAX_NAME:
         law = f"must have at most {MAX_NAME} characters, with `variant` and the dot between them"
         document.fault(("task", "name"), f"{law}, but got {length}.")
     if kind is not None:

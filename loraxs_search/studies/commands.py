@@ -16,16 +16,6 @@ from loraxs_search.studies.storage import Storage
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9-]{1,64})\.json")
-_FOLDER = "commands"  # of a study, in a storage
-
-
-def put_elsewhere(storage: Storage, study: str, command: Command) -> None:
-    """Leave a command for the driver of a study on another machine.
-
-    Raises:
-        StorageError: the storage cannot be used.
-    """
-    storage.create(f"{study}/{_FOLDER}/{command.command_id}.json", to_json(command).encode())
 
 
 class CommandInbox:
@@ -35,11 +25,11 @@ class CommandInbox:
     returned. The driver removes it when the journal has its answer: after a kill in between, the journal knows its id.
 
     Args:
-        path: The folder; it is made by the first command.
+        path: The folder, in the study's; it is made by the first command.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._place = path, f"{path.parent.name}/{path.name}"  # the latter in a storage
         self._unreadable: set[Path] = set()  # those that were warned of
 
     def put(self, command: Command) -> None:
@@ -104,14 +94,22 @@ class CommandInbox:
         with disk_faults(self._path):
             (self._path / f"{command_id}.json").unlink(missing_ok=True)
 
-    def take_from(self, storage: Storage, study: str) -> None:
+    def put_elsewhere(self, storage: Storage, command: Command) -> None:
+        """Leave a command for a driver on another machine.
+
+        Raises:
+            StorageError: the storage cannot be used.
+        """
+        storage.create(f"{self._place}/{command.command_id}.json", to_json(command).encode())
+
+    def take_from(self, storage: Storage) -> None:
         """Bring here what `put_elsewhere` has left in a storage; one that comes again after a kill counts once.
 
         Raises:
             StorageError: the storage cannot be used.
             HomeError: the folder cannot be written.
         """
-        for key in storage.keys(f"{study}/{_FOLDER}"):
+        for key in storage.keys(self._place):
             name, content = key.rpartition("/")[2], storage.get(key)
             if content and _NAME.fullmatch(name):
                 write_atomic(self._path / name, content)

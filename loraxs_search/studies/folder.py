@@ -387,46 +387,35 @@ class StudyFolder:
     def _earlier(self, number: int) -> RecordFile[_CandidateFile]:
         return RecordFile(_CandidateFile, self.path / f"candidates-{number}.json")  # before the search continued
 
+    # ---- what it leads to --------------------------------------------------------------------------------------------
+    def store_uri(self) -> str:
+        """Return the address of the MLflow store that the study records in.
 
-# ---- what a name leads to --------------------------------------------------------------------------------------------
-def store_of(study: StudyFolder) -> str:
-    """Return the address of the MLflow store that a study records in.
+        Nothing is asked, and nothing made. The embedded store that is in use now may be missing: the first search makes
+        it, or one that was fetched from a storage.
 
-    Nothing is asked, and nothing made. The embedded store that is in use now may be missing: the first search makes it,
-    or one that was fetched from a storage.
+        Raises:
+            TrackingError: it is another database, which is gone: a new one in its place would know no run and no
+                champion.
+        """
+        uri = resolve_uri(self.info.tracking_uri)
+        path = sqlite_path(uri)
+        if path is None or path.exists() or uri == resolve_uri():
+            return uri
+        hint = "bring the file back"
+        if not path.parent.exists():
+            hint = f"if the home was moved, leave a link: `ln -s {home()} {path.parent}`; else {hint}"
+        raise TrackingError(
+            f"The store that study {self.name!r} records in must be there, but {path} is not.", hint=hint
+        )
 
-    Raises:
-        TrackingError: it is another database, which is gone: a new one in its place would know no run and no champion.
-    """
-    uri = resolve_uri(study.info.tracking_uri)
-    path = sqlite_path(uri)
-    if path is None or path.exists() or uri == resolve_uri():
-        return uri
-    hint = "bring the file back"
-    if not path.parent.exists():
-        hint = f"if the home was moved, leave a link: `ln -s {home()} {path.parent}`; else {hint}"
-    raise TrackingError(f"The store that study {study.name!r} records in must be there, but {path} is not.", hint=hint)
-
-
-def next_step(study: StudyFolder) -> str:
-    """Return the command that brings a study nearer to a champion."""
-    if study.candidates() is not None:
-        return f"let its rule decide with `loraxs-search promote {study.name}`"
-    if study.is_running():
-        return f"wait for the search to end, and watch it with `loraxs-search status {study.name}`"
-    return f"continue with `loraxs-search resume {study.name}`"
-
-
-def next_step_of_task(task: str, uri: str) -> str | None:
-    """Return what the newest study of a task in this registry is waiting for; None if there is no study of it."""
-    for name in list_studies():
-        try:
-            study = StudyFolder.open(name)
-            if study.info.task.registered_name == task and study.info.tracking_uri == uri:
-                return next_step(study)
-        except StudyError:  # a damaged study hides no other
-            continue
-    return None
+    def next_step(self) -> str:
+        """Return the command that brings the study nearer to a champion."""
+        if self.candidates() is not None:
+            return f"let its rule decide with `loraxs-search promote {self.name}`"
+        if self.is_running():
+            return f"wait for the search to end, and watch it with `loraxs-search status {self.name}`"
+        return f"continue with `loraxs-search resume {self.name}`"
 
 
 def kept_adapter(name: str) -> Path | None:

@@ -34,7 +34,7 @@ _ORDER = (
 _READ_FIRST = ("mlflow.offset", JOURNAL)
 
 
-def in_copy_order(keys: Iterable[str]) -> list[str]:
+def _in_copy_order(keys: Iterable[str]) -> list[str]:
     """Return those of the keys that are copied, in the order of copying."""
     seen = [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
     places = {key: place for key in seen for place, start in reversed([*enumerate(_ORDER)]) if key.startswith(start)}
@@ -94,7 +94,12 @@ class Mirror:
         self._versions: dict[str, str] = {}
         self._copied = threading.Event()
         self._held = self._lease.held(self._beat)
-        self._copier = threading.Thread(target=self._keep_copying, name="mirror", daemon=True)
+
+        def keep_copying() -> None:
+            while not self._copied.wait(MIRROR_EVERY_S) and self.lost_to is None:
+                self._try_to_copy()
+
+        self._copier = threading.Thread(target=keep_copying, name="mirror", daemon=True)
         self._lease_trouble = ""
         self.lost_to: StudyError | None = None
 
@@ -139,9 +144,9 @@ class Mirror:
             StudyError: another driver has taken over.
             StorageError: the storage cannot be written, or may be another driver's by now.
         """
-        self._folder.inbox.take_from(self._storage, self._folder.name)
+        self._folder.inbox.take_from(self._storage)
         path, is_best = self._folder.path, self._folder.checkpoint_selection.checkpoint == "best"
-        keys = in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
+        keys = _in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
         first = {key: self._changed(key) for key in _READ_FIRST}
         for key in keys:
             if KEPT in key:
@@ -194,10 +199,6 @@ class Mirror:
             return (0, 0), None
 
     # ---- two threads -------------------------------------------------------------------------------------------------
-    def _keep_copying(self) -> None:
-        while not self._copied.wait(MIRROR_EVERY_S) and self.lost_to is None:
-            self._try_to_copy()
-
     def _try_to_copy(self, *, last: bool = False) -> bool:
         try:
             self.copy()
@@ -260,19 +261,6 @@ def mirrored(folder: StudyFolder, lost: Callable[[], None]) -> Iterator[Mirror |
 _OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.runs.jsonl")
 
 
-def check_new_in(storage: Storage, name: str) -> None:
-    """Refuse a name that a study in the storage has.
-
-    Raises:
-        StudyError: it has.
-    """
-    if storage.get(f"{name}/study.json") is not None:
-        raise StudyError(
-            f"Study {name!r} already exists in {storage.uri}.",
-            hint=f"continue with `loraxs-search resume {name} --storage {storage.uri}`, or choose another with --name",
-        )
-
-
 def fetch(name: str, storage: Storage) -> StudyFolder:
     """Bring the study folder up to the storage's copy, if that is ahead of it or there is none here.
 
@@ -315,7 +303,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             (path / key).unlink(missing_ok=True)
         ensure_dir(path / "snapshots")
         keys = {key.removeprefix(f"{name}/") for key in storage.keys(name)} - {"study.json", *without}
-        for key in in_copy_order(keys):
+        for key in _in_copy_order(keys):
             if (copied := storage.get(f"{name}/{key}")) is not None:
                 write_atomic(path / key, copied)
         records = StudyLog(path / JOURNAL).records

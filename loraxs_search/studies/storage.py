@@ -82,9 +82,12 @@ class _Bucket:
     def delete(self, key: str) -> None:
         self._client.delete(self._store, key)
 
-    def versions(self, prefix: str) -> Mapping[str, str]:
+    def keys(self, prefix: str) -> Mapping[str, Any]:
         pages: Iterable[Iterable[Mapping[str, Any]]] = self._client.list(self._store, prefix or None)
-        listed = {str(item["path"]): item for page in pages for item in page}
+        return {str(item["path"]): item for page in pages for item in page}
+
+    def versions(self, prefix: str) -> Mapping[str, str]:
+        listed = self.keys(prefix)
         if self._by_generation:
 
             def head(key: str) -> Mapping[str, Any]:
@@ -204,9 +207,11 @@ class _SharedFolder:
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
+    def keys(self, prefix: str) -> Iterable[str]:
+        return [str(path.relative_to(self._folder)) for path in paths_under(self._path(prefix)) if path.is_file()]
+
     def versions(self, prefix: str) -> Mapping[str, str]:
-        paths = [path for path in paths_under(self._path(prefix)) if path.is_file()]
-        versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
+        versions = {key: _version_at(self._folder / key) for key in self.keys(prefix)}
         return {key: version for key, version in versions.items() if version is not None}
 
     def _path(self, key: str) -> Path:
@@ -229,6 +234,10 @@ def _version_at(path: Path) -> str | None:
 
 def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"  # file systems over a network may make up inode numbers
+
+
+def _is_whole(key: str) -> bool:
+    return not key.rpartition("/")[2].startswith(".")  # as temporary files do
 
 
 class Storage:
@@ -315,7 +324,8 @@ class Storage:
         Raises:
             StorageError: they cannot be listed.
         """
-        return sorted(self.versions(prefix))
+        with self._faults("readable", prefix):
+            return sorted(filter(_is_whole, self._objects.keys(prefix)))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.
@@ -324,8 +334,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            versions = self._objects.versions(prefix)
-        return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
+            return {key: version for key, version in self._objects.versions(prefix).items() if _is_whole(key)}
 
     @contextlib.contextmanager
     def _faults(self, what: str, key: str) -> Iterator[None]:

@@ -16,7 +16,6 @@ from loraxs_search.records.task import Task
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.store import Registry
-from loraxs_search.studies.folder import next_step_of_task
 
 LABELS = [0, 1] * 40
 GERMAN, FRENCH = (replace(TASK, variant=variant) for variant in ("de", "fr"))
@@ -76,8 +75,7 @@ def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, sa
 
 def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_variant(store_uri, say):
     study("german", store_uri, task=GERMAN)
-    assert next_step_of_task("t", store_uri) is None
-    assert "loraxs-search resume german" in next_step_of_task("t.de", store_uri)
+    assert "german" not in say("pull", "t").err
     said = say("pull", "t.de")
     assert said.code == 1
     assert "loraxs-search resume german" in said.err

@@ -204,9 +204,9 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_
     monkeypatch.setattr("loraxs_search.studies.lease.platform.node", lambda: "another")
     answer = send("away", new_command("finish"))
     assert (answer.state, list(folder.inbox.waiting())) == ("queued", [])
-    folder.inbox.take_from(there, "away")  # as the driver's mirror does
+    folder.inbox.take_from(there)  # as the driver's mirror does
     assert [each.verb for each in folder.inbox.waiting()] == ["finish"]
-    folder.inbox.take_from(there, "away")
+    folder.inbox.take_from(there)
     assert len(list(folder.inbox.waiting())) == 1
 
 

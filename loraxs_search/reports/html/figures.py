@@ -1,16 +1,15 @@
 """The figures of the report: a question about a study each, drawn, or why it cannot be; and how all look.
 
-A figure is a function of `ReportFacts`, listed in `FIGURES`. Plotly and Optuna load when one is drawn. Texts that users
-wrote go through `shown`, since plotly takes tags in its labels for markup. Figures look well on light and dark ground
-alike: one accent, greys, and red for what failed. The page's style sheet replaces the colours of texts and lines by
-those of its theme.
+A figure is a function of `ReportFacts`, listed in `FIGURES` by name. Plotly and Optuna load when one is drawn. Texts
+that users wrote go through `_shown`, since plotly takes tags in its labels for markup. Figures look well on light and
+dark ground alike: one accent, greys, and red for what failed. The page's style sheet replaces the colours of texts and
+lines by those of its theme.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -27,21 +26,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
 
 
-@dataclass(frozen=True)
-class _FigureSection:
-    """A figure as the report has it.
-
-    Args:
-        name: Of the section and, where it has one plot, of that one.
-        title: A heading, as shown to users.
-        says: What can be read from it, in one or two sentences; where nothing could be drawn, why.
-        plots: One plot, or several small ones, by name. Names are unique over all figures of a report.
-    """
-
-    name: str
-    title: str
-    says: str
-    plots: Mapping[str, Figure] = field(default_factory=dict)
+# What can be read from a figure, in one or two sentences, or why nothing could be drawn; and one plot, or several small
+# ones, by name. Names are unique over all figures of a report.
+_Drawn = tuple[str, Mapping[str, "Figure"]]
 
 
 # ---- how all look ----------------------------------------------------------------------------------------------------
@@ -51,7 +38,7 @@ _GRID, _CLEAR = "rgba(128,136,148,0.25)", "rgba(0,0,0,0)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
-def shown(value: Scalar) -> str:
+def _shown(value: Scalar) -> str:
     """Return a value as a label: plotly reads the text as markup, so that what users wrote is escaped."""
     return escape(f"{value:.4g}" if isinstance(value, float) else str(value), quote=False)
 
@@ -90,13 +77,12 @@ _LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
 _DASHES = ("dot", "dash", "longdash", "dashdot")  # of baselines
 
 
-def _learning_curves(facts: ReportFacts) -> _FigureSection:
+def _learning_curves(facts: ReportFacts) -> _Drawn:
     from plotly.graph_objects import Figure, Scatter
 
-    name, title = "learning_curves", "Learning curves"
     reported = [record for record in facts.records if record.reports]
     if not reported:
-        return _FigureSection(name, title, "There are no curves yet: no trial has reported a score.")
+        return "There are no curves yet: no trial has reported a score.", {}
 
     def lines(records: Sequence[TrialRecord], label: str, line: dict[str, Any], opacity: float) -> Scatter:
         points = [
@@ -122,24 +108,23 @@ def _learning_curves(facts: ReportFacts) -> _FigureSection:
     ends, hover = [min(steps), max(*steps, min(steps) + 1)], "%{fullData.name}: %{y:.4f}<extra></extra>"
     for baseline, dash in zip(facts.baselines, cycle(_DASHES), strict=False):
         if math.isfinite(score := baseline.validation_metrics.get(facts.metric, math.nan)):
-            level = {"x": ends, "y": [score] * 2, "name": shown(baseline.name), "mode": "lines"}
+            level = {"x": ends, "y": [score] * 2, "name": _shown(baseline.name), "mode": "lines"}
             figure.add_trace(Scatter(**level, line={"color": _INK, "width": 1.2, "dash": dash}, hovertemplate=hover))
     _styled(figure, "step", f"{facts.metric} on validation rows", height=400)
     kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
     says = f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
-    return _FigureSection(name, title, says, {name: figure})
+    return says, {"learning_curves": figure}
 
 
 # ---- scores against bytes --------------------------------------------------------------------------------------------
 _DECADE = 10.0  # what spans more is drawn on a logarithmic axis
 
 
-def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
+def _quality_and_bytes(facts: ReportFacts) -> _Drawn:
     from plotly.graph_objects import Figure, Scatter
 
-    name, title = "quality_and_bytes", "Quality against bytes"
     if not facts.complete:
-        return _FigureSection(name, title, "No trial has trained all its steps yet, and of the others nothing is kept.")
+        return "No trial has trained all its steps yet, and of the others nothing is kept.", {}
     points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
     figure, front = Figure(), [it.trial_id for it in front_of(facts.records, facts.folder.checkpoint_selection)]
 
@@ -175,19 +160,19 @@ def _quality_and_bytes(facts: ReportFacts) -> _FigureSection:
         says = (
             f"Trial {front[0]} has the best score, {small[1]:.4f}, and none stores fewer bytes than its {small[0]:,}."
         )
-    return _FigureSection(name, title, says, {name: figure})
+    return says, {"quality_and_bytes": figure}
 
 
 # ---- by Optuna: trials and their params ------------------------------------------------------------------------------
 _LONGEST = 18  # characters of a label
 
 
-def _history(facts: ReportFacts) -> _FigureSection:
+def _history(facts: ReportFacts) -> _Drawn:
     from optuna.visualization import plot_optimization_history
 
-    name, title, best = "history", "Best score over trials", facts.best
+    best = facts.best
     if len(facts.complete) < 2 or best is None:
-        return _FigureSection(name, title, "A history needs two trials that have trained all their steps.")
+        return "A history needs two trials that have trained all their steps.", {}
     figure = plot_optimization_history(optuna_study(facts.folder), target_name=facts.metric)
     trials, line = figure.data[:2]
     trials.update(name="complete trials", marker={"color": _GREY, "size": 6})
@@ -200,17 +185,17 @@ def _history(facts: ReportFacts) -> _FigureSection:
     since = sum(record.trial_id > best.trial_id for record in facts.records)
     later = f"{counted(since, 'trial')} began after it" if since else "it was the last one"
     says = f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
-    return _FigureSection(name, title, says, {name: figure})
+    return says, {"history": figure}
 
 
-def _importances(facts: ReportFacts) -> _FigureSection:
+def _importances(facts: ReportFacts) -> _Drawn:
     """Draw the numbers of `compare`, which has them of the sampler's memory."""
     from plotly.graph_objects import Bar, Figure
 
-    name, title, importance = "importances", "Importances", importances(facts.folder)
+    importance = importances(facts.folder)
     if not importance.values:
-        return _FigureSection(name, title, f"There are no importances: {importance.why or 'no parameter varies'}.")
-    names, shares = [shown(each) for each in importance.values], list(importance.values.values())
+        return f"There are no importances: {importance.why or 'no parameter varies'}.", {}
+    names, shares = [_shown(each) for each in importance.values], list(importance.values.values())
     labels = [f"{share:.2f}" for share in shares]
     bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
     figure = Figure(bars.update(marker={"color": _ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
@@ -221,18 +206,17 @@ def _importances(facts: ReportFacts) -> _FigureSection:
         f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
         f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
     )
-    return _FigureSection(name, title, says, {name: figure})
+    return says, {"importances": figure}
 
 
-def _slices(facts: ReportFacts) -> _FigureSection:
+def _slices(facts: ReportFacts) -> _Drawn:
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.trial import TrialState as OptunaState
     from optuna.visualization import plot_slice
 
-    section, title = "slices", "Score over each parameter"
     plots: dict[str, Figure] = {}
     if len(facts.complete) < 2:
-        return _FigureSection(section, title, "Slices need two trials that have trained all their steps.")
+        return "Slices need two trials that have trained all their steps.", {}
     study = optuna_study(facts.folder)
     complete = study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
     known = {name for trial in complete for name in trial.params}
@@ -258,19 +242,21 @@ def _slices(facts: ReportFacts) -> _FigureSection:
         axis = figure.layout.xaxis
         if axis.type == "category":  # Optuna quotes labels
             for trace in figure.data:
-                trace.x = [shown(label.strip("'\"")) for label in trace.x]
+                trace.x = [_shown(label.strip("'\"")) for label in trace.x]
             texts = [label.strip("'\"") for label in axis.categoryarray]
-            labels = list(map(shown, texts))
-            short = [shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
+            labels = list(map(_shown, texts))
+            short = [_shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
             figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=short)
         elif axis.type == "log":
             axis.dtick = "D2"  # at 1, 2 and 5 of each power of ten
     says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
-    return _FigureSection(
-        section, title, says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots
-    )
+    return says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots
 
 
-FIGURES: tuple[Callable[[ReportFacts], _FigureSection], ...] = (
-    *(_learning_curves, _quality_and_bytes, _history, _importances, _slices),
-)
+FIGURES: dict[str, tuple[str, Callable[[ReportFacts], _Drawn]]] = {  # a heading, as shown to users, and what draws it
+    "learning_curves": ("Learning curves", _learning_curves),
+    "quality_and_bytes": ("Quality against bytes", _quality_and_bytes),
+    "history": ("Best score over trials", _history),
+    "importances": ("Importances", _importances),
+    "slices": ("Score over each parameter", _slices),
+}

@@ -14,13 +14,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.figures import FIGURES
-from loraxs_search.reports.html.summary import ReportFacts, Summary, device_seconds, duration, read_facts, summary
+from loraxs_search.reports.html.summary import ReportFacts, Summary, duration, read_facts, summary
 from loraxs_search.reports.leaderboard import leaderboard_table, value_cell
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import read_text
@@ -93,7 +93,7 @@ def _cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
     by_state = [(facts.word(state), [r for r in facts.records if r.state is state]) for state in TrialState]
     groups = [*((word, records) for word, records in by_state if records), ("all", facts.records)]
-    times = [(name, len(records), device_seconds(records)) for name, records in groups]
+    times = [(name, len(records), facts.device_s(records)) for name, records in groups]
     rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in times)
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
     columns = ("trials", "number", "device time", "device hours")
@@ -165,14 +165,14 @@ def figures(study: str) -> dict[str, Figure]:
         StudyError: there is no such study, or it is damaged.
     """
     facts = read_facts(StudyFolder.open(study))
-    return {name: plot for draw in FIGURES for name, plot in draw(facts).plots.items()}
+    return {name: plot for _, draw in FIGURES.values() for name, plot in draw(facts)[1].items()}
 
 
 REPORT_FILE = "report.html"  # in a study's folder
 _TEMPLATES = files("loraxs_search.reports.html") / "templates"
 
 
-def report_page(facts: ReportFacts) -> str:
+def _report_page(facts: ReportFacts) -> str:
     """Return the report of a study as HTML.
 
     Scripts are plotly's and ours, each named in the page's policy by its digest: what else a text might smuggle in
@@ -181,7 +181,6 @@ def report_page(facts: ReportFacts) -> str:
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    drawn = [draw(facts) for draw in FIGURES]
     head, script = summary(facts), _template("report.js")
     trials = leaderboard_table(facts.rows, facts.task, is_page=True)
     words = [facts.word(facts.journal.records[row.trial_id].state) for row in facts.rows]
@@ -194,17 +193,18 @@ def report_page(facts: ReportFacts) -> str:
         states=tuple(str(row.state).lower() for row in facts.rows),
     )
     shown = f"The first {FIRST_ROWS} of {len(cells):,}" if len(cells) > FIRST_ROWS else f"All {len(cells)}"
-    scripts = (get_plotlyjs() if any(section.plots for section in drawn) else "", script)
+    sections = list[dict[str, Any]]()
+    for name, (title, draw) in FIGURES.items():
+        says, drawn = draw(facts)
+        # JSON that cannot end the script element that it stands in
+        plots = [
+            {"name": own, "json": str(plot.to_json()).replace("<", "\\u003c"), "height": plot.layout.height}
+            for own, plot in drawn.items()
+        ]
+        sections.append({"name": name, "title": title, "says": says, "plots": plots})
+    scripts = (get_plotlyjs() if any(section["plots"] for section in sections) else "", script)
     digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts]
     run = " ".join(f"'sha256-{digest}'" for digest in digests)
-    plots = [
-        # JSON that cannot end the script element that it stands in
-        [
-            {"name": name, "json": str(plot.to_json()).replace("<", "\\u003c"), "height": plot.layout.height}
-            for name, plot in section.plots.items()
-        ]
-        for section in drawn
-    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return (
         environment.from_string(_template("report.html.j2"))
@@ -225,7 +225,7 @@ def report_page(facts: ReportFacts) -> str:
                 states=board.states[:FIRST_ROWS],
             ),
             board=board,
-            sections=[{"section": it, "plots": own} for it, own in zip(drawn, plots, strict=True)],
+            sections=sections,
             costs=_cost_table(facts),
             failures=_failure_table(facts),
             settings=_settings_table(facts),
@@ -254,7 +254,7 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
         is_file = not path.exists() or path.is_file()
     if not is_file:  # a device, such as /dev/stdout, would be replaced by a file
         raise UsageError(f"A report must be a file, but {path} is none.", hint="name a file that does not exist yet")
-    write_atomic(path, report_page(read_facts(folder)))
+    write_atomic(path, _report_page(read_facts(folder)))
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a report is of: a study, read once; what its search found, in sentences and key numbers; what it cost."""
+"""What a report is of: a study, read once; what its search found, in sentences and key numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, ComparisonSetup, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
-from loraxs_search.reports.study_status import Progress, progress, study_state
+from loraxs_search.reports.study_status import Progress, study_state
 from loraxs_search.steering import steered
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
@@ -78,6 +78,11 @@ class ReportFacts:
         """Return the score of a trial that trained all its steps."""
         return self.folder.checkpoint_selection.select(record.reports).metrics[self.metric]
 
+    @staticmethod
+    def device_s(records: Iterable[TrialRecord]) -> float:
+        """Return the computation that trials took, each to its last report, without final scores and refits."""
+        return sum(record.reports[-1].device_s for record in records if record.reports)
+
 
 def read_facts(folder: StudyFolder) -> ReportFacts:
     """Read a study as it stands now, also while it runs.
@@ -109,7 +114,7 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         records=records,
         complete=[record for record in records if record.state is TrialState.COMPLETE],
         rows=rows,
-        counts=progress(records, steered(folder, journal).whole_plan),
+        counts=Progress.of(records, steered(folder, journal).whole_plan),
         metric=task.search_metric,
         sign=sign_of(task.search_direction),
         varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],
@@ -117,11 +122,6 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         finalist=finalist,
         by_class=by_class,
     )
-
-
-def device_seconds(records: Iterable[TrialRecord]) -> float:
-    """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
-    return sum(record.reports[-1].device_s for record in records if record.reports)
 
 
 def duration(seconds: float) -> str:
@@ -288,7 +288,8 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[tuple[str, 
             yield ("mean over seeds", f"{over.mean:.4f}", spread)
         if result.stored_bytes is not None:
             yield ("stored", f"{result.stored_bytes:,} B", "adapter and head")
-    counts, device_s, most = facts.counts, device_seconds(facts.records), facts.info.search.max_steps
+    counts, most = facts.counts, facts.info.search.max_steps
+    device_s = facts.device_s(facts.records)
     # What stopped trials had needed for the steps that they were spared, each at its own pace.
     lasts = [it.reports[-1] for it in facts.records if it.state is TrialState.PRUNED and it.reports]
     saved_s = sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)

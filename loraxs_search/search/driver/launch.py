@@ -13,7 +13,7 @@ from dataclasses import astuple, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
-from loraxs_search.errors import LoraxsError, SearchInterruptedError, UsageError, one_of
+from loraxs_search.errors import LoraxsError, SearchInterruptedError, StudyError, UsageError, one_of
 from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase
@@ -29,9 +29,9 @@ from loraxs_search.search.driver.result import SearchResult, lacks_baseline, ope
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import foreseen, steered, take_commands
-from loraxs_search.studies.folder import StudyFolder, store_of, studies_root
+from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
+from loraxs_search.studies.mirror import fetch, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store
@@ -223,7 +223,11 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
     StudyFolder.check_new(info.name)
     if place is not None:
         place.check()
-        check_new_in(place, info.name)
+        if place.get(f"{info.name}/study.json") is not None:
+            again = f"continue with `loraxs-search resume {info.name} --storage {place.uri}`"
+            raise StudyError(
+                f"Study {info.name!r} already exists in {place.uri}.", hint=f"{again}, or choose another with --name"
+            )
     return replace(info, start_from=resolve_start(loaded, uri))
 
 
@@ -287,7 +291,7 @@ def resume(
     """
     place = storage or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
-    uri, study = store_of(folder), foreseen(folder)
+    uri, study = folder.store_uri(), foreseen(folder)
     asks_for_more = study.journal.is_reopened or study.is_to_reopen
     if folder.candidates() is not None and not asks_for_more and not lacks_baseline(folder):
         # MLflow and the study's copy get what is still missing there.

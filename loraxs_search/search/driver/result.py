@@ -18,7 +18,7 @@ from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
-from loraxs_search.studies.folder import StudyFolder, list_studies, store_of
+from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.tracker import Tracker
@@ -200,7 +200,7 @@ def _sync(folder: StudyFolder) -> Synced:
         return Synced(folder.name, "running")
     info = folder.info
     try:
-        uri = store_of(folder)
+        uri = folder.store_uri()
         if info.storage is not None and is_behind(folder.path, Storage(info.storage), folder.name):
             return Synced(folder.name, "elsewhere", "another machine has continued with it: sync there")
     except StorageError as error:

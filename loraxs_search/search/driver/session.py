@@ -60,7 +60,7 @@ from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.space import Space, notes, trial_shapes
 from loraxs_search.steering import SteeredStudy, steered, take_commands
-from loraxs_search.studies.folder import StudyFolder, store_of
+from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.tasks.kinds import kind_of
@@ -352,7 +352,7 @@ class SearchSession:
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             log.say(RowsScored(what="candidate", name=candidate.trial_id, split="test", metrics=candidate.test_metrics))
             try:
-                Registry(store_of(folder)).record_use(candidate)
+                Registry(folder.store_uri()).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
                 _logger.info("the registry does not record who has answered the test rows: %s", error.message)
         self._say_baselines(folder.baselines() or ())

@@ -15,7 +15,7 @@ import loraxs_search
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
-from loraxs_search.reports.html.page import report_page
+from loraxs_search.reports.html.page import write_report
 from loraxs_search.reports.html.summary import duration, read_facts, summary
 from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space
@@ -85,13 +85,14 @@ def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
     assert said.verdict == ""
 
 
-def test_a_class_that_is_never_answered_is_named(folder):
+def test_a_class_that_is_never_answered_is_named(folder, monkeypatch):
     confirm(folder, "00000", [0.79], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
     scores = (ClassScores("Law", 4, None, 0.0, 0.0), ClassScores("News", 3, 0.4, 1.0, 0.6))
     report = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
     facts = replace(read_facts(folder), by_class=report)
     assert summary(facts).opening[-1] == "It never answers Law."
-    tables = tables_of(report_page(facts))
+    monkeypatch.setattr("loraxs_search.reports.html.page.read_facts", lambda _: facts)
+    tables = tables_of(write_report(folder).read_text())
     confused, wrong = (
         tables[f"{what}."]
         for what in ("Rows of each class, by what was answered", "The first test rows that it answers wrongly")
@@ -107,10 +108,10 @@ def test_a_class_that_is_never_answered_is_named(folder):
 # ---- what it cost ----------------------------------------------------------------------------------------------------
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     """It reports every 10 of 30 steps, each step a tenth of a second of a device."""
-    facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)], max_steps=30))
-    times = {row[0]: row[1:3] for row in list(tables_of(report_page(facts)).values())[-2]}
+    folder = searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)], max_steps=30)
+    times = {row[0]: row[1:3] for row in list(tables_of(write_report(folder).read_text()).values())[-2]}
     assert times == {"complete": ["1", "3.0 s"], "stopped early": ["1", "1.0 s"], "all": ["2", "4.0 s"]}
-    assert ("saved by stopping", "33%", "2.0 s of a device") in summary(facts).numbers
+    assert ("saved by stopping", "33%", "2.0 s of a device") in of(folder).numbers
 
 
 def test_times_are_in_units_for_people():
@@ -128,7 +129,7 @@ def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
 
 def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):
     folder = recorded_search("s", 120)
-    rows = tables_of(report_page(read_facts(folder)))["What failed, and why."]
+    rows = tables_of(write_report(folder).read_text())["What failed, and why."]
     assert [row[0] for row in rows] == ["trial", "refit"]
     assert rows[0][2] == "its loss must be finite, but is nan at step 12"
     failed = [r.trial_id for r in folder.journal().records.values() if r.state is TrialState.FAIL]
@@ -139,7 +140,6 @@ def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):
 def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
     space = load_space("movie_reviews", overrides=["search.trials=24", "parameters.rank={choice: [4, 8]}"])
     folder = searched("s", [Tried({}, 0.8)], space=space.text)
-    facts = read_facts(folder)
     object.__setattr__(folder.info, "space_source", space.source)
     words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
-    assert f"{words} --name s-again" in unescape(report_page(facts))
+    assert f"{words} --name s-again" in unescape(write_report(folder).read_text())

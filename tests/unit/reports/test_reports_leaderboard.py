@@ -12,7 +12,7 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
 from loraxs_search.reports.leaderboard import leaderboard, leaderboard_table
-from loraxs_search.reports.study_status import progress
+from loraxs_search.reports.study_status import Progress
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 
@@ -62,10 +62,10 @@ def test_a_refit_that_is_the_finalist_stands_in_the_row_of_its_trial():
 
 
 def test_progress_counts_every_state():
-    counts = progress(TRIALS, SearchPlan(trials=10))
+    counts = Progress.of(TRIALS, SearchPlan(trials=10))
     assert (counts.num_trials, counts.running, counts.complete, counts.pruned, counts.failed) == (10, 1, 3, 1, 1)
     assert counts.ended == 5
-    assert progress(TRIALS, SearchPlan(trials=2)).num_trials == 6
+    assert Progress.of(TRIALS, SearchPlan(trials=2)).num_trials == 6
 
 
 def test_trials_are_compared_by_their_reports_and_candidates_by_the_tasks_metric():

@@ -18,7 +18,7 @@ from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.studies import lease, mirror
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import Mirror, check_new_in, fetch
+from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.storage import Storage
 
 
@@ -188,9 +188,6 @@ def test_two_histories_of_one_study_are_refused(storage, machine):
 def test_names_in_the_storage_are_known(storage, machine):
     with keep(study(machine("one"), storage), storage):
         pass
-    with pytest.raises(StudyError, match="already exists"):
-        check_new_in(storage, "s")
-    check_new_in(storage, "t")
     with pytest.raises(StudyError, match=r": s, .*'sx'"):
         fetch("sx", storage)
     study(machine("two"), storage)

@@ -15,7 +15,7 @@ from support.studies import mirrored_study as study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.events import TrialStarted
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import PATIENCE_S, Mirror, in_copy_order
+from loraxs_search.studies.mirror import PATIENCE_S, Mirror
 from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]
@@ -117,11 +117,20 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still_and_then_more_and_more_
     assert said[2] == f"the copy of study 's' in {slow.uri} continues"
 
 
-def test_what_speaks_of_other_files_is_copied_after_them_and_what_belongs_to_one_machine_is_not():
+def test_what_speaks_of_other_files_is_copied_after_them_and_what_belongs_to_one_machine_is_not(
+    storage, machine, slow_threads, monkeypatch
+):
     """A copy that was cut short is one of an earlier moment; `study.json`, with which it exists, comes last."""
+    first, write, keys = study(machine("one"), storage), Storage.write, list[str]()
     last_to_first = [
         *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
         *("snapshots/00001", "baselines.json", "identity.json", "space.yaml", "tracking.id"),
     ]
-    own = ["optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"]
-    assert in_copy_order([*own, *last_to_first]) == last_to_first[::-1]
+    for name in (*last_to_first, "optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"):
+        path = first.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(Storage, "write", lambda *given: (keys.append(given[1]), write(*given))[1])
+    with Mirror(first, storage, pytest.fail):
+        pass
+    assert [key for key in keys if "/lease/" not in key] == [f"s/{name}" for name in last_to_first[::-1]]

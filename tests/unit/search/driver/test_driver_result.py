@@ -161,10 +161,10 @@ def test_while_its_driver_holds_it_a_finished_search_is_not_running(over, store_
 
 
 def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch, caplog):
-    def broken(facts: object) -> str:
+    def broken(folder: object) -> str:
         raise ZeroDivisionError("no pen")
 
-    monkeypatch.setattr(page, "report_page", broken)
+    monkeypatch.setattr(page, "write_report", broken)
     assert resume("s").study == "s"
     assert "no report was written (no pen); try `loraxs-search report s`" in caplog.text
     assert kept(store_uri) == ["space.yaml"]
