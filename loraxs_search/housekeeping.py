@@ -144,7 +144,7 @@ _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is a user's own, and stays.
 _BY_CONTENT = r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors"
 _SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
-_ROWS = ("rows", "tokens", "reports", "folders")
+_ROWS = ("tokens", "folders")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
     r"|\.(pull-|replaced-)?[0-9a-f]{64}(\.[a-z0-9-]+)?"  # pulled and converted adapters

@@ -90,12 +90,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for group in sorted(groups, key=length, reverse=True) for item in groups[group]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def warm_home(tmp_path_factory):
-    """A home shared by the whole session, so that the base is unpacked, tokenised and decomposed once."""
+    """A home shared by the whole session, so that the base is unpacked, tokenised and decomposed once.
+
+    It is also the home of fixtures that several tests share.
+    """
     home = session_folder(tmp_path_factory) / "warm-home"
     home.mkdir(exist_ok=True)
-    return home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(home))
+        yield home
 
 
 @pytest.fixture(autouse=True)

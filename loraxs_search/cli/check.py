@@ -65,8 +65,8 @@ def show_check(
     if seen.data is not None:
         _out.say("\n".join(["", *data_lines(seen.data, seen.rows or {}, loaded.task.metric)]))
     for number, row in enumerate(seen.first_rows, start=1):
-        trained = ", trained tokens in [[ ]]" if "[[" in row.text else ""
-        _out.say(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
+        trained = ", trained tokens in [[ ]]" if "[[" in row["text"] else ""
+        _out.say(f"\ntrain row {number} as the model sees it{trained}:\n{row['text']}\nanswer: {row['answer']}")
 
     # The smallest and the largest adapter, of each method where there are several.
     _out.say("")

@@ -42,7 +42,7 @@ from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Sp
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
-from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
+from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import served
 from loraxs_search.trial.evaluate import as_answers, sample_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe
@@ -416,7 +416,7 @@ class TrialHost:
     def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
         """Return what simple models reach on the task's rows; the caller's thread computes while trials advance."""
         data = self.in_turn(lambda: self._loaded.prepared(task))
-        return measure_baselines(BaselineInputs(data, self._bare_body, self._loaded.device))
+        return measure_baselines(data, self._bare_body, self._loaded.device)
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file of this node, as `Confirmation.factors` names it."""

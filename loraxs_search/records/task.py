@@ -210,8 +210,7 @@ class SplitOverlap:
         split: Whose rows are counted.
         exact: Rows whose text is there letter for letter.
         folded: Rows whose text is there up to upper and lower case and white space; the exact ones are among them.
-        examples: The numbers of the first of these rows, each with that of a row in the other split, from 0.
-        places: Where these are, for display; empty if that is not known.
+        places: Where the first of these rows are in both splits, for display; empty if that is not known.
         source: The name of the one file or data set that both splits are of; empty where they are not.
     """
 
@@ -219,7 +218,6 @@ class SplitOverlap:
     other: Split
     exact: int
     folded: int
-    examples: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     places: str = field(default="", compare=False)
     source: str = field(default="", compare=False)
 

@@ -26,7 +26,7 @@ from loraxs_search.tasks.files import (
     unpacked,
 )
 from loraxs_search.tasks.kinds import finite_number, items_of
-from loraxs_search.tasks.prepared import load_splits, rows_cache
+from loraxs_search.tasks.prepared import load_splits
 from loraxs_search.tasks.rows import Columns, MalformedFileError, composed, is_text
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
@@ -221,7 +221,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
     """
     import datasets
 
-    loaded = load_splits(hub, config, None, rows_cache(None))
+    loaded = load_splits(hub, config, None)
     names = list(loaded)
     chosen = split or ("train" if "train" in names or len(names) > 1 else names[0])
     if chosen not in names:

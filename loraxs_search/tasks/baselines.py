@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -34,21 +34,6 @@ SplitValues = Iterator[tuple[Split, npt.NDArray[Any]]]
 
 class TooManyRowsError(Exception):
     """A baseline would have to read more rows or tokens than it may."""
-
-
-@dataclass(frozen=True)
-class BaselineInputs:
-    """What a baseline may learn from.
-
-    Args:
-        data: Labels of all splits and tokens of their rows; `load_data` reads the texts, which it does not keep.
-        body: The base without a head and without adapters, as `base_model.bare_body` returns it.
-        device: Where `body` is.
-    """
-
-    data: PreparedTask
-    body: nn.Module
-    device: torch.device
 
 
 class BaselineModel(ABC):
@@ -79,20 +64,23 @@ class BaselineModel(ABC):
     `tests/contracts/test_baselines.py` runs on every entry.
 
     Args:
-        inputs: What it may learn from.
+        data: Labels of all splits and tokens of their rows; `load_data` reads the texts, which it does not keep.
+        body: The base without a head and without adapters, as `base_model.bare_body` returns it.
+        device: Where `body` is.
     """
 
     name: ClassVar[str]  # in files, tables and messages: it never changes
     title: ClassVar[str]  # what it is, as shown to users, as in "TF-IDF of the texts, linear model"
+    is_linear: ClassVar[bool] = False  # a linear model, for task kinds that are linear
     constant: int | float | str | None = None  # the answer, where it is the same to every row
 
-    def __init__(self, inputs: BaselineInputs) -> None:
-        self.inputs, self.data = inputs, inputs.data
+    def __init__(self, data: PreparedTask, body: nn.Module, device: torch.device) -> None:
+        self.data, self.body, self.device = data, body, device
 
     @classmethod
-    def fits(cls, kind: TaskKind) -> bool:  # noqa: ARG003  # for baselines to use
+    def fits(cls, kind: TaskKind) -> bool:
         """Return whether it can answer such a task; where it cannot, nothing is measured and nothing is required."""
-        return True
+        return kind.is_linear or not cls.is_linear
 
     @abstractmethod
     def answers(self) -> SplitValues:
@@ -127,22 +115,11 @@ class BaselineModel(ABC):
         )
 
 
-class LinearBaseline(BaselineModel):
-    """A linear model of features, for task kinds that are linear; a subclass writes `outputs`."""
+def _answers(kind: TaskKind, outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the answers that outputs of a linear model mean; of one target, these may be (N,)."""
+    import torch
 
-    @classmethod
-    def fits(cls, kind: TaskKind) -> bool:
-        return kind.is_linear
-
-    @abstractmethod
-    def outputs(self, kind: TaskKind) -> SplitValues:
-        """Fit the model to `kind.targets` of the train labels; yield its outputs, (N, num_outputs), for each split."""
-
-    def answers(self) -> SplitValues:
-        import torch
-
-        for split, values in self.outputs(self.data.kind):
-            yield split, self.data.kind.answers(torch.from_numpy(np.ascontiguousarray(values)))
+    return kind.answers(torch.from_numpy(np.ascontiguousarray(outputs.reshape(len(outputs), -1))))
 
 
 class Constant(BaselineModel):
@@ -169,7 +146,7 @@ _CHARACTERS_A_TOKEN = 8  # the part of a long text that the base does not see is
 _TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
 
 
-class _TFIDF(LinearBaseline):
+class _TFIDF(BaselineModel):
     """Ridge regression on TF-IDF of words and word pairs, fitted on the train rows.
 
     Train rows that would take more than a few seconds are left out, always the same ones.
@@ -177,24 +154,25 @@ class _TFIDF(LinearBaseline):
 
     name: ClassVar = "tfidf"
     title: ClassVar = "TF-IDF of the texts, linear model"
+    is_linear: ClassVar = True
 
-    def outputs(self, kind: TaskKind) -> SplitValues:
+    def answers(self) -> SplitValues:
         from scipy import sparse
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
 
-        from loraxs_search.tasks.prepared import fixed_subset, load_data
+        from loraxs_search.tasks.prepared import fingerprint, fixed_subset, load_data
 
         # A prepared task does not keep its texts: they are read again.
-        data, loaded = self.data, load_data(self.data.task)
-        if loaded.fingerprint != data.data_fingerprint:
+        data, kind, loaded = self.data, self.data.kind, load_data(self.data.task)
+        if (now := fingerprint(loaded)) != data.data_fingerprint:
             raise TaskDataError(
                 f"The rows must stay as the search began with them, but their fingerprint {data.data_fingerprint[:16]}"
-                f" is {loaded.fingerprint[:16]} now."
+                f" is {now[:16]} now."
             )
         length = _CHARACTERS_A_TOKEN * data.task.max_length
         rows: dict[Split, Rows] = {}
-        for split, part in loaded.rows.items():
+        for split, part in loaded.items():
             own = part.take(fixed_subset(len(part), data.num_rows(split)))
             pairs = None if own.pairs is None else [text[:length] for text in own.pairs]
             rows[split] = replace(own, texts=[text[:length] for text in own.texts], pairs=pairs)
@@ -223,7 +201,7 @@ class _TFIDF(LinearBaseline):
         model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
         model.fit(features, kind.targets(data.labels("train")[chosen]))
         for split in SPLITS:
-            yield split, model.predict(vectors(rows[split])).reshape(len(rows[split]), -1)
+            yield split, _answers(kind, model.predict(vectors(rows[split])))
 
 
 _TRAIN_ROWS = 500
@@ -232,47 +210,45 @@ _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
 MAX_TOKENS = 2_000_000  # a finalist's answers to the same rows cost as much
 
 
-class _Features(LinearBaseline):
+class _Features(BaselineModel):
     """Ridge regression on mean-pooled hidden states; cross-validation chooses its penalty."""
 
     name: ClassVar = "features"
     title: ClassVar = f"the untouched base's features of {_TRAIN_ROWS} train rows, linear model"
+    is_linear: ClassVar = True
 
-    def outputs(self, kind: TaskKind) -> SplitValues:
+    def answers(self) -> SplitValues:
         from sklearn.linear_model import RidgeCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
         from loraxs_search.tasks.prepared import fixed_subset
 
-        data = self.data
+        data, kind = self.data, self.data.kind
         train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
         tokens = int(data.lengths("train")[train].sum()) + sum(int(data.lengths(split).sum()) for split in SPLITS)
         if tokens > MAX_TOKENS:
             raise TooManyRowsError(f"it would read {tokens:,} tokens, and may read {MAX_TOKENS:,}")
         model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
-        model.fit(mean_states(self.inputs, "train", train), kind.targets(data.labels("train")[train]))
+        model.fit(self.states("train", train), kind.targets(data.labels("train")[train]))
         for split in SPLITS:
-            rows = np.arange(data.num_rows(split))
-            yield split, model.predict(mean_states(self.inputs, split, rows)).reshape(len(rows), -1)
+            yield split, _answers(kind, model.predict(self.states(split, np.arange(data.num_rows(split)))))
 
+    def states(self, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the mean of each row's last hidden states over its tokens, shape (rows, width)."""
+        import torch
 
-def mean_states(inputs: BaselineInputs, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the mean of each row's last hidden states over its tokens, shape (rows, width)."""
-    import torch
+        from loraxs_search.tasks.encoded import eval_batches
 
-    from loraxs_search.tasks.encoded import eval_batches
-
-    data, device = inputs.data, inputs.device
-    batches = eval_batches(data.lengths(split)[rows], _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS)
-    parts = []
-    for batch in batches:
-        tensors = {name: x.to(device) for name, x in data.collate(split, rows[batch]).inputs.items()}
-        mask_BT1 = tensors["attention_mask"].unsqueeze(-1)
-        with torch.inference_mode():
-            states_BTD: Tensor = inputs.body(**tensors)[0].float() * mask_BT1
-            parts.append((states_BTD.sum(1) / mask_BT1.sum(1)).cpu().numpy())
-    return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
+        most = _CPU_TOKENS if self.device.type == "cpu" else _ACCELERATOR_TOKENS
+        batches, parts = eval_batches(self.data.lengths(split)[rows], most), []
+        for batch in batches:
+            tensors = self.data.collate(split, rows[batch]).to(self.device).inputs
+            mask_BT1 = tensors["attention_mask"].unsqueeze(-1)
+            with torch.inference_mode():
+                states_BTD: Tensor = self.body(**tensors)[0].float() * mask_BT1
+                parts.append((states_BTD.sum(1) / mask_BT1.sum(1)).cpu().numpy())
+        return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
 
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
@@ -280,22 +256,22 @@ BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
 )
 
 
-def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
+def measure_baselines(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Baseline, ...]:
     """Return every baseline that fits the task, scored on validation and test; what could not be had says why.
 
-    Only the calling thread computes.
+    Only the calling thread computes. The arguments are those of `BaselineModel`.
     """
     from loraxs_search.machine import single_thread
 
     measured = list[Baseline]()
     with single_thread():
-        for name in fitting_baselines(inputs.data.kind):
+        for name in fitting_baselines(data.kind):
             try:
                 entry = BASELINES.get(name)
             except UsageError as error:  # a distribution's that this node lacks, or whose import fails
                 measured.append(Baseline(name, failed=str(error)[:200], applies=True))
                 continue
-            measured.append(entry(inputs).measure())
+            measured.append(entry(data, body, device).measure())
     return tuple(measured)
 
 

@@ -1,7 +1,6 @@
 """How an answer is scored: one table of metrics for each form of answers. Light; scipy loads at the first correlation.
 
-A new metric is one `Metric` in a table. One with another value than before makes cached reports stale: raise
-`_VERSION` in `report`.
+A new metric is one `Metric` in a table.
 """
 
 from __future__ import annotations

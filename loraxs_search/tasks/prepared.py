@@ -1,7 +1,6 @@
 """A task's rows: read, checked, carved into splits and tokenised, with a fingerprint of their content.
 
-The checked rows of a file are cached by its content: it is parsed once, whatever its name and time. So are tokens. A
-table in the cache is a file that is whole or not there.
+Tokens are cached by the content that they are made of, whatever the names and times of its files.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, user_path, write_atomic
@@ -64,13 +65,13 @@ class _StoredSplit:
     """A split that is there, before it is read.
 
     Args:
-        digest: Of the user's own file, by which its rows are cached; None of a data set, which `datasets` caches.
+        is_file: Whether it is the user's own file, whose faults can be corrected.
         label_names: Those that the data give to the ids of the label column; None without any.
         read: Given the columns that are wanted, and those that may be missing.
     """
 
     name: str
-    digest: str | None
+    is_file: bool
     label_names: list[str] | None
     read: Callable[[list[str], frozenset[str]], Columns]
 
@@ -103,12 +104,11 @@ def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
             raise TaskDataError(f"Task {task.name}: {path} {error.message}.", hint=error.hint) from error
         return columns
 
-    digest = f"{ending} {path.suffix.lower()} {hashlib.sha256(content).hexdigest()}"
     names = None
     with contextlib.suppress(MalformedFileError):  # said when it is read
         if ending == ".parquet":
             names = label_names(pa.BufferReader(unpacked(path, content)), _wanted_columns(task)[-1])
-    return _StoredSplit(str(path), digest, names, read)
+    return _StoredSplit(str(path), True, names, read)
 
 
 def _hub_split(
@@ -137,10 +137,10 @@ def _hub_split(
         values = renamed.select_columns([name for name in with_parents(wanted) if name in available])[:]
         return replace(with_parts(Columns(available, values), wanted), stored_names=names)
 
-    return _StoredSplit(f"{place}, split {_split_name(written)}", None, names, read)
+    return _StoredSplit(f"{place}, split {_split_name(written)}", False, names, read)
 
 
-def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
+def _find_splits(task: Task) -> dict[Split, _StoredSplit]:
     """Find a task's splits; those that it lacks are not in the result.
 
     Raises:
@@ -153,7 +153,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
         place, available = "data_files", list[str](source.data_files)
     else:
         place = _place(source.hub, source.config)
-        loaded = load_splits(source.hub, source.config, source.revision, cache_dir, who)
+        loaded = load_splits(source.hub, source.config, source.revision, who)
         available = list(loaded)
     declared: dict[Split, str] = dict(source.splits) or {name: name for name in SPLITS if name in available}
     declared.setdefault("train", "train")
@@ -173,7 +173,7 @@ def _find_splits(task: Task, cache_dir: Path) -> dict[Split, _StoredSplit]:
     raise_joined(task, errors)
     for split, other in source.elsewhere.items():
         place, name = _place(other.hub, other.config), _split_name(other.split)
-        loaded = load_splits(other.hub, other.config, other.revision, cache_dir, who)
+        loaded = load_splits(other.hub, other.config, other.revision, who)
         if name not in loaded:
             raise TaskDataError(
                 f"{who}{unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
@@ -206,9 +206,7 @@ _CONFIGS = re.compile(r"pick one among the available configs: \[(?P<names>[^\]]*
 _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
 
 
-def load_splits(
-    hub: str | None, config: str | None, revision: str | None, cache_dir: Path, who: str = ""
-) -> datasets.DatasetDict:
+def load_splits(hub: str | None, config: str | None, revision: str | None, who: str = "") -> datasets.DatasetDict:
     """Load a data set.
 
     Args:
@@ -219,7 +217,7 @@ def load_splits(
     """
     import datasets
 
-    place, hidden = _place(hub, config), datasets.are_progress_bars_disabled()
+    place, hidden, cache_dir = _place(hub, config), datasets.are_progress_bars_disabled(), _cache()
     with disk_faults(cache_dir):
         try:
             datasets.disable_progress_bars()
@@ -290,108 +288,14 @@ def _place(hub: str | None, config: str | None) -> str:
     return f"{hub}{f' ({config})' if config else ''}"
 
 
-def _load_table(path: Path) -> pa.Table | None:
-    """Map a table into memory; None when there is none, or it is damaged."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
-        return None
-    mark_used(path)
-    return table
+def _cache() -> Path:
+    return ensure_dir(home() / "datasets")
 
 
-def _store_table(path: Path, table: pa.Table) -> None:
-    """Write a table.
-
-    Raises:
-        HomeError: the file cannot be written.
-    """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    write_atomic(path, sink.getvalue().to_pybytes())
-
-
-_EXTRA, _SLICE_COLUMN = "extra.", "slice."  # before the names of columns that a kind adds, and of those of slices
 _MAX_VALUES = 50  # of a slice column; with more it tells rows apart rather than groups
-_ROWS_VERSION = "7"  # raised whenever the same bytes are read as other rows
-
-
-def rows_cache(cache_dir: Path | None) -> Path:
-    """Return the folder of cached rows, which is there then; None means home()/"datasets"."""
-    return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
-
-
-def _load_rows(path: Path, source: str) -> Rows | None:
-    """Return rows, as those of a file of this name; None when they are not there."""
-    table = _load_table(path)
-    if table is None:
-        return None
-    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
-    extras, slices = (
-        {name.removeprefix(start): values for name, values in columns.items() if name.startswith(start)}
-        for start in (_EXTRA, _SLICE_COLUMN)
-    )
-    column, place = table.column("label").combine_chunks(), SourceLocation(source, columns.get("line"))
-    is_text = pa.types.is_string(column.type)
-    labels = np.array(column.to_pylist(), object) if is_text else np.from_dlpack(column).copy()
-    return Rows(columns["text"], columns.get("pair"), labels, extras, place, slices)
-
-
-def _store_rows(path: Path, rows: Rows) -> None:
-    """Keep rows.
-
-    Raises:
-        HomeError: the cache cannot be written.
-    """
-    columns: dict[str, pa.Array] = {"text": pa.array(rows.texts, pa.large_string())}
-    if rows.pairs is not None:
-        columns["pair"] = pa.array(rows.pairs, pa.large_string())
-    if rows.place is not None and rows.place.lines is not None:
-        columns["line"] = pa.array(rows.place.lines, pa.int32())
-    extras = {f"{_EXTRA}{name}": pa.array(values) for name, values in rows.extras.items()}
-    extras |= {f"{_SLICE_COLUMN}{name}": pa.array(values, pa.large_string()) for name, values in rows.slices.items()}
-    ensure_dir(path.parent)
-    _store_table(path, pa.table({**columns, "label": pa.array(rows.labels), **extras}))
-
 
 _CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and so many rows that this share is a whole row
 _CARVE_SEED = "loraxs-search carve 1"
-
-
-def _read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
-    """Read and validate the splits that exist, and carve the others from train.
-
-    The rows of a file are cached by its content, so that it is parsed once.
-
-    Raises:
-        TaskDataError: texts or labels do not fit the declaration, or a split is empty; all faults of all splits.
-        HomeError: the cache cannot be written.
-    """
-    task = kind.task
-    stored = _find_splits(task, cache_dir)
-    rows: dict[Split, Rows] = {}
-    errors: dict[Split, list[TaskDataError]] = {name: [] for name in stored}
-    gives_test: Split = "test" if "test" in stored else "train"
-    for name in sorted(stored, key=("test", "train", "validation").index):
-        with collected(errors[name]):
-            read = _read(kind, name, stored[name], cache_dir, task.slices if name == gives_test else ())
-            if read is None:  # its answers are hidden
-                gives_test = "train"
-            else:
-                rows[name] = read
-    raise_joined(task, [error for own in errors.values() for error in own])
-    carved = _carve(task, rows, stored["train"].name)
-    slices = carved["test"].slices
-    if many := {name: count for name, own in slices.items() if (count := len(set(own))) > _MAX_VALUES}:
-        got = " and ".join(f"`{name}` has {count:,}" for name, count in many.items())
-        place = carved["test"].place
-        raise TaskDataError(
-            f"Task {task.name}: a column of `slices` must have at most {_MAX_VALUES} different values in the test rows,"
-            f" but {got}{f' in {place.name}' if place else ''}.",
-            hint="name columns of groups, such as a language or a source, or write a column that joins values",
-        )
-    return carved
 
 
 def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> str:
@@ -427,18 +331,11 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
-def _read(kind: TaskKind, name: Split, split: _StoredSplit, cache_dir: Path, slices: Sequence[str]) -> Rows | None:
-    """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
+def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str]) -> Rows | None:
+    """Return the rows of a split; None of one whose labels are hidden."""
     task, wanted = kind.task, kind.columns
     spare = kind.spare_in_test if name == "test" else frozenset[str]()
     most = task.source.max_characters if name == "train" else None
-    path = None
-    if split.digest is not None:  # all that decides the rows is in the name of the file that keeps them
-        parts = (_ROWS_VERSION, split.digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
-        parts += (to_json(task.settings), str(most), *sorted(spare), "slices", *slices)
-        path = cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
-        if (known := _load_rows(path, split.name)) is not None:
-            return known
     columns = split.read(_wanted_columns(task, slices), spare)
     if not columns.available:
         raise _no_rows(f"Task {task.name}: ", split.name)
@@ -453,7 +350,7 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, cache_dir: Path, sli
         raise _no_rows(f"Task {task.name}: ", split.name)
     place = SourceLocation(split.name, columns.lines)
     if name == "test" and kind.hides_answers(columns):
-        if split.digest is not None:
+        if split.is_file:
             column = _wanted_columns(task)[-1]
             values = columns.values.get(column, [])
             hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
@@ -476,11 +373,9 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, cache_dir: Path, sli
         law = f"`{column}` must be valid Unicode"
         refuse(task, law, own, [i for i, value in enumerate(own) if not is_text(value)], place)
     rows = replace(kind.read(columns, place), place=place, slices=groups)
-    if split.digest is not None:
+    if split.is_file:
         blank, hint = kind.blank_rows(columns, rows), "remove the rows, or write their text"
         refuse(task, "each row must have text", rows.texts, blank, place, hint)
-    if path is not None:
-        _store_rows(path, rows)
     return rows
 
 
@@ -543,7 +438,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
-_TOKENS_VERSION = "8"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_TOKENS_VERSION = "9"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
 def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -566,62 +461,41 @@ def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
 _BATCH = 1000  # rows that a tokenizer is given at once
 
 
-def _tokenize(
-    kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, key: str, cache_dir: Path
-) -> EncodedRows:
+def _tokenize(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, key: str) -> EncodedRows:
     """Return the rows' tokens, from the cache when `key` is in it.
 
     Raises:
         TaskDataError: a row gives no token at all, or the kind refuses rows: of a thousand, all are named.
         HomeError: the cache cannot be written.
     """
-    path = ensure_dir(cache_dir / "tokens") / f"{key}.arrow"
-    table = _load_table(path)
-    if table is None or len(table) != len(rows):
+    path = ensure_dir(_cache() / "tokens") / f"{key}.safetensors"
+    try:
+        arrays = load(path.read_bytes())
+        mark_used(path)
+    except (OSError, SafetensorError):  # none, or damaged
         parts = [rows.take(range(i, min(i + _BATCH, len(rows)))) for i in range(0, len(rows), _BATCH)]
-        table = pa.concat_tables([_table(kind.encode(part, tokenizer)) for part in parts])
-        _store_table(path, table)
-    columns = dict[str, Ragged]()
-    for name in table.column_names:
-        if name != "lost":
-            column = table.column(name).combine_chunks()
-            offsets: Any = np.from_dlpack(column.offsets)  # Arrow's own `to_numpy` imports pandas: half a second
-            flat: Any = np.from_dlpack(column.values)[offsets[0] : offsets[-1]]
-            values = flat if flat.dtype.kind == "f" else flat.astype(np.int64 if name == "targets" else np.int32)
-            columns[name] = Ragged.joined(values, np.diff(offsets))
-    types, positions = columns.get("token_type_ids"), columns.get("positions")
-    lost: Any = table.column("lost").combine_chunks() if "lost" in table.column_names else None
-    lost = None if lost is None else np.from_dlpack(lost)
-    encoded = EncodedRows(
-        ids=columns["input_ids"],
-        types=None if types is None else types.values.astype(np.int8),
-        positions=positions,
-        # Without positions, rows are learnt by their labels.
-        targets=Ragged.single(rows.labels) if positions is None else columns.get("targets"),
-        lost=lost,
-        extras=columns.get("extras"),
-    )
+        made = [_arrays(kind.encode(part, tokenizer)) for part in parts]
+        arrays = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+        write_atomic(path, save(arrays))
+    ragged = {
+        name: Ragged.joined(arrays[name], arrays[f"{name}.lengths"]) for name in _RAGGED if f"{name}.lengths" in arrays
+    }
+    if "positions" not in ragged:  # rows are learnt by their labels
+        ragged["targets"] = Ragged.single(rows.labels)
+    encoded = EncodedRows(**ragged, types=arrays.get("types"), lost=arrays.get("lost"))
     return _check_tokens(encoded, kind, rows)
 
 
-def _table(encoded: EncodedRows) -> pa.Table:
-    ids, arrays = encoded.ids, dict[str, pa.Array]()
-    columns = {
-        "input_ids": ids,
-        "token_type_ids": None if encoded.types is None else Ragged(encoded.types, ids.starts, ids.lengths),
-        "positions": encoded.positions,
-        "targets": None if encoded.positions is None else encoded.targets,
-        "extras": encoded.extras,
-    }
-    for name, rows in columns.items():
-        if rows is not None:
-            offsets = np.concatenate([[0], np.cumsum(rows.lengths, dtype=np.int64)])
-            flat = rows.flat(np.arange(len(rows)))
-            values = flat if flat.dtype.kind == "f" else flat.astype(np.int32)
-            arrays[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
-    if encoded.lost is not None:
-        arrays["lost"] = pa.array(encoded.lost, pa.int32())
-    return pa.table(arrays)
+_RAGGED = ("ids", "positions", "targets", "extras")
+
+
+def _arrays(encoded: EncodedRows) -> dict[str, npt.NDArray[Any]]:
+    arrays = {name: it for name in ("types", "lost") if (it := getattr(encoded, name)) is not None}
+    for name in _RAGGED:
+        own: Ragged | None = getattr(encoded, name)
+        if own is not None and (name != "targets" or encoded.positions is not None):
+            arrays |= {name: own.flat(np.arange(len(own))), f"{name}.lengths": own.lengths}
+    return arrays
 
 
 def _check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
@@ -697,46 +571,49 @@ class PreparedTask(RowSource):
         return {split: self.num_rows(split) for split in SPLITS}
 
 
-class _TaskData(NamedTuple):
-    """A task's rows, checked and carved, before any tokenizer has seen them.
-
-    Args:
-        rows: Of each split, all three.
-        fingerprint: sha256 over the texts and labels of all splits.
-        test_fingerprint: sha256 over those of the test split.
-    """
-
-    rows: dict[Split, Rows]
-    fingerprint: str
-    test_fingerprint: str
-
-
-def load_data(task: Task, cache_dir: Path | None = None) -> _TaskData:
-    """Read a task's rows, check them and carve missing splits; no base model is needed.
+def load_data(task: Task) -> dict[Split, Rows]:
+    """Read a task's rows, check them and carve missing splits; no base model is needed. `fingerprint` identifies them.
 
     Missing validation and test splits are carved from train, a tenth each, the same rows always; a test split whose
-    labels are all hidden (-1 or empty) counts as missing. The rows of a file are cached by its content.
+    labels are all hidden (-1 or empty) counts as missing.
 
-    Args:
-        cache_dir: Where rows are cached; None means home()/"datasets".
     Raises:
         TaskDataError: the data do not fit the declaration; the message lists all their faults.
-        HomeError: the cache cannot be written.
+        HomeError: the cache of `datasets` cannot be written.
     """
-    rows = _read_rows(kind_of(task), rows_cache(cache_dir))
-    return _TaskData(rows, fingerprint(rows), fingerprint(rows, ("test",)))
+    kind = kind_of(task)
+    stored = _find_splits(task)
+    rows: dict[Split, Rows] = {}
+    errors: dict[Split, list[TaskDataError]] = {name: [] for name in stored}
+    gives_test: Split = "test" if "test" in stored else "train"
+    for name in sorted(stored, key=("test", "train", "validation").index):
+        with collected(errors[name]):
+            read = _read(kind, name, stored[name], task.slices if name == gives_test else ())
+            if read is None:  # its answers are hidden
+                gives_test = "train"
+            else:
+                rows[name] = read
+    raise_joined(task, [error for own in errors.values() for error in own])
+    carved = _carve(task, rows, stored["train"].name)
+    slices = carved["test"].slices
+    if many := {name: count for name, own in slices.items() if (count := len(set(own))) > _MAX_VALUES}:
+        got = " and ".join(f"`{name}` has {count:,}" for name, count in many.items())
+        place = carved["test"].place
+        raise TaskDataError(
+            f"Task {task.name}: a column of `slices` must have at most {_MAX_VALUES} different values in the test rows,"
+            f" but {got}{f' in {place.name}' if place else ''}.",
+            hint="name columns of groups, such as a language or a source, or write a column that joins values",
+        )
+    return carved
 
 
-def prepare(
-    task: Task, tokenizer: PreTrainedTokenizerBase, *, has_bias: bool = True, cache_dir: Path | None = None
-) -> PreparedTask:
+def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, has_bias: bool = True) -> PreparedTask:
     """Read a task's rows, check them, carve missing splits, and tokenise.
 
     See `load_data` for the rows. Tokens are cached per (data fingerprint, tokenizer, `max_length`).
 
     Args:
         has_bias: As `TaskKind.fitted` takes it.
-        cache_dir: Where rows and tokens are cached; None means home()/"datasets".
     Raises:
         TaskDataError: the data do not fit the declaration, or rows do not fit the base or `max_length`.
         HomeError: the cache cannot be written.
@@ -749,26 +626,25 @@ def prepare(
         fault = f"`max_length` must be {allowed} with this base model, but got max_length={task.max_length}."
         faults.insert(0, (fault, "change `max_length`, or choose another base model"))
     raise_joined(task, [TaskDataError(f"Task {task.name}: {fault}", hint=hint) for fault, hint in faults])
-    cache, data, identity = rows_cache(cache_dir), load_data(task, cache_dir), _tokenizer_identity(tokenizer)
-    splits, errors = dict[Split, EncodedRows](), list[TaskDataError]()
-    for name, rows in data.rows.items():
-        parts = [_TOKENS_VERSION, data.fingerprint, name, identity, str(task.max_length), task.kind]
+    data, identity = load_data(task), _tokenizer_identity(tokenizer)
+    splits, errors, content = dict[Split, EncodedRows](), list[TaskDataError](), fingerprint(data)
+    for name, rows in data.items():
+        parts = [_TOKENS_VERSION, content, name, identity, str(task.max_length), task.kind]
         parts += [to_json(task.settings), *task.labels]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
         with collected(errors):
-            splits[name] = _tokenize(kind, rows, tokenizer, key=key, cache_dir=cache)
+            splits[name] = _tokenize(kind, rows, tokenizer, key)
     raise_joined(task, errors)
-    labels = {name: rows.labels for name, rows in data.rows.items()}
-    scored = fixed_subset(len(data.rows["validation"]), task.validation_rows)
+    labels = {name: rows.labels for name, rows in data.items()}
+    scored = fixed_subset(len(data["validation"]), task.validation_rows)
     splits["validation"], labels["validation"] = splits["validation"].take(scored), labels["validation"][scored]
-    scored_rows = {**data.rows, "validation": data.rows["validation"].take(scored)}
+    scored_rows = {**data, "validation": data["validation"].take(scored)}
     for array in labels.values():
         array.flags.writeable = False
     kind = kind.fitted(labels["train"], has_bias=has_bias)
-    identity = f"{data.fingerprint} {identity}"
-    report = data_report(kind, data.rows, scored_rows, splits, identity=identity, cache_dir=cache)
-    slices = data.rows["test"].slices
-    return PreparedTask(kind, tokenizer, data.fingerprint, data.test_fingerprint, splits, labels, report, slices)
+    report = data_report(kind, data, scored_rows, splits)
+    slices = data["test"].slices
+    return PreparedTask(kind, tokenizer, content, fingerprint(data, ("test",)), splits, labels, report, slices)
 
 
 def encode(
@@ -789,22 +665,10 @@ def encode(
     return _check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 
-@dataclass(frozen=True)
-class ShownRow:
-    """A train row as the model sees it.
-
-    Args:
-        text: Special tokens included; trained tokens stand in [[ ]].
-        answer: What an answer is compared with, as people read it.
-    """
-
-    text: str
-    answer: str
-
-
-def first_rows(prepared: PreparedTask, count: int) -> list[ShownRow]:
-    """Return the first train rows, as people read them."""
-    encoded, labels, shown = prepared.encoded("train"), prepared.labels("train"), list[ShownRow]()
+def first_rows(prepared: PreparedTask, count: int) -> list[dict[str, str]]:
+    """Return the first train rows as the model sees them: `text` with special tokens, trained tokens in [[ ]], and the
+    `answer` that is compared, as people read it."""
+    encoded, labels, shown = prepared.encoded("train"), prepared.labels("train"), list[dict[str, str]]()
     for row in range(min(count, len(labels))):
         tokens, learnt = encoded.whole_row(row)
         parts = []
@@ -813,5 +677,5 @@ def first_rows(prepared: PreparedTask, count: int) -> list[ShownRow]:
             part = prepared.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             parts.append(f"[[{part}]]" if is_learnt else str(part))
         (label,) = labels[row : row + 1].tolist()
-        shown.append(ShownRow("".join(parts), prepared.kind.show(label)))
+        shown.append({"text": "".join(parts), "answer": prepared.kind.show(label)})
     return shown

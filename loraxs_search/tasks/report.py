@@ -1,21 +1,13 @@
-"""The data report of a task, with its warnings: rows that splits share, lengths, answers, what a score is worth.
-
-Everything is counted once for each content, tokenizer and task.
-"""
+"""The data report of a task, with its warnings: rows that splits share, lengths, answers, what a score is worth."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loraxs_search.home import write_atomic
-from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.literals import Split, sign_of
 from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap
 from loraxs_search.tasks.encoded import EncodedRows
@@ -25,60 +17,19 @@ from loraxs_search.tasks.rows import SPLITS, Rows
 
 # The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-_VERSION = "4"  # raise when the same rows are counted in another way, or a metric has another value
-_COUNTS = ("num_rows", "repeated", "blank")  # of each split, which files name in another order
 _EXAMPLES = 2  # shared rows that are named
 _SCORED: tuple[Split, ...] = ("validation", "test")
 
 
 def data_report(
-    kind: TaskKind,
-    rows: Mapping[Split, Rows],
-    scored: Mapping[Split, Rows],
-    encoded: Mapping[Split, EncodedRows],
-    *,
-    identity: str,
-    cache_dir: Path,
+    kind: TaskKind, rows: Mapping[Split, Rows], scored: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]
 ) -> DataReport:
-    """Return the report of a task's rows, counted when it is not in the cache.
+    """Return the report of a task's rows.
 
     Args:
         rows: Of each split, all of them.
         scored: Of validation those that are scored, of the others all; `encoded` has their tokens.
-        identity: Of rows and tokenizer.
-    Raises:
-        HomeError: the cache cannot be written.
     """
-    key = hashlib.sha256("\n".join([_VERSION, identity, to_json(kind.task)]).encode()).hexdigest()[:40]
-    path = cache_dir / "reports" / f"{key}.json"
-    try:
-        report = from_json(DataReport, path.read_bytes())
-        counts: dict[str, Any] = {it: {split: getattr(report, it)[split] for split in SPLITS} for it in _COUNTS}
-        report = replace(report, **counts)
-    except (OSError, ValueError, KeyError):  # none, or damaged
-        report = _count(kind, rows, scored, encoded)
-        write_atomic(path, to_json(report))
-    # Rows of the same content may come from other files: where the examples are is not kept.
-    overlaps = []
-    for overlap in report.overlaps:
-        own, other = rows[overlap.split].place, rows[overlap.other].place
-        if not overlap.examples or own is None or other is None:
-            overlaps.append(overlap)
-            continue
-        here, there = (Path(it.name).name if Path(it.name).is_absolute() else it.name for it in (own, other))
-        of = ("", "") if own.name == other.name else (f" of {here}", f" of {there}")
-        pairs = (f"{own.row(row)}{of[0]} and {other.row(same)}{of[1]}" for row, same in overlap.examples)
-        overlaps.append(replace(overlap, places=", ".join(pairs), source=here if own.name == other.name else ""))
-    warnings = tuple(kind.warnings(rows, encoded))
-    return replace(report, overlaps=tuple(overlaps), warnings=warnings, cut_part=kind.cut_part)
-
-
-def _count(
-    kind: TaskKind,
-    rows: Mapping[Split, Rows],
-    scored: Mapping[Split, Rows],
-    encoded: Mapping[Split, EncodedRows],
-) -> DataReport:
     # Rows whose text is also in another split, or repeated; rows with an empty text.
     exact = {
         name: list(zip(*((own.texts,) if own.pairs is None else (own.texts, own.pairs)), strict=True))
@@ -91,9 +42,15 @@ def _count(
     overlaps = []
     for one, other in _COMPARED:
         shared = [i for i, row in enumerate(folded[one]) if row in folded_sets[other]]
-        examples = tuple((i, folded[other].index(folded[one][i])) for i in shared[:_EXAMPLES])
-        letter_for_letter = sum(row in exact_sets[other] for row in exact[one])
-        overlaps.append(SplitOverlap(one, other, letter_for_letter, len(shared), examples))
+        letter_for_letter, places, source = sum(row in exact_sets[other] for row in exact[one]), "", ""
+        own, others = rows[one].place, rows[other].place
+        if shared and own is not None and others is not None:
+            here, there = (Path(it.name).name if Path(it.name).is_absolute() else it.name for it in (own, others))
+            of = ("", "") if own.name == others.name else (f" of {here}", f" of {there}")
+            pairs = [(row, folded[other].index(folded[one][row])) for row in shared[:_EXAMPLES]]
+            places = ", ".join(f"{own.row(row)}{of[0]} and {others.row(same)}{of[1]}" for row, same in pairs)
+            source = here if own.name == others.name else ""
+        overlaps.append(SplitOverlap(one, other, letter_for_letter, len(shared), places, source))
     # Tokens, answers, and what a score is worth.
     names = [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
     best = constant_answer(kind, scored["train"].labels)
@@ -116,6 +73,8 @@ def _count(
         tokens=tokens,
         answers=tuple(kind.answer_facts(scored, encoded)),
         constant=constant,
+        warnings=tuple(kind.warnings(rows, encoded)),
+        cut_part=kind.cut_part,
         standard_errors={
             split: {name: standard_error(kind.metrics[name], scored[split].labels, best) for name in names}
             for split in _SCORED

@@ -22,7 +22,7 @@ from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
-from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
+from loraxs_search.tasks.prepared import PreparedTask, fingerprint, load_data, prepare
 
 NUM_SAMPLES = 3  # rows that cards show
 _MOST_SHOWN = 400  # characters of a row that is answered wrongly
@@ -112,13 +112,13 @@ def score_folder(folder: Path, task: Task) -> _FolderScores:
     fingerprints = (data.data_fingerprint, data.test_fingerprint)
     if asked != task:
         own = load_data(task)
-        if not np.array_equal(own.rows["test"].labels, data.labels("test")):
+        if not np.array_equal(own["test"].labels, data.labels("test")):
             raise TaskDataError(
                 f"Task {task.name} must have the same answers to its test rows however they are asked, but has others"
                 " when they are asked and read as this adapter was trained.",
                 hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
             )
-        fingerprints = own.fingerprint, own.test_fingerprint
+        fingerprints = fingerprint(own), fingerprint(own, ("test",))
     model = load_adapter_folder(folder, base=base)
     use_padded_attention(base_of(model))
     rows = np.arange(data.num_rows("test"))

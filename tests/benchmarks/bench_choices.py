@@ -41,7 +41,7 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.parameters import COMMON, parameter_specs
 from loraxs_search.search_space.space import Space
-from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
+from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.linear_probe import fit_linear_probe
 
@@ -191,7 +191,7 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
 
 def show_baselines(task: str, space: Space) -> None:
     loaded = LoadedBase(space.base_model, space.task)
-    for baseline in measure_baselines(BaselineInputs(loaded.prepared(), bare_body(loaded.model), loaded.device)):
+    for baseline in measure_baselines(loaded.prepared(), bare_body(loaded.model), loaded.device):
         on = {"validation": baseline.validation_metrics, "test": baseline.test_metrics}
         reached = ", ".join(f"{split} {own[space.task.metric]:.3f}" for split, own in on.items() if own)
         print(f"{task}, {space.task.metric}, {baseline.name}: {reached or baseline.failed}", flush=True)

@@ -214,7 +214,7 @@ def _answers(port: int) -> bool:
 
 
 def _bodies(count: int) -> list[Any]:
-    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:512]
+    texts = load_data(load_space("movie_reviews").task)["test"].texts[:512]
     draw = random.Random(0)
     return [{"model": f"adapter-{draw.randrange(count)}", "input": text} for text in texts for _ in range(4)]
 
@@ -318,7 +318,7 @@ async def _written(port: int, bodies: Sequence[Any], at_once: bool) -> int:
 
 def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure eight adapters that write at once, and one after another, here and in vLLM, in turn."""
-    texts = load_data(load_space("movie_reviews").task).rows["test"].texts
+    texts = load_data(load_space("movie_reviews").task)["test"].texts
     rows, rates = list[dict[str, Any]](), dict[str, list[float]]()
     with contextlib.ExitStack() as servers:
         ports = {"": servers.enter_context(Serving("writing", 8, options)).port}
@@ -350,7 +350,7 @@ def moves(options: argparse.Namespace) -> list[dict[str, Any]]:
     from loraxs_search.mlflow_uri import resolve_uri
 
     registry = Registry(resolve_uri())
-    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:512]
+    texts = load_data(load_space("movie_reviews").task)["test"].texts[:512]
     bodies = [{"model": options.task, "input": text} for text in texts]
     rows = []
     with Serving("moves", 1, options) as server, ThreadPoolExecutor(1) as pool:

@@ -27,7 +27,7 @@ def test_python_makes_a_space_of_a_frame(fresh_home):
     space = loraxs_search.init(frame(), text="review", label="verdict", name="films")
     assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
     data = load_data(space.task)
-    assert sum(map(len, data.rows.values())) == 60
+    assert sum(map(len, data.values())) == 60
     assert fresh_home in Path(space.source).parents
     assert "verdict: bad (30), good (30)" in str(space) and "60 rows are few" in str(space)
     again = loraxs_search.init(frame(), text="review", label="verdict", name="films")
@@ -36,7 +36,7 @@ def test_python_makes_a_space_of_a_frame(fresh_home):
         loraxs_search.init(frame(), name="films", out=space.source)
     numbers = loraxs_search.init(frame(), text="review", label="number", name="numbers")
     assert numbers.task.kind == "regression"
-    (_, *_, last) = sorted(np.concatenate([rows.labels for rows in load_data(numbers.task).rows.values()]))
+    (_, *_, last) = sorted(np.concatenate([rows.labels for rows in load_data(numbers.task).values()]))
     assert last == np.float32(1 / 3)
 
 
@@ -46,7 +46,7 @@ def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
         loraxs_search.init(gaps, text="review", label="verdict", name="films")
     space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True, renamed={"Bad": "bad"})
     assert space.task.labels == ("bad", "good")
-    assert sum(map(len, load_data(space.task).rows.values())) == 58
+    assert sum(map(len, load_data(space.task).values())) == 58
     with pytest.raises(UsageError, match="name"):
         loraxs_search.init(gaps, label="verdict")
     with pytest.raises(UsageError, match="DataFrame"):
@@ -56,7 +56,7 @@ def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
 def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home):
     tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
     space = loraxs_search.init(frame(number=tiny), text="review", label="number", name="tiny")
-    labels = np.concatenate([rows.labels for rows in load_data(space.task).rows.values()])
+    labels = np.concatenate([rows.labels for rows in load_data(space.task).values()])
     assert sorted(labels) == sorted(np.float32(tiny))
     space = loraxs_search.init(frame(verdict=[0, 1] * 30), text="review", label="verdict", labels=[1, 0], name="ids")
     assert space.task.labels == ("1", "0")
@@ -82,7 +82,7 @@ def test_python_reads_a_file_that_has_changed_and_another_of_its_name(rows_folde
     (rows_folder / "other").mkdir()
     monkeypatch.chdir(rows_folder / "other")
     elsewhere = drafted_from(PLAIN + ",neg\n")
-    counts = [sum(map(len, load_data(space.task).rows.values())) for space in (first, corrected, elsewhere)]
+    counts = [sum(map(len, load_data(space.task).values())) for space in (first, corrected, elsewhere)]
     assert counts == [60, 61, 60]
     assert len({space.source for space in (first, corrected, elsewhere)}) == 3
 

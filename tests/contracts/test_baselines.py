@@ -27,7 +27,6 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.baselines import (
     BASELINES,
     SPLITS,
-    BaselineInputs,
     BaselineModel,
     SplitValues,
     baseline_title,
@@ -79,9 +78,9 @@ def labelled_task(kind: str, write: Callable[..., str]) -> Task:
 
 
 @pytest.fixture(scope="module")
-def data(request, write, tmp_path_factory):
+def data(request, write):
     task = writing_task(write) if request.param == "text-generation" else labelled_task(request.param, write)
-    return prepare(task, byte_tokenizer(), cache_dir=tmp_path_factory.mktemp("cache"))
+    return prepare(task, byte_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +95,12 @@ def body():
 
 @pytest.fixture
 def inputs(data, body):
-    return BaselineInputs(data, body, torch.device("cpu"))
+    return data, body, torch.device("cpu")
 
 
-def made(name: str, inputs: BaselineInputs) -> BaselineModel:
-    assert name in fitting_baselines(inputs.data.kind)
-    return BASELINES.get(name)(inputs)
+def made(name: str, inputs: tuple[Any, ...]) -> BaselineModel:
+    assert name in fitting_baselines(inputs[0].kind)
+    return BASELINES.get(name)(*inputs)
 
 
 @every_baseline
@@ -115,7 +114,7 @@ def test_it_says_what_it_is(name):
 
 @wherever_it_fits
 def test_its_answers_are_in_order_score_as_it_says_and_come_again(name, inputs):
-    data = inputs.data
+    data, *_ = inputs
     answers = dict(made(name, inputs).answers())
     assert tuple(answers) == SPLITS
     for split, said in answers.items():
@@ -145,8 +144,8 @@ class Broken(BaselineModel):
 @pytest.mark.parametrize("data", KINDS, indirect=True)
 def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_other(inputs, monkeypatch):
     monkeypatch.setitem(BASELINES._entries, "broken", Broken)
-    found = measure_baselines(inputs)
-    is_linear = inputs.data.kind.is_linear
+    found = measure_baselines(*inputs)
+    is_linear = inputs[0].kind.is_linear
     own = ["constant", *LINEAR] if is_linear else ["constant"]
     assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)

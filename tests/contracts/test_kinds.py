@@ -106,7 +106,7 @@ def kind(task):
 
 @pytest.fixture(scope="module")
 def data(task, tokenizer, tmp_path_factory):
-    return prepare(task, tokenizer, cache_dir=tmp_path_factory.mktemp("cache"))
+    return prepare(task, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_rows_fit_the_base_each_read_has_a_target_and_cached_tokens_are_those_of
             positions = encoded.positions.row(i)
             assert len(positions)
             assert 0 <= positions[0] <= positions[-1] < encoded.lengths[i]
-    again, rows = prepare(task, data.tokenizer), load_data(task).rows["train"]
+    again, rows = prepare(task, data.tokenizer), load_data(task)["train"]
     for i in range(len(rows)):
         alone = kind.encode(rows.take([i]), data.tokenizer)
         for prepared in (data, again):

@@ -116,7 +116,7 @@ def make_data(folder: Path, num_labels: int = 2, padding_side: str = "right") ->
     )
     tokens = tokenizer()
     tokens.padding_side = padding_side
-    return prepare(task, tokens, cache_dir=folder / "cache")
+    return prepare(task, tokens)
 
 
 def save_base(folder: Path, family: str = "bert", layers: int = 2) -> BaseModel:

@@ -13,7 +13,7 @@ from loraxs_search.base_model.load import bare_body
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, mean_states
+from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.trial.snapshot import Snapshot
 
 
@@ -24,8 +24,8 @@ def host(world):
     made.close()
 
 
-def inputs_of(world: Any) -> BaselineInputs:
-    return BaselineInputs(world.data, bare_body(world.model), torch.device("cpu"))
+def inputs_of(world: Any) -> tuple[Any, ...]:
+    return world.data, bare_body(world.model), torch.device("cpu")
 
 
 def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
@@ -62,14 +62,14 @@ def test_their_single_thread_is_not_the_hosts(host):
 
 def test_what_is_too_dear_is_decided_by_tokens_and_said(world, monkeypatch):
     monkeypatch.setattr("loraxs_search.tasks.baselines.MAX_TOKENS", 10)
-    found = BASELINES.get("features")(inputs_of(world)).measure()
+    found = BASELINES.get("features")(*inputs_of(world)).measure()
     assert "tokens, and may read 10" in found.failed
     assert (found.applies, found.validation_metrics) == (False, {})
 
 
 def test_features_are_means_over_a_rows_own_tokens(world):
     rows = torch.arange(world.data.num_rows("test")).numpy()
-    found = mean_states(inputs_of(world), "test", rows)
+    found = BASELINES.get("features")(*inputs_of(world)).states("test", rows)
     with torch.no_grad():
         for row in rows:
             states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded

@@ -65,7 +65,7 @@ def test_the_template_s_end_of_a_turn_ends_what_is_written(tmp_path):
     messages = {"messages": [{"role": "user", "content": "say {words}"}]}
     task = replace(task, settings={k: v for k, v in task.settings.items() if k != "prompt"} | messages)
     base = BaseModel("toy", str(tmp_path), "0" * 64)
-    world = DecoderWorld.of(base, [prepare(task, load_tokenizer(base), cache_dir=tmp_path / "cache")])
+    world = DecoderWorld.of(base, [prepare(task, load_tokenizer(base))])
     spec = world.spec("1", rank=16, learning_rate=0.05, batch_size=16, max_steps=80)
     metrics = world.lone(spec, world.tasks[0], 80).reports[-1].metrics
     assert metrics["exact_match"] == 1.0

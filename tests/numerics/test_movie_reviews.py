@@ -9,7 +9,7 @@ from loraxs_search.tasks.prepared import prepare
 
 
 def test_movie_reviews(quickstart_base, tmp_path):
-    prepared = prepare(load_space("movie_reviews").task, load_tokenizer(quickstart_base), cache_dir=tmp_path)
+    prepared = prepare(load_space("movie_reviews").task, load_tokenizer(quickstart_base))
     assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [3000, 500, 2000]
     # Made with datasets 5.2 and transformers 5.24; the content is fixed, so this is for every machine and version.
     assert prepared.data_fingerprint == "71b78786cb6093f177f10dda1c7f531ad6178feed93709265afb55b55267329b"

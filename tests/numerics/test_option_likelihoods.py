@@ -55,7 +55,7 @@ def data(tmp_path):
         max_length=48,
         settings=settings,
     )
-    return prepare(task, characters(begins=True), cache_dir=tmp_path / "cache")
+    return prepare(task, characters(begins=True))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def base(tmp_path, data):
 def plain(model: torch.nn.Module, data: PreparedTask, split: str) -> tuple[list[Tensor], list[int]]:
     """Return the log-likelihood of each option of each row, (options,), and which is likeliest a token."""
     task, tokenizer, likelihoods, answers = data.task, data.tokenizer, [], []
-    split_rows = load_data(task).rows[split]  # type: ignore[index]
+    split_rows = load_data(task)[split]  # type: ignore[index]
     for text, options in zip(split_rows.texts, split_rows.extras["options"], strict=True):
         ends = [tokenizer(option, add_special_tokens=False)["input_ids"] for option in options]
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]

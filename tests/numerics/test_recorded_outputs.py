@@ -75,7 +75,7 @@ def kinds(folder: Path) -> dict[str, Any]:
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = locate(BaseModelRef(str(folder)))
     tasks = [make(source=DataSource(data_files=files)) for make in (toy_language.writing, toy_language.choosing)]
-    data = [prepare(task.for_candidates, load_tokenizer(base), cache_dir=folder / "cache") for task in tasks]
+    data = [prepare(task.for_candidates, load_tokenizer(base)) for task in tasks]
     world = DecoderWorld.of(base, data)
     pack = world.pack(max_tokens=400, num_workers=2)
     trials = [(world.spec(str(i), rank=4 + 2 * i, init_std=0.1, learning_rate=0.02), data[i % 2]) for i in range(4)]

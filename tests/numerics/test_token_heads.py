@@ -61,7 +61,7 @@ class TaggedWorld(World):
     def __init__(self, folder: Path, family: str) -> None:
         save_base(folder / "base", family)
         self.base, task = locate(BaseModelRef(str(folder / "base"))), make_task(folder)
-        self.data = prepare(task, load_tokenizer(self.base), cache_dir=folder / "cache")
+        self.data = prepare(task, load_tokenizer(self.base))
         self.load(kind_of(task).model)
 
 

@@ -21,7 +21,7 @@ class SameAnswerAs(BaselineModel):
     def answers(self) -> SplitValues:
         from loraxs_search.tasks.prepared import load_data
 
-        rows, labels = load_data(self.data.task).rows, self.data.labels("train")
+        rows, labels = load_data(self.data.task), self.data.labels("train")
         train = [set(text) for text in rows["train"].texts]
         for split in SPLITS:
             texts = map(set, rows[split].texts[: self.data.num_rows(split)])

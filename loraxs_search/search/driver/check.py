@@ -33,7 +33,7 @@ from loraxs_search.search.tune.time_budget import EndTime
 from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
 from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import ShownRow, first_rows, load_data, prepare
+from loraxs_search.tasks.prepared import first_rows, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class CheckedSpace:
     estimate: _SearchEstimate | None
     no_estimate: str
     pooling: Pooling = "class"
-    first_rows: Sequence[ShownRow] = ()
+    first_rows: Sequence[Mapping[str, str]] = ()
 
 
 def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, overrides: Overrides = ()) -> CheckedSpace:
@@ -294,7 +294,7 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         except TaskDataError as other:  # the user sees the faults of both
             raise type(error)(f"{error}\n{other}", hint="; ".join(filter(None, (error.hint, other.hint)))) from error
         raise
-    rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
+    rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[dict[str, str]]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer
         prepared = prepare(loaded.task, load_tokenizer(base))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Context, Decimal, Inexact, localcontext
-from fractions import Fraction
-from functools import lru_cache
+from decimal import Context, Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,29 +34,30 @@ _RUN = rf"(?:[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}}(?![0-9]))+|[0-9]+)(?:[.,:'\N{{RIG
 _MINUS = ("-", "\N{MINUS SIGN}", "\N{EN DASH}")
 _SIGN = f"[+{''.join(_MINUS[1:])}-]"
 _CURRENCY = rf"(?:\\?[$€£¥][ ]?(?P<inner>{_SIGN})?)?"
-_WHOLE = rf"[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}}|,[0-9]{{3}})*|[0-9]+"
 # Digits on both sides of a hyphen are a date, a range, a telephone number or a difference.
+_VULGAR = "[\u00bc-\u00be\u2150-\u215e]"  # fractions that are one character
 _HYPHENED = rf"(?:[{''.join(_MINUS[1:])}-](?:\\?[$€£¥])?[0-9]+(?:[.,:/T][0-9]+)*)+"
 # A sign after a word, a digit or a bracket is a minus between two things: `x-5` has the number 5.
 _NUMBER = re.compile(
-    rf"(?:(?<![\w)\]}}])(?P<sign>{_SIGN}))?{_CURRENCY}"
-    rf"(?:(?P<whole>{_WHOLE})[ ](?=[0-9]+[ ]?/))?(?P<top>{_RUN}|\.[0-9]+)"
-    rf"(?:[eE](?P<exponent>[-+]?[0-9]{{1,2}})(?!\w)|[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9]|[.,][0-9]))?"
-    r"(?P<more>(?:\^|[ ]?/[ ]?[0-9]|[eE][-+]?[0-9]|[\u00b2\u00b3\u00b9\u2070-\u2079])\S*"
+    rf"(?:(?<![\w)\]}}])(?P<sign>{_SIGN}))?{_CURRENCY}(?P<digits>{_RUN}|\.[0-9]+|{_VULGAR})"
+    r"(?:[eE](?P<exponent>[-+]?[0-9]{1,2})(?!\w))?"
+    rf"(?P<more>(?:\^|(?:[ ][0-9]+)?[ ]?/[ ]?[0-9]|[eE][-+]?[0-9]|[\u00b2\u00b3\u00b9\u2070-\u2079]|[ ]?{_VULGAR})\S*"
     rf"|\*\*-?[0-9]+|!(?=[ ]?[=*/+^-])|{_HYPHENED})?"
 )
-# How digits may be grouped and where their decimals begin: 1,234.5; 1 234,5 and 1'234.5; 1.234.567 and 1.234,5; 0,5.
-_GROUPED = re.compile(
-    rf"(?P<whole>[1-9][0-9]{{0,2}}(?:(?P<mark>{_SPACE}|['\N{{RIGHT SINGLE QUOTATION MARK}}_])[0-9]{{3}})"
-    r"(?:(?P=mark)[0-9]{3})*)(?:[.,](?P<part>[0-9]+))?"
-    r"|(?P<english>[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.(?P<english_part>[0-9]+))?"
-    r"|(?P<dotted>[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,(?P<dotted_part>[0-9]+))"
-    r"|(?P<dots>[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,})"
-    r"|(?P<plain>[0-9]*)(?:[.,](?P<plain_part>[0-9]+))?"
-)
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+# How digits may be grouped and where their decimals begin: 1 234,5 and 1'234.5; 1,234.5; 1.234,5; 1.234.567; 0,5.
+_GROUPED = [
+    re.compile(form)
+    for form in (
+        rf"[1-9][0-9]{{0,2}}({_SPACE}|['\N{{RIGHT SINGLE QUOTATION MARK}}_])[0-9]{{3}}(?:\1[0-9]{{3}})*"
+        r"(?:[.,](?P<part>[0-9]+))?",
+        r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.(?P<part>[0-9]+))?",
+        r"[1-9][0-9]{0,2}(?:\.[0-9]{3})+,(?P<part>[0-9]+)",
+        r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}",
+        r"[0-9]*(?:[.,](?P<part>[0-9]+))?",
+    )
+]
 _LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
-_EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a fraction of the longest numbers
+_EXACT = Context(prec=2 * _MOST_DIGITS)  # of the longest digits, and of an exponent of two digits
 _IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
 
 
@@ -69,118 +65,55 @@ def numbers(text: str) -> Iterator[str]:
     """Yield the numbers of a text, in canonical form; an empty text for a number that cannot be read.
 
     Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
-    thousands, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent signs after a number are left out.
-    What has digits in another order, such as a date, a time, a range, a ratio or a power, is no number, nor is a part
-    of a fraction or root in LaTeX: `math` reads those.
+    thousands, and `1e3`; currency signs before and percent signs after a number are left out. What has digits in
+    another order, such as a date, a time, a range, a ratio, a fraction or a power, is no number, nor is a part of a
+    fraction or root in LaTeX: `math` reads those.
     """
-
-    def spelled(vulgar: re.Match[str]) -> str:  # a character that is a fraction, as two numbers
-        value = Fraction(unicodedata.numeric(vulgar[0])).limit_denominator(10)
-        before = " " if vulgar.string[vulgar.start() - 1 : vulgar.start()].isdigit() else ""
-        return f"{before}{value.numerator}/{value.denominator}"
-
-    for match in _NUMBER.finditer(_VULGAR.sub(spelled, _LATEX_COMMA.sub(",", text))):
-        value = _value(match)
-        if value is None:
+    for match in _NUMBER.finditer(_LATEX_COMMA.sub(",", text)):
+        before, digits = match.string[max(0, match.start() - 5) : match.start()], match["digits"]
+        known = next(filter(None, (form.fullmatch(digits) for form in _GROUPED)), None)
+        if known is None or len(match[0]) > _MOST_DIGITS or match["more"] or _IN_LATEX.search(before):
             yield ""
             continue
-        try:  # the shortest exact decimal, or else a reduced fraction: 0.5, 36, 1/3
-            with localcontext(_EXACT):
-                yield format((Decimal(value.numerator) / value.denominator).normalize(), "f")
-        except Inexact:
-            yield f"{value.numerator}/{value.denominator}"
-
-
-def _value(match: re.Match[str]) -> Fraction | None:
-    before = match.string[max(0, match.start() - 5) : match.start()]
-    if len(match[0]) > _MOST_DIGITS or match["more"] or _IN_LATEX.search(before):
-        return None
-    digits = _GROUPED.fullmatch(match["top"])
-    if digits is None:  # no way to write numbers has marks between digits so
-        return None
-    found = digits.groupdict()
-    whole = next(found[name] for name in ("whole", "english", "dotted", "dots", "plain") if found[name] is not None)
-    part = next((value for name, value in found.items() if name.endswith("part") and value is not None), "")
-    value = Fraction(f"{re.sub('[^0-9]', '', whole) or '0'}.{part or '0'}")
-    if match["bottom"] is not None:
-        bottom = int(match["bottom"])
-        if not bottom or (match["whole"] and value >= bottom):
-            return None
-        value /= bottom
-    elif match["whole"]:
-        return None
-    value += int(re.sub("[^0-9]", "", match["whole"] or "0"))
-    value *= Fraction(10) ** int(match["exponent"] or 0)
-    return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
+        part = known.groupdict().get("part") or ""
+        whole = re.sub("[^0-9]", "", digits.removesuffix(part))
+        value = _EXACT.scaleb(Decimal(f"{whole or 0}.{part or 0}"), int(match["exponent"] or 0))
+        is_negative = (match["sign"] in _MINUS) != (match["inner"] in _MINUS) and value
+        yield f"{'-' if is_negative else ''}{_EXACT.normalize(value):f}"
 
 
 _LONGEST = 1000  # characters; what is longer is no answer, and would be read slowly
 _WORKER = Path(__file__).with_name("_math_worker.py")
 
 
-@lru_cache(maxsize=65_536)
-def _equal_formulas(reference: str, prediction: str) -> bool:
-    """Whether a prediction equals a reference, as math-verify has it: 1/2, 0.5 and \\frac{1}{2} are equal.
+def _equal_formulas(pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return which of these references and predictions are equal, as math-verify has it: 1/2, 0.5 and \\frac{1}{2} are.
 
     What takes longer than a few seconds, or needs some GB, counts as unequal. Safe in any thread.
 
     Raises:
         LoraxsError: math-verify cannot be run.
     """
-    if reference.split() == prediction.split():
-        return True
-    if max(len(reference), len(prediction)) > _LONGEST:
-        return False
-    return _WORKERS.ask(reference, prediction)
-
-
-class _Workers:
-    """One process at a time, started when it is needed, and anew after it has ended."""
-
-    _lock = threading.RLock()
-    _process: subprocess.Popen[str] | None = None
-
-    def ask(self, reference: str, prediction: str) -> bool:
-        with self._lock:
-            if self._process is None:
-                pipe = subprocess.PIPE
-                # The file by its path and without its folder in front: it needs nothing of this package, starts fast.
-                command = [sys.executable, "-P", str(_WORKER)]
-                environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-                new = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-                assert new.stdout is not None
-                if new.stdout.readline() != "ready\n":
-                    new.kill()
-                    reason = new.communicate()[1].strip().splitlines()[-1:]
-                    raise LoraxsError(
-                        f"Formulas must be compared by math-verify, but it does not start: {''.join(reason)}.",
-                        hint="install math-verify where trials are trained",
-                    )
-                self._process = new
-            process = self._process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(json.dumps([reference, prediction]) + "\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
-            if not answer:  # out of time or memory
-                self.close()
-            return answer == "true\n"
-
-    def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            process, self._process = self._process, None
-            if process is not None:
-                process.kill()
-                process.communicate()
-
-
-_WORKERS = _Workers()
-atexit.register(_WORKERS.close)
+    different = [pair for pair in dict.fromkeys(pairs) if pair[0].split() != pair[1].split()]
+    asked, answers = [pair for pair in different if max(map(len, pair)) <= _LONGEST], list[bool]()
+    # The file by its path and without its folder in front: it needs nothing of this package, starts fast.
+    command = [sys.executable, "-P", str(_WORKER)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    while len(answers) < len(asked):
+        lines = "".join(f"{json.dumps(pair)}\n" for pair in asked[len(answers) :])
+        done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, check=False)
+        ready, *said = done.stdout.splitlines() or [""]
+        if ready != "ready":
+            reason = "".join(done.stderr.strip().splitlines()[-1:])
+            raise LoraxsError(
+                f"Formulas must be compared by math-verify, but it does not start: {reason}.",
+                hint="install math-verify where trials are trained",
+            )
+        answers += [line == "true" for line in said]
+        if len(answers) < len(asked):  # the process has ended on the next one, out of time or memory
+            answers.append(False)
+    equal = {pair for pair, is_equal in zip(asked, answers, strict=True) if is_equal}
+    return equal.union(pairs).difference(set(different) - equal)
 
 
 AnswerType = Literal["text", "number", "math"]
@@ -295,14 +228,12 @@ class Extraction(Section):
 
     def settled(self, answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.object_]:
         """Return answers, (n,), with those that are equal to their reference in another form replaced by it."""
-
-        def equal(reference: str, answer: str) -> bool:
-            if self.form == "math":
-                return _equal_formulas(reference, answer)
-            return composed(reference) == composed(answer)
-
-        pairs = zip(answers, references, strict=True)
-        return np.array([ref if own and equal(ref, own) else own for own, ref in pairs], object)
+        pairs = list(zip(references, answers, strict=True))
+        if self.form == "math":
+            equal = _equal_formulas([pair for pair in pairs if pair[1]])
+        else:
+            equal = {pair for pair in pairs if pair[1] and composed(pair[0]) == composed(pair[1])}
+        return np.array([pair[0] if pair in equal else pair[1] for pair in pairs], object)
 
 
 def _formulas(text: str) -> Iterator[str]:

@@ -83,7 +83,7 @@ def test_columns_of_a_file_without_a_header_are_named(folder):
     content = csv_of(60).partition("\n")[2]
     draft = drafted(folder / "rows.csv", content, columns=("text", "label"))
     draft.save(folder / "space.yaml")
-    rows = load_data(load_space(str(folder / "space.yaml")).task).rows
+    rows = load_data(load_space(str(folder / "space.yaml")).task)
     assert sum(map(len, rows.values())) == 60
     with pytest.raises(TaskDataError, match="label, but line 61 has none"):
         drafted(folder / "rows.csv", content + "so,\n", columns=("text", "label"))

@@ -44,7 +44,7 @@ def test_rows_give_a_space_whose_rows_can_be_read(drafted):
     for variant, (name, content, choices) in GOOD.items():
         task = drafted(name, content, **choices).task
         assert task.kind == KINDS.get(variant, "sequence-classification"), variant
-        assert len(load_data(task).rows["train"]) in ((ROWS[variant],) if variant in ROWS else (48, 49)), variant
+        assert len(load_data(task)["train"]) in ((ROWS[variant],) if variant in ROWS else (48, 49)), variant
 
 
 # ---- what does not ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_a_name_is_written_and_read_as_it_is(drafted):
     for labels in NAMES:
         made = drafted("rows.csv", csv_of(labels=labels), kind="sequence-classification")
         assert made.task.labels == tuple(sorted(labels))
-        rows = load_data(made.task).rows.values()
+        rows = load_data(made.task).values()
         assert [sum((own.labels == id_).sum() for own in rows) for id_ in (0, 1)] == [30, 30]
         assert "  # tokens of a row" in made.draft.text, "comments stay aligned"
 
@@ -105,7 +105,7 @@ def test_words_beside_tags_are_a_token_classification(drafted):
         assert (made.task.kind, made.task.metric) == ("token-classification", "f1")
         assert made.task.labels == ("O", "B-LOC", "I-LOC", "B-PER")
         assert (made.task.text, made.task.label) == (("tokens", "tags") if name[0] == "b" else ("words", "ner_tags"))
-        assert len(load_data(made.task).rows["train"]) > 40
+        assert len(load_data(made.task)["train"]) > 40
 
 
 def test_a_sentence_with_more_words_than_tags_is_named(drafted):
@@ -134,7 +134,7 @@ def test_lines_of_json_stay_what_they_are_in_a_copy(drafted):
     made = drafted("rows.jsonl", jsonl(rows), kind="regression", drop_empty=True)
     copied = [json.loads(line) for line in Path("rows.plain.jsonl").read_text().splitlines()]
     assert copied == rows[:7] + rows[8:]
-    assert len(load_data(made.task).rows["train"]) == 47
+    assert len(load_data(made.task)["train"]) == 47
 
 
 def test_a_copy_of_other_rows_is_not_overwritten(drafted):
@@ -226,7 +226,7 @@ def test_a_data_set_is_read_as_its_features_say(drafted):
     task = drafted("my-set", None).task
     assert (task.source.hub, task.label, task.labels) == (str(Path("my-set").absolute()), "verdict", ("pos", "neg"))
     assert (task.name, task.source.splits) == ("my-set", {"train": "train", "test": "test"})
-    assert len(load_data(task).rows["test"]) == 40
+    assert len(load_data(task)["test"]) == 40
     with pytest.raises(UsageError, match="`--split` must be one of: "):
         drafted("my-set", None, split="validation")
 

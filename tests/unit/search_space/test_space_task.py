@@ -115,8 +115,8 @@ def hub(tmp_path):
 def test_rows_of_a_choice(hub):
     for name, label in LABELS.items():
         data = load_data(hub(catalogue_task(name)))
-        assert {int(it) for rows in data.rows.values() for it in rows.labels} == {label}, name
-        rows = data.rows["test"]
+        assert {int(it) for rows in data.values() for it in rows.labels} == {label}, name
+        rows = data["test"]
         assert rows.texts[0].strip() and "{" not in rows.texts[0]
 
 
@@ -125,7 +125,7 @@ def test_rows_of_written_answers(hub):
     last = {"metamath_gsm8k": {"1,002"}, "metamath_math": {r"\frac{1}{2}"}}
     for name in WRITTEN:
         data = load_data(hub(catalogue_task(name)))
-        references = {split: set(rows.labels.tolist()) for split, rows in data.rows.items()}
+        references = {split: set(rows.labels.tolist()) for split, rows in data.items()}
         assert references["test"] == references["validation"] == (expected | last)[name]
         assert references["train"] == expected.get(name, {"2"})
 

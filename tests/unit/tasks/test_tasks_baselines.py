@@ -12,7 +12,7 @@ import torch
 
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineInputs, LinearBaseline
+from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineModel
 from loraxs_search.tasks.prepared import prepare
 
 
@@ -34,8 +34,7 @@ def prepared(make_task, tokenizer):
 
 def measured(name, data):
     """Measure a baseline of the rows alone."""
-    inputs = BaselineInputs(data, torch.nn.Identity(), torch.device("cpu"))
-    return BASELINES.get(name)(inputs).measure()
+    return BASELINES.get(name)(data, torch.nn.Identity(), torch.device("cpu")).measure()
 
 
 def of_tfidf(data):
@@ -133,14 +132,14 @@ def test_rows_that_have_changed_are_not_scored(prepared):
 
 
 def test_a_model_that_fails_at_the_test_rows_keeps_its_validation_scores(prepared):
-    class HalfDone(LinearBaseline):
+    class HalfDone(BaselineModel):
         name = title = "half-done"
 
-        def outputs(self, kind):
-            yield SPLITS[0], kind.targets(self.data.labels(SPLITS[0]))
+        def answers(self):
+            yield SPLITS[0], self.data.labels(SPLITS[0])
             raise ValueError("no\nmore")
 
     data = prepared(labelled(2, 2))
-    found = HalfDone(BaselineInputs(data, torch.nn.Identity(), torch.device("cpu"))).measure()
+    found = HalfDone(data, torch.nn.Identity(), torch.device("cpu")).measure()
     assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {})
     assert found.failed == "ValueError: no"

@@ -52,7 +52,7 @@ def load(make_task, tmp_path):
         task = replace(make_task(), source=DataSource(data_files={"train": str(path)}), **changes)
         data = load_data(task)
         return sorted(
-            (text, int(label)) for it in data.rows.values() for text, label in zip(it.texts, it.labels, strict=True)
+            (text, int(label)) for it in data.values() for text, label in zip(it.texts, it.labels, strict=True)
         )
 
     return rows

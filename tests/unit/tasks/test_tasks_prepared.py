@@ -117,7 +117,7 @@ def test_what_is_shared_is_read_only(make_task, tokenizer):
 
 
 def cached_tokens(home):
-    return {path.name: path.stat().st_ino for path in (home / "datasets" / "tokens").glob("*.arrow")}
+    return {path.name: path.stat().st_ino for path in (home / "datasets" / "tokens").iterdir()}
 
 
 def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_tokenizer, fresh_home):
@@ -141,17 +141,15 @@ def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_toke
 
 
 def test_cut_cache_files_are_made_again(make_task, tokenizer, fresh_home):
-    for folder in ["rows", "tokens"]:
-        for keep in [0, 100, 0.5]:
-            task = make_task()
-            before = prepare(task, tokenizer)
-            for path in (fresh_home / "datasets" / folder).glob("*.arrow"):
-                data = path.read_bytes()
-                path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
-            after = prepare(task, tokenizer)
-            assert after.data_fingerprint == before.data_fingerprint
-            ids = [data.collate("train", range(40)).inputs["input_ids"] for data in (before, after)]
-            assert torch.equal(*ids)
+    for keep in [0, 100, 0.5]:
+        task = make_task()
+        before = prepare(task, tokenizer)
+        for path in (fresh_home / "datasets" / "tokens").iterdir():
+            data = path.read_bytes()
+            path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
+        after = prepare(task, tokenizer)
+        ids = [data.collate("train", range(40)).inputs["input_ids"] for data in (before, after)]
+        assert torch.equal(*ids)
 
 
 def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from loraxs_search.errors import HomeError, TaskDataError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import DataSource, SplitSource
-from loraxs_search.tasks.prepared import fixed_subset, load_data, prepare
+from loraxs_search.tasks.prepared import fingerprint, fixed_subset, load_data, prepare
 from loraxs_search.tasks.rows import Columns, with_parents, with_parts
 
 
@@ -46,16 +46,16 @@ def test_slices_are_read_of_the_rows_that_are_tested_and_change_no_fingerprint(m
     plain, task = load_data(make_task(files)), make_task(files, slices=("language",))
     for _ in range(2):  # of the file, and of the cache
         data = load_data(task)
-        assert data.rows["test"].slices == {"language": AS_TEXT}
-        assert (data.fingerprint, data.test_fingerprint) == (plain.fingerprint, plain.test_fingerprint)
-    assert load_data(make_task(files)).rows["test"].slices == {}
+        assert data["test"].slices == {"language": AS_TEXT}
+        assert fingerprint(data) == fingerprint(plain)
+    assert load_data(make_task(files))["test"].slices == {}
 
 
 def test_slices_of_test_rows_that_are_carved_are_those_of_train(make_task, rows, tokenizer):
     train = [{**row, "language": row["text"].split()[0][-1]} for row in rows(60)]
     files = {"train": train, "validation": rows(10, "good w")}
     task = make_task(files, slices=("language",))
-    tested = load_data(task).rows["test"]
+    tested = load_data(task)["test"]
     assert tested.slices["language"] == [text.split()[0][-1] for text in tested.texts]
     assert prepare(task, tokenizer).slices == tested.slices
 
@@ -75,7 +75,7 @@ def test_a_slice_column_has_fifty_values_at_most(make_task, rows):
         test = grouped(rows(60, "bad w"), [f"source {i}" for i in range(number)])
         task = make_task({"train": rows(40), "test": test}, slices=("language",))
         if number == 50:
-            assert len(set(load_data(task).rows["test"].slices["language"])) == 50
+            assert len(set(load_data(task)["test"].slices["language"])) == 50
             continue
         with pytest.raises(TaskDataError, match=r"at most 50 different values .*`language` has 51 in .*test\."):
             load_data(task)
@@ -223,37 +223,20 @@ def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_
     assert prepare(write(1), tokenizer).labels("test").min() == 1
 
 
-def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, fresh_home):
-    def cached():
-        return {path.name: path.stat().st_ino for path in (fresh_home / "datasets" / "rows").iterdir()}
-
-    task = make_task()
-    first = prepare(task, tokenizer)
-    kept = cached()
-    assert len(kept) == 3
-    moved = {}
-    for split, path in task.source.data_files.items():
-        moved[split] = str(Path(path).rename(Path(path).with_name(f"other-{split}.jsonl")))
-    again = prepare(replace(task, source=DataSource(data_files=moved), name="other"), tokenizer)
-    assert (again.data_fingerprint, cached()) == (first.data_fingerprint, kept)
-    prepare(replace(make_task(), labels=("no", "yes")), tokenizer)
-    assert len(cached()) == 6
-
-
-def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokenizer, tmp_path):
+def test_cached_tokens_need_no_slow_library(make_task, tokenizer, tmp_path):
     """Importing `datasets` takes a second, pandas half of one."""
     code = (
-        "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
+        "import sys; from transformers import AutoTokenizer;"
         "from loraxs_search.tasks.prepared import prepare; from loraxs_search.records.task import Task;"
         "from loraxs_search.records.codec import from_json;"
         "tokenizer = AutoTokenizer.from_pretrained(sys.argv[2]); before = set(sys.modules);"
-        "prepare(from_json(Task, sys.argv[1]), tokenizer, cache_dir=Path(sys.argv[3]));"
+        "prepare(from_json(Task, sys.argv[1]), tokenizer);"
         "assert not {'datasets', 'pandas'} & (set(sys.modules) - before)"
     )
-    task, cache = make_task(), tmp_path / "cache"
+    task = make_task()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    prepare(task, tokenizer, cache_dir=cache)
-    subprocess.run([sys.executable, "-c", code, to_json(task), str(tmp_path / "tokenizer"), str(cache)], check=True)
+    prepare(task, tokenizer)
+    subprocess.run([sys.executable, "-c", code, to_json(task), str(tmp_path / "tokenizer")], check=True)
 
 
 def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, fresh_home):
@@ -273,7 +256,7 @@ def test_missing_splits_are_carved_from_train_and_are_apart(make_task, rows):
     ]:
         files = {"train": rows(num_rows)} | ({"validation": rows(given, "good w")} if given else {})
         task = make_task(files)
-        data = load_data(replace(task, source=replace(task.source, carved_rows=carved_rows))).rows
+        data = load_data(replace(task, source=replace(task.source, carved_rows=carved_rows)))
         assert [len(data[split]) for split in ("train", "validation", "test")] == sizes
         assert len({text for own in data.values() for text in own.texts}) == sum(sizes)
 
@@ -289,7 +272,7 @@ def test_equal_texts_stay_on_one_side(make_task, tokenizer, rows):
 def test_each_split_has_rows_where_one_text_is_frequent(make_task, rows):
     for number in range(60):
         content = rows(80, f"{number} w") + rows(1, f"often {number} ") * 120
-        data = load_data(make_task({"train": content})).rows
+        data = load_data(make_task({"train": content}))
         assert [len(data[split]) for split in ("train", "validation", "test")] == [160, 20, 20], number
 
 
@@ -333,11 +316,9 @@ def test_nested_columns_are_read_from_every_source_that_nests(kind, tmp_path, ma
     file = tmp_path / ("rows.jsonl" if kind == "jsonl" else "hub/train.parquet")
     source = DataSource(hub=str(tmp_path / "hub")) if kind == "hub" else DataSource(data_files={"train": str(file)})
     data = load_data(replace(make_task(), source=source, text="doc.body", label="answer.label"))
-    texts = [text for split in data.rows.values() for text in split.texts]
+    texts = [text for split in data.values() for text in split.texts]
     assert sorted(texts) == sorted(row["doc"]["body"] for row in rows)
-    assert all(
-        int(text[1:]) % 2 == label for s in data.rows.values() for text, label in zip(s.texts, s.labels, strict=True)
-    )
+    assert all(int(text[1:]) % 2 == label for s in data.values() for text, label in zip(s.texts, s.labels, strict=True))
 
 
 # ---- slices, and splits of other data sets ---------------------------------------------------------------------------
@@ -345,8 +326,8 @@ def test_a_slice_takes_some_rows(tmp_path, make_task, rows):
     hub = hub_folder(tmp_path / "set", train=rows(40), test=rows(9, "bad w"))
     source = DataSource(hub=hub, splits={"train": "train[:20]", "validation": "train[30:]", "test": "test[2:5]"})
     data = load_data(replace(make_task(), source=source))
-    assert {split: len(it) for split, it in data.rows.items()} == {"train": 20, "validation": 10, "test": 3}
-    assert data.rows["validation"].texts[0].startswith("w30")
+    assert {split: len(it) for split, it in data.items()} == {"train": 20, "validation": 10, "test": 3}
+    assert data["validation"].texts[0].startswith("w30")
     for written in ("train[:10%]", "train[-5:]"):  # not read as the whole split
         with pytest.raises(TaskDataError, match=r"`splits.train`"):
             load_data(replace(make_task(), source=replace(source, splits={"train": written})))
@@ -359,8 +340,8 @@ def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task,
     apart = SplitSource(hub=held, split="test[:8]", rename={"question": "text", "gold": "label"})
     task = make_task()
     data = load_data(replace(task, source=DataSource(hub=hub, splits={"train": "train"}, test=apart)))
-    assert data.rows["test"].texts == [row["question"] for row in other[:8]]
-    assert sum(len(data.rows[split]) for split in ("train", "validation")) == 40, "validation is carved, test is not"
+    assert data["test"].texts == [row["question"] for row in other[:8]]
+    assert sum(len(data[split]) for split in ("train", "validation")) == 40, "validation is carved, test is not"
     wrong = replace(apart, split="held")
     with pytest.raises(TaskDataError, match=r"`data.test.split`.*: test, .*'held'"):
         load_data(replace(task, source=DataSource(hub=hub, test=wrong)))
@@ -372,8 +353,8 @@ def test_test_rows_of_the_hub_whose_labels_are_hidden_are_carved(tmp_path, make_
     train = [{**row, "language": "en"} for row in rows(60)]
     source = DataSource(hub=hub_folder(tmp_path / "set", train=train, test=hidden))
     data = load_data(replace(make_task(), source=source, slices=("language",)))
-    assert {split: len(own) for split, own in data.rows.items()} == {"train": 48, "validation": 6, "test": 6}
-    assert data.rows["test"].slices == {"language": ["en"] * 6}
+    assert {split: len(own) for split, own in data.items()} == {"train": 48, "validation": 6, "test": 6}
+    assert data["test"].slices == {"language": ["en"] * 6}
 
 
 def numbered(folder, **splits):
@@ -391,7 +372,7 @@ def test_ids_that_the_data_name_are_read_by_their_names(tmp_path, make_task):
     hub = numbered(tmp_path / "hub", train=["neg", "pos"])
     for source in (DataSource(data_files=files), DataSource(hub=hub)):
         for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
-            for split in load_data(replace(make_task(), source=source, labels=labels)).rows.values():
+            for split in load_data(replace(make_task(), source=source, labels=labels)).values():
                 own = [labels[label].lower() for label in split.labels.tolist()]
                 assert own == [text.split()[0] for text in split.texts]
 
@@ -423,9 +404,9 @@ def test_long_training_rows_are_left_out_and_others_stay(make_task, rows):
     long, short = [{"text": "film " * 30, "label": 1}], rows(30)
     task = make_task({"train": [*long, *short], "validation": long, "test": long})
     data = load_data(replace(task, source=replace(task.source, max_characters=60)))
-    assert {split: len(it) for split, it in data.rows.items()} == {"train": 30, "validation": 1, "test": 1}
+    assert {split: len(it) for split, it in data.items()} == {"train": 30, "validation": 1, "test": 1}
     whole = load_data(task)
-    assert len(whole.rows["train"]) == 31, "the cache knows the difference"
+    assert len(whole["train"]) == 31, "the cache knows the difference"
     with pytest.raises(TaskDataError, match="max_characters=1"):
         load_data(replace(task, source=replace(task.source, max_characters=1)))
 
@@ -439,17 +420,17 @@ def test_the_cache_knows_which_split_was_shortened(make_task, rows, same):
     if not same:
         files = dict(task.source.data_files)
         load_data(replace(task, source=replace(task.source, data_files={**files, "train": files["test"]})))
-    assert {split: len(it) for split, it in load_data(task).rows.items()} == {"train": 30, "validation": 31, "test": 9}
+    assert {split: len(it) for split, it in load_data(task).items()} == {"train": 30, "validation": 31, "test": 9}
 
 
 def test_as_many_rows_are_learnt_from_as_asked_whatever_their_order(make_task, rows):
     few = [
-        load_data(replace(task, source=replace(task.source, train_rows=20))).rows["train"].texts
+        load_data(replace(task, source=replace(task.source, train_rows=20)))["train"].texts
         for task in (make_task({"train": own, "test": rows(9)}) for own in (rows(100), rows(100)[::-1]))
     ]
     assert len(few[0]) == 20 and sorted(few[0]) == sorted(few[1])
     task = make_task({"train": rows(100)})
-    whole, capped = (load_data(replace(task, source=replace(task.source, train_rows=n))).rows for n in (None, 30))
+    whole, capped = (load_data(replace(task, source=replace(task.source, train_rows=n))) for n in (None, 30))
     assert len(whole["train"]) == 80 and len(capped["train"]) == 30, "a tenth each is carved first"
     assert capped["test"].texts == whole["test"].texts and capped["validation"].texts == whole["validation"].texts
     assert set(capped["train"].texts) < set(whole["train"].texts)

@@ -29,7 +29,7 @@ def test_it_is_what_the_command_line_prints(fresh_home, tiny_space, say):
     assert checked.rows is not None
     assert set(checked.rows) == {"train", "validation", "test"}
     assert (checked.estimate, checked.no_estimate) == (None, "")
-    assert [row.text[:5] for row in checked.first_rows] == ["[CLS]"] * 2
+    assert [row["text"][:5] for row in checked.first_rows] == ["[CLS]"] * 2
     assert loraxs_search.check(str(tiny_space)).rows is None
 
 

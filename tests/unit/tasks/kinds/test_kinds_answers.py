@@ -45,8 +45,7 @@ def test_the_first_number_of_a_text_has_one_form():
         ("2^10", ""),
         ("3/4.5", ""),
         ("5\u00b2", ""),
-        ("1\u00bd", "1.5"),
-        ("1 3/2", ""),
+        ("1\u00bd", ""),
         ("1{,}234", "1234"),
         ("12\\,345\\%", "12345"),
         ("\\frac{1}{2}", ""),
@@ -59,10 +58,9 @@ def test_the_first_number_of_a_text_has_one_form():
         ("a 5-year-old", "5"),
         ("5! = 120", ""),
         (".5", "0.5"),
-        ("3/4 of it", "0.75"),
-        ("1/3", "1/3"),
-        ("1 1/2", "1.5"),
-        ("5/0", ""),
+        ("3/4 of it", ""),
+        ("\u00bd", ""),
+        ("1 1/2", ""),
         ("1e3", "1000"),
         ("3 apples and 4 pears", "3"),
         ("-0.0", "0"),
@@ -77,7 +75,7 @@ def test_other_numbers_of_a_text():
     assert last_number("3 + 4 = 7.0 apples") == "7"
     assert last_number("10-5 = 5") == last_number("10-5=5") == "5"
     assert last_number("2024-05-01") == last_number("from 3 to 10-20") == ""
-    assert last_number("1 000 1/2") == "1000.5"
+    assert last_number("1 000 1/2") == last_number("5 or 1 \u00bd") == ""
     assert only_number("12 apples") == "12"
     assert only_number("5 arms and 3 legs") == ""
 
@@ -87,13 +85,6 @@ def test_any_text_is_read_and_a_number_stays_what_it_is(text):
     for read in (first_number, last_number, only_number):
         number = read(text)
         assert read(number) == number
-
-
-@given(st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12))
-def test_every_fraction_has_its_own_form(value):
-    number = first_number(f"{value.numerator}/{value.denominator}")
-    assert Fraction(number) == value
-    assert first_number(number) == number
 
 
 @given(st.integers(-(10**15), 10**15), st.integers(0, 99))
@@ -280,7 +271,6 @@ def test_a_missing_library_is_named(monkeypatch, tmp_path):
     broken = tmp_path / "worker.py"
     broken.write_text("raise ImportError('no module named math_verify')")
     monkeypatch.setattr(_answers, "_WORKER", broken)
-    workers = _answers._Workers()
     with pytest.raises(LoraxsError, match="no module named math_verify") as error:
-        workers.ask("1", "2")
+        equal_formulas("1", "2")
     assert "install math-verify" in str(error.value.hint)

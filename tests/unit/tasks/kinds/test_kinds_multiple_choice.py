@@ -41,7 +41,7 @@ def test_options_that_the_prompt_shows_are_asked_for_once(make):
     kind = kind_of(make(prompt="{q} {choices}?"))
     assert kind.question_texts == ("q", "choices, separated by |")
     assert kind.questions([("one", "a|b")]).texts == ['one ["a", "b"]?']
-    assert load_data(kind.task).rows["train"].texts[0] == 'Sky ["blue", "red"]?'
+    assert load_data(kind.task)["train"].texts[0] == 'Sky ["blue", "red"]?'
 
 
 def test_a_question_with_one_option_is_refused(make):
@@ -171,7 +171,7 @@ def test_an_answer_is_the_options_text_and_its_share_among_them(make):
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def test_options_of_a_column_are_part_of_what_a_row_is(make):
-    rows = load_data(make()).rows["train"]
+    rows = load_data(make())["train"]
     assert rows.texts == ["Sky?", "Sum?"]
     assert rows.pairs == ["blue | red", "1 | 2 | 33"]
     assert rows.extras == {"options": [[" blue", " red"], [" 1", " 2", " 33"]]}
@@ -185,15 +185,13 @@ def test_a_column_gets_a_space_where_the_prompt_has_none_and_a_template_is_as_wr
         ("{q}?", "{choices}", "blue"),
         ("{q}?", "->{choices}.", "->blue."),
     ]:
-        assert load_data(make(prompt=prompt, options=options)).rows["train"].extras["options"][0][0] == first
+        assert load_data(make(prompt=prompt, options=options))["train"].extras["options"][0][0] == first
 
 
 def test_options_from_templates_are_fixed_or_filled(make):
-    fixed = load_data(make(labelled(["no", "yes"]), options=[" no", " yes"])).rows["train"]
+    fixed = load_data(make(labelled(["no", "yes"]), options=[" no", " yes"]))["train"]
     assert (fixed.pairs, fixed.extras, fixed.labels.tolist()) == (None, {}, [0, 1])
-    filled = load_data(make([{"q": "q", "x": 1, "y": 2.5, "answer": "B"}] * 2, options=[" {x}", " {y} {x}"])).rows[
-        "train"
-    ]
+    filled = load_data(make([{"q": "q", "x": 1, "y": 2.5, "answer": "B"}] * 2, options=[" {x}", " {y} {x}"]))["train"]
     assert filled.extras["options"][0] == [" 1", " 2.5 1"]
     assert filled.labels.tolist() == [1, 1]
 
@@ -226,7 +224,7 @@ def test_labels_are_indices_letters_texts_or_names(make):
         (equal("x"), {}, [0]),
         (equal("2", names=["1", "2", "3"]), {"option_names": "names"}, [0]),
     ]:
-        assert load_data(make(rows, **keys)).rows["train"].labels.tolist() == labels
+        assert load_data(make(rows, **keys))["train"].labels.tolist() == labels
 
 
 NAMES = {"option_names": "names"}
@@ -310,7 +308,7 @@ def test_a_label_that_names_an_option_is_not_hidden(make, write):
     ]:
         rows = [row | {"names": ["-1", "1"]} for row in labelled([label] * 40, ["None", "Some"])]
         task = make(rows, **keys)
-        assert [len(own) for own in load_data(task).rows.values()] == [40, 40, 40]
+        assert [len(own) for own in load_data(task).values()] == [40, 40, 40]
 
 
 # ---- where options begin ---------------------------------------------------------------------------------------------

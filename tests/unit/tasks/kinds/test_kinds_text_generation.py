@@ -30,7 +30,7 @@ def warned(task):
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def test_labels_are_references_in_canonical_form(make):
-    rows = load_data(make(**NUMBER)).rows["train"]
+    rows = load_data(make(**NUMBER))["train"]
     assert rows.texts == ["Two and two?", "Six and six?", "One and six?"]
     assert rows.extras == {"answer": [" The answer is 4", " The answer is 12", " The answer is 7"]}
     assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "O")
@@ -58,12 +58,14 @@ def test_a_report_counts_the_tokens_of_whole_rows_last_one_included(make):
 
 def test_a_row_is_shown_as_the_model_sees_it_with_trained_tokens_marked(make):
     row, *_ = first_rows(prepare(make(), characters()), 1)
-    assert (row.text, row.answer) == ("Two and two?[[ The answer is 4</s>]]", "The answer is 4")
+    assert row == dict(
+        zip(("text", "answer"), ("Two and two?[[ The answer is 4</s>]]", "The answer is 4"), strict=True)
+    )
 
 
 def test_without_reference_the_answer_is_held_against_itself(make):
-    assert load_data(make()).rows["test"].labels.tolist() == ["The answer is 4", "The answer is 12", "The answer is 7"]
-    found = load_data(make(extract=NUMBER["extract"])).rows["test"]
+    assert load_data(make())["test"].labels.tolist() == ["The answer is 4", "The answer is 12", "The answer is 7"]
+    found = load_data(make(extract=NUMBER["extract"]))["test"]
     assert found.labels.tolist() == ["4", "12", "7"]
 
 
@@ -81,12 +83,12 @@ def without_answers(rows):
 
 def test_test_rows_need_no_answer_where_a_reference_is_compared(make, tmp_path):
     data = load_data(make(test=without_answers(SUMS), **NUMBER))
-    assert data.rows["test"].labels.tolist() == data.rows["train"].labels.tolist() == ["4", "12", "7"]
-    assert (data.rows["test"].extras, len(data.rows["train"].extras["answer"])) == ({}, 3)
+    assert data["test"].labels.tolist() == data["train"].labels.tolist() == ["4", "12", "7"]
+    assert (data["test"].extras, len(data["train"].extras["answer"])) == ({}, 3)
     (tmp_path / "test.csv").write_text("q,n\nTwo and two,4\n")
     files = make().source.data_files | {"test": str(tmp_path / "test.csv")}
     data = load_data(replace(make(**NUMBER), source=DataSource(data_files=files)))
-    assert data.rows["test"].labels.tolist() == ["4"]
+    assert data["test"].labels.tolist() == ["4"]
     prepared = prepare(make(test=without_answers(SUMS), **NUMBER), characters())
     assert prepared.encoded("test").targets is None
     assert prepared.encoded("train").targets is not None
@@ -162,7 +164,7 @@ def test_what_people_should_know_of_their_rows_is_said(make):
 def test_a_stop_string_may_end_the_answers(make):
     """The way to end answers where a base has no end token: it is learnt, and no part of what is compared."""
     task = make(answer=" {a}##", generation={"max_new_tokens": 20, "stop": ["##"]})
-    rows = load_data(task).rows["train"]
+    rows = load_data(task)["train"]
     assert rows.labels.tolist() == [row["a"] for row in SUMS]
     assert rows.extras["answer"] == [f" {row['a']}##" for row in SUMS]
     assert not warned(task)
@@ -400,9 +402,7 @@ def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_reference
     }
     assert (own.name, own.source, own.metrics, own.max_length) == (task.name, task.source, task.metrics, 48)
     kind = kind_of(own)
-    assert (
-        load_data(own).rows["test"].labels.tolist() == load_data(task).rows["test"].labels.tolist() == ["4", "12", "7"]
-    )
+    assert load_data(own)["test"].labels.tolist() == load_data(task)["test"].labels.tolist() == ["4", "12", "7"]
     assert kind.extraction.find(" so #### 12. ") == "12"
 
 
@@ -411,16 +411,16 @@ def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
     own = asked(task, make(answer=" {n}", extract=None))
     assert own.settings["reference"] == task.settings["answer"]
     assert "after" not in own.settings["extract"]
-    other = load_data(own).rows["test"].labels.tolist()
-    assert other != load_data(task).rows["test"].labels.tolist(), "then the two cannot be compared, and that is said"
+    other = load_data(own)["test"].labels.tolist()
+    assert other != load_data(task)["test"].labels.tolist(), "then the two cannot be compared, and that is said"
 
 
 @pytest.mark.parametrize("stop", ["END", "}"])
 def test_references_that_are_the_whole_answer_lack_the_stop_string(make, stop):
     answer = " {a}" + stop.replace("}", "}}")
     task = make(answer=answer, generation={"max_new_tokens": 20, "stop": [stop]})
-    own = load_data(asked(task, make(prompt="Q: {q}"))).rows["test"]
-    assert own.labels.tolist() == load_data(task).rows["test"].labels.tolist() == [row["a"] for row in SUMS]
+    own = load_data(asked(task, make(prompt="Q: {q}")))["test"]
+    assert own.labels.tolist() == load_data(task)["test"].labels.tolist() == [row["a"] for row in SUMS]
     bare = make(generation={"max_new_tokens": 20, "stop": ["}"]})
     assert asked(bare, make(prompt="Q: {q}")).settings["reference"] == " {a}"
 

@@ -120,13 +120,13 @@ def test_a_faulty_row_is_named_with_its_line(make):
 
 
 def test_tags_in_another_order_than_iob2_are_data(make):
-    rows = load_data(make([GOOD, {"tokens": ["in", "Oslo"], "tags": ["O", "I-LOC"]}])).rows["train"]
+    rows = load_data(make([GOOD, {"tokens": ["in", "Oslo"], "tags": ["O", "I-LOC"]}]))["train"]
     assert rows.labels.tolist() == ["B-PER O B-LOC I-LOC", "O I-LOC"]
     assert rows.extras["words"] == [GOOD["tokens"], ["in", "Oslo"]]
 
 
 def test_ids_are_those_of_the_task_or_named_by_the_data(make, tmp_path):
-    assert load_data(make([GOOD | {"tags": [1, 0, 3, 4]}])).rows["train"].labels.tolist() == ["B-PER O B-LOC I-LOC"]
+    assert load_data(make([GOOD | {"tags": [1, 0, 3, 4]}]))["train"].labels.tolist() == ["B-PER O B-LOC I-LOC"]
     names = ["B-LOC", "I-LOC", "O", "B-PER"]
     table = pa.table({"tokens": [GOOD["tokens"]], "tags": [[3, 2, 0, 1]]})
     features = {
@@ -135,14 +135,14 @@ def test_ids_are_those_of_the_task_or_named_by_the_data(make, tmp_path):
     }
     meta = {"huggingface": json.dumps({"info": {"features": features}})}
     parquet.write_table(table.replace_schema_metadata(meta), tmp_path / "rows.parquet")
-    rows = load_data(make([], name="rows.parquet")).rows["train"]
+    rows = load_data(make([], name="rows.parquet"))["train"]
     assert rows.labels.tolist() == ["B-PER O B-LOC I-LOC"]
 
 
 def test_lists_stand_in_a_csv_as_json_or_with_spaces(make, tmp_path):
     lines = ["tokens,tags", '"[""Ada"", ""left""]","[""B-PER"", ""O""]"', "in Oslo,O B-LOC"]
     (tmp_path / "rows.csv").write_text("\n".join(lines))
-    rows = load_data(make([], name="rows.csv")).rows["train"]
+    rows = load_data(make([], name="rows.csv"))["train"]
     assert rows.texts == ["Ada left", "in Oslo"]
     assert rows.labels.tolist() == ["B-PER O", "O B-LOC"]
 
