@@ -101,13 +101,10 @@ def predict(
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
-    from loraxs_search.tasks.files import read_questions, read_standard_input
+    from loraxs_search.tasks.files import read_questions
 
-    whole = form != "text"
-    if file == STDIN:
-        read = read_standard_input(sys.stdin.buffer.read(), answer.columns, whole=whole)
-    else:
-        read = read_questions(file, answer.columns, whole=whole)
+    whole, piped = form != "text", sys.stdin.buffer.read() if file == STDIN else None
+    read = read_questions(file, answer.columns, piped=piped, whole=whole)
     parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
     if as_json:
         _out.print_json([prediction for part in parts for prediction in part])

@@ -15,19 +15,10 @@ from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults, meant_file
-from loraxs_search.tasks.files import (
-    SEPARATORS,
-    decoded,
-    file_format,
-    header,
-    likely_separator,
-    read_columns,
-    read_csv,
-    unpacked,
-)
+from loraxs_search.tasks.files import SEPARATORS, file_format, read_columns
 from loraxs_search.tasks.kinds import finite_number, items_of
 from loraxs_search.tasks.prepared import load_splits
-from loraxs_search.tasks.rows import Columns, MalformedFileError, composed, is_text
+from loraxs_search.tasks.rows import MalformedFileError, composed, is_text
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 _MAX_LISTED = 5
@@ -180,26 +171,21 @@ def read_table(path: Path, names: Sequence[str] = ()) -> Table:
         raise UsageError(f"`--columns` must go with a .csv or .tsv, but {path} names its columns.", hint="leave it out")
     remarks = ["with the given column names"] if names else []
     try:
-        if is_separated:
-            text, encoding = decoded(unpacked(path, content))
-            usual = "\t" if ending == ".tsv" else ","
-            separator = likely_separator(text, usual)
-            first = header(text, separator)
-            if names and len(names) != len(first):
-                raise UsageError(
-                    f"`--columns` must name each column of {path}, but its first line has {len(first)}.",
-                    hint=f"give so many names with commas; the line is {separator.join(first)[:80]!r}",
-                )
-            wanted = list(names) or [name for name in first if name]
-            if not wanted and text.strip():
-                raise MalformedFileError(
-                    "must name its columns in its first line, but that is empty", hint="name them there"
-                )
-            read = read_csv(text, separator, wanted, names=names) if wanted else Columns([], {}, [])
-            remarks += [f"{encoding} instead of UTF-8"] if encoding else []
-            remarks += [f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}"] if separator != usual else []
-        else:
-            read = read_columns(path, content, read_columns(path, content, [""]).available)  # no column is called ""
+        seen = read_columns(path, content, [])
+        first = seen.available
+        if names and len(names) != len(first):
+            raise UsageError(
+                f"`--columns` must name each column of {path}, but its first line has {len(first)}.",
+                hint=f"give so many names with commas; the line is {seen.separator.join(first)[:80]!r}",
+            )
+        if first and not any(names or first):
+            law = "must name its columns in its first line, but that is empty"
+            raise MalformedFileError(law, hint="name them there")
+        read = read_columns(path, content, list(names) or [name for name in first if name], names=names)
+        usual = "\t" if ending == ".tsv" else ","
+        remarks += [f"{read.encoding} instead of UTF-8"] if read.encoding else []
+        is_other = is_separated and read.separator != usual
+        remarks += [f"{SEPARATORS[read.separator]} instead of {SEPARATORS[usual]}"] if is_other else []
     except MalformedFileError as error:
         raise TaskDataError(f"{path} {error.message}.", hint=error.hint) from error
     columns = {name: Column(values) for name, values in read.values.items()}

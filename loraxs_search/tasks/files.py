@@ -6,19 +6,17 @@ data are, with an adapter's columns.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
 import gzip
 import io
 import json
 import logging
-import lzma
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,23 +36,21 @@ _LONGEST_NAME = 10  # characters of a column's name in a script that writes no s
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def read_csv(
-    text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] = (), names: Sequence[str] = ()
+def _read_csv(
+    text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] | None, names: Sequence[str]
 ) -> Columns:
-    """Read the columns `wanted`; every value stays text, as written.
+    """Read columns of separated values; every value stays text, as written. See `read_columns`.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
 
     Args:
         usual: What separates values, unless another separator shows all of `wanted` in the header.
-        optional: Further columns of the header, which are empty where a row ends before them.
-        names: Of all columns, where the text has no header.
     Raises:
         MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
             that is not closed.
     """
-    shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
-    separator = next(shown, None) or likely_separator(text, usual)
+    shown = (each for each in (usual, *SEPARATORS) if wanted and set(wanted) <= set(_header(text, each)))
+    separator = next(shown, None) or _likely_separator(text, usual)
     rows, names = list[tuple[int, int, list[str]]](), list(names)  # the lines in which a row begins and ends
     line, reader = 1, _reader(text, separator, strict=True)
     try:
@@ -73,16 +69,17 @@ def read_csv(
             f"must be separated values, but the row in line {line} cannot be read: {error}", hint=_QUOTES
         ) from error
     if not set(wanted) <= set(names):
-        return Columns(names, {}, [])
+        return Columns(names, {}, [], separator=separator)
     if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:
         raise MalformedFileError(
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
     _check_quotes(rows, len(names), separator)
-    columns = [*wanted, *optional]
+    others = dict.fromkeys(names if optional is None else optional)
+    columns = [*wanted, *(name for name in others if name in names and name not in wanted)]
     places = [names.index(name) for name in columns]
-    least = max(places[: len(wanted)])
+    least = max(places[: len(wanted)], default=-1)
     lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
     for line, _, fields in rows:
         if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
@@ -97,7 +94,7 @@ def read_csv(
             f"must have a field for each of the {len(names)} columns, but {', '.join(wrong[:_LISTED])}{more}",
             hint="a text with the separator or a line break in it must stand in double quotes",
         )
-    return Columns(names, dict(zip(columns, values, strict=True)), lines)
+    return Columns(names, dict(zip(columns, values, strict=True)), lines, separator=separator)
 
 
 def _check_quotes(rows: Sequence[tuple[int, int, list[str]]], width: int, separator: str) -> None:
@@ -137,10 +134,10 @@ def _check_quotes(rows: Sequence[tuple[int, int, list[str]]], width: int, separa
 def _is_table(text: str, wanted: Sequence[str]) -> bool:
     """Whether a text begins with a header that has all of `wanted`; or with other names, and all rows have as many
     fields, which are several, as few lines of prose."""
-    if any(set(wanted) <= set(header(text, separator)) for separator in SEPARATORS):
+    if any(set(wanted) <= set(_header(text, separator)) for separator in SEPARATORS):
         return True
-    separator = likely_separator(text, ",")
-    names = header(text, separator)
+    separator = _likely_separator(text, ",")
+    names = _header(text, separator)
     # A name is one word. A sentence of Chinese has no spaces either.
     are_names = all(name.isidentifier() and (name.isascii() or len(name) <= _LONGEST_NAME) for name in names)
     if len(names) < 2 or len(set(names)) < len(names) or not are_names:
@@ -152,7 +149,7 @@ def _is_table(text: str, wanted: Sequence[str]) -> bool:
     return len(widths) > 1 and set(widths) == {len(names)}
 
 
-def header(text: str, separator: str) -> list[str]:
+def _header(text: str, separator: str) -> list[str]:
     """Return the names in the first line; empty where it cannot be read."""
     try:
         return [name.strip() for name in next(_reader(text, separator), [])]
@@ -165,7 +162,7 @@ def _reader(text: str, separator: str, strict: bool = False) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
 
-def likely_separator(text: str, usual: str) -> str:
+def _likely_separator(text: str, usual: str) -> str:
     """Return the separator by which most of the first rows have as many fields as the header, which are several."""
     head = "\n".join(text.splitlines()[:_LOOKED_AT])
 
@@ -184,58 +181,53 @@ def likely_separator(text: str, usual: str) -> str:
 
 _BLANKS = re.compile(r"[ \t]+")  # a word may hold a space of another kind
 _CONLL_COMMENT = re.compile(r"#[ \t]*(\w+ = |new(doc|par)\b)")  # `# text = ...` above a sentence
-_HINT = "write one object a line, or all of them as one list"
+_ONE_A_LINE = "write one object a line, or all of them as one list"
 
 
-def _read_json(text: str, wanted: Sequence[str]) -> Columns:
-    """Read the keys `wanted` of every object; a missing key is None.
+def _read_json(text: str, wanted: Sequence[str] | None) -> Columns:
+    """Read these keys of every object, or all keys; a missing one is None.
+
+    Objects stand on a line each, or all of them in one list.
 
     Raises:
         MalformedFileError: something is no JSON, no object, or names a key twice.
     """
-    lines, rows = list[int](), list[dict[str, Any]]()
-    for line, item in _json_values(text):
-        if not isinstance(item, dict):
-            raise MalformedFileError(f"must hold objects, but line {line} has {shortened(item)}", hint=_HINT)
-        lines.append(line)
-        rows.append(item)
-    available = dict.fromkeys(key for row in rows for key in row)
-    values = {name: [row.get(name) for row in rows] for name in wanted if name in available}
-    return Columns(list(available), values, lines)
+    decoder, spaces = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"\s*")
+    line, counted, items = 1, 0, list[tuple[int, Any]]()
 
+    def behind_spaces(position: int) -> int:
+        nonlocal line, counted  # the line, and up to where lines are counted
+        end: int = spaces.match(text, position).end()  # type: ignore[union-attr]
+        line, counted = line + text.count("\n", counted, end), end
+        return end
 
-def _json_values(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line of each value and the value: one on each line, or those of one list."""
-    decoder, line = json.JSONDecoder(object_pairs_hook=_object), 1
     try:
         if not text.lstrip().startswith("["):
             for line, content in enumerate(text.split("\n"), start=1):
                 if content.strip():
-                    yield line, json.loads(content, object_pairs_hook=_object)
-            return
-        spaces = re.compile(r"\s*")
-        position, counted = text.index("[") + 1, 0  # what is read, and up to where its lines are counted
-        while True:
-            position = spaces.match(text, position).end()  # type: ignore[union-attr]
-            line, counted = line + text.count("\n", counted, position), position
-            if text[position : position + 1] == "]":
-                break
-            item, end = decoder.raw_decode(text, position)
-            yield line, item
-            position = spaces.match(text, end).end()  # type: ignore[union-attr]
-            line, counted = line + text.count("\n", counted, position), position
-            if text[position : position + 1] == ",":
-                position += 1
-            elif text[position : position + 1] != "]":
-                raise ValueError("a list must continue with a comma, or end with ]")
-        position = spaces.match(text, position + 1).end()  # type: ignore[union-attr]
-        line += text.count("\n", counted, position)
-        if position < len(text):
-            raise ValueError("nothing may follow the list")
+                    items.append((line, decoder.decode(content)))
+        else:
+            position = behind_spaces(text.index("[") + 1)
+            while text[position : position + 1] != "]":
+                item, end = decoder.raw_decode(text, position)
+                items.append((line, item))
+                position = behind_spaces(end)
+                if text[position : position + 1] == ",":
+                    position = behind_spaces(position + 1)
+                elif text[position : position + 1] != "]":
+                    raise ValueError("a list must continue with a comma, or end with ]")
+            if behind_spaces(position + 1) < len(text):
+                raise ValueError("nothing may follow the list")
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
-        raise MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_HINT) from error
+        raise MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_ONE_A_LINE) from error
+    for line, item in items:
+        if not isinstance(item, dict):
+            raise MalformedFileError(f"must hold objects, but line {line} has {shortened(item)}", hint=_ONE_A_LINE)
+    available = list(dict.fromkeys(key for _, row in items for key in row))
+    chosen = [name for name in available if wanted is None or name in wanted]
+    return Columns(available, {name: [row.get(name) for _, row in items] for name in chosen}, [it[0] for it in items])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -245,7 +237,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
+def _read_conll(text: str, wanted: Sequence[str] | None) -> Columns:
     """Read sentences with a word and its tags on each line, and an empty line after each sentence.
 
     The first column is called `tokens`, the last one `tags`, those between by their numbers from 2.
@@ -273,29 +265,11 @@ def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
     width = len(sentences[0][0]) if sentences else 2
     names = ["tokens", *map(str, range(2, width)), "tags"][:width]
     columns = {name: [[word[place] for word in own] for own in sentences] for place, name in enumerate(names)}
-    return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
-
-
-def _every_stream(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
-    """Return what decompresses a file of several streams; Python's own leaves out those behind a damaged one."""
-
-    def decompress(content: bytes) -> bytes:
-        parts = list[bytes]()
-        while content or not parts:
-            stream = make()
-            parts.append(stream.decompress(content))
-            if not stream.eof:
-                raise EOFError("it ends within a stream")
-            content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
-        return b"".join(parts)
-
-    return decompress
+    return Columns(names, {name: it for name, it in columns.items() if wanted is None or name in wanted}, lines)
 
 
 _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": _every_stream(bz2.BZ2Decompressor),
-    ".xz": _every_stream(lzma.LZMADecompressor),
     ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
@@ -319,44 +293,49 @@ def file_format(path: Path, also: Sequence[str] = ()) -> str:
     return endings[-1]
 
 
-def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
+def read_columns(
+    path: Path,
+    content: bytes,
+    wanted: Sequence[str],
+    optional: Sequence[str] | None = (),
+    names: Sequence[str] = (),
+) -> Columns:
     """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
 
     Args:
-        optional: Columns that a row may lack.
+        optional: Columns that the file or a row of it may lack; None for all others. Separated values that a row lacks
+            are empty.
+        names: Of all columns, where separated values have no header.
     Raises:
         MalformedFileError: it is not what its ending says.
     """
-    content = unpacked(path, content)
-    ending, every = file_format(path), with_parents([*optional, *wanted])
+    content, ending = _unpacked(path, content), file_format(path)
+    every = None if optional is None else with_parents([*optional, *wanted])
     if ending == ".parquet":
-        return with_parts(_read_parquet(content, every), wanted)
-    text, _ = decoded(content)
+        return with_parts(_read_parquet(content, every, wanted), wanted)
+    text, encoding = _decoded(content)
     if ending in (".csv", ".tsv"):
-        return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
-    if ending == ".conll":
-        return _read_conll(text, every)
-    return with_parts(_read_json(text, every), wanted)
+        columns = _read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional, names)
+    elif ending == ".conll":
+        columns = _read_conll(text, every)
+    else:
+        columns = with_parts(_read_json(text, every), wanted)
+    return replace(columns, encoding=encoding)
 
 
-def unpacked(path: Path, content: bytes) -> bytes:
-    """Return what a file holds, decompressed where its ending says that it is compressed.
-
-    Raises:
-        MalformedFileError: it is not compressed as it says.
-    """
+def _unpacked(path: Path, content: bytes) -> bytes:
     decompress = _COMPRESSIONS.get(path.suffix.lower())
     if decompress is None:
         return content
     try:
         return decompress(content)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
         raise MalformedFileError(
             f"must be compressed as {path.suffix} says, but: {error}", hint="compress it again, or rename it"
         ) from error
 
 
-def decoded(content: bytes) -> tuple[str, str]:
+def _decoded(content: bytes) -> tuple[str, str]:
     """Return the text that a file holds, and its encoding where that is not UTF-8: Windows-1252 or UTF-16.
 
     Raises:
@@ -380,21 +359,19 @@ def decoded(content: bytes) -> tuple[str, str]:
     )
 
 
-def warn_of_encoding(path: Path, content: bytes) -> None:
-    """Say that a file of text is read in another encoding than UTF-8; one that cannot be read is refused elsewhere."""
-    if path.suffix.lower() != ".parquet":
-        with contextlib.suppress(MalformedFileError):
-            if encoding := decoded(unpacked(path, content))[1]:
-                log.warning("%s is read as %s, since it is not UTF-8", path.name, encoding)
+def warn_of_encoding(name: str, encoding: str) -> None:
+    """Say that a file is read in another encoding than UTF-8, if it is."""
+    if encoding:
+        log.warning("%s is read as %s, since it is not UTF-8", name, encoding)
 
 
-def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
+def _read_parquet(content: bytes, chosen: Sequence[str] | None, wanted: Sequence[str]) -> Columns:
     from pyarrow import parquet
 
     try:
         schema = parquet.read_schema(pa.BufferReader(content))
-        present = [name for name in wanted if name in schema.names]
-        if twice := [name for name in present if schema.names.count(name) > 1]:
+        present = schema.names if chosen is None else [name for name in chosen if name in schema.names]
+        if twice := [name for name in dict.fromkeys(present) if schema.names.count(name) > 1]:
             raise MalformedFileError(
                 f"must name each column once, but has {', '.join(map(repr, twice))} twice", hint="rename one of the two"
             )
@@ -403,7 +380,8 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
-    return Columns(list(schema.names), values, stored_names=label_names(pa.BufferReader(content), wanted[-1]))
+    names = label_names(pa.BufferReader(content), wanted[-1]) if wanted else None
+    return Columns(list(schema.names), values, stored_names=names)
 
 
 def label_names(file: Path | pa.BufferReader, column: str) -> list[str] | None:
@@ -430,21 +408,16 @@ def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ..
         UsageError: it is none of these, or lacks a column.
     """
     if is_frame(texts):  # as files have values: None for a missing one, lists instead of arrays
-        names, read = list(texts.columns), list[list[Any]]()
+        names = list(texts.columns)
         for name in columns:
             if names.count(name) != 1:
                 has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
                 near = "" if name in names else meant(name, [str(other) for other in names])
-                raise UsageError(
-                    f"`texts` must have the column {name}, which the task reads, but {has}.",
-                    hint=f"rename the column {near} to {name}"
-                    if near
-                    else "give the columns that the task was trained on",
-                )
-            column = texts[name]
-            values: list[Any] = [None if missing else it for it, missing in zip(column, column.isna(), strict=True)]
-            read.append([value.tolist() if hasattr(value, "tolist") else value for value in values])
-        return list(zip(*read, strict=True))
+                way = f"rename the column {near} to {name}" if near else "give the columns that the task was trained on"
+                raise UsageError(f"`texts` must have the column {name}, which the task reads, but {has}.", hint=way)
+        chosen = texts[list(columns)].astype(object)
+        frame_rows = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
+        return [tuple(it.tolist() if hasattr(it, "tolist") else it for it in row) for row in frame_rows]
     rows = list[tuple[Any, ...]]()
     for row in listed(texts, "texts"):
         if not isinstance(row, Mapping) or not columns:
@@ -519,87 +492,51 @@ def question_path(source: str) -> Path:
     return path
 
 
-def read_questions(source: str, columns: Sequence[str], *, whole: bool = False) -> _QuestionRows:
+def read_questions(
+    source: str, columns: Sequence[str], *, piped: bytes | None = None, whole: bool = False
+) -> _QuestionRows:
     """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
 
     Args:
         source: The path of a file that training data may stand in, or of a .txt with a text in each line, of which a
             blank one is an empty row; those at the end are none.
-        whole: Whether the file's other columns are read too.
+        piped: The bytes of standard input instead of a file: a text in each line, or JSONL or CSV where the first line
+            shows it.
+        whole: Whether the source's other columns are read too.
     Raises:
         UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
         HomeError: the disk fails.
     """
-    path = question_path(source)
-    with disk_faults(path, "--file"):
-        content = path.read_bytes()
+    path, content, title = Path(_STDIN), piped or b"", ""
+    if piped is None:
+        path = question_path(source)
+        with disk_faults(path, "--file"):
+            content = path.read_bytes()
+    else:
+        source = _STDIN
     try:
-        warn_of_encoding(path, content)
-        if file_format(path, (_TEXT,)) == _TEXT:
-            return _lines(decoded(unpacked(path, content))[0], source, columns)
-        return _read_table(path, content, source, columns, whole)
+        if piped is not None:
+            text, _ = _decoded(content)
+            first = next((line for line in text.split("\n") if line.strip()), "")
+            name = first.strip().strip('"')  # the name of the one column, above lines of text
+            title = name if len(columns) == 1 and (name.lower() in TEXT_NAMES or name == columns[0]) else ""
+            ending = ".csv" if title or _is_table(text.lstrip(), columns) else _TEXT
+            if first.startswith(("{", "[")):
+                with contextlib.suppress(ValueError, RecursionError):
+                    json.loads(first if first[0] == "{" else text)
+                    ending = ".jsonl"
+            path = Path(f"{_STDIN}{ending}")
+        if file_format(path, (_TEXT,)) != _TEXT:
+            try:
+                return _read_table(path, content, source, columns, whole)
+            except MalformedFileError:
+                if not title:
+                    raise
+                log.warning(_NAMED, source, title)  # as `cut` writes a column: its texts stand in no quotes
+        text, encoding = _decoded(_unpacked(path, content))
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
-
-
-def read_standard_input(content: bytes, columns: Sequence[str], *, whole: bool = False) -> _QuestionRows:
-    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
-
-    Raises:
-        UsageError: it is no text, it lacks a column, or has no row.
-    """
-    try:
-        text, _ = decoded(content)
-        first = next((line for line in text.split("\n") if line.strip()), "")
-        title = first.strip().strip('"')  # the name of the one column, above lines of text
-        is_named = len(columns) == 1 and (title.lower() in TEXT_NAMES or title == columns[0])
-        ending = _TEXT
-        if is_named or _is_table(text.lstrip(), columns):
-            ending = ".csv"
-        if first.startswith(("{", "[")):
-            with contextlib.suppress(ValueError, RecursionError):
-                json.loads(first if first[0] == "{" else text)
-                ending = ".jsonl"
-        if ending == _TEXT:
-            return _lines(text, _STDIN, columns)
-        try:
-            return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, whole)
-        except MalformedFileError:
-            if not is_named:
-                raise
-            log.warning(_NAMED, _STDIN, title)  # as `cut` writes a column: its texts stand in no quotes
-            return _lines(text, _STDIN, columns, skip=True)
-    except MalformedFileError as error:
-        raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
-
-
-_NAMED = "%s: %r is read as the name of its column, not as a text"
-_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
-
-
-def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _QuestionRows:
-    read = read_columns(path, content, columns)
-    names = read.available
-    if len(names) == len(columns) == 1 and not read.values and names[0].strip():
-        log.warning(_NAMED, source, names[0])
-        named = read_columns(path, content, names)
-        only = Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines)
-        return replace(_of_columns(only, source, columns), columns=named.values)
-    rows = _of_columns(read, source, columns)
-    if not whole:
-        return rows
-    parts = {name for name in columns if "." in name and name.partition(".")[0] in names}  # no columns of the file
-    own = [name for name in names if name not in parts]
-    if twice := [name for name in dict.fromkeys(own) if own.count(name) > 1]:
-        raise MalformedFileError(
-            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
-            hint="rename or remove one of the two",
-        )
-    values = read_columns(path, content, columns, [name for name in own if name not in columns]).values
-    return replace(rows, columns={name: values[name] for name in own if name in values and (name or any(values[name]))})
-
-
-def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False) -> _QuestionRows:
+    warn_of_encoding(source, encoding)
     if len(columns) > 1:
         raise UsageError(
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
@@ -609,32 +546,53 @@ def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False
     lines = [line.rstrip("\r") for line in text.split(end)]
     full = [number for number, line in enumerate(lines) if line.strip()]
     # A blank line between others is an empty row: without it, answers would stand beside other rows.
-    kept = range(full[0] + 1 if skip else 0, full[-1] + 1) if full else range(0)
+    kept = range(full[0] + bool(title), full[-1] + 1) if full else range(0)
     texts = [lines[number] for number in kept]
-    rows = _some([(text,) for text in texts], SourceLocation(source, [number + 1 for number in kept]))
-    return replace(rows, columns={columns[0]: texts})
+    place = SourceLocation(source, [number + 1 for number in kept])
+    return _question_rows({columns[0]: texts}, columns, place, {columns[0]: texts})
 
 
-def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> _QuestionRows:
-    place = SourceLocation(source, read.lines)
-    if not any(name.strip() for name in read.available):
-        return _some([], place)
+_NAMED = "%s: %r is read as the name of its column, not as a text"
+_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
+
+
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _QuestionRows:
+    read = read_columns(path, content, columns, None if whole else ())
+    names, values = read.available, dict(read.values)
+    if len(names) == len(columns) == 1 and not values and names[0].strip():
+        log.warning(_NAMED, source, names[0])
+        read = read_columns(path, content, names)
+        values = {columns[0]: read.values[names[0]]}
+    warn_of_encoding(source, read.encoding)
     for name in columns:
-        if name not in read.values:
-            near = meant(name, read.available)
+        if name not in values and any(other.strip() for other in names):
+            near = meant(name, names)
             way = f"rename the column {near or 'of the texts'} to {name}"
             if not near and len(columns) == 1:
                 way += ", or leave only that one: then its name does not matter"
             if source == _STDIN and len(columns) == 1:
                 way += "; lines of text that look like a table are read as they are from a .txt"
             raise UsageError(
-                f"{source} must have the column {name}, which the task reads, but has: {', '.join(read.available)}.",
-                hint=way,
+                f"{source} must have the column {name}, which the task reads, but has: {', '.join(names)}.", hint=way
             )
-    return _some(list(zip(*(read.values[name] for name in columns), strict=True)), place)
+    parts = {name for name in columns if "." in name and name.partition(".")[0] in names}  # no columns of the file
+    own = [name for name in names if name not in parts]
+    if twice := [name for name in dict.fromkeys(own) if whole and own.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two",
+        )
+    kept = {name: read.values[name] for name in own if name in read.values and (name or any(read.values[name]))}
+    return _question_rows(values, columns, SourceLocation(source, read.lines), kept)
 
 
-def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> _QuestionRows:
+def _question_rows(
+    values: Mapping[str, Sequence[Any]],
+    columns: Sequence[str],
+    place: SourceLocation,
+    kept: Mapping[str, Sequence[Any]],
+) -> _QuestionRows:
+    rows = list(zip(*(values.get(name, ()) for name in columns), strict=True))
     if not rows:
         raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
-    return _QuestionRows(rows, place)
+    return _QuestionRows(rows, place, kept)

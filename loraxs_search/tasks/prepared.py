@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -30,7 +29,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.files import file_format, label_names, read_columns, unpacked, warn_of_encoding
+from loraxs_search.tasks.files import file_format, label_names, read_columns, warn_of_encoding
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 from loraxs_search.tasks.report import data_report
 from loraxs_search.tasks.rows import (
@@ -95,19 +94,17 @@ def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
         ) from error
 
     def read(wanted: list[str], spare: frozenset[str]) -> Columns:
-        warn_of_encoding(path, content)
         try:
-            columns = read_columns(path, content, wanted)
-            if absent := spare.difference(columns.available):  # of a table that lacks a column, no row is read
-                columns = read_columns(path, content, [name for name in wanted if name not in absent])
+            columns = read_columns(path, content, [name for name in wanted if name not in spare], list(spare))
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {path} {error.message}.", hint=error.hint) from error
+        warn_of_encoding(path.name, columns.encoding)
         return columns
 
     names = None
-    with contextlib.suppress(MalformedFileError):  # said when it is read
-        if ending == ".parquet":
-            names = label_names(pa.BufferReader(unpacked(path, content)), _wanted_columns(task)[-1])
+    if ending == ".parquet":
+        with contextlib.suppress(MalformedFileError):  # said when it is read
+            names = read_columns(path, content, _wanted_columns(task)[-1:]).stored_names
     return _StoredSplit(str(path), True, names, read)
 
 
@@ -477,8 +474,8 @@ def _tokenize(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, ke
         made = [_arrays(kind.encode(part, tokenizer)) for part in parts]
         arrays = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
         write_atomic(path, save(arrays))
-    ragged = {
-        name: Ragged.joined(arrays[name], arrays[f"{name}.lengths"]) for name in _RAGGED if f"{name}.lengths" in arrays
+    ragged: dict[str, Any] = {
+        name: Ragged.joined(arrays[name], arrays[f"{name}.lengths"]) for name in _RAGGED if name in arrays
     }
     if "positions" not in ragged:  # rows are learnt by their labels
         ragged["targets"] = Ragged.single(rows.labels)

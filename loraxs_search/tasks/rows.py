@@ -85,12 +85,16 @@ class Columns:
         values: The requested columns that exist, each with one value a row.
         lines: The line where each row begins in its file; None if rows have no lines.
         stored_names: Label names that the data themselves give to their ids.
+        encoding: Of a file of text, where it is not UTF-8.
+        separator: Of separated values.
     """
 
     available: list[str]
     values: dict[str, list[Any]]
     lines: list[int] | None = None
     stored_names: list[str] | None = None
+    encoding: str = ""
+    separator: str = ""
 
 
 def with_parents(wanted: Sequence[str]) -> list[str]:

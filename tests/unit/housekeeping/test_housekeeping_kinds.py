@@ -56,7 +56,7 @@ def test_what_nobody_needs_goes_and_a_dry_run_removes_nothing(fresh_home, base, 
     base("unused")
     lone = factor_file(fresh_home, factors(0))
     for name in (
-        "datasets/rows/a.arrow",
+        "datasets/tokens/a.safetensors",
         *(f"datasets/glue/sst2/0.0.0/c0ffee/{name}" for name in ("dataset_info.json", "glue-train.arrow")),
         f"states/{STATE}",
         f"assets/dd/{'d' * 64}.safetensors",
@@ -99,11 +99,11 @@ def test_what_a_registered_version_needs_stays(fresh_home, store_uri, base, fact
 def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, base, factors, monkeypatch):
     base("b")
     path = factor_file(fresh_home, factors(0))
-    write_atomic(fresh_home / "datasets" / "rows" / "a.arrow", "x")
+    write_atomic(fresh_home / "datasets" / "tokens" / "a.safetensors", "x")
     age(fresh_home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert "what is registered at http://127.0.0.1:9 is not known" in why(path)
-    assert gone() == [fresh_home / "datasets" / "rows" / "a.arrow"]
+    assert gone() == [fresh_home / "datasets" / "tokens" / "a.safetensors"]
 
 
 def test_a_registry_that_is_gone_keeps_factors_and_bases(fresh_home, store_uri, factors, tmp_path):
@@ -282,7 +282,7 @@ def test_a_link_that_leads_out_is_left_alone(fresh_home, tmp_path):
     elsewhere = tmp_path / "elsewhere" / "rows"
     write_atomic(elsewhere / "a.arrow", "x")
     (fresh_home / "datasets").mkdir(parents=True)
-    (fresh_home / "datasets" / "rows").symlink_to(elsewhere)
+    (fresh_home / "datasets" / "tokens").symlink_to(elsewhere)
     (fresh_home / "states").mkdir()
     (fresh_home / "states" / STATE).symlink_to(elsewhere / "a.arrow")
     age(tmp_path)
@@ -299,7 +299,7 @@ def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home,
         fresh_home / "base_models" / f".b.{'2' * 32}",
         fresh_home / "adapters" / f".pull-{'a' * 64}",
         fresh_home / "adapters" / f".{'a' * 64}.lora-r8",
-        fresh_home / "datasets" / "rows" / ".a.arrow.x8_kq2zz.tmp",
+        fresh_home / "datasets" / "tokens" / ".a.arrow.x8_kq2zz.tmp",
     ]
     for path in half:
         write_atomic(path if path.suffix == ".tmp" else path / "part", "x")

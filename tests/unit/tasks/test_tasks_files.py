@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +22,6 @@ from loraxs_search.tasks.rows import MalformedFileError
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
 NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
-HALVES = CSV[:99].encode(), CSV[99:].encode()
-NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
 
 
 def in_parquet(table: pa.Table, **options) -> bytes:
@@ -35,10 +31,6 @@ def in_parquet(table: pa.Table, **options) -> bytes:
 
 
 PARQUET = in_parquet(pa.table({"text": [f"w{i}" for i in range(30)], "label": [0, 1] * 15}))
-
-
-def damaged(stream):
-    return stream[:20] + bytes([stream[20] ^ 1]) + stream[21:]
 
 
 @pytest.fixture
@@ -74,10 +66,6 @@ def test_what_is_clear_is_taken(load):
         ("d.parquet", PARQUET),
         ("d.json", "[" + ",\n ".join(f'{{"text": "w{i}", "label": {i % 2}}}' for i in range(30)) + "]\n"),
         ("d.jsonl", "".join(f'{{"text": "w{i}", "label": {i % 2}}}\n\n' for i in range(30))),
-        ("d.csv.bz2", bz2.compress(CSV.encode())),
-        ("d.csv.xz", lzma.compress(CSV.encode())),
-        ("d.csv.bz2", bz2.compress(HALVES[0]) + bz2.compress(HALVES[1])),
-        ("d.csv.xz", lzma.compress(HALVES[0]) + bytes(4) + lzma.compress(HALVES[1])),
         ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
         ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
     ]:
@@ -168,9 +156,7 @@ FAULTS = [
     ),
     ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
     ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
-    ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
-    ("d.csv.bz2", bz2.compress(HALVES[0]) + damaged(bz2.compress(HALVES[1])), r"must be compressed as \.bz2 says"),
-    ("d.csv.xz", lzma.compress(HALVES[0]) + damaged(lzma.compress(HALVES[1])), r"must be compressed as \.xz says"),
+    ("d.csv.gz", gzip.compress(CSV[:99].encode()) + gzip.compress(CSV[99:].encode())[:-9], r"compressed as \.gz says"),
     ("d.parquet", b"x" * 50, r"must be a Parquet file"),
 ]
 

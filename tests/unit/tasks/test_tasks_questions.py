@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.files import question_path, question_rows, read_questions, read_standard_input
+from loraxs_search.tasks.files import question_path, question_rows, read_questions
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():
@@ -68,7 +68,7 @@ NAMED = "is read as the name of its column"
 
 def piped(content):
     raw = content if isinstance(content, bytes) else content.encode()
-    return [text for (text,) in read_standard_input(raw, ("text",)).rows]
+    return [text for (text,) in read_questions("-", ("text",), piped=raw).rows]
 
 
 def test_only_line_ends_end_a_line(tmp_path):
