@@ -546,7 +546,7 @@ def read_questions(
     lines = [line.rstrip("\r") for line in text.split(end)]
     full = [number for number, line in enumerate(lines) if line.strip()]
     # A blank line between others is an empty row: without it, answers would stand beside other rows.
-    kept = range(full[0] + bool(title), full[-1] + 1) if full else range(0)
+    kept = range(full[0] + 1 if title else 0, full[-1] + 1) if full else range(0)
     texts = [lines[number] for number in kept]
     place = SourceLocation(source, [number + 1 for number in kept])
     return _question_rows({columns[0]: texts}, columns, place, {columns[0]: texts})
