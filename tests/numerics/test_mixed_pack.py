@@ -139,12 +139,13 @@ def test_a_pack_of_several_kinds_equals_lone_trials(tmp_path, monkeypatch, group
 def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_path, group):
     world = MixedWorld(tmp_path, GROUPS[group])
     config = HostConfig(world.ref, "float32", pack_size=4, largest=LargestTrial(16), make=_one_thread)
-    actor = HostActor(config, 1, "here")
+    actor: Any = HostActor(config, 1, "here")
     infos = [actor.info(data.task) for _, data in world.trials]
     assert len({info.modules for info in infos}) == 1
     assert len({info.base.weight_digest for info in infos}) == 1
+    host = actor.serve(lambda host: host, world.trials[0][1].task, None, None)
     with ThreadPoolExecutor(4) as callers:
-        going = [callers.submit(actor.advance, s, 8, None, d.task) for s, d in world.trials]
+        going = [callers.submit(host.advance, s, 8, None, d.task) for s, d in world.trials]
         states = [future.result()[1] for future in going]
     for (spec, data), info, state in zip(world.trials, infos, states, strict=True):
         task, rows = data.task, range(8)
@@ -152,17 +153,17 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
         report, expected = lone.advance(spec, 8, None)
         assert info.head_parameters == lone.info().head_parameters
         assert distance(Snapshot.from_bytes(state), Snapshot.from_bytes(expected)) < TOLERANCE
-        confirmed, wanted = actor.confirm(spec, expected, task), lone.confirm(spec, expected, task)
+        confirmed, wanted = host.confirm(spec, expected, task), lone.confirm(spec, expected, task)
         assert confirmed.files == wanted.files
         assert confirmed.factors == wanted.factors
-        answers, own = actor.answer(spec, expected, rows, task), lone.answer(spec, expected, rows, task)
+        answers, own = host.answer(spec, expected, rows, task), lone.answer(spec, expected, rows, task)
         assert answers.labels == own.labels
         assert answers.predictions == pytest.approx(own.predictions, rel=1e-4, abs=1e-5)
         assert answers.loss == pytest.approx(own.loss, rel=1e-5)
         assert [y.name for y in actor.baselines(task)] == [y.name for y in lone.baselines(task)]
         if data.kind.shots:
             alone, own = (
-                actor.answer_without_adapter(spec.identity, "test", rows, 0, task),
+                host.answer_without_adapter("test", rows, 0, task),
                 lone.answer_without_adapter("test", rows, 0, task),
             )
             assert alone.predictions == own.predictions

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from loraxs_search import versions as package_versions
 from loraxs_search.base_model.locate import with_known_package
@@ -22,7 +21,7 @@ from loraxs_search.search.cluster.connection import (
     setup_problem,
     shows_token,
 )
-from loraxs_search.search.cluster.node_checks import CheckResult, evaluate
+from loraxs_search.search.cluster.node_checks import Finding, Verdict, compare_clocks
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
@@ -33,6 +32,17 @@ _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
 _INSTALL_S = 900.0  # a node that has to install packages first
 _INSTALLERS = {"uv", "pip", "conda", "image_uri", "container"}  # keys of an environment that has it do so
 _CLUSTER = "cluster"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check of one node."""
+
+    node: str
+    check: str
+    verdict: Verdict
+    value: str
+    hint: str = ""
 
 
 def examine(
@@ -105,44 +115,46 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
 
-    server = None if sqlite_path(uri) is not None else uri
     bases = {space.base_model.id for space in spaces if Path(space.base_model.id).expanduser().is_absolute()}
     files = sorted(bases.union(*(space.task.source.data_files.values() for space in spaces)))
+    environment = ray.get_runtime_context().runtime_env
     question = {
-        "mlflow": server,
+        "versions": expected_versions(),
+        "mlflow": None if sqlite_path(uri) is not None else uri,
         "base": asdict(with_known_package(spaces[0].base_model)) if spaces else None,
         "hub": any(space.task.source.hub is not None or space.task.source.elsewhere for space in spaces),
         "thorough": thorough,
     }
     for module in (node_checks, package_versions):  # a node may lack the package
         ray.cloudpickle.register_pickle_by_value(module)
-    versions, environment = expected_versions(), ray.get_runtime_context().runtime_env
     asked = []
     for node in nodes:
         # A node that only drives needs no rows.
         needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
-        task = ray.remote(node_checks.facts_here).options(max_retries=0, **pinned(node.node_id))
-        asked.append((node, needed, time.time(), task.remote(question | {"files": needed})))
+        of_node = {"address": node.address, "gpus": node.num_gpus, "files": needed}
+        task = ray.remote(node_checks.checks_here).options(max_retries=0, **pinned(node.node_id))
+        asked.append((node, time.time(), task.remote(question | of_node)))
     limit_s = _INSTALL_S if _INSTALLERS & environment.keys() else _ANSWER_S if thorough else _FAST_ANSWER_S
     results = list[CheckResult]()
-    for node, needed, at, reference in asked:
+    for node, asked_at, reference in asked:
         try:
-            facts: dict[str, Any] = ray.get(reference, timeout=max(0.1, at + limit_s - time.time()))
+            answer: tuple[float, str, list[Finding]] = ray.get(
+                reference, timeout=max(0.1, asked_at + limit_s - time.time())
+            )
         except (GetTimeoutError, RayError) as error:
             if not isinstance(error, GetTimeoutError) and node.node_id not in {n.node_id for n in living_nodes()}:
                 continue  # it has left, as it may during a search
+            check, hint = "answer", "see the node's logs below its Ray folder; is it overloaded?"
             if isinstance(error, RuntimeEnvSetupError):
-                problem = setup_problem(str(error))
-                results.append(CheckResult(node.address, "environment", "fail", problem, SETUP_HINT))
-                continue
-            is_late = isinstance(error, GetTimeoutError)
-            problem = f"none within {limit_s:.0f} s" if is_late else str(error).strip().splitlines()[-1]
-            hint = "see the node's logs below its Ray folder; is it overloaded?"
-            results.append(CheckResult(node.address, "answer", "fail", problem, hint))
+                check, problem, hint = "environment", setup_problem(str(error)), SETUP_HINT
+            elif isinstance(error, GetTimeoutError):
+                problem = f"none within {limit_s:.0f} s"
+            else:
+                problem = str(error).strip().splitlines()[-1]
+            results.append(CheckResult(node.address, check, "fail", problem, hint))
             continue
-        # Its clock was read at some time between question and answer: only what lies outside is skew.
-        facts["skew_s"] = max(0.0, facts["at"] - time.time()) + min(0.0, facts["at"] - at)
-        facts["offers_gpus"] = node.num_gpus
-        name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
-        results += evaluate(name, facts, versions, server, needed)
+        at, name, findings = answer
+        results += [CheckResult(name, *finding) for finding in findings]
+        if thorough:
+            results.append(CheckResult(name, *compare_clocks(at, asked_at, time.time())))
     return results

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
@@ -26,7 +25,7 @@ from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Candidate, PromotionRule, Refit, SliceScore
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.evidence import slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
@@ -34,7 +33,8 @@ from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.work_items import BaseModelBaseline, WorkItem, joined, map_over_hosts, reason_of
-from loraxs_search.search.hosts.pool import HostProxy, StudyActors
+from loraxs_search.search.hosts.answers import advance, on_host
+from loraxs_search.search.hosts.pool import StudyActors
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import SteeredStudy
@@ -205,7 +205,7 @@ class Finalization:
             step = read_reports(snapshot)[-1].step if snapshot else 0
             until = min(step + self._space.search.report_every, last)
             try:
-                report, state = yield functools.partial(_advance, spec, until, snapshot, task)
+                report, state = yield advance(spec, until, snapshot, task)
             except (LoraxsError, RayTaskError) as error:
                 self._confirmed.refit(name).write(Refit(seed, {}, failed=reason_of(error)))
                 self.reached({name: last})  # it has no more to do
@@ -223,7 +223,7 @@ class Finalization:
         metrics = dict[str, float]()
         try:
             task = self._space.task.for_candidates
-            report, _ = yield functools.partial(_advance, self._trained(name).spec, step, snapshot, task)
+            report, _ = yield advance(self._trained(name).spec, step, snapshot, task)
             metrics = dict(report.metrics)
         except TrialDivergedError:  # that it has no finite score is a result
             pass
@@ -256,14 +256,14 @@ class Finalization:
         def answer(rows: range) -> WorkItem:
             spec, snapshot = self._trained(name).spec, self._snapshot(name)
             try:
-                answers = yield lambda host: host.answer.remote(spec, snapshot, rows, task.for_candidates)
+                answers = yield on_host(lambda host: host.answer(spec, snapshot, rows, task.for_candidates), task, spec)
             except TrialDivergedError:
                 answers = Answers((), (), math.nan)
             confirmed.write_answers(name, rows, answers)
 
         def write(own: str) -> WorkItem:
             spec, snapshot = self._trained(own).spec, self._snapshot(own)
-            confirmation = yield lambda host: host.confirm.remote(spec, snapshot, task)
+            confirmation = yield on_host(lambda host: host.confirm(spec, snapshot, task), task, spec)
             if own == name:  # its card has test scores, which may not be there yet
                 finalist.append(confirmation)
             else:
@@ -385,8 +385,9 @@ class Finalization:
         if candidate is not None:  # promotion registers them
             for key, checksum in confirmation.factors.items():
                 if factors_at(key, checksum) is None:
-                    read = functools.partial(lambda key, host: host.factor_file.remote(self._space.task, key), key)
-                    install_factors(key, self._actors.pool.ask(read, self._on_loop_step))
+                    read = functools.partial(lambda key, host: host.factor_file(key), key)
+                    ask = on_host(read, self._space.task)
+                    install_factors(key, self._actors.pool.ask(ask, self._on_loop_step))
         hyper = adapter.spec.hyperparameters
         adapted = [module for module in info.modules if module.name in hyper.target_modules]
         start = self._folder.info.start_from
@@ -420,12 +421,6 @@ class Finalization:
         manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         self._folder.write_adapter(name, sealed(files, manifest))
-
-
-def _advance(
-    spec: TrialSpec, until: int, snapshot: bytes | None, task: Task, host: HostProxy
-) -> ObjectRef[tuple[TrialReport, bytes]]:
-    return host.advance.remote(spec, until, snapshot, task)
 
 
 def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:

@@ -53,8 +53,8 @@ from loraxs_search.search.cluster.connection import living_nodes, own_error
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
-from loraxs_search.search.hosts.answers import HOST_LOST
-from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
+from loraxs_search.search.hosts.answers import HOST_LOST, on_host
+from loraxs_search.search.hosts.pool import HostPool, StudyActors
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.time_budget import TimeBudget
@@ -223,9 +223,8 @@ def begin_linear_probe(
     if known is not None or kind_of(space.task).model.num_outputs is None:
         return lambda: None if known == NOTHING else known
 
-    def ask(host: HostProxy) -> ObjectRef[LinearProbe]:
-        return host.linear_probe.remote(space.task)
-
+    task = space.task
+    ask = on_host(lambda host: host.linear_probe(task), task)
     begun: ObjectRef[LinearProbe] | None = None
     if any("probe" in (space.possible_values(name, "head_init") or ()) for name in space.methods):
         say("fitting a linear probe for heads to start from")

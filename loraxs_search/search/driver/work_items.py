@@ -28,7 +28,7 @@ from loraxs_search.records.literals import Split, sign_of
 from loraxs_search.records.promotion import BASE_MODEL_ROWS, SHOTS, Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST, Ask, on_host
 from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.baselines import fitting_baselines
@@ -39,11 +39,9 @@ _ASKED_ROWS = 32  # rows; a slow machine may write each for seconds, and says af
 _SPLITS: tuple[Split, ...] = ("validation", "test")
 _logger = logging.getLogger(__name__)
 
-# What asks a host, and may be repeated on another one; and an item of work: it yields what to ask a host next and gets
-# the answer there, or the error, which ends the search unless the item takes it. It keeps its own results, so that a
-# killed driver finds what was done.
-Ask = Callable[[HostProxy], ObjectRef[Any]]
-WorkItem = Generator[Ask, Any, None]
+# It yields what to ask a host next and gets the answer there, or the error, which ends the search unless the item takes
+# it. It keeps its own results, so that a killed driver finds what was done.
+WorkItem = Generator[Ask[Any], Any, None]
 
 
 def map_over_hosts(
@@ -67,11 +65,11 @@ def map_over_hosts(
         RayError: hosts keep dying; one of `HOST_LOST`.
         ClusterError, HomeError: a node is not fit for the search, or its disk is full.
     """
-    waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem, Ask, HostProxy]]()
+    waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem, Ask[Any], HostProxy]]()
     losses_left, hosts = _MAX_LOST_HOSTS * len(items), pool.hosts() if items else []
     num_done = 0
 
-    def go_on(host: HostProxy, item: WorkItem | None = None, step: Callable[[], Ask] | None = None) -> None:
+    def go_on(host: HostProxy, item: WorkItem | None = None, step: Callable[[], Ask[Any]] | None = None) -> None:
         """Have a host asked for an item's next step, or for the first one of an item that waits."""
         nonlocal num_done
         while item is not None or waiting:
@@ -144,7 +142,7 @@ class StudyBaselines:
 
     def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
         self._folder, self._pool, self._fitting = folder, actors.pool, fitting_baselines(kind_of(task))
-        self._ask: Ask = lambda host: host.baselines.remote(task)
+        self._ask: Ask[tuple[Baseline, ...]] = lambda host: host.baselines.remote(task)
         self._begun: ObjectRef[Any] | None = None
         self._known = folder.baselines() or ()  # those that are in the study folder by now: reports read no file
         kept = folder.baseline_answers()
@@ -270,7 +268,9 @@ class BaseModelBaseline:
             if confirmed.base_failure(shots).path.exists():
                 return
             try:
-                answers = yield lambda host: host.answer_without_adapter.remote(identity, split, rows, shots, task)
+                answers = yield on_host(
+                    lambda host: host.answer_without_adapter(split, rows, shots, task), task, identity=identity
+                )
             except (LoraxsError, RayTaskError) as error:
                 applies = not (shots and isinstance(error, TaskDataError))
                 failed = Baseline(self._names[shots], failed=reason_of(error)[:200], applies=applies)

@@ -6,8 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -16,11 +16,10 @@ from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDa
 from loraxs_search.home import in_use
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
-from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.host import HostInfo
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import TrialReport, TrialSpec
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.node_checks import compare_versions
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -49,7 +48,7 @@ def _end_with_unborn_threads() -> None:
 
 
 class HostActor:
-    """A host in its own process; each of its methods is one of `TrialHost`, which says what it does.
+    """A host in its own process, where it does what callers send.
 
     The host is built at the first call, so that its errors keep their type. Ray calls it from a thread for each caller,
     and from one more for each of the groups `baselines` and `commands`. A node may have joined after the driver looked
@@ -76,65 +75,14 @@ class HostActor:
             return self._load(task)
 
     @ray.method
-    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
-        with self._serving(task) as host:
-            host.decompose(names, rank, basis)
-
-    @ray.method
-    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
-        with self._serving(task, spec) as host:
-            return host.advance(spec, until, snapshot, task)
-
-    @ray.method
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
-        with self._serving(task, spec) as host:
-            return host.confirm(spec, snapshot, task)
-
-    @ray.method
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
-        with self._serving(task, spec) as host:
-            return host.answer(spec, snapshot, rows, task)
-
-    @ray.method
-    def answer_without_adapter(self, identity: Identity, split: Split, rows: range, shots: int, task: Task) -> Answers:
-        with self._serving(task, identity=identity) as host:
-            return host.answer_without_adapter(split, rows, shots, task)
-
-    @ray.method
-    def linear_probe(self, task: Task) -> LinearProbe:
-        with self._serving(task) as host:
-            return host.linear_probe(task)
-
-    @ray.method
-    def factor_file(self, task: Task, key: str) -> bytes:
-        with self._serving(task) as host:
-            return host.factor_file(key)
-
-    @ray.method(concurrency_group="baselines")
-    def baselines(self, task: Task) -> tuple[Baseline, ...]:
-        with self._serving(task) as host:
-            return host.baselines(task)
-
-    @ray.method(concurrency_group="commands")
-    def cancel(self, names: Collection[str]) -> None:
-        """End trials before their next step; nothing is to be ended where the host is not built yet."""
-        if (host := self._host) is not None:
-            host.cancel(names)
-
-    @ray.method(concurrency_group="commands")
-    def steps(self) -> dict[str, int]:
-        """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
-        return {} if (host := self._host) is None else dict(host.steps())
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def _serving(
-        self, task: Task, spec: TrialSpec | None = None, identity: Identity | None = None
-    ) -> Iterator[TrialHost]:
-        """Yield the host with this task's rows, and what a trial starts from; what differs is read again.
+    def serve(
+        self, work: Callable[[TrialHost], Any], task: Task, spec: TrialSpec | None, identity: Identity | None
+    ) -> Any:
+        """Do some work on the host with this task's rows, and what a trial starts from; what differs is read again.
 
         Args:
             spec: The trial that asks, if one does: its study's identity counts.
+            identity: Of the study that asks, if it knows that.
         Raises:
             ClusterError: this node has another base or other rows than a study began with, or none.
             StudyError: the study has lost what the trial starts from.
@@ -159,10 +107,27 @@ class HostActor:
                         store: Any = ray.get_actor(spec.snapshot_store, NAMESPACE)
                         assets.keep(ray.get(store.read_asset.remote(digest)))
             assert host is not None
-            yield host
+            return work(host)
         except HomeError as error:
             raise HomeError(f"On node {self._address}: {error.message}", hint=error.hint) from error
 
+    @ray.method(concurrency_group="baselines")
+    def baselines(self, task: Task) -> tuple[Baseline, ...]:
+        found: tuple[Baseline, ...] = cast("Any", self).serve(lambda host: host.baselines(task), task, None, None)
+        return found
+
+    @ray.method(concurrency_group="commands")
+    def cancel(self, names: Collection[str]) -> None:
+        """End trials before their next step; nothing is to be ended where the host is not built yet."""
+        if (host := self._host) is not None:
+            host.cancel(names)
+
+    @ray.method(concurrency_group="commands")
+    def steps(self) -> dict[str, int]:
+        """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
+        return {} if (host := self._host) is None else dict(host.steps())
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
     def _unfit(self, why: str, hint: str | None) -> ClusterError:
         return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
 
@@ -173,10 +138,10 @@ class HostActor:
             self._host = None
             self._loaded.clear()
         if self._host is None:
-            versions = compare_versions(self._address, with_python(), self._config.versions)
-            if versions.verdict == "fail":
-                message = f"Every node must have the driver's versions, but {self._address} has {versions.value}."
-                raise ClusterError(message, hint=versions.hint)
+            _, verdict, differs, hint = compare_versions(with_python(), self._config.versions)
+            if verdict == "fail":
+                message = f"Every node must have the driver's versions, but {self._address} has {differs}."
+                raise ClusterError(message, hint=hint)
             self._home_in_use.enter_context(in_use())
             self._host = self._config.make(self._config, task, self._threads)
             info = self._host.info(task)

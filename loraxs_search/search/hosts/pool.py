@@ -25,6 +25,7 @@ from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import method_of
+from loraxs_search.methods._base import FactorSet
 from loraxs_search.records.base import Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.records.literals import Scalar, SearchDevice
@@ -33,7 +34,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import expected_versions, here, living_nodes, pinned, start_named
 from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared
-from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, await_answer, kill
+from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, Ask, await_answer, kill, on_host
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space, describe
@@ -154,14 +155,13 @@ class HostPool:
 
     def ask(
         self,
-        verb: Callable[[HostProxy], ObjectRef[AnswerT]],
+        ask: Ask[AnswerT],
         on_loop_step: Callable[[], None],
         begun: ObjectRef[AnswerT] | None = None,
     ) -> AnswerT:
         """Ask one host and await the answer; a host that dies, or whose node does, is replaced a few times.
 
         Args:
-            verb: Asks it.
             on_loop_step: As of `await_answer`.
             begun: What a host was asked before; it is waited for first.
         Raises:
@@ -174,10 +174,10 @@ class HostPool:
         host = self.host()
         for _ in range(_MAX_LOSSES):
             try:
-                return await_answer(verb(host), on_loop_step)
+                return await_answer(ask(host), on_loop_step)
             except HOST_LOST:
                 host = self.host(lost=host)
-        return await_answer(verb(host), on_loop_step)
+        return await_answer(ask(host), on_loop_step)
 
     def pack_size(self, info: HostInfo, space: Space) -> PackSize:
         """Choose how many trials share a device; the same for all studies."""
@@ -403,7 +403,11 @@ class StudyActors:
         names = [module.name for module in adaptable]
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
         sets, task, host = self._space.factor_sets(), self._space.task, self.pool.host()
-        pending = [host.decompose.remote(task, part, each.rank, each.basis) for each in sets for part in parts]
+
+        def ask(names: Sequence[str], each: FactorSet) -> ObjectRef[None]:
+            return on_host(lambda host: host.decompose(names, each.rank, each.basis), task)(host)
+
+        pending = [ask(part, each) for each in sets for part in parts]
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
         if work * len(sets) <= _SHORT_WORK:
             return

@@ -19,7 +19,7 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, own_error
-from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search.hosts.answers import HOST_LOST, advance
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class TrialAdvancer:
                 host = await self._host(place, lost)
                 try:
                     until = step + settings.report_every
-                    report, state = await host.advance.remote(spec, until, snapshot, settings.task)
+                    report, state = await advance(spec, until, snapshot, settings.task)(host)
                     break
                 except HOST_LOST:
                     lost, losses = host, losses + 1

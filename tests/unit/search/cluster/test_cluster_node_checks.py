@@ -1,7 +1,9 @@
-"""What doctor makes of what nodes say of themselves."""
+"""What a node finds wrong with itself, and what doctor makes of that."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,48 +11,73 @@ from support.tls import https_server
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster import doctor, node_checks
-from loraxs_search.search.cluster.node_checks import CheckResult, evaluate
+from loraxs_search.search.cluster.doctor import CheckResult
+from loraxs_search.search.cluster.node_checks import checks_here, compare_clocks, compare_versions
+from loraxs_search.versions import with_python
 
 GIB = 2**30
-HERE = {
-    "python": "3.11.7",
-    "loraxs-search": "0.1.0",
-    "ray": "2.60.0",
-    "torch": "2.13.0+cpu",
-    "peft": "0.21.2",
-    "transformers": "5.24.0",
-    "datasets": "4.0.0",
-    "optuna": "5.0.0",
+HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "peft": "0.21.2", "optuna": "5.0.0"}
+FAST: dict[str, Any] = {
+    "address": "10.0.0.2",
+    "versions": with_python(),
+    "mlflow": None,
+    "files": [],
+    "thorough": False,
+    "base": None,
+    "hub": False,
+    "gpus": 0,
 }
-FAST: dict[str, Any] = {"versions": HERE, "mlflow_problem": None, "missing_files": []}
-SOUND = FAST | {
-    "skew_s": 0.4,
-    "open_files": 65536,
-    "home": "/home/me/.loraxs-search",
-    "home_problem": None,
-    "free_bytes": 50 * GIB,
-    "memory_bytes": 64 * GIB,
-    "free_memory_bytes": 60 * GIB,
-    "base_from": "folder",
-    "hub_problem": None,
-    "offers_gpus": 0,
-    "torch_gpus": 0,
-    "gpus": [],
-}
-EXPECTED: Any = (HERE, "http://mlflow:5000", ["/data/train.csv"])
 
 
-def result_of(check: str, **changes: Any) -> CheckResult:
-    (result,) = [it for it in evaluate("10.0.0.2", SOUND | changes, *EXPECTED) if it.check == check]
-    return result
+class NodePath(type(Path())):  # type: ignore[misc]
+    """A path of a node with this memory."""
+
+    memory = ""
+
+    def read_text(self, *_: object) -> str:
+        assert str(self) == "/proc/meminfo"
+        return self.memory
 
 
-def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well():
-    results = list(evaluate("10.0.0.2", SOUND, *EXPECTED))
-    checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
-    assert [it.check for it in results] == checks
-    assert {it.verdict for it in results} == {"ok"}
-    assert not any(it.hint for it in results)
+@pytest.fixture
+def node(monkeypatch, tmp_path):
+    """Checks a node of which all is well but what is given."""
+
+    def checked(
+        free_bytes: int = 50 * GIB,
+        memory: str = "MemTotal: 67108864 kB\nMemAvailable: 62914560 kB\n",
+        open_files: int = 65536,
+        smi: str = "",
+        torch_gpus: int = 0,
+        home: Path = tmp_path / "home",
+        **question: Any,
+    ) -> dict[str, tuple[str, str, str]]:
+        def run(command: list[str], **_: object) -> Any:
+            stdout = smi if command[0] == "nvidia-smi" else str(torch_gpus)
+            return SimpleNamespace(returncode=0, stdout=stdout)
+
+        monkeypatch.setenv("LORAXS_HOME", str(home))
+        monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_bytes))
+        monkeypatch.setattr(NodePath, "memory", memory)
+        monkeypatch.setattr(node_checks, "Path", NodePath)
+        monkeypatch.setattr(node_checks.resource, "getrlimit", lambda _: (open_files, 0))
+        monkeypatch.setattr(node_checks.subprocess, "run", run)
+        at, name, found = checks_here(FAST | {"thorough": True} | question)
+        assert at > 1e9
+        assert name.startswith("10.0.0.2 (")
+        assert all(bool(hint) == (verdict != "ok") for _, verdict, _, hint in found)
+        return {check: (verdict, value, hint) for check, verdict, value, hint in found}
+
+    return checked
+
+
+def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well(node, tmp_path):
+    found = node(files=[str(tmp_path)], base={"id": str(tmp_path), "package": None, "revision": None})
+    assert list(found) == ["versions", "files", "storage", "memory", "open files", "base"]
+    assert {verdict for verdict, *_ in found.values()} == {"ok"}
+    assert (found["files"][1], found["base"][1]) == ("1 there", "folder")
+    assert list(node()) == ["versions", "storage", "memory", "open files"]
+    assert [check for check, *_ in checks_here(FAST)[2]] == ["versions"], "the fast look asks for less"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +85,6 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well():
     [
         ("python", "3.12.1", "fail"),
         ("python", "3.11.9", "warn"),
-        ("ray", "2.60.1", "fail"),
         ("torch", "2.13.0+cu128", "warn"),
         ("peft", None, "fail"),
         ("optuna", None, "warn"),
@@ -66,84 +92,63 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well():
 )
 def test_versions_that_change_results_fail_and_others_warn(package, version, verdict):
     theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
-    result = result_of("versions", versions=theirs)
-    assert result.verdict == verdict
-    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in result.value
-    assert "--runtime-env" in result.hint
+    _, found, value, hint = compare_versions(theirs, HERE)
+    assert found == verdict
+    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in value
+    assert "--runtime-env" in hint
 
 
-GPU = ("NVIDIA H100", "81559", "80000")
+GPU = "NVIDIA H100, 81559, 80000"
 
 
 @pytest.mark.parametrize(
-    ("check", "changes", "verdict", "value"),
+    ("check", "facts", "verdict", "value"),
     [
-        ("mlflow", {"mlflow_problem": "Connection refused"}, "fail", "Connection refused"),
-        ("files", {"missing_files": ["/data/train.csv"]}, "fail", "missing: /data/train.csv"),
-        ("storage", {"home_problem": "Read-only file system"}, "fail", "Read-only"),
+        ("files", {"files": ["/data/train.csv"]}, "fail", "missing: /data/train.csv"),
+        ("storage", {"home": Path("/proc/nowhere")}, "fail", "/proc/nowhere: No such file"),
         ("storage", {"free_bytes": GIB // 4}, "fail", "0.2 GiB free"),
         ("storage", {"free_bytes": 3 * GIB}, "warn", "3.0 GiB free"),
-        ("memory", {"free_memory_bytes": GIB}, "warn", "1.0 GiB of 64.0 GiB free"),
+        ("memory", {"memory": "MemTotal: 67108864 kB\nMemAvailable: 1048576 kB"}, "warn", "1.0 GiB of 64.0 GiB free"),
         ("open files", {"open_files": 256}, "fail", "256"),
         ("open files", {"open_files": 1024}, "warn", "1024"),
         ("open files", {"open_files": -1}, "ok", "unlimited"),
-        ("clock", {"skew_s": -3.0}, "warn", "-3.0 s"),
-        ("clock", {"skew_s": 90.0}, "fail", "+90.0 s"),
-        ("hub", {"hub_problem": "timed out"}, "fail", "timed out"),
-        ("gpus", {"offers_gpus": 2}, "fail", "Ray offers 2, torch sees 0"),
-        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [GPU]}, "ok", "NVIDIA H100 (78 of 80 GiB free)"),
-        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [("T4", "16384", "900")]}, "warn", "1 of 16 GiB free"),
-        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [("GB10", "[N/A]", "[N/A]")]}, "ok", "sees 1: GB10"),
-        ("gpus", {"torch_gpus": 1, "gpus": [GPU]}, "warn", "Ray offers 0, torch sees 1"),
+        ("base", {"base": {"id": "org/nowhere", "package": None, "revision": None}}, "ok", "the hub"),
+        ("hub", {"base": {"id": "org/nowhere", "package": None, "revision": None}}, "fail", "HF_HUB_OFFLINE is set"),
+        ("hub", {"hub": True}, "fail", "HF_HUB_OFFLINE is set"),
+        ("gpus", {"gpus": 2}, "fail", "Ray offers 2, torch sees 0"),
+        ("gpus", {"gpus": 1, "smi": GPU, "torch_gpus": 1}, "ok", "torch sees 1: NVIDIA H100 (78 of 80 GiB free)"),
+        ("gpus", {"gpus": 1, "smi": "T4, 16384, 900", "torch_gpus": 1}, "warn", "1 of 16 GiB free"),
+        ("gpus", {"gpus": 1, "smi": "GB10, [N/A], [N/A]", "torch_gpus": 1}, "ok", "sees 1: GB10"),
+        ("gpus", {"smi": GPU, "torch_gpus": 1}, "warn", "Ray offers 0, torch sees 1"),
     ],
 )
-def test_each_fault_has_its_verdict_its_value_and_a_hint(check, changes, verdict, value):
-    result = result_of(check, **changes)
-    assert (result.node, result.verdict) == ("10.0.0.2", verdict)
-    assert value in result.value
-    assert bool(result.hint) == (verdict != "ok")
-
-
-def test_the_fast_look_asks_for_less():
-    assert [it.check for it in evaluate("n", FAST, *EXPECTED)] == ["versions", "mlflow", "files"]
-    assert [it.check for it in evaluate("n", FAST, HERE, None, [])] == ["versions"]
+def test_each_fault_has_its_verdict_its_value_and_a_hint(node, check, facts, verdict, value):
+    found = node(**facts)[check]
+    assert found[0] == verdict
+    assert value in found[1]
 
 
 def test_a_certificate_is_the_drivers_to_trust(tmp_path):
     """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
-    question = {"files": [], "base": None, "hub": False, "thorough": False}
+
+    def mlflow(uri: str) -> tuple[str, str]:
+        (_, (_, verdict, value, _)) = checks_here(FAST | {"mlflow": uri})[2]
+        return verdict, value
+
     with https_server(tmp_path) as (uri, _):
-        assert node_checks.facts_here(question | {"mlflow": uri})["mlflow_problem"] is None
-        wrong = node_checks.facts_here(question | {"mlflow": f"{uri}/elsewhere"})["mlflow_problem"]
-        assert wrong == "it answers with status 404"
-    closed = uri.rpartition(":")[0] + ":9"
-    assert node_checks.facts_here(question | {"mlflow": closed})["mlflow_problem"] is not None
+        assert mlflow(uri) == ("ok", uri)
+        assert mlflow(f"{uri}/elsewhere") == ("fail", "it answers with status 404")
+    assert mlflow(uri.rpartition(":")[0] + ":9")[0] == "fail"
 
 
-def test_a_node_says_of_itself_what_facts_hold(tmp_path, monkeypatch):
-    """The real facts, here: every key is a field, and this machine is fit."""
-    question = {
-        "mlflow": "http://me:secret@127.0.0.1:9",
-        "files": [str(tmp_path), str(tmp_path / "none")],
-        "base": {"id": "org/nowhere", "package": None, "revision": None},
-        "hub": False,
-        "thorough": True,
-    }
-    facts = node_checks.facts_here(question)
-    assert facts["at"] > 1e9
-    assert facts["missing_files"] == [str(tmp_path / "none")]
-    assert "secret" not in facts["mlflow_problem"]
-    assert facts["base_from"] == "the hub"
-    assert facts["hub_problem"] == "HF_HUB_OFFLINE is set"
-    results = evaluate(
-        "here", facts | {"skew_s": 0.0, "offers_gpus": 0}, facts["versions"], "http://x", question["files"]
-    )
-    assert {"mlflow", "files", "hub"} == {it.check for it in results if it.verdict == "fail"} - {
-        "storage",
-        "open files",
-    }
-    monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")
-    assert node_checks.facts_here(question)["home_problem"]
+@pytest.mark.parametrize(
+    ("read_at", "verdict", "value"),
+    [(101.0, "ok", "+0.0 s"), (97.0, "warn", "-3.0 s"), (105.0, "warn", "+3.0 s"), (192.0, "fail", "+90.0 s")],
+)
+def test_a_clock_is_wrong_where_it_lies_outside_question_and_answer(read_at, verdict, value):
+    _, found, said, hint = compare_clocks(read_at, 100.0, 102.0)
+    assert (found, bool(hint)) == (verdict, verdict != "ok")
+    assert said.startswith(value)
 
 
 def test_a_storage_is_looked_at_before_a_search(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ The untouched base as a study's baseline, with hosts that only answer: what is a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -113,16 +113,19 @@ class Hosts:
         self.loss = 1.0
         self.asked: list[tuple[int, str, range]] = []
         self.tasks: list[Task] = []
-        self.answer_without_adapter = SimpleNamespace(remote=self._answer_without_adapter)
+        self.serve = SimpleNamespace(remote=self._serve)
 
     def spread(self, items: Sequence[WorkItem]) -> None:
         do_all(items, self)
 
-    def _answer_without_adapter(self, identity: Identity, split: str, rows: range, shots: int, task: Task) -> Any:
+    def _serve(self, work: Callable[[Hosts], Any], task: Task, spec: None, identity: Identity) -> Any:
+        assert identity == Identity("base", "data")
+        return work(self)
+
+    def answer_without_adapter(self, split: str, rows: range, shots: int, task: Task) -> Any:
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
-        assert identity == Identity("base", "data")
         self.asked.append((shots, split, rows))
         self.tasks.append(task)
         if shots not in self.every:

@@ -99,7 +99,7 @@ class Hosts:
 
     def __init__(self, num_rows: int) -> None:
         self.asked = list[tuple[str, int]]()
-        self.advance = SimpleNamespace(remote=self._advance)
+        self.serve = SimpleNamespace(remote=lambda work, *_: work(self))
         self.info = SimpleNamespace(
             num_rows={"validation": num_rows, "test": 2},
             data_fingerprint="d",
@@ -110,7 +110,7 @@ class Hosts:
     def map_over(self, _pool: object, items: Sequence[WorkItem], *_: object, **__: object) -> None:
         do_all(items, self)
 
-    def _advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
+    def advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
         self.asked.append((spec.trial_id, until))
         report = TrialReport(spec.trial_id, until, {"accuracy": 0.91}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
         return report, state(spec.trial_id, report)
@@ -217,7 +217,7 @@ class Broken(Hosts):
         super().__init__(5)
         self.error = error
 
-    def _advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
+    def advance(self, spec: TrialSpec, until: int, _snapshot: object, _task: object) -> tuple[TrialReport, bytes]:
         raise self.error
 
 
@@ -259,11 +259,11 @@ def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_s
             raise TrialDivergedError("Logits must be finite.")
         return Answers((1,) * len(rows), (1,) * len(rows), 0.5)
 
-    hosts.answer = SimpleNamespace(remote=answer)  # type: ignore[attr-defined]
+    hosts.answer = answer  # type: ignore[attr-defined]
     written = list[Any]()
     end = ending(folder, hosts, monkeypatch, seeds=0)
     monkeypatch.setattr(end, "_write", lambda *given: written.append(given))
-    hosts.confirm = SimpleNamespace(remote=lambda *_: "confirmed")  # type: ignore[attr-defined]
+    hosts.confirm = lambda *_: "confirmed"  # type: ignore[attr-defined]
     monkeypatch.setattr(finalize, "verify", lambda _: SimpleNamespace(baselines=(), test_metrics={}))
     folder.confirmed.write_answers("00001", range(128), Answers((1,) * 128, (1,) * 128, 0.5))
     found = end.seal(end.validate(FREE))

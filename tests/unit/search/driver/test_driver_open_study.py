@@ -140,8 +140,8 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_f
 
     monkeypatch.setattr(answers.ray, "wait", nothing_yet)
     (folder.path / "space.json").write_text("{}")
-    verb = SimpleNamespace(remote=str)
-    host = SimpleNamespace(linear_probe=verb, baselines=verb)
+    verb = SimpleNamespace(remote=lambda *_: "")
+    host = SimpleNamespace(serve=verb, baselines=verb)
     space: Any = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: ("probe",))
     with (
         pytest.raises(SearchInterruptedError),

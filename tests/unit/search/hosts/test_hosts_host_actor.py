@@ -99,15 +99,15 @@ def actor(disk: Disk) -> HostActor:
 
 
 def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.advance(spec, 4, None, task)
+    return host.serve(lambda host: host.advance(spec, 4, None, task), task, spec, None)
 
 
 def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.confirm(spec, b"", task)
+    return host.serve(lambda host: host.confirm(spec, b"", task), task, spec, None)
 
 
 def answer_without_adapter(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.answer_without_adapter(spec.identity, "test", range(3), 0, task)
+    return host.serve(lambda host: host.answer_without_adapter("test", range(3), 0, task), task, None, spec.identity)
 
 
 def begun_with(base: str, rows: str) -> TrialSpec:

@@ -83,11 +83,10 @@ class Advancer(TrialAdvancer):
 
     async def _host_for(self, node_id: str, gpu: str | None, lost: object) -> Any:
         self.lost.append(lost)
-        return calls(advance=self._advance)
+        return calls(serve=self._serve)
 
-    async def _advance(
-        self, spec: object, until: int, snapshot: bytes | None, task: object
-    ) -> tuple[TrialReport, bytes]:
+    async def _serve(self, work: Any, task: object, spec: TrialSpec, identity: None) -> tuple[TrialReport, bytes]:
+        until, snapshot = work(SimpleNamespace(advance=lambda spec, until, snapshot, task: (until, snapshot)))
         self.asked.append((until, snapshot))
         answer = self.answers.pop(0) if self.answers else report(until)
         if isinstance(answer, Exception):
