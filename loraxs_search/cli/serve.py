@@ -139,16 +139,16 @@ def _serve_on(
 
     with contextlib.redirect_stdout(sys.stderr), connected(address):  # Ray prints what it finds wrong
         _check_installed(("ray.serve",), "ray-serve")
-        from loraxs_search.search.ray_serve import ServeArgs, deploy, take_down
+        from loraxs_search.search.ray_serve import ServeArgs, deploy, stays_deployed, take_down
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         args = ServeArgs(**asked).fitted(living_nodes(), device)
-        deployed = deploy(args, host=host, port=port, keys=keys, say=tell)
+        token, urls = deploy(args, host=host, port=port, keys=keys, say=tell)
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
-        tell(f"{counted(args.replicas, 'replica')} ({args.device}) at {' '.join(deployed.urls)}")
-        if deployed.wait(stopped):
+        tell(f"{counted(args.replicas, 'replica')} ({args.device}) at {' '.join(urls)}")
+        if stays_deployed(token, stopped):
             take_down()
         else:
             tell("another process has taken it down, or deployed anew")

@@ -12,10 +12,9 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -55,50 +54,42 @@ from loraxs_search.trial.snapshot import Snapshot
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
-class SlotTensors:
-    """What a trial trains, as it starts: float32 leaves on the device of the base.
+class Slot:
+    """A trial in training: what it trains, float32 leaves on the device of its base; AdamW's moments; reports.
+
+    Data order, schedule and seeds are functions of (seed, step), so a slot that was restored continues bit for bit on
+    the same device, with the same number of threads, in the same company.
 
     Args:
         head: Trained parameters of the head by the names that the base's layers know them by.
         stored_head: Their names in a snapshot, in the same order.
-        fixed_head: Parameters of the head that stay as they are and are not stored.
         size: What is stored of the trial.
+        fixed_head: Parameters of the head that stay as they are and are not stored.
         frozen: `Method.frozen_cosines` of a PEFT model.
     """
 
-    adapter: PackedAdapter
-    head: Mapping[str, Tensor]
-    stored_head: tuple[str, ...]
-    fixed_head: Mapping[str, Tensor]
-    size: AdapterSize
-    frozen: tuple[float, ...] = ()
-
-
-class Slot:
-    """A trial in training: what it trains, AdamW's moments, reports.
-
-    Data order, schedule and seeds are functions of (seed, step), so a slot made from a snapshot continues bit for bit
-    on the same device, with the same number of threads, in the same company.
-
-    Args:
-        snapshot: State to continue from; None starts at step 0.
-    """
-
     def __init__(
-        self, spec: TrialSpec, data: PreparedTask, tensors: SlotTensors, snapshot: Snapshot | None = None
+        self,
+        spec: TrialSpec,
+        data: PreparedTask,
+        adapter: PackedAdapter,
+        head: Mapping[str, Tensor],
+        stored_head: Sequence[str],
+        size: AdapterSize,
+        *,
+        fixed_head: Mapping[str, Tensor] = MappingProxyType({}),
+        frozen: tuple[float, ...] = (),
     ) -> None:
-        self.spec, self.data, self.tensors = spec, data, tensors
-        self.parameters = [*tensors.adapter.tensors, *tensors.head.values()]  # the adapter's, then the head's
+        self.spec, self.data, self.adapter, self.head, self.fixed_head = spec, data, adapter, head, fixed_head
+        self._stored_head, self._size, self._frozen = stored_head, size, frozen
+        self.parameters = [*adapter.tensors, *head.values()]  # the adapter's, then the head's
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         hyper = spec.hyperparameters
-        self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
+        self.batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
         self._retrained = 0
         self._losses: list[float] = []
-        if snapshot is not None:
-            self._restore(snapshot)
 
     @property
     def name(self) -> str:
@@ -108,10 +99,6 @@ class Slot:
     @property
     def done(self) -> bool:
         return self.step >= self.spec.hyperparameters.max_steps
-
-    def next_rows(self) -> npt.NDArray[np.int64]:
-        """Return the row indices of the next step's batch."""
-        return self._batches.at(self.step)
 
     def stepped(self, loss: float, num_tokens: int) -> None:
         """Record that the step was taken."""
@@ -129,7 +116,7 @@ class Slot:
             train_loss=sum(self._losses) / max(1, len(self._losses)),
             device_s=self.device_s,
             num_tokens=self.num_tokens,
-            size=self.tensors.size,
+            size=self._size,
             retrained_steps=self._retrained,
             scoring_s=scoring_s,
         )
@@ -154,31 +141,32 @@ class Slot:
             num_tokens=self.num_tokens,
             study=self.spec.study,
             retrained_steps=self._retrained,
-            frozen=self.tensors.frozen,
+            frozen=self._frozen,
         )
 
     @torch.no_grad()
-    def _restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a trial's state."""
         self._retrained = snapshot.retrained_steps
         self.step, self._reports = snapshot.step, snapshot.reports
         self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
         if not snapshot.parameters:  # the state was lost: it starts anew
             return
-        check_frozen(snapshot, self.tensors.frozen)
+        check_frozen(snapshot, self._frozen)
         stored = [(self.parameters, snapshot.parameters)]
         if snapshot.moments:
             for key, values in zip(_MOMENTS, zip(*self.moments, strict=True), strict=True):
                 stored.append((list(values), {name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}))
         for tensors, named in stored:
-            own = [*self.tensors.adapter.stacked(named), *(named[name] for name in self.tensors.stored_head)]
+            own = [*self.adapter.stacked(named), *(named[name] for name in self._stored_head)]
             for tensor, value in zip(tensors, own, strict=True):
                 tensor.copy_(value)
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return copies of tensors that are shaped like the slot's, on the CPU, by their names in a snapshot."""
-        num_own = len(self.tensors.adapter.tensors)
-        named = self.tensors.adapter.named(tensors[:num_own])
-        named |= dict(zip(self.tensors.stored_head, tensors[num_own:], strict=True))
+        num_own = len(self.adapter.tensors)
+        named = self.adapter.named(tensors[:num_own])
+        named |= dict(zip(self._stored_head, tensors[num_own:], strict=True))
         return {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
 
 
@@ -189,8 +177,8 @@ class TrainedBase(AdaptedBase):
     slots: tuple[Slot, ...] = ()
 
     @abstractmethod
-    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
-        """Return what a trial trains, as it starts; every number drawn depends only on its seed.
+    def start(self, spec: TrialSpec, data: PreparedTask) -> Slot:
+        """Return a trial as it starts; every number drawn depends only on its seed.
 
         Raises:
             UsageError, BaseModelError: the trial asks for what the base does not have, or for what cannot be computed
@@ -226,7 +214,7 @@ class PeftBase(TrainedBase):
         self._adapter = _PeftAdapter({})
         self._checkpointing = GradientCheckpointing(None, self.context)
 
-    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
+    def start(self, spec: TrialSpec, data: PreparedTask) -> Slot:
         _check_target_modules(spec, self._modules)
         self.clear()
         method = method_of(spec.hyperparameters)
@@ -236,11 +224,12 @@ class PeftBase(TrainedBase):
         head = {name: p for name, p in trained.items() if name not in own}
         self._adapter = _PeftAdapter(own)
         self._checkpointing = GradientCheckpointing(repeated_layers(base, dict(base.named_modules()))[1], self.context)
-        return SlotTensors(self._adapter, head, tuple(head), {}, method.measure(model), method.frozen_cosines(model))
+        frozen = method.frozen_cosines(model)
+        return Slot(spec, data, self._adapter, head, tuple(head), method.measure(model), frozen=frozen)
 
     def place(self, slots: Sequence[Slot]) -> None:
         (slot,) = self.slots = tuple(slots)
-        assert slot.tensors.adapter is self._adapter  # its model is on the base
+        assert slot.adapter is self._adapter  # its model is on the base
 
     def begin(self) -> None:
         for slot in self.slots:
@@ -317,7 +306,7 @@ class PackedModel(TrainedBase):
         self._originals: dict[str, nn.Module] = {}
         self._bases: dict[str, Callable[[Sequence[PackedAdapter | None]], SlotUpdates]] = {}  # by method
 
-    def start(self, spec: TrialSpec, data: PreparedTask) -> SlotTensors:
+    def start(self, spec: TrialSpec, data: PreparedTask) -> Slot:
         hyper = spec.hyperparameters
         method = method_of(hyper)
         check_packable(hyper.target_modules, self.unpackable)
@@ -333,17 +322,15 @@ class PackedModel(TrainedBase):
         adapter = method.packed_adapter(hyper, linears, self._factors, self.device)
         num_outputs = data.kind.model.num_outputs
         started, fixed, owners = draw_head(self.model, hyper, num_outputs, self._head_parts, data.kind.outputs)
-        return SlotTensors(
-            adapter,
-            {name: value.to(self.device).requires_grad_() for name, value in started.items()},
-            tuple(head_parameter(name, owners) for name in started),
-            {name: value.to(self.device) for name, value in fixed.items()},
-            method.size(params, wanted, *({n: tuple(v.shape) for n, v in own.items()} for own in (started, fixed))),
-        )
+        size = method.size(params, wanted, *({n: tuple(v.shape) for n, v in own.items()} for own in (started, fixed)))
+        head = {name: value.to(self.device).requires_grad_() for name, value in started.items()}
+        fixed = {name: value.to(self.device) for name, value in fixed.items()}
+        stored = [head_parameter(name, owners) for name in started]
+        return Slot(spec, data, adapter, head, stored, size, fixed_head=fixed)
 
     def place(self, slots: Sequence[Slot]) -> None:
         def likeness(slot: Slot) -> tuple[object, ...]:  # those of one task, basis and module set stand side by side
-            modules, hyper = slot.tensors.adapter.modules, slot.spec.hyperparameters
+            modules, hyper = slot.adapter.modules, slot.spec.hyperparameters
             return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name
 
         wanted = tuple(sorted(slots, key=likeness))
@@ -355,7 +342,7 @@ class PackedModel(TrainedBase):
         for name in dict.fromkeys(methods):
             if name not in self._bases:
                 self._bases[name] = get_method(name).packed_updates(self._linears, self._factors, self._num_workers)
-            own = [slot.tensors.adapter if own == name else None for own, slot in zip(methods, wanted, strict=True)]
+            own = [slot.adapter if own == name else None for own, slot in zip(methods, wanted, strict=True)]
             self._updates.append(self._bases[name](own))
         self._heads = _PackedHeads(wanted, self._num_workers)
         modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
@@ -420,7 +407,7 @@ class _PackedHeads:
     def __init__(self, slots: Sequence[Slot], num_workers: int) -> None:
         self._slots = slots
         self._leaves = [
-            [{name: value.detach().requires_grad_() for name, value in slot.tensors.head.items()} for slot in slots]
+            [{name: value.detach().requires_grad_() for name, value in slot.head.items()} for slot in slots]
             for _ in range(num_workers)
         ]
 
@@ -431,9 +418,7 @@ class _PackedHeads:
         states = [
             [
                 HeadState(module, {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)})
-                for named in (
-                    {**leaves, **slot.tensors.fixed_head} for leaves, slot in zip(worker, self._slots, strict=True)
-                )
+                for named in ({**leaves, **slot.fixed_head} for leaves, slot in zip(worker, self._slots, strict=True))
             ]
             for worker in self._leaves
         ]
@@ -448,7 +433,7 @@ class _PackedHeads:
     def collect(self) -> None:
         """Set the gradient of every slot's head, summed over the workers in their order; None if no row had it."""
         for i, slot in enumerate(self._slots):
-            for name, parameter in slot.tensors.head.items():
+            for name, parameter in slot.head.items():
                 grads = [grad for worker in self._leaves if (grad := worker[i][name].grad) is not None]
                 parameter.grad = functools.reduce(torch.add, grads) if grads else None
 

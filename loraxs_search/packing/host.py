@@ -33,9 +33,9 @@ from loraxs_search.home import factor_path
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
 from loraxs_search.packing import capacity
-from loraxs_search.packing.bases import PeftBase, Slot
+from loraxs_search.packing.bases import PackedModel, PeftBase, Slot
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
@@ -222,15 +222,15 @@ class TrialHost:
         self._unpackable = sharing.unpackable
         executor = PassExecutor(*workers_for(loaded.device))
         budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
-        self._shared = shared_pack(
+        packed = PackedModel(
             loaded.model,
             loaded.factors,
             loaded.modules,
-            max_tokens=budget,
-            executor=executor,
+            num_workers=executor.num_workers,
             cache_bytes=0 if slots == 1 else None,  # whose states are looked up depends on what was computed before
             sharing=sharing,
         )
+        self._shared = Pack(packed, max_tokens=budget, executor=executor)
         self._unpacked = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
         batch_tokens = largest.batch_size * float(loaded.prepared().lengths("train").mean())
         timed = functools.partial(capacity.time_pass, loaded.model)

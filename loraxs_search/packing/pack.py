@@ -19,15 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from loraxs_search.base_model.packable import Sharing
 from loraxs_search.engine.layers import Indices
 from loraxs_search.engine.passes import Engine, PassExecutor, Reduced, Requester, RowTooLongError
 from loraxs_search.errors import LoraxsError, TrialDivergedError
-from loraxs_search.factors.store import FactorStore
-from loraxs_search.packing.bases import PackedModel, Slot, TrainedBase
-from loraxs_search.records.base import LinearModule
+from loraxs_search.packing.bases import Slot, TrainedBase
 from loraxs_search.records.literals import Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import Batch
@@ -55,7 +51,10 @@ class Pack:
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot; see `TrainedBase.start`."""
-        return Slot(spec, data, self.base.start(spec, data), snapshot)
+        slot = self.base.start(spec, data)
+        if snapshot is not None:
+            slot.restore(snapshot)
+        return slot
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by the trial's name.
@@ -63,7 +62,7 @@ class Pack:
         A slot with an error keeps its state from before the step; leave it out of the next round.
         """
         started, errors, updates = time.perf_counter(), dict[str, LoraxsError](), list[AdamWUpdate]()
-        rows = {slot.name: slot.next_rows() for slot in slots}
+        rows = {slot.name: slot.batches.at(slot.step) for slot in slots}
         lengths = [slot.data.lengths("train")[rows[slot.name]] for slot in slots]
         tokens, longest = [int(own.sum()) for own in lengths], max(int(own.max()) for own in lengths)
         losses = None
@@ -74,7 +73,10 @@ class Pack:
                 return {slots[0].name: error}
         if losses is None:  # each by itself, once the error has let go of what was computed
             return {name: error for slot in slots for name, error in self.step([slot]).items()}
-        norms = gradient_norms([slot.parameters for slot in slots])
+        # The norm of each slot's whole gradient.
+        grads = [p.new_zeros(()) if p.grad is None else p.grad for slot in slots for p in slot.parameters]
+        each = torch.split(torch.stack(torch._foreach_norm(grads)), [len(slot.parameters) for slot in slots])
+        norms = torch.stack([torch.linalg.vector_norm(of_slot) for of_slot in each])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             of = {"training loss": loss, "gradient norm": norm}
@@ -151,24 +153,6 @@ class Pack:
         return losses
 
 
-def shared_pack(
-    model: PreTrainedModel,
-    factors: FactorStore,
-    modules: Sequence[LinearModule],
-    *,
-    max_tokens: int,
-    executor: PassExecutor | None = None,
-    cache_bytes: int | None = None,
-    sharing: Sharing | None = None,
-) -> Pack:
-    """Return a pack whose slots share passes over a base; see `PackedModel`."""
-    executor = executor or PassExecutor(1)
-    base = PackedModel(
-        model, factors, modules, num_workers=executor.num_workers, cache_bytes=cache_bytes, sharing=sharing
-    )
-    return Pack(base, max_tokens=max_tokens, executor=executor)
-
-
 @dataclass(frozen=True)
 class _Losses:
     """Reduces rows to their losses; equal for all trials of a task."""
@@ -208,55 +192,47 @@ class AdamWUpdate:
     step: int
 
 
-def gradient_norms(slots: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the norm of each slot's whole gradient, shape (slots,), on the device; 0 where there is none."""
-    grads = [p.new_zeros(()) if p.grad is None else p.grad for parameters in slots for p in parameters]
-    each = torch.split(torch.stack(torch._foreach_norm(grads)), [len(parameters) for parameters in slots])
-    return torch.stack([torch.linalg.vector_norm(norms) for norms in each])
-
-
 @torch.no_grad()
-def adamw(tensors: Sequence[AdamWUpdate]) -> None:
-    """Take the step of each tensor, as `torch.optim.AdamW` does of a gradient that was clipped."""
-    trained = [t for t in tensors if t.parameter.grad is not None]
+def adamw(updates: Sequence[AdamWUpdate], *, foreach: bool | None = None) -> None:
+    """Take the step of each tensor, as `torch.optim.AdamW` does of a gradient that was clipped.
+
+    Args:
+        foreach: Make one call for each operation, over all tensors, instead of one for each tensor; None means what is
+            faster.
+    """
+    trained = [t for t in updates if t.parameter.grad is not None]
     if not trained:
         return
     grads = [t.parameter.grad for t in trained if t.parameter.grad is not None]
     if any(t.clip != 1.0 for t in trained):
         torch._foreach_mul_(grads, [t.clip for t in trained])
-    is_large = sum(grad.numel() for grad in grads) > _LARGE * len(grads)
-    (per_tensor if is_large or grads[0].device.type == "cpu" else foreach)(trained, grads)
-
-
-def per_tensor(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
-    """Take the steps with one call for each tensor."""
-    for t, grad in zip(trained, grads, strict=True):
-        torch._fused_adamw_(
-            [t.parameter],
-            [grad],
-            [t.exp_avg],
-            [t.exp_avg_sq],
-            [],
-            [torch.tensor(float(t.step), device=grad.device)],
-            lr=t.learning_rate,
-            beta1=t.betas[0],
-            beta2=t.betas[1],
-            weight_decay=t.weight_decay,
-            eps=_EPS,
-            amsgrad=False,
-            maximize=False,
-        )
-
-
-def foreach(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
-    """Take the steps with one call for each operation, over all tensors."""
+    if foreach is None:
+        foreach = grads[0].device.type != "cpu" and sum(grad.numel() for grad in grads) <= _LARGE * len(grads)
+    if not foreach:
+        for t, grad in zip(trained, grads, strict=True):
+            torch._fused_adamw_(
+                [t.parameter],
+                [grad],
+                [t.exp_avg],
+                [t.exp_avg_sq],
+                [],
+                [torch.tensor(float(t.step), device=grad.device)],
+                lr=t.learning_rate,
+                beta1=t.betas[0],
+                beta2=t.betas[1],
+                weight_decay=t.weight_decay,
+                eps=_EPS,
+                amsgrad=False,
+                maximize=False,
+            )
+        return
     parameters, means, squares = zip(*((t.parameter, t.exp_avg, t.exp_avg_sq) for t in trained), strict=True)
     if any(t.weight_decay for t in trained):
         torch._foreach_mul_(parameters, [1 - t.learning_rate * t.weight_decay for t in trained])
     torch._foreach_mul_(means, [t.betas[0] for t in trained])
-    torch._foreach_add_(means, torch._foreach_mul(list(grads), [1 - t.betas[0] for t in trained]))
+    torch._foreach_add_(means, torch._foreach_mul(grads, [1 - t.betas[0] for t in trained]))
     torch._foreach_mul_(squares, [t.betas[1] for t in trained])
-    torch._foreach_addcmul_(squares, list(grads), list(grads), [1 - t.betas[1] for t in trained])
+    torch._foreach_addcmul_(squares, grads, grads, [1 - t.betas[1] for t in trained])
     roots = torch._foreach_sqrt(squares)
     torch._foreach_div_(roots, [math.sqrt(1 - t.betas[1] ** t.step) for t in trained])
     torch._foreach_add_(roots, _EPS)
@@ -266,10 +242,10 @@ def foreach(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
 
 def _updates(slot: Slot, norm: float) -> Iterator[AdamWUpdate]:
     """Yield the AdamW update of each tensor of a slot, given the norm of its whole gradient."""
-    hyper, tensors = slot.spec.hyperparameters, slot.tensors
+    hyper = slot.spec.hyperparameters
     factor, betas = hyper.lr_factor(slot.step), (hyper.adam_beta1, hyper.adam_beta2)
     limit = hyper.max_grad_norm
     clip = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0  # torch's own formula
-    rates = chain(repeat(hyper.learning_rate, len(tensors.adapter.tensors)), repeat(hyper.head_learning_rate))
+    rates = chain(repeat(hyper.learning_rate, len(slot.adapter.tensors)), repeat(hyper.head_learning_rate))
     for parameter, moments, rate in zip(slot.parameters, slot.moments, rates, strict=False):
         yield AdamWUpdate(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, slot.step + 1)

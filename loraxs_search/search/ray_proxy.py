@@ -7,13 +7,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class _Unanswered:
-    """Answers 503 where a replica has died with a request: Ray's proxy sends nothing then, which becomes a bare 500."""
+def _answering(app: ASGIApp) -> ASGIApp:
+    """Answer 503 where a replica has died with a request: Ray's proxy sends nothing then, which becomes a bare 500."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
         answered = scope["type"] != "http"
 
         async def noted(message: Message) -> None:
@@ -21,12 +18,14 @@ class _Unanswered:
             answered = True
             await send(message)
 
-        await self._app(scope, receive, noted)
+        await app(scope, receive, noted)
         if not answered:
             error = {"message": "The replica has died: send the request again.", "type": "server_error", "code": 503}
             await JSONResponse({"error": error | {"param": None}}, 503, {"retry-after": "1"})(scope, receive, send)
 
+    return call
+
 
 def middlewares() -> list[Middleware]:
     """Return them; an environment variable of the proxies names this function."""
-    return [Middleware(_Unanswered)]
+    return [Middleware(_answering)]

@@ -16,7 +16,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +89,7 @@ class ServeArgs(BaseModel):
 
 
 # ---- replicas --------------------------------------------------------------------------------------------------------
-class Replica:
+class _Replica:
     """A server of adapters in its own process, as Ray Serve makes them.
 
     Args:
@@ -162,49 +161,20 @@ def _application(
         **numbers,
         **options,
     )
-    return deployment(serve.ingress()(Replica)).bind(args, tuple(keys), dict(environment or {}))
+    return deployment(serve.ingress()(_Replica)).bind(args, tuple(keys), dict(environment or {}))
 
 
 # ---- deploying -------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Deployed:
-    """What was deployed on the connected cluster.
-
-    Args:
-        token: Tells it from what others deploy there in its place.
-        urls: Where it answers.
-    """
-
-    token: str
-    urls: tuple[str, ...]
-
-    def wait(self, stopped: threading.Event) -> bool:
-        """Wait until `stopped` is set, or until another process has taken it down or deployed anew.
-
-        Returns: whether it is still as it was deployed.
-        """
-        while not stopped.wait(_POLL_S):
-            try:
-                app = serve_details().get("applications", {}).get(APP)
-            except ActorDiedError:  # Ray Serve was shut down
-                return False
-            except RayError as error:
-                log.debug("Ray Serve does not answer: %s", error)  # its controller starts anew, or Ray ends us
-                continue
-            config = {} if app is None else app["deployments"].get(DEPLOYMENT, {}).get("deployment_config", {})
-            if config.get("user_config") != {_TOKEN: self.token}:
-                return False
-        return True
-
-
 def deploy(
     args: ServeArgs, *, host: str, port: int, keys: Sequence[str] = (), say: Callable[[str], None] = log.warning
-) -> Deployed:
+) -> tuple[str, tuple[str, ...]]:
     """Deploy on the connected cluster, or replace what was deployed there replica by replica; return when all answer.
 
     Args:
         host: Where each node with a replica listens, with `port`.
         say: Gets a line when the replicas take long to start, with what they wait for.
+    Returns:
+        A token, which tells it from what others deploy there in its place, and where it answers.
     Raises:
         UsageError: Ray Serve runs there at another address.
         ClusterError: Ray Serve cannot run on the cluster, or a replica cannot start.
@@ -237,7 +207,26 @@ def deploy(
         raise
     addresses = {node.node_id: node.address for node in living_nodes()}
     hosts = [addresses[node] if host in ("0.0.0.0", "::") else host for node in serve.status().proxies]
-    return Deployed(token, tuple(f"http://{name}:{port}" for name in dict.fromkeys(hosts)))
+    return token, tuple(f"http://{name}:{port}" for name in dict.fromkeys(hosts))
+
+
+def stays_deployed(token: str, stopped: threading.Event) -> bool:
+    """Wait until `stopped` is set, or until another process has taken it down or deployed anew.
+
+    Returns: whether it is still as it was deployed.
+    """
+    while not stopped.wait(_POLL_S):
+        try:
+            app = serve_details().get("applications", {}).get(APP)
+        except ActorDiedError:  # Ray Serve was shut down
+            return False
+        except RayError as error:
+            log.debug("Ray Serve does not answer: %s", error)  # its controller starts anew, or Ray ends us
+            continue
+        config = {} if app is None else app["deployments"].get(DEPLOYMENT, {}).get("deployment_config", {})
+        if config.get("user_config") != {_TOKEN: token}:
+            return False
+    return True
 
 
 def take_down() -> bool:

@@ -33,9 +33,9 @@ from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.home import home, write_atomic
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
-from loraxs_search.packing.bases import PeftBase
+from loraxs_search.packing.bases import PackedModel, PeftBase
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.literals import Scalar, Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
@@ -130,7 +130,8 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
         ]
     if not space.is_packable:
         return _one_by_one(arms, specs, data, loaded, split)
-    pack = shared_pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
+    base = PackedModel(loaded.model, loaded.factors, loaded.modules, num_workers=executor.num_workers)
+    pack = Pack(base, max_tokens=budget, executor=executor)
     slots, scores = [pack.join(spec, data) for spec in specs], {arm: Scores() for arm in arms}
     for step in range(1, steps + 1):
         if errors := pack.step(slots):

@@ -43,7 +43,7 @@ from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.packing.bases import PackedModel, PeftBase, Slot
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
@@ -118,14 +118,14 @@ class Bench:
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
-        pack = shared_pack(
+        base = PackedModel(
             resident.model,
             resident.factors,
             resident.modules,
-            max_tokens=MAX_TOKENS,
-            executor=PassExecutor(*workers_for(resident.device)),
+            num_workers=workers_for(resident.device)[0],
             cache_bytes=None if prefix else 0,
         )
+        pack = Pack(base, max_tokens=MAX_TOKENS, executor=PassExecutor(*workers_for(resident.device)))
         slots = [pack.join(spec, resident.prepared()) for spec in self.specs(num_slots)]
         if prefix and self._arguments.last_k:
             pack.evaluate(slots[:1], "train")
@@ -202,7 +202,7 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
 def shape_of_round(pack: Pack, slots: Sequence[Slot]) -> tuple[int, float]:
     """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
     pack.base.place(slots)
-    lengths = {slot.name: slot.data.lengths("train")[slot.next_rows()] for slot in pack.base.slots}
+    lengths = {slot.name: slot.data.lengths("train")[slot.batches.at(slot.step)] for slot in pack.base.slots}
     passes = pack.engine.plan(lengths)
     padded, real = sum(shared.num_tokens for shared in passes), sum(int(own.sum()) for own in lengths.values())
     return len(passes), padded / real

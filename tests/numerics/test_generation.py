@@ -374,7 +374,7 @@ def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world):
     trials, pack = world.mixed_trials(init_std=0.3)[:3], world.pack()
     slots = [pack.join(spec, data) for spec, data in trials]
     with torch.no_grad():
-        slots[1].tensors.adapter.tensors[0].fill_(torch.nan)
+        slots[1].adapter.tensors[0].fill_(torch.nan)
     asked = request(prompts())
     written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
     pack.base.clear()

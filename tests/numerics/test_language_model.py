@@ -44,7 +44,7 @@ def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path):
     for name in world.names:
         count = lambda _, args, name=name: num_positions.update({name: args[0][..., 0].numel()})  # noqa: E731
         world.model.get_submodule(name).register_forward_pre_hook(count)
-    rows = {slot.name: slot.next_rows() for slot in slots}
+    rows = {slot.name: slot.batches.at(slot.step) for slot in slots}
     num_reads = sum(int(slot.data.encoded("train").counts(rows[slot.name]).sum()) for slot in slots)
     num_tokens = sum(int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots)
     assert pack.step(slots) == {}

@@ -16,9 +16,10 @@ from support.trials import run_alone, train
 from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.methods import get_method
 from loraxs_search.packing import loaded_base
+from loraxs_search.packing.bases import PackedModel
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.task import DataSource, Task
@@ -92,8 +93,8 @@ class MixedWorld:
         return TrialSpec(str(number // 2), {}, hyper, study=kind)  # the same id in both studies
 
     def pack(self, num_workers: int = 1, max_tokens: int = 400) -> Pack:
-        loaded, executor = self.loaded, PassExecutor(num_workers)
-        return shared_pack(loaded.model, loaded.factors, loaded.modules, max_tokens=max_tokens, executor=executor)
+        base = PackedModel(self.loaded.model, self.loaded.factors, self.loaded.modules, num_workers=num_workers)
+        return Pack(base, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
     def lone(self, spec: TrialSpec, data: PreparedTask) -> Snapshot:
         """Run a trial by itself on a base that its own task has loaded; return its state after a report."""

@@ -148,7 +148,7 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world, poison, num_w
         train(pack, slots, 2)
         if poisoned:
             with torch.no_grad():
-                slots[1].tensors.adapter.r.mul_(poison)
+                slots[1].adapter.r.mul_(poison)
         before = slots[1].snapshot()
         errors = pack.step(slots)
         assert list(errors) == (["2"] if poisoned else [])
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_halves_the_budget_and_that_for_the_longest_row_alo
 def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world):
     pack, lengths = world.pack(), world.data.lengths("train")
     slots = world.join(pack, [world.spec(str(number), batch_size=2) for number in range(1, 5)])
-    longest = {slot.name: int(lengths[slot.next_rows()].max()) for slot in slots}
+    longest = {slot.name: int(lengths[slot.batches.at(slot.step)].max()) for slot in slots}
     limit = sorted(set(longest.values()))[-2]
     handle = refuse_passes(world, above=limit)
     errors = pack.step(slots)
@@ -287,8 +287,8 @@ def test_slots_are_not_larger_than_the_method_says(world):
         adapted = [module for module in world.modules if module.name in modules]
         said = method.slot_bytes(method.params(spec.hyperparameters), adapted, 3)
         own = [
-            *slot.tensors.adapter.tensors,
-            *(m for pair in slot.moments[: len(slot.tensors.adapter.tensors)] for m in pair),
+            *slot.adapter.tensors,
+            *(m for pair in slot.moments[: len(slot.adapter.tensors)] for m in pair),
         ]
         held = sum(tensor.nbytes for tensor in own) + pack.base.slot_bytes
         pack.base.clear()

@@ -17,7 +17,8 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.engine import layers
 from loraxs_search.engine.layers import AdaptedLinear
 from loraxs_search.engine.passes import PassExecutor
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.bases import PackedModel
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
 
@@ -47,14 +48,8 @@ def upper_specs(world: Any) -> list[TrialSpec]:
 
 
 def pack_of(world: Any, cache_bytes: int | None = None, num_workers: int = 2) -> Pack:
-    return shared_pack(
-        world.model,
-        world.factors,
-        world.modules,
-        max_tokens=200,
-        executor=PassExecutor(num_workers),
-        cache_bytes=cache_bytes,
-    )
+    base = PackedModel(world.model, world.factors, world.modules, num_workers=num_workers, cache_bytes=cache_bytes)
+    return Pack(base, max_tokens=200, executor=PassExecutor(num_workers))
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import Engine, PassExecutor, Requester
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.bases import PeftBase, Slot
+from loraxs_search.packing.bases import PackedModel, PeftBase, Slot
 from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack, shared_pack
+from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -134,9 +134,8 @@ class TrialBase:
         return make_spec(trial_id, self.names, **changes)
 
     def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
-        return shared_pack(
-            self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers)
-        )
+        base = PackedModel(self.model, self.factors, self.modules, num_workers=num_workers)
+        return Pack(base, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
     @contextmanager
     def attached(self, spec: TrialSpec) -> Iterator[Any]:

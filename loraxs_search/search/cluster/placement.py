@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Literal
 from loraxs_search.errors import counted
 from loraxs_search.records.literals import SearchDevice
 
-COUNT_EVERY_S = 3.0
+COUNT_EVERY_S, SAY_EVERY_S = 3.0, 60.0
+_MAX_SHOWN = 5  # nodes in a message
+_logger = logging.getLogger(__name__)
 _UNITS = 10_000  # Ray counts resources in ten-thousandths
 
 
@@ -61,53 +64,6 @@ def share_out(nodes: Iterable[Node], pack_size: int, device: SearchDevice) -> Sl
     return Slots({"CPU": share}, {node_id: n // whole * pack_size for node_id, n in cpus.items()})
 
 
-SAY_EVERY_S = 60.0
-_MAX_SHOWN = 5  # nodes in a message
-
-
-class SlotWait:
-    """Says every minute what trials wait for while Ray reserves no slot for any, or no node has what one asks for.
-
-    Args:
-        nodes: Returns the living nodes.
-        slots: Returns what a trial would ask for now.
-    """
-
-    def __init__(
-        self,
-        nodes: Callable[[], Sequence[Node]],
-        slots: Callable[[], Slots],
-        say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._nodes, self._slots, self._say, self._clock = nodes, slots, say, clock
-        self._next = clock()
-
-    def look(self, asked: Mapping[str, float], others_have_slots: bool = False) -> bool:
-        """Say why trials that ask for this do not start; return whether they could if they asked for what is there.
-
-        A trial asks for a share of the nodes at the time of its proposal. These may all have left since. While others
-        have slots, they are not disturbed.
-        """
-        nodes = self._nodes()
-        is_held = any(node.offers(asked) for node in nodes)
-        if not is_held and not others_have_slots and self._slots().num_slots:
-            return True
-        if (is_held and others_have_slots) or self._clock() < self._next:
-            return False
-        self._next = self._clock() + SAY_EVERY_S
-        what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
-        have = [f"{node.address} has {node.num_cpus} CPU and {node.num_gpus} GPU" for node in nodes]
-        more = ", ..." if len(have) > _MAX_SHOWN else ""
-        why = (
-            f"{what}, which other work on this cluster holds, such as another search. `ray status` shows what is in use"
-            if is_held
-            else f"a node with {what} to join the cluster; now {', '.join(have[:_MAX_SHOWN]) or 'there is none'}{more}"
-        )
-        self._say(f"{'Some trials wait' if others_have_slots else 'No trial can start: each waits'} for {why}.")
-        return False
-
-
 @dataclass(frozen=True)
 class PackSize:
     """How many trials share a device, and why, as shown to users."""
@@ -155,10 +111,11 @@ def choose_pack_size(
 
 
 class SlotCounter:
-    """How many trials one study may run now: the slots are counted again every few seconds.
+    """How many trials one study may run now, by the nodes that are alive: they are counted again every few seconds.
 
     Args:
-        count: Counts the slots of the cluster as it is now.
+        nodes: Returns the living nodes.
+        pack_size, device: As of `share_out`.
         concurrent: Slots the user wants, whether or not they are there: what does not fit waits, which is how an
             autoscaler learns what is wanted. None means as many as fit, and one that waits if none fits.
         num_studies: Studies that share the slots.
@@ -166,25 +123,52 @@ class SlotCounter:
 
     def __init__(
         self,
-        count: Callable[[], Slots],
+        nodes: Callable[[], Sequence[Node]],
+        pack_size: int,
+        device: SearchDevice,
         *,
         concurrent: int | None,
         num_studies: int = 1,
-        every_s: float = COUNT_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._count, self._concurrent, self._num_studies = count, concurrent, num_studies
-        self._every_s, self._clock = every_s, clock
-        self._slots, self._counted_at = count(), clock()
+        self._nodes, self._pack_size, self._device = nodes, pack_size, device
+        self._concurrent, self._num_studies, self._clock = concurrent, num_studies, clock
+        self._slots, self._counted_at = share_out(nodes(), pack_size, device), clock()
+        self._said_at = -math.inf
 
     @property
     def slots(self) -> Slots:
         """The slots of the whole cluster, some seconds old at most."""
-        if self._clock() - self._counted_at >= self._every_s:
-            self._slots, self._counted_at = self._count(), self._clock()
+        if self._clock() - self._counted_at >= COUNT_EVERY_S:
+            self._slots, self._counted_at = share_out(self._nodes(), self._pack_size, self._device), self._clock()
         return self._slots
 
     @property
     def max_concurrent(self) -> int:
         """Trials that this study may have in flight, at least one."""
         return self._concurrent or max(1, self.slots.num_slots // self._num_studies)
+
+    def have_left(self, asked: Mapping[str, float], others_have_slots: bool = False) -> bool:
+        """Say every minute what trials wait for; return whether they could start if they asked for what is there now.
+
+        Called while Ray reserves no slot for any trial, or no node has what one asks for: a share of the nodes at the
+        time of its proposal, which may all have left since. While others have slots, they are not disturbed.
+        """
+        nodes = self._nodes()
+        is_held = any(node.offers(asked) for node in nodes)
+        if not is_held and not others_have_slots and self.slots.num_slots:
+            return True
+        if (is_held and others_have_slots) or self._clock() - self._said_at < SAY_EVERY_S:
+            return False
+        self._said_at = self._clock()
+        what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        have = [f"{node.address} has {node.num_cpus} CPU and {node.num_gpus} GPU" for node in nodes]
+        more = ", ..." if len(have) > _MAX_SHOWN else ""
+        _logger.warning(
+            "%s for %s.",
+            "Some trials wait" if others_have_slots else "No trial can start: each waits",
+            f"{what}, which other work on this cluster holds, such as another search. `ray status` shows what is in use"
+            if is_held
+            else f"a node with {what} to join the cluster; now {', '.join(have[:_MAX_SHOWN]) or 'there is none'}{more}",
+        )
+        return False

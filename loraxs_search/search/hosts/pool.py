@@ -204,10 +204,9 @@ class HostPool:
         """
         devices = share_out(living_nodes(), 1, self._device).num_slots
         least = math.ceil(len(self._plans) / max(1, devices))
+        studies = len(self._plans)
         return SlotCounter(
-            lambda: share_out(living_nodes(), max(size, least), self._device),
-            concurrent=plan.concurrent,
-            num_studies=len(self._plans),
+            living_nodes, max(size, least), self._device, concurrent=plan.concurrent, num_studies=studies
         )
 
     def steps(self, study: str) -> Steps:

@@ -26,8 +26,7 @@ from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, 
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.schedulers._base import Scheduler
-from loraxs_search.search.cluster.connection import living_nodes, setup_error
-from loraxs_search.search.cluster.placement import SlotWait
+from loraxs_search.search.cluster.connection import setup_error
 from loraxs_search.search.hosts.pool import StudyActors
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
 from loraxs_search.search.tune.proposer import Proposer
@@ -136,8 +135,7 @@ class StudySearcher(_Unpickled, Searcher):
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
             if self.early_end is not None or not self.is_short:
                 break
-            wait = SlotWait(living_nodes, lambda: actors.slot_counter.slots, _logger.warning)
-            watch = LoopWatch(self._budget, self.abort, wait.look)
+            watch = LoopWatch(self._budget, self.abort, actors.slot_counter.have_left)
             with contextlib.closing(Advancers(settings, lambda name: self._log.records[name].step)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.search.cluster.placement import (
+    COUNT_EVERY_S,
     SAY_EVERY_S,
     Node,
     SlotCounter,
     Slots,
-    SlotWait,
     choose_pack_size,
     share_out,
 )
@@ -44,46 +44,45 @@ def test_as_many_shares_fit_as_ray_counts_them(pack_size, cpus):
         assert round(share * 10_000) * pack_size <= whole * 10_000
 
 
-def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left():
-    nodes, said = [LARGE], list[str]()
-    now = [0.0]
-    wait = SlotWait(lambda: nodes, lambda: share_out(nodes, 2, "cpu"), said.append, lambda: now[0])
-    asked = share_out(nodes, 2, "cpu").resources
-    assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 1]
+def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left(caplog):
+    nodes, now = [LARGE], [0.0]
+    counter = SlotCounter(lambda: nodes, 2, "cpu", concurrent=None, clock=lambda: now[0])
+    asked, said = counter.slots.resources, caplog.messages
+    assert [counter.have_left(asked), counter.have_left(asked), len(said)] == [False, False, 1]
     assert "4 CPU" in said[0]
     assert "another search" in said[0]
     now[0] += SAY_EVERY_S
-    assert not wait.look(asked, True)
+    assert not counter.have_left(asked, True)
     assert len(said) == 1, "it waits for another trial of the search"
     nodes[:] = [HEAD]
-    assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 2]
+    assert [counter.have_left(asked), counter.have_left(asked), len(said)] == [False, False, 2]
     assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in said[1]
-    nodes[:] = [HEAD, SMALL]
-    assert wait.look(asked)
+    nodes[:], now[0] = [HEAD, SMALL], now[0] + COUNT_EVERY_S
+    assert counter.have_left(asked)
     assert len(said) == 2
     now[0] += SAY_EVERY_S
-    assert not wait.look(asked, True), "the trial that has a slot there is not disturbed"
+    assert not counter.have_left(asked, True), "the trial that has a slot there is not disturbed"
     assert "a node with 4 CPU to join" in said[2]
-    assert not wait.look(share_out(nodes, 2, "cpu").resources), "that is there, and taken"
+    assert not counter.have_left(counter.slots.resources), "that is there, and taken"
 
 
 def test_slots_are_counted_anew_every_few_seconds():
     now, nodes = [0.0], [SMALL]
-    counter = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
+    counter = SlotCounter(lambda: nodes, 1, "auto", concurrent=None, clock=lambda: now[0])
     assert counter.max_concurrent == 1
     nodes.append(LARGE)
     assert counter.max_concurrent == 1, "Ray is not asked at every step of the loop"
-    now[0] = 3.0
+    now[0] = COUNT_EVERY_S
     assert counter.max_concurrent == 5
     nodes.clear()
-    now[0] = 6.0
+    now[0] *= 2
     assert counter.max_concurrent == 1, "one trial waits, for a node to come"
 
 
 def test_the_number_asked_for_stands_whatever_there_is_and_studies_share_the_slots():
-    assert SlotCounter(lambda: share_out([], 1, "gpu"), concurrent=6).max_concurrent == 6
-    assert SlotCounter(lambda: share_out([LARGE, SMALL], 1, "auto"), concurrent=2).max_concurrent == 2
-    assert SlotCounter(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3).max_concurrent == 2
+    assert SlotCounter(list, 1, "gpu", concurrent=6).max_concurrent == 6
+    assert SlotCounter(lambda: [LARGE, SMALL], 1, "auto", concurrent=2).max_concurrent == 2
+    assert SlotCounter(lambda: [GPUS], 2, "auto", concurrent=None, num_studies=3).max_concurrent == 2
 
 
 def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> tuple[int, str]:
