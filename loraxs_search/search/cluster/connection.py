@@ -221,7 +221,9 @@ def own_error(error: BaseException) -> BaseException:
     if isinstance(error, RayTaskError):
         return own_error(error.cause) if isinstance(error.cause, LoraxsError | RayError) else error
     if isinstance(error, RuntimeEnvSetupError):
-        return setup_error(str(error))
+        node, law = _NODE.search(str(error)), "Every node must be able to make the search's environment"
+        problem = setup_problem(str(error))
+        return ClusterError(f"{law}, but {node[1] if node else 'one'} is not: {problem}", hint=SETUP_HINT)
     if not isinstance(error, RayError):
         return error
     # Ray says it in a page: facts, which are indented, between a general line and the cause.
@@ -342,16 +344,6 @@ def setup_problem(message: str) -> str:
     output = lines[lines.index(_OUTPUT) + 1 :] if _OUTPUT in lines else []
     errors = [index for index, line in enumerate(output) if line.lower().startswith("error")]
     return " ".join(output[errors[0] :][:4]) if errors else (output or lines or [""])[-1]
-
-
-def setup_error(message: str) -> ClusterError:
-    """Return the error of a search whose environment could not be made, with Ray's message."""
-    node = _NODE.search(message)
-    which = node[1] if node else "one"
-    return ClusterError(
-        f"Every node must be able to make the search's environment, but {which} is not: {setup_problem(message)}",
-        hint=SETUP_HINT,
-    )
 
 
 def expected_versions() -> dict[str, str]:

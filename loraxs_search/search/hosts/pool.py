@@ -6,6 +6,7 @@ And those of one study: its snapshot store, which has its files, and its part of
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
@@ -64,49 +65,48 @@ class HostDirectory:
         self._hosts: dict[tuple[str, str], HostProxy] = {}
 
     @ray.method
-    def host_for(self, node_id: str, gpu: str | None, lost: HostProxy | None) -> HostProxy:
+    def host_for(self, node_id: str, gpu: str | None, lost: HostProxy | None, task: Task | None) -> HostProxy:
         """Return the host of a device, created if it is missing or is the one that the caller has lost.
 
-        A lost one may live, behind a network that was cut: it is ended, since a device holds the base once.
+        A lost one may live, behind a network that was cut: it is ended, since a device holds the base once. A host has
+        all threads of its node; one of twice the CPUs of the smallest node serves twice its trials.
+
+        Args:
+            task: Have it load that; nobody waits for it.
         """
         key = (node_id, gpu or "cpu")
         host = self._hosts.get(key)
-        if host is None or (lost is not None and host == lost):
-            if host is not None:
-                kill(host)
-            host = self._hosts[key] = self._create(node_id, gpu)
+        if host is not None and lost is not None and host == lost:
+            kill(host)
+            host = None
+        if host is None:
+            nodes = living_nodes()
+            node = next((n for n in nodes if n.node_id == node_id), None)
+            threads, times = 1, 1
+            if gpu is None and node is not None and node.num_cpus:
+                threads = node.num_cpus
+                times = threads // min(n.num_cpus for n in nodes if n.num_cpus)
+            elif gpu is None:  # it offers trials nothing, like a head that only drives
+                threads = os.cpu_count() or 1
+            config = self._config
+            # A thread for each caller, and one so that a question is answered while all others wait for a round.
+            callers = 1 + min(config.max_trials * times, MAX_CALLERS)
+            if config.pack_size != "auto":
+                config = replace(config, pack_size=config.pack_size * times)
+            env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
+            if gpu is not None:
+                env["CUDA_VISIBLE_DEVICES"] = gpu
+            actor = RemoteHost.options(runtime_env={"env_vars": env}, max_concurrency=callers, **pinned(node_id))
+            host = cast("HostProxy", actor.remote(config, threads, node.address if node else node_id))
+            self._hosts[key] = host
+        if task is not None:
+            host.info.remote(task)
         return host
-
-    @ray.method
-    def preload(self, node_id: str, gpu: str | None, task: Task) -> None:
-        """Have the host of a device load; nobody waits for it."""
-        cast("Any", self).host_for(node_id, gpu, None).info.remote(task)
 
     @ray.method
     def hosts(self) -> list[HostProxy]:
         """Return every host there is, in the order they were created."""
         return list(self._hosts.values())
-
-    def _create(self, node_id: str, gpu: str | None) -> HostProxy:
-        """A host has all threads of its node; one of twice the CPUs of the smallest node serves twice its trials."""
-        nodes = living_nodes()
-        node = next((n for n in nodes if n.node_id == node_id), None)
-        threads, times = 1, 1
-        if gpu is None and node is not None and node.num_cpus:
-            threads = node.num_cpus
-            times = threads // min(n.num_cpus for n in nodes if n.num_cpus)
-        elif gpu is None:  # it offers trials nothing, like a head that only drives
-            threads = os.cpu_count() or 1
-        config = self._config
-        # A thread for each caller, and one so that a question is answered while all others wait for a round.
-        callers = 1 + min(config.max_trials * times, MAX_CALLERS)
-        if config.pack_size != "auto":
-            config = replace(config, pack_size=config.pack_size * times)
-        env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
-        if gpu is not None:
-            env["CUDA_VISIBLE_DEVICES"] = gpu
-        actor = RemoteHost.options(runtime_env={"env_vars": env}, max_concurrency=callers, **pinned(node_id))
-        return cast("HostProxy", actor.remote(config, threads, node.address if node else node_id))
 
 
 class HostPool:
@@ -143,11 +143,11 @@ class HostPool:
 
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is raised by its `info`."""
-        self._directory.preload.remote(*self._living_place(), task)
+        self._directory.host_for.remote(*self._living_place(), None, task)
 
     def host(self, lost: HostProxy | None = None) -> HostProxy:
         """Return the host for work that one host does for all, another one than a lost one."""
-        return ray.get(self._directory.host_for.remote(*self._living_place(), lost))
+        return ray.get(self._directory.host_for.remote(*self._living_place(), lost, None))
 
     def hosts(self) -> list[HostProxy]:
         """Return all hosts that exist by now; at least one."""
@@ -179,11 +179,10 @@ class HostPool:
                 host = self.host(lost=host)
         return await_answer(ask(host), on_loop_step)
 
-    def pack_size(self, info: HostInfo, space: Space) -> PackSize:
-        """Choose how many trials share a device; the same for all studies."""
-        asked = self.config.pack_size
+    def share(self, info: HostInfo, space: Space, plan: SearchPlan) -> tuple[PackSize, SlotCounter]:
+        """Choose how many trials share a device, the same for all studies; return also how many a study may run."""
+        asked, devices = self.config.pack_size, share_out(living_nodes(), 1, self._device).num_slots
         if space.is_packable:
-            devices = share_out(living_nodes(), 1, self._device).num_slots
             num_trials = sum(plan.trials for plan in self._plans)
             chosen = choose_pack_size(
                 asked, fits=info.num_slots, fills=info.full_slots, num_trials=num_trials, num_devices=devices
@@ -193,38 +192,11 @@ class HostPool:
         if asked != "auto" and chosen.size < asked:
             message = "`search.pack_size` is %d, but %s: it is %d for this search."
             _logger.warning(message, asked, chosen.reason, chosen.size)
-        return chosen
-
-    def slot_counter(self, size: int, plan: SearchPlan) -> SlotCounter:
-        """Return the counter of slots for one of the studies, as nodes come and go.
-
-        Args:
-            size: Trials that share a device. Each study has its own slot at least: trials that cannot share passes
-                take turns on the host, whatever study they are of.
-        """
-        devices = share_out(living_nodes(), 1, self._device).num_slots
-        least = math.ceil(len(self._plans) / max(1, devices))
+        # Each study has its own slot at least: trials that cannot share passes take turns, whatever study they are of.
         studies = len(self._plans)
-        return SlotCounter(
-            living_nodes, max(size, least), self._device, concurrent=plan.concurrent, num_studies=studies
-        )
-
-    def steps(self, study: str) -> Steps:
-        """Return how far the trials of a study have got on the hosts that answer within seconds; of many, on some."""
-        begin, steps = f"{study}/", dict[str, int]()
-        for _, of_host in _answers([host.steps.remote() for host in self.hosts()[:_MAX_HOSTS]]):
-            steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
-        return steps
-
-    def cancel(self, study: str, trials: Collection[str]) -> None:
-        """Have all hosts give up trials of a study; nobody waits for it.
-
-        A host remembers nothing of a trial that it does not advance at the moment, and only the process that asks for a
-        trial knows its host: whoever wants to be sure asks again.
-        """
-        names = [f"{study}/{trial_id}" for trial_id in trials]
-        for host in self.hosts() if names else ():
-            host.cancel.remote(names)
+        size = max(chosen.size, math.ceil(studies / max(1, devices)))
+        counter = SlotCounter(living_nodes, size, self._device, concurrent=plan.concurrent, num_studies=studies)
+        return chosen, counter
 
     def end_silent_hosts(self, study: str, trials: Collection[str]) -> None:
         """End the hosts that say nothing, or still hold one of these trials; the next calls find others in their place.
@@ -255,14 +227,22 @@ class HostPool:
             advanced: Called with what hosts say, unless it is empty, from its own thread.
             to_cancel: Returns the ids of the trials that are to end at their next step; called from that thread.
         """
-        closing = threading.Event()
+        closing, begin = threading.Event(), f"{study}/"
 
         def watch() -> None:
             for turn in itertools.count():
                 try:
-                    self.cancel(study, to_cancel())
-                    if turn % _STEPS_EVERY == 0 and (steps := self.steps(study)) and not closing.is_set():
-                        advanced(steps)
+                    # A host remembers nothing of a trial that it does not advance at the moment, and only the process
+                    # that asks for a trial knows its host: all are asked, again and again.
+                    names = [f"{begin}{trial_id}" for trial_id in to_cancel()]
+                    for host in self.hosts() if names else ():
+                        host.cancel.remote(names)
+                    if turn % _STEPS_EVERY == 0:
+                        asked = [host.steps.remote() for host in self.hosts()[:_MAX_HOSTS]]
+                        of_all = [item for _, of_host in _answers(asked) for item in of_host.items()]
+                        steps = {name.removeprefix(begin): step for name, step in of_all if name.startswith(begin)}
+                        if steps and not closing.is_set():
+                            advanced(steps)
                 except Exception as error:  # noqa: BLE001  # shown to users only, or asked again
                     _logger.info("hosts cannot be asked: %s", error)
                 if closing.wait(_CANCEL_EVERY_S):
@@ -317,7 +297,10 @@ class SnapshotStore:
     def __init__(self, name: str, home: str) -> None:
         os.environ["LORAXS_HOME"] = home  # the driver's, whatever this node's Ray was started with
         self._name = name
-        self._folder: StudyFolder | None = None  # opened at first use: the snapshot store starts before there is one
+
+    @functools.cached_property
+    def _folder(self) -> StudyFolder:  # the snapshot store starts before there is one
+        return StudyFolder.open(self._name)
 
     @ray.method
     def ready(self) -> None:
@@ -325,19 +308,15 @@ class SnapshotStore:
 
     @ray.method
     def read_asset(self, digest: str) -> bytes:
-        return self._open().read_asset(digest)
+        return self._folder.read_asset(digest)
 
     @ray.method
     def read_snapshot(self, trial_id: str) -> bytes | None:
-        return self._open().snapshots.read(trial_id)
+        return self._folder.snapshots.read(trial_id)
 
     @ray.method
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        self._open().snapshots.write(trial_id, snapshot)
-
-    def _open(self) -> StudyFolder:
-        self._folder = self._folder or StudyFolder.open(self._name)
-        return self._folder
+        self._folder.snapshots.write(trial_id, snapshot)
 
 
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
@@ -382,8 +361,7 @@ class StudyActors:
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
-            self.pack_size = pool.pack_size(self.info, space)
-            self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
+            self.pack_size, self.slot_counter = pool.share(self.info, space, study.search)
             await_answer(self.snapshot_store.ready.remote(), check_stop)
         except BaseException:
             self.close()

@@ -157,7 +157,7 @@ class TrialAdvancer:
         """Return the host of a place, another one than a lost one."""
         host = self._hosts.get(place)
         if host is None or host == lost:
-            host = await _answered(self._directory.host_for.remote(place.node_id, place.gpu, lost))
+            host = await _answered(self._directory.host_for.remote(place.node_id, place.gpu, lost, None))
             self._hosts[place] = host
         return host
 

@@ -15,18 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RuntimeEnvSetupError
 from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import ClusterError, LoraxsError, SearchInterruptedError, StudyError, UsageError, counted
+from loraxs_search.errors import LoraxsError, SearchInterruptedError, StudyError, UsageError, counted
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.schedulers._base import Scheduler
-from loraxs_search.search.cluster.connection import setup_error
+from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.hosts.pool import StudyActors
 from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
 from loraxs_search.search.tune.proposer import Proposer
@@ -410,7 +411,7 @@ class LoopWatch(_Unpickled, Callback):
     def __init__(
         self,
         budget: TimeBudget,
-        unfit: Callable[[ClusterError], None],
+        unfit: Callable[[Any], None],
         ask_anew: Callable[[Mapping[str, float], bool], bool],
     ) -> None:
         self._budget, self._unfit, self._ask_anew = budget, unfit, ask_anew
@@ -472,7 +473,7 @@ class LoopWatch(_Unpickled, Callback):
         if trial.error_file and Path(trial.error_file).exists():
             _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
             if _SETUP_FAILED.search(failure):
-                self._unfit(setup_error(failure))
+                self._unfit(own_error(RuntimeEnvSetupError(failure)))
         now = time.monotonic()
         if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
             trial.max_failures += 1

@@ -69,7 +69,7 @@ either_way = pytest.mark.parametrize("foreach", [False, True])
 @either_way
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(
+    trials=st.lists(
         st.builds(
             Trial,
             rates=st.tuples(st.floats(1e-5, 0.1), st.floats(1e-5, 0.1)),

@@ -47,22 +47,22 @@ def test_as_many_shares_fit_as_ray_counts_them(pack_size, cpus):
 def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left(caplog):
     nodes, now = [LARGE], [0.0]
     counter = SlotCounter(lambda: nodes, 2, "cpu", concurrent=None, clock=lambda: now[0])
-    asked, said = counter.slots.resources, caplog.messages
-    assert [counter.have_left(asked), counter.have_left(asked), len(said)] == [False, False, 1]
-    assert "4 CPU" in said[0]
-    assert "another search" in said[0]
+    asked = counter.slots.resources
+    assert [counter.have_left(asked), counter.have_left(asked), len(caplog.messages)] == [False, False, 1]
+    assert "4 CPU" in caplog.messages[0]
+    assert "another search" in caplog.messages[0]
     now[0] += SAY_EVERY_S
     assert not counter.have_left(asked, True)
-    assert len(said) == 1, "it waits for another trial of the search"
+    assert len(caplog.messages) == 1, "it waits for another trial of the search"
     nodes[:] = [HEAD]
-    assert [counter.have_left(asked), counter.have_left(asked), len(said)] == [False, False, 2]
-    assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in said[1]
+    assert [counter.have_left(asked), counter.have_left(asked), len(caplog.messages)] == [False, False, 2]
+    assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in caplog.messages[1]
     nodes[:], now[0] = [HEAD, SMALL], now[0] + COUNT_EVERY_S
     assert counter.have_left(asked)
-    assert len(said) == 2
+    assert len(caplog.messages) == 2
     now[0] += SAY_EVERY_S
     assert not counter.have_left(asked, True), "the trial that has a slot there is not disturbed"
-    assert "a node with 4 CPU to join" in said[2]
+    assert "a node with 4 CPU to join" in caplog.messages[2]
     assert not counter.have_left(counter.slots.resources), "that is there, and taken"
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
+from support.studies import TASK
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.host import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Task
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -32,7 +34,7 @@ class Directory:
     """Says which device it was asked for the host of."""
 
     def __init__(self) -> None:
-        self.host_for = SimpleNamespace(remote=lambda node_id, gpu, lost: (node_id, gpu))
+        self.host_for = SimpleNamespace(remote=lambda node_id, gpu, lost, task: (node_id, gpu))
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_a_host_has_the_threads_of_its_node_and_one_for_each_caller(monkeypatch,
     monkeypatch.setattr(pool, "pinned", lambda node_id: {})
     monkeypatch.setattr(pool.os, "cpu_count", lambda: 64)
     directory: Any = HostDirectory(replace(CONFIG, pack_size=size))
-    directory.host_for(node, gpu, None)
+    directory.host_for(node, gpu, None, None)
     ((given, config, threads),) = made
     assert (threads, config.pack_size, given["max_concurrency"]) == expected
     env = given["runtime_env"]["env_vars"]
@@ -116,30 +118,41 @@ def test_a_host_has_the_threads_of_its_node_and_one_for_each_caller(monkeypatch,
 
 def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(hosts, caplog):
     space: Any = SimpleNamespace(is_packable=True)
+
+    def size(info: HostInfo, space: Any) -> int:
+        return hosts.share(info, space, SearchPlan())[0].size
+
     with caplog.at_level(logging.WARNING):
-        assert hosts.pack_size(INFO, space).size == 64
+        assert size(INFO, space) == 64
         assert not caplog.text
-        assert hosts.pack_size(replace(INFO, num_slots=9), space).size == 9
+        assert size(replace(INFO, num_slots=9), space) == 9
         assert "`search.pack_size` is 64, but memory holds 9 trials" in caplog.text
         unpackable: Any = SimpleNamespace(is_packable=False, methods=["ia3"], search=SearchPlan(pack_size=4))
-        assert hosts.pack_size(INFO, unpackable).size == 1
+        assert size(INFO, unpackable) == 1
         assert "`search.pack_size` is 4, but trials of method ia3" in caplog.text
 
 
 def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch):
     """It may be one that a cut network keeps from its caller, with the base in the device's memory."""
     killed = list[object]()
+
+    def host(*_: object) -> Any:
+        loaded = list[Task]()
+        return SimpleNamespace(info=SimpleNamespace(remote=loaded.append), loaded=loaded)
+
     monkeypatch.setattr(pool, "kill", killed.append)
-    monkeypatch.setattr(HostDirectory, "_create", lambda *_: object())
+    monkeypatch.setattr(pool, "RemoteHost", SimpleNamespace(options=lambda **_: SimpleNamespace(remote=host)))
+    monkeypatch.setattr(pool, "living_nodes", list)
+    monkeypatch.setattr(pool, "pinned", lambda node_id: {})
     directory: Any = HostDirectory(CONFIG)
-    first = directory.host_for("node", None, None)
-    assert directory.host_for("node", None, object()) is first
-    assert killed == []
-    second = directory.host_for("node", None, first)
+    first = directory.host_for("node", None, None, TASK)
+    assert directory.host_for("node", None, object(), None) is first
+    assert (killed, first.loaded) == ([], [TASK])
+    second = directory.host_for("node", None, first, None)
     assert second is not first
     assert killed == [first]
-    assert directory.host_for("node", None, first) is second, "another trial has lost the same one"
-    assert killed == [first]
+    assert directory.host_for("node", None, first, None) is second, "another trial has lost the same one"
+    assert (killed, second.loaded) == ([first], [])
 
 
 # ---- asking one host -------------------------------------------------------------------------------------------------
@@ -220,34 +233,27 @@ def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(hosts, monkeypa
     monkeypatch.setattr(hosts, "hosts", lambda: [others, holds, silent, idle])
     hosts.end_silent_hosts("s", ["00000"])
     assert ended == [holds, silent]
-    assert hosts.steps("s") == {"00001": 3, "00000": 3}
-
-
-def test_every_host_is_asked_to_give_up_trials_and_none_where_there_are_none(hosts, monkeypatch):
-    asked = list[Any]()
-    both: Any = [SimpleNamespace(cancel=SimpleNamespace(remote=asked.append)) for _ in range(2)]
-    monkeypatch.setattr(hosts, "hosts", lambda: both)
-    hosts.cancel("s", [])
-    hosts.cancel("s", ["00000"])
-    assert asked == [["s/00000"], ["s/00000"]]
 
 
 def test_hosts_are_watched_until_the_end_whatever_goes_wrong(hosts, monkeypatch):
-    answers = iter([{"a": 1}, OSError("lost"), {}, {"a": 2}])
+    """Steps are asked of all, and each is asked to give up trials, where there are some."""
+    answers = iter([{"s/a": 1, "t/a": 9}, OSError("lost"), {}, {"s/a": 2}])
     recorded, enough, cancelled = list[Any](), threading.Event(), list[Any]()
 
-    def steps(study: str) -> Any:
+    def steps() -> Any:
         answer = next(answers, None)
         if isinstance(answer, Exception):
             raise answer
         if answer is None:
             enough.set()
-        return answer
+        return answer or {}
 
+    host: Any = SimpleNamespace(steps=SimpleNamespace(remote=steps), cancel=SimpleNamespace(remote=cancelled.append))
     monkeypatch.setattr(pool, "_CANCEL_EVERY_S", 0.0)
-    monkeypatch.setattr(hosts, "steps", steps)
-    monkeypatch.setattr(hosts, "cancel", lambda *of: cancelled.append(of))
-    with hosts.watched("s", recorded.append, lambda: ["00000"]):
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr(hosts, "hosts", lambda: [host])
+    unwanted = iter([[], ["00000", "00001"]])
+    with hosts.watched("s", recorded.append, lambda: next(unwanted, [])):
         assert enough.wait(60)
     assert recorded == [{"a": 1}, {"a": 2}]
-    assert cancelled[0] == ("s", ["00000"])
+    assert cancelled == [["s/00000", "s/00001"]]

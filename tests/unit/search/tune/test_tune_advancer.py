@@ -81,7 +81,7 @@ class Advancer(TrialAdvancer):
             raise self.full
         self.kept = snapshot
 
-    async def _host_for(self, node_id: str, gpu: str | None, lost: object) -> Any:
+    async def _host_for(self, node_id: str, gpu: str | None, lost: object, task: None) -> Any:
         self.lost.append(lost)
         return calls(serve=self._serve)
 
