@@ -29,7 +29,8 @@ from loraxs_search.records.promotion import BASE_MODEL_ROWS, SHOTS, Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.hosts.answers import HOST_LOST, Ask, on_host
-from loraxs_search.search.hosts.pool import HostPool, HostProxy, StudyActors
+from loraxs_search.search.hosts.host_actor import HostProxy
+from loraxs_search.search.hosts.pool import HostPool, StudyActors
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tasks.baselines import fitting_baselines
 from loraxs_search.tasks.kinds import RowScores, kind_of

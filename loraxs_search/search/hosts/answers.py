@@ -16,7 +16,7 @@ from loraxs_search.records.trial import TrialReport, TrialSpec
 
 if TYPE_CHECKING:
     from loraxs_search.packing.host import TrialHost
-    from loraxs_search.search.hosts.pool import HostProxy
+    from loraxs_search.search.hosts.host_actor import HostProxy
 
 AnswerT = TypeVar("AnswerT")
 Ask = Callable[["HostProxy"], ObjectRef[AnswerT]]  # may be repeated on another host

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.actor import ActorProxy
 
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
@@ -149,3 +150,6 @@ class HostActor:
             info = self._host.info(task, anew=True)
         self._loaded[to_json(task)] = info.identity
         return info
+
+
+HostProxy = ActorProxy[HostActor]

@@ -19,7 +19,6 @@ from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
 from ray.exceptions import RayError
 
 from loraxs_search.base_model.packable import check_packable
@@ -36,7 +35,7 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import expected_versions, here, living_nodes, pinned, start_named
 from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared
 from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, Ask, await_answer, kill, on_host
-from loraxs_search.search.hosts.host_actor import HostActor
+from loraxs_search.search.hosts.host_actor import HostActor, HostProxy
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
@@ -45,7 +44,6 @@ from loraxs_search.tasks.report import data_warnings, overlap_counts
 
 _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
-HostProxy = ActorProxy[HostActor]
 MAX_CALLERS = 1000  # inside a host at once: Ray makes a thread for each when the actor starts; others wait before it
 _MAX_LOSSES = 3  # of hosts, until nobody is asked any more
 

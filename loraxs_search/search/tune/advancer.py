@@ -23,7 +23,8 @@ from loraxs_search.search.hosts.answers import HOST_LOST, advance
 from loraxs_search.studies.snapshots import read_reports
 
 if TYPE_CHECKING:
-    from loraxs_search.search.hosts.pool import HostDirectory, HostProxy, SnapshotStore
+    from loraxs_search.search.hosts.host_actor import HostProxy
+    from loraxs_search.search.hosts.pool import HostDirectory, SnapshotStore
 
 OBJECTIVE = "objective"
 STEP = "step"
