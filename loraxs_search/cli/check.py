@@ -17,7 +17,6 @@ from loraxs_search.records.promotion import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.check import CheckedSpace
-    from loraxs_search.search_space.load import SpaceSource
     from loraxs_search.search_space.space import Space
 
 
@@ -37,30 +36,19 @@ def check(
     would share this machine, and two rows as the model sees them. It warns if scores would look better than they are,
     for instance because test rows are also in the training rows.
 
-    `launch --dry-run` also says about how long the search would take.
-
     Example: loraxs-search check mine.yaml --data
     """
-    show_check(space, tuple(overrides or ()), data=data, as_json=as_json)
-
-
-def show_check(
-    space: SpaceSource, overrides: Sequence[str], *, data: bool, as_json: bool, estimate: bool = False
-) -> None:
-    """Check a space and print what was seen; `launch --dry-run` prints the same, with an estimate of the time."""
     from loraxs_search.search_space.load import open_space
 
-    loaded = open_space(space, overrides)  # its faults come before what takes long to load
+    loaded = open_space(space, tuple(overrides or ()))  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
-    if estimate:
-        _out.tell("measuring a few steps of drawn trials on this machine ...")
-    seen = checked(loaded, data=data, estimate=estimate)
+    seen = checked(loaded, data=data)
     if as_json:
         _out.print_json(seen)
         _out.print_warnings(seen.warnings)
         return
-    for key, value in (*_summary(loaded, seen), *_estimate(seen), *(("note", it) for it in seen.description.notes)):
+    for key, value in (*_summary(loaded, seen), *(("note", it) for it in seen.description.notes)):
         _out.say(f"{key:<11} {value}")
     if seen.data is not None:
         _out.say("\n".join(["", *data_lines(seen.data, seen.rows or {}, loaded.task.metric)]))
@@ -142,26 +130,6 @@ def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
         base = f"the untouched base answers up to {BASE_MODEL_ROWS} of them in {ways} ways"
         parts.append(f"{base}, the test rows in the better one")
     yield "at the end", "; ".join(parts)
-
-
-def _estimate(seen: CheckedSpace) -> Iterator[tuple[str, str]]:
-    if (estimate := seen.estimate) is None:
-        if seen.no_estimate:
-            yield "estimate", f"none: {seen.no_estimate}"
-        return
-
-    def time(seconds: float) -> str:  # with two digits: `50 s`, `12 min`, `3.4 h`
-        in_s, unit = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
-        return f"{float(f'{seconds / in_s:.2g}'):g} {unit}"
-
-    (low, high), of = estimate.step_share, estimate.measured
-    hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g} device hours"
-    yield "estimate", f"about {time(estimate.least_s)} to {time(estimate.most_s)} on this machine, {hours}"
-    yield "of these", ", ".join(f"{name} {time(seconds)}" for name, seconds in estimate.parts_s.items())
-    shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
-    yield "early stops", f"leave {shares} of all steps, by the scheduler on random scores"
-    drawn = f"{of.num_steps} steps and a scoring of {of.at_once} drawn trials at once on {of.device}"
-    yield "measured", f"{drawn}: {of.step_s:.3g} s a step, {of.scoring_s:.3g} s a scoring of each"
 
 
 def _fold_layers(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,6 @@ from typer import Argument, Option
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _out
-from loraxs_search.cli.check import show_check
 from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
@@ -135,7 +134,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
         _out.tell(f"next: loraxs-search extend {document.study} --time TIME, {then}")
 
 
-def launch(  # noqa: PLR0913, PLR0917  # each is an option
+def launch(
     spaces: list[str] = Argument(metavar="SPACE", help="Space files, or names of shipped spaces."),
     name: str | None = Option(None, help="New name of the study; default: space and time."),
     address: _out.AddressOption = None,
@@ -143,12 +142,6 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     tracking_uri: _out.TrackingOption = None,
     storage: _out.StorageOption = None,
     overrides: _out.SetOption = None,
-    dry_run: bool = Option(
-        False,
-        "--dry-run",
-        help="Check space, base, data, name, storage and MLflow server, but not Ray; estimate the time and device "
-        "hours on this machine; stop there.",
-    ),
     as_json: _out.JsonOption = False,
 ) -> None:
     """Search a space and score the best adapter.
@@ -157,11 +150,8 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
     shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
 
-    With --dry-run, it checks the same but for Ray, and starts no search. It measures a few steps of drawn trials on
-    this machine, in some 20 s, and says about how long the search would take, and how many device hours. That counts
-    what early stopping leaves of the trials' steps, the refits, and scoring at the end. It is a range: neither scores
-    nor speed are known before.
-    MLflow is asked if it is a server. `loraxs-search doctor SPACE --address ADDRESS` checks a cluster.
+    `loraxs-search check SPACE --data` checks a space, its base and its data beforehand, and `loraxs-search doctor SPACE
+    --address ADDRESS` a cluster.
 
     Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
     either, and after a kill.
@@ -187,29 +177,10 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
 
     Example: loraxs-search launch mine.yaml --name mine
     """
-    from loraxs_search.search.driver.launch import launch, launch_together, new_study
-    from loraxs_search.search_space.load import open_space
-    from loraxs_search.tracking.store import ensure_store
+    from loraxs_search.search.driver.launch import launch, launch_together
 
-    changes = tuple(overrides or ())
-    if dry_run:
-        if len(spaces) > 1:
-            raise UsageError(
-                "`--dry-run` must go with one space, but got several.", hint="give them one after the other"
-            )
-        if (address, runtime_env) != (None, None):
-            raise UsageError(
-                "`--dry-run` must go without --address and --runtime-env: it measures this machine, and starts no Ray.",
-                hint="`loraxs-search doctor SPACE --address ADDRESS` checks a cluster, with --runtime-env too",
-            )
-        uri, loaded = resolve_uri(tracking_uri), open_space(spaces[0], changes)
-        if sqlite_path(uri) is None:  # an embedded store is made by the search: a dry run leaves none behind
-            ensure_store(uri)
-        new_study(loaded, name, uri, storage)
-        show_check(loaded, (), data=True, estimate=True, as_json=as_json)
-        return
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
-    options |= {"storage": storage, "overrides": changes}
+    options |= {"storage": storage, "overrides": tuple(overrides or ())}
     if len(spaces) == 1:
         with watched(resolve_uri(tracking_uri)) as (view, stop):
             result = launch(spaces[0], name=name, view=view, stop=stop, **options)

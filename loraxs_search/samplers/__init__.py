@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.plugins import EntryPoints, ParameterSpec, with_defaults
+from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.samplers._base import Sampler, SamplerConfig, SearchedParameter
+from loraxs_search.samplers._base import Sampler, SearchedParameter
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,11 +39,14 @@ class _TPE(Sampler):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = {"n_startup_trials": _STARTUP}
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
+        from optuna.exceptions import ExperimentalWarning
         from optuna.samplers import TPESampler
 
-        with experimental():  # `group` is what conditional spaces need; since Optuna 2.8
+        with warnings.catch_warnings(
+            action="ignore", category=ExperimentalWarning
+        ):  # `group` is what conditional spaces need; since Optuna 2.8
             return TPESampler(
-                n_startup_trials=int(self.config.parameters["n_startup_trials"]),
+                n_startup_trials=int(self.params["n_startup_trials"]),
                 multivariate=True,
                 group=True,
                 constant_liar=True,
@@ -85,21 +88,21 @@ class _GP(Sampler):
 
         return KnownSpaceGP(
             seed=seed,
-            n_startup_trials=int(self.config.parameters["n_startup_trials"]),
+            n_startup_trials=int(self.params["n_startup_trials"]),
             warn_independent_sampling=False,
         )
 
     def faults(self) -> Iterator[str]:
-        if self.config.searched and not self._together:
+        if self.searched and not self._together:
             yield "must be tpe or random where no parameter is searched in all trials, but got gp."
 
     def advice(self) -> Iterator[str]:
-        config, needed = self.config, int(self.config.parameters["n_startup_trials"])
-        if at_random := [each.name for each in config.searched if each.is_conditional]:
+        needed = int(self.params["n_startup_trials"])
+        if at_random := [each.name for each in self.searched if each.is_conditional]:
             yield f"gp draws {', '.join(at_random)} (conditional) at random; it searches {', '.join(self._together)}"
-        if config.num_trials <= needed:
-            yield f"gp learns from {needed} complete trials on, and the search has {config.num_trials}"
-        elif config.stops_early:
+        if self.plan.trials <= needed:
+            yield f"gp learns from {needed} complete trials on, and the search has {self.plan.trials}"
+        elif self.plan.scheduler != "none":
             yield (
                 f"gp learns only from complete trials, from {needed} of them on, and the scheduler stops trials early:"
                 " write scheduler: none, or sampler: tpe"
@@ -107,14 +110,7 @@ class _GP(Sampler):
 
     @property
     def _together(self) -> list[str]:
-        return [parameter.name for parameter in self.config.searched if not parameter.is_conditional]
-
-
-def experimental() -> warnings.catch_warnings:
-    """Return a context in which Optuna does not warn of what it calls experimental."""
-    from optuna.exceptions import ExperimentalWarning
-
-    return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)
+        return [parameter.name for parameter in self.searched if not parameter.is_conditional]
 
 
 SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", _TPE, _RandomSearch, _GP)
@@ -126,13 +122,4 @@ def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sam
     Raises:
         UsageError: there is no sampler of this name.
     """
-    entry = SAMPLERS.get(plan.sampler)
-    return entry(
-        SamplerConfig(
-            seed=plan.seed,
-            num_trials=plan.trials,
-            stops_early=plan.scheduler != "none",
-            parameters=with_defaults(entry.parameters, plan.params),
-            searched=searched,
-        )
-    )
+    return SAMPLERS.get(plan.sampler)(plan, searched)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import Scalar
+from loraxs_search.plugins import ParameterSpec, with_defaults
+from loraxs_search.records.search import SearchPlan
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,25 +28,6 @@ class SearchedParameter:
     is_conditional: bool
 
 
-@dataclass(frozen=True)
-class SamplerConfig:
-    """The search that a sampler proposes for.
-
-    Args:
-        seed: Of the search.
-        num_trials: Of the search.
-        stops_early: Whether a scheduler may stop trials.
-        parameters: A value for each of the sampler's `parameters`.
-        searched: What trials draw, in the space's order.
-    """
-
-    seed: int
-    num_trials: int
-    stops_early: bool
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
-    searched: Sequence[SearchedParameter] = ()
-
-
 class Sampler(ABC):
     """Proposes params by the trials so far; a subclass writes `optuna_sampler`, and `faults` if it has limits.
 
@@ -55,7 +36,7 @@ class Sampler(ABC):
     answer: a second is acceptable.
 
     What may be repeated: a proposal is recorded before a trial starts by it. A driver that is killed in between asks
-    again, and a driver that resumes a study has nothing but the log. Hence the same config, seed and history give the
+    again, and a driver that resumes a study has nothing but the log. Hence the same plan, seed and history give the
     same proposal. The sampler reads no clock, and keeps nothing in itself or in files. What it must remember it writes
     to the trial's system attributes in Optuna: they are recorded with the proposal, as JSON, and shown at the next one.
     They come from the study's files, so nothing in them is run or unpickled unchecked.
@@ -74,13 +55,20 @@ class Sampler(ABC):
     A subclass is registered under its `name`: in `SAMPLERS`, or by an entry point of the group
     `loraxs_search.samplers`. A space names it in `search.sampler` and gives its parameters beside that.
     `tests/contracts/test_samplers.py` runs on every entry.
+
+    Args:
+        plan: The search's. Its `params` hold the sampler's `parameters`.
+        searched: What trials draw, in the space's order.
+    Attributes:
+        params: A value for each of the sampler's `parameters`.
     """
 
     name: ClassVar[str]
     parameters: ClassVar[Mapping[str, ParameterSpec]] = {}
 
-    def __init__(self, config: SamplerConfig) -> None:
-        self.config = config
+    def __init__(self, plan: SearchPlan, searched: Sequence[SearchedParameter] = ()) -> None:
+        self.plan, self.searched = plan, searched
+        self.params = with_defaults(self.parameters, plan.params)
 
     @abstractmethod
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
@@ -88,7 +76,7 @@ class Sampler(ABC):
 
         Args:
             seed: Of this trial, 32 bits. A sampler that spreads its points over all trials takes the search's.
-            distributions: Of everything that trials draw, by the names in `config.searched`.
+            distributions: Of everything that trials draw, by the names in `searched`.
         """
 
     def faults(self) -> Iterator[str]:

@@ -6,10 +6,11 @@ asha.py      asynchronous successive halving by score
 
 from __future__ import annotations
 
-from loraxs_search.plugins import EntryPoints, with_defaults
+from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.literals import Direction
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.schedulers.asha import ASHA
 
 
@@ -18,7 +19,7 @@ class NoScheduler(Scheduler):
 
     name = "none"
 
-    def decide(self, trial: ScoredTrial) -> None:
+    def decide(self, report: TrialReport, score: float) -> None:
         """Let the trial continue."""
 
 
@@ -27,12 +28,10 @@ SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
 )
 
 
-def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
+def make_scheduler(plan: SearchPlan, metric: str, direction: Direction) -> Scheduler:
     """Return the plan's scheduler, before any report.
 
     Raises:
         UsageError: there is no scheduler of this name.
     """
-    entry = SCHEDULERS.get(plan.scheduler)
-    parameters = with_defaults(entry.parameters, plan.params)
-    return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))
+    return SCHEDULERS.get(plan.scheduler)(plan, metric, direction)

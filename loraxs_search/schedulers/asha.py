@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import sign_of
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
+from loraxs_search.records.literals import Direction, sign_of
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers._base import Scheduler
 
 
 class _Rung:
@@ -68,35 +70,34 @@ class ASHA(Scheduler):
         )
     }
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        super().__init__(config)
-        self._factor = int(config.parameters["reduction_factor"])
-        self._sign = sign_of(config.direction)
+    def __init__(self, plan: SearchPlan, metric: str, direction: Direction) -> None:
+        super().__init__(plan, metric, direction)
+        self._factor, self._sign = int(self.params["reduction_factor"]), sign_of(direction)
         self._rungs: list[tuple[int, _Rung]] = []  # highest first
-        step = config.report_every
-        while step < config.max_steps:
+        step = plan.report_every
+        while step < plan.max_steps:
             self._rungs.insert(0, (step, _Rung()))
             step *= self._factor
 
-    def decide(self, trial: ScoredTrial) -> str | None:
+    def decide(self, report: TrialReport, score: float) -> str | None:
         """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
-        for peer, (step, score) in trial.peers.items():  # ahead of its own report; nothing is decided about it
+        for peer, (step, of_peer) in report.peers.items():  # ahead of its own report; nothing is decided about it
             for milestone, rung in self._rungs:
                 if step >= milestone and peer not in rung.scores:
-                    rung.add(peer, self._sign * score)
+                    rung.add(peer, self._sign * of_peer)
                     rung.announced.add(peer)
                     break
-        if trial.step >= self.config.max_steps:
+        if report.step >= self.plan.max_steps:
             return None
         for milestone, rung in self._rungs:
-            if trial.step >= milestone and (trial.trial_id not in rung.scores or trial.trial_id in rung.announced):
-                rung.discard(trial.trial_id)
-                score, cutoff = self._sign * trial.score, rung.percentile((1 - 1 / self._factor) * 100)
-                rung.add(trial.trial_id, score)
-                if not score < cutoff:  # also where either is NaN
+            if report.step >= milestone and (report.trial_id not in rung.scores or report.trial_id in rung.announced):
+                rung.discard(report.trial_id)
+                cutoff = rung.percentile((1 - 1 / self._factor) * 100)
+                rung.add(report.trial_id, self._sign * score)
+                if not self._sign * score < cutoff:  # also where either is NaN
                     return None
                 return (
-                    f"ASHA stopped it at step {trial.step}: {trial.score:.4g} is not among the best 1/{self._factor}"
+                    f"ASHA stopped it at step {report.step}: {score:.4g} is not among the best 1/{self._factor}"
                     " that reached this step"
                 )
         return None

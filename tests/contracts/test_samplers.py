@@ -226,7 +226,7 @@ def test_what_it_declares_is_taken_stored_and_may_be_left_out(name):
     defaults = {key: law.default for key, law in SAMPLERS.get(name).parameters.items()}
     plain = parse_space(CONDITIONAL, source="s.yaml", folder=Path("/"), overrides=(f"search.sampler={name}",))
     assert defaults.items() <= plain.search.params.items()
-    assert make_sampler(SearchPlan(sampler=name), plain.searched()).config.parameters == defaults
+    assert make_sampler(SearchPlan(sampler=name), plain.searched()).params == defaults
 
 
 @every_sampler

@@ -25,7 +25,7 @@ every_scheduler = pytest.mark.parametrize("name", NAMES)
 
 
 def new(name: str) -> Scheduler:
-    return make_scheduler(SearchPlan(scheduler=name, max_steps=STEPS, report_every=EVERY), "maximize")
+    return make_scheduler(SearchPlan(scheduler=name, max_steps=STEPS, report_every=EVERY), METRIC, "maximize")
 
 
 def reported(scheduler: Scheduler, rounds: list[list[float | None]]) -> Iterator[TrialReport]:
@@ -49,11 +49,12 @@ def test_a_decision_has_a_reason_and_is_the_same_after_restarts_and_when_a_repor
     for number, latest in enumerate(reported(undisturbed, rounds)):
         if number in restarts:
             resumed = new(name)
-            resumed.replay(before, METRIC)
+            for report_before in before:
+                resumed.report(report_before)
         before.append(latest)
-        reason = undisturbed.report(latest, METRIC)
+        reason = undisturbed.report(latest)
         assert reason is None or (len(reason) > 10 and latest.step < STEPS)
-        assert [resumed.report(latest, METRIC), resumed.report(latest, METRIC)] == [reason, reason]
+        assert [resumed.report(latest), resumed.report(latest)] == [reason, reason]
         assert undisturbed.stopped.get(latest.trial_id) == reason
         assert resumed.stopped == undisturbed.stopped
 
@@ -64,7 +65,7 @@ def test_a_spared_trial_is_never_stopped(name, rounds):
     scheduler = new(name)
     scheduler.spares = lambda trial_id: trial_id == "00000"
     for latest in reported(scheduler, rounds):
-        scheduler.report(latest, METRIC)
+        scheduler.report(latest)
         assert "00000" not in scheduler.stopped
 
 
@@ -72,10 +73,10 @@ def test_a_spared_trial_is_never_stopped(name, rounds):
 def test_a_score_that_is_not_a_number_and_a_peer_that_is_never_heard_of_again_do_no_harm(name):
     scheduler = new(name)
     for latest in together({"00000": math.nan, "00001": 0.5, "00002": math.nan}, EVERY):
-        assert scheduler.report(latest, METRIC) in (None, scheduler.stopped.get(latest.trial_id))
+        assert scheduler.report(latest) in (None, scheduler.stopped.get(latest.trial_id))
     scheduler = new(name)
-    scheduler.report(report("00000", EVERY, 0.5, {"00001": (EVERY, 0.9)}), METRIC)
-    scheduler.report(report("00000", 2 * EVERY, 0.5, {"00002": (STEPS, 0.9)}), METRIC)
+    scheduler.report(report("00000", EVERY, 0.5, {"00001": (EVERY, 0.9)}))
+    scheduler.report(report("00000", 2 * EVERY, 0.5, {"00002": (STEPS, 0.9)}))
     assert not {"00001", "00002"} & scheduler.stopped.keys()
 
 

@@ -119,7 +119,7 @@ def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command, tm
 
 @pytest.mark.long(part="search")
 def test_the_wheel_checks_a_search_without_a_checkout(command, tmp_path):
-    checked = say(command, tmp_path, "launch", "movie_reviews", "--dry-run")
+    checked = say(command, tmp_path, "check", "movie_reviews", "--data")
     assert re.search(rf"^space +movie_reviews \({command.parents[1]}/", checked)
 
 

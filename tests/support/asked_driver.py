@@ -121,7 +121,7 @@ def drive(folder: StudyFolder) -> Driver:
         Proposer(trials, space),
         steered_study,
         actors,
-        make_scheduler(info.search, "maximize"),
+        make_scheduler(info.search, "accuracy", "maximize"),
         TimeBudget(steered_study, actors, time.time()),
         take_commands=hear,
     )

@@ -28,7 +28,7 @@ class InProcess(Shell):
     """Runs the command line in this process, as `Shell` does in one of its own: a warning there is no error."""
 
     def run(self, *args: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
-        if args[0] in SEARCHES and "--dry-run" not in args:
+        if args[0] in SEARCHES:
             return super().run(*args, timeout_s=timeout_s)
         out, err = _stream(), _stream()
         with self.as_there(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _talking():

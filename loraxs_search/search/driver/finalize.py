@@ -153,13 +153,12 @@ class Finalization:
             SearchInterruptedError: stopped from outside.
         """
         confirmed, task, seeds = self._confirmed, self._space.task, self._space.promotion.seeds
-        specs, left_s = [self._actors.spec(record.trial_id, record.params) for record in self.best], budget.left_s
+        specs = [self._actors.spec(record.trial_id, record.params) for record in self.best]
         wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
         missing, limit = [spec for spec in wanted if not confirmed.refit(spec.trial_id).path.exists()], None
         fitting = missing  # the first of each trial come first
-        if budget.end is not None and left_s is not None:
-            num_best, num_refits = budget.end.fitting(left_s, len(self.best), len(missing))
-            limit, fitting = num_best + num_refits, missing[:num_refits]
+        if (room := budget.fitting(len(self.best), len(missing))) is not None:
+            limit, fitting = sum(room), missing[: room[1]]
         if fitting:
             trials = counted(len(self.best), "trial")
             self._log.phase(f"training the best {trials} again from {counted(seeds, 'fresh seed')}")

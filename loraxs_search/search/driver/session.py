@@ -292,9 +292,10 @@ class SearchSession:
             log.say(DataRead(metric=task.metric, num_rows=actors.info.num_rows, report=actors.info.data))
         folder.snapshots.recover(log)
 
-        scheduler = make_scheduler(plan, task.search_direction)
+        scheduler = make_scheduler(plan, task.search_metric, task.search_direction)
         scheduler.spares = lambda trial_id: is_recipe(trial_id, space, log.records)
-        scheduler.replay(log.reports, task.search_metric)
+        for report in log.reports:
+            scheduler.report(report)
         for trial_id, reason in scheduler.stopped.items():  # of trials that had not ended yet
             log.append(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
         if self._study.plan.time_budget is not None and log.notice is None:

@@ -142,7 +142,7 @@ class StudySearcher(_Unpickled, Searcher):
                 slots.advancers = advancers
                 # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
                 most = max(plan.trials, _MIN_WAITING)
-                scheduler, storage = _TuneScheduler(self, task.search_metric), self._study.folder.path / "tune"
+                scheduler, storage = _TuneScheduler(self), self._study.folder.path / "tune"
                 controller = make_controller(self, scheduler, watch, slots, storage, plan.max_failures, most)
                 try:
                     while not controller.is_finished():
@@ -318,10 +318,10 @@ class StudySearcher(_Unpickled, Searcher):
                 self._log.append(TrialReported(report=report))
                 self._outcomes.setdefault(report.trial_id, "")  # its first report counts
 
-    def stops(self, report: TrialReport, metric: str) -> bool:
+    def stops(self, report: TrialReport) -> bool:
         """Tell the scheduler of a report; return whether the trial is to train no further."""
         try:
-            reason = self._scheduler.report(report, metric)
+            reason = self._scheduler.report(report)
         except Exception as error:  # noqa: BLE001  # a scheduler from elsewhere may raise anything
             self.abort(
                 LoraxsError(
@@ -378,9 +378,9 @@ class StudySearcher(_Unpickled, Searcher):
 class _TuneScheduler(_Unpickled, FIFOScheduler):
     """Has Tune start trials in their order, and stop them where the searcher says so."""
 
-    def __init__(self, searcher: StudySearcher, metric: str) -> None:
+    def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._searcher, self._compared_by = searcher, metric
+        self._searcher = searcher
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Return the trial that was proposed first, as Tune's own method does, but without a pass over ended trials."""
@@ -390,7 +390,7 @@ class _TuneScheduler(_Unpickled, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop the trial when it is to train no further; a result without a report is a failure, which Tune ends."""
-        if REPORT in result and self._searcher.stops(from_json(TrialReport, result[REPORT]), self._compared_by):
+        if REPORT in result and self._searcher.stops(from_json(TrialReport, result[REPORT])):
             return self.STOP
         return self.CONTINUE
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Container, Mapping, Sequence
 
 import optuna
 from optuna.distributions import distribution_to_json
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -14,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Proposal
-from loraxs_search.samplers import experimental, make_sampler
+from loraxs_search.samplers import make_sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.space import Space
 
@@ -98,7 +100,7 @@ class Proposer:
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
-    with experimental():  # since 2.4
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # since 2.4
         return PartialFixedSampler(dict(params), RandomSampler(seed=seed))
 
 

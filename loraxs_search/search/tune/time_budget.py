@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.log.clock import steady_time
-from loraxs_search.records.host import HostInfo
 from loraxs_search.records.promotion import BASE_MODEL_ROWS
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialState
 from loraxs_search.steering import SteeredStudy
 from loraxs_search.tasks.kinds import kind_of
@@ -19,52 +16,6 @@ if TYPE_CHECKING:
 _MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
 
 
-@dataclass(frozen=True)
-class EndTime:
-    """Seconds that the parts of an end take on all devices together.
-
-    Args:
-        refit_s: To train one trial again.
-        candidate_s: To score one candidate on all validation rows.
-        fixed_s: For what is never left out: the finalist answers the test rows, and the untouched base its questions.
-    """
-
-    refit_s: float
-    candidate_s: float
-    fixed_s: float
-
-    @classmethod
-    def of(
-        cls, task: Task, info: HostInfo, *, trial_s: float, scoring_s: float, answer_s: float, num_devices: int = 1
-    ) -> EndTime:
-        """Return what the end takes.
-
-        Args:
-            trial_s: For a whole trial on its device, reports included.
-            scoring_s: Of a report, on the rows of `info.num_rows`.
-            answer_s: For the answer to one row, where answers are written or chosen at the end; 0 elsewhere.
-        """
-        scored, num_rows = info.num_rows, {**info.num_rows, **info.data.num_rows}
-        has_scores = task.report_metric is None and num_rows["validation"] <= scored["validation"]
-        row_s = answer_s or scoring_s / max(1, scored["validation"])
-        shots = len(kind_of(task).shots)
-        asked = min(num_rows["validation"], BASE_MODEL_ROWS) * shots + num_rows["test"] * bool(shots)
-        fixed_s = row_s * num_rows["test"] + answer_s * asked
-        candidate_s = 0.0 if has_scores else row_s * num_rows["validation"]  # of its last report
-        return cls(trial_s / num_devices, candidate_s / num_devices, fixed_s / num_devices)
-
-    def total_s(self, candidates: int, refits: int) -> float:
-        """Return what so many trials that are candidates, and refits, take with all that follows."""
-        return self.fixed_s + (candidates + refits) * self.candidate_s + refits * self.refit_s
-
-    def fitting(self, left_s: float, candidates: int, refits: int) -> tuple[int, int]:
-        """Return how many of the candidates, one at least, and of their refits fit into a time."""
-        left_s = max(0.0, left_s - self.fixed_s)
-        fitting = min(candidates, max(1, int(left_s / (self.candidate_s or 1e-9))))
-        left_s = max(0.0, left_s - fitting * self.candidate_s)
-        return fitting, min(refits, int(left_s / (self.refit_s + self.candidate_s or 1e-9)))
-
-
 class TimeBudget:
     """Divides the time that all drivers of a study share between its trials and its end; commands may extend it.
 
@@ -72,14 +23,15 @@ class TimeBudget:
         since: When this driver began, less what others before it have worked, seconds since 1970.
     Attributes:
         answer_s: How long an answer at the end takes, where scores are not all there is.
-        end: What the end takes; None while that is not known, or nothing limits it.
         end_s: What of the budget is kept for refits, last scores and baselines.
     """
 
     def __init__(self, study: SteeredStudy, actors: StudyActors, since: float) -> None:
         self._study, self._actors, self._since = study, actors, since
         self.answer_s = self.end_s = 0.0
-        self.end: EndTime | None = None
+        # Seconds of all devices together: to train one trial again, to score one candidate on all validation rows, and
+        # for what is never left out: the finalist answers the test rows, and the untouched base its questions.
+        self._parts_s: tuple[float, float, float] | None = None
         # How long trials take from one report to the next: they stop at a report, which comes half as late.
         self._report_s = 0.0
 
@@ -109,18 +61,34 @@ class TimeBudget:
         if not last:
             return
         info, actors = self._study.folder.info, self._actors
-        plan, rule = info.search, info.promotion
+        plan, rule, task, scored = info.search, info.promotion, info.task, actors.info.num_rows
         step_s = sum(report.device_s for report in last) / sum(report.step for report in last)
+        scoring_s = sum(report.scoring_s for report in last) / len(last)
         devices = max(1, actors.slot_counter.slots.num_slots // actors.pack_size.size)
-        self.end = EndTime.of(
-            info.task,
-            actors.info,
-            trial_s=plan.max_steps * step_s,
-            scoring_s=sum(report.scoring_s for report in last) / len(last),
-            answer_s=self.answer_s,
-            num_devices=devices,
-        )
         running = sum(record.state is TrialState.RUNNING for record in records)
         self._report_s = plan.report_every * step_s * running / devices
-        end_s = self.end.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
+
+        num_rows = {**scored, **actors.info.data.num_rows}
+        row_s, shots = self.answer_s or scoring_s / max(1, scored["validation"]), len(kind_of(task).shots)
+        asked = min(num_rows["validation"], BASE_MODEL_ROWS) * shots + num_rows["test"] * bool(shots)
+        fixed_s = (row_s * num_rows["test"] + self.answer_s * asked) / devices
+        has_scores = task.report_metric is None and num_rows["validation"] <= scored["validation"]
+        candidate_s = 0.0 if has_scores else row_s * num_rows["validation"] / devices  # of its last report
+        refit_s = plan.max_steps * step_s / devices
+        self._parts_s = refit_s, candidate_s, fixed_s
+        candidates, refits = min(rule.candidates, plan.trials), rule.num_refits(plan.trials)
+        end_s = fixed_s + (candidates + refits) * candidate_s + refits * refit_s
         self.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
+
+    def fitting(self, candidates: int, refits: int) -> tuple[int, int] | None:
+        """Return how many of the candidates, one at least, and of their refits fit into what is left.
+
+        None while it is not known what they take, or nothing limits it.
+        """
+        if self._parts_s is None or (left_s := self.left_s) is None:
+            return None
+        refit_s, candidate_s, fixed_s = self._parts_s
+        left_s = max(0.0, left_s - fixed_s)
+        fitting = min(candidates, max(1, int(left_s / (candidate_s or 1e-9))))
+        left_s = max(0.0, left_s - fitting * candidate_s)
+        return fitting, min(refits, int(left_s / (refit_s + candidate_s or 1e-9)))

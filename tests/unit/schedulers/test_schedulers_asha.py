@@ -22,13 +22,14 @@ PLAN = SearchPlan(max_steps=16, report_every=4, params={"reduction_factor": 2})
 
 
 def asha(*before: TrialReport, plan: SearchPlan = PLAN, direction: Any = "maximize") -> Scheduler:
-    scheduler = make_scheduler(plan, direction)
-    scheduler.replay(before, METRIC)
+    scheduler = make_scheduler(plan, METRIC, direction)
+    for each in before:
+        scheduler.report(each)
     return scheduler
 
 
 def goes_on(scheduler: Scheduler, trial_id: str, step: int, score: float) -> bool:
-    return scheduler.report(report(trial_id, step, score), METRIC) is None
+    return scheduler.report(report(trial_id, step, score)) is None
 
 
 SCORES = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.integers(0, 3).map(float))
@@ -65,7 +66,8 @@ def test_a_decision_costs_the_same_with_many_trials_behind_it():
     scheduler = asha()
     reports = [report(str(number), 4, number % 977) for number in range(20_000)]
     began = time.process_time()
-    scheduler.replay(reports, METRIC)
+    for each in reports:
+        scheduler.report(each)
     assert time.process_time() - began < 10, "some 20 microseconds each; Ray's takes a millisecond by then"
 
 

@@ -31,7 +31,6 @@ from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver import finalize
 from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report, row_parts
 from loraxs_search.search.driver.work_items import WorkItem
-from loraxs_search.search.tune.time_budget import EndTime
 from loraxs_search.steering import steered
 from loraxs_search.studies.folder import StudyFolder
 
@@ -91,7 +90,7 @@ def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_
 # ---- the work of the end ---------------------------------------------------------------------------------------------
 SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
 TRIED = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.8)]
-FREE: Any = SimpleNamespace(left_s=None, end=None)
+FREE: Any = SimpleNamespace(left_s=None, fitting=lambda *_: None)
 
 
 class Hosts:
@@ -162,7 +161,7 @@ def test_of_equal_scores_the_smallest_trial_comes_first_then_the_oldest(fresh_ho
 def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folder, monkeypatch, caplog):
     """The others count their steps, also between reports, and are not trained again after a kill."""
     hosts, counted = Hosts(10), list[tuple[Any, ...]]()
-    budget: Any = SimpleNamespace(left_s=65.0, end=EndTime(20.0, 0.0, 0.0))
+    budget: Any = SimpleNamespace(left_s=65.0, fitting=lambda *_: (3, 3))
     end = ending(folder, hosts, monkeypatch, counted=lambda *done: counted.append(done))
     found = [each.trial_id for each in end.validate(budget)]
     assert hosts.asked == [(f"{trial}.1", step) for trial in ("00001", "00002", "00000") for step in (10, 20)]
@@ -182,7 +181,7 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folde
 
 def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(folder, monkeypatch):
     folder.confirmed.validation("00000").write({"accuracy": 0.71})
-    hosts, budget = Hosts(5), cast("Any", SimpleNamespace(left_s=2.0, end=EndTime(9.0, 1.0, 0.0)))
+    hosts, budget = Hosts(5), cast("Any", SimpleNamespace(left_s=2.0, fitting=lambda *_: (2, 0)))
     end = ending(folder, hosts, monkeypatch, seeds=0, validation_rows=5)
     assert [each.trial_id for each in end.validate(budget)] == ["00001", "00000"]
     assert hosts.asked == [("00001", 20)]
@@ -238,7 +237,7 @@ def test_what_else_keeps_hosts_from_scoring_ends_the_search_and_is_blamed_on_nob
 
 
 def test_a_refit_that_is_late_is_left_out(folder, monkeypatch):
-    budget: Any = SimpleNamespace(left_s=0.0, end=None)
+    budget: Any = SimpleNamespace(left_s=0.0, fitting=lambda *_: None)
     hosts = Hosts(10)
     found = ending(folder, hosts, monkeypatch, seeds=1).validate(budget)
     assert {until for _, until in hosts.asked} == {10}, "it had begun"

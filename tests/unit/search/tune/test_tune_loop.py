@@ -8,6 +8,7 @@ How Ray Tune asks our schedulers.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ from support.reports import METRIC, report
 from loraxs_search.errors import ClusterError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.schedulers import NoScheduler, make_scheduler
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
+from loraxs_search.records.trial import TrialReport
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.tune import loop, slots
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
 from loraxs_search.search.tune.loop import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, StudySearcher, _TuneScheduler
@@ -168,6 +170,9 @@ def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_t
     assert "--runtime-env" in (errors[0].hint or "")
 
 
+PLAN = SearchPlan(max_steps=16, report_every=4)
+
+
 def searching(scheduler: Scheduler) -> StudySearcher:
     """Return what of a searcher a report needs."""
     searcher = StudySearcher.__new__(StudySearcher)
@@ -183,11 +188,11 @@ def asked(scheduler: _TuneScheduler, trial_id: str, step: int, score: float) -> 
 
 @pytest.fixture
 def asha():
-    return make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
+    return make_scheduler(PLAN, METRIC, "maximize")
 
 
 def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha):
-    scheduler, nothing = _TuneScheduler(searching(asha), METRIC), cast("Any", None)
+    scheduler, nothing = _TuneScheduler(searching(asha)), cast("Any", None)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
     stopped = dict(asha.stopped)
     scheduler.on_trial_complete(nothing, nothing, {STEP: 4, REPORT: to_json(report("00001", 4, 0.6))})
@@ -197,15 +202,15 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha)
 
 
 def test_each_trial_stops_at_its_first_report_after_the_deadline():
-    searcher = searching(NoScheduler(SchedulerConfig("maximize", 16, 4)))
-    assert asked(_TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    searcher = searching(make_scheduler(replace(PLAN, scheduler="none"), METRIC, "maximize"))
+    assert asked(_TuneScheduler(searcher), "00000", 4, 0.8) == "CONTINUE"
     searcher._budget = budget(60.0, time.time() - 61)
-    assert asked(_TuneScheduler(searcher, METRIC), "00000", 8, 0.8) == "STOP"
+    assert asked(_TuneScheduler(searcher), "00000", 8, 0.8) == "STOP"
 
 
 def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha):
     searcher = searching(asha)
-    scheduler = _TuneScheduler(searcher, METRIC)
+    scheduler = _TuneScheduler(searcher)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
     live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
     controller: Any = SimpleNamespace(get_live_trials=lambda: live)
@@ -222,11 +227,11 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial():
     class Broken(Scheduler):
         name = "broken"
 
-        def decide(self, trial: ScoredTrial) -> str | None:
+        def decide(self, report: TrialReport, score: float) -> str | None:
             raise KeyError("oh")
 
-    searcher = searching(Broken(SchedulerConfig("maximize", 16, 4)))
-    assert asked(_TuneScheduler(searcher, METRIC), "00000", 4, 0.8) == "CONTINUE"
+    searcher = searching(Broken(PLAN, METRIC, "maximize"))
+    assert asked(_TuneScheduler(searcher), "00000", 4, 0.8) == "CONTINUE"
     assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(searcher.fatal_error)
 
 

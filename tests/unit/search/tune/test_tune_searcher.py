@@ -22,8 +22,7 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import NoScheduler
-from loraxs_search.schedulers._base import SchedulerConfig
+from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search.tune.proposer import Proposer
@@ -58,7 +57,8 @@ def _searcher(store_uri: str, stop: Callable[[], bool], changes: dict[str, Any])
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    scheduler, budget = NoScheduler(SchedulerConfig("maximize", 160, 40)), TimeBudget(made, actors, time.time())
+    scheduler = make_scheduler(replace(plan, scheduler="none"), "accuracy", "maximize")
+    budget = TimeBudget(made, actors, time.time())
     return StudySearcher(Proposer(trials, space), made, actors, scheduler, budget, stop)
 
 
@@ -178,7 +178,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
     """Have a trial report as Tune does; return whether it goes on."""
     result = _result(step, trial_id)
     searcher.on_trial_result(tune_id, result)
-    if step < 160 and not searcher.stops(from_json(TrialReport, result[REPORT]), "accuracy"):
+    if step < 160 and not searcher.stops(from_json(TrialReport, result[REPORT])):
         return True
     searcher.on_trial_complete(tune_id, result)
     return False
