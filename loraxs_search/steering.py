@@ -41,20 +41,6 @@ _LOOK_EVERY_S = 0.1
 
 
 # ---- the state -------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _AskedTrial:
-    """A trial that a person asked for; it has been proposed once a trial's record names its command.
-
-    Args:
-        params: Those that are given.
-        source: The trial whose params it has but for those given by the command; empty if there is none.
-    """
-
-    command_id: str
-    params: Mapping[str, Scalar]
-    source: str = ""
-
-
 @dataclass
 class SteeringState:
     """Rebuilt from the journal's commands and their answers, in their order; nothing else changes it.
@@ -63,7 +49,8 @@ class SteeringState:
         stopping: Trials that are to end, with the reason; it stays here once they have.
         at_once: Those of them that end at their next step, without a report.
         finishing: Why the study ends without new trials; None while it does not.
-        asked: Trials that people asked for, by the id of the command, in order; they stay here once they have started.
+        asked: The `add` commands by id, in order, with the params that were given and checked. Each stays here once its
+            trial has started, whose record names it.
         trials: How many the search is to propose itself, where that was extended.
         time_budget_s: The time budget of all drivers together, where that was extended.
         num_reopenings: Commands that asked for more after all trials had ended.
@@ -72,7 +59,7 @@ class SteeringState:
     stopping: dict[str, str] = field(default_factory=dict)
     at_once: set[str] = field(default_factory=set)
     finishing: str | None = None
-    asked: dict[str, _AskedTrial] = field(default_factory=dict)
+    asked: dict[str, Command] = field(default_factory=dict)
     trials: int | None = None
     time_budget_s: float | None = None
     num_reopenings: int = 0
@@ -115,8 +102,8 @@ class SteeredStudy:
         return len(records) - (sum(bool(record.command) for record in records.values()) if self.state.asked else 0)
 
     @property
-    def unstarted(self) -> list[_AskedTrial]:
-        """The trials that people asked for and that have not started, in their order."""
+    def unstarted(self) -> list[Command]:
+        """The commands whose trials have not started, in their order."""
         asked = self.state.asked
         started = {record.command for record in self.journal.records.values()} if asked else set()
         return [each for each in asked.values() if each.command_id not in started]
@@ -356,7 +343,7 @@ def apply(command: Command, answer: Answered, state: SteeringState) -> None:
             state.finishing = f"finished {by_whom}"
         case "add":
             params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
-            state.asked[command.command_id] = _AskedTrial(command.command_id, params, "".join(command.trial_ids))
+            state.asked[command.command_id] = replace(command, params=params)
         case "extend":
             state.trials, state.finishing = int(facts["trials"]), None
             if "time_budget_s" in facts:

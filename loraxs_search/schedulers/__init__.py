@@ -14,7 +14,7 @@ from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.schedulers.asha import ASHA
 
 
-class NoScheduler(Scheduler):
+class _NoScheduler(Scheduler):
     """Lets every trial train all its steps."""
 
     name = "none"
@@ -24,7 +24,7 @@ class NoScheduler(Scheduler):
 
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
-    "search.scheduler", "loraxs_search.schedulers", ASHA, NoScheduler
+    "search.scheduler", "loraxs_search.schedulers", ASHA, _NoScheduler
 )
 
 

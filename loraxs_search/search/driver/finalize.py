@@ -42,7 +42,9 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
 
 _SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
-_PART = 128  # test rows; an item of fewer takes as long, since it puts the adapter on the base
+# Test rows of an item; one of fewer takes as long, since it puts the adapter on the base. Files of answers are named by
+# their parts: with another size, a search that continues would answer rows twice.
+_PART = 128
 _logger = logging.getLogger(__name__)
 
 
@@ -255,10 +257,10 @@ class Finalization:
         def answer(rows: range) -> WorkItem:
             spec, snapshot = self._trained(name).spec, self._snapshot(name)
             try:
-                answers = yield on_host(lambda host: host.answer(spec, snapshot, rows, task.for_candidates), task, spec)
+                found = yield on_host(lambda host: host.answer(spec, snapshot, rows, task.for_candidates), task, spec)
             except TrialDivergedError:
-                answers = Answers((), (), math.nan)
-            confirmed.write_answers(name, rows, answers)
+                found = Answers((), (), math.nan)
+            confirmed.write_answers(name, rows, found)
 
         def write(own: str) -> WorkItem:
             spec, snapshot = self._trained(own).spec, self._snapshot(own)
@@ -270,7 +272,9 @@ class Finalization:
 
         untested, items = chosen is not None and not chosen.test_metrics, list[WorkItem]()
         if untested:
-            items += map(answer, row_parts(self._actors.info.num_rows["test"], list(confirmed.answers(name))))
+            rows, known_rows = range(self._actors.info.num_rows["test"]), confirmed.answers(name)
+            parts = [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
+            items += [answer(part) for part in parts if part not in known_rows]
         kept = [r.trial_id for r in self.trials if self._space.method_of(r.params).has_adapter]
         for own in dict.fromkeys((*known, *kept)):
             path = folder.adapter_path(own)
@@ -280,17 +284,17 @@ class Finalization:
         self._map_over_hosts(items, unit="parts")
         if chosen is None:
             return list(candidates)
-        parts, answered = list(confirmed.answers(name).values()), b""
+        answers, answered = list(confirmed.answers(name).values()), b""
         if untested:
-            metrics, rows = joined(parts, task)
-            answered, baselines = rows.to_bytes(), folder.baselines() or ()
+            metrics, scored = joined(answers, task)
+            answered, baselines = scored.to_bytes(), folder.baselines() or ()
             chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
         for confirmation in finalist:  # none if it was written before the driver was killed
-            samples = tuple(sample for part in parts for sample in part.samples)
+            samples = tuple(sample for part in answers for sample in part.samples)
             slices: tuple[SliceScore, ...] = ()
-            if task.slices and all(part.predictions for part in parts):  # no champion, no sign
-                slices = slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])
-            beside = {"samples": samples, "slices": slices, "by_class": class_report(parts, task)}
+            if task.slices and all(part.predictions for part in answers):  # no champion, no sign
+                slices = slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(answers, task)[1])
+            beside = {"samples": samples, "slices": slices, "by_class": class_report(answers, task)}
             self._write(name, confirmation, chosen, beside)
         path = folder.adapter_path(name)
         if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
@@ -441,12 +445,3 @@ def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
     ]
     wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
     return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
-
-
-def row_parts(num_rows: int, done: Sequence[range]) -> list[range]:
-    """Return the unanswered rows of a split, in parts that are small enough to show how far the work is."""
-    ends = sorted(done, key=lambda rows: rows.start)
-    starts = [0, *(rows.stop for rows in ends)]
-    stops = [*(rows.start for rows in ends), num_rows]
-    gaps = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    return [gap[place : place + _PART] for gap in gaps for place in range(0, len(gap), _PART)]

@@ -40,37 +40,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
 
 
-def resolve_start(space: Space, uri: str) -> StartFrom | None:
-    """Return which version a space's `start_from` means now; None if it names none.
-
-    Raises:
-        RegistryError: there is no such adapter.
-        UsageError: it is of another method, or of one whose trials cannot start from an adapter.
-    """
-    if space.start_from is None:
-        return None
-    adapter = Registry(uri).resolve(space.start_from)
-    name = f"{adapter.task}:{adapter.version}"
-    manifest = verify(pull(name, uri=uri))
-    own = manifest.hyperparameters
-    if own.method not in space.methods:
-        raise UsageError(
-            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {name} is"
-            f" of {own.method}.",
-            hint=f"name another adapter, or set `method: {own.method}`",
-        )
-    if not method_of(own).can_start:
-        raise UsageError(
-            f"`start_from` must name an adapter that trials can start from, but {name} is of {own.method}.",
-            hint="leave it out, or name an adapter of lora-xs",
-        )
-    theirs, ours = manifest.task, space.task
-    # Its head answers where the labels are the same, or the task is.
-    with_head = theirs.kind == ours.kind and theirs.labels == ours.labels
-    with_head = with_head and bool(ours.labels or theirs.name == ours.name)
-    return StartFrom(name, adapter.digest, manifest.base_digest, own, with_head, theirs.pooling)
-
-
 def search_study(
     info: StudyInfo,
     space: Space,
@@ -93,10 +62,11 @@ def search_study(
     """
     log, started_at = StudyLog(studies_root() / info.name / JOURNAL, info.name, view), steady_time()
     log.phase("loading the base model and the data")
-    from loraxs_search.search.driver.session import SearchSession, open_study  # Ray Tune loads while the host does
+    from loraxs_search.search.driver.session import open_study  # Ray Tune loads while the host does
 
-    with open_study(info, space, pool, log, stop or threading.Event(), is_locked=is_locked) as opened:
-        return SearchSession(opened, started_at).run()
+    with open_study(info, space, pool, log, stop or threading.Event(), is_locked=is_locked) as session:
+        session.begin(started_at)
+        return session.run()
 
 
 def launch(  # noqa: PLR0913  # each is a keyword
@@ -198,9 +168,13 @@ def _shared(space: Space) -> dict[str, object]:
 def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = None) -> StudyInfo:
     """Return what a new study starts with, once its name is known to be free.
 
+    That includes the version that the space's `start_from` means now.
+
     Raises:
         StudyError: the name is taken, here or in the storage.
         StorageError: the storage cannot be used.
+        RegistryError: there is no adapter of that name.
+        UsageError: it is of another method, or of one whose trials cannot start from an adapter.
     """
     place = Storage(storage) if storage is not None else None
     if name is None:  # a file may be named as no study can be
@@ -228,7 +202,31 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
             raise StudyError(
                 f"Study {info.name!r} already exists in {place.uri}.", hint=f"{again}, or choose another with --name"
             )
-    return replace(info, start_from=resolve_start(loaded, uri))
+    if loaded.start_from is None:
+        return info
+
+    adapter = Registry(uri).resolve(loaded.start_from)
+    start = f"{adapter.task}:{adapter.version}"
+    manifest = verify(pull(start, uri=uri))
+    own = manifest.hyperparameters
+    if own.method not in loaded.methods:
+        raise UsageError(
+            f"`start_from` must name an adapter of a method of the space ({one_of(loaded.methods)}), but {start} is"
+            f" of {own.method}.",
+            hint=f"name another adapter, or set `method: {own.method}`",
+        )
+    if not method_of(own).can_start:
+        raise UsageError(
+            f"`start_from` must name an adapter that trials can start from, but {start} is of {own.method}.",
+            hint="leave it out, or name an adapter of lora-xs",
+        )
+    theirs, ours = manifest.task, loaded.task
+    # Its head answers where the labels are the same, or the task is.
+    with_head = theirs.kind == ours.kind and theirs.labels == ours.labels
+    with_head = with_head and bool(ours.labels or theirs.name == ours.name)
+    return replace(
+        info, start_from=StartFrom(start, adapter.digest, manifest.base_digest, own, with_head, theirs.pooling)
+    )
 
 
 @contextlib.contextmanager

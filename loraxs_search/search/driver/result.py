@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
@@ -22,9 +22,6 @@ from loraxs_search.studies.folder import StudyFolder, list_studies
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,12 +41,6 @@ class SearchResult:
     wall_s: float
     notice: str = ""
 
-    @property
-    def best(self) -> LeaderboardRow | None:
-        """The trial that the finalist is of; without one the best complete trial by validation, if there is any."""
-        rows = [row for row in self.leaderboard() if row.state is TrialState.COMPLETE]
-        return next((row for row in rows if row.finalist), rows[0] if rows else None)
-
     def leaderboard(self) -> list[LeaderboardRow]:
         """Return a row for each trial, best first, as `status` prints them.
 
@@ -58,28 +49,6 @@ class SearchResult:
         """
         info = StudyFolder.open(self.study).info
         return leaderboard(self.trials, info.task, self.candidates, info.search.checkpoint)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a flat table with a row for each trial, best first.
-
-        Params are in columns `params_rank` and so on, metrics of the trial's last report in `metrics_accuracy` and so
-        on. `score` is what trials are compared by, of the step that is kept. What a trial has not is missing.
-
-        Raises:
-            StudyError: the study is no longer on this machine.
-        """
-        import pandas as pd
-
-        metrics = {record.trial_id: record.reports[-1].metrics for record in self.trials if record.reports}
-        names = [each.name for each in fields(LeaderboardRow) if each.name != "params"]
-        rows = [
-            {name: getattr(row, name) for name in names}
-            | {"state": str(row.state), "lineage": f"{self.study}/{row.lineage}" if row.lineage else None}
-            | {f"params_{name}": value for name, value in row.params.items()}
-            | {f"metrics_{name}": value for name, value in metrics.get(row.trial_id, {}).items()}
-            for row in self.leaderboard()
-        ]
-        return pd.DataFrame(rows, columns=list(dict.fromkeys([*names, *(name for row in rows for name in row)])))
 
     def __repr__(self) -> str:
         complete = sum(record.state is TrialState.COMPLETE for record in self.trials)

@@ -71,27 +71,10 @@ _LOOK_EVERY_S = 0.2  # for commands
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _OpenStudy:
-    """A study that this driver searches: its lock is held, its log is followed into its copy and MLflow.
-
-    Args:
-        study: Its folder, its log, and what people have made of it.
-        is_stopped: Whether this search is to end, by itself or with all that run beside it.
-        run_of: Returns the run of a trial in MLflow, if it has one by now.
-    """
-
-    study: SteeredStudy
-    space: Space
-    actors: StudyActors
-    is_stopped: Callable[[], bool]
-    run_of: Callable[[str], str | None]
-
-
 @contextlib.contextmanager
 def open_study(
     info: StudyInfo, space: Space, pool: HostPool, log: StudyLog, stop: threading.Event, *, is_locked: bool
-) -> Iterator[_OpenStudy]:
+) -> Iterator[SearchSession]:
     """Open a study on the hosts of `pool`, and record how its search ends; a new one is created.
 
     Whatever a killed driver has done is found in the folder.
@@ -136,7 +119,7 @@ def open_study(
         log.refresh()
         tracker = open_tracker(folder, info.tracking_uri, mirror)
         try:
-            yield _OpenStudy(steered(folder, log), space, actors, is_stopped, tracker.run_id)
+            yield SearchSession(steered(folder, log), space, actors, is_stopped, tracker.run_id)
         except BaseException as error:
             if mirror is not None and mirror.lost_to is not None:
                 raise mirror.lost_to from error
@@ -249,21 +232,36 @@ def begin_linear_probe(
 
 
 # ---- searching -------------------------------------------------------------------------------------------------------
+@dataclass
 class SearchSession:
-    """Searches an open study, whose lock this driver holds; every stage can be repeated.
+    """Searches a study whose lock this driver holds, and whose log is followed into its copy and MLflow.
+
+    Every stage can be repeated.
 
     Args:
-        started_at: When this driver began its work.
+        study: Its folder, its log, and what people have made of it.
+        is_stopped: Whether this search is to end, by itself or with all that run beside it.
+        run_of: Returns the run of a trial in MLflow, if it has one by now.
     """
 
-    def __init__(self, opened: _OpenStudy, started_at: float) -> None:
-        self._opened, self._study, self._actors, self._log = opened, opened.study, opened.actors, opened.study.journal
-        space, folder, log, actors = opened.space, opened.study.folder, opened.study.journal, opened.actors
+    study: SteeredStudy
+    space: Space
+    actors: StudyActors
+    is_stopped: Callable[[], bool]
+    run_of: Callable[[str], str | None]
+
+    def begin(self, started_at: float) -> None:
+        """Bring the study to where its log stands, and begin what takes long beside the first trials.
+
+        Args:
+            started_at: When this driver began its work.
+        """
+        space, folder, log, actors = self.space, self.study.folder, self.study.journal, self.actors
         plan, task = folder.info.search, space.task
         self._baselines = StudyBaselines(folder, actors, task)  # begun first: Ray Tune takes seconds to start
         actors.linear_probe = begin_linear_probe(folder, actors, space, log.phase)
-        reopen(self._study)
-        self._budget, trials = TimeBudget(self._study, actors, started_at - log.spent_s), StudyTrials(task, plan)
+        reopen(self.study)
+        self._budget, trials = TimeBudget(self.study, actors, started_at - log.spent_s), StudyTrials(task, plan)
         self._said_baselines = set[str]()
         self._finalization: Finalization | None = None  # once its trials have ended
         for event in log.history():
@@ -298,14 +296,14 @@ class SearchSession:
             scheduler.report(report)
         for trial_id, reason in scheduler.stopped.items():  # of trials that had not ended yet
             log.append(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
-        if self._study.plan.time_budget is not None and log.notice is None:
+        if self.study.plan.time_budget is not None and log.notice is None:
             spread = functools.partial(map_over_hosts, actors.pool, on_loop_step=actors.check_stop)
             self._budget.answer_s = BaseModelBaseline(folder, actors, task, spread).seconds_per_row()
         self._budget.keep_time_for_end()
         self._say_plan()
         self._next_look = 0.0
         self._searcher = StudySearcher(
-            Proposer(trials, space), self._study, actors, scheduler, self._budget, opened.is_stopped, self._hear
+            Proposer(trials, space), self.study, actors, scheduler, self._budget, self.is_stopped, self._hear
         )
 
     def run(self) -> SearchResult:
@@ -315,8 +313,8 @@ class SearchSession:
             SearchInterruptedError: stopped before the budget was used.
             StudyError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
-        folder, log = self._study.folder, self._log
-        with self._actors.pool.watched(folder.name, self._show_steps, lambda: self._searcher.to_cancel):
+        folder, log = self.study.folder, self.study.journal
+        with self.actors.pool.watched(folder.name, self._show_steps, lambda: self._searcher.to_cancel):
             while True:
                 if log.notice is None and folder.candidates() is None:
                     self._searcher.run()
@@ -334,11 +332,10 @@ class SearchSession:
 
         Test rows are asked only after people have last been asked whether it does.
         """
-        folder, log = self._study.folder, self._log
-        opened, on_loop_step = self._opened, self._on_end_step
-        end = Finalization(opened.study, opened.space, opened.actors, opened.run_of, on_loop_step)
+        folder, log = self.study.folder, self.study.journal
+        end = Finalization(self.study, self.space, self.actors, self.run_of, self._on_end_step)
         self._finalization = end
-        baselines = self._baselines.result(on_loop_step)
+        baselines = self._baselines.result(self._on_end_step)
         log.append(BaselinesMeasured(baselines=baselines))
         self._say_baselines(baselines)
         candidates = end.validate(self._budget)
@@ -366,8 +363,8 @@ class SearchSession:
             SearchInterruptedError: stopped from outside.
         """
         self._hear()
-        if self._opened.is_stopped():
-            name = self._study.folder.name
+        if self.is_stopped():
+            name = self.study.folder.name
             raise SearchInterruptedError(
                 f"Study {name!r} was interrupted after its trials, before its candidates were scored.",
                 hint=f"go on with `loraxs-search resume {name}`",
@@ -383,15 +380,15 @@ class SearchSession:
         if not now and time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_S
-        if take_commands(self._study, self._log.say):
+        if take_commands(self.study, self.study.journal.say):
             self._searcher.apply_commands()
-            if self._study.whole_plan != self._shown_plan:
+            if self.study.whole_plan != self._shown_plan:
                 self._say_plan()
 
     def _wants_more(self) -> bool:
         """Take what people have sent; say whether they ask for more than has been trained."""
         self._hear(now=True)  # what came too late is refused
-        has_more = reopen(self._study)
+        has_more = reopen(self.study)
         if has_more:
             self._say_plan()
         return has_more
@@ -403,23 +400,25 @@ class SearchSession:
             if baseline.validation_metrics and baseline.name not in self._said_baselines:
                 self._said_baselines.add(baseline.name)
                 scores = baseline.validation_metrics
-                self._log.say(RowsScored(what="baseline", name=baseline.name, split="validation", metrics=scores))
+                self.study.journal.say(
+                    RowsScored(what="baseline", name=baseline.name, split="validation", metrics=scores)
+                )
 
     def _show_steps(self, steps: Mapping[str, int]) -> None:
         """Say how far trials and refits have got since their last reports; called from its own thread."""
-        event = TrialsAdvanced(study=self._study.folder.name, steps=steps)
+        event = TrialsAdvanced(study=self.study.folder.name, steps=steps)
         with contextlib.suppress(HomeError):
-            self._study.folder.steps.write(event)
-        self._log.show(event)
+            self.study.folder.steps.write(event)
+        self.study.journal.show(event)
         if self._finalization is not None:
             self._finalization.reached(steps)
 
     def _say_plan(self) -> None:
         """Say what the search is about to do; the view begins anew."""
-        actors, info, task = self._actors, self._study.folder.info, self._opened.space.task
+        actors, info, task = self.actors, self.study.folder.info, self.space.task
         addresses, by_node = {node.node_id: node.address for node in living_nodes()}, actors.slot_counter.slots.by_node
-        plan = self._shown_plan = self._study.whole_plan
-        self._log.say(
+        plan = self._shown_plan = self.study.whole_plan
+        self.study.journal.say(
             SearchStarted(
                 task=task.registered_name,
                 metric=task.search_metric,
@@ -434,8 +433,8 @@ class SearchSession:
                 slots={addresses[own]: slots for own, slots in by_node.items() if own in addresses},
                 why_slots=actors.pack_size.reason,
                 time_left_s=self._budget.left_s,
-                notes=notes(self._opened.space),
-                finishing=self._study.state.finishing or "",
+                notes=notes(self.space),
+                finishing=self.study.state.finishing or "",
             )
         )
 

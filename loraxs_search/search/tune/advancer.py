@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, own_error
@@ -55,33 +56,19 @@ def find_place() -> Place:
     return Place(node_id, ray.util.get_node_ip_address(), str(gpus[0]) if gpus else None)
 
 
-@dataclass(frozen=True)
-class TrialSettings:
-    """What all trials of a search have in common.
-
-    Args:
-        report_every: Steps from one report to the next.
-        max_failures: How many hosts a trial may lose between two reports.
-        snapshot_store, directory: The names of these actors: Ray keeps a handle, as it does what is large, where it may
-            be lost, and a process that is started anew with it.
-    """
-
-    task: Task
-    report_every: int
-    max_failures: int
-    snapshot_store: str
-    directory: str
-
-
 class TrialAdvancer:
     """Trains trials to their next reports on the hosts of the devices that they were given.
 
     The snapshot store has their states, so that every call may be repeated: Ray starts a process that dies anew, and
     asks that one what the first had not answered.
+
+    Args:
+        snapshot_store, directory: The names of these actors: Ray keeps a handle, as it does what is large, where it may
+            be lost, and a process that is started anew with it.
     """
 
-    def __init__(self, settings: TrialSettings) -> None:
-        self._settings = settings
+    def __init__(self, task: Task, plan: SearchPlan, snapshot_store: str, directory: str) -> None:
+        self._task, self._plan, self._names = task, plan, (snapshot_store, directory)
         self._hosts: dict[Place, HostProxy] = {}
         # By slot, the trial that it has trained last, with the step of its last report and its state there.
         self._kept: dict[str, tuple[str, int, bytes]] = {}
@@ -89,11 +76,11 @@ class TrialAdvancer:
     # Looked up by the first call, which may fail and be repeated; a process that fails to begin is not started again.
     @functools.cached_property
     def _snapshot_store(self) -> ActorProxy[SnapshotStore]:
-        return cast("ActorProxy[SnapshotStore]", ray.get_actor(self._settings.snapshot_store, NAMESPACE))
+        return cast("ActorProxy[SnapshotStore]", ray.get_actor(self._names[0], NAMESPACE))
 
     @functools.cached_property
     def _directory(self) -> ActorProxy[HostDirectory]:
-        return cast("ActorProxy[HostDirectory]", ray.get_actor(self._settings.directory, NAMESPACE))
+        return cast("ActorProxy[HostDirectory]", ray.get_actor(self._names[1], NAMESPACE))
 
     @ray.method
     async def advance(self, slot: str, spec_json: str, place: Place, after: int) -> dict[str, Any]:
@@ -109,7 +96,7 @@ class TrialAdvancer:
             slot: Names the slot; it has one trial at a time.
             after: Step of the last report that the search has; 0 if it has none.
         """
-        spec, settings, step = from_json(TrialSpec, spec_json), self._settings, after
+        spec, task, step = from_json(TrialSpec, spec_json), self._task, after
         try:
             known = self._kept.pop(slot, None)
             snapshot = known[2] if known is not None and known[:2] == (spec.trial_id, after) else None
@@ -126,15 +113,15 @@ class TrialAdvancer:
             while True:
                 host = await self._host(place, lost)
                 try:
-                    until = step + settings.report_every
-                    report, state = await advance(spec, until, snapshot, settings.task)(host)
+                    until = step + self._plan.report_every
+                    report, state = await advance(spec, until, snapshot, task)(host)
                     break
                 except HOST_LOST:
                     lost, losses = host, losses + 1
-                    if losses > settings.max_failures:
+                    if losses > self._plan.max_failures:
                         await self._host(place, lost)  # for the next trial
                         raise
-            if (metric := settings.task.search_metric) not in report.metrics:
+            if (metric := task.search_metric) not in report.metrics:
                 shown = ", ".join(sorted(report.metrics)) or "none"
                 raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {shown}.")
         except (LoraxsError, RayTaskError) as error:
@@ -165,7 +152,7 @@ class TrialAdvancer:
     def _result(self, spec: TrialSpec, report: TrialReport) -> dict[str, Any]:
         return {
             STEP: report.step,
-            OBJECTIVE: report.metrics[self._settings.task.search_metric],
+            OBJECTIVE: report.metrics[self._task.search_metric],
             REPORT: to_json(report),
             "done": report.step >= spec.hyperparameters.max_steps,
         }

@@ -29,7 +29,7 @@ from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.hosts.pool import StudyActors
-from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP, TrialSettings
+from loraxs_search.search.tune.advancer import FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, make_controller
 from loraxs_search.search.tune.time_budget import TimeBudget
@@ -128,21 +128,18 @@ class StudySearcher(_Unpickled, Searcher):
             StudyError: trials are left since they would fail, or all have failed.
             LoraxsError: an error that is not a trial's.
         """
-        plan, actors, task, pool = self._plan, self._actors, self._study.folder.info.task, self._actors.pool
-        settings = TrialSettings(
-            task, plan.report_every, plan.max_failures, actors.snapshot_store_name, pool.directory_name
-        )
+        plan, actors, folder = self._plan, self._actors, self._study.folder
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
             if self.early_end is not None or not self.is_short:
                 break
             watch = LoopWatch(self._budget, self.abort, actors.slot_counter.have_left)
-            with contextlib.closing(Advancers(settings, lambda name: self._log.records[name].step)) as advancers:
+            with contextlib.closing(Advancers(folder.info, actors, self._log.records)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
                 # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
                 most = max(plan.trials, _MIN_WAITING)
-                scheduler, storage = _TuneScheduler(self), self._study.folder.path / "tune"
+                scheduler, storage = _TuneScheduler(self), folder.path / "tune"
                 controller = make_controller(self, scheduler, watch, slots, storage, plan.max_failures, most)
                 try:
                     while not controller.is_finished():
@@ -151,7 +148,14 @@ class StudySearcher(_Unpickled, Searcher):
                         if self.must_end or watch.is_stranded(trials, slots.num_held > 0):
                             break
                         if watch.is_late(trials):
-                            self._end_silent_hosts(trials)
+                            running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
+                            if names := [self.trial_ids[own] for own in running if own in self.trial_ids]:
+                                _logger.warning(
+                                    "Trials %s have not reported since the time budget was used up: they end at their"
+                                    " last reports, and their hosts are ended, since they may be stuck.",
+                                    ", ".join(names),
+                                )
+                                actors.pool.end_silent_hosts(folder.name, names)
                             break
                         controller.step()  # asks `suggest` for trials, starts them, and hears of one report or end
                 finally:
@@ -159,17 +163,6 @@ class StudySearcher(_Unpickled, Searcher):
         if self.fatal_error is not None:
             raise self.fatal_error
         self._end_unfinished()
-
-    def _end_silent_hosts(self, trials: Sequence[Trial]) -> None:
-        """Have other hosts in place of those that trials were last heard of before the time budget ended."""
-        running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
-        if names := [self.trial_ids[own] for own in running if own in self.trial_ids]:
-            _logger.warning(
-                "Trials %s have not reported since the time budget was used up: they end at their last reports, and"
-                " their hosts are ended, since they may be stuck.",
-                ", ".join(names),
-            )
-            self._actors.pool.end_silent_hosts(self._study.folder.name, names)
 
     def _end_unfinished(self) -> None:
         """End what the time budget has cut short, or say why trials are left."""
@@ -293,7 +286,7 @@ class StudySearcher(_Unpickled, Searcher):
                 started = TrialStarted(trial_id=name, params=dict(records[name].params))
             elif asked is not None:
                 params, proposal = self._proposer.add(asked.params, seed)
-                asked_by, source = asked.command_id, asked.source
+                asked_by, source = asked.command_id, "".join(asked.trial_ids)
                 started = TrialStarted(
                     trial_id=name, params=params, proposal=proposal, command=asked_by, lineage=source
                 )

@@ -35,10 +35,12 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.trial import TrialSpec
+from loraxs_search.records.trial import TrialRecord, TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
 from loraxs_search.search.hosts.answers import kill
-from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
+from loraxs_search.search.hosts.pool import StudyActors
+from loraxs_search.search.tune.advancer import Place, TrialAdvancer, find_place
+from loraxs_search.studies.info import StudyInfo
 
 SPEC = "spec"
 RESOURCES = "resources"
@@ -63,11 +65,11 @@ class Advancers:
     then states pass through the network twice.
 
     Args:
-        last_step: Returns the step of the last report that the search has of a trial; 0 if it has none.
+        records: What the search has of its trials, now.
     """
 
-    def __init__(self, settings: TrialSettings, last_step: Callable[[str], int]) -> None:
-        self._settings, self._last_step = settings, last_step
+    def __init__(self, info: StudyInfo, actors: StudyActors, records: Mapping[str, TrialRecord]) -> None:
+        self._info, self._actors, self._records = info, actors, records
         self._by_node: dict[str, ActorProxy[TrialAdvancer]] = {}
         self._last_calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by node
         self._calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by slot
@@ -80,7 +82,7 @@ class Advancers:
             for node_id in self._by_node.keys() - {node.node_id for node in living_nodes()}:
                 kill(self._by_node.pop(node_id))  # Ray has started it elsewhere, and no slot is on its node any more
             self._by_node[place.node_id] = self._start(place.node_id)
-        call = self._by_node[place.node_id].advance.remote(slot, spec, place, self._last_step(trial_id))
+        call = self._by_node[place.node_id].advance.remote(slot, spec, place, self._records[trial_id].step)
         self._last_calls[place.node_id] = self._calls[slot] = call
         return call
 
@@ -102,7 +104,8 @@ class Advancers:
         near = NodeAffinitySchedulingStrategy(node_id, soft=True)
         again = {"max_restarts": MAX_RESTARTS, "max_task_retries": _MAX_RETRIES, "max_concurrency": _MAX_SLOTS}
         actor = ray.remote(TrialAdvancer).options(num_cpus=0, scheduling_strategy=near, **again)
-        return actor.remote(self._settings)
+        names = self._actors.snapshot_store_name, self._actors.pool.directory_name
+        return actor.remote(self._info.task, self._info.search, *names)
 
 
 def _is_done(call: ObjectRef[Any]) -> bool:
@@ -171,19 +174,19 @@ class _SlotResources(PlacementGroupAcquiredResources):
     advancers: Advancers
 
     def annotate_remote_entities(self, entities: Sequence[Any]) -> list[Any]:
-        return [_Verb(lambda config, **_: Slot(self._place(), self.advancers, config[SPEC]))]
+        return [_Verb(self._slot)]
 
-    def _place(self) -> ObjectRef[Place]:
-        """Return where the share is. Which GPU it is of, a process that has the share is asked.
+    def _slot(self, config: Mapping[str, Any], **_: Any) -> Slot:
+        """Make a slot where the share is. Which GPU it is of, a process that has the share is asked.
 
         So is where it will be, if its node has just been lost.
         """
         node_id = placement_group_table(self.placement_group)["bundles_to_node_id"][0]
         if self.resource_request.bundles[0].get("GPU") or not node_id:
             (find,) = super().annotate_remote_entities([cast("Any", ray.remote(find_place))])
-            return cast("ObjectRef[Place]", find.remote())
+            return Slot(cast("ObjectRef[Place]", find.remote()), self.advancers, config[SPEC])
         address = next((node.address for node in living_nodes() if node.node_id == node_id), node_id)
-        return ray.put(Place(node_id, address, None))
+        return Slot(ray.put(Place(node_id, address, None)), self.advancers, config[SPEC])
 
 
 class SlotManager(PlacementGroupResourceManager):

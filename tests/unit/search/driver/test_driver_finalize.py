@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +9,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import save
 from support.searched_studies import Tried, confirm, searched
 from support.toys import HYPERPARAMETERS
@@ -29,7 +26,7 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver import finalize
-from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report, row_parts
+from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report
 from loraxs_search.search.driver.work_items import WorkItem
 from loraxs_search.steering import steered
 from loraxs_search.studies.folder import StudyFolder
@@ -278,15 +275,6 @@ def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_s
 
 
 # ---- test rows -------------------------------------------------------------------------------------------------------
-@given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=8))
-def test_every_row_is_answered_once_in_small_parts_also_after_a_kill(num_rows, cuts):
-    edges = sorted({cut for cut in cuts if cut <= num_rows})
-    done = [range(a, b) for a, b in list(itertools.pairwise(edges))[::2]]
-    lacking = row_parts(num_rows, done)
-    assert sorted(row for part in (*done, *lacking) for row in part) == list(range(num_rows))
-    assert all(len(part) <= 128 for part in lacking)
-
-
 def test_classes_are_counted_over_all_parts():
     task, wrong = replace(TOY, labels=("Law", "News", "Sports")), Sample("a text", "Law", "News")
     parts = [Answers((1, 1), (0, 1), 0.0, wrong=(wrong,)), Answers((1, 2), (0, 2), 0.0, wrong=(wrong,) * 30)]

@@ -25,7 +25,7 @@ from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
-from loraxs_search.search.driver.session import SearchSession, begin_linear_probe, open_study, settled
+from loraxs_search.search.driver.session import begin_linear_probe, open_study, settled
 from loraxs_search.search.driver.work_items import StudyBaselines
 from loraxs_search.search.hosts import answers
 from loraxs_search.search.hosts import pool as hosts_pool
@@ -155,8 +155,8 @@ def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_f
             view.happened(FACTS)
         if waits_for == "the probe":
             begin_linear_probe(folder, actors, space, lambda _: None)()
-        session: Any = SearchSession.__new__(SearchSession)
-        session._opened, session._study, session._hear = study, study.study, lambda: None
+        session: Any = study
+        session._hear = lambda: None
         StudyBaselines(folder, actors, folder.info.task).result(session._on_end_step)
 
 

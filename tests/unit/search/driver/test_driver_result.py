@@ -45,36 +45,20 @@ def result_of(folder: StudyFolder) -> SearchResult:
     return SearchResult(folder.name, records, tuple(folder.candidates() or ()), 12.3)
 
 
-def test_the_best_is_the_finalists_trial_and_without_one_the_best_complete_trial(fresh_home):
+def test_a_result_has_a_row_for_each_trial_best_first(fresh_home):
     folder = searched("s", TRIALS)
-    best = result_of(folder).best
-    assert best is not None
-    assert (best.trial_id, best.score, best.finalist) == ("00001", 0.9, "")
-    confirm(folder, "00000", [0.91], answers=[0, 1], labels=[0, 1])
-    best = result_of(folder).best
-    assert best is not None
-    assert (best.trial_id, best.score, best.finalist, best.test_score) == ("00000", 0.7, "00000", 1.0)
-    assert result_of(searched("none", TRIALS[2:], finished=False)).best is None
-
-
-def test_a_table_has_a_row_for_each_trial_best_first(fresh_home):
-    result = result_of(searched("s", TRIALS))
+    result = result_of(folder)
     assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
-    table = result.to_pandas()
-    assert list(table["trial_id"]) == ["00001", "00000", "00002"]
-    assert list(table["state"]) == ["COMPLETE", "COMPLETE", "PRUNED"]
-    assert list(table["params_rank"]) == [8, 4, 16]
-    assert list(table["params_sigma"].isna()) == [False, True, True]
-    assert list(table["score"]) == list(table["metrics_accuracy"]) == [0.9, 0.7, 0.95]
-    assert table["test_score"].isna().all()
-    empty = SearchResult(searched("empty", ()).name, (), (), 0.0).to_pandas()
-    assert len(empty) == 0
-    assert "stored_bytes" in empty
-
-
-def test_a_study_that_is_gone_is_said_to_be(fresh_home):
+    assert [(row.trial_id, row.score) for row in result.leaderboard()] == [
+        ("00001", 0.9),
+        ("00000", 0.7),
+        ("00002", 0.95),
+    ]
+    confirm(folder, "00000", [0.91], answers=[0, 1], labels=[0, 1])
+    (finalist,) = (row for row in result_of(folder).leaderboard() if row.finalist)
+    assert (finalist.trial_id, finalist.test_score) == ("00000", 1.0)
     with pytest.raises(StudyError, match="gone"):
-        _ = SearchResult("gone", (), (), 1.0).best
+        SearchResult("gone", (), (), 1.0).leaderboard()
 
 
 NOTICE = "the time budget of 60 s is used up"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
@@ -122,7 +122,9 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
     Args:
         wants_more: What people say each time that they are asked, as the stages of a session do.
     """
-    session, journal = SearchSession.__new__(SearchSession), folder.journal()
+    journal, nothing = folder.journal(), cast("Any", None)
+    actors: Any = SimpleNamespace(pool=SimpleNamespace(watched=lambda *_: contextlib.nullcontext()))
+    session = SearchSession(steered(folder, journal), nothing, actors, bool, nothing)
     done, asked = list[str](), iter(wants_more)
 
     def goes_on() -> bool:
@@ -140,9 +142,6 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
         return True
 
     given: Any = {
-        "_study": SimpleNamespace(folder=folder),
-        "_log": journal,
-        "_actors": SimpleNamespace(pool=SimpleNamespace(watched=lambda *_: contextlib.nullcontext())),
         "_searcher": SimpleNamespace(run=lambda: done.append("train"), notice=""),
         "_wants_more": goes_on,
         "_finalize": finalize,

@@ -33,7 +33,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch, task: Task, method: str = "lora-xs
     monkeypatch.setattr(launch, "pull", lambda name, uri: Path())
     monkeypatch.setattr(launch, "verify", lambda path: manifest)
     space = parse_space(SPACE, source="s.yaml", folder=Path())
-    return launch.resolve_start(replace(space, task=replace(task, **ours)), "sqlite:///x.db")
+    return launch.new_study(replace(space, task=replace(task, **ours)), None, "sqlite:///x.db").start_from
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,24 +22,15 @@ from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.search.tune import advancer as module
 from loraxs_search.search.tune import slots
-from loraxs_search.search.tune.advancer import (
-    CANCELLED,
-    FAILED,
-    FATAL,
-    OBJECTIVE,
-    REPORT,
-    STEP,
-    Place,
-    TrialAdvancer,
-    TrialSettings,
-)
+from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, OBJECTIVE, REPORT, STEP, Place, TrialAdvancer
 from loraxs_search.search.tune.slots import Advancers
 
 PLACE = Place("node", "10.0.0.7", "1")
-SETTINGS = TrialSettings(TASK, 4, 3, "snapshots", "directory")
+PLAN = SearchPlan(report_every=4, max_failures=3)
 MAX_STEPS = HYPERPARAMETERS.max_steps
 SPEC = to_json(TrialSpec("00000", {}, HYPERPARAMETERS, study="s"))
 
@@ -66,7 +57,7 @@ class Advancer(TrialAdvancer):
     def __init__(
         self, *answers: TrialReport | Exception, kept: bytes | None = None, full: Exception | None = None
     ) -> None:
-        super().__init__(SETTINGS)
+        super().__init__(TASK, PLAN, "snapshots", "directory")
         self.answers, self.kept, self.full = list(answers), kept, full
         self.num_reads, self.asked, self.lost = 0, list[tuple[int, bytes | None]](), list[object]()
         self._snapshot_store: Any = calls(read_snapshot=self._read, write_snapshot=self._write)
@@ -172,15 +163,15 @@ def test_reports_that_were_kept_but_not_returned_are_returned_and_not_trained_ag
     "loss", [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("gone"), RaySystemError("no buffer")]
 )
 def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss):
-    advancer = Advancer(*[loss] * SETTINGS.max_failures)
+    advancer = Advancer(*[loss] * PLAN.max_failures)
     assert advancer.now()[STEP] == 4
-    assert len(advancer.lost) == SETTINGS.max_failures + 1
+    assert len(advancer.lost) == PLAN.max_failures + 1
     assert advancer.lost[0] is None
     assert None not in advancer.lost[1:]
-    given_up = Advancer(*[loss] * (SETTINGS.max_failures + 1))
+    given_up = Advancer(*[loss] * (PLAN.max_failures + 1))
     with pytest.raises(type(loss)):
         given_up.now()
-    assert len(given_up.lost) == SETTINGS.max_failures + 2, "the directory hears of the last one, for the next trial"
+    assert len(given_up.lost) == PLAN.max_failures + 2, "the directory hears of the last one, for the next trial"
 
 
 def test_few_states_are_kept_where_memory_would_be_short(monkeypatch):
@@ -201,7 +192,8 @@ class Recorded(Advancers):
     """Starts nothing; a call's reference is the number of processes that were started until then."""
 
     def __init__(self) -> None:
-        super().__init__(SETTINGS, lambda _: 0)
+        nothing: Any = None
+        super().__init__(nothing, nothing, {"00000": cast("Any", SimpleNamespace(step=0))})
         self.started = list[str]()
 
     def _start(self, node_id: str) -> Any:
