@@ -51,15 +51,15 @@ class EverySecond(Scheduler):
     name = "every-second"
     parameters = {"patience": ParameterSpec("int", low=1, default=2)}
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, *given):
+        super().__init__(*given)
         self._reached = []
 
-    def decide(self, trial):
-        if trial.step < self.config.parameters["patience"] or trial.trial_id in self._reached:
+    def decide(self, report, score):
+        if report.step < self.params["patience"] or report.trial_id in self._reached:
             return None
-        self._reached.append(trial.trial_id)
-        return None if len(self._reached) % 2 else f"it was the second one at step {trial.step}"
+        self._reached.append(report.trial_id)
+        return None if len(self._reached) % 2 else f"it was the second one at step {report.step}"
 '''
 
 
