@@ -10,12 +10,12 @@ log, and a proposal is an event in it before anything else has it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.plugins import EntryPoints, ParameterSpec
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.samplers._base import Sampler, SearchedParameter
+from loraxs_search.samplers._base import Sampler
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -98,7 +98,7 @@ class _GP(Sampler):
 
     def advice(self) -> Iterator[str]:
         needed = int(self.params["n_startup_trials"])
-        if at_random := [each.name for each in self.searched if each.is_conditional]:
+        if at_random := [name for name, is_conditional in self.searched.items() if is_conditional]:
             yield f"gp draws {', '.join(at_random)} (conditional) at random; it searches {', '.join(self._together)}"
         if self.plan.trials <= needed:
             yield f"gp learns from {needed} complete trials on, and the search has {self.plan.trials}"
@@ -110,13 +110,13 @@ class _GP(Sampler):
 
     @property
     def _together(self) -> list[str]:
-        return [parameter.name for parameter in self.searched if not parameter.is_conditional]
+        return [name for name, is_conditional in self.searched.items() if not is_conditional]
 
 
 SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", _TPE, _RandomSearch, _GP)
 
 
-def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sampler:
+def make_sampler(plan: SearchPlan, searched: Mapping[str, bool]) -> Sampler:
     """Return the plan's sampler.
 
     Raises:

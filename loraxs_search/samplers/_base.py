@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.plugins import ParameterSpec, with_defaults
@@ -13,19 +12,6 @@ from loraxs_search.records.search import SearchPlan
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-
-
-@dataclass(frozen=True)
-class SearchedParameter:
-    """A parameter that trials draw.
-
-    Args:
-        name: That Optuna knows it by: each alternative of a parameter has its own.
-        is_conditional: Whether some trials lack it.
-    """
-
-    name: str
-    is_conditional: bool
 
 
 class Sampler(ABC):
@@ -58,7 +44,8 @@ class Sampler(ABC):
 
     Args:
         plan: The search's. Its `params` hold the sampler's `parameters`.
-        searched: What trials draw, in the space's order.
+        searched: What trials draw, in the space's order, and whether some trials lack it. The names are those that
+            Optuna knows: each alternative of a parameter has its own.
     Attributes:
         params: A value for each of the sampler's `parameters`.
     """
@@ -66,7 +53,7 @@ class Sampler(ABC):
     name: ClassVar[str]
     parameters: ClassVar[Mapping[str, ParameterSpec]] = {}
 
-    def __init__(self, plan: SearchPlan, searched: Sequence[SearchedParameter] = ()) -> None:
+    def __init__(self, plan: SearchPlan, searched: Mapping[str, bool]) -> None:
         self.plan, self.searched = plan, searched
         self.params = with_defaults(self.parameters, plan.params)
 

@@ -23,7 +23,6 @@ from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 from loraxs_search.samplers import make_sampler
-from loraxs_search.samplers._base import SearchedParameter
 from loraxs_search.search_space.document import fail_with, shown
 from loraxs_search.search_space.parameters import (
     METHOD,
@@ -169,8 +168,8 @@ class Space:
             if alternative.distribution.form != "constant"
         }
 
-    def searched(self) -> tuple[SearchedParameter, ...]:
-        """Return what samplers may know of each parameter that is searched, in the file's order."""
+    def searched(self) -> dict[str, bool]:
+        """Return each parameter that is searched, in the file's order, and whether some trials lack it."""
         return searched_parameters(self.parameters)
 
     def drawn_names(self, name: str) -> list[str]:
@@ -180,7 +179,7 @@ class Space:
 
     def first_params(self) -> list[dict[str, Scalar]]:
         """Return what the first trials draw: each trains another method, by its recipe as far as the space has it."""
-        searched = {parameter.name for parameter in self.searched()}
+        searched = self.searched()
         firsts = (self.drawn_params(self._by_recipe(method)) for method in self.methods)
         drawn = ({name: value for name, value in params.items() if name in searched} for params in firsts)
         return [params for params in drawn if params]
@@ -274,17 +273,14 @@ class Space:
 _LISTED = 64  # of more numbers than these, `reachable` takes only the ends
 
 
-def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedParameter, ...]:
-    """Return what samplers may know of each of these parameters that is searched."""
-    return tuple(
-        SearchedParameter(
-            parameter.drawn_name(index),
-            is_conditional=bool(parameter.methods or alternative.when or index),
-        )
+def searched_parameters(parameters: Mapping[str, Parameter]) -> dict[str, bool]:
+    """Return the name of each of these parameters that is searched, and whether some trials lack it."""
+    return {
+        parameter.drawn_name(index): bool(parameter.methods or alternative.when or index)
         for parameter in parameters.values()
         for index, alternative in enumerate(parameter.alternatives)
         if alternative.distribution.form != "constant"
-    )
+    }
 
 
 # ---- configurations are counted, conditions included, without listing them ----

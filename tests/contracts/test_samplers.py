@@ -269,6 +269,6 @@ def test_a_sampler_that_fails_is_named(monkeypatch):
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
-        make_sampler(SearchPlan(sampler="tpee"), ())
+        make_sampler(SearchPlan(sampler="tpee"), {})
     with pytest.raises(SpaceError, match=r"search\.sampler: .*: tpe"):
         space_of(CONDITIONAL, "tpee")
