@@ -46,7 +46,7 @@ from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import served
 from loraxs_search.trial.evaluate import as_answers, sample_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.snapshot import NodeStates, Snapshot
+from loraxs_search.trial.snapshot import Snapshot, keep_state, whole_state
 
 # Trials that are in step are scored in one evaluation, and their scheduler decides about all of them at once. A trial
 # that comes soon after the others have begun joins them, and they wait for it before they are scored; one that comes
@@ -212,7 +212,7 @@ class TrialHost:
         threads = f"cpu, {torch.get_num_threads()} threads"
         self._device_name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else threads
         self._bare_body = bare_body(loaded.model)
-        self._states = NodeStates(max_state_bytes)
+        self._max_state_bytes = max_state_bytes
         self._takes_turns = slots is None or slots == 1
         names = frozenset(module.name for module in loaded.modules)
         sharing = probe_sharing(loaded.exact, names)
@@ -501,7 +501,7 @@ class TrialHost:
         slot = known.pop(spec.name, None)
         if slot is not None and slot.spec == spec and slot.data is data and slot.step == step:
             return slot
-        return pack.join(spec, data, self._states.whole(snapshot))
+        return pack.join(spec, data, whole_state(snapshot))
 
     def _pack(self, is_unpacked: bool) -> Pack:
         """Return the pack that computes a trial; nothing of the other one is on the base."""
@@ -521,7 +521,7 @@ class TrialHost:
             LoraxsError: training it again does not succeed.
         """
         given = Snapshot.from_bytes(snapshot)
-        state = self._states.whole(given)
+        state = whole_state(given)
         if state is None or not state.parameters:
             is_unpacked = self._is_unpacked(spec, task)
             slot = self._slot(spec, state, task, is_unpacked)
@@ -555,7 +555,7 @@ class TrialHost:
                     while len(self._idle) > self._num_slots:
                         self._idle.pop(next(iter(self._idle)))
                 is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
-                state = self._states.kept(request.spec, slot.snapshot(), is_last=is_last)
+                state = keep_state(request.spec, slot.snapshot(), self._max_state_bytes, is_last=is_last)
                 metric = slot.data.task.search_metric
                 peers = {  # step and score of the other trials of the same study
                     other.spec.trial_id: (other.slot.step, own[metric])

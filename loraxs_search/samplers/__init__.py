@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.plugins import EntryPoints, ParameterSpec
-from loraxs_search.records.search import SearchPlan
 from loraxs_search.samplers._base import Sampler
 
 if TYPE_CHECKING:
@@ -114,12 +113,3 @@ class _GP(Sampler):
 
 
 SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints("search.sampler", "loraxs_search.samplers", _TPE, _RandomSearch, _GP)
-
-
-def make_sampler(plan: SearchPlan, searched: Mapping[str, bool]) -> Sampler:
-    """Return the plan's sampler.
-
-    Raises:
-        UsageError: there is no sampler of this name.
-    """
-    return SAMPLERS.get(plan.sampler)(plan, searched)

@@ -118,12 +118,3 @@ class _NoScheduler(Scheduler):
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
     "search.scheduler", "loraxs_search.schedulers", _ASHA, _NoScheduler
 )
-
-
-def make_scheduler(plan: SearchPlan, metric: str, direction: Direction) -> Scheduler:
-    """Return the plan's scheduler, before any report.
-
-    Raises:
-        UsageError: there is no scheduler of this name.
-    """
-    return SCHEDULERS.get(plan.scheduler)(plan, metric, direction)

@@ -21,7 +21,7 @@ from loraxs_search.records.literals import Count, Direction, Law, Split, Text, m
 from loraxs_search.records.promotion import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import MAX_NAME, DataSource, Task
-from loraxs_search.samplers import SAMPLERS, make_sampler
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import Document, KeyPath, as_mapping, parse_document, read_section, shown
 from loraxs_search.search_space.parameters import PARAMETERS, Parameter, check_entry
@@ -308,7 +308,7 @@ def read_search(
         taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
         plan = replace(plan, params={name: value for name, value in params.items() if name in taken})
         if not document.is_faulty(PARAMETERS):
-            for fault in make_sampler(plan, searched_parameters(parameters)).faults():
+            for fault in SAMPLERS.get(plan.sampler)(plan, searched_parameters(parameters)).faults():
                 document.fault(("search", "sampler"), fault)
     where, metric = ("search", "metric"), written.get("metric")
     if document.is_faulty(*where):

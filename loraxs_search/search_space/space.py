@@ -22,7 +22,7 @@ from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
-from loraxs_search.samplers import make_sampler
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.search_space.document import fail_with, shown
 from loraxs_search.search_space.parameters import (
     METHOD,
@@ -392,7 +392,8 @@ def notes(space: Space) -> tuple[str, ...]:
     if alone:
         named = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
         found.append(f"trials of {named} cannot share passes: each trains alone, beside the packs of the others")
-    return (*found, *make_sampler(space.search, space.searched()).advice())
+    sampler = SAMPLERS.get(space.search.sampler)(space.search, space.searched())
+    return (*found, *sampler.advice())
 
 
 @dataclass(frozen=True)

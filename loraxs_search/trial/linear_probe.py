@@ -6,7 +6,6 @@ Source: Kumar et al. 2022, arXiv 2202.10054; differs in that the probe is fitted
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -73,9 +72,18 @@ def _head_inputs(data: PreparedTask, model: PreTrainedModel, layer: nn.Module) -
         positions = torch.arange(outputs.shape[1], device=outputs.device, dtype=torch.float32)
         return outputs if outputs.dim() == 2 else positions[None, :, None].expand(outputs.shape)
 
+    on_cpu = model.device.type == "cpu"
+    order = np.random.default_rng(0).permutation(fixed_subset(data.num_rows("train"), _MAX_ROWS))  # always the same
+    reads = np.cumsum(data.encoded("train").counts(order))
+    matrices = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    per_token = sum(own.numel() for each in matrices for own in each.parameters(recurse=False) if own.dim() == 2)
+    products = np.cumsum(data.lengths("train")[order]) * float(per_token)
+    most = _CPU_PRODUCTS if on_cpu else _ACCELERATOR_PRODUCTS
+    rows: npt.NDArray[np.int64] = order[: max(1, int(((reads <= _MAX_READS) & (products <= most)).sum()))]
     parts, batches = list[Tensor](), list[Batch]()
     with layer.register_forward_hook(look), torch.inference_mode():
-        for batch in _batches(data, model):
+        for chosen in eval_batches(data.lengths("train")[rows], _CPU_TOKENS if on_cpu else _ACCELERATOR_TOKENS):
+            batch = data.collate("train", rows[chosen])
             inputs = {key: value.to(model.device) for key, value in batch.inputs.items()}
             picked = model(**inputs).logits
             x, positions = seen.pop(), picked.float().cpu()
@@ -85,21 +93,6 @@ def _head_inputs(data: PreparedTask, model: PreTrainedModel, layer: nn.Module) -
             batches.append(batch)
     targets, counts = (torch.cat([getattr(batch, key) for batch in batches]) for key in ("targets", "counts"))
     return torch.cat(parts), replace(batches[0], inputs={}, counts=counts, reads=None, targets=targets)
-
-
-def _batches(data: PreparedTask, model: PreTrainedModel) -> Iterator[Batch]:
-    """Yield train rows, always the same ones."""
-    on_cpu = model.device.type == "cpu"
-    order = fixed_subset(data.num_rows("train"), _MAX_ROWS)
-    order = np.random.default_rng(0).permutation(order)
-    reads = np.cumsum(data.encoded("train").counts(order))
-    matrices = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
-    per_token = sum(own.numel() for each in matrices for own in each.parameters(recurse=False) if own.dim() == 2)
-    products = np.cumsum(data.lengths("train")[order]) * float(per_token)
-    most = _CPU_PRODUCTS if on_cpu else _ACCELERATOR_PRODUCTS
-    rows: npt.NDArray[np.int64] = order[: max(1, int(((reads <= _MAX_READS) & (products <= most)).sum()))]
-    for batch in eval_batches(data.lengths("train")[rows], _CPU_TOKENS if on_cpu else _ACCELERATOR_TOKENS):
-        yield data.collate("train", rows[batch])
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------

@@ -96,75 +96,64 @@ class Snapshot:
         return cls(parameters=parameters, moments=moments, reports=reports, frozen=frozen, **header)
 
 
+# ---- large states stay in `home()/states`, by content; any host of the node reads them -------------------------------
 _KEPT = 2  # the one that was just written, and the one before: the caller may never see the latest reference
 _WEEK_S = 7 * 24 * 3600.0
 _STATES = "states"
 
 
-class NodeStates:
-    """Large states in `home()/states`, by content; any host of the node reads them.
+def keep_state(spec: TrialSpec, snapshot: Snapshot, max_bytes: int, *, is_last: bool = False) -> bytes:
+    """Return what travels of a state: the whole of it, or a reference to the file that it is now in.
+
+    A file takes the room of this trial's older states, those of a week ago, and the oldest while the disk is too full.
+    The disk may be another machine's, with another time, and a clock may have been wrong for a while: a state is a week
+    old where the newest one and this machine's clock both say so.
 
     Args:
         max_bytes: States up to this travel with their reports.
+        is_last: Whether nothing will be asked of this trial any more: then a large state is in no file.
+    Raises:
+        HomeError: the file cannot be written.
     """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-
-    def kept(self, spec: TrialSpec, snapshot: Snapshot, *, is_last: bool = False) -> bytes:
-        """Return what travels of a state: the whole of it, or a reference to the file that it is now in.
-
-        Args:
-            is_last: Whether nothing will be asked of this trial any more: then a large state is in no file.
-        Raises:
-            HomeError: the file cannot be written.
-        """
-        content = snapshot.to_bytes()
-        if len(content) <= self._max_bytes:
-            return content
-        own = hashlib.sha256(spec.name.encode()).hexdigest()[:16]
-        name = f"{own}.{snapshot.step}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-        self._make_room(own, len(content), 0 if is_last else _KEPT - 1)
-        if not is_last:
-            write_atomic(home() / _STATES / name, content)
-        return replace(snapshot, parameters={}, moments={}, elsewhere=name).to_bytes()
-
-    def whole(self, snapshot: Snapshot | None) -> Snapshot | None:
-        """Return the whole of a state; that of a trial at its start, with its reports, where it is on no disk here."""
-        if snapshot is None or not snapshot.elsewhere:
-            return snapshot
-        name = Path(snapshot.elsewhere).name  # no folder of anyone's choice
-        with contextlib.suppress(OSError, StudyError):  # another host has made room, or the disk is broken
-            content = (home() / _STATES / name).read_bytes()
-            if hashlib.sha256(content).hexdigest()[:32] in name.split("."):
-                return Snapshot.from_bytes(content)
-        log.warning(
-            "The state of trial %s at step %d stayed on a node that is lost: it trains from the start again.",
-            snapshot.trial_id,
-            snapshot.step,
-        )
-        retrained = snapshot.retrained_steps + snapshot.step
-        return replace(snapshot, step=0, num_tokens=0, elsewhere="", retrained_steps=retrained)
-
-    def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
-        """Remove this trial's older states, those of a week ago, and the oldest while the disk is too full.
-
-        The disk may be another machine's, with another time, and a clock may have been wrong for a while: a state is a
-        week old where the newest one and this machine's clock both say so.
-        """
-        files, folder = list[tuple[float, Path]](), home() / _STATES
-        for path in ensure_dir(folder).glob("*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
-                files.append((path.stat().st_mtime, path))
-        files.sort()
-        oldest_first = [path for _, path in files]
-        mine = [path for path in oldest_first if path.name.startswith(f"{own}.")]
-        now = min([time.time(), *(modified for modified, _ in files[-1:])])
-        old = [path for modified, path in files if now - modified > _WEEK_S]
-        for path in {*mine[: max(0, len(mine) - num_kept)], *old}:
+    content = snapshot.to_bytes()
+    if len(content) <= max_bytes:
+        return content
+    own = hashlib.sha256(spec.name.encode()).hexdigest()[:16]
+    files, folder = list[tuple[float, Path]](), home() / _STATES
+    for path in ensure_dir(folder).glob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
+            files.append((path.stat().st_mtime, path))
+    files.sort()
+    oldest_first = [path for _, path in files]
+    mine = [path for path in oldest_first if path.name.startswith(f"{own}.")]
+    now = min([time.time(), *(modified for modified, _ in files[-1:])])
+    old = [path for modified, path in files if now - modified > _WEEK_S]
+    for path in {*mine[: max(0, len(mine) - (0 if is_last else _KEPT - 1))], *old}:
+        path.unlink(missing_ok=True)
+    for path in oldest_first:
+        if shutil.disk_usage(folder).free > 2 * len(content):
+            break
+        if path not in mine:
             path.unlink(missing_ok=True)
-        for path in oldest_first:
-            if shutil.disk_usage(folder).free > 2 * num_bytes:
-                return
-            if path not in mine:
-                path.unlink(missing_ok=True)
+    name = f"{own}.{snapshot.step}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    if not is_last:
+        write_atomic(folder / name, content)
+    return replace(snapshot, parameters={}, moments={}, elsewhere=name).to_bytes()
+
+
+def whole_state(snapshot: Snapshot | None) -> Snapshot | None:
+    """Return the whole of a state; that of a trial at its start, with its reports, where it is on no disk here."""
+    if snapshot is None or not snapshot.elsewhere:
+        return snapshot
+    name = Path(snapshot.elsewhere).name  # no folder of anyone's choice
+    with contextlib.suppress(OSError, StudyError):  # another host has made room, or the disk is broken
+        content = (home() / _STATES / name).read_bytes()
+        if hashlib.sha256(content).hexdigest()[:32] in name.split("."):
+            return Snapshot.from_bytes(content)
+    log.warning(
+        "The state of trial %s at step %d stayed on a node that is lost: it trains from the start again.",
+        snapshot.trial_id,
+        snapshot.step,
+    )
+    retrained = snapshot.retrained_steps + snapshot.step
+    return replace(snapshot, step=0, num_tokens=0, elsewhere="", retrained_steps=retrained)

@@ -15,7 +15,7 @@ from loraxs_search.log.study_log import read_events, to_line
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.samplers import SAMPLERS, make_sampler
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.samplers._base import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.proposer import Proposer
@@ -226,7 +226,7 @@ def test_what_it_declares_is_taken_stored_and_may_be_left_out(name):
     defaults = {key: law.default for key, law in SAMPLERS.get(name).parameters.items()}
     plain = parse_space(CONDITIONAL, source="s.yaml", folder=Path("/"), overrides=(f"search.sampler={name}",))
     assert defaults.items() <= plain.search.params.items()
-    assert make_sampler(SearchPlan(sampler=name), plain.searched()).params == defaults
+    assert SAMPLERS.get(name)(SearchPlan(), plain.searched()).params == defaults
 
 
 @every_sampler
@@ -269,6 +269,6 @@ def test_a_sampler_that_fails_is_named(monkeypatch):
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
-        make_sampler(SearchPlan(sampler="tpee"), {})
+        SAMPLERS.get("tpee")
     with pytest.raises(SpaceError, match=r"search\.sampler: .*: tpe"):
         space_of(CONDITIONAL, "tpee")

@@ -13,7 +13,7 @@ from support.reports import METRIC, report, together
 from loraxs_search.errors import UsageError
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
-from loraxs_search.schedulers import SCHEDULERS, make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.schedulers._base import Scheduler
 
 NAMES = SCHEDULERS.names()
@@ -25,7 +25,7 @@ every_scheduler = pytest.mark.parametrize("name", NAMES)
 
 
 def new(name: str) -> Scheduler:
-    return make_scheduler(SearchPlan(scheduler=name, max_steps=STEPS, report_every=EVERY), METRIC, "maximize")
+    return SCHEDULERS.get(name)(SearchPlan(max_steps=STEPS, report_every=EVERY), METRIC, "maximize")
 
 
 def reported(scheduler: Scheduler, rounds: list[list[float | None]]) -> Iterator[TrialReport]:

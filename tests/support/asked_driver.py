@@ -14,7 +14,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search.tune.proposer import Proposer
@@ -121,7 +121,7 @@ def drive(folder: StudyFolder) -> Driver:
         Proposer(trials, space),
         steered_study,
         actors,
-        make_scheduler(info.search, "accuracy", "maximize"),
+        SCHEDULERS.get(info.search.scheduler)(info.search, "accuracy", "maximize"),
         TimeBudget(steered_study, actors, time.time()),
         take_commands=hear,
     )

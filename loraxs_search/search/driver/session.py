@@ -48,7 +48,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.cluster.connection import living_nodes, own_error
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
@@ -290,7 +290,7 @@ class SearchSession:
             log.say(DataRead(metric=task.metric, num_rows=actors.info.num_rows, report=actors.info.data))
         folder.snapshots.recover(log)
 
-        scheduler = make_scheduler(plan, task.search_metric, task.search_direction)
+        scheduler = SCHEDULERS.get(plan.scheduler)(plan, task.search_metric, task.search_direction)
         scheduler.spares = lambda trial_id: is_recipe(trial_id, space, log.records)
         for report in log.reports:
             scheduler.report(report)

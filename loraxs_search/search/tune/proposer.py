@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Proposal
-from loraxs_search.samplers import make_sampler
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.space import Space
 
@@ -37,7 +37,7 @@ class Proposer:
 
     def __init__(self, trials: StudyTrials, space: Space) -> None:
         self._trials, self._space = trials, space
-        self._sampler = make_sampler(trials.plan, space.searched())
+        self._sampler = SAMPLERS.get(trials.plan.sampler)(trials.plan, space.searched())
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def propose(self, seed: int, *, index: int | None = None) -> tuple[dict[str, Scalar], Proposal]:

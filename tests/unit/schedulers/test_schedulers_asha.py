@@ -15,14 +15,14 @@ from support.reports import METRIC, report, together
 
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.schedulers._base import Scheduler
 
 PLAN = SearchPlan(max_steps=16, report_every=4, params={"reduction_factor": 2})
 
 
 def asha(*before: TrialReport, plan: SearchPlan = PLAN, direction: Any = "maximize") -> Scheduler:
-    scheduler = make_scheduler(plan, METRIC, direction)
+    scheduler = SCHEDULERS.get(plan.scheduler)(plan, METRIC, direction)
     for each in before:
         scheduler.report(each)
     return scheduler

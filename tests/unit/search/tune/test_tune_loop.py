@@ -8,7 +8,6 @@ How Ray Tune asks our schedulers.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from loraxs_search.errors import ClusterError
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.schedulers._base import Scheduler
 from loraxs_search.search.tune import loop, slots
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
@@ -188,7 +187,7 @@ def asked(scheduler: _TuneScheduler, trial_id: str, step: int, score: float) -> 
 
 @pytest.fixture
 def asha():
-    return make_scheduler(PLAN, METRIC, "maximize")
+    return SCHEDULERS.get("asha")(PLAN, METRIC, "maximize")
 
 
 def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha):
@@ -202,7 +201,7 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha)
 
 
 def test_each_trial_stops_at_its_first_report_after_the_deadline():
-    searcher = searching(make_scheduler(replace(PLAN, scheduler="none"), METRIC, "maximize"))
+    searcher = searching(SCHEDULERS.get("none")(PLAN, METRIC, "maximize"))
     assert asked(_TuneScheduler(searcher), "00000", 4, 0.8) == "CONTINUE"
     searcher._budget = budget(60.0, time.time() - 61)
     assert asked(_TuneScheduler(searcher), "00000", 8, 0.8) == "STOP"

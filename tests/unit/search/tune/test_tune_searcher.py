@@ -22,7 +22,7 @@ from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.schedulers import make_scheduler
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search.tune.proposer import Proposer
@@ -57,7 +57,7 @@ def _searcher(store_uri: str, stop: Callable[[], bool], changes: dict[str, Any])
         spec=lambda trial_id, params, seed_of="": SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    scheduler = make_scheduler(replace(plan, scheduler="none"), "accuracy", "maximize")
+    scheduler = SCHEDULERS.get("none")(plan, "accuracy", "maximize")
     budget = TimeBudget(made, actors, time.time())
     return StudySearcher(Proposer(trials, space), made, actors, scheduler, budget, stop)
 
