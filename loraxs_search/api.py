@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
+from loraxs_search.errors import RegistryError, StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults, remove_whole
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import ClassReport, Prediction, Sample
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import Task
+from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.registry.pull import pull as pull_native
-from loraxs_search.registry.store import UNTOUCHED_BASE, Registry
-from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
+from loraxs_search.registry.store import AdapterName, RegisteredAdapter, Registry, TaskSummary
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies
 
@@ -67,16 +67,16 @@ def promote(
     with folder.lock(to_read=True):  # nobody extends the study, removes it or decides about it meanwhile
         candidates, confirmed = _finished(folder), folder.confirmed
         uri = resolve_uri(tracking_uri) if tracking_uri else folder.store_uri()
-        task, rule, registry = folder.info.task, folder.info.promotion, Registry(uri)
+        task, rule = folder.info.task, folder.info.promotion
         rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
         if confirmed.base_rows_path.is_file():
             rows[UNTOUCHED_BASE] = confirmed.base_rows_path
         said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
         # A study that was never decided on has used test rows all the same, and so has one that was removed.
         used = sorted({c.test_fingerprint for c in candidates if c.test_metrics} - {""})
-        name = task.registered_name
-        seen = [key for own in used for key in (*uses(name, own), *registry.uses(name, own))]
-        decision, _ = registry.promote(
+        promoter, name = Promoter(uri, task.registered_name), task.registered_name
+        seen = [key for own in used for key in (*uses(name, own), *promoter.registry.uses(name, own))]
+        decision, _ = promoter.promote(
             rule if require is None else replace(rule, require=require),
             task,
             candidates,
@@ -184,7 +184,7 @@ def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = Non
     Raises:
         RegistryError: there is no champion, no such version, or none before it.
     """
-    return Registry(resolve_uri(tracking_uri)).rollback(task, to)
+    return Promoter(resolve_uri(tracking_uri), task).rollback(to)
 
 
 def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -193,7 +193,10 @@ def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -
     Raises:
         RegistryError: no such version, or it is a champion or the best.
     """
-    return Registry(resolve_uri(tracking_uri)).remove(name, force)
+    parsed = AdapterName.parse(name)
+    if parsed.version is None:
+        raise RegistryError(f"`version` must be given to remove one, but got {name!r}.", hint="write TASK:3")
+    return Promoter(resolve_uri(tracking_uri), parsed.task).remove(parsed.version, force)
 
 
 def pull(

@@ -17,7 +17,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry.factor_sets import bring
 from loraxs_search.registry.manifest import read
-from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.store import Registry
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +40,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ml
     predictor = Predictor(folder, device=device, in_registry=True)  # compares the files
     manifest = read(folder)
     try:
-        bring(StoreReader(resolve_uri()), manifest.base_digest, manifest.factors)
+        bring(Registry(resolve_uri()), manifest.base_digest, manifest.factors)
     except LoraxsError as error:  # a server of models need not reach the registry
         log.warning("factors could not be fetched, so they are computed here: %s", error.message)
     return MlflowPredictor(predictor.load())

@@ -19,7 +19,7 @@ from pathlib import Path
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.mlflow_uri import ensure_experiment
-from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.store import Registry
 from loraxs_search.safetensors_header import entry_of
 
 _NAMES = ("left", "singular_values", "right")
@@ -106,7 +106,7 @@ _MAX_BYTES = 2**30  # of one file: a 16384 x 16384 weight at rank 1024 has an ei
 _AT_ONCE = 8
 
 
-def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
+def publish(registry: Registry, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
     """Add the factors that an adapter stands on to its base's set, those that are there whole already excepted.
 
     Args:
@@ -118,9 +118,9 @@ def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping
         _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
     if not any(here.values()):
         return
-    client, sets = store.client, _sets_of(store, base_digest)
+    client, sets = registry.client, _sets_of(registry, base_digest)
     if not sets:
-        experiment = ensure_experiment(client, store.uri, _EXPERIMENT, _NOTE)
+        experiment = ensure_experiment(client, registry.uri, _EXPERIMENT, _NOTE)
         tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
         name = f"factors-{base_digest[:32]}"
         model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
@@ -140,7 +140,7 @@ def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping
                 client.log_model_artifacts(model_id, folder)
 
 
-def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> int:
+def bring(registry: Registry, base_digest: str, factors: Mapping[str, str]) -> int:
     """Fetch the factors that this machine lacks from the base's set, and return how many came.
 
     They are put aside: whoever loads the base checks them against its weights before they are used.
@@ -151,7 +151,7 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
     missing = {key: checksum for key, checksum in factors.items() if not factors_at(key, checksum, unchecked=True)}
     if not missing:
         return 0
-    sets = _sets_of(store, base_digest)
+    sets = _sets_of(registry, base_digest)
     if not sets:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
@@ -163,7 +163,7 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
             return 0
         source, size = files[name]
         with tempfile.TemporaryDirectory() as folder:
-            content = store.fetch_file(source, name, Path(folder), size or _MAX_BYTES).read_bytes()
+            content = registry.fetch_file(source, name, Path(folder), size or _MAX_BYTES).read_bytes()
         install_factors(key, content, unchecked=True)
         if not factors_at(key, missing[key], unchecked=True):
             raise IntegrityError(
@@ -176,14 +176,14 @@ def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> i
         return sum(threads.map(fetch, missing))
 
 
-def _sets_of(store: StoreReader, base_digest: str) -> dict[str, tuple[str, dict[str, int]]]:
+def _sets_of(registry: Registry, base_digest: str) -> dict[str, tuple[str, dict[str, int]]]:
     """Return where the files of a base's sets lie and their sizes by name, by logged model.
 
     There is one set, or several where promoters made one each. One has no files if nothing has been logged yet.
     """
-    prefix, tags, sets = f"{_TAG}{base_digest}.", store.experiment_tags(_EXPERIMENT), {}
+    prefix, tags, sets = f"{_TAG}{base_digest}.", registry.experiment_tags(_EXPERIMENT), {}
     for tag in sorted(tag for tag in tags if tag.startswith(prefix)):
-        listed = store.list_files(tags[tag])
+        listed = registry.list_files(tags[tag])
         sizes = {name: num_bytes for name, num_bytes in listed.items() if num_bytes is not None}
         for name, size in sizes.items():
             if size > _MAX_BYTES:

@@ -48,8 +48,8 @@ _LISTED = 5  # slices that a sentence names
 
 
 # ---- uses of the same test rows --------------------------------------------------------------------------------------
-def comparison_share(
-    past: Sequence[Decision], test_rows: str, finalist: str, opponent: str, error: float, seen: Sequence[str] = ()
+def _comparison_share(
+    past: Sequence[Decision], test_rows: str, finalist: str, opponent: str, error: float, seen: Sequence[str]
 ) -> tuple[int, float, tuple[str, ...]]:
     """Return the number of a comparison on test rows, and the chance of error that it may have.
 
@@ -172,23 +172,6 @@ class Scored:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class ComparisonSetup:
-    """How a finalist is compared.
-
-    Args:
-        number: Of this comparison among all on these test rows.
-        level: The chance of error that it may have; None for that of its number alone.
-        reference: What a smaller finalist may be worse than; None if nothing on these rows can be that.
-        forced: Promote the finalist whatever the champion.
-    """
-
-    number: int = 1
-    level: float | None = None
-    reference: ToleranceReference | None = None
-    forced: bool = False
-
-
 _Verdict = tuple[bool, str, ComparisonRecord | None]  # whether it is promoted, why, and what was compared
 
 
@@ -198,29 +181,43 @@ class PromotionTest:
     def __init__(self, rule: PromotionRule, task: Task, finalist: Scored) -> None:
         self.rule, self.task, self.criterion = rule, task, Criterion.of(rule, task)
         self.metric: Metric | None = find_metric(self.criterion.metric, task)  # None if no kind of task has it
-        self.finalist = self.by_answers(finalist)
+        self.finalist = self._by_answers(finalist)
         self._p_values: dict[int, tuple[ScoredRows, float | None]] = {}
 
-    def decide(self, champion: Scored | None, setup: ComparisonSetup | None = None) -> Decision:
+    def decide(
+        self,
+        champion: Scored | None,
+        past: Sequence[Decision] = (),
+        *,
+        seen: Sequence[str] = (),
+        reference: ToleranceReference | None = None,
+        forced: bool = False,
+    ) -> Decision:
         """Say whether the finalist becomes champion.
 
         Without a champion it must significantly beat each baseline that the rule requires. With one it is promoted when
         it gains at least `min_gain` over it, more than nothing, and significantly; or when it stores strictly fewer
         bytes, and "worse than the best champion there was by `margin` or more" is rejected. Not when a guarded metric
         falls by more than it may, nor when a required baseline scores higher.
-        Both are paired tests over the test rows; all comparisons on them together are held to `confidence`
-        (`ComparisonHistory`), and fewer than ten rows decide nothing. With a confidence of 0 numbers are taken as they
-        stand. A champion that was measured on other test rows is not comparable, and stays. Answers that are missing
-        decide nothing.
+        Both are paired tests over the test rows; all comparisons on them together are held to `confidence`, and fewer
+        than ten rows decide nothing. With a confidence of 0 numbers are taken as they stand. A champion that was
+        measured on other test rows is not comparable, and stays. Answers that are missing decide nothing.
 
         Args:
             champion: The current champion as it was scored on these test rows; None when there is none.
-            setup: By default this is the first comparison, and no finalist wins by its size.
+            past: Every decision on the task, oldest first.
+            seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+            reference: What a smaller finalist may be worse than; None if nothing on these rows can be that.
+            forced: Promote the finalist whatever the champion.
         """
-        criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
-        champion = None if champion is None else self.by_answers(champion)
-        rows, others = self.finalist.rows, None if champion is None else champion.rows
-        promoted, forcible, comparison = False, True, None
+        criterion, candidate = self.criterion, self.finalist.candidate
+        champion = None if champion is None else self._by_answers(champion)
+        earlier = [replace(candidate, trial_id=trial_id).key for trial_id in candidate.earlier_finalists]
+        opponent = BASELINES if champion is None else champion.candidate.key
+        test_rows, error = candidate.test_fingerprint, 1 - self.rule.confidence
+        number, level, uncounted = _comparison_share(past, test_rows, candidate.key, opponent, error, [*earlier, *seen])
+        held = self._comparison(opponent, number, level, reference)
+        promoted, forcible, made = False, True, None
         flips, slices = None, tuple[SliceScore, ...]()
         if fault := criterion.fault(candidate.test_metrics, "test"):
             why, forcible = f"{candidate.trial_id} cannot be judged: {fault}", False
@@ -229,23 +226,21 @@ class PromotionTest:
         elif why := self._unready():
             pass
         else:
+            rows, others = self.finalist.rows, None if champion is None else champion.rows
             if rows is not None and self.metric is not None:
                 comparable = None if champion is None or self._incomparable(champion) else others
                 slices = slice_scores(self.metric, criterion.sign, rows, comparable)
             if champion is None:
-                promoted, sentence = self.judge(setup)
-                p_values = [p for each in self.baselines if (p := self._luck(each.rows)) is not None]
-                p = max(p_values, default=None) if self.rule.confidence else None
-                comparison = self._record(BASELINES, p, setup) if self.baselines else None
+                promoted, sentence, made = self._against_baselines(held)
                 why = f"there was no champion; {sentence}"
             else:
                 flips = None if rows is None or others is None else rows.flips_from(others)
-                promoted, why, comparison = self._against_champion(champion, setup, flips, slices)
+                promoted, why, made = self._against_champion(champion, held, reference, flips, slices)
                 best = min(self.baselines, key=lambda each: each.gain, default=None)
                 if promoted and best is not None and best.gain < -NOISE:
                     scored = f"{-best.gain:.4f} worse than {best.name} ({criterion.metric} {best.score:.4f})"
                     promoted, why = False, f"{why}, but {scored}. {TRY_NEXT}; {_ONLY_CONSTANT}; {_FORCE}"
-        forced = setup.forced and forcible and not promoted
+        forced = forced and forcible and not promoted
         reasons = [
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
@@ -254,6 +249,10 @@ class PromotionTest:
             why,
             "promoted by force" if forced else "",
         ]
+        counted_now = uncounted[:MAX_SEEN]  # the others count again in the next decision, so never too seldom
+        met = {it.finalist for known in past if known.test_fingerprint == test_rows for it in known.comparisons}
+        if candidate.test_metrics and made is None and candidate.key not in met:
+            counted_now += (_digest_of(candidate.key),)
         return Decision(
             task=self.task.registered_name,
             study=candidate.study,
@@ -265,42 +264,15 @@ class PromotionTest:
             reasons=tuple(filter(None, reasons)),
             forced=forced,
             champion=champion.candidate.name if champion else None,
-            p_value=comparison.p_value if comparison else None,
-            test_fingerprint=candidate.test_fingerprint,
-            comparisons=(comparison,) if comparison else (),
+            p_value=made.p_value if made else None,
+            test_fingerprint=test_rows,
+            comparisons=(made,) if made else (),
+            seen=counted_now,
             flips=flips,
             slices=slices,
         )
 
-    def decide_after(
-        self,
-        past: Sequence[Decision],
-        champion: Scored | None,
-        *,
-        seen: Sequence[str] = (),
-        reference: ToleranceReference | None = None,
-        forced: bool = False,
-    ) -> Decision:
-        """Decide as `decide` does, held to what earlier comparisons on the same test rows leave.
-
-        Args:
-            past: Every decision on the task, oldest first.
-            seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
-        """
-        own, test_rows = self.finalist.candidate, self.finalist.candidate.test_fingerprint
-        earlier = [replace(own, trial_id=trial_id).key for trial_id in own.earlier_finalists]
-        opponent = BASELINES if champion is None else champion.candidate.key
-        number, level, uncounted = comparison_share(
-            past, test_rows, own.key, opponent, 1 - self.rule.confidence, [*earlier, *seen]
-        )
-        decision = self.decide(champion, ComparisonSetup(number, level, reference, forced))
-        counted_now = uncounted[:MAX_SEEN]  # the others count again in the next decision, so never too seldom
-        met = {made.finalist for known in past if known.test_fingerprint == test_rows for made in known.comparisons}
-        if own.test_metrics and not decision.comparisons and own.key not in met:
-            counted_now += (_digest_of(own.key),)
-        return replace(decision, seen=counted_now)
-
-    def by_answers(self, scored: Scored) -> Scored:
+    def _by_answers(self, scored: Scored) -> Scored:
         """Return an adapter with the metrics that this rule looks at as its answers have them, not as a tag says."""
         if scored.rows is None:
             return scored
@@ -311,7 +283,9 @@ class PromotionTest:
                 metrics[name] = score
         return replace(scored, candidate=replace(scored.candidate, test_metrics=metrics))
 
-    def best(self, past: Sequence[Decision], champion: Scored | None, version: int | None) -> ToleranceReference | None:
+    def reference(
+        self, past: Sequence[Decision], champion: Scored | None, version: int | None
+    ) -> ToleranceReference | None:
         """Return the best version that was champion on the finalist's test rows.
 
         Versions that were rolled back, removed or force-promoted do not count. The present champion counts as it was
@@ -342,7 +316,7 @@ class PromotionTest:
                     (forced.add if decision.forced else forced.discard)(held)
                 holder = held
         if champion is not None and version is not None:
-            present = self.by_answers(champion).candidate
+            present = self._by_answers(champion).candidate
             if present.test_fingerprint == rows and criterion.fault(present.test_metrics, "test") is None:
                 scores.setdefault(version, present.test_metrics[criterion.metric])
         usable = [ToleranceReference(v, metric) for v, metric in scores.items() if v not in left | forced]
@@ -358,26 +332,13 @@ class PromotionTest:
             self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
         return self._p_values[id(others)][1]
 
-    def _level(self, setup: ComparisonSetup) -> float:
-        """Return the chance of error that a comparison may have: those on the same rows share what is allowed."""
-        number = setup.number
-        return (1 - self.rule.confidence) / (number * (number + 1)) if setup.level is None else setup.level
-
-    def _record(self, opponent: str, p: float | None, setup: ComparisonSetup) -> ComparisonRecord:
-        reference = setup.reference
+    def _comparison(
+        self, opponent: str, number: int, level: float, reference: ToleranceReference | None = None
+    ) -> ComparisonRecord:
+        """Return a comparison that may have a chance of error of `level`, before its p-value is known."""
         known = (None, None) if reference is None else (reference.version, reference.metric)
-        confidence = 1 - self._level(setup) if self.rule.confidence else 0.0
-        return ComparisonRecord(self.finalist.candidate.key, opponent, setup.number, confidence, p, *known)
-
-    def _held_to(self, setup: ComparisonSetup) -> str:
-        return f"comparison {setup.number} on these rows, confidence {show_confidence(1 - self._level(setup))}"
-
-    def _describe_p_value(self, p: float | None, setup: ComparisonSetup) -> str:
-        if p is None:
-            return ""
-        tiny = min(_TINY, self._level(setup) / 10)
-        chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
-        return f" ({chance}; {self._held_to(setup)})"
+        confidence = 1 - level if self.rule.confidence else 0.0
+        return ComparisonRecord(self.finalist.candidate.key, opponent, number, confidence, None, *known)
 
     # ---- baselines ---------------------------------------------------------------------------------------------------
     @cached_property
@@ -473,36 +434,46 @@ class PromotionTest:
         metric = self.criterion.metric
         return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_ONLY_CONSTANT}; {_FORCE}"
 
-    def judge(self, setup: ComparisonSetup) -> tuple[bool, str]:
-        """Say whether the finalist beats every baseline that the rule requires, significantly, and in which words.
+    def judge(self, number: int = 1) -> tuple[bool, str]:
+        """Say whether the finalist beats every baseline that the rule requires, as `number`th on these rows, and why.
 
         The same sentence stands at the end of a search, in its report and in a decision on a first champion.
         """
-        metrics, metric = self.finalist.candidate.test_metrics, self.criterion.metric
-        if why := self.criterion.fault(metrics, "test") or self._unready():
+        if why := self.criterion.fault(self.finalist.candidate.test_metrics, "test") or self._unready():
             return False, why
+        level = (1 - self.rule.confidence) / (number * (number + 1))
+        return self._against_baselines(self._comparison(BASELINES, number, level))[:2]
+
+    def _against_baselines(self, held: ComparisonRecord) -> _Verdict:
         if not self.baselines:
-            return False, f"{metric} of the constant answer cannot be computed: {_FORCE}"
-        held = [(each, self._luck(each.rows) if self.rule.confidence else None) for each in self.baselines]
+            return False, f"{self.criterion.metric} of the constant answer cannot be computed: {_FORCE}", None
+        needs_test = bool(self.rule.confidence)
+        found = [(each, self._luck(each.rows) if needs_test else None) for each in self.baselines]
+        made = replace(held, p_value=max((p for _, p in found if p is not None), default=None))
         unbeaten = [
             (each, p)
-            for each, p in held
-            if each.gain <= NOISE or (self.rule.confidence and (p is None or p > self._level(setup) + NOISE))
+            for each, p in found
+            if each.gain <= NOISE or (needs_test and (p is None or p > 1 - held.confidence + NOISE))
         ]
-        strongest, p = min(unbeaten or held, key=lambda it: it[0].gain)
+        strongest, p = min(unbeaten or found, key=lambda it: it[0].gain)
         gain = strongest.gain
         against = _beside(gain, f"{strongest.name} ({self.criterion.metric} {strongest.score:.4f})")
-        described = self._describe_p_value(p, setup)
+        described = _describe_p_value(p, held)
         if not unbeaten:
-            return True, f"{against}{', significant' if p is not None else ''}{described}"
+            return True, f"{against}{', significant' if p is not None else ''}{described}", made
         unsure = ", not significantly better" if gain > NOISE else ""
-        if self.rule.confidence and p is None:
+        if needs_test and p is None:
             unsure = ", whose answers are to other rows, or of other tokens"
-        return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_ONLY_CONSTANT}; {_FORCE}"
+        return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_ONLY_CONSTANT}; {_FORCE}", made
 
     # ---- the champion ------------------------------------------------------------------------------------------------
     def _against_champion(
-        self, champion: Scored, setup: ComparisonSetup, flips: AnswerFlips | None, slices: Sequence[SliceScore]
+        self,
+        champion: Scored,
+        held: ComparisonRecord,
+        reference: ToleranceReference | None,
+        flips: AnswerFlips | None,
+        slices: Sequence[SliceScore],
     ) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, own, other = self.criterion, self.finalist.candidate, champion.candidate
@@ -511,45 +482,45 @@ class PromotionTest:
         p = self._luck(champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}", None
-        comparison = self._record(other.key, p, setup)
+        made = replace(held, p_value=p)
         if violated := self._violated_guard(champion, flips, slices):
-            return False, violated, comparison
+            return False, violated, made
         gain = criterion.value(own.test_metrics) - criterion.value(other.test_metrics)
         scores = f"{criterion.show(other.test_metrics)}, {other.stored_bytes:,} bytes"
         against = _beside(gain, f"the champion {other.name} ({scores})")
-        described = self._describe_p_value(p, setup)
+        described = _describe_p_value(p, held)
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
-            if p is None or p <= self._level(setup) + NOISE:
-                return True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison
+            if p is None or p <= 1 - held.confidence + NOISE:
+                return True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", made
             against += f", not significant{described}"
         elif gain > NOISE:
             against += f", less than min_gain={self.rule.min_gain:g}"
         if own.stored_bytes >= other.stored_bytes:
-            return False, against, comparison
-        promoted, why = self._not_worse(setup)
-        return promoted, f"{against}; it is smaller, {why}", comparison
+            return False, against, made
+        promoted, why = self._not_worse(held, reference)
+        return promoted, f"{against}; it is smaller, {why}", made
 
-    def _not_worse(self, setup: ComparisonSetup) -> tuple[bool, str]:
+    def _not_worse(self, held: ComparisonRecord, reference: ToleranceReference | None) -> tuple[bool, str]:
         """Say whether rows show that the finalist is less than `margin` worse than the best champion there was."""
-        reference, rows, margin = setup.reference, self.finalist.rows, self.rule.margin
+        rows, margin = self.finalist.rows, self.rule.margin
         if margin is None:
             margin = SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
         if not margin:
             return False, "and `promotion.margin` does not say how much worse it may be"
         if reference is None:
             return False, "but no champion has answers to these test rows that it could be compared with"
-        of, level = f"version {reference.version}", self._level(setup)
+        of = f"version {reference.version}"
         if not self.rule.confidence:
             loss = self.criterion.sign * reference.metric - self.criterion.value(self.finalist.candidate.test_metrics)
             return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
         bound = None
         if rows is not None and reference.rows is not None and self.metric is not None:
-            bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
+            bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, 1 - held.confidence)
         if bound is None:
             return False, f"but its answers cannot be compared with those of {of}: {reference.fault or 'they differ'}"
         shown, is_enough = f"less than {bound:.4f} worse than {of}", bound <= margin + NOISE
         found = "and these rows show that it is" if is_enough else "but these rows show only that it is"
-        return is_enough, f"{found} {shown} (margin={margin:g}; {self._held_to(setup)})"
+        return is_enough, f"{found} {shown} (margin={margin:g}; {_held_to(held)})"
 
     def _incomparable(self, champion: Scored) -> str:
         """Say why a champion's scores and answers cannot be held against the finalist's; empty where they can."""
@@ -631,3 +602,15 @@ def _beside(gain: float, other: str) -> str:
     if gain > NOISE:
         return f"gain {gain:+.4f} over {other}"
     return f"{-gain:.4f} worse than {other}" if gain < -NOISE else f"no better than {other}"
+
+
+def _held_to(comparison: ComparisonRecord) -> str:
+    return f"comparison {comparison.number} on these rows, confidence {show_confidence(comparison.confidence)}"
+
+
+def _describe_p_value(p: float | None, comparison: ComparisonRecord) -> str:
+    if p is None:
+        return ""
+    tiny = min(_TINY, (1 - comparison.confidence) / 10)
+    chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
+    return f" ({chance}; {_held_to(comparison)})"

@@ -30,9 +30,7 @@ from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, lies_beside, read, verify
-from loraxs_search.registry.reads import StoreReader
-from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import RegisteredAdapter
+from loraxs_search.registry.store import RegisteredAdapter, Registry
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
@@ -67,7 +65,7 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
     if known is not None and stamp is not None and stamp == known.stamp:  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
-            factor_sets.bring(registry.store, manifest.base_digest, manifest.factors)
+            factor_sets.bring(registry, manifest.base_digest, manifest.factors)
             return folder / known.digest, known.version
     try:
         adapter = registry.resolve(name)
@@ -77,8 +75,8 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
         return target, known.version
     target = folder / adapter.digest
-    manifest = _good_manifest(target, adapter.digest) or _download(adapter, registry.store, target)
-    factor_sets.bring(registry.store, manifest.base_digest, manifest.factors)
+    manifest = _good_manifest(target, adapter.digest) or _download(adapter, registry, target)
+    factor_sets.bring(registry, manifest.base_digest, manifest.factors)
     if (meaning := _Meaning(adapter.digest, adapter.version, stamp)) != known:
         write_atomic(names, to_json(_meanings(names) | {key: meaning}, indent=1).encode())
     return target, adapter.version
@@ -124,7 +122,7 @@ def _good_manifest(folder: Path, digest: str) -> Manifest | None:
     return manifest
 
 
-def _download(adapter: RegisteredAdapter, store: StoreReader, target: Path) -> Manifest:
+def _download(adapter: RegisteredAdapter, registry: Registry, target: Path) -> Manifest:
     """Fetch into a partial folder beside `target`, check, and put it in place whole."""
     partial = target.with_name(f".pull-{target.name}")
     with disk_faults(target), exclusive(partial):
@@ -136,7 +134,7 @@ def _download(adapter: RegisteredAdapter, store: StoreReader, target: Path) -> M
             return manifest
         partial.mkdir(exist_ok=True)
         try:
-            _fetch(adapter, store, partial)
+            _fetch(adapter, registry, partial)
             manifest = verify(partial, digest=adapter.digest)
         except IntegrityError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -149,10 +147,10 @@ def _download(adapter: RegisteredAdapter, store: StoreReader, target: Path) -> M
         return manifest
 
 
-def _fetch(adapter: RegisteredAdapter, store: StoreReader, folder: Path) -> None:
+def _fetch(adapter: RegisteredAdapter, registry: Registry, folder: Path) -> None:
     """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
     listed = dict[str, int]()
-    for name, num_bytes in store.list_files(adapter.source).items():
+    for name, num_bytes in registry.list_files(adapter.source).items():
         if lies_beside(name, num_bytes is None):
             continue
         if num_bytes is None:
@@ -166,7 +164,7 @@ def _fetch(adapter: RegisteredAdapter, store: StoreReader, folder: Path) -> None
         path = Path(adapter.source.removeprefix("file://")) / name
         if path.is_symlink():  # of a folder of this machine: it could lead anywhere
             raise IntegrityError(f"{path} must be a plain file: no folders, no links.")
-        store.fetch_file(adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
+        registry.fetch_file(adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
 
     if MANIFEST in listed:
         fetch(MANIFEST)

@@ -33,8 +33,7 @@ from loraxs_search.errors import (
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull_version, store_stamp
-from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import AdapterName
+from loraxs_search.registry.store import AdapterName, Registry
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry import evidence
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.registry.finalist import choose
-from loraxs_search.registry.promotion import SHARE_MARGIN, ComparisonSetup, PromotionTest, Scored, ToleranceReference
+from loraxs_search.registry.promotion import SHARE_MARGIN, PromotionTest, Scored
 from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -115,10 +115,10 @@ class ValidationRowsChoose:
     def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
         test = PromotionTest(self.rule, TASK, finalist)
-        reference = test.best(self.past, self.champion, self._version)
+        reference = test.reference(self.past, self.champion, self._version)
         if reference is not None:
             reference = replace(reference, rows=self.versions[reference.version].rows)
-        decision = test.decide_after(self.past, self.champion, seen=seen, reference=reference)
+        decision = test.decide(self.champion, self.past, seen=seen, reference=reference)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             self.versions[self._version] = finalist
@@ -136,11 +136,8 @@ class TestRowsChoose(ValidationRowsChoose):
         return max(world.adapters(num_trials), key=score)
 
     def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
-        if self.champion is not None:
-            reference = ToleranceReference(1, score(self.champion))  # tolerance counts from the champion before
-            setup = ComparisonSetup(reference=reference)
-            if not PromotionTest(self.rule, TASK, finalist).decide(self.champion, setup).promoted:
-                return False
+        if self.champion is not None and not self.promoted(finalist, self.champion):
+            return False
         self.champion = finalist
         return True
 

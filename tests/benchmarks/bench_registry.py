@@ -27,9 +27,9 @@ import torch
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.trial import AdapterSize
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import SUMMARY
 from loraxs_search.tracking.store import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
@@ -80,7 +80,7 @@ def promoted(uri: str, folder: Path) -> None:
     """Promote one adapter of the usual size of this package, with the factors of a base that is as large as MiniLM."""
     adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=_factors())
     found = replace(candidate("t0", 0.8), stored_bytes=17_000)
-    Registry(uri).promote(PromotionRule(confidence=0), TASK, [found], {"t0": folder})
+    Promoter(uri, TASK.name).promote(PromotionRule(confidence=0), TASK, [found], {"t0": folder})
 
 
 def _factors() -> dict[str, str]:
@@ -99,9 +99,6 @@ _COPIES = {
 }
 _CHANGED = {
     ("registered_model_aliases", "version"): ":versions",
-    ("registered_model_tags", "value"): (
-        f"CASE key WHEN '{SUMMARY}' THEN REPLACE(REPLACE(value, :task, copy.name), :one, :last) ELSE value END"
-    ),
     ("model_versions", "version"): "number",
     ("model_version_tags", "version"): "number",
 }
@@ -114,7 +111,7 @@ def fill(database: str, first: int, tasks: int, versions: int) -> None:
     meta.reflect(engine, only=list(_COPIES))
     names = sa.Table("bench_names", sa.MetaData(), sa.Column("name", sa.String(256), primary_key=True))
     numbers = sa.Table("bench_versions", names.metadata, sa.Column("number", sa.Integer, primary_key=True))
-    own = {"task": TASK.name, "versions": versions, "one": '"version":1,', "last": f'"version":{versions},'}
+    own = {"task": TASK.name, "versions": versions}
     with engine.begin() as connection:
         names.metadata.create_all(connection)
         connection.execute(names.insert(), [{"name": f"task-{number:06d}"} for number in range(first, tasks)])

@@ -50,6 +50,7 @@ from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
@@ -365,7 +366,7 @@ def moves(options: argparse.Namespace) -> list[dict[str, Any]]:
             champion = registry.champion(options.task)
             assert champion is not None
             target = next(version for version in versions if version != champion.version)
-            registry.rollback(options.task, target)
+            Promoter(registry.uri, options.task).rollback(target)
             moved, digest = time.perf_counter(), registry.resolve(options.task).digest
             found = load.result()
             new = [at for at, _, _, given in found if given == digest and at > moved]

@@ -8,7 +8,7 @@ import pytest
 
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.studies.folder import list_studies
 
 
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken(say, store_uri, make_listener):
 
 def test_a_task_without_a_champion(say, store_uri):
     task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-    decision, version = Registry(store_uri).promote(PromotionRule(), task, [], {}, study="in-vain")
+    decision, version = Promoter(store_uri, task.name).promote(PromotionRule(), task, [], {}, study="in-vain")
     assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
     assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
     told = say("history", "hopeless").out

@@ -15,7 +15,7 @@ from loraxs_search.cli.launch import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.search.driver.result import SearchResult
 
 BASELINES = (
@@ -71,7 +71,7 @@ def test_a_search_ends_with_its_baselines(measured, capsys):
 def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     better = replace(candidate("00000", 0.9), baselines=BASELINES)
     rule = PromotionRule(confidence=0, require="constant")
-    Registry(store_uri).promote(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
+    Promoter(store_uri, "toy").promote(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
     heading, row = say("show", "toy").out.splitlines()
     assert heading.split()[:5] == ["version", "accuracy", "constant", "tfidf", "features"], "no refit, no seeds"
     assert row.split()[:5] == ["1", "0.9000", "0.5200", "0.7412", "-"]
@@ -85,8 +85,8 @@ def test_after_a_rollback_show_names_the_champion_and_marks_scores_of_other_test
     rule = PromotionRule(confidence=0, require="constant")
     for name, rows in (("00000", "old"), ("00001", "new")):
         made = replace(candidate(name, 0.9), test_fingerprint=rows)
-        Registry(store_uri).promote(rule, TASK, [made], {name: adapter(tmp_path / name, name)}, True)
-    Registry(store_uri).rollback("toy")
+        Promoter(store_uri, "toy").promote(rule, TASK, [made], {name: adapter(tmp_path / name, name)}, True)
+    Promoter(store_uri, "toy").rollback()
     shown = say("show", "toy")
     assert "load it: loraxs-search pull toy\n" in shown.err
     assert [line.split()[:3:2] for line in shown.out.splitlines()[1:]] == [["2", "0.5000"], ["1", "*"]]

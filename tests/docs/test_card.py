@@ -15,8 +15,8 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.registry.card import model_card
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import verify
-from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def pulled(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
         seal(made, manifest)
         scores = {"accuracy": 0.9}
         candidate = Candidate("s", "0", manifest.task.name, scores, scores, 100, "", manifest.base_digest)
-        Registry(store_uri).promote(PromotionRule(), manifest.task, [candidate], {"0": made}, True)
+        Promoter(store_uri, manifest.task.name).promote(PromotionRule(), manifest.task, [candidate], {"0": made}, True)
         return loraxs_search.pull(manifest.task.name)
 
     return pull

@@ -32,13 +32,12 @@ from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.promotion import Decision, PromotionRule
-from loraxs_search.registry import decisions
-from loraxs_search.registry.decisions import TaskRecord
+from loraxs_search.registry import changes
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.reads import StoreReader
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.store import DECISIONS, Registry
 from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -53,9 +52,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.toys import TASK, adapter, candidate
 from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.registry import decisions
-from loraxs_search.registry.store import Registry
-decisions._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
+from loraxs_search.registry import changes
+from loraxs_search.registry.changes import Promoter
+changes._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
 uri, folder = sys.argv[2], Path(sys.argv[3])
 number, promoters, rounds = map(int, sys.argv[4:])
 for round_number in range(rounds):
@@ -64,7 +63,7 @@ for round_number in range(rounds):
     trial_id = f"p{number}r{round_number}"
     made = adapter(folder / trial_id, trial_id)
     rule = PromotionRule(confidence=0, require="constant")
-    Registry(uri).promote(rule, TASK, [candidate(trial_id, score)], {trial_id: made})
+    Promoter(uri, TASK.name).promote(rule, TASK, [candidate(trial_id, score)], {trial_id: made})
 """
 
 
@@ -73,7 +72,9 @@ def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
     task = replace(TASK, name=name)
     made = adapter(folder, "t0", task=task, **changes)
     won = replace(candidate("t0", 0.8), task=name)
-    assert Registry(uri).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
+    assert (
+        Promoter(uri, name).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
+    )
 
 
 @pytest.mark.long(part="faults")
@@ -105,32 +106,32 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    with TaskRecord(StoreReader(mlflow_server.uri), "toy").locked(wait_s=0.0):
+    with Promoter(mlflow_server.uri, "toy").locked(wait_s=0.0):
         pass  # nobody holds the lease any more
 
 
 def lease_of(client: MlflowClient, task: str) -> tuple[str, str]:
     """Make the run of a task, which holds its lease; returns its id and the lease's tag."""
     experiment = ensure_experiment(client, "", "loraxs-search decisions")
-    return client.create_run(experiment, tags={"loraxs.task": task}).info.run_id, decisions.LEASE
+    return client.create_run(experiment, tags={"loraxs.task": task}).info.run_id, changes.LEASE
 
 
 @pytest.mark.parametrize("days_ahead", [9, -9])
 def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, monkeypatch, days_ahead):
     """Whatever the clock says of whoever held it before."""
-    monkeypatch.setattr(decisions, "TTL_S", 1.0)
+    monkeypatch.setattr(changes, "TTL_S", 1.0)
     client, name = connect(mlflow_server.uri), f"leased-{days_ahead}"
-    (run, tag), record = lease_of(client, name), TaskRecord(StoreReader(mlflow_server.uri), name)
+    (run, tag), record = lease_of(client, name), Promoter(mlflow_server.uri, name)
 
     def hold(owner: str) -> None:
-        client.set_tag(run, tag, json.dumps({"owner": owner, "renewed": time.time() + days_ahead * 86400}))
+        client.set_tag(run, tag, f"{owner} {time.time() + days_ahead * 86400}")
 
     hold("a promoter that died")
     with pytest.raises(RegistryError, match="but a promoter that died holds it"), record.locked(wait_s=0.0):
         pass
     began = time.monotonic()
     with record.locked() as check:
-        assert time.monotonic() - began > decisions.TTL_S
+        assert time.monotonic() - began > changes.TTL_S
         check()
         hold("another")
         with pytest.raises(RegistryError, match="but another holds it"):
@@ -140,14 +141,15 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
 
 def test_of_two_that_write_a_first_lease_at_once_the_refused_one_waits(mlflow_server, monkeypatch):
     """The server's database lets one of two insert a tag and answers the other that it is there."""
-    store, name = StoreReader(mlflow_server.uri), "leased-at-once"
-    client, record = store.client, TaskRecord(store, name)
+    name = "leased-at-once"
+    record = Promoter(mlflow_server.uri, name)
+    client = record.registry.client
     run, tag = lease_of(client, name)
     write, refusal = client.set_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
 
     def write_second(run: str, key: str, lease: str) -> None:
         monkeypatch.setattr(client, "set_tag", write)
-        write(run, key, json.dumps({"owner": "the first", "renewed": time.time()}))
+        write(run, key, f"the first {time.time()}")
         raise refusal
 
     monkeypatch.setattr(client, "set_tag", write_second)
@@ -167,19 +169,19 @@ def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
     """Two that made the task's run at once."""
     client, name = connect(mlflow_server.uri), "made-twice"
     runs = sorted(lease_of(client, name)[0] for _ in range(2))
-    record = TaskRecord(StoreReader(mlflow_server.uri), name)
+    record = Promoter(mlflow_server.uri, name)
     for number, run in enumerate(runs, 1):
         decided = Decision(name, "s", False, "t", 0.5, None, "accuracy", (), number=number)
-        client.set_tag(run, f"{decisions.DECISIONS}{number}", to_json(decided))
+        client.set_tag(run, f"{DECISIONS}{number}", to_json(decided))
     with record.locked():
-        assert decisions.LEASE in client.get_run(runs[0]).data.tags
-        assert [decision.number for decision in record.decisions()] == [1, 2]
+        assert changes.LEASE in client.get_run(runs[0]).data.tags
+        assert [decision.number for decision in record.registry.decisions(name)] == [1, 2]
 
 
 def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, tmp_path):
     promote(mlflow_server.uri, "typed", tmp_path / "t0")
-    registry = Registry(mlflow_server.uri)
-    for change in (lambda: registry.rollback("tpyed"), lambda: registry.remove("tpyed:1")):
+    registry, mistyped = Registry(mlflow_server.uri), Promoter(mlflow_server.uri, "tpyed")
+    for change in (mistyped.rollback, lambda: mistyped.remove(1)):
         with pytest.raises(UnknownTaskError, match="Did you mean typed"):
             change()
     assert "tpyed" not in [summary.task for summary in registry.summaries()]
@@ -191,7 +193,7 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     assert registry.champion("toy") is None
     with pytest.raises(RegistryError, match="There is no task yet"):
         registry.resolve("toy")
-    decision, version = registry.promote(
+    decision, version = Promoter(registry.uri, TASK.name).promote(
         PromotionRule(confidence=0, require="constant"),
         TASK,
         [candidate("t0", 0.8)],

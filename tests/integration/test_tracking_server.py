@@ -20,6 +20,7 @@ from loraxs_search.mlflow_uri import check_server
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
@@ -85,7 +86,7 @@ def promoted(mlflow_server, tmp_path_factory):
     rule = PromotionRule(confidence=0, require="constant")
     for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
         made = folder / trial_id if trial_id == "t0" else adapter(folder / trial_id, trial_id)
-        decision, got = Registry(mlflow_server.uri).promote(
+        decision, got = Promoter(mlflow_server.uri, TASK.name).promote(
             rule, TASK, [candidate(trial_id, accuracy)], {trial_id: made}
         )
         assert (decision.promoted, got) == (version is not None, version)
@@ -219,7 +220,7 @@ def test_promote_and_pull_through_a_server(promoted, mlflow_server):
 @pytest.mark.long(part="faults")
 def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
     folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
-    Registry(store_uri).promote(
+    Promoter(store_uri, TASK.name).promote(
         PromotionRule(confidence=0, require="constant"), TASK, [candidate("t0", 0.8)], {"t0": folder}
     )
     cache = tmp_path / "cache"

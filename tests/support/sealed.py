@@ -10,8 +10,8 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
-from loraxs_search.registry.store import Registry
 
 
 def manifest_of(
@@ -42,7 +42,7 @@ def promote(folder: Path, uri: str) -> str:
     manifest = verify(folder)
     task, scores = manifest.task, {manifest.task.metric: 0.9}
     own = Candidate(manifest.study, manifest.trial_id, task.name, scores, scores, 400, "", manifest.base_digest)
-    Registry(uri).promote(
+    Promoter(uri, task.name).promote(
         PromotionRule(confidence=0, require="constant"), task, [own], {manifest.trial_id: folder}, forced=True
     )
     return task.name

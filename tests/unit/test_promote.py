@@ -13,7 +13,7 @@ import loraxs_search
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.housekeeping import collect, remove_study
 from loraxs_search.records.promotion import Baseline, PromotionRule
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies.folder import StudyFolder
 
@@ -60,7 +60,7 @@ def test_removing_a_study_removes_no_use_of_test_rows(finalist, store_uri):
 
 def test_a_use_on_another_machine_counts(finalist, store_uri, fresh_home, monkeypatch):
     folder = finalist("first", 20)
-    Registry(store_uri).record_use(folder.candidates()[0])
+    Promoter(store_uri, "t").record_use(folder.candidates()[0])
     monkeypatch.setenv("LORAXS_HOME", str(fresh_home / "another"))
     finalist("second", 20)
     for _ in range(2):
@@ -131,5 +131,5 @@ def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(
         with pytest.raises(StudyError, match="one driver at a time"):
             loraxs_search.promote("s", tracking_uri=store_uri)
     unlocked = contextlib.nullcontext(lambda: None)
-    monkeypatch.setattr("loraxs_search.registry.decisions.TaskRecord.locked", lambda _: unlocked)
+    monkeypatch.setattr("loraxs_search.registry.changes.Promoter.locked", lambda _: unlocked)
     assert loraxs_search.promote("s", tracking_uri=store_uri).comparisons[0].number == 1

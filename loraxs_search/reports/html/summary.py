@@ -16,7 +16,7 @@ from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import seed_statistics
-from loraxs_search.registry.promotion import TRY_NEXT, ComparisonSetup, PromotionTest, Scored
+from loraxs_search.registry.promotion import TRY_NEXT, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.study_status import Progress, study_state
 from loraxs_search.steering import steered
@@ -238,7 +238,7 @@ def _judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
     test = PromotionTest(info.promotion, info.task, Scored(finalist, own, base, folder.baseline_answers()))
     used = uses(info.task.registered_name, finalist.test_fingerprint)
     number = 1 + (used.index(finalist.key) if finalist.key in used else len(used))
-    return test.judge(ComparisonSetup(number))
+    return test.judge(number)
 
 
 # ---- what was found --------------------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ from loraxs_search.methods import method_of
 from loraxs_search.records.host import HostInfo, LinearProbe
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialRecord, TrialState
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.cluster.connection import living_nodes, own_error
@@ -349,7 +349,7 @@ class SearchSession:
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             log.say(RowsScored(what="candidate", name=candidate.trial_id, split="test", metrics=candidate.test_metrics))
             try:
-                Registry(folder.store_uri()).record_use(candidate)
+                Promoter(folder.store_uri(), candidate.task).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
                 _logger.info("the registry does not record who has answered the test rows: %s", error.message)
         self._say_baselines(folder.baselines() or ())

@@ -34,8 +34,8 @@ from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import DataSource, Task
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import install_factors
-from loraxs_search.registry.store import Registry
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import encode
 
@@ -328,7 +328,9 @@ def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inpu
     sealed = tmp_path / "sealed"
     shutil.copytree(folder, sealed)
     seal(sealed, manifest)
-    decision, version = Registry(store_uri).promote(PromotionRule(), manifest.task, [candidate], {"0": sealed}, True)
+    decision, version = Promoter(store_uri, "task-2").promote(
+        PromotionRule(), manifest.task, [candidate], {"0": sealed}, True
+    )
     assert (decision.promoted, version) == (True, 1)
     bank = AdapterBank.of("task-2", tracking_uri=store_uri)
     bank.load("first", "task-2:1", tracking_uri=store_uri)

@@ -14,7 +14,7 @@ from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.changes import Promoter
 
 
 @pytest.fixture
@@ -84,6 +84,6 @@ def register(sealed, tmp_path):
     def make(uri: str, *, base_digest: str, factors: dict[str, str]) -> None:
         folder = sealed(tmp_path / "promoted", base_digest=base_digest, factors=factors)
         candidate = Candidate("s", "00000", TASK.name, {"accuracy": 0.9}, {"accuracy": 0.9}, 400, "data", base_digest)
-        Registry(uri).promote(PromotionRule(), TASK, [candidate], {"00000": folder}, True)
+        Promoter(uri, TASK.name).promote(PromotionRule(), TASK, [candidate], {"00000": folder}, True)
 
     return make

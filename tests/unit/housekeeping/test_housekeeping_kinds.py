@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -115,22 +114,6 @@ def test_a_registry_that_is_gone_keeps_factors_and_bases(fresh_home, store_uri, 
     age(fresh_home)
     assert "what is registered where study moved records is not known" in why(path)
     assert gone() == []
-
-
-def test_each_store_is_asked_with_its_own_account(fresh_home, monkeypatch):
-    """Whichever was named last, and wherever."""
-    asked = {}
-
-    def manifests(registry):
-        asked[registry.uri] = os.environ.get("MLFLOW_TRACKING_PASSWORD")
-        return iter(())
-
-    monkeypatch.setattr(Registry, "manifests", manifests)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:of-a@a.example")
-    for name, server in (("one", "b"), ("two", "c"), ("three", "a")):
-        study(name, f"http://{server}.example")
-    gone(tracking_uri="http://me:of-c@c.example")
-    assert asked == {"http://c.example": "of-c", "http://a.example": "of-a", "http://b.example": None}
 
 
 def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, factors):

@@ -227,7 +227,7 @@ def test_a_study_that_promote_decides_about_is_neither_removed_nor_taken_up(stor
             refused.append(busy.value.hint)
         raise StudyError("decided")
 
-    monkeypatch.setattr("loraxs_search.registry.store.Registry.promote", decide)
+    monkeypatch.setattr("loraxs_search.registry.changes.Promoter.promote", decide)
     with pytest.raises(StudyError, match="decided"):
         loraxs_search.promote("reviews")
     assert refused == [AT_WORK] * 2

@@ -17,6 +17,7 @@ from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.card import model_card
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.store import Registry
 
@@ -110,13 +111,13 @@ def registries(tmp_path_factory, store_template, task, candidate, manifest):
     root = tmp_path_factory.mktemp("registries")
     (root / "home").mkdir()
     shutil.copy(store_template, root / "home" / "mlflow.db")
-    registry = Registry(f"sqlite:///{root / 'home' / 'mlflow.db'}")
+    promoter = Promoter(f"sqlite:///{root / 'home' / 'mlflow.db'}", task.name)
     for count, right in enumerate((300, 340, 380), 1):
         trial_id = f"t{count - 1}"
         own = candidate(trial_id, right / 400, base_model="org/Tiny", test_fingerprint="data", **ON_TINY)
         folder = sealed_folder(root / "made" / trial_id, manifest(trial_id, **ON_TINY))
         (root / trial_id).write_bytes(rows(right).to_bytes())
-        registry.promote(CONSTANT, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
+        promoter.promote(CONSTANT, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
         shutil.copytree(root / "home", root / str(count))
     return root
 
@@ -173,22 +174,37 @@ def registry(store_uri):
 
 
 @pytest.fixture
-def promote(registry, task, candidate, make_folder, tmp_path):
+def promoter(store_uri):
+    return Promoter(store_uri, TASK.name)
+
+
+@pytest.fixture
+def promote(promoter, task, candidate, make_folder, tmp_path):
     """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
 
     def promote(
-        trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), rule=CONSTANT, **other
+        trial_id,
+        right,
+        *,
+        base="org/Tiny",
+        rescore=None,
+        forced=False,
+        data="data",
+        seen=(),
+        rule=CONSTANT,
+        answers=None,
+        **other,
     ):
         digest = f"digest of {base}"
         own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
         found = candidate(trial_id, right / 400, **own)
         path = tmp_path / f"{trial_id}.safetensors"
-        path.write_bytes(rows(right).to_bytes())
+        path.write_bytes((answers or rows(right)).to_bytes())
         folder = tmp_path / "made" / trial_id
         if not folder.exists():
             make_folder(trial_id, base_digest=digest, data_fingerprint=data)
         folders = {trial_id: folder}
         rows_of = {trial_id: path}
-        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, seen=seen)
+        return promoter.promote(rule, task, [found], folders, forced, rows_of, rescore, seen=seen)
 
     return promote

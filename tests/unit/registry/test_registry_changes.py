@@ -14,11 +14,9 @@ from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
 from loraxs_search.records.promotion import Baseline, PromotionRule, Refit
-from loraxs_search.registry.decisions import DECISIONS
+from loraxs_search.registry.changes import SHOWN
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.registry.promotion import PromotionTest, Scored
-from loraxs_search.registry.store import comparable
-from loraxs_search.registry.versions import SHOWN, SUMMARY
+from loraxs_search.registry.store import DECISIONS
 from loraxs_search.tracking.store import connect
 
 from .conftest import scored_anew
@@ -73,30 +71,25 @@ def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):
     assert (forced.promoted, forced.forced, version) == (True, True, 2)
 
 
-def written(right: int, *, earlier: bool) -> ScoredRows:
+def written(right: int, *, earlier: bool = False) -> ScoredRows:
     """Texts as today's rules read them, or as others have."""
     labels = [f"{row}" for row in range(400)]
     read = ScoredRows.of([label if row < right else "" for row, label in enumerate(labels)], labels)
-    return ScoredRows(read.predictions, read.labels) if earlier else ScoredRows.from_bytes(read.to_bytes())
+    return dataclasses.replace(read, scoring=0) if earlier else read
 
 
-@pytest.mark.parametrize(("champion_earlier", "finalist_earlier"), [(True, False), (True, True)])
-def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
-    registry, promote, task, candidate, champion_earlier, finalist_earlier
-):
-    promote("t0", 320)
-    champion, rows_of = registry.champion("movie-reviews"), written(200, earlier=champion_earlier)
-    own = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data", "test_fingerprint": "data"}
-    finalist = Scored(candidate("t1", 0.75, **own), written(300, earlier=finalist_earlier))
-
-    rescore = scored_anew(written(360, earlier=False))
-    anew = comparable(champion, finalist, rescore, lambda _: rows_of)
-    assert bool(anew.note) is (champion_earlier != finalist_earlier)
-    alone = comparable(champion, finalist, None, lambda _: rows_of)
-    for compared, alike in ((anew, champion_earlier or not finalist_earlier), (alone, not alone.note)):
-        decision = PromotionTest(RULE, task, finalist).decide(compared)
-        assert ("not comparable" in decision.reasons[-1]) is not alike
-        assert bool(decision.comparisons) is alike
+def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(promote):
+    anew = scored_anew(written(300))
+    assert promote("t0", 0, answers=written(200, earlier=True))[0].promoted
+    assert promote("t1", 0, answers=written(250, earlier=True), rescore=never)[0].promoted, "both are read alike"
+    unknown = promote("t2", 0, answers=written(390))[0]
+    assert "read by other rules and could not be scored anew" in unknown.reasons[1]
+    assert "not comparable" in unknown.reasons[-1]
+    assert unknown.comparisons == ()
+    compared = promote("t3", 0, answers=written(390), rescore=anew)[0]
+    assert "read by other rules: it was scored anew" in compared.reasons[1]
+    assert compared.champion_metric == 0.75
+    assert promote("t4", 0, answers=written(399), rescore=never)[0].promoted
 
 
 def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_but_their_task(registry, promote):
@@ -112,13 +105,15 @@ def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_bu
     assert promote("t2", 200, forced=True)[0].forced
 
 
-def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task, candidate, make_folder, tmp_path):
+def test_two_people_who_name_their_studies_alike_meet_each_other(
+    registry, task, candidate, make_folder, tmp_path, promoter
+):
     def promote(person, right):
         found = candidate("t0", right / 400, study_id=person, base_model="org/Tiny")
         path = tmp_path / f"{person}.safetensors"
         path.write_bytes(rows(right).to_bytes())
         folder = make_folder("t0", created_at=person).rename(tmp_path / person)
-        return registry.promote(RULE, task, [found], {"t0": folder}, predictions={"t0": path})[0]
+        return promoter.promote(RULE, task, [found], {"t0": folder}, predictions={"t0": path})[0]
 
     assert promote("alice", 320).promoted
     better = promote("bob", 360)
@@ -127,11 +122,11 @@ def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task,
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
-def test_the_list_has_every_task_with_its_champion(registry, promote, task, candidate, store_uri):
+def test_the_list_has_every_task_with_its_champion(registry, promote, task, candidate, store_uri, promoter):
     refits = (Refit(7, {"accuracy": 0.78}), Refit(8, failed="diverged"))
     promote("t0", 320, refits=refits)
     other = dataclasses.replace(task, name="another")
-    registry.promote(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
+    promoter.promote(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
     (found,) = registry.summaries()
     assert (found.task, found.version, found.metric, found.score) == ("movie-reviews", 1, "accuracy", 0.8)
     assert (found.stored_bytes, found.base_model) == (1000, "org/Tiny")
@@ -150,54 +145,52 @@ def test_the_list_has_every_task_with_its_champion(registry, promote, task, cand
 
 
 # ---- changing your mind ----------------------------------------------------------------------------------------------
-def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, with_versions, promote):
+def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, with_versions, promote, promoter):
     with_versions(3)
-    decision = registry.rollback("movie-reviews")
+    decision = promoter.rollback()
     assert (decision.action, decision.version, decision.winner, decision.champion) == ("rollback", 2, "t1", "s1/t2")
     assert registry.summaries()[0].version == 2
-    assert registry.rollback("movie-reviews").version == 1  # not to the one it came from
+    assert promoter.rollback().version == 1  # not to the one it came from
     with pytest.raises(RegistryError, match="champion") as none:
-        registry.rollback("movie-reviews")
+        promoter.rollback()
     assert "--to" in str(none.value.hint)
-    assert registry.rollback("movie-reviews", to=3).version == 3
-    assert registry.rollback("movie-reviews").version == 1
+    assert promoter.rollback(to=3).version == 3
+    assert promoter.rollback().version == 1
     assert [past.action for past in registry.history("movie-reviews")] == ["promote"] * 3 + ["rollback"] * 4
     for to, message in ((1, "already is the champion"), (9, "movie-reviews:3")):
         with pytest.raises(RegistryError, match=message):
-            registry.rollback("movie-reviews", to=to)
+            promoter.rollback(to=to)
 
 
-def test_a_champion_is_removed_by_force_only(registry, with_versions, promote):
+def test_a_champion_is_removed_by_force_only(registry, with_versions, promote, promoter):
     with_versions(2)
     with pytest.raises(RegistryError, match="is champion") as champion:
-        registry.remove("movie-reviews:2")
+        promoter.remove(2)
     assert "rollback" in str(champion.value.hint)
-    assert registry.remove("movie-reviews:1").action == "remove"
+    assert promoter.remove(1).action == "remove"
     with pytest.raises(RegistryError):
         registry.resolve("movie-reviews:1")
-    assert registry.remove("movie-reviews:2", forced=True).forced
+    assert promoter.remove(2, forced=True).forced
     assert registry.champion("movie-reviews") is None
     assert registry.summaries()[0].version is None
     assert [past.action for past in registry.history("movie-reviews")] == ["promote", "promote", "remove", "remove"]
     promote("t2", 380)
-    registry.remove("movie-reviews:3", forced=True)
+    promoter.remove(3, forced=True)
     promote("t3", 340)
-    registry.remove("movie-reviews:4", forced=True)
+    promoter.remove(4, forced=True)
     with pytest.raises(RegistryError, match="no champion"):
-        registry.rollback("movie-reviews")
-    with pytest.raises(RegistryError, match="`version` must be given"):
-        registry.remove("movie-reviews")
+        promoter.rollback()
 
 
-def test_the_best_version_is_removed_by_force_only(registry, with_versions, promote):
+def test_the_best_version_is_removed_by_force_only(registry, with_versions, promote, promoter):
     with_versions(1)
     promote("t1", 380)
     promote("t2", 340, forced=True)
     with pytest.raises(RegistryError, match="best test accuracy") as best:
-        registry.remove("movie-reviews:2")
+        promoter.remove(2)
     assert "--force" in str(best.value.hint)
-    assert registry.remove("movie-reviews:1").action == "remove"
-    assert registry.remove("movie-reviews:2", forced=True).action == "remove"
+    assert promoter.remove(1).action == "remove"
+    assert promoter.remove(2, forced=True).action == "remove"
 
 
 WRITES = (
@@ -235,27 +228,27 @@ def killed_before_write(number, act):
     return True
 
 
-def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, with_versions, promote):
+def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, with_versions, promote, promoter):
     with_versions(3)
-    for count, number in enumerate((1, 2, 3, 5, 6, 30), 1):
-        is_whole = killed_before_write(number, lambda: registry.rollback("movie-reviews"))
+    for count, number in enumerate((1, 2, 3, 4, 5, 30), 1):
+        is_whole = killed_before_write(number, promoter.rollback)
         if not is_whole:
-            assert registry.rollback("movie-reviews").version == 2
+            assert promoter.rollback().version == 2
         assert registry.champion("movie-reviews").version == 2
         rollbacks = [one for one in registry.history("movie-reviews") if one.action == "rollback"]
         assert [one.version for one in rollbacks[1::2]] == [3] * (count - 1)
         assert [one.version for one in rollbacks[::2]] == [2] * count
         if not is_whole:
-            registry.rollback("movie-reviews", to=3)
+            promoter.rollback(to=3)
     assert is_whole
 
 
-def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote):
+def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote, promoter):
     promote("t0", 320)
-    for number in (1, 2, 3, 4, 8, 9, 30):
+    for number in (1, 2, 3, 4, 7, 8, 30):
         promote(f"t{number}", 321 + number, rule=PromotionRule(require="constant", confidence=0))
         version = registry.champion("movie-reviews").version
-        remove = functools.partial(registry.remove, f"movie-reviews:{version}", forced=True)
+        remove = functools.partial(promoter.remove, version, forced=True)
         is_whole = killed_before_write(number, remove)
         if not is_whole:
             assert remove().version == version
@@ -263,24 +256,24 @@ def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote):
         assert removals.count(version) == 1
         assert version not in [one.version for one in registry.versions("movie-reviews")]
         assert registry.champion("movie-reviews") is None
-        registry.rollback("movie-reviews", to=1)
+        promoter.rollback(to=1)
     assert is_whole
 
 
-def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(registry, with_versions, promote):
+def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(registry, with_versions, promote, promoter):
     with_versions(2)
     for number in (2, 5):  # before a name is moved, and after
-        killed_before_write(number, lambda: registry.rollback("movie-reviews"))
+        killed_before_write(number, promoter.rollback)
         promote("t1", 340)
         assert registry.history("movie-reviews")[-2].action == "rollback"
         assert registry.champion("movie-reviews").version == 2, "it beats the first version again"
 
 
 def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(
-    registry, with_versions, promote
+    registry, with_versions, promote, promoter
 ):
     with_versions(1)
-    for number in (3, 4, 6):  # before the alias moves, after it, and before the last write
+    for number in (3, 4, 5):  # before the alias moves, after it, and before the last write
         before = registry.champion("movie-reviews").version
         dying = functools.partial(
             promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(require="constant", confidence=0)
@@ -289,46 +282,46 @@ def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_t
         held = registry.champion("movie-reviews").version
         assert (held != before) is (number != 3)
         promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(require="constant", confidence=0))
-        assert registry.rollback("movie-reviews").version == held
-    assert killed_before_write(7, lambda: promote("t1", 340))
+        assert promoter.rollback().version == held
+    assert killed_before_write(6, lambda: promote("t1", 340))
 
 
-def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(registry, promote, store_uri, killed_at):
-    with killed_at("set_registered_model_tag", SUMMARY):
+def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(registry, promote, store_uri, killed_at, promoter):
+    with killed_at("set_registered_model_tag", SHOWN):
         promote("t0", 300)
     cut_off = registry.history("movie-reviews")
     refused, _ = promote("t1", 290)
     assert connect(store_uri).get_registered_model("movie-reviews").tags[SHOWN].startswith("version 1,")
     promote("t2", 380)
     assert registry.history("movie-reviews")[:2] == [*cut_off, refused]
-    assert registry.rollback("movie-reviews").version == 1
+    assert promoter.rollback().version == 1
     assert [past.version for past in registry.history("movie-reviews")] == [1, None, 2, 1]
 
 
 def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_rolled_back(
-    registry, with_versions, promote, killed_at
+    registry, with_versions, promote, killed_at, promoter
 ):
     with_versions(1)
     with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
-    registry.rollback("movie-reviews")
+    promoter.rollback()
     assert [made.number for made in promote("t2", 380)[0].comparisons] == [3]
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3]
 
 
 def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by_hand(
-    registry, with_versions, promote, store_uri, caplog
+    registry, with_versions, promote, store_uri, caplog, promoter
 ):
     with_versions(3)
-    killed_before_write(2, lambda: registry.rollback("movie-reviews"))
+    killed_before_write(2, promoter.rollback)
     connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")
-    assert registry.rollback("movie-reviews", to=3).version == 3
+    assert promoter.rollback(to=3).version == 3
     assert [one.version for one in registry.history("movie-reviews") if one.action == "rollback"] == [3]
     assert "cut short" in caplog.text
 
 
 def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(
-    registry, with_versions, promote, monkeypatch
+    registry, with_versions, promote, monkeypatch, promoter
 ):
     class FastClock(datetime):
         @classmethod
@@ -337,21 +330,23 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
 
     with_versions(1)
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.registry.store.datetime", FastClock)
+        patch.setattr("loraxs_search.registry.changes.datetime", FastClock)
         promote("t1", 340)
     promote("t2", 380)
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 3]
-    assert registry.rollback("movie-reviews").version == 2
+    assert promoter.rollback().version == 2
 
 
-def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, with_versions, promote, store_uri, caplog):
+def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(
+    registry, with_versions, promote, store_uri, caplog, promoter
+):
     with_versions(2)
     client = connect(store_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("loraxs-search decisions").experiment_id])
     client.set_tag(run.info.run_id, f"{DECISIONS}n000000001.broken", "{")
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2]
     assert "cannot be read" in caplog.text
-    assert registry.rollback("movie-reviews").version == 1
+    assert promoter.rollback().version == 1
 
 
 def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
@@ -370,7 +365,7 @@ def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, stor
 
 
 def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_back(
-    registry, with_versions, promote, store_uri
+    registry, with_versions, promote, store_uri, promoter
 ):
     with_versions(2)
     client = connect(store_uri)
@@ -381,19 +376,19 @@ def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_b
     with pytest.raises(ForeignVersionError, match="Version 3") as refused:
         promote("t2", 380)
     assert "rollback movie-reviews --to N" in (refused.value.hint or "")
-    assert registry.remove("movie-reviews:1").version == 1
-    assert registry.rollback("movie-reviews", to=2).version == 2
+    assert promoter.remove(1).version == 1
+    assert promoter.rollback(to=2).version == 2
     assert registry.champion("movie-reviews").version == 2
     assert registry.summaries()[0].version == 2
 
 
-def test_of_two_versions_with_one_folder_one_can_be_removed(registry, with_versions, promote, store_uri):
+def test_of_two_versions_with_one_folder_one_can_be_removed(registry, with_versions, promote, store_uri, promoter):
     """A slow server has registered what MLflow's client sent twice."""
     with_versions(1)
     client = connect(store_uri)
     first = client.get_model_version("movie-reviews", "1")
     client.create_model_version("movie-reviews", source=first.source, tags=first.tags)
-    assert registry.remove("movie-reviews:2", forced=True).action == "remove"
+    assert promoter.remove(2, forced=True).action == "remove"
     assert registry.champion("movie-reviews").version == 1
-    registry.remove("movie-reviews:1", forced=True)
+    promoter.remove(1, forced=True)
     assert not [tag for tag in client.get_registered_model("movie-reviews").tags if first.tags["loraxs.digest"] in tag]

@@ -13,9 +13,9 @@ from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
@@ -41,7 +41,7 @@ def crafted(factors: Factors) -> Factors:
 
 def sources(uri: str) -> list[str]:
     """Where the sets of all bases lie."""
-    tags = StoreReader(uri).experiment_tags("loraxs-search factors")
+    tags = Registry(uri).experiment_tags("loraxs-search factors")
     return [value for name, value in tags.items() if name.startswith("mlflow.loraxs.factors.")]
 
 
@@ -69,7 +69,7 @@ def elsewhere(monkeypatch, tmp_path):
 def promote(store_uri, task, candidate, make_folder):
     def promote(trial_id, accuracy, factors):
         folder = make_folder(trial_id, factors=factors)
-        Registry(store_uri).promote(
+        Promoter(store_uri, "movie-reviews").promote(
             PromotionRule(confidence=0, require="constant"), task, [candidate(trial_id, accuracy)], {trial_id: folder}
         )
 

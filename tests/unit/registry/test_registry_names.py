@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.registry.versions import AdapterName
+from loraxs_search.registry.store import AdapterName
 
 
 def test_the_three_forms_and_no_others():

@@ -9,8 +9,7 @@ import pytest
 
 from loraxs_search.records.promotion import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
 from loraxs_search.registry.card import MAX_PAGE, version_page
-from loraxs_search.registry.store import Registry
-from loraxs_search.registry.versions import SUMMARY
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0, require="constant")
@@ -26,7 +25,7 @@ def promote(store_uri, task, candidate, make_folder):
     def promote(trial_id, accuracy, **changes):
         own = dataclasses.replace(candidate(trial_id, accuracy), **changes)
         folder = make_folder(trial_id, baselines=own.baselines, refits=own.refits, lora_parameters=6400)
-        return Registry(store_uri).promote(RULE, task, [own], {trial_id: folder})
+        return Promoter(store_uri, "movie-reviews").promote(RULE, task, [own], {trial_id: folder})
 
     return promote
 
@@ -76,9 +75,8 @@ def test_a_page_fits_however_much_was_decided(manifest, candidate):
     assert "- comparison 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
 
 
-def test_a_summary_needs_no_record_to_be_shown(promote, store_uri):
+def test_without_a_champion_none_is_shown(promote, store_uri):
     promote("t0", 0.80)
-    Registry(store_uri).remove("movie-reviews:1", forced=True)
+    Promoter(store_uri, "movie-reviews").remove(1, forced=True)
     tags = connect(store_uri).get_registered_model("movie-reviews").tags
     assert in_sight(tags)["loraxs.champion"] == "none"
-    assert "version" in json.loads(tags[SUMMARY])

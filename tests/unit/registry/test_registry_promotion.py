@@ -8,11 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import AnswerFlips, Baseline, PromotionRule, SliceScore
+from loraxs_search.records.promotion import AnswerFlips, Baseline, PromotionRule
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
-from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, ToleranceReference
-from loraxs_search.registry.versions import fitted
+from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference
 from loraxs_search.tasks.kinds import TOKEN_METRICS
 
 from .conftest import TASK, plain_candidate
@@ -34,8 +32,10 @@ def _scored(trial_id: str, right: int, stored_bytes: int = 1000, **other) -> Sco
     return Scored(plain_candidate(trial_id, right / 1000, stored_bytes, **other), _rows(right, 1000 - right))
 
 
-def decide(rule, task, finalist, champion, setup=None):
-    return PromotionTest(rule, task, finalist).decide(champion, setup)
+def decide(rule, task, finalist, champion, *, number=1, **other):
+    """Decide when `number` - 1 other finalists have answered the same rows."""
+    seen = [f"others/{n}" for n in range(1, number)]
+    return PromotionTest(rule, task, finalist).decide(champion, seen=seen, **other)
 
 
 def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:
@@ -53,7 +53,7 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     assert f"{beside} the constant answer (accuracy 0.5000)" in decision.reasons[-1]
     assert ("more steps, other target modules or more trials" in decision.reasons[-1]) is not promoted
     assert (decision.comparisons[0].opponent, decision.comparisons[0].number) == ("constant", 1)
-    forced = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True))
+    forced = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None, forced=True)
     assert (forced.promoted, forced.forced) == (True, not promoted), "what the rule promotes is not forced"
 
 
@@ -62,7 +62,7 @@ def test_without_rows_a_first_champion_takes_force():
     refused = decide(RULE, TASK, finalist, None)
     assert not refused.promoted
     assert "--force" in refused.reasons[-1]
-    assert decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True)).forced
+    assert decide(RULE, TASK, finalist, None, forced=True).forced
     assert not decide(NUMBERS, TASK, finalist, None).promoted, "there is no constant answer to compare with"
     measured = Scored(
         plain_candidate("t0", 0.9, baselines=(Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0),))
@@ -107,11 +107,10 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
 
 def test_the_nth_look_at_the_same_rows_is_held_to_more():
     finalist, champion = _scored("t0", 806), _old(800)  # p = 1/64
-    decisions = [decide(RULE, TASK, finalist, champion, ComparisonSetup(number=n)) for n in (1, 2)]
+    decisions = [decide(RULE, TASK, finalist, champion, number=n) for n in (1, 2)]
     assert [d.promoted for d in decisions] == [True, False]
     assert [d.comparisons[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
-    assert decide(RULE, TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
-    late = decide(RULE, TASK, finalist, champion, ComparisonSetup(number=100)).reasons[-1]
+    late = decide(RULE, TASK, finalist, champion, number=100).reasons[-1]
     assert "comparison 100 on these rows, confidence 0.999995" in late, "it is not rounded to certainty"
 
 
@@ -121,7 +120,7 @@ def test_few_test_rows_decide_nothing():
         refused = decide(RULE, TASK, few, held)
         assert (refused.promoted, refused.comparisons) == (False, ())
         assert "at least 10 test rows are needed" in refused.reasons[-1]
-        assert decide(RULE, TASK, few, held, ComparisonSetup(forced=True)).forced
+        assert decide(RULE, TASK, few, held, forced=True).forced
         assert decide(NUMBERS, TASK, few, held).promoted
     assert decide(RULE, TASK, enough, None).promoted
 
@@ -137,7 +136,7 @@ def test_a_guarded_metric_must_not_fall_further_than_it_may():
         decision = decide(rule, TASK, found, champion)
         assert decision.promoted is promoted
         assert ("guard: unended" in decision.reasons[-1]) is not promoted
-        assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
+        assert decide(rule, TASK, found, champion, forced=True).promoted
 
 
 def test_answers_decide_and_what_a_tag_says_of_them_does_not():
@@ -249,16 +248,6 @@ def test_sums_over_tokens_are_scored_by_slice_and_none_without_tokens():
     assert [(each.value, each.num_rows, each.score) for each in found] == [("a", 2, 0.75), ("b", 2, None)]
 
 
-def test_a_record_of_a_decision_keeps_the_slices_that_lose_most():
-    slices = tuple(SliceScore("group", f"{i:03d}", 40, 0.5, 0.5 + i / 1000, i / 1000) for i in range(150))
-    decision = dataclasses.replace(decide(RULE, TASK, _scored("t0", 850), _old(500)), slices=slices)
-    kept = from_json(type(decision), fitted(decision))
-    assert len(fitted(decision)) <= 5000
-    assert kept.reasons == decision.reasons
-    assert kept.slices == slices[-len(kept.slices) :]
-    assert len(kept.slices) > 10
-
-
 # ---- smaller ---------------------------------------------------------------------------------------------------------
 def _apart(won: int, lost: int, num_rows: int) -> tuple[ScoredRows, ScoredRows]:
     """Answers of two adapters: the first alone is right in `won` rows, the second alone in `lost`."""
@@ -280,13 +269,13 @@ def test_a_smaller_one_is_promoted_if_rows_show_that_it_is_less_than_margin_wors
         Scored(plain_candidate("t0", 0.5, stored_bytes), new),
         Scored(plain_candidate("old", 0.5, study="s0"), old),
     )
-    decision = decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference))
+    decision = decide(RULE, TASK, finalist, champion, reference=reference)
     assert decision.promoted is promoted
     is_smaller = stored_bytes < 1000
     assert ("of version 1" in decision.reasons[-1] or "worse than version 1" in decision.reasons[-1]) is is_smaller
-    off = decide(dataclasses.replace(RULE, margin=0), TASK, finalist, champion, ComparisonSetup(reference=reference))
+    off = decide(dataclasses.replace(RULE, margin=0), TASK, finalist, champion, reference=reference)
     assert not off.promoted
-    later = decide(RULE, TASK, finalist, champion, ComparisonSetup(number=10**6, reference=reference))
+    later = decide(RULE, TASK, finalist, champion, number=1000, reference=reference)
     assert promoted or not later.promoted
 
 
@@ -295,7 +284,7 @@ def test_margin_counts_from_the_best_champion_there_was_and_takes_its_answers():
     champion = Scored(plain_candidate("old", 0.5, study="s0"), new)
     finalist = Scored(plain_candidate("t0", 0.5, 999), new)
     promoted = [
-        decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference)).promoted
+        decide(RULE, TASK, finalist, champion, reference=reference).promoted
         for reference in (
             ToleranceReference(2, 0.5, new),
             ToleranceReference(1, 0.53, best),
@@ -314,10 +303,10 @@ def test_metrics_that_are_no_shares_have_no_margin_of_their_own():
         plain_candidate("old", 0, study="s0", test_metrics={"mse": 0.01}), ScoredRows(labels + noise, labels)
     )
     finalist = Scored(plain_candidate("t0", 0, 10, test_metrics={"mse": 0.01}), ScoredRows(labels - noise, labels))
-    setup = ComparisonSetup(reference=ToleranceReference(1, 0.01, champion.rows))
+    reference = ToleranceReference(1, 0.01, champion.rows)
     for margin, promoted in ((None, False), (1e-6, True), (0.01, True)):
         rule = dataclasses.replace(RULE, margin=margin)
-        assert decide(rule, task, finalist, champion, setup).promoted is promoted
+        assert decide(rule, task, finalist, champion, reference=reference).promoted is promoted
 
 
 # ---- what is not compared --------------------------------------------------------------------------------------------
@@ -328,7 +317,7 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced():
         assert (refused.promoted, refused.comparisons) == (False, ()), "nothing was looked at"
         assert "not comparable" in refused.reasons[-1]
         assert why in refused.reasons[-1]
-        forced = decide(RULE, TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
+        forced = decide(RULE, TASK, _scored("t0", 900), champion, forced=True)
         assert (forced.promoted, forced.forced) == (True, True)
         assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
 
@@ -336,7 +325,7 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced():
 def test_the_champion_is_not_promoted_again_even_by_force():
     champion = _scored("t0", 900)
     for forced in (False, True):
-        decision = decide(RULE, TASK, champion, champion, ComparisonSetup(forced=forced))
+        decision = decide(RULE, TASK, champion, champion, forced=forced)
         assert not decision.promoted
         assert decision.comparisons == ()
         assert decision.reasons[-1] == "s1/t0 already is the champion"
@@ -345,7 +334,7 @@ def test_the_champion_is_not_promoted_again_even_by_force():
 def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force():
     for metrics in ({}, {"accuracy": math.nan}):
         finalist = Scored(plain_candidate("t0", 0.9, test_metrics=metrics))
-        decision = decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True))
+        decision = decide(RULE, TASK, finalist, None, forced=True)
         assert not decision.promoted
         assert "cannot be judged" in decision.reasons[-1]
 
@@ -413,7 +402,7 @@ def test_what_is_not_known_of_a_baseline_promotes_nothing(task, finalist, why):
         assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is (bool(why) and "too many" not in why)
         assert decision.comparisons or why
         assert decide(RULE, task, finalist, champion).promoted
-        assert decide(ALL, task, finalist, champion, ComparisonSetup(forced=True)).promoted
+        assert decide(ALL, task, finalist, champion, forced=True).promoted
 
 
 def test_answers_of_a_baseline_to_other_rows_decide_nothing():
@@ -496,7 +485,7 @@ def test_a_baseline_whose_score_is_not_finite_is_not_beaten():
         decision = decide(BY_LOSS, LM, finalist, champion)
         assert not decision.promoted
         assert "must be finite" in decision.reasons[-1]
-        assert decide(BY_LOSS, LM, finalist, champion, ComparisonSetup(forced=True)).forced
+        assert decide(BY_LOSS, LM, finalist, champion, forced=True).forced
 
 
 def test_losses_of_other_tokens_are_not_comparable():

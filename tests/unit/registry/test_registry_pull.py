@@ -16,9 +16,9 @@ import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
 from loraxs_search.home import exclusive
 from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.reads import StoreReader
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect, ensure_store
 
@@ -87,12 +87,12 @@ def test_what_was_changed_in_the_registry_is_refused_and_nothing_is_written(
 
 
 def test_a_file_of_which_more_comes_than_was_listed_is_refused(promoted, store_uri, fresh_home, monkeypatch):
-    list_files = StoreReader.list_files
+    list_files = Registry.list_files
 
     def list_less(store, source):
         return {name: size and size - 1 for name, size in list_files(store, source).items()}
 
-    monkeypatch.setattr(StoreReader, "list_files", list_less)
+    monkeypatch.setattr(Registry, "list_files", list_less)
     with pytest.raises(IntegrityError, match=r"manifest.json .*bytes"):
         pull("movie-reviews", uri=store_uri)
     assert _cached(fresh_home) == set()
@@ -209,7 +209,9 @@ def test_a_new_champion_is_seen_at_once(promoted, store_uri, fresh_home, task, c
     pull("movie-reviews", uri=store_uri)
     for number in range(1, 6):
         own = candidate(f"t{number}", 0.8 + number / 100)
-        Registry(store_uri).promote(PromotionRule(), task, [own], {f"t{number}": make_folder(f"t{number}")}, True)
+        Promoter(store_uri, "movie-reviews").promote(
+            PromotionRule(), task, [own], {f"t{number}": make_folder(f"t{number}")}, True
+        )
         if number > 3:  # also where the store's files are old enough for their stamp to prove something
             for path in fresh_home.glob("mlflow.db*"):
                 os.utime(path, (0, time.time() - 60 + number))

@@ -10,9 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, RegistryUnreadableError
-from loraxs_search.registry import reads
-from loraxs_search.registry.reads import ADAPTER, KIND, StoreReader
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry import store
+from loraxs_search.registry.store import ADAPTER, KIND, Registry
 from loraxs_search.tracking.store import connect
 
 SOURCE, NAME = "mlflow-artifacts:/1/models/m/artifacts", "README.md"
@@ -54,7 +53,7 @@ def endless():
 
 def test_a_server_that_sends_without_end_is_cut_off(endless, tmp_path):
     with pytest.raises(IntegrityError, match=rf"{NAME} must have at most 100,000 bytes, but .*{endless}"):
-        StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 100_000)
+        Registry(endless).fetch_file(SOURCE, NAME, tmp_path, 100_000)
     assert (tmp_path / NAME).stat().st_size <= 100_000
     assert Endless.num_sent < MAX_CHUNKS
 
@@ -65,15 +64,15 @@ def test_what_mlflows_client_fetched_is_measured(store_uri, tmp_path):
     (source / NAME).write_bytes(bytes(11))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(IntegrityError, match=f"{NAME} must have at most 10 bytes, but 11 came from"):
-        StoreReader(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 10)
-    assert StoreReader(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 11).read_bytes() == bytes(11)
+        Registry(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 10)
+    assert Registry(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 11).read_bytes() == bytes(11)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_a_full_disk_is_told_as_one(endless, tmp_path):
     (tmp_path / NAME).symlink_to("/dev/full")
     with pytest.raises(HomeError, match=f"No space left to write {tmp_path / NAME}"):
-        StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 2**30)
+        Registry(endless).fetch_file(SOURCE, NAME, tmp_path, 2**30)
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -105,11 +104,11 @@ def fill(client: MlflowClient, ours: int, others: int) -> None:
 def test_our_models_come_by_name_as_many_as_are_wanted_page_after_page(store_uri, client, asked, monkeypatch):
     fill(client, ours=25, others=5)
     for limit in (None, 1, 25):
-        found = [model.name for model in StoreReader(store_uri).models(limit)]
+        found = [summary.task for summary in Registry(store_uri).summaries(limit)]
         assert found == [f"task-{number:02d}" for number in range(25)][:limit]
     assert len(asked) == 3, "a few others among ours cost no second page"
-    monkeypatch.setattr(reads, "_MAX_PAGE", 10)
-    assert len(list(StoreReader(store_uri).models())) == 25
+    monkeypatch.setattr(store, "_MAX_PAGE", 10)
+    assert len(Registry(store_uri).summaries()) == 25
     assert asked[3:] == [10] * 3
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import threading
 
+import numpy as np
 import pytest
 from support.toys import rows
 from support.tracked import Tracked
@@ -12,7 +14,8 @@ from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.registry import decisions
+from loraxs_search.registry import changes
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
@@ -20,14 +23,9 @@ RULE = PromotionRule(confidence=0, require="constant")  # numbers as they stand:
 
 
 @pytest.fixture
-def registry(store_uri):
-    return Registry(store_uri)
-
-
-@pytest.fixture
-def champion(registry, task, candidate, make_folder):
+def champion(registry, promoter, task, candidate, make_folder):
     """A registry whose champion is t0 at 0.80 and 1000 bytes."""
-    _, version = registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
+    _, version = promoter.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
     assert version == 1
     return registry
 
@@ -44,9 +42,9 @@ def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, c
     assert version.description.startswith("accuracy 0.8000 on the test rows")
 
 
-def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task, candidate):
+def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task, candidate, promoter):
     rule = PromotionRule(max_bytes=10)
-    registry.promote(rule, task, [candidate("t0")], {})
+    promoter.promote(rule, task, [candidate("t0")], {})
     assert registry.champion("movie-reviews") is None
     assert len(registry.history("movie-reviews")) == 1
     assert registry.summaries() == registry.versions("movie-reviews") == [], "it has no version"
@@ -56,25 +54,25 @@ def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task
 
 
 def test_promoting_what_was_interrupted_uses_the_version_that_is_there(
-    champion, task, candidate, make_folder, killed_at
+    champion, task, candidate, make_folder, killed_at, promoter
 ):
     folder = make_folder("t1")
 
     with killed_at("set_registered_model_alias"):
-        champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
+        promoter.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
     assert champion.champion("movie-reviews").version == 1
-    assert champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
+    assert promoter.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
     with pytest.raises(RegistryError):
         champion.resolve("movie-reviews:3")
 
 
-def test_a_changed_folder_or_another_ones_is_not_registered(registry, task, candidate, make_folder):
+def test_a_changed_folder_or_another_ones_is_not_registered(registry, task, candidate, make_folder, promoter):
     folder = make_folder("t0")
     (folder / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        registry.promote(RULE, task, [candidate("t0")], {"t0": folder})
+        promoter.promote(RULE, task, [candidate("t0")], {"t0": folder})
     with pytest.raises(IntegrityError, match="s1/t2"):
-        registry.promote(RULE, task, [candidate("t2")], {"t2": make_folder("t1")})
+        promoter.promote(RULE, task, [candidate("t2")], {"t2": make_folder("t1")})
     assert registry.champion("movie-reviews") is None
 
 
@@ -98,12 +96,23 @@ def test_asking_where_there_is_no_store_creates_none(fresh_home):
     assert not sqlite_path(uri).exists()
 
 
-def test_long_reasons_keep_their_end(registry, task, candidate):
+def test_long_reasons_keep_their_end(registry, task, candidate, promoter):
     bad = [candidate(f"t{n:04d}", stored_bytes=10**9) for n in range(200)]
-    registry.promote(PromotionRule(max_bytes=10), task, bad, {})
+    promoter.promote(PromotionRule(max_bytes=10), task, bad, {})
     (kept,) = registry.history("movie-reviews")
     assert kept.reasons[-1] == "no candidate may be promoted"
     assert "more reasons" in kept.reasons[0]
+
+
+def test_a_record_keeps_the_slices_that_lose_most(registry, promote):
+    groups = np.array([f"{row % 150:03d}" for row in range(400)], object)
+    promote("t0", 300)
+    decision, _ = promote("t1", 400, answers=dataclasses.replace(rows(400), slices={"group": groups}))
+    (_, kept) = registry.history("movie-reviews")
+    assert len(decision.slices) == 150 > len(kept.slices) > 10
+    losses = sorted((each.loss for each in decision.slices), reverse=True)
+    assert sorted((each.loss for each in kept.slices), reverse=True) == losses[: len(kept.slices)]
+    assert kept.reasons == decision.reasons
 
 
 def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, make_folder):
@@ -113,7 +122,7 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
     def promote(number: int) -> None:
         try:
             own = candidate(f"t{number}", 0.80 + number / 100)
-            Registry(store_uri).promote(RULE, task, [own], folders)
+            Promoter(store_uri, "movie-reviews").promote(RULE, task, [own], folders)
         except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
             faults.append(error)
 
@@ -133,26 +142,26 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
 
 
 def test_a_promoter_that_stands_still_is_not_waited_for_without_end(
-    champion, task, candidate, make_folder, store_uri, monkeypatch
+    champion, task, candidate, make_folder, store_uri, monkeypatch, promoter
 ):
-    monkeypatch.setattr(decisions, "WAIT_S", 0.1)
+    monkeypatch.setattr(changes, "WAIT_S", 0.1)
     folders = {"t1": make_folder("t1")}
-    changes = (
-        lambda: champion.promote(RULE, task, [candidate("t1", 0.9)], folders),
-        lambda: champion.rollback("movie-reviews", to=1),
-        lambda: champion.remove("movie-reviews:1", forced=True),
+    attempts = (
+        lambda: promoter.promote(RULE, task, [candidate("t1", 0.9)], folders),
+        lambda: promoter.rollback(to=1),
+        lambda: promoter.remove(1, forced=True),
     )
     with next(sqlite_path(store_uri).parent.glob("*.promote.lock")).open("rb") as another:
         fcntl.flock(another, fcntl.LOCK_EX)
-        for change in changes:
+        for change in attempts:
             with pytest.raises(RegistryError, match=r"promote\.lock") as held:
                 change()
             assert "fuser" in held.value.hint
-    assert changes[0]()[1] == 2
+    assert attempts[0]()[1] == 2
 
 
 def test_the_logged_model_of_the_search_is_the_one_registered(
-    registry, store_uri, task, candidate, make_folder, tmp_path
+    registry, store_uri, task, candidate, make_folder, tmp_path, promoter
 ):
     tracker = Tracked("s1", tmp_path / "study", store_uri, "exp")
     tracker.search_started("task: {}\n", SearchPlan())
@@ -161,7 +170,7 @@ def test_the_logged_model_of_the_search_is_the_one_registered(
     folder = make_folder("t0")
     tracker.adapter_logged("t0", folder)
     assert tracker.close()
-    registry.promote(RULE, task, [candidate("t0")], {"t0": folder})
+    promoter.promote(RULE, task, [candidate("t0")], {"t0": folder})
     client = connect(store_uri)
     version = client.get_model_version("movie-reviews", "1")
     assert version.run_id == tracker.run_id("t0")
@@ -171,18 +180,18 @@ def test_the_logged_model_of_the_search_is_the_one_registered(
     run_id = client.create_run("0").info.run_id  # of adapters that no search has logged, one names a run of this store
     for number, own in ((1, run_id), (2, "f" * 32)):
         made = {f"t{number}": make_folder(f"t{number}", run_id=own)}
-        registry.promote(RULE, task, [candidate(f"t{number}", 0.8 + number / 20)], made)
+        promoter.promote(RULE, task, [candidate(f"t{number}", 0.8 + number / 20)], made)
         assert client.get_model_version("movie-reviews", str(number + 1)).run_id == (run_id if number == 1 else None)
 
 
-def test_damaged_answers_of_a_finalist_count_as_missing(registry, candidate, task, make_folder, tmp_path):
+def test_damaged_answers_of_a_finalist_count_as_missing(registry, candidate, task, make_folder, tmp_path, promoter):
     """The refusal is recorded, and force passes without the damaged bytes."""
     path, found = tmp_path / "answers.safetensors", candidate("00000", 0.9)
     path.write_bytes(rows(360).to_bytes()[:-40])
     given = PromotionRule(require="constant"), task, [found], {"00000": make_folder("00000")}
-    decision, version = registry.promote(*given, predictions={"00000": path})
+    decision, version = promoter.promote(*given, predictions={"00000": path})
     assert version is None
     assert any(str(path) in reason for reason in decision.reasons)
     assert registry.history(task.registered_name)[-1].reasons == decision.reasons
-    assert registry.promote(*given, forced=True, predictions={"00000": path})[1] == 1
+    assert promoter.promote(*given, forced=True, predictions={"00000": path})[1] == 1
     assert registry.test_predictions(registry.champion(task.registered_name)) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from support.toys import rows
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records.promotion import ComparisonRecord, Decision, PromotionRule
-from loraxs_search.registry.decisions import TaskRecord
-from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference, comparison_share
+from loraxs_search.registry.changes import Promoter
+from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference
 
 from .conftest import scored_anew
 
@@ -64,7 +63,7 @@ def test_new_test_rows_start_the_count_anew(promote):
 
 
 def test_a_promoter_that_has_lost_the_lease_writes_no_decision_and_moves_no_champion(
-    registry, promote, task, monkeypatch
+    registry, promote, task, monkeypatch, promoter
 ):
     promote("t0", 320)
 
@@ -72,12 +71,12 @@ def test_a_promoter_that_has_lost_the_lease_writes_no_decision_and_moves_no_cham
         raise RegistryError("another holds it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TaskRecord, "locked", lambda _: contextlib.nullcontext(lost))
+        patch.setattr(Promoter, "locked", lambda _: contextlib.nullcontext(lost))
         for right in (321, 399):  # refused, and promoted
             with pytest.raises(RegistryError):
                 promote(f"t{right}", right)
         with pytest.raises(RegistryError):
-            registry.promote(RULE, task, [], {})
+            promoter.promote(RULE, task, [], {})
     assert [decision.number for decision in registry.history("movie-reviews")] == [1]
     assert registry.champion("movie-reviews").version == 1
 
@@ -120,11 +119,11 @@ def test_a_reference_without_its_answers_decides_nothing_unless_it_is_scored_ane
     assert promote("t3", 200, rule=SMALLER, forced=True).forced
 
 
-def test_a_champion_that_was_removed_is_no_reference(registry, promote):
+def test_a_champion_that_was_removed_is_no_reference(registry, promote, promoter):
     promote("t0", 330, rule=SMALLER)
     promote("t1", 340, rule=SMALLER)
     promote("t2", 338, rule=SMALLER, stored_bytes=900)
-    registry.remove("movie-reviews:2", forced=True)
+    promoter.remove(2, forced=True)
     assert promote("t3", 334, rule=SMALLER, stored_bytes=800).comparisons[0].reference_version == 3
 
 
@@ -149,30 +148,28 @@ def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_reference_also_la
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
-def made(version: int, score: float, **other) -> Decision:
-    fields = {"reasons": (), "version": version, "test_fingerprint": "rows"}
-    return Decision("t", "s", True, f"t{version}", score, None, **({"metric": "accuracy"} | fields | other))
+def made(version: int | None, score: float, **other) -> Decision:
+    fields = {"reasons": (), "version": version, "test_fingerprint": "rows", "metric": "accuracy"}
+    return Decision(
+        **{"task": "t", "study": "s", "promoted": True, "winner": f"t{version}"},
+        **fields | {"winner_metric": score, "champion_metric": None} | other,
+    )
 
 
 def test_the_reference_is_the_best_that_held_this_name_on_these_rows(task, candidate):
     champion = Scored(candidate("t6", 0.79, test_fingerprint="rows"))
 
-    def best(past, champion=champion, rule=SMALLER, test_rows="rows"):
+    def reference(past, champion=champion, rule=SMALLER, test_rows="rows"):
         finalist = Scored(candidate("new", 0.8, test_fingerprint=test_rows))
-        return PromotionTest(rule, task, finalist).best(past, champion, 6)
+        return PromotionTest(rule, task, finalist).reference(past, champion, 6)
 
-    past = [
-        made(1, 0.80),
-        made(3, 0.90, test_fingerprint="other rows"),
-        made(4, 0.95, metric="f1"),
-        made(5, 0.81),
-        made(6, 0.79),
-    ]
-    assert best(past) == ToleranceReference(5, 0.81)
-    assert best(past, None, dataclasses.replace(SMALLER, direction="minimize")) == ToleranceReference(6, 0.79)
-    assert best(past, None, test_rows="nowhere") is None
+    elsewhere = [made(3, 0.90, test_fingerprint="other rows"), made(4, 0.95, metric="f1")]
+    past = [made(1, 0.80), *elsewhere, made(5, 0.81), made(6, 0.79)]
+    assert reference(past) == ToleranceReference(5, 0.81)
+    assert reference(past, None, dataclasses.replace(SMALLER, direction="minimize")) == ToleranceReference(6, 0.79)
+    assert reference(past, None, test_rows="nowhere") is None
     back = [*past, made(5, 0.81, action="rollback"), made(6, 0.79, action="rollback")]
-    assert best(back) == ToleranceReference(1, 0.80)
+    assert reference(back) == ToleranceReference(1, 0.80)
 
 
 @settings(deadline=None, max_examples=50)
@@ -184,43 +181,44 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
         test = PromotionTest(SMALLER, task, Scored(found, rows(300 + 20 * study)))
-        decision = test.decide_after(past, champion)
-        assert test.decide_after(past, champion) == decision
+        decision = test.decide(champion, past)
+        assert test.decide(champion, past) == decision
         if decision.promoted:
             version = 1 + sum(known.promoted for known in past)
             decision, champion = dataclasses.replace(decision, version=version), test.finalist
         past.append(decision)
-        again = test.decide_after(past, champion)
+        again = test.decide(champion, past)
         assert not again.promoted
-        assert again.comparisons in ((), decision.comparisons), "the same study again is no new look"
+        assert again.comparisons in ((), decision.comparisons), "the same study again is no new comparison"
     numbers = {(made.finalist, made.opponent): made.number for known in past for made in known.comparisons}
     assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
 
 
-def decided(
-    past: list[Decision], finalist: str, opponent: str = "constant", p: float = 0.5, seen: Sequence[str] = ()
-) -> ComparisonRecord:
-    """A comparison as it is recorded behind the others."""
-    number, level, uncounted = comparison_share(past, "rows", finalist, opponent, 0.05, seen)
-    record = ComparisonRecord(finalist, opponent, number, 1 - level, p)
-    past.append(dataclasses.replace(made(0, 0.5), version=None, seen=uncounted, comparisons=(record,)))
-    return record
+@pytest.fixture
+def compared(task, candidate):
+    """Compare a finalist `s1/NAME`, behind other decisions, with the constant answer or a champion, and record it."""
+
+    def compare(past, name, opponent=None, *, seen=(), p=None):
+        finalist = Scored(candidate(name, 0.75, test_fingerprint="rows"), rows(300))
+        champion = opponent and Scored(candidate(opponent, 0.7, test_fingerprint="rows"), rows(280))
+        decision = PromotionTest(RULE, task, finalist).decide(champion, past, seen=seen)
+        (record,) = decision.comparisons
+        record = record if p is None else dataclasses.replace(record, p_value=p)
+        past.append(dataclasses.replace(decision, comparisons=(record,)))
+        return record
+
+    return compare
 
 
-def number_of(past: list[Decision], finalist: str, seen: Sequence[str]) -> int:
-    return comparison_share(past, "rows", finalist, "constant", 0.05, seen)[0]
-
-
-def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next():
-    seen, past = ["s/t1", "s/t2", "s/t3"], list[Decision]()
-    assert number_of([], "s/t3", seen) == 3
-    assert number_of([], "s/t1", ["s/t1"]) == 1, "the same finalist is the same look"
-    assert number_of([], "s/new", [f"s/t{i}" for i in range(300)]) == 301, "more than one record names"
-    assert decided(past, "s/t3", seen=seen).number == 3
+def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next(compared):
+    seen, past = ["s1/t1", "s1/t2", "s1/t3"], list[Decision]()
+    assert compared([], "t1", seen=["s1/t1"]).number == 1, "the same finalist is the same comparison"
+    assert compared([], "new", seen=[f"s1/t{i}" for i in range(300)]).number == 301, "more than one record names"
+    assert compared(past, "t3", seen=seen, p=0.5).number == 3
     assert len(past[0].seen) == 2
-    assert number_of(past, "s/t4", seen) == 4
-    assert decided(past, "s/t2", seen=seen).number == 3, "it was counted already"
-    assert number_of(past, "s/t4", seen) == 4
+    assert compared([*past], "t4", seen=seen).number == 4
+    assert compared(past, "t2", seen=seen, p=0.5).number == 3, "it was counted already"
+    assert compared(past, "t4", seen=seen).number == 4
 
 
 def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
@@ -234,23 +232,20 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
     assert registry.champion("movie-reviews") == champion
 
 
-def test_a_comparison_that_finds_a_gain_hands_its_share_on():
-    past = list[Decision]()
-    levels = [1 - decided(past, f"s/t{n}", p=p).confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))]
-    shares = [0.05 / (n * (n + 1)) for n in (1, 2, 3, 4)]
+def test_a_comparison_that_finds_a_gain_hands_its_share_on_but_not_to_the_best_of_many(compared):
+    past, shares = list[Decision](), [0.05 / (n * (n + 1)) for n in range(1, 5)]
+    levels = [1 - compared(past, f"t{n}", p=p).confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))]
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
+    past.clear()
+    compared(past, "t0", p=1e-9)
+    late = compared(past, "t7", "t0", seen=[f"s1/t{n}" for n in range(1, 21)])
+    assert (late.number, late.confidence) == (21, pytest.approx(1 - 0.05 / (21 * 22)))
 
 
-def test_a_share_is_not_handed_on_to_the_best_of_many_finalists():
-    past = list[Decision]()
-    decided(past, "s/t0", p=1e-9)
-    number, level, _ = comparison_share(past, "rows", "s/t7", "s/t0", 0.05, [f"s/t{n}" for n in range(1, 21)])
-    assert (number, level) == (21, pytest.approx(0.05 / (21 * 22)))
-
-
-def test_what_was_decided_before_keeps_its_number_and_its_level():
-    old = [made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))]
-    assert comparison_share(old, "rows", "s/t1", "s/t0", 0.05) == (3, pytest.approx(0.05 / 3), ())
-    number, level, _ = comparison_share(old, "rows", "s/t2", "s/t0", 0.05)
-    assert number == 4
-    assert 0.05 / 20 < level <= 0.05
+def test_what_was_decided_before_keeps_its_number_and_its_level(compared):
+    old = [made(1, 0.8, comparisons=(ComparisonRecord("s1/t1", "s1/t0", 3, 1 - 0.05 / 3, 0.001),))]
+    same = compared([*old], "t1", "t0")
+    assert (same.number, same.confidence) == (3, pytest.approx(1 - 0.05 / 3))
+    next_one = compared(old, "t2", "t0")
+    assert next_one.number == 4
+    assert 0.05 / 20 < 1 - next_one.confidence <= 0.05

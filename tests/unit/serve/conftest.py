@@ -27,6 +27,7 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
@@ -98,7 +99,7 @@ def registry(store_template, tmp_path_factory):
             manifest.study, "0", manifest.task.name, numbers, numbers, 1000, "", manifest.base_digest,
             manifest.base_model.id,
         )  # fmt: skip
-        decision, version = Registry(uri).promote(
+        decision, version = Promoter(uri, manifest.task.registered_name).promote(
             PromotionRule(confidence=0, require="constant"), manifest.task, [found], {"0": sealed}, True
         )
         assert decision.promoted

@@ -25,6 +25,7 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
@@ -114,7 +115,7 @@ def test_while_champions_move_each_answer_is_that_of_the_adapter_it_names(regist
                 elif move % 7 in (2, 5):
                     made[promote(folders["two-again"], task=task)] = "two-again"
                 else:
-                    Registry(uri).rollback("moving", 1 if move % 7 in (0, 3) else 2)
+                    Promoter(uri, "moving").rollback(1 if move % 7 in (0, 3) else 2)
             last = Registry(uri).resolve("moving").digest
             while answers[-1][0] != 200 or answers[-1][2]["system_fingerprint"] != last:  # the test's own limit ends it
                 time.sleep(0.01)
@@ -157,7 +158,7 @@ def test_a_model_that_was_removed_is_unknown(encoder, folders):
     encoder.promote(folders["three"])
     name = f"task-3:{version}"
     assert encoder.post("/classify", {"model": name, "input": "x"}).ok
-    Registry(encoder.uri).remove(name)
+    Promoter(encoder.uri, "task-3").remove(version)
     while (response := encoder.post("/classify", {"model": name, "input": "x"})).ok:
         time.sleep(0.01)
     assert response.status_code == 404
