@@ -188,10 +188,10 @@ def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = Non
 
 
 def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
-    """Delete the version `TASK:3`; a champion, or the version with the best test score, only with `force`.
+    """Delete the version `TASK:3`; a champion only with `force`.
 
     Raises:
-        RegistryError: no such version, or it is a champion or the best.
+        RegistryError: no such version, or it is a champion.
     """
     parsed = AdapterName.parse(name)
     if parsed.version is None:

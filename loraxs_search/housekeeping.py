@@ -84,8 +84,7 @@ class _Needs:
 def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
     """Return what is needed of this machine's state folder.
 
-    Every store of MLflow is asked that a study names, and the one in use. Where one does not
-    answer, that is noted.
+    Every store of MLflow is asked that a study names, and the one in use. Where one does not answer, that is noted.
     """
     needs, uris = _Needs(), [resolve_uri(tracking_uri)]
     for name in list_studies():

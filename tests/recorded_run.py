@@ -65,7 +65,6 @@ PASSING = {
     "digest",
     "source",
     "folder",
-    "run_id",
 }
 
 

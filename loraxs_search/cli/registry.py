@@ -212,14 +212,13 @@ def rollback(
 
 def rm(
     name: str = Argument(help="TASK:version."),
-    force: bool = Option(False, "--force", help="Even a champion or the best version."),
+    force: bool = Option(False, "--force", help="Even a champion."),
     tracking_uri: _out.TrackingOption = None,
     as_json: _out.JsonOption = False,
 ) -> None:
     """Remove one version of a task from the registry.
 
-    A champion and the version with the best test score are removed only with --force. Without its champion a task has
-    none. Copies that were pulled stay where they are.
+    A champion is removed only with --force: then the task has none. Copies that were pulled stay where they are.
 
     Example: loraxs-search rm movie-reviews:1
     """

@@ -165,7 +165,6 @@ class Manifest:
     probe: ReferenceLogits
     versions: Mapping[str, str]
     created_at: str
-    run_id: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     refits: tuple[Refit, ...] = ()
     base_bytes: int = 0

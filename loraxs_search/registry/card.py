@@ -1,22 +1,14 @@
-"""What people read of an adapter, in Markdown: its model card, README.md, and MLflow's page of a version.
-
-The card is made from the manifest before it is sealed.
-"""
+"""An adapter's model card, README.md, which is made from the manifest before it is sealed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.promotion import Candidate, Decision
-from loraxs_search.records.task import DataSource
-from loraxs_search.registry.finalist import seed_statistics, show_confidence
-from loraxs_search.registry.manifest import MANIFEST, sealed, verify
+from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.tasks.asking import asking_code, base_code, between_texts, fenced, loading_code, prompt_section
 from loraxs_search.tasks.baselines import baseline_title
 from loraxs_search.tasks.kinds import kind_of
@@ -56,9 +48,24 @@ def model_card(manifest: Manifest) -> str:
         f"Answer:\n\n{fenced(sample.answer)}"
         for sample in manifest.samples
     )
-    start, names = manifest.start_from, _source_names(task.source)
+    start, source = manifest.start_from, task.source
     started = "" if start is None else f" It started from `{start['name']}` (content `{start['digest'][:16]}`)."
-    data = ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
+    names = sorted({f"`{path.rpartition('/')[2]}`" for path in source.data_files.values()})  # without their folders
+    if source.hub:
+        names = ["/".join(filter(None, (source.hub, source.config)))]
+    names += [
+        f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
+    ]
+    data = ", ".join(names) or "not named"
+    seeds = "The recipe was trained from one seed only, so how much of the score is luck is not known."
+    if refits := manifest.refits:
+        trained = [refit for refit in refits if not refit.failed]
+        scores = [f"{r.validation_metrics[task.metric]:.4f}" for r in trained if task.metric in r.validation_metrics]
+        failed = f", {len(refits) - len(trained)} of them diverged" if len(trained) < len(refits) else ""
+        seeds = (
+            "Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe "
+            f"trained from {len(refits)} other seeds{failed} ({task.metric} {', '.join(scores) or 'none'})."
+        )
     sections = [
         f"---\nbase_model: {manifest.base_model.id}\nlibrary_name: peft{pipeline}\ntags: [{tuned.method}]\n---",
         f"# {task.registered_name}",
@@ -67,7 +74,7 @@ def model_card(manifest: Manifest) -> str:
         + _POOLS.get(task.pooling, ""),
         "## Scores",
         _score_table(manifest),
-        _seeds(manifest),
+        seeds,
         _table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
         _table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
         chosen,
@@ -91,17 +98,6 @@ def model_card(manifest: Manifest) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def resealed(folder: Path, **changes: Any) -> dict[str, bytes]:
-    """Return the files of a sealed adapter folder with other fields in its manifest, and a card that follows them.
-
-    Raises:
-        IntegrityError: the folder is not what its manifest says.
-    """
-    manifest = replace(verify(folder), **changes)
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
-    return sealed(files | {"README.md": model_card(manifest).encode()}, manifest)
-
-
 def _score_table(manifest: Manifest) -> str:
     """Return each metric on test and validation rows, and over seeds."""
     names = [
@@ -120,19 +116,6 @@ def _score_table(manifest: Manifest) -> str:
         for name in names
     ]
     return _table(("metric", "test", "validation", "validation over seeds"), rows)
-
-
-def _seeds(manifest: Manifest) -> str:
-    refits = manifest.refits
-    if not refits:
-        return "The recipe was trained from one seed only, so how much of the score is luck is not known."
-    metric, ok = manifest.task.metric, [refit for refit in refits if not refit.failed]
-    scores = [f"{r.validation_metrics[metric]:.4f}" for r in ok if metric in r.validation_metrics]
-    failed = f", {len(refits) - len(ok)} of them diverged" if len(ok) < len(refits) else ""
-    return (
-        f"Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe trained "
-        f"from {len(refits)} other seeds{failed} ({metric} {', '.join(scores) or 'none'})."
-    )
 
 
 def _size_table(manifest: Manifest) -> str:
@@ -202,63 +185,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _number(value: float | None) -> str:
     """Return a score as tables have it."""
     return "-" if value is None else f"{value:.4f}"
-
-
-# ---- MLflow's page of a version --------------------------------------------------------------------------------------
-MAX_PAGE = 5000  # characters of a description in MLflow's tables
-_MAX_LINE = 300
-
-
-def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
-    """Return the description of a version: how good and how big it is, why it was promoted, how to pull it.
-
-    Of its reasons, the last ones are kept that fit.
-    """
-    name, metric = f"{manifest.task.registered_name}:{version}", decision.metric
-    over_seeds, test = seed_statistics(candidate).get(metric), candidate.test_metrics.get(metric)
-    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
-    seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
-    size = f"{candidate.stored_bytes:,} bytes. On `{manifest.base_model.id}`, promoted {decision.at[:10]}."
-    beside = [(baseline_title(each.name), _number(each.test_metrics.get(metric))) for each in candidate.baselines]
-    compared = [("**this adapter**", f"**{_number(test)}**"), *(row for row in beside if row[1] != "-")]
-    before = [
-        f"{score}{seeds}; {size}",
-        _score_table(manifest),
-        *([_table(("on the same test rows", metric), compared)] if len(compared) > 1 else []),
-        "### Why it was promoted",
-    ]
-    after = [
-        "### Size",
-        _size_table(manifest),
-        f"### Use it\n\n```\nloraxs-search pull {name}\nloraxs-search predict {name} TEXT\n```",
-        f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
-        "among its files.",
-    ]
-    reasons = list(decision.reasons)
-    if decision.comparisons:  # the more often its test rows were used, the less the next score says
-        last = decision.comparisons[-1]
-        sure = f", held to a confidence of {show_confidence(last.confidence)}" if last.confidence else ""
-        reasons.append(f"comparison {last.number} on these test rows{sure}")
-    reasons += ["promoted by force"] * decision.forced
-    room = MAX_PAGE - len("\n\n".join([*before, *after])) - 60  # for what says that some are left out
-    kept: list[str] = []
-    for reason in reversed(reasons):
-        line = f"- {' '.join(reason.split())}"
-        kept.append(line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…")
-        room -= len(kept[-1]) + 1
-        if room < 0:
-            kept.pop()
-            break
-    more = len(reasons) - len(kept)
-    left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
-    return "\n\n".join([*before, "\n".join(reversed(kept)), *left_out, *after])[:MAX_PAGE]
-
-
-def _source_names(source: DataSource) -> list[str]:
-    """Return the data sets of the hub or the files that rows come from; files without their folders."""
-    if source.hub:
-        names = ["/".join(filter(None, (source.hub, source.config)))]
-    else:
-        names = sorted({path.rpartition("/")[2] for path in source.data_files.values()})
-    elsewhere = sorted(source.elsewhere.items())
-    return names + [f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in elsewhere]

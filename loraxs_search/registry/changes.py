@@ -29,11 +29,10 @@ from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_uri import artifact_root, ensure_experiment, sqlite_path
 from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.literals import sign_of
 from loraxs_search.records.promotion import Action, Baseline, Candidate, Decision, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry.finalist import Criterion, better_when, choose, seed_statistics
+from loraxs_search.registry.finalist import Criterion, choose, seed_statistics
 from loraxs_search.registry.manifest import MLFLOW_FILES, MLMODEL, folder_digest, verify
 from loraxs_search.registry.store import (
     ADAPTER,
@@ -74,6 +73,7 @@ WAIT_S = 180.0  # for whoever changes a champion, before this one gives up
 _SETTLE_S = (0.3, 0.6)  # longer than a promoter takes from reading that the lease is free to writing its own
 _POLL_S = (0.1, 0.4)
 _MAX_TRIES = 5
+_PAGE_REASONS = 8  # the last ones say what was decided
 _NONE: Mapping[str, Any] = {}
 _logger = logging.getLogger(__name__)
 
@@ -238,8 +238,7 @@ class Promoter:
         """
         from mlflow.exceptions import MlflowException
 
-        from loraxs_search.registry.card import version_page  # numpy, which reading a champion does without
-        from loraxs_search.registry.evidence import FILE
+        from loraxs_search.registry.evidence import FILE  # numpy
 
         registry, client, task = self.registry, self.registry.client, self.task
         manifest = verify(folder)
@@ -283,12 +282,17 @@ class Promoter:
         if MLMODEL not in registry.list_files(version.source):
             _add_mlflow_model(client, version, manifest)
         number = int(version.version)
-        client.update_model_version(task, str(number), version_page(manifest, candidate, decision, number))
+        page = [
+            _headline(number, candidate, decision.metric),
+            "Why it was promoted:\n\n" + "\n".join(f"- {reason}" for reason in decision.reasons[-_PAGE_REASONS:]),
+            f"`loraxs-search pull {task}:{number}` fetches it. Its README.md, among the files, is the model card.",
+        ]
+        client.update_model_version(task, str(number), "\n\n".join(page)[:MAX_TAG])
         factor_sets.publish(registry, manifest.base_digest, manifest.base_model.id, manifest.factors)
         check()  # registering took a while, and a server has other clients
         client.set_registered_model_alias(task, CHAMPION, str(number))
         made = replace(decision, version=number)
-        self._show(number, candidate, made.metric)
+        self._show(_headline(number, candidate, made.metric))
         self._record(made)
         return made, number
 
@@ -321,42 +325,25 @@ class Promoter:
             return self._make(_Change(decision, target.digest, held))
 
     def remove(self, version: int, forced: bool = False) -> Decision:
-        """Delete one version; a champion, or the best version, only when `forced`.
-
-        A task whose champion is deleted has none.
+        """Delete one version; one with an alias only when `forced`. A task whose champion is deleted has none.
 
         Raises:
-            RegistryError: no such version, or it is a champion or the best.
+            RegistryError: no such version, or it has an alias.
         """
         registry, name = self.registry, f"{self.task}:{version}"
         registry.check_known(self.task)
         with self._changing() as (check, begun):
             if begun is not None and begun.action == "remove" and begun.version == version:
                 return begun
-            target, listed = registry.resolve(name), registry.versions(self.task)
+            target = registry.resolve(name)
             if target.aliases and not forced:
-                first = "promote another study first"
-                if any(own.version != target.version for own in listed):
-                    first = f"make another one champion with `loraxs-search rollback {self.task}`"
                 raise RegistryError(
                     f"A version with an alias must not be removed, but {name} is {' and '.join(target.aliases)}.",
-                    hint=f"{first}, or add --force",
+                    hint=f"first make another one champion, with `loraxs-search rollback {self.task}` or `promote`, or "
+                    "add --force",
                 )
-            metric, rows = target.decision.metric, target.candidate.test_fingerprint
-            sign = sign_of(better_when(metric, "maximize"))
-            scores = {
-                each.version: sign * each.candidate.test_metrics.get(metric, -sign * math.inf)
-                for each in listed
-                if each.candidate.test_fingerprint == rows
-            }
-            own = scores.pop(target.version, -math.inf)
-            if not forced and all(own > other for other in scores.values()):
-                raise RegistryError(
-                    f"The best version must not be removed, but {name} has the best test {metric}.",
-                    hint="add --force: its files are deleted for good",
-                )
-            champion = registry.readable_champion(self.task)
-            study, why = target.candidate.study, (f"removed version {target.version}",)
+            champion, why = registry.readable_champion(self.task), (f"removed version {version}",)
+            study, metric = target.candidate.study, target.decision.metric
             decision = self._decision(study, metric, champion, "remove", why, target)
             check()
             change = _Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
@@ -369,7 +356,7 @@ class Promoter:
         target = registry.find(AdapterName(self.task, None, decision.version))
         if decision.action == "rollback" and target is not None:
             client.set_registered_model_alias(self.task, CHAMPION, str(target.version))
-            self._show(target.version, target.candidate, decision.metric)
+            self._show(_headline(target.version, target.candidate, decision.metric))
         elif decision.action == "remove":
             if target is not None and target.digest == change.digest:  # else another has its number now
                 for alias in target.aliases:
@@ -381,7 +368,7 @@ class Promoter:
                 for tag in {tag.format(change.digest[:32]) for tag in RECORDS} & model.tags.keys():
                     client.delete_registered_model_tag(self.task, tag)
             if decision.version == change.champion:
-                self._show()
+                self._show("none")
         if (decision.number, decision.at) not in {(it.number, it.at) for it in registry.decisions(self.task)}:
             self._record(decision)
         self._delete(CHANGE)
@@ -413,7 +400,7 @@ class Promoter:
                     self._delete(CHANGE)
             if (adapter := registry.unrecorded(task, registry.decisions(task))) is not None:
                 check()  # once the alias moves on, nothing tells of this promotion
-                self._show(adapter.version, adapter.candidate, adapter.decision.metric)
+                self._show(_headline(adapter.version, adapter.candidate, adapter.decision.metric))
                 self._record(adapter.decision)
             yield check, finished
 
@@ -479,15 +466,9 @@ class Promoter:
     def _record(self, decision: Decision) -> None:
         self._write(f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", _fitted(decision))
 
-    def _show(self, version: int | None = None, candidate: Candidate | None = None, metric: str = "") -> None:
+    def _show(self, champion: str) -> None:
         """Say in MLflow's list of models who is champion."""
-        shown = "none"
-        if candidate is not None:
-            over_seeds, score = seed_statistics(candidate).get(metric), candidate.test_metrics.get(metric)
-            seeds = f" ({over_seeds} over seeds)" if over_seeds else ""
-            score_shown = "-" if score is None else f"{score:.4f}"
-            shown = f"version {version}, {metric} {score_shown}{seeds}, {candidate.stored_bytes:,} bytes"
-        self.registry.client.set_registered_model_tag(self.task, SHOWN, shown)
+        self.registry.client.set_registered_model_tag(self.task, SHOWN, champion)
 
     def _with_digest(self, digest: str) -> Any | None:
         """Return MLflow's version of the task that holds the folder of this content address; None if there is none."""
@@ -605,6 +586,14 @@ def _owner(lease: str) -> str:
     return lease.rpartition(" ")[0]
 
 
+def _headline(version: int, candidate: Candidate, metric: str) -> str:
+    """Return how good and how big a version is, as MLflow's pages show it."""
+    over_seeds, score = seed_statistics(candidate).get(metric), candidate.test_metrics.get(metric)
+    scored = f"{metric} -" if score is None else f"{metric} {score:.4f}"
+    seeds = f" ({over_seeds} over seeds)" if over_seeds else ""
+    return f"version {version}, {scored}{seeds}, {candidate.stored_bytes:,} bytes"
+
+
 def _kept_rows(file: Path | None) -> tuple[bytes | None, ScoredRows | None, str]:
     """Return a file of answers as bytes and as rows, and what is wrong with it; a damaged one counts as missing."""
     if file is None:
@@ -672,26 +661,15 @@ def _fitted_candidate(candidate: Candidate) -> str:
 # ---- a version as MLflow has it --------------------------------------------------------------------------------------
 def _create_version(client: MlflowClient, uri: str, folder: Path, manifest: Manifest, tags: Mapping[str, str]) -> Any:
     """Register a folder, as the model that the search has logged, else as one that is logged now."""
-    from mlflow.exceptions import MlflowException
-
     task = manifest.task.registered_name
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     logged = client.search_logged_models(experiments, f"tags.`{DIGEST}` = '{tags[DIGEST]}'")
     model = next((each for each in logged if str(each.status) == "READY"), None)  # that the search has logged
     if model is None:
-        run_id, experiment_id = manifest.run_id, None
-        if run_id is not None:
-            try:
-                experiment_id = client.get_run(run_id).info.experiment_id
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                run_id = None  # it is in another store
         note = "Adapters that were promoted here and trained elsewhere: their runs are in another store."
         model = client.create_logged_model(
-            experiment_id or ensure_experiment(client, uri, "loraxs-search adapters", note),
+            ensure_experiment(client, uri, "loraxs-search adapters", note),
             name=f"{task}-{manifest.trial_id}".replace(".", "-"),
-            source_run_id=run_id,
             tags={"loraxs.study": manifest.study, "trial_id": manifest.trial_id, DIGEST: tags[DIGEST]},
             model_type="LORAXS",
         )

@@ -19,8 +19,6 @@ from loraxs_search.home import (
     exclusive,
     file_sha256,
     home,
-    is_locked,
-    lock_beside,
     mark_used,
     remove_whole,
     write_atomic,
@@ -34,7 +32,6 @@ from loraxs_search.registry.store import RegisteredAdapter, Registry
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
-_STALE_S = 24 * 3600.0
 
 
 def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
@@ -126,10 +123,6 @@ def _download(adapter: RegisteredAdapter, registry: Registry, target: Path) -> M
     """Fetch into a partial folder beside `target`, check, and put it in place whole."""
     partial = target.with_name(f".pull-{target.name}")
     with disk_faults(target), exclusive(partial):
-        for path in target.parent.glob(".pull-*"):  # what was cut short long ago and never continued
-            is_under_way = is_locked(lock_beside(path))  # whatever this machine's clock says
-            if path.is_dir() and not is_under_way and path.stat().st_mtime < time.time() - _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
         if (manifest := _good_manifest(target, adapter.digest)) is not None:  # another pull was quicker
             return manifest
         partial.mkdir(exist_ok=True)

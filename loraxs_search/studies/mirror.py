@@ -258,7 +258,6 @@ def mirrored(folder: StudyFolder, lost: Callable[[], None]) -> Iterator[Mirror |
 
 
 # ---- on another machine ----------------------------------------------------------------------------------------------
-_OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.runs.jsonl")
 
 
 def fetch(name: str, storage: Storage) -> StudyFolder:
@@ -298,7 +297,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             return here
         shutil.rmtree(path / "tune", ignore_errors=True)
         # Of an embedded store, what came would speak of another machine's, whose path may be that of one here.
-        without = () if sqlite_path(info.tracking_uri) is None else _OF_ONE_MLFLOW_STORE
+        without = () if sqlite_path(info.tracking_uri) is None else ("mlflow.offset",)
         for key in without:  # first: a fetch that is cut short behind the journal is not begun again
             (path / key).unlink(missing_ok=True)
         ensure_dir(path / "snapshots")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import getpass
 import hashlib
-import json
 import logging
 import math
 import os
 import platform
 import re
-import subprocess
 import threading
 import time
 from collections import defaultdict, deque
@@ -21,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import LoraxsError, StudyError
-from loraxs_search.home import disk_faults, ensure_dir, write_atomic
+from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.log import events as log_events
-from loraxs_search.log.study_log import JOURNAL, append_lines, lines_from, read_events, to_line
+from loraxs_search.log.study_log import JOURNAL, lines_from, read_events
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
@@ -92,7 +90,7 @@ class Tracker:
     ) -> None:
         self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
         self._selection, self._is_ours = selection, is_ours
-        self._log_path, self._refused_path = study_dir / JOURNAL, study_dir / "tracking.refused.jsonl"
+        self._log_path = study_dir / JOURNAL
         self._identity = {STUDY: study, STUDY_ID: study_id(study_dir)}
         self._applied = read_offset(study_dir)
 
@@ -102,20 +100,9 @@ class Tracker:
         for event, _ in read_events(self._log_path, study):
             self._note(event)
 
-        # The runs that are known. A trial of an earlier process may have one that the file lacks.
-        self._doubtful = {_SEARCH, *self._started_at}
-        self._bare = set[str]()  # runs made here that cannot have a model yet
+        self._runs: dict[str, str] = {}  # those that are known, by trial
+        self._doubtful = {_SEARCH, *self._started_at}  # who may have a run that is not known
         self._running = set[str]()
-        self._runs: dict[str, str] = {}  # by trial
-        self._runs_path, self._runs_end, self._runs_lock = study_dir / "tracking.runs.jsonl", 0, threading.Lock()
-        for line, end in lines_from(self._runs_path, 0):
-            self._runs_end = end
-            with contextlib.suppress(ValueError):  # a line that is damaged
-                trial_id, run_id = json.loads(line)
-                self._runs[trial_id] = run_id
-        if is_ours is not None:  # the file may be ahead of the log, after which it was copied
-            for trial_id in self._runs.keys() - self._doubtful:
-                self._remember(trial_id, "")
 
         self._client: MlflowClient  # once it is connected, and the experiment's id known
         self._experiment_id = ""
@@ -131,10 +118,6 @@ class Tracker:
     def waiting(self) -> bool:
         """Whether events have yet to reach the store."""
         return any(True for _ in lines_from(self._log_path, self._applied))
-
-    def run_id(self, trial_id: str) -> str | None:
-        """Return the run of a trial once it has been created; flush first to be sure."""
-        return self._runs.get(trial_id) or None
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until every event so far is in the store; False when it is not after `timeout` seconds."""
@@ -215,7 +198,7 @@ class Tracker:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _apply(self, events: Sequence[log_events.LoggedEvent], tries: int = _TRIES) -> None:
-        """Record events, one after the other; set aside what the store will not take, however often it is sent.
+        """Record events, one after the other; leave out what the store will not take, however often it is sent.
 
         Raises:
             Exception: the store is away; none or some of the events are recorded.
@@ -231,14 +214,12 @@ class Tracker:
                 raise
             if code == _REFUSED_BY_DATABASE and tries > 1:
                 self._apply(events, tries - 1)
-            elif len(events) > 1:  # one by one, to set aside only what is refused
+            elif len(events) > 1:  # one by one, to leave out only what is refused
                 for event in events:
                     self._apply([event])
             else:
-                with disk_faults(self._refused_path), self._refused_path.open("ab") as file:
-                    file.writelines(map(to_line, events))
                 problem = redact(f"{type(error).__name__}: {error}")
-                _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, problem)
+                _logger.warning("MLflow refuses an event, which it lacks from now on: %s", problem)
 
     def _note(self, event: log_events.LoggedEvent | None) -> None:
         """Remember what later events are recorded by; the same event twice changes nothing."""
@@ -389,7 +370,7 @@ class Tracker:
         Args:
             at: When the trial, or the search, began.
         """
-        if known := self.run_id(trial_id):
+        if known := self._runs.get(trial_id):
             return known
         client, run_id = self._client, None
         own = {KIND: "trial", _TRIAL_ID: trial_id} if trial_id else {KIND: "search"}
@@ -410,21 +391,14 @@ class Tracker:
             tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "loraxs-search"}
             if trial_id:
                 tags["mlflow.parentRunId"] = self._run(_SEARCH, at)
-            self._doubtful.add(trial_id)  # until the answer is here, and written down
+            self._doubtful.add(trial_id)  # until the answer is here
             name = name or trial_id or self._study
             created = client.create_run(self._experiment_id, start_time=_ms(at), tags=tags, run_name=name)
             run_id = str(created.info.run_id)
-            self._bare.add(run_id)
             self._running.add(run_id)
-        self._remember(trial_id, run_id)
+        self._runs[trial_id] = run_id
         self._doubtful.discard(trial_id)
         return run_id
-
-    def _remember(self, trial_id: str, run_id: str) -> None:
-        with self._runs_lock:
-            line = json.dumps([trial_id, run_id]).encode() + b"\n"
-            self._runs_end = append_lines(self._runs_path, self._runs_end, line)
-            self._runs[trial_id] = run_id
 
     def _reopen(self, run_id: str) -> None:
         """Mark a run that may have ended as running."""
@@ -448,11 +422,9 @@ class Tracker:
         content = hashlib.sha256()
         for path in [sealed] if sealed.exists() else sorted(path for path in folder.rglob("*") if path.is_file()):
             content.update(path.read_bytes())
-        client, digest, is_bare, model = self._client, content.hexdigest(), run_id in self._bare, None
-        self._bare.discard(run_id)
-        if not is_bare:
-            known = client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
-            model = next((model for model in known if model.tags.get(_DIGEST) == digest), None)
+        client, digest = self._client, content.hexdigest()
+        known = client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
+        model = next((model for model in known if model.tags.get(_DIGEST) == digest), None)
         if model is None:
             model = client.create_logged_model(
                 self._experiment_id,
@@ -466,7 +438,7 @@ class Tracker:
             client.log_model_artifacts(model_id, str(folder))
             client.finalize_logged_model(model_id, "READY")
         # MLflow's table of runs lists what a run names among what it has made.
-        outputs = None if is_bare else client.get_run(run_id).outputs
+        outputs = client.get_run(run_id).outputs
         if outputs is None or all(output.model_id != model_id for output in outputs.model_outputs):
             client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         return model_id
@@ -547,14 +519,11 @@ def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
 
 # ---- what a search runs on: tags of its run --------------------------------------------------------------------------
 def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
-    """Return the tags of a search's run that say its versions, its hardware, and the commit it was started from.
+    """Return the tags of a search's run that say its versions and its hardware.
 
     Args:
         gpus: Names of the GPUs that the caller found.
     """
-    commit = _git("rev-parse", "HEAD")
-    if commit and _git("status", "--porcelain", "--untracked-files=no"):
-        commit = f"{commit}-dirty"
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -562,15 +531,5 @@ def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
     facts = {"host": platform.node(), "cpu": cpu, "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
     with contextlib.suppress(ValueError, OSError):  # no such name on this system
         facts["memory_gib"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}"
-    return (
-        {f"version.{name}": version for name, version in with_python().items()}
-        | {f"hardware.{name}": value for name, value in facts.items()}
-        | ({"mlflow.source.git.commit": commit} if commit else {})
-    )
-
-
-def _git(*arguments: str) -> str:
-    """Return what git prints in the working directory; empty outside a repository."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    return ""
+    versions = {f"version.{name}": version for name, version in with_python().items()}
+    return versions | {f"hardware.{name}": value for name, value in facts.items()}

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import StudyError, TrackingError
@@ -28,25 +27,10 @@ _MORE_PORTS = 20
 _START_S, _END_S = 120.0, 20.0
 _WORKSPACE = "?workflowType=machine_learning"  # of links: the one for training
 _VIEW_TAG, _OUR_VIEWS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
-_MAX_VALUE = 20_000  # characters of an experiment's tag
-_MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
 _RUN_NAME = "attributes.`Run Name`"
 _USUAL = ("rank", "target_modules", "method", "learning_rate", "head_learning_rate")  # parameters that come first
 _MAX_COLUMNS = 40
 _EVERYWHERE = ("0.0.0.0", "::", "")  # as hosts that a server listens on; a browser needs another
-
-
-def ui_command(uri: str, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> list[str]:
-    """Return the command that serves the MLflow UI over an embedded store.
-
-    Raises:
-        TrackingError: `uri` is a server: it serves its own UI.
-    """
-    root = artifact_root(uri)
-    if root is None:
-        raise TrackingError(f"The store at {uri} is a server with its own UI.", hint=f"open {uri} in a browser")
-    serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    return [*serve, "--backend-store-uri", uri, "--artifacts-destination", str(root)]
 
 
 def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[[str], str]:
@@ -79,7 +63,7 @@ def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[
 def _write_view(client: MlflowClient, run: Run) -> str:
     """Add the view of a study's trials, flat and best first, to its experiment, and return its key, as links have it.
 
-    One that is there stays. Of many, the oldest go.
+    One that is there stays.
 
     Args:
         run: The search's own, whose children the trials are.
@@ -116,23 +100,14 @@ def _write_view(client: MlflowClient, run: Run) -> str:
     }
     at = round(time.time() * 1000)
     view = json.dumps({"name": run.data.tags[STUDY], "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
-    if len(view) > _MAX_VALUE:
-        return key
     client.set_experiment_tag(experiment_id, _VIEW_TAG + key, view)
-    made: list[tuple[float, str]] = []
-    for tag, value in {**tags, _VIEW_TAG + key: view}.items():
-        if tag.startswith(_VIEW_TAG + _OUR_VIEWS):
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # someone else wrote there, in another form
-                made.append((float(json.loads(value)["createdAt"]), tag))
-    for _, old in sorted(made)[:-_MAX_VIEWS]:
-        client.delete_experiment_tag(experiment_id, old)
     return key
 
 
 def run_ui(
     uri: str, *, host: str = "127.0.0.1", port: int | None = None, ready: Callable[[str], None] = lambda _: None
 ) -> int:
-    """Serve the MLflow UI until interrupted; return its exit code.
+    """Serve the MLflow UI over an embedded store until interrupted; return its exit code.
 
     What the server prints goes to `ui.log` in the home.
 
@@ -140,37 +115,38 @@ def run_ui(
         port: None takes the first free one from 5000 on.
         ready: Called with the UI's address once it answers.
     Raises:
-        TrackingError: the port is taken, `uri` is a server, or the UI does not start.
+        TrackingError: the port is taken, or the UI does not start.
     """
-    ui_command(uri)  # refuses a server
     port = _free_port(host, port)
     ensure_store(uri)
     address = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}"
-    log = ensure_dir(home()) / "ui.log"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--artifacts-destination", str(artifact_root(uri))]
+    # No telemetry, and no background jobs that we do not use.
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log, deadline = ensure_dir(home()) / "ui.log", time.monotonic() + _START_S
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive us
-    try:
-        with _server(ui_command(uri, host=host, port=port), log) as process:
-            _await(address, process, log)
-            ready(address)
-            return process.wait()
-    except KeyboardInterrupt:
-        return 0
-
-
-def server_environment() -> dict[str, str]:
-    """Return the environment of a server that we start: no telemetry, no background jobs we do not use."""
-    return os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-@contextlib.contextmanager
-def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in its own group: Ctrl-C in a terminal goes only to us, and its processes end together."""
     with disk_faults(log), log.open("wb") as out:
+        # In its own group: Ctrl-C in a terminal goes only to us, and its processes end together.
         process = subprocess.Popen(
-            command, env=server_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     try:
-        yield process
+        while True:
+            try:
+                check_server(address, timeout_s=1.0)
+                break
+            except TrackingError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    lines = map(str.strip, log.read_text(errors="replace").split("\n"))
+                    said = [line.rstrip(".") for line in lines if line] or [str(error)]
+                    law = f"The MLflow UI must answer at {address}, but: {said[-1]}."
+                    raise TrackingError(law, hint=f"see {log}") from error
+            time.sleep(0.1)
+        ready(address)
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -180,22 +156,6 @@ def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            return check_server(address, timeout_s=1.0)
-        except TrackingError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = [
-                    line.strip().rstrip(".") for line in log.read_text(errors="replace").split("\n") if line.strip()
-                ]
-                raise TrackingError(
-                    f"The MLflow UI must answer at {address}, but: {said[-1] if said else error}.", hint=f"see {log}"
-                ) from error
-        time.sleep(0.1)
 
 
 def _free_port(host: str, port: int | None) -> int:

@@ -8,6 +8,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,14 +58,13 @@ class MlflowServer(Server):
     """
 
     def __init__(self, folder: Path, database_uri: str | None = None) -> None:
-        from loraxs_search.tracking.ui import server_environment, ui_command
-
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        command = ui_command(own := f"sqlite:///{folder / 'server.db'}", port=self.port)
-        command[command.index("--backend-store-uri") + 1] = database_uri or own
-        own_env = dict(server_environment().items() - os.environ.items())
-        super().__init__(command, folder / "server.log", self._is_up, own_env)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
+        command += ["--backend-store-uri", database_uri or f"sqlite:///{folder / 'server.db'}"]
+        environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        super().__init__(command, folder / "server.log", self._is_up, environment)
 
     def _is_up(self) -> bool:
         from loraxs_search.errors import TrackingError

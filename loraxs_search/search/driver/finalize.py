@@ -26,7 +26,7 @@ from loraxs_search.records.promotion import Candidate, PromotionRule, Refit, Sli
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialSpec, TrialState
-from loraxs_search.registry.card import model_card, resealed
+from loraxs_search.registry.card import model_card
 from loraxs_search.registry.evidence import slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
@@ -110,7 +110,6 @@ class Finalization:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        run_of: Returns the run of a trial in MLflow, if it has one by now.
         on_loop_step: Called several times a second while hosts work; raises when the search was stopped from outside.
     Attributes:
         trials: Completed ones, best first by the report of the step that is kept. Ties, which few validation rows often
@@ -124,11 +123,10 @@ class Finalization:
         study: SteeredStudy,
         space: Space,
         actors: StudyActors,
-        run_of: Callable[[str], str | None],
         on_loop_step: Callable[[], None],
     ) -> None:
         self._folder, self._log, self._confirmed = study.folder, study.journal, study.folder.confirmed
-        self._space, self._actors, self._run_of, self._on_loop_step = space, actors, run_of, on_loop_step
+        self._space, self._actors, self._on_loop_step = space, actors, on_loop_step
         selection = self._folder.checkpoint_selection
         sign = sign_of(selection.direction)
 
@@ -298,7 +296,9 @@ class Finalization:
             self._write(name, confirmation, chosen, beside)
         path = folder.adapter_path(name)
         if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
-            folder.write_adapter(name, resealed(path, baselines=chosen.baselines))
+            manifest = replace(verify(path), baselines=chosen.baselines)
+            files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != MANIFEST}
+            folder.write_adapter(name, sealed(files | {"README.md": model_card(manifest).encode()}, manifest))
         if untested:
             confirmed.keep_finalist(chosen, answered)
         return [chosen if c.trial_id == name else c for c in candidates]
@@ -409,7 +409,6 @@ class Finalization:
             probe=confirmation.probe,
             versions=info.versions,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_id=self._run_of(trial_of(name)),
             refits=candidate.refits if candidate else (),
             base_bytes=info.base_bytes,
             lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),

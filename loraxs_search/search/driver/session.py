@@ -119,7 +119,7 @@ def open_study(
         log.refresh()
         tracker = open_tracker(folder, info.tracking_uri, mirror)
         try:
-            yield SearchSession(steered(folder, log), space, actors, is_stopped, tracker.run_id)
+            yield SearchSession(steered(folder, log), space, actors, is_stopped)
         except BaseException as error:
             if mirror is not None and mirror.lost_to is not None:
                 raise mirror.lost_to from error
@@ -241,14 +241,12 @@ class SearchSession:
     Args:
         study: Its folder, its log, and what people have made of it.
         is_stopped: Whether this search is to end, by itself or with all that run beside it.
-        run_of: Returns the run of a trial in MLflow, if it has one by now.
     """
 
     study: SteeredStudy
     space: Space
     actors: StudyActors
     is_stopped: Callable[[], bool]
-    run_of: Callable[[str], str | None]
 
     def begin(self, started_at: float) -> None:
         """Bring the study to where its log stands, and begin what takes long beside the first trials.
@@ -333,7 +331,7 @@ class SearchSession:
         Test rows are asked only after people have last been asked whether it does.
         """
         folder, log = self.study.folder, self.study.journal
-        end = Finalization(self.study, self.space, self.actors, self.run_of, self._on_end_step)
+        end = Finalization(self.study, self.space, self.actors, self._on_end_step)
         self._finalization = end
         baselines = self._baselines.result(self._on_end_step)
         log.append(BaselinesMeasured(baselines=baselines))

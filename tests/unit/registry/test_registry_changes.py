@@ -182,17 +182,6 @@ def test_a_champion_is_removed_by_force_only(registry, with_versions, promote, p
         promoter.rollback()
 
 
-def test_the_best_version_is_removed_by_force_only(registry, with_versions, promote, promoter):
-    with_versions(1)
-    promote("t1", 380)
-    promote("t2", 340, forced=True)
-    with pytest.raises(RegistryError, match="best test accuracy") as best:
-        promoter.remove(2)
-    assert "--force" in str(best.value.hint)
-    assert promoter.remove(1).action == "remove"
-    assert promoter.remove(2, forced=True).action == "remove"
-
-
 WRITES = (
     "set_tag",
     "delete_tag",

@@ -14,7 +14,6 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
-from loraxs_search.home import exclusive
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import folder_digest, verify
@@ -114,19 +113,6 @@ def test_a_link_out_of_the_registrys_folder_is_not_kept(registered_files, store_
     with pytest.raises(RegistryError):
         pull("movie-reviews", uri=store_uri)
     assert _cached(fresh_home) == set()
-
-
-def test_a_pull_that_was_killed_is_swept_away_later(promoted, store_uri, fresh_home):
-    old, fresh, under_way = (fresh_home / "adapters" / f".pull-{name}" for name in ("old", "fresh", "under-way"))
-    for folder in (old, fresh, under_way):
-        folder.mkdir(parents=True)
-    for folder in (old, under_way):  # the clock of one that is at work may be behind
-        os.utime(folder, (0, time.time() - 2 * 86400))
-    with exclusive(under_way):
-        pull("movie-reviews", uri=store_uri)
-    assert not old.exists()
-    assert fresh.exists()  # may be one that will go on
-    assert under_way.exists()
 
 
 def test_a_server_that_is_away_gives_what_the_name_last_meant(promoted, store_uri, fresh_home, caplog):

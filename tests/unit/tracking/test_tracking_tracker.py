@@ -3,18 +3,17 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 
-from loraxs_search.errors import HomeError
 from loraxs_search.log.events import TrialStarted
-from loraxs_search.log.study_log import StudyLog, append_lines
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
-from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.tracker import Tracker, run_name
 
@@ -28,7 +27,6 @@ def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, st
     assert tracker.flush()
     assert not (tmp_path / "other.db").exists()
     assert not list(Path.cwd().iterdir())
-    assert tracker.run_id("unheard of") is None
     seen = look()
 
     (parent,) = seen.parents
@@ -46,7 +44,6 @@ def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, st
     for trial_id, child in seen.children.items():
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["loraxs.study_id"] == tags["loraxs.study_id"]
-        assert child.info.run_id == tracker.run_id(trial_id)
         assert child.info.run_name == f"{trial_id} r4 lr 1e-3"
     status = {trial_id: (run.info.status, run.data.tags["loraxs.state"]) for trial_id, run in seen.children.items()}
     assert status == {"t0": ("FINISHED", "COMPLETE"), "t1": ("FINISHED", "PRUNED"), "t2": ("FAILED", "FAIL")}
@@ -63,8 +60,7 @@ def test_a_search_is_a_run_with_a_child_per_trial(open_tracker, record, look, st
     assert child.tags["loraxs.reason"] == "weak at step 80"
 
 
-@pytest.mark.parametrize("lost", [("mlflow.offset",), ("mlflow.offset", "tracking.runs.jsonl")])
-def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, lost, report):
+def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, report):
     tracker = open_tracker()
     record(tracker)
     tracker.trial_started("t3", {"rank": 4096}, None)  # its params resolve to nothing
@@ -74,8 +70,7 @@ def test_replaying_everything_changes_nothing(open_tracker, record, look, study_
     before = look()
     assert before.children["t3"].data.params == {"rank": "4096"}
     assert before.children["t3"].data.metrics["wall_s"] == 30.0, "it leaves out when no driver was at work"
-    for name in lost:
-        (study_dir / name).unlink()
+    (study_dir / "mlflow.offset").unlink()
     again = open_tracker()
     assert again.waiting
     again.trial_reported(report("t0", 80, accuracy=0.9))  # a search that goes on may tell what it has told
@@ -137,7 +132,7 @@ def test_the_report_is_an_artifact_of_the_searchs_run_and_a_search_that_goes_on_
     assert "gone.html is gone" in caplog.text, "set aside, and nothing waits for it"
 
 
-def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters, report, tmp_path):
+def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters, report, caplog):
     tracker = open_tracker()
     tracker.search_started("task: {}\n", SearchPlan(trials=3))
     tracker.trial_started("t0", {"rank": 4}, hyperparameters)
@@ -154,58 +149,57 @@ def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters
     assert seen.parents[0].info.status == "RUNNING"
     assert [step for step, _ in seen.points["t0"]["accuracy"]] == [40, 80]
     assert set(seen.children) == {"t0", "t1"}
-    assert not list(tmp_path.rglob("tracking.refused.jsonl"))
+    assert "refuses" not in caplog.text
 
 
-def test_a_run_that_could_not_be_written_down_is_found_and_not_made_again(
-    open_tracker, look, study_dir, monkeypatch, hyperparameters
-):
-    refusals = iter(range(3))
+def test_a_run_whose_answer_was_lost_is_found_and_not_made_again(open_tracker, look, monkeypatch, hyperparameters):
+    create, lost = MlflowClient.create_run, iter(range(3))
 
-    def failing(path: Path, end: int, lines: bytes) -> int:
-        if b"t0" in lines and next(refusals, None) is not None:
-            raise HomeError("No space left to write it.", hint="free some space")
-        return append_lines(path, end, lines)
+    def failing(client: MlflowClient, *where: Any, **options: Any) -> Any:
+        made = create(client, *where, **options)
+        if "trial_id" in options["tags"] and next(lost, None) is not None:
+            raise ConnectionError("the answer was lost")
+        return made
 
-    monkeypatch.setattr(tracker_module, "append_lines", failing)
+    monkeypatch.setattr(MlflowClient, "create_run", failing)
     tracker = open_tracker()
     tracker.trial_started("t0", {}, hyperparameters)
     assert tracker.flush()
-    assert next(refusals, None) is None
     assert set(look().children) == {"t0"}
 
 
 def test_a_run_of_a_trial_that_was_lost_with_a_log_is_not_that_of_the_next_one_of_its_number(
-    tmp_path, store_uri, hyperparameters, caplog
+    tmp_path, store_uri, look, hyperparameters, caplog
 ):
     """A machine told MLflow of t1 and was lost before t1 was in the copy that another one goes on from."""
 
-    def told(folder: Path, trial_id: str, at: float, *, is_ours: bool = True) -> str | None:
+    def told(folder: Path, trial_id: str, at: float, *, is_ours: bool = True) -> None:
         tracker = Tracker("s1", folder, store_uri, "exp", is_ours=lambda: is_ours)
         started = TrialStarted(at=at, trial_id=trial_id, params={}, hyperparameters=hyperparameters)
         StudyLog(folder / "journal.jsonl", "s1").append(started)
         tracker.close(timeout=10.0 if is_ours else 1.0)
-        return tracker.run_id(trial_id)
+
+    def runs() -> dict[str, str]:
+        return {trial_id: run.info.run_id for trial_id, run in look().children.items()}
 
     lost = tmp_path / "lost"
     lost.mkdir()
-    kept = told(lost, "t0", 2.0)
+    told(lost, "t0", 2.0)
     copy = shutil.copytree(lost, tmp_path / "copy")
-    first = told(lost, "t1", 3.0)
-    shutil.copy(lost / "tracking.runs.jsonl", copy)  # the copied file is ahead of the copied log
-    unsure = shutil.copytree(copy, tmp_path / "unsure")
-    assert told(unsure, "t1", 6.0, is_ours=False) is None
+    told(lost, "t1", 3.0)
+    before, unsure = runs(), shutil.copytree(copy, tmp_path / "unsure")
+    told(unsure, "t1", 6.0, is_ours=False)
     assert "may have been taken over" in caplog.text
-    new = told(copy, "t1", 6.0)
-    assert new not in (None, first)
-    client = connect(store_uri)
-    run = client.get_run(first)
-    assert (run.info.status, run.data.tags["trial_id"]) == ("KILLED", "t1, lost with the log of another machine")
-    for name in ("tracking.runs.jsonl", "mlflow.offset"):
-        (copy / name).unlink()
+    assert runs() == before
+    told(copy, "t1", 6.0)
+    after, aside = runs(), "t1, lost with the log of another machine"
+    assert after == before | {aside: before["t1"], "t1": after["t1"]}
+    assert after["t1"] != before["t1"]
+    assert look().children[aside].info.status == "KILLED"
+    (copy / "mlflow.offset").unlink()
     tracker = Tracker("s1", copy, store_uri, "exp", is_ours=lambda: True)
     assert tracker.close()
-    assert (tracker.run_id("t0"), tracker.run_id("t1")) == (kept, new)
+    assert runs() == after
 
 
 def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):
@@ -217,7 +211,7 @@ def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look
     seen = look()
     (model,) = seen.models
     assert str(model.status) == "READY"
-    assert model.source_run_id == tracker.run_id("a/b:c.1")
+    assert model.source_run_id == seen.children["a/b:c.1"].info.run_id
     assert seen.children["a/b:c.1"].data.tags["loraxs.model_id"] == model.model_id
     kept = {path.name: path.read_bytes() for path in Path(model.artifact_location).iterdir()}
     assert kept == {path.name: path.read_bytes() for path in adapter_folder.iterdir()}
@@ -237,7 +231,7 @@ def test_a_refits_adapter_is_kept_in_the_run_of_its_trial(
     seen = look()
     assert list(seen.children) == ["00000"], "a refit is no trial"
     models = {model.tags["trial_id"]: model for model in seen.models}
-    assert {model.source_run_id for model in models.values()} == {tracker.run_id("00000")}
+    assert {model.source_run_id for model in models.values()} == {seen.children["00000"].info.run_id}
     tags = seen.children["00000"].data.tags
     assert tags["loraxs.model_id"] == models["00000"].model_id
     assert tags["loraxs.model_id.refit"] == models["00000.2"].model_id

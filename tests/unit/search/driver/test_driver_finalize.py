@@ -137,7 +137,7 @@ def ending(
     )
     study = steered(folder, folder.journal())
     monkeypatch.setattr(study.journal, "counted", counted)
-    return Finalization(study, space, actors, lambda _: None, lambda: None)
+    return Finalization(study, space, actors, lambda: None)
 
 
 @pytest.fixture
