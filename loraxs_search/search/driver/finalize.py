@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -296,9 +297,7 @@ class Finalization:
             self._write(name, confirmation, chosen, beside)
         path = folder.adapter_path(name)
         if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed
-            manifest = replace(verify(path), baselines=chosen.baselines)
-            files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != MANIFEST}
-            folder.write_adapter(name, sealed(files | {"README.md": model_card(manifest).encode()}, manifest))
+            folder.write_adapter(name, _resealed(path, replace(verify(path), baselines=chosen.baselines)))
         if untested:
             confirmed.keep_finalist(chosen, answered)
         return [chosen if c.trial_id == name else c for c in candidates]
@@ -444,3 +443,9 @@ def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
     ]
     wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
     return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
+
+
+def _resealed(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Return the files of a sealed adapter folder with this manifest, and a card that follows it."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+    return sealed(files | {"README.md": model_card(manifest).encode()}, manifest)

@@ -124,7 +124,7 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
     """
     journal, nothing = folder.journal(), cast("Any", None)
     actors: Any = SimpleNamespace(pool=SimpleNamespace(watched=lambda *_: contextlib.nullcontext()))
-    session = SearchSession(steered(folder, journal), nothing, actors, bool, nothing)
+    session = SearchSession(steered(folder, journal), nothing, actors, bool)
     done, asked = list[str](), iter(wants_more)
 
     def goes_on() -> bool:
