@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.steering import add_trial, extend_study, finish_study, stop_trials
-    from loraxs_search.tasks.kinds import Sampling
 
 from wrapt import register_post_import_hook
 
@@ -55,7 +54,6 @@ __all__ = [
     "CheckedSpace",
     "Prediction",
     "Predictor",
-    "Sampling",
     "SearchResult",
     "ShippedSpace",
     "StudyStatus",
@@ -102,7 +100,6 @@ _HOMES = {
         "search.driver.check": ["CheckedSpace", "check"],
         "home": ["ShippedSpace", "spaces"],
         "steering": ["add_trial", "extend_study", "finish_study", "stop_trials"],
-        "tasks.kinds": ["Sampling"],
     }.items()
     for name in names
 }

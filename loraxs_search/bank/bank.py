@@ -5,52 +5,39 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.bank_model import BankModel, BankRows, Layout, StoredAdapter
+from loraxs_search.bank.bank_model import BankModel, BankRows, StoredAdapter
 from loraxs_search.base_model.load import checked_device
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.passes import Engine
-from loraxs_search.errors import IntegrityError, TrialDivergedError, UsageError, one_of, shortened
+from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
-from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
+from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.methods.names import FILES
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel, BaseModelRef
-from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.folder import kept_adapter
-from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.files import is_frame, listed, question_rows
-from loraxs_search.tasks.kinds import (
-    GenerateRequest,
-    RequestGenerator,
-    Sampling,
-    TaskKind,
-    begin_ids,
-    classifier,
-    kind_of,
-    token_ids,
-)
+from loraxs_search.tasks.encoded import RowSource
+from loraxs_search.tasks.files import is_frame, question_rows
+from loraxs_search.tasks.kinds import RequestGenerator, classifier, kind_of
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.rows import SourceLocation, is_text
+from loraxs_search.tasks.rows import SourceLocation
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,9 +60,8 @@ class AdapterBank:
     Args:
         base: The base model of all adapters; held in its checkpoint's own precision.
         max_bytes: Limit on the adapters' numbers; the least recently used are evicted. None means no limit.
-        num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
-            None loads the base as a language model, for adapters without a head.
-        task_model: How the base is loaded, in place of `num_labels`; None means a classifier or a language model.
+        task_model: How the base is loaded; by default as a classifier. If it has a head, rows without an adapter go
+            through it: the checkpoint's own, or a random one.
     Raises:
         UsageError: there is no such device.
     """
@@ -85,23 +71,17 @@ class AdapterBank:
         base: BaseModelRef | BaseModel,
         *,
         max_bytes: int | None = None,
-        num_labels: int | None = 2,
         device: str = "cpu",
         task_model: TaskModel | None = None,
     ) -> None:
         self._device = checked_device(device)
         self.base = with_setup(base if isinstance(base, BaseModel) else locate(base))
-        if task_model is None:
-            task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
-        self.model = BankModel(self.base, task_model, self._device)
+        self.model = BankModel(self.base, task_model or classifier(2), self._device)
         self.has_head = self.model.has_head  # whether adapters have one; without, they choose or write
         self._max_bytes = max_bytes
         self._adapters: OrderedDict[str, StoredAdapter] = OrderedDict()  # least recently used first
-        self._layouts: dict[Layout, Layout] = {}
-        self._kinds: dict[str, TaskKind] = {}  # by task
         self.num_bytes = 0  # of the adapters' numbers, R and head
         self._lock = threading.Lock()  # of the adapters: held briefly
-        self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
         self._tokenizing = threading.Lock()  # truncation is a setting of the tokenizer, in which tasks differ
 
     @classmethod
@@ -112,19 +92,10 @@ class AdapterBank:
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
         manifest, base = verified_manifest(_folder_of(names[0], tracking_uri))
-        bank = cls.for_task(manifest.task, base, max_bytes=max_bytes, device=device)
+        bank = cls(base, max_bytes=max_bytes, device=device, task_model=kind_of(manifest.task).model)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
         return bank
-
-    @classmethod
-    def for_task(
-        cls, task: Task, base: BaseModelRef | BaseModel, *, max_bytes: int | None = None, device: str = "cpu"
-    ) -> AdapterBank:
-        """Return an empty bank for adapters that read the base as a task's adapters do."""
-        model = kind_of(task).model
-        is_classifier = _loaded_as(model) == _loaded_as(classifier(2))  # which rows without an adapter may ask too
-        return cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
 
     # ---- adapters come and go ----------------------------------------------------------------------------------------
     def load(self, name: str, source: str | Path | None = None, *, tracking_uri: str | None = None) -> None:
@@ -155,7 +126,7 @@ class AdapterBank:
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
-        adapter = self._checked(config, manifest.task, load_file(folder / FILES[1]))
+        adapter = self.model.stored(config, manifest.task, load_file(folder / FILES[1]))
         token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
         rows = BankRows(self.model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
@@ -176,7 +147,7 @@ class AdapterBank:
             IntegrityError: a tensor has another name or shape than it should.
             UsageError: it does not fit into `max_bytes`.
         """
-        self._put(name, self._checked(config, task, tensors))
+        self._put(name, self.model.stored(config, task, tensors))
 
     def evict(self, name: str) -> None:
         """Remove an adapter.
@@ -277,71 +248,6 @@ class AdapterBank:
                 answers[row] = answer
         return answers
 
-    def generate(
-        self,
-        names: str | Sequence[str | None],
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        stop: Sequence[str] | None = None,
-        sampling: Sampling | None = None,
-        on_text: Callable[[int, str], None] | None = None,
-    ) -> list[str]:
-        """Continue each prompt with the adapter that is named for it, and return what was written.
-
-        What is written for a row depends only on its adapter. A prompt is all that stands before an answer, as in
-        training; `predict` makes it from a row's columns.
-
-        Args:
-            names: The adapter of each prompt, None for the bare base; or one name for all of them.
-            prompts: Several texts, or one, whose answer is a list of one.
-            max_new_tokens: Of each row; by default what its adapter's task says, where it says something.
-            stop: Texts that end a row, or one; by default its task's.
-            sampling: None takes the likeliest token.
-            on_text: Called with a prompt's number and each piece of its answer, as it is written.
-        Raises:
-            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, a prompt
-                is no text or too long for the base, or it is not said how long an answer may be.
-            TrialDivergedError: some output is not finite.
-        """
-        if self.has_head:
-            raise UsageError(
-                "Text is written by a bank without heads, but this one's adapters have one.",
-                hint="make a bank of adapters of text-generation, or with `num_labels=None`",
-            )
-        limit: Any = max_new_tokens
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
-            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {limit!r}.")
-        stops: Any = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
-        if stop is not None and not all(isinstance(text, str) and text for text in stops):
-            raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
-        options = self.tokenizer, None if limit is None else int(limit), None if stop is None else stops, sampling
-        prompts = listed(prompts, "prompts")
-        names = [names] * len(prompts) if isinstance(names, str) else list(names)
-        if len(names) != len(prompts):
-            raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
-        found, encoded = self.take(names), encoded_prompts(prompts, self.tokenizer)
-        keys = {name: str(number) for number, name in enumerate(found)}  # the base has no name
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(names):
-            rows.setdefault(keys[name], []).append(row)
-        writes = {
-            keys[name]: generate_request(encoded, rows[keys[name]], None if adapter is None else adapter.kind, *options)
-            for name, adapter in found.items()
-        }
-        heard = None if on_text is None else lambda key, number, piece: on_text(rows[key][number], piece)
-        bank = BankRows(self.model, list(found.values()))
-        requesters = bank.requesters(RowSource(self.tokenizer), {key: int(key) for key in writes})
-        texts = [""] * len(prompts)
-        for key, written in Engine(bank).compute(requesters, writes, heard).items():
-            if not np.isfinite(written.margins).all():
-                raise TrialDivergedError(
-                    f"Logits must be finite, but those of adapter {list(found)[int(key)]!r} are not."
-                )
-            for row, text in zip(rows[key], written.texts, strict=True):
-                texts[row] = text
-        return texts
-
     # ---- for servers -------------------------------------------------------------------------------------------------
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -387,105 +293,6 @@ class AdapterBank:
                 self.num_bytes -= self._adapters.popitem(last=False)[1].vector.nbytes
             self._adapters[name] = adapter
             self.num_bytes += size
-
-    def _checked(self, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> StoredAdapter:
-        """Check an adapter's tensors, and return it as it is stored."""
-        r, head = split_tensors(tensors)
-        with self._loading, torch.inference_mode():
-            kind, own = kind_of(task), self.model.task_model
-            model = kind.model
-            if (model.num_outputs is None) != (own.num_outputs is None):
-                has, lacks = ("has one", "has none") if self.has_head else ("has none", "has one")
-                raise UsageError(
-                    f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but"
-                    f" {task.name}, of kind {task.kind}, {lacks}.",
-                    hint="make another bank for it: its first adapter, or `num_labels`, decides",
-                )
-            if _loaded_as(model) != _loaded_as(own):
-                raise UsageError(
-                    f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind"
-                    f" {task.kind}, reads {model.auto_class}.",
-                    hint="make another bank for it",
-                )
-            settings = self.model.settings(config, list(r))
-            layout = Layout(
-                tuple((name, s.rank, s.factor_key) for name, (s, _) in settings.items()),
-                tuple(sorted((name, tuple(value.shape)) for name, value in head.items())),
-                replace(model, pooling=config.pooling),
-                tuple(config.pass_through),
-            )
-            layout = self._layouts.setdefault(layout, layout)
-            shapes: dict[str, tuple[int, ...]] = {name: (rank, rank) for name, rank, _ in layout.modules}
-            shapes |= dict(layout.head)
-            for name, value in (r | head).items():
-                if tuple(value.shape) != shapes[name] or not value.is_floating_point():
-                    raise IntegrityError(
-                        f"{name} must be floating point of shape {shapes[name]}, but got {tuple(value.shape)}."
-                    )
-            self.model.heads(layout)
-            numbers = [r[name].to(self._device, torch.float32) * scale for name, (_, scale) in settings.items()]
-            numbers += [head[name].to(self._device, torch.float32) for name, _ in layout.head]
-            vector = torch.cat([own.flatten() for own in numbers])
-            return StoredAdapter(layout, vector, self._kinds.setdefault(to_json(task), kind))
-
-
-def generate_request(
-    encoded: EncodedRows,
-    rows: Sequence[int],
-    kind: TaskKind | None,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int | None,
-    stop: Iterable[str] | None,
-    sampling: Sampling | None,
-) -> GenerateRequest:
-    """Return the request that continues these rows of prompts with an adapter of one task, or with the bare base.
-
-    Args:
-        max_new_tokens: None is left to the task, and so is `stop`.
-    Raises:
-        UsageError: nothing says how long an answer may be, or a prompt leaves no space for it.
-    """
-    serving, context = kind and kind.serving, tokenizer.model_max_length
-    limit = max_new_tokens or (serving and serving.max_new_tokens)
-    if not limit:
-        model = "the bare base" if kind is None else f"task {kind.task.name}, of kind {kind.task.kind},"
-        raise UsageError(
-            f"`max_new_tokens` must say how long an answer may be, but got None, and {model} says nothing.",
-            hint="give max_new_tokens=128, for example",
-        )
-    lengths = encoded.lengths[np.array(rows)]
-    if (longest := int(lengths.max())) + limit > context:
-        raise UsageError(
-            f"A prompt and what may be written after it must be at most {context} tokens with this base, but row"
-            f" {rows[int(lengths.argmax())] + 1} has {longest}, and max_new_tokens={limit}.",
-            hint="shorten the prompt, or lower max_new_tokens",
-        )
-    stop = tuple(stop) if stop is not None else serving.stop if serving else ()
-    ends = kind.end_ids(tokenizer) if kind else ()
-    return GenerateRequest(encoded, np.array(rows), limit, stop, sampling, ends)
-
-
-def encoded_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-    """Return the tokens of prompts. One that has the tokenizer's beginning already, as a rendered chat has, keeps it.
-
-    Raises:
-        UsageError: a prompt is no text, or has no token.
-    """
-    if wrong := [row for row, prompt in enumerate(prompts) if not is_text(prompt)]:
-        raise UsageError(
-            f"A prompt must be text, but that of row {wrong[0] + 1} is {shortened(prompts[wrong[0]])}.",
-            hint="give each prompt as a str; `predict` makes it of a row's columns",
-        )
-    begin = begin_ids(tokenizer)
-    ids = [own if own[: len(begin)] == begin else begin + own for own in token_ids(prompts, tokenizer)]
-    if blank := [row for row, own in enumerate(ids) if not own]:
-        raise UsageError(f"A prompt must have a token, but that of row {blank[0] + 1} has none.")
-    return EncodedRows(Ragged.of(ids, np.int32))
-
-
-def _loaded_as(model: TaskModel) -> TaskModel:
-    """Return what all adapters of a bank have in common: what their heads read is each row's own."""
-    return replace(model.body, pooling="class")
 
 
 def _folder_of(source: str | Path, tracking_uri: str | None) -> Path:

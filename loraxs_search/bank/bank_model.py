@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -25,7 +26,6 @@ from loraxs_search.engine.layers import (
     AdaptedHead,
     AdaptedLinear,
     HeadState,
-    LayerRows,
     LayerUpdate,
     Owners,
     PassContext,
@@ -42,18 +42,20 @@ from loraxs_search.methods.loraxs import (
     checked_factors,
     current_factor_store,
     module_settings,
+    split_tensors,
 )
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.methods.verification import check_body
 from loraxs_search.records.base import BaseModel
+from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Pooling, Sigma
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import TaskKind
+from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """The shape of an adapter; rows whose adapters have one layout are computed together.
 
     Scale, sigma and the numbers themselves are not part of it.
@@ -88,20 +90,6 @@ class Layout:
         """Rows of a batch are sorted by this, so that those of like modules and ranks are neighbours."""
         return repr((self.modules, self.model.num_outputs or 0, self.head))
 
-    def core(self, vectors: Tensor, module: str) -> Tensor:
-        """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
-        rank, _, start = self.cores[module]
-        return vectors[:, start : start + rank * rank].view(-1, rank, rank)
-
-    def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
-        """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""
-        prefix = f"{module}."
-        return {
-            name.removeprefix(prefix): vectors[:, start : start + prod(shape)].view(-1, *shape)
-            for name, (start, shape) in self.head_slices.items()
-            if name.startswith(prefix)
-        }
-
 
 @dataclass(frozen=True, eq=False)
 class StoredAdapter:
@@ -113,7 +101,7 @@ class StoredAdapter:
         kind: One object for all adapters of a task: rows of one kind are reduced together.
     """
 
-    layout: Layout
+    layout: _Layout
     vector: Tensor
     kind: TaskKind
 
@@ -128,19 +116,12 @@ class _StoredRows:
         heads: Modules by name that a layer of the head takes its shape and what is not stored from.
     """
 
-    layout: Layout | None
+    layout: _Layout | None
     vectors: Tensor
     heads: Mapping[str, nn.Module]
 
-    def head_state(self, name: str) -> HeadState:
-        """Return a module of the head with what is stored of it."""
-        stored = {} if self.layout is None else self.layout.head_parameters(self.vectors, name)
-        if len(self.vectors) == 1:
-            return HeadState(self.heads[name], {key: value[0] for key, value in stored.items()})
-        return HeadState(self.heads[name], stored, per_row=True)
 
-
-class _StoredCores(LayerUpdate[RowMap[_StoredRows]]):
+class _StoredCores(LayerUpdate):
     """What the adapters of a bank add to one layer.
 
     Args:
@@ -150,18 +131,18 @@ class _StoredCores(LayerUpdate[RowMap[_StoredRows]]):
     def __init__(self, module: str, pairs: FactorPairs) -> None:
         self._module, self._pairs = module, pairs
 
-    def adapts(self, row_map: RowMap[_StoredRows]) -> bool:
-        layouts = (segment.adapter.layout for segment in row_map.segments)
+    def adapts(self, rows: RowMap) -> bool:
+        layouts = (segment.adapter.layout for segment in rows.segments)
         return any(layout is not None and self._module in layout.cores for layout in layouts)
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMap[_StoredRows]]) -> tuple[Tensor, ...]:
-        for segment in rows.row_map.segments:
+    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> tuple[Tensor, ...]:
+        for segment in rows.segments:
             layout, vectors = segment.adapter.layout, segment.adapter.vectors
             if layout is None or self._module not in layout.cores:
                 continue
-            rank, factor_key, _ = layout.cores[self._module]
-            cores = layout.core(vectors, self._module).to(x.dtype)  # (n or 1, r, r)
-            at = rows.positions(segment.start, segment.stop)
+            rank, factor_key, start = layout.cores[self._module]
+            cores = vectors[:, start : start + rank * rank].view(-1, rank, rank).to(x.dtype)  # (n or 1, r, r)
+            at = rows.positions(x, segment.start, segment.stop)
             add_core_update_(x[at], y[at], self._pairs.pair(self._module, factor_key, rank), cores)
         return ()
 
@@ -172,7 +153,7 @@ _Heads = Mapping[str, nn.Module]
 class BankModel:
     """A frozen base that computes batches whose rows name adapters.
 
-    Several threads may compute batches at once; what is called here is called by one at a time.
+    Several threads may compute batches at once.
 
     Args:
         task_model: How the base is loaded; rows without an adapter go through this head, where it has one.
@@ -190,6 +171,9 @@ class BankModel:
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
         self._bodies: set[tuple[float, ...]] = set()  # fingerprints that have been checked
         self._templates: dict[tuple[object, ...], _Heads] = {}
+        self._layouts: dict[_Layout, _Layout] = {}
+        self._kinds: dict[str, TaskKind] = {}  # by task
+        self._loading = threading.Lock()  # of what is learnt from adapters: held while factors are computed
         self.head_names = head_names(self.model)
         self._missing_poolers = missing_poolers(self.model)
         output = self.model.get_output_embeddings()  # it projects what rows read, outside their pass
@@ -207,27 +191,80 @@ class BankModel:
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
 
         def pooling_of_rows() -> list[tuple[int, Pooling]]:  # what the heads of neighbouring rows read of the base
-            segments: Sequence[RowSegment[_StoredRows]] = self.context.row_map.segments
+            segments: Sequence[RowSegment] = self.context.row_map.segments
             models = [own.adapter.layout.model if own.adapter.layout else self.task_model for own in segments]
             return [(own.num_rows, model.pooling) for own, model in zip(segments, models, strict=True)]
 
         place_pooling(self.model, self.task_model.pooling, pooling_of_rows)
         for name, layer in self._linears.items():
             self.model.set_submodule(name, AdaptedLinear(layer, self.context, [_StoredCores(name, self._pairs)]))
-        for name, head in self.own_heads.items():
-            state = partial(lambda name, segment, _: segment.adapter.head_state(name), name)
-            self.model.set_submodule(name, AdaptedHead(head, self.context, state))
 
-    def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, tuple[ModuleSettings, Tensor]]:
+        def head_of_rows(name: str, segment: RowSegment, _: int) -> HeadState:
+            rows, prefix = segment.adapter, f"{name}."
+            stored = {
+                parameter.removeprefix(prefix): rows.vectors[:, start : start + prod(shape)].view(-1, *shape)
+                for parameter, (start, shape) in (rows.layout.head_slices if rows.layout else {}).items()
+                if parameter.startswith(prefix)
+            }
+            if len(rows.vectors) == 1:
+                return HeadState(rows.heads[name], {key: value[0] for key, value in stored.items()})
+            return HeadState(rows.heads[name], stored, per_row=True)
+
+        for name, head in self.own_heads.items():
+            self.model.set_submodule(name, AdaptedHead(head, self.context, partial(head_of_rows, name)))
+
+    def stored(self, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> StoredAdapter:
+        """Check an adapter's config and tensors, and return it as it is stored.
+
+        Raises:
+            UsageError: it has its own factors, reads the base in another way, or adapts a module that the base lacks or
+                computes for all rows at once.
+            IntegrityError: a module of the config is missing, or a tensor has another name or shape than it should.
+            BaseModelError: the config was made for other factors, or for another body.
+        """
+        r, head = split_tensors(tensors)
+        with self._loading, torch.inference_mode():
+            kind, own = kind_of(task), self.task_model
+            if (kind.model.num_outputs is None) == self.has_head:
+                has, lacks = ("has one", "has none") if self.has_head else ("has none", "has one")
+                raise UsageError(
+                    f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but"
+                    f" {task.name}, of kind {task.kind}, {lacks}.",
+                    hint="make another bank for it: its first adapter, or `task_model`, decides",
+                )
+            # What their heads read is each row's own.
+            if replace(kind.model.body, pooling="class") != replace(own.body, pooling="class"):
+                raise UsageError(
+                    f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind"
+                    f" {task.kind}, reads {kind.model.auto_class}.",
+                    hint="make another bank for it",
+                )
+            settings = self._settings(config, list(r))
+            layout = _Layout(
+                tuple((name, s.rank, s.factor_key) for name, (s, _) in settings.items()),
+                tuple(sorted((name, tuple(value.shape)) for name, value in head.items())),
+                replace(kind.model, pooling=config.pooling),
+                tuple(config.pass_through),
+            )
+            layout = self._layouts.setdefault(layout, layout)
+            shapes: dict[str, tuple[int, ...]] = {name: (rank, rank) for name, rank, _ in layout.modules}
+            shapes |= dict(layout.head)
+            for name, value in (r | head).items():
+                if tuple(value.shape) != shapes[name] or not value.is_floating_point():
+                    raise IntegrityError(
+                        f"{name} must be floating point of shape {shapes[name]}, but got {tuple(value.shape)}."
+                    )
+            self.heads(layout)
+            numbers = [r[name].to(self.device, torch.float32) * scale for name, (_, scale) in settings.items()]
+            numbers += [head[name].to(self.device, torch.float32) for name, _ in layout.head]
+            vector = torch.cat([own.flatten() for own in numbers])
+            return StoredAdapter(layout, vector, self._kinds.setdefault(to_json(task), kind))
+
+    def _settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, tuple[ModuleSettings, Tensor]]:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 
         Returns:
             The settings, and the matrix that turns R into C by an elementwise product, shape (r, r).
-        Raises:
-            UsageError: the adapter has its own factors, or the base has no such module, or computes it for all rows at
-                once.
-            IntegrityError: a module of the config is missing.
-            BaseModelError: the config was made for other factors, or for another body.
         """
         if config.basis == "gaussian":
             raise UsageError(
@@ -268,7 +305,7 @@ class BankModel:
             settings[name] = own, scale.to(self.device)
         return settings
 
-    def heads(self, layout: Layout) -> _Heads:
+    def heads(self, layout: _Layout) -> _Heads:
         """Return the head modules of a layout, with the parameters that its adapters do not store.
 
         Raises:
@@ -335,8 +372,8 @@ class BankRows(AdaptedBase):
         """Remove an adapter that no row names any more."""
         del self._adapters[owner]
 
-    def row_map(self, owners: Owners) -> RowMap[_StoredRows]:
-        segments, start = list[RowSegment[_StoredRows]](), 0
+    def row_map(self, owners: Owners, worker: int = 0) -> RowMap:
+        segments, start = list[RowSegment](), 0
         own = (self._adapters[owner] for owner in owners.tolist())
         for _, run in groupby(own, key=lambda adapter: None if adapter is None else id(adapter.layout)):
             adapters = list(run)
@@ -348,7 +385,7 @@ class BankRows(AdaptedBase):
                 stored = _StoredRows(first.layout, vectors, self._bank.heads(first.layout))
             segments.append(RowSegment(stored, start, start + len(adapters)))
             start += len(adapters)
-        return RowMap(segments)
+        return RowMap(segments, self.device, worker)
 
     def requesters(self, data: RowSource, owners: Mapping[str, int]) -> dict[str, Requester]:
         """Return who asks, by name, given whose adapter each has; those of one layout stand side by side."""

@@ -38,7 +38,7 @@ _CONTINUATION_TOLERANCE = 0.05  # bfloat16 makes .01, a cache that is not read .
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
 
 
-class GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):
     """One layer's keys and values.
 
     Args:
@@ -84,26 +84,20 @@ class GrowingLayer(DynamicLayer):
             stored[moved] = stored[beam_idx[moved]]
         self._show(num_rows, length)
 
-    def drop_first(self, count: int) -> None:
-        """Forget the first tokens of every row."""
-        keys, values = self.keys[:, :, count:], self.values[:, :, count:]
-        self._fill([(keys, values, slice(None))], len(keys), keys.shape[2])
-
     @classmethod
-    def joined(cls, layers: Sequence[GrowingLayer], rows: Sequence[Tensor]) -> GrowingLayer:
+    def joined(cls, layers: Sequence[_GrowingLayer], rows: Sequence[Tensor]) -> _GrowingLayer:
         """Return the rows of all layers as one; what is shorter has zeros before it."""
         other = copy.copy(layers[0])
         parts = [(layer.keys, layer.values, own) for layer, own in zip(layers, rows, strict=True)]
         other._fill(parts, sum(map(len, rows)), max(layer.keys.shape[2] for layer in layers))
         return other
 
-    def forked(self, rows: Tensor) -> GrowingLayer:
-        """Return a layer of these rows that shares no memory with this one."""
-        other = copy.copy(self)
-        other._fill([(self.keys[rows], self.values[rows], slice(None))], len(rows), self.keys.shape[2])
+    def forked(self, rows: Tensor, start: int = 0) -> _GrowingLayer:
+        """Return a layer of these rows without their first tokens, which shares no memory with this one."""
+        other, keys, values = copy.copy(self), self.keys[rows, :, start:], self.values[rows, :, start:]
+        other._fill([(keys, values, slice(None))], len(rows), keys.shape[2])
         return other
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
     def _show(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Set what the rest of the library sees, and return it."""
         self.keys, self.values = self._keys[:num_rows, :, :length], self._values[:num_rows, :, :length]
@@ -138,6 +132,7 @@ class Decoding:
     def __init__(self, model: nn.Module) -> None:
         base = base_of(model)
         self._body: nn.Module = base.base_model
+        self._device = base.device
         # transformers 5.24 renamed the argument.
         named = "cache" in inspect.signature(type(self._body).forward).parameters
         self._cache_argument = "cache" if named else "past_key_values"
@@ -149,11 +144,17 @@ class Decoding:
         # Layers with a sliding window keep every token here: their mask hides what the window has passed.
         turned = getattr(base.config.get_text_config(), "_attn_implementation", None) == PADDED
         self._cache.layers = [
-            GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
+            _GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
             for layer in self._cache.layers
         ]
-        self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
+        self.can_be_joined = all(isinstance(layer, _GrowingLayer) for layer in self._cache.layers)
         self._attends = any(isinstance(layer, DynamicLayer) for layer in self._cache.layers)
+
+    def read(self, rows: Sequence[npt.NDArray[np.int32]], padding: str = "left") -> Tensor:
+        """Compute further tokens of each row, padded on one side; return their last hidden states, (n, T, D)."""
+        inputs = EncodedRows(Ragged.of(rows, np.int32)).padded(np.arange(len(rows)), 0, padding)  # any id will do
+        ids, mask = (torch.from_numpy(inputs[name]).to(self._device) for name in ("input_ids", "attention_mask"))
+        return self.compute(ids, mask)
 
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
@@ -193,8 +194,9 @@ class Decoding:
         first = int(self._mask_nS.any(0).int().argmax())
         if self.can_be_joined and first > max(width - first, _SPACE):
             self._mask_nS = self._mask_nS[:, first:].contiguous()
-            for layer in self._cache.layers:
-                cast("GrowingLayer", layer).drop_first(first)
+            every = torch.arange(len(self._mask_nS), device=self._mask_nS.device)
+            layers = cast("list[_GrowingLayer]", self._cache.layers)
+            self._cache.layers = [layer.forked(every, first) for layer in layers]
 
     def follow(self, tokens_n: npt.NDArray[np.int64]) -> Tensor:
         """Compute one more token of each row; return its last hidden states, (n, D)."""
@@ -217,8 +219,8 @@ class Decoding:
         for own, part in zip(chosen, parts, strict=True):
             mask_nS[own, widest - part._mask_nS.shape[1] :] = part._mask_nS
         for number in range(len(first._cache.layers)):
-            own_layers = [cast("GrowingLayer", part._cache.layers[number]) for part in parts]
-            layer = GrowingLayer.joined(own_layers, chosen)
+            own_layers = [cast("_GrowingLayer", part._cache.layers[number]) for part in parts]
+            layer = _GrowingLayer.joined(own_layers, chosen)
             for part in parts:
                 part._cache.layers[number] = layer  # so that what was copied takes no memory
         first._mask_nS = mask_nS
@@ -231,44 +233,38 @@ class Decoding:
         other._cache, other._mask_nS = copy.copy(self._cache), self._mask_nS[chosen]
         other._cache.layers = []
         for layer in self._cache.layers:
-            if isinstance(layer, GrowingLayer):
+            if isinstance(layer, _GrowingLayer):
                 other._cache.layers.append(layer.forked(chosen))
             else:
                 other._cache.layers.append(copy.deepcopy(layer))
                 other._cache.layers[-1].reorder_cache(cast("torch.LongTensor", chosen))
         return other
 
+    @staticmethod
+    @torch.inference_mode()
+    def check(model: PreTrainedModel) -> None:
+        """Check that a decoder reads further tokens behind its cache as it reads whole rows; a moment's work.
 
-@torch.inference_mode()
-def check_continuation(model: PreTrainedModel) -> None:
-    """Check that a decoder reads further tokens behind its cache as it reads whole rows; a moment's work.
-
-    Raises:
-        BaseModelError: it does not, so that what it writes would be wrong from the second token on.
-    """
-    embeddings = cast("Tensor", model.get_input_embeddings().weight)
-    vocabulary, device = len(embeddings), embeddings.device
-    ids_nT = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (2, 9))).to(device)
-    mask_nT = torch.ones_like(ids_nT)
-    mask_nT[1, :4] = 0
-    decoding = Decoding(model)
-    decoding.compute(ids_nT[:, :6], mask_nT[:, :6])
-    found = torch.stack([decoding.follow(column.cpu().numpy()) for column in ids_nT[:, 6:].T], 1)  # (n, 3, D)
-    rows = [ids_nT[:1], ids_nT[1:, 4:]]
-    expected = torch.cat([model.base_model(input_ids=row, use_cache=False)[0][:, -3:] for row in rows])
-    errors = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
-    if not errors.median() < _CONTINUATION_TOLERANCE:  # the median: rounding may send one token to another expert
-        raise BaseModelError(
-            f"{type(model).__name__} does not read tokens one by one as it reads them at once (relative difference "
-            f"{errors.median():.2g}), so what it writes would be wrong.",
-            hint="choose another base; if transformers gives this one another kind of cache, report it here",
-        )
-
-
-def padded(rows: Sequence[npt.NDArray[np.int32]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask, (n, T) int64; any id will do as padding."""
-    inputs = EncodedRows(Ragged.of(rows, np.int32)).padded(np.arange(len(rows)), 0, side)
-    return torch.from_numpy(inputs["input_ids"]).to(device), torch.from_numpy(inputs["attention_mask"]).to(device)
+        Raises:
+            BaseModelError: it does not, so that what it writes would be wrong from the second token on.
+        """
+        embeddings = cast("Tensor", model.get_input_embeddings().weight)
+        vocabulary, device = len(embeddings), embeddings.device
+        ids_nT = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (2, 9))).to(device)
+        mask_nT = torch.ones_like(ids_nT)
+        mask_nT[1, :4] = 0
+        decoding = Decoding(model)
+        decoding.compute(ids_nT[:, :6], mask_nT[:, :6])
+        found = torch.stack([decoding.follow(column.cpu().numpy()) for column in ids_nT[:, 6:].T], 1)  # (n, 3, D)
+        rows = [ids_nT[:1], ids_nT[1:, 4:]]
+        expected = torch.cat([model.base_model(input_ids=row, use_cache=False)[0][:, -3:] for row in rows])
+        errors = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
+        if not errors.median() < _CONTINUATION_TOLERANCE:  # the median: rounding may send one token to another expert
+            raise BaseModelError(
+                f"{type(model).__name__} does not read tokens one by one as it reads them at once (relative difference "
+                f"{errors.median():.2g}), so what it writes would be wrong.",
+                hint="choose another base; if transformers gives this one another kind of cache, report it here",
+            )
 
 
 def common_beginning(rows: Sequence[npt.NDArray[np.int32]]) -> int:
@@ -332,6 +328,33 @@ class OpenSequence:
             self._numbers = (bits.random_raw(request.max_new_tokens) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         self._sent = 0  # characters
         self.begin()
+
+    @classmethod
+    def of(
+        cls,
+        request: GenerateRequest,
+        tokenizer: PreTrainedTokenizerBase,
+        model: nn.Module,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[OpenSequence]:
+        """Return the rows of a request with nothing written.
+
+        Args:
+            on_text: Called with a row's number in the request and each piece of its text, as it is written.
+        """
+        ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
+        listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
+        return [cls(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
+
+    @staticmethod
+    def results(rows: Sequence[OpenSequence]) -> Generated:
+        """Return what was written in the rows of a request."""
+        return Generated(
+            texts=[row.text for row in rows],
+            tokens=Ragged.of([row.tokens for row in rows], np.int32),
+            ended=np.array([row.ended for row in rows]),
+            margins=np.array([row.margin for row in rows], np.float32),
+        )
 
     def begin(self) -> None:
         """Forget what was written, but not what a listener has heard of it."""
@@ -410,32 +433,6 @@ class OpenSequence:
         return piece
 
 
-def generated(rows: Sequence[OpenSequence]) -> Generated:
-    """Return the results of a request's rows, in their order."""
-    return Generated(
-        texts=[row.text for row in rows],
-        tokens=Ragged.of([row.tokens for row in rows], np.int32),
-        ended=np.array([row.ended for row in rows]),
-        margins=np.array([row.margin for row in rows], np.float32),
-    )
-
-
-def open_sequences(
-    request: GenerateRequest,
-    tokenizer: PreTrainedTokenizerBase,
-    model: nn.Module,
-    on_text: Callable[[int, str], None] | None = None,
-) -> list[OpenSequence]:
-    """Return the rows of a request with nothing written.
-
-    Args:
-        on_text: Called with a row's number in the request and each piece of its text, as it is written.
-    """
-    ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
-    listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
-    return [OpenSequence(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
-
-
 class Generation:
     """Sequences that are continued together. For one thread.
 
@@ -483,8 +480,8 @@ class Generation:
         """Give each sequence one more token; return those that have ended with it, which leave."""
         ended = []
         for cohort in self._cohorts:
-            cohort.row_map = cohort.row_map or self._base.row_map(cohort.owners)
-            with self._base.computing_whole(cohort.row_map, self._worker):
+            cohort.row_map = cohort.row_map or self._base.row_map(cohort.owners, self._worker)
+            with self._base.computing_whole(cohort.row_map):
                 logits_nV = cohort.decoding.project(cohort.decoding.follow(cohort.tokens_n))
             ended += cohort.take(logits_nV)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
@@ -505,7 +502,7 @@ class _Cohort:
     sequences: list[OpenSequence]
     owners: Owners
     tokens_n: Indices = field(default_factory=lambda: np.empty(0, np.int64))
-    row_map: RowMap[Any] | None = None
+    row_map: RowMap | None = None
 
     def take(self, logits_nV: Tensor) -> list[OpenSequence]:
         """Give each sequence its next token; return those that have ended with it, which leave."""
@@ -546,7 +543,7 @@ def _read_prompts(
     base: AdaptedBase, prompts: Sequence[npt.NDArray[np.int32]], owners: Owners, worker: int
 ) -> tuple[Decoding, Tensor]:
     """Compute the prompts of all rows; return the rows as they continue, and the last token's states, (n, D)."""
-    begun, device = Decoding(base.model), base.device
+    begun = Decoding(base.model)
     _, first, group_of_n = np.unique(owners, return_index=True, return_inverse=True)
     # What the prompts of each owner begin with is computed once, where that is worth it. It leaves out the last token,
     # whose state is read.
@@ -558,22 +555,20 @@ def _read_prompts(
     order = np.argsort(first)  # owners as they stand
     begun_of_n = np.argsort(order)[group_of_n]
     if is_begun:
-        with base.computing_whole(base.row_map(owners[first[order]]), worker):
-            begun.compute(
-                *padded([prompts[int(first[group])][: sizes[group]] for group in order.tolist()], "left", device)
-            )
+        with base.computing_whole(base.row_map(owners[first[order]], worker)):
+            begun.read([prompts[int(first[group])][: sizes[group]] for group in order.tolist()])
         prompts = [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
     parts, states = list[Decoding](), list[Tensor]()
     runs = [np.arange(len(prompts))]
     if begun.can_be_joined:
         lengths = np.array([len(prompt) for prompt in prompts])
         longest_first = np.argsort(-lengths, kind="stable")
-        limit, cost = (_CPU_TOKENS, RUN_TOKENS) if device.type == "cpu" else (_DEVICE_TOKENS, _DEVICE_RUN_TOKENS)
+        limit, cost = (_CPU_TOKENS, RUN_TOKENS) if base.device.type == "cpu" else (_DEVICE_TOKENS, _DEVICE_RUN_TOKENS)
         runs = [np.sort(longest_first[run]) for run in cheapest_runs(lengths[longest_first].tolist(), limit, cost)]
     for rows in runs:
         decoding = begun.forked(begun_of_n[rows]) if is_begun else Decoding(base.model)
-        with base.computing_whole(base.row_map(owners[rows]), worker):
-            states.append(decoding.compute(*padded([prompts[row] for row in rows.tolist()], "left", device))[:, -1])
+        with base.computing_whole(base.row_map(owners[rows], worker)):
+            states.append(decoding.read([prompts[row] for row in rows.tolist()])[:, -1])
         parts.append(decoding)
-    places = torch.from_numpy(np.argsort(np.concatenate(runs))).to(device)
+    places = torch.from_numpy(np.argsort(np.concatenate(runs))).to(base.device)
     return Decoding.joined(parts, runs), torch.cat(states)[places]

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,34 +31,22 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows
 
-AdapterT = TypeVar("AdapterT")
-RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)
-RowMapT_contra = TypeVar("RowMapT_contra", bound="RowMap[Any]", contravariant=True)
-
 
 @dataclass(frozen=True)
-class RowSegment(Generic[AdapterT]):
+class RowSegment:
     """Rows start..stop of a pass, side by side.
 
     Args:
         adapter: Whose they are: a slot's index in a pack, stored adapters in a bank.
     """
 
-    adapter: AdapterT
+    adapter: Any
     start: int
     stop: int
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
-
-
-class RowMap(Generic[AdapterT]):
-    """The rows of one pass, segment after segment, without gaps; at least one."""
-
-    def __init__(self, segments: Sequence[RowSegment[AdapterT]]) -> None:
-        self.segments = tuple(segments)
-        self.num_rows = self.segments[-1].stop
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,7 @@ class _RowRun:
     stop: int
     slots: Tensor
     label: int
-    segments: tuple[RowSegment[int], ...]
+    segments: tuple[RowSegment, ...]
 
     @cached_property
     def slot_span(self) -> slice:
@@ -91,23 +79,37 @@ class _RowRun:
         return places
 
 
-class SlotRowMap(RowMap[int]):
-    """The rows of slots that are numbered from 0. For one thread."""
+class RowMap:
+    """The rows of one pass, segment after segment, without gaps; at least one. For one thread.
 
-    def __init__(self, segments: Sequence[RowSegment[int]], device: torch.device) -> None:
-        super().__init__(segments)
-        sizes = [segment.num_rows for segment in self.segments]
-        slots = torch.tensor([segment.adapter for segment in self.segments])
-        self._slots = slots.repeat_interleave(torch.tensor(sizes)).to(device)  # (num_rows,)
+    A layer computes T positions of the first row, T of the next, and so on; T may be less than the row's tokens.
+
+    Args:
+        worker: Which of the threads that compute passes side by side this is, from 0.
+    """
+
+    def __init__(self, segments: Sequence[RowSegment], device: torch.device, worker: int = 0) -> None:
+        self.segments, self.worker = tuple(segments), worker
+        self.num_rows = self.segments[-1].stop
+        self._device = device
         self._runs: dict[Hashable, tuple[_RowRun, ...]] = {}
 
-    def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[_RowRun, ...]:
-        """Return the longest runs of rows with one label, given each slot's; None if a layer adds nothing.
+    def num_positions(self, x: Tensor) -> int:
+        """Return T, given what enters or leaves a layer, (n T, ...)."""
+        return len(x) // self.num_rows
 
-        Rows of such slots are in no run, so they cost nothing. Cached, since many layers are alike.
+    def positions(self, x: Tensor, start: int, stop: int) -> slice:
+        """Return where the positions of rows start..stop are in x, (n T, ...)."""
+        return slice(start * self.num_positions(x), stop * self.num_positions(x))
+
+    def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[_RowRun, ...]:
+        """Return the longest runs of rows with one label, given that of each slot: segments name slots, from 0.
+
+        Rows of slots labelled None, to which a layer adds nothing, are in no run, so they cost nothing. Cached, since
+        many layers are alike.
         """
         if label_of_slot not in self._runs:
-            spans: list[tuple[int, list[RowSegment[int]]]] = []
+            spans: list[tuple[int, list[RowSegment]]] = []
             for segment in self.segments:
                 label = label_of_slot[segment.adapter]
                 if label is None:
@@ -122,48 +124,29 @@ class SlotRowMap(RowMap[int]):
             )
         return self._runs[label_of_slot]
 
+    @cached_property
+    def _slots(self) -> Tensor:
+        """The slot of each row, (num_rows,)."""
+        slots = np.repeat([own.adapter for own in self.segments], [own.num_rows for own in self.segments])
+        return torch.from_numpy(slots).to(self._device)
+
 
 class PassContext(threading.local):
-    """Where layers find the rows of the pass that their thread computes; each thread has its own.
+    """Where layers find the rows of the pass that their thread computes; each thread has its own."""
 
-    Args:
-        row_map: A `RowMap`, None outside a pass. Where what follows has other rows, it is replaced within one.
-        worker: Which worker computes the pass; gradients of different workers are kept apart.
-    """
-
-    row_map: Any = None
-    worker = 0
+    row_map: Any = None  # a `RowMap`, None outside a pass; where what follows has other rows, it is replaced within one
 
     @contextmanager
-    def computing(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
+    def computing(self, row_map: RowMap | None) -> Iterator[None]:
         """Set the rows of the pass that this thread computes; inside another pass, that one continues afterwards."""
-        before = self.row_map, self.worker
-        self.row_map, self.worker = row_map, worker
+        before, self.row_map = self.row_map, row_map
         try:
             yield
         finally:
-            self.row_map, self.worker = before
+            self.row_map = before
 
 
-@dataclass(frozen=True)
-class LayerRows(Generic[RowMapT_co]):
-    """The rows of a pass as one layer computes them: T positions of the first row, T of the next, and so on.
-
-    Args:
-        num_positions: T. A layer may have fewer than the row has tokens; all rows have as many.
-        worker: Which of the threads that compute passes side by side this is, from 0.
-    """
-
-    row_map: RowMapT_co
-    num_positions: int
-    worker: int = 0
-
-    def positions(self, start: int, stop: int) -> slice:
-        """Return the slice of the positions of rows start..stop."""
-        return slice(start * self.num_positions, stop * self.num_positions)
-
-
-class LayerUpdate(Protocol[RowMapT_contra]):
+class LayerUpdate(Protocol):
     """What adapters of one method add to the output of one linear layer, row by row.
 
     Letters: n rows of T positions each. A row's update depends only on that row and its adapter. Several threads call
@@ -174,11 +157,11 @@ class LayerUpdate(Protocol[RowMapT_contra]):
     at the same time.
     """
 
-    def adapts(self, row_map: RowMapT_contra) -> bool:
+    def adapts(self, rows: RowMap) -> bool:
         """Whether any of these rows is adapted on this layer; where none is, `add_` is not called."""
         ...
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMapT_contra]) -> Sequence[Tensor]:
+    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> Sequence[Tensor]:
         """Add to y, in place, and return the tensors that `backward_` will need: they are held until then.
 
         Called with gradients off, in the order in which the layer's updates stand.
@@ -189,9 +172,7 @@ class LayerUpdate(Protocol[RowMapT_contra]):
         """
         ...
 
-    def backward_(
-        self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[RowMapT_contra]
-    ) -> None:
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         """Add this update's part to dx, in place, and its parameters' gradients to what the worker has gathered.
 
         Args:
@@ -219,7 +200,7 @@ class SlotUpdates(Protocol):
         """Memory that one slot takes here, in addition to its own."""
         ...
 
-    def update(self, module: str) -> LayerUpdate[SlotRowMap]:
+    def update(self, module: str) -> LayerUpdate:
         """Return what is added to the output of one of `modules`; slots are numbered as they were given."""
         ...
 
@@ -255,7 +236,7 @@ class AdaptedHead(nn.Module):
     """
 
     def __init__(
-        self, base_layer: nn.Module, context: PassContext, state: Callable[[RowSegment[Any], int], HeadState]
+        self, base_layer: nn.Module, context: PassContext, state: Callable[[RowSegment, int], HeadState]
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -264,9 +245,10 @@ class AdaptedHead(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return each row's output, float32; outputs narrower than the widest are padded with zeros."""
-        segments, outputs = self._context.row_map.segments, list[Tensor]()
-        for segment, rows in zip(segments, torch.split(x.float(), [own.num_rows for own in segments]), strict=True):
-            state = self._state(segment, self._context.worker)
+        row_map, outputs = self._context.row_map, list[Tensor]()
+        sizes = [segment.num_rows for segment in row_map.segments]
+        for segment, rows in zip(row_map.segments, torch.split(x.float(), sizes), strict=True):
+            state = self._state(segment, row_map.worker)
             module, parameters = state.module, dict(state.parameters)
             if not parameters:
                 outputs.append(module(rows, *args, **kwargs))
@@ -302,7 +284,7 @@ class AdaptedLinear(nn.Module):
         updates: Added in this order.
     """
 
-    def __init__(self, base_layer: nn.Module, context: PassContext, updates: Sequence[LayerUpdate[Any]]) -> None:
+    def __init__(self, base_layer: nn.Module, context: PassContext, updates: Sequence[LayerUpdate]) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.updates = tuple(updates)
@@ -316,15 +298,13 @@ class AdaptedLinear(nn.Module):
         return self.base_layer.get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
-        row_map = self._context.row_map
-        updates = [update for update in self.updates if update.adapts(row_map)]
+        rows = self._context.row_map
+        updates = [update for update in self.updates if update.adapts(rows)]
         if not updates:
             out: Tensor = self.base_layer(x)  # (n, ..., out)
             return out
         # A layer may have fewer positions than the row has tokens; `probe_sharing` saw that all rows have as many.
-        num_positions, rest = divmod(x.numel() // x.shape[-1], row_map.num_rows)
-        assert rest == 0
-        rows = LayerRows(row_map, num_positions, self._context.worker)
+        assert x.numel() // x.shape[-1] % rows.num_rows == 0
         if torch.is_grad_enabled():
             return _sum(x, self._anchor, self.base_layer, updates, rows)
         y, _ = _added(x, self.base_layer, updates, rows)
@@ -332,7 +312,7 @@ class AdaptedLinear(nn.Module):
 
 
 def _added(
-    x: Tensor, base_layer: nn.Module, updates: Sequence[LayerUpdate[Any]], rows: LayerRows[Any]
+    x: Tensor, base_layer: nn.Module, updates: Sequence[LayerUpdate], rows: RowMap
 ) -> tuple[Tensor, list[Sequence[Tensor]]]:
     """Return what leaves a layer, and what each update needs for backward."""
     y: Tensor = base_layer(x)
@@ -349,8 +329,8 @@ class _Sum(torch.autograd.Function):
         x: Tensor,
         _: Tensor,
         base_layer: nn.Module,
-        updates: Sequence[LayerUpdate[Any]],
-        rows: LayerRows[Any],
+        updates: Sequence[LayerUpdate],
+        rows: RowMap,
     ) -> Tensor:
         y, saved = _added(x, base_layer, updates, rows)
         ctx.save_for_backward(*chain.from_iterable(saved))
@@ -422,11 +402,11 @@ class _CheckpointedLayer(WrappedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.layer(*args, **kwargs)
-        row_map, worker = self._context.row_map, self._context.worker
+        row_map = self._context.row_map
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             # The second time backward calls this, after the pass, and on an accelerator in another thread.
-            with self._context.computing(row_map, worker):
+            with self._context.computing(row_map):
                 return self.layer(*args, **kwargs)
 
         # Nothing is drawn at random: dropout is off.
@@ -462,14 +442,14 @@ class AdaptedBase:
     def begin(self) -> None:
         """Read the adapters' current numbers, and set gradients to zero."""
 
-    def row_map(self, owners: Owners) -> RowMap[Any] | None:
-        """Return the rows of a pass; those of one owner stand side by side."""
+    def row_map(self, owners: Owners, worker: int = 0) -> RowMap | None:
+        """Return the rows of a pass that a worker computes; those of one owner stand side by side."""
         return None
 
     @contextmanager
-    def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
+    def computing_whole(self, row_map: RowMap | None) -> Iterator[None]:
         """Set the rows of a pass that skips no layer, since a cache needs the keys and values of all."""
-        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map, worker):
+        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map):
             yield
 
     @contextmanager

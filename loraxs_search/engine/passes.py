@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,15 +28,7 @@ from torch import Tensor
 from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.reading import Projection, joined, last_states
 from loraxs_search.base_model.tokenizer import max_positions, padding_side
-from loraxs_search.engine.generation import (
-    WORTH,
-    Decoding,
-    Generation,
-    common_beginning,
-    generated,
-    open_sequences,
-    padded,
-)
+from loraxs_search.engine.generation import WORTH, Decoding, Generation, OpenSequence, common_beginning
 from loraxs_search.engine.layers import AdaptedBase, Indices, base_of
 from loraxs_search.errors import TrialDivergedError, UsageError
 from loraxs_search.records.literals import Split
@@ -60,7 +52,7 @@ Lengths = npt.NDArray[np.integer]  # tokens of each row, (n,)
 
 
 @dataclass(frozen=True)
-class Share:
+class _Share:
     """What a pass computes for one requester: `positions` into the rows that it asks for, ascending, at least one."""
 
     name: str
@@ -68,11 +60,11 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Pass:
+class _Pass:
     """Rows that go through the base together, padded to `width` tokens; each requester's rows are one block of it."""
 
     width: int
-    shares: tuple[Share, ...]
+    shares: tuple[_Share, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +72,7 @@ class Pass:
         return self.width * sum(len(share.positions) for share in self.shares)
 
 
-def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None = None) -> list[Pass]:
+def _plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None) -> list[_Pass]:
     """Plan passes that compute every row exactly once, the longest rows first.
 
     The plan minimises padded tokens plus `RUN_TOKENS` for each pass, and depends only on the arguments. Within a
@@ -88,18 +80,9 @@ def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int 
 
     Args:
         lengths: Of the rows that each requester wants computed, by its name.
-        max_tokens: No pass has more padded tokens than this.
+        max_tokens: No pass has more padded tokens than this, which holds the longest row.
         max_width: No row is padded to more tokens than this; None for no limit.
-    Raises:
-        UsageError: a row is longer than `max_tokens`.
     """
-    for name, own in lengths.items():
-        if len(own) and (longest := int(own.max())) > max_tokens:
-            raise UsageError(
-                f"`max_tokens` must hold the longest row, but got max_tokens={max_tokens} for a row of {longest} tokens"
-                f", asked by {name}.",
-                hint=f"lower the task's `max_length` to {max_tokens}, or give the host a budget of {longest} or more",
-            )
     names, sizes = list(lengths), [len(own) for own in lengths.values()]
     if not any(sizes):
         return []
@@ -113,10 +96,10 @@ def plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int 
     for rows in cheapest_runs([widths[length] for length in every[order].tolist()], max_tokens, few_sizes=True):
         chosen = np.sort(order[rows])  # back to the requesters' order, so that each one's rows are one block
         shares = tuple(
-            Share(names[owner], positions[chosen[owners[chosen] == owner]])
+            _Share(names[owner], positions[chosen[owners[chosen] == owner]])
             for owner in dict.fromkeys(owners[chosen].tolist())
         )
-        passes.append(Pass(widths[int(every[chosen].max())], shares))
+        passes.append(_Pass(widths[int(every[chosen].max())], shares))
     return passes
 
 
@@ -133,7 +116,7 @@ def _round_up(width: int, most: int) -> int:
 WRITING_TOKENS = 32768  # of a batch that is written: prompts and what may be written
 
 
-def plan_writing(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:
+def _plan_writing(lengths: Indices, max_rows: int, num_workers: int) -> list[Indices]:
     """Plan batches that are written: every row exactly once, longest first, as few as may be, and as even as may be.
 
     Args:
@@ -179,10 +162,15 @@ class PassExecutor:
                 num_workers, "pass-worker", initializer=torch.set_num_threads, initargs=(threads,)
             )
 
-    def plan(self, lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None = None) -> list[Pass]:
-        """Return the plan of passes that ends first; see `plan_passes`. A row beyond `max_tokens` is by itself.
+    def plan(self, lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None = None) -> list[_Pass]:
+        """Plan passes that compute every row exactly once, as it ends first; depends only on the arguments.
 
         Large passes need fewer calls, small ones keep every worker busy to the end. A single one is always busy.
+
+        Args:
+            lengths: Of the rows that each requester wants computed, by its name.
+            max_tokens: No pass has more padded tokens than this, unless it is one row.
+            max_width: No row is padded to more tokens than this; None for no limit.
         """
         longest = max(int(own.max()) for own in lengths.values())
         total = sum(int(own.sum()) for own in lengths.values())
@@ -191,15 +179,15 @@ class PassExecutor:
             for parts in (_PASSES_PER_WORKER if self.num_workers > 1 else (1,))
         ]
         budgets = dict.fromkeys(max(longest, min(max_tokens, share)) for share in shares)
-        plans = (plan_passes(lengths, budget, max_width) for budget in budgets)
+        plans = (_plan_passes(lengths, budget, max_width) for budget in budgets)
 
-        def ends(passes: list[Pass]) -> int:  # what the worker with most to do computes, in tokens
+        def ends(passes: list[_Pass]) -> int:  # what the worker with most to do computes, in tokens
             shares = self._assign(passes)
             return max(sum(passes[i].num_tokens + RUN_TOKENS for i in share) for share in shares)
 
         return min(plans, key=ends)
 
-    def run(self, passes: Sequence[Pass], compute: Callable[[int, Pass], ResultT]) -> list[ResultT]:
+    def run(self, passes: Sequence[_Pass], compute: Callable[[int, _Pass], ResultT]) -> list[ResultT]:
         """Call `compute(worker, pass)` for every pass and return the results in the order of `passes`.
 
         An exception of any worker is raised once all workers are done.
@@ -218,7 +206,7 @@ class PassExecutor:
         results = dict(item for future in futures for item in future.result())
         return [results[index] for index in range(len(passes))]
 
-    def _assign(self, passes: Sequence[Pass]) -> list[list[int]]:
+    def _assign(self, passes: Sequence[_Pass]) -> list[list[int]]:
         """Give each pass, largest first, to the worker with least to do; each keeps the order of `passes`."""
         shares: list[list[int]] = [[] for _ in range(self.num_workers)]
         loads = [0] * self.num_workers
@@ -257,24 +245,6 @@ ForwardRequests = Mapping[str, ForwardRequest]  # by the requester's name
 Requesters = Mapping[str, Requester]
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """Results of neighbouring rows of a pass that are reduced together: those of one task with one purpose.
-
-    Args:
-        parts: Results of `ForwardRequest.reduce`, each with the rows of all shares first.
-    """
-
-    shares: tuple[Share, ...]
-    parts: tuple[Tensor, ...]
-
-    def each(self) -> Iterator[tuple[Share, tuple[Tensor, ...]]]:
-        """Yield each share with the results of its rows."""
-        sizes = [len(share.positions) for share in self.shares]
-        columns: list[tuple[Tensor, ...]] = [torch.split(part, sizes) for part in self.parts]
-        yield from zip(self.shares, zip(*columns, strict=True), strict=True)
-
-
 def forward(
     model: torch.nn.Module, inputs: dict[str, Tensor], reads: Tensor | None, *, is_cut: bool = False
 ) -> PassOutputs:
@@ -295,7 +265,7 @@ def forward(
 
 
 # ---- what rows begin with alike --------------------------------------------------------------------------------------
-def is_worth_sharing(source: EncodedRows, rows: Indices) -> bool:
+def _is_worth_sharing(source: EncodedRows, rows: Indices) -> bool:
     """Return whether these rows are computed faster with shared prompts than whole; False where they share none."""
     if source.prompts is None or source.prompt_of is None:
         return False
@@ -318,7 +288,7 @@ def _prompt_groups(source: EncodedRows, rows: Indices) -> list[tuple[int, Indice
     return [(int(before[prompt_of_n[own[0]]] + lengths[own].sum()), own) for own in groups]
 
 
-def beginning_of(rows: EncodedRows) -> int:
+def _beginning_of(rows: EncodedRows) -> int:
     """Return with how many equal tokens all rows begin, if it is worth computing them apart; else 0.
 
     Nothing is read of them: at least the first token that is read follows in each row, or a prompt's rows.
@@ -336,57 +306,10 @@ def beginning_of(rows: EncodedRows) -> int:
     return size if whole > WORTH * (whole - size * (count - 1)) else 0
 
 
-@torch.inference_mode()
-def read_shared(
-    base: AdaptedBase,
-    parts: Sequence[EncodedRows],
-    owners: Sequence[int],
-    worker: int = 0,
-    begun: Decoding | None = None,
-) -> list[PassOutputs]:
-    """Compute rows behind their prompts; return what is read of the rows of each part.
-
-    Args:
-        base: A base without a head.
-        parts: Rows with positions, those of one prompt side by side; prompts are shared within a part.
-        owners: Whose adapter the rows of each part have.
-        begun: One row that all prompts continue from, or all rows if there is none; it is not changed. Prompts
-            continue only from one that allows gaps.
-    """
-    device, owner_of_part = base.device, np.array(owners)
-    part_of_n = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    # The prompts of all parts, of which part each is, and which of them each row continues; rows without prompts
-    # continue one without tokens.
-    ids, part_of_G, prompt_of_n = list[npt.NDArray[np.int32]](), list[int](), list[Indices]()
-    for number, part in enumerate(parts):
-        used, own = np.unique(np.zeros(len(part)) if part.prompt_of is None else part.prompt_of, return_inverse=True)
-        prompt_of_n.append(own + len(ids))
-        ids += [np.empty(0, np.int32) if part.prompts is None else part.prompts.row(int(i)) for i in used]
-        part_of_G += [number] * len(used)
-    has_prompts = any(len(prompt) for prompt in ids)
-    first = np.array(part_of_G) if has_prompts else part_of_n
-    decoding = Decoding(base.model) if begun is None else begun.forked(np.zeros(len(first), np.int64))
-    if has_prompts:
-        with base.computing_whole(base.row_map(owner_of_part[first]), worker):
-            decoding.compute(*padded(ids, "left", device))
-        decoding.select(np.concatenate(prompt_of_n))
-    tails = [part.ids.row(i) for part in parts for i in range(len(part))]
-    with base.computing_whole(base.row_map(owner_of_part[part_of_n]), worker):
-        states_nTD = decoding.compute(*padded(tails, "right", device))
-    outputs, start = [], 0
-    for part in parts:
-        reads = part.reads(np.arange(len(part)))
-        assert reads is not None  # a head reads whole rows
-        at = torch.from_numpy(reads).to(device)
-        outputs.append(PassOutputs(states_nTD[start + at[:, 0], at[:, 1]], decoding.project))
-        start += len(part)
-    return outputs
-
-
 # ---- the engine ------------------------------------------------------------------------------------------------------
 OnText = Callable[[str, int, str], None]
 _Results = dict[str, tuple[Tensor, ...]]
-_Computed = tuple[Share, tuple[Tensor, ...]]  # results of some rows of a request
+_Computed = tuple[_Share, tuple[Tensor, ...]]  # results of some rows of a request
 
 
 class RowTooLongError(UsageError):
@@ -447,30 +370,38 @@ class Engine:
         return results
 
     def run_passes(
-        self, requesters: Requesters, reads: ForwardRequests, backward: Callable[[list[Reduced]], None] | None = None
-    ) -> list[Reduced]:
-        """Compute requests; return what the passes gave, in their order.
+        self, requesters: Requesters, reads: ForwardRequests, weights: Mapping[str, float] | None = None
+    ) -> list[_Computed]:
+        """Compute requests; return what the passes gave, in their order, and on the CPU where nothing is learnt.
 
         Args:
-            backward: Called in the worker's thread with what its pass gave, attached to the graph; there is no graph
-                without.
+            weights: Of each row's first result, by the requester's name: the gradients of their weighted sum are
+                computed. None computes no gradients.
         """
 
-        def compute(worker: int, shared: Pass) -> list[Reduced]:
-            with nullcontext() if backward else torch.inference_mode():
-                reduced = self._compute_pass(requesters, reads, shared, worker)
-            if backward is None:
-                return reduced
-            backward(reduced)
-            return [replace(own, parts=tuple(part.detach() for part in own.parts)) for own in reduced]
+        def compute(worker: int, shared: _Pass) -> list[tuple[tuple[_Share, ...], tuple[Tensor, ...]]]:
+            if weights is None:
+                with torch.inference_mode():
+                    return self._compute_pass(requesters, reads, shared, worker)
+            reduced, grads = self._compute_pass(requesters, reads, shared, worker), list[Tensor]()
+            for shares, (values, *_) in reduced:
+                own = np.array([weights[share.name] for share in shares], np.float32)
+                grads.append(torch.from_numpy(np.repeat(own, [len(it.positions) for it in shares])).to(values.device))
+            torch.autograd.backward([parts[0] for _, parts in reduced], grads)
+            return [(shares, tuple(part.detach() for part in parts)) for shares, parts in reduced]
 
         self._base.begin()
         self._look_ahead(requesters, reads)
         asking = {name: own.data for name, own in requesters.items() if name in reads}  # in the order of the requesters
         passes = self.plan({name: data.lengths(reads[name].source)[reads[name].rows] for name, data in asking.items()})
-        return [*chain.from_iterable(self._executor.run(passes, compute))]
+        computed = list[_Computed]()
+        for shares, parts in chain.from_iterable(self._executor.run(passes, compute)):
+            sizes = [len(share.positions) for share in shares]
+            columns = [torch.split(part if weights else part.cpu(), sizes) for part in parts]
+            computed += zip(shares, zip(*columns, strict=True), strict=True)
+        return computed
 
-    def plan(self, lengths: Mapping[str, Lengths]) -> list[Pass]:
+    def plan(self, lengths: Mapping[str, Lengths]) -> list[_Pass]:
         """Spread rows of these lengths, by the requester's name, over passes."""
         passes = self._executor.plan(lengths, self.max_tokens, max_positions(base_of(self._base.model).config))
         self._largest = max((shared.num_tokens for shared in passes), default=0)
@@ -507,18 +438,22 @@ class Engine:
             torch.cuda.empty_cache()
 
     # ---- reading -----------------------------------------------------------------------------------------------------
-    def _compute_pass(self, requesters: Requesters, reads: ForwardRequests, shared: Pass, worker: int) -> list[Reduced]:
-        """Compute a planned pass in a worker's thread."""
+    def _compute_pass(
+        self, requesters: Requesters, reads: ForwardRequests, shared: _Pass, worker: int
+    ) -> list[tuple[tuple[_Share, ...], tuple[Tensor, ...]]]:
+        """Compute a planned pass in a worker's thread.
+
+        Returns:
+            What `ForwardRequest.reduce` gives for neighbouring rows of one task with one purpose, with the rows of all
+            their shares first.
+        """
         base, device, config = self._base, self._base.device, base_of(self._base.model).config
         side = padding_side(config)
 
-        def purpose(share: Share) -> tuple[object, ...]:  # rows of equal purpose are collated and reduced together
-            source = reads[share.name].source
-            return (
-                requesters[share.name].data,
-                reads[share.name].reduce,
-                source if isinstance(source, str) else id(source),
-            )
+        def purpose(share: _Share) -> tuple[object, ...]:  # rows of equal purpose are collated and reduced together
+            read = reads[share.name]
+            source = read.source if isinstance(read.source, str) else id(read.source)
+            return requesters[share.name].data, read.reduce, source
 
         groups = [list(group) for _, group in groupby(shared.shares, key=purpose)]
         known = [
@@ -551,18 +486,17 @@ class Engine:
             positions = torch.cat([positions, positions[-1:].expand(more, 2)])
             num_reads[-1] += more
         with (
-            base.context.computing(base.row_map(np.repeat(owners, sizes)), worker),
+            base.context.computing(base.row_map(np.repeat(owners, sizes), worker)),
             base.prefix.skipped(known, inputs) if base.prefix else nullcontext(),
             base.reading(positions, shared.width, np.repeat(owners, num_reads)) as is_cut,
         ):
             outputs = forward(base.model, inputs, positions, is_cut=is_cut)
-        reduced, start = [], 0
+        reduced, start = list[tuple[tuple[_Share, ...], tuple[Tensor, ...]]](), 0
         for group, batch in zip(groups, batches, strict=True):
             stop = start + (len(batch.counts) if batch.reads is None else len(batch.reads))
             first = group[0].name
             read = outputs.read[start:stop, : requesters[first].num_outputs]
-            parts = reads[first].reduce(PassOutputs(read, outputs.project), batch)
-            reduced.append(Reduced(tuple(group), parts))
+            reduced.append((tuple(group), reads[first].reduce(PassOutputs(read, outputs.project), batch)))
             start = stop
         return reduced
 
@@ -582,7 +516,7 @@ class Engine:
             new = prefix.missing(data, split, np.concatenate(rows))
 
             def compute(
-                _: int, shared: Pass, data: RowSource = data, split: Split = split, new: Indices = new
+                _: int, shared: _Pass, data: RowSource = data, split: Split = split, new: Indices = new
             ) -> tuple[Indices, tuple[Tensor, ...]]:
                 chosen = new[shared.shares[0].positions]
                 batch = data.collate(split, chosen).to(self._base.device)
@@ -601,66 +535,84 @@ class Engine:
         if len(reads) == 1 and base.prefix is None and not head_names(base_of(base.model)):
             ((name, read),) = reads.items()
             rest = sources[name].take(read.rows)
-            size, prompts = beginning_of(rest), rest.prompts
+            size, prompts = _beginning_of(rest), rest.prompts
             begun = Decoding(base.model) if size else None
             if begun is not None and (prompts is None or begun.allows_gaps):
                 first = rest.ids.row(0)
                 if prompts is not None and rest.prompt_of is not None:
                     first = prompts.row(int(rest.prompt_of[0]))
                 with base.computing_whole(base.row_map(np.array([requesters[name].owner]))):
-                    begun.compute(*padded([first[:size]], "left", base.device))
+                    begun.read([first[:size]])
                 rest = rest.behind(size)
-                rest = rest if is_worth_sharing(rest, np.arange(len(rest))) else rest.with_prompts()
+                rest = rest if _is_worth_sharing(rest, np.arange(len(rest))) else rest.with_prompts()
                 alike = {name: replace(read, source=rest, rows=np.arange(len(rest)))}
                 return self._read_behind(requesters, alike, {name: rest}, begun)
-        shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
+        shared = {name: read for name, read in reads.items() if _is_worth_sharing(sources[name], read.rows)}
         whole = {
             name: read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
             for name, read in reads.items()
             if name not in shared
         }
-
-        def compute() -> list[_Computed]:
-            outputs = self.run_passes(requesters, whole)
-            return [it for own in outputs for it in replace(own, parts=tuple(p.cpu() for p in own.parts)).each()]
-
-        results: _Results = {}
+        results = self._read_behind(requesters, shared, sources, None) if shared else {}
         if whole:
             longest = max(int(requesters[name].data.lengths(r.source)[r.rows].max()) for name, r in whole.items())
-            results |= _in_order(self.within_memory(longest, compute))
-        return results | (self._read_behind(requesters, shared, sources) if shared else {})
+            results |= _in_order(self.within_memory(longest, lambda: self.run_passes(requesters, whole)))
+        return results
 
     def _read_behind(
         self,
         requesters: Requesters,
         reads: ForwardRequests,
         sources: Mapping[str, EncodedRows],
-        begun: Decoding | None = None,
+        begun: Decoding | None,
     ) -> _Results:
         """Compute rows behind the prompts that they share, prompt by prompt, each with all rows that continue it.
 
         Args:
-            begun: What all rows of the one request begin with, which its source lacks.
+            begun: What all rows of the one request begin with, which its source lacks; it is not changed. Prompts
+                continue only from one that allows gaps.
         """
+        base = self._base
         groups = {name: _prompt_groups(sources[name], reads[name].rows) for name in requesters if name in reads}
         lengths = {name: np.array([tokens for tokens, _ in own]) for name, own in groups.items()}
 
-        def compute(worker: int, shared: Pass) -> list[_Computed]:
-            names = [share.name for share in shared.shares]
+        @torch.inference_mode()
+        def compute(worker: int, shared: _Pass) -> list[_Computed]:
             chosen = [np.concatenate([groups[own.name][i][1] for i in own.positions.tolist()]) for own in shared.shares]
-            rows = [reads[name].rows[own] for name, own in zip(names, chosen, strict=True)]
-            parts = [sources[name].take(own) for name, own in zip(names, rows, strict=True)]
-            outputs = read_shared(self._base, parts, [requesters[name].owner for name in names], worker, begun)
-            results = list[_Computed]()
-            for name, own, numbers, output in zip(names, chosen, rows, outputs, strict=True):
-                batch = requesters[name].data.collate(sources[name], numbers).to(self._base.device)
-                with torch.inference_mode():
-                    found = tuple(value.cpu() for value in reads[name].reduce(output, batch))
-                results.append((Share(name, own), found))
+            shares = [_Share(own.name, places) for own, places in zip(shared.shares, chosen, strict=True)]
+            parts = [sources[own.name].take(reads[own.name].rows[own.positions]) for own in shares]
+            owner_of_part = np.array([requesters[own.name].owner for own in shares])
+            part_of_n = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            # The prompts of all parts, which a part does not share with others; of which part each is; which of them
+            # each row continues. Rows without prompts continue one without tokens.
+            ids, part_of_G, prompt_of_n = list[npt.NDArray[np.int32]](), list[int](), list[Indices]()
+            for number, part in enumerate(parts):
+                prompt_of = np.zeros(len(part)) if part.prompt_of is None else part.prompt_of
+                used, own_prompt = np.unique(prompt_of, return_inverse=True)
+                prompt_of_n.append(own_prompt + len(ids))
+                ids += [np.empty(0, np.int32) if part.prompts is None else part.prompts.row(int(i)) for i in used]
+                part_of_G += [number] * len(used)
+            has_prompts = any(len(prompt) for prompt in ids)
+            first = np.array(part_of_G) if has_prompts else part_of_n
+            decoding = Decoding(base.model) if begun is None else begun.forked(np.zeros(len(first), np.int64))
+            if has_prompts:
+                with base.computing_whole(base.row_map(owner_of_part[first], worker)):
+                    decoding.read(ids)
+                decoding.select(np.concatenate(prompt_of_n))
+            with base.computing_whole(base.row_map(owner_of_part[part_of_n], worker)):
+                states_nTD = decoding.read([part.ids.row(i) for part in parts for i in range(len(part))], "right")
+            results, start = list[_Computed](), 0
+            for share, part in zip(shares, parts, strict=True):
+                batch = requesters[share.name].data.collate(part, np.arange(len(part))).to(base.device)
+                at = part.reads(np.arange(len(part)))
+                assert at is not None  # a head reads whole rows
+                read = PassOutputs(states_nTD[start + at[:, 0], at[:, 1]], decoding.project)
+                results.append((share, tuple(value.cpu() for value in reads[share.name].reduce(read, batch))))
+                start += len(part)
             return results
 
         def run() -> list[_Computed]:
-            self._base.begin()
+            base.begin()
             return [*chain.from_iterable(self._executor.run(self.plan(lengths), compute))]
 
         return _in_order(self.within_memory(max(int(own.max()) for own in lengths.values()), run))
@@ -676,7 +628,7 @@ class Engine:
         """
         asked = {name: own for name, own in requesters.items() if name in writes}
         rows = {
-            name: open_sequences(
+            name: OpenSequence.of(
                 writes[name],
                 own.data.tokenizer,
                 self._base.model,
@@ -688,7 +640,7 @@ class Engine:
         owners = np.repeat([own.owner for own in asked.values()], [len(own) for own in rows.values()])
         lengths = np.array([sum(row.span) for row in sequences])  # that each may have in the end
 
-        def compute(worker: int, shared: Pass) -> Indices:
+        def compute(worker: int, shared: _Pass) -> Indices:
             """Write a batch; return its rows if memory ran out."""
             batch = shared.shares[0].positions
             own = [sequences[row] for row in batch.tolist()]
@@ -714,16 +666,16 @@ class Engine:
 
         left = np.arange(len(sequences))
         while len(left):
-            chosen = plan_writing(lengths[left], self.max_rows, self._executor.num_workers)
+            chosen = _plan_writing(lengths[left], self.max_rows, self._executor.num_workers)
             # Each owner's rows side by side.
-            passes = [Pass(int(lengths[left[own]].max()), (Share("", np.sort(left[own])),)) for own in chosen]
+            passes = [_Pass(int(lengths[left[own]].max()), (_Share("", np.sort(left[own])),)) for own in chosen]
             failed = self._executor.run(passes, compute)
             if smaller := [len(batch) // 2 for batch in failed if len(batch)]:
                 self.max_rows = max(1, min(smaller))
                 log.warning("Memory ran out; at most %d rows are written together from now on.", self.max_rows)
                 torch.cuda.empty_cache()
             left = np.sort(np.concatenate(failed))
-        return {name: generated(own) for name, own in rows.items()}
+        return {name: OpenSequence.results(own) for name, own in rows.items()}
 
 
 def _in_order(computed: Sequence[_Computed]) -> _Results:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
+    from loraxs_search.engine.layers import RowMap, RowSegment
     from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._base import Linears, Packing, Pair, PlainLora
 
@@ -239,22 +239,22 @@ class _TrainedPairs:
     def __init__(self, pairs: Mapping[int, _SlotPair]) -> None:
         self._pairs = pairs
 
-    def adapts(self, row_map: SlotRowMap) -> bool:
-        return any(segment.adapter in self._pairs for segment in row_map.segments)
+    def adapts(self, rows: RowMap) -> bool:
+        return any(segment.adapter in self._pairs for segment in rows.segments)
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
+    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> list[Tensor]:
         saved = [x]  # the gradient of A needs it
         for segment, pair in self._own(rows):
-            at = rows.positions(segment.start, segment.stop)
+            at = rows.positions(x, segment.start, segment.stop)
             z = x[at].mm(pair.a.T)  # (n T, r)
             y[at].addmm_(z, pair.b.T, alpha=pair.scaling)
             saved.append(z)
         return saved
 
-    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         x, *products = saved
         for (segment, pair), z in zip(self._own(rows), products, strict=True):
-            at, (grad_a, grad_b) = rows.positions(segment.start, segment.stop), pair.grads[rows.worker]
+            at, (grad_a, grad_b) = rows.positions(x, segment.start, segment.stop), pair.grads[rows.worker]
             g = dy[at].mm(pair.b).mul_(pair.scaling)  # (n T, r)
             for total, left, right in ((grad_b, dy[at].T, z.mul(pair.scaling)), (grad_a, g.T, x[at])):
                 if left.dtype == total.dtype:
@@ -264,8 +264,8 @@ class _TrainedPairs:
             if dx is not None:
                 dx[at].addmm_(g, pair.a)
 
-    def _own(self, rows: LayerRows[SlotRowMap]) -> Iterator[tuple[RowSegment[int], _SlotPair]]:
-        for segment in rows.row_map.segments:
+    def _own(self, rows: RowMap) -> Iterator[tuple[RowSegment, _SlotPair]]:
+        for segment in rows.segments:
             if (pair := self._pairs.get(segment.adapter)) is not None:
                 yield segment, pair
 

@@ -31,8 +31,8 @@ from loraxs_search.engine.layers import (
     HeadState,
     Owners,
     PassContext,
+    RowMap,
     RowSegment,
-    SlotRowMap,
     SlotUpdates,
     base_of,
 )
@@ -390,13 +390,14 @@ class PackedModel(TrainedBase):
             updates.collect()
         self._heads.collect()
 
-    def row_map(self, owners: Owners) -> SlotRowMap:
+    def row_map(self, owners: Owners, worker: int = 0) -> RowMap:
         edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
-        return SlotRowMap([RowSegment(int(owners[a]), a, b) for a, b in itertools.pairwise(edges)], self.device)
+        segments = [RowSegment(int(owners[a]), a, b) for a, b in itertools.pairwise(edges)]
+        return RowMap(segments, self.device, worker)
 
     @contextmanager
     def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
-        read_map = None if reads is None else self.row_map(owners)
+        read_map = None if reads is None else self.row_map(owners, self.context.row_map.worker)
         with self._pruning.reading(reads, width, lambda: setattr(self.context, "row_map", read_map)) as is_cut:
             yield is_cut
 
@@ -411,7 +412,7 @@ class _PackedHeads:
             for _ in range(num_workers)
         ]
 
-    def state(self, name: str, module: nn.Module) -> Callable[[RowSegment[int], int], HeadState]:
+    def state(self, name: str, module: nn.Module) -> Callable[[RowSegment, int], HeadState]:
         """Return the function that gives `AdaptedHead`, in place of a module of this name, the head of some rows."""
 
         prefix = f"{name}."

@@ -18,7 +18,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
-from loraxs_search.engine.generation import check_continuation
+from loraxs_search.engine.generation import Decoding
 from loraxs_search.engine.layers import base_of
 from loraxs_search.engine.passes import PassExecutor, ask, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
@@ -94,7 +94,7 @@ class LoadedBase:
         self.exact, model = self.exact_for(task), self.prepared().kind.model
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(model, self.dtype, self.device)
         if model.num_outputs is None:
-            check_continuation(self.exact)
+            Decoding.check(self.exact)
         self.modules = linear_modules(self.base, model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from loraxs_search.engine.layers import Indices
-from loraxs_search.engine.passes import Engine, PassExecutor, Reduced, Requester, RowTooLongError
+from loraxs_search.engine.passes import Engine, PassExecutor, Requester, RowTooLongError
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.packing.bases import Slot, TrainedBase
 from loraxs_search.records.literals import Split
@@ -135,20 +135,10 @@ class Pack:
         """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
-
-        def backward(reduced: list[Reduced]) -> None:
-            values = [part.parts[0] for part in reduced]
-            weights = [  # one over its trial's count for each row
-                np.concatenate([np.full(len(it.positions), 1 / counts[it.name], np.float32) for it in part.shares])
-                for part in reduced
-            ]
-            grads = [torch.from_numpy(own).to(value.device) for own, value in zip(weights, values, strict=True)]
-            torch.autograd.backward(values, grads)
-
         requests = {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
-        for reduced in self.engine.run_passes(self._placed(slots), requests, backward):
-            for share, (values, *_) in reduced.each():
-                losses[share.name] += values.sum() / counts[share.name]
+        weights = {name: 1 / count for name, count in counts.items()}
+        for share, (values, *_) in self.engine.run_passes(self._placed(slots), requests, weights):
+            losses[share.name] += values.sum() / counts[share.name]
         self.base.collect()
         return losses
 

@@ -17,15 +17,14 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.bank import encoded_prompts, generate_request
-from loraxs_search.errors import TaskDataError, TrialDivergedError, UsageError
+from loraxs_search.errors import TaskDataError, TrialDivergedError, UsageError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter
-from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import RequestGenerator, Sampling, render_chat
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, render_chat, token_ids
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.rows import SourceLocation
+from loraxs_search.tasks.rows import SourceLocation, is_text
 
 Json = dict[str, Any]
 _Row = str | dict[str, Any]
@@ -241,20 +240,33 @@ class _WritingBody(_Body):
 
         def job(prompt: _Prompt, choice: int) -> Job:
             def ask(source: RowSource) -> RequestGenerator[_Written]:
-                tokenizer, limit, drawn = source.tokenizer, max_tokens, sampling
-                encoded = encoded_prompts([prompt if isinstance(prompt, str) else prompt(tokenizer)], tokenizer)
-                if limit is None and not (serving and serving.max_new_tokens):
-                    left = tokenizer.model_max_length - int(encoded.lengths[0])
-                    limit = max(1, left if default is None else default)
+                tokenizer, drawn = source.tokenizer, sampling
+                text = prompt if isinstance(prompt, str) else prompt(tokenizer)
+                if not is_text(text):
+                    raise UsageError(f"A prompt must be text, but one is {shortened(text)}.")
+                begin, (ids,) = begin_ids(tokenizer), token_ids([text], tokenizer)
+                ids = ids if ids[: len(begin)] == begin else begin + ids  # a rendered chat has its beginning
+                if not ids:
+                    raise UsageError("A prompt must have a token, but one has none.")
+                context = tokenizer.model_max_length
+                limit = max_tokens or (serving.max_new_tokens if serving else None)
+                limit = limit or max(1, context - len(ids) if default is None else default)
+                if len(ids) + limit > context:
+                    raise UsageError(
+                        f"A prompt and what may be written after it must be at most {context} tokens with this base,"
+                        f" but a prompt has {len(ids)}, and up to {limit} may follow.",
+                        hint="shorten the prompt, or lower the number of tokens to write",
+                    )
                 if drawn is not None:  # each choice draws by itself
                     drawn = Sampling(drawn.seed + choice, drawn.temperature, drawn.top_p)
-                kind = None if adapter is None else adapter.kind
-                request = generate_request(encoded, [0], kind, tokenizer, limit, stops, drawn)
-                written = yield request
+                ends = () if adapter is None else adapter.kind.end_ids(tokenizer)
+                stop = tuple(stops) if stops is not None else serving.stop if serving else ()
+                encoded = EncodedRows(Ragged.of([ids], np.int32))
+                written = yield GenerateRequest(encoded, np.array([0]), limit, stop, drawn, ends)
                 if not np.isfinite(written.margins).all():
                     raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
                 reason = "stop" if written.ended[0] else "length"
-                return _Written(written.texts[0], int(encoded.lengths[0]), len(written.tokens.row(0)), reason)
+                return _Written(written.texts[0], len(ids), len(written.tokens.row(0)), reason)
 
             return Job(adapter, 1, ask)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from loraxs_search.bank.bank import AdapterBank
 from loraxs_search.bank.bank_model import BankRows
-from loraxs_search.engine.generation import Generation, OpenSequence, generated, open_sequences
+from loraxs_search.engine.generation import Generation, OpenSequence
 from loraxs_search.engine.passes import WRITING_TOKENS, Engine, PassExecutor, workers_for
 from loraxs_search.errors import UsageError
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter
@@ -289,7 +289,7 @@ class ServingEngine:
             assert job._written is not None  # it asked for that
             self._writers.append(job)
             tokenizer, model = self._source.tokenizer, self._base.model
-            job._writing = job._writing or open_sequences(job._written, tokenizer, model, job.on_text)
+            job._writing = job._writing or OpenSequence.of(job._written, tokenizer, model, job.on_text)
             rows = [row for row in job._writing if not row.is_over]
             sequences += rows
             owners += [self._owners[job.digest]] * len(rows)
@@ -341,7 +341,7 @@ class ServingEngine:
         """Give its answer to each job whose last row has ended."""
         ready = [job for job in self._writers if all(row.is_over for row in job._writing)]
         self._writers = [job for job in self._writers if job not in ready]
-        self._advance({job: generated(job._writing) for job in ready})
+        self._advance({job: OpenSequence.results(job._writing) for job in ready})
 
     def _leave(self, job: Job, error: BaseException) -> None:
         self._writers.remove(job)

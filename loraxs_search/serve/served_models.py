@@ -127,7 +127,7 @@ class ServedModels:
         else:
             raise errors[0]
         self.base = first.manifest.base_model  # the first one that is there decides what the base is loaded as
-        self.bank = AdapterBank.for_task(first.manifest.task, self.base, max_bytes=max_bytes, device=device)
+        self.bank = AdapterBank(self.base, max_bytes=max_bytes, device=device, task_model=first.kind.model)
         self._always = frozenset(names)  # followed for as long as they are in the registry
         for name in names:
             try:

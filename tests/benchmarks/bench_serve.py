@@ -78,7 +78,7 @@ class RandomModels(ServedModels):
         base = locate(space.base_model)
         self.tasks, self.uri, self.base = (), "", space.base_model
         self.registry_error, self.num_switches = None, 0
-        self.bank = AdapterBank.for_task(space.task, base)
+        self.bank = AdapterBank(base, task_model=kind_of(space.task).model)
         modules = [module.name for module in linear_modules(base, kind_of(space.task).model)]
         names = [f"adapter-{number}" for number in range(count)]
         config = LoraXSConfig(r=RANK, target_modules=modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,19 @@ import torch
 from support.bases import language_model
 from support.families import families
 from support.toy_language import choosing, save_base, writing
+from support.trials import written_by
 from support.word_pairs import WordPairs
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, SmolLM3Config
 
 import loraxs_search
-from loraxs_search import AdapterBank, Sampling
+from loraxs_search import AdapterBank
 from loraxs_search.bank import bank as bank_module
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine import passes
+from loraxs_search.engine.generation import Decoding
 from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
@@ -30,8 +32,7 @@ from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.task import DataSource, Task, TaskModel
-from loraxs_search.tasks.encoded import EncodedRows
-from loraxs_search.tasks.kinds import KINDS, PassOutputs, Prompt
+from loraxs_search.tasks.kinds import KINDS, Prompt, Sampling
 
 from .conftest import SMALL, WORDS, tokenizer
 
@@ -103,7 +104,7 @@ class Adapters:
         return self._models[name]
 
     def bank(self) -> AdapterBank:
-        bank = AdapterBank(self.base, num_labels=None)
+        bank = AdapterBank(self.base, task_model=LANGUAGE_MODEL)
         for name, folder in self.folders.items():
             bank.load(name, folder)
         return bank
@@ -148,7 +149,7 @@ def test_the_next_tokens_logits_are_those_of_the_adapter_alone(adapters):
 
 def test_each_row_is_written_as_its_adapter_alone_writes_it(adapters):
     names, exempt = mixture(adapters), 0
-    texts = adapters.bank().generate(names, PROMPTS, max_new_tokens=NEW_TOKENS)
+    texts = written_by(adapters.bank(), names, PROMPTS, NEW_TOKENS)
     for name, prompt, text in zip(names, PROMPTS, texts, strict=True):
         tokens, margin = adapters.written_alone(name, prompt)
         exempt += margin < NEAR
@@ -157,21 +158,16 @@ def test_each_row_is_written_as_its_adapter_alone_writes_it(adapters):
     assert len(set(texts)) > len(adapters.folders)  # they do not all write the same
 
 
-def test_drawn_rows_do_not_depend_on_their_company_and_text_streams_row_by_row_and_stops(adapters):
-    bank, sampling, heard = adapters.bank(), Sampling(seed=5, temperature=2.0), dict[int, str]()
-    wishes = {"max_new_tokens": NEW_TOKENS, "sampling": sampling}
+def test_drawn_rows_do_not_depend_on_their_company_and_a_stop_string_ends_one(adapters):
+    bank, sampling = adapters.bank(), Sampling(seed=5, temperature=2.0)
     names, prompts = ["all", "first", "all", "all"], [*PROMPTS[:3], PROMPTS[0]]
-
-    def on_text(row: int, piece: str) -> None:
-        heard[row] = heard.get(row, "") + piece
-
-    together = bank.generate(names, prompts, **wishes)
-    assert together == [bank.generate(*row, **wishes)[0] for row in zip(names, prompts, strict=True)]
-    texts = bank.generate(names, prompts, max_new_tokens=NEW_TOKENS, on_text=on_text)
-    assert together != texts == [heard.get(row, "") for row in range(len(prompts))]
+    together = written_by(bank, names, prompts, NEW_TOKENS, sampling=sampling)
+    for name, prompt, text in zip(names, prompts, together, strict=True):
+        assert written_by(bank, [name], [prompt], NEW_TOKENS, sampling=sampling) == [text]
+    texts = written_by(bank, names, prompts, NEW_TOKENS)
+    assert together != texts
     word = texts[0].split()[1]
-    stopped = bank.generate(names, prompts, max_new_tokens=NEW_TOKENS, stop=[word])
-    assert stopped == [text.split(word)[0] for text in texts]
+    assert written_by(bank, names, prompts, NEW_TOKENS, stop=(word,)) == [text.split(word)[0] for text in texts]
 
 
 def test_questions_are_answered_as_by_each_adapter_alone(adapters):
@@ -184,17 +180,17 @@ def test_questions_are_answered_as_by_each_adapter_alone(adapters):
 
 
 def test_what_the_questions_to_one_adapter_begin_with_is_computed_once(adapters, monkeypatch):
-    bank, begun, read = adapters.bank(), [], passes.read_shared
+    bank, shapes, compute = adapters.bank(), list[torch.Size](), Decoding.compute
     questions = [f"{' '.join(WORDS[:12])} {prompt}" for prompt in PROMPTS]
     alone = [bank.predict("first", question)[0] for question in questions]
 
-    def watched(*given: Any) -> Any:
-        begun.append(given[-1])
-        return read(*given)
+    def watched(self: Decoding, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        shapes.append(ids.shape)
+        return compute(self, ids, mask)
 
-    monkeypatch.setattr(passes, "read_shared", watched)
+    monkeypatch.setattr(Decoding, "compute", watched)
     together = bank.predict("first", questions)
-    assert begun[0] is not None
+    assert shapes[0][0] == 1 and shapes[0][1] >= 12
     assert [answer.label for answer in together] == [answer.label for answer in alone]
     assert len({answer.label for answer in alone}) > 2
 
@@ -208,15 +204,6 @@ def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     assert "headed" not in bank
     with pytest.raises(UsageError, match="all, of kind word-pairs"):
         AdapterBank.of(str(headed), str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="without heads"):
-        AdapterBank.of(str(headed)).generate(str(headed), "w1")
-    made = AdapterBank.of(str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="task all, of kind word-pairs"):
-        made.generate(str(adapters.folders["all"]), "w1 w2")
-    with pytest.raises(UsageError, match="the bare base says nothing"):
-        made.generate([None], ["w1 w2"])
-    with pytest.raises(UsageError, match="got 1 for 2"):
-        made.generate([None], ["w1", "w2"], max_new_tokens=1)
 
 
 def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
@@ -244,7 +231,7 @@ def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
         ("chooses", "w9"),
         ("writes", "w3 w8 w1 w9"),
     ]
-    bank = AdapterBank(base, num_labels=None)
+    bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
     for name, folder in folders.items():
         bank.load(name, folder)
     answers = bank.predict([name for name, _ in rows], [question for _, question in rows])
@@ -252,16 +239,13 @@ def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
         (alone,) = loraxs_search.predict(folders[name], [question] if isinstance(question, str) else list(question))
         assert (answer.text, answer.label) == (alone.text, alone.label)
         assert answer.score == (None if alone.score is None else pytest.approx(alone.score, rel=1e-5))
-    prompts = ["say w1 w2", "w7 say w8 w9", "say w3 w8 w1 w9"]
-    written = bank.generate(["writes", "writes briefly", "writes"], prompts)
-    assert [text.strip() for text in written] == [answers[row].label for row in (0, 2, 6)]
 
 
 def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path, monkeypatch):
     save_base(tmp_path / "base")
     base = locate(BaseModelRef(str(tmp_path / "base")))
     modules = tuple(module.name for module in linear_modules(base, LANGUAGE_MODEL))
-    bank = AdapterBank(base, num_labels=None)
+    bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
     given = {"options": "choices", "prompt": "say {words} say"}
     for seed, (rank, targets) in enumerate([(4, modules), (2, modules[:5]), (4, modules)]):
         folder = tmp_path / str(seed)
@@ -271,19 +255,20 @@ def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path,
     texts = [
         (" ".join(f"w{(number + i) % 20}" for i in range(9)), "w1 | w2 w4 | w8 w9 w3 | w5") for number in range(11)
     ]
-    sizes, read = list[list[int]](), passes.read_shared
+    seen, compute = list[tuple[int, int]](), Decoding.compute
 
-    def counted(bank: Any, parts: Sequence[EncodedRows], *others: Any) -> list[PassOutputs]:
-        sizes.append([len(part) for part in parts])
-        return read(bank, parts, *others)
+    def counted(self: Decoding, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        seen.append((len(ids), len(bank.model.context.row_map.segments)))
+        return compute(self, ids, mask)
 
-    monkeypatch.setattr(passes, "read_shared", counted)
+    monkeypatch.setattr(Decoding, "compute", counted)
     monkeypatch.setattr(bank_module, "Engine", partial(Engine, max_tokens=120))  # several passes
     shared = bank.predict(names, texts)
-    assert sum(map(sum, sizes)) > len(names)  # several rows behind each prompt
-    assert len(sizes) > 1
-    assert max(map(len, sizes)) > 1  # of several adapters
-    monkeypatch.setattr(passes, "is_worth_sharing", lambda source, rows: False)
+    sizes = [num_rows for num_rows, _ in seen]
+    assert sum(sizes[::2]) == len(names) < sum(sizes[1::2])  # several rows behind each prompt
+    assert len(sizes) > 2
+    assert max(num_layouts for _, num_layouts in seen) > 1  # of several adapters
+    monkeypatch.setattr(passes, "_is_worth_sharing", lambda source, rows: False)
     whole = bank.predict(names, texts)
     assert [answer.label for answer in shared] == [answer.label for answer in whole]
     assert [answer.score for answer in shared] == pytest.approx([answer.score for answer in whole], rel=1e-5)

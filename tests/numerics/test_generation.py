@@ -17,7 +17,7 @@ from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.families import families
 from support.trials import write
 
-from loraxs_search.engine.generation import Decoding, Generation, open_sequences
+from loraxs_search.engine.generation import Decoding, Generation, OpenSequence
 from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import ask
 from loraxs_search.errors import UsageError
@@ -214,7 +214,7 @@ def test_sequences_join_and_leave_between_tokens(make_world, family, can_be_join
     with adapted(world) as model:
         expected = write(model, asked, tokenizer())
         monkeypatch.setattr(Decoding, "__init__", started)
-        generation, sequences = Generation(AdaptedBase(model)), open_sequences(asked, tokenizer(), model)
+        generation, sequences = Generation(AdaptedBase(model)), OpenSequence.of(asked, tokenizer(), model)
         left, sizes = [], []
         for chosen in np.split(np.arange(15), [6, 7, 12]):
             owners = np.arange(len(chosen)) % 3  # rows of one owner stand side by side, old ones and new ones
@@ -239,7 +239,7 @@ def test_a_batch_that_is_never_empty_does_not_grow(make_world):
         expected = write(model, asked, tokenizer())
         generation, widths = Generation(AdaptedBase(model)), list[int]()
         for _ in range(12):
-            sequences = open_sequences(asked, tokenizer(), model)
+            sequences = OpenSequence.of(asked, tokenizer(), model)
             for sequence in sequences:
                 generation.join([sequence], np.zeros(1, np.int64))
                 generation.step()

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.families import families
 from support.trials import write
@@ -20,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.engine import generation, passes
-from loraxs_search.engine.generation import common_beginning
-from loraxs_search.engine.passes import PassExecutor, ask, beginning_of, is_worth_sharing, read_shared
+from loraxs_search.engine.generation import Decoding
+from loraxs_search.engine.passes import PassExecutor, ask
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
 
@@ -135,7 +133,6 @@ def test_lone_trials_read_what_whole_rows_give(make_world, family, name):
     world, source = make_world(family), SOURCES[name]
     chosen = np.random.default_rng(3).permutation(len(source))[:-3]
     request = reading(source, chosen if name != "prompts that begin alike" else np.sort(chosen))
-    assert name == "rows" or is_worth_sharing(source, request.rows)
     with world.attached(lively(world)) as model, counted(model) as sizes:
         actual = read(model, request)
         num_tokens = sum(shape.numel() for shape in sizes)
@@ -188,8 +185,7 @@ def test_layers_that_others_skip_are_computed(make_world):
 
 def test_prompts_that_save_little_are_computed_whole(make_world, monkeypatch):
     world, request = make_world("llama"), reading(options(longest=2))
-    monkeypatch.setattr(passes, "read_shared", None)
-    assert not is_worth_sharing(request.source, request.rows)
+    monkeypatch.setattr(passes, "Decoding", None)
     pack = world.pack()
     packed = pack.answer([pack.join(lively(world), world.tasks[0])], {"1": request})["1"]
     pack.base.clear()
@@ -202,13 +198,15 @@ def test_prompts_that_save_little_are_computed_whole(make_world, monkeypatch):
 def test_passes_that_memory_cannot_hold_are_made_smaller(make_world, num_workers, monkeypatch):
     world, request, sizes = make_world("llama"), reading(options(4)), list[int]()
 
-    def within_memory(base: Any, parts: Any, *others: Any) -> Any:
-        sizes.append(sum(len(part) for part in parts))
+    compute = Decoding.compute
+
+    def within_memory(self: Decoding, ids: Tensor, mask: Tensor) -> Tensor:
+        sizes.append(len(ids))
         if sizes[-1] > 12:
             raise MemoryError
-        return read_shared(base, parts, *others)
+        return compute(self, ids, mask)
 
-    monkeypatch.setattr(passes, "read_shared", within_memory)
+    monkeypatch.setattr(Decoding, "compute", within_memory)
     trials, pack = world.mixed_trials(init_std=0.2)[:2], world.pack(max_tokens=2000, num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     actual = pack.answer(slots, {spec.name: request for spec, _ in trials})
@@ -274,25 +272,20 @@ def test_packs_write_behind_what_each_trials_prompts_begin_with(make_world):
 
 
 # ---- how far rows begin alike ----------------------------------------------------------------------------------------
-def test_a_beginning_that_saves_little_is_computed_with_each_row():
-    assert beginning_of(rows(9)) == beginning_of(options(alike=SIZE)) == SIZE
-    assert beginning_of(rows(9, alike=1)) == beginning_of(rows(1)) == 0
-    assert beginning_of(replace(rows(9), positions=None, targets=None)) == 0, "a head reads where it likes"
+@pytest.mark.parametrize("alike", [1, SIZE])
+def test_a_beginning_that_saves_little_is_computed_with_each_row(make_world, alike):
+    world, source = make_world("llama"), rows(9, alike=alike)
+    with world.attached(lively(world)) as model, counted(model) as sizes:
+        check(read(model, reading(source)), model, reading(source))
+    assert (sizes[0] == (1, SIZE)) == (alike == SIZE)
 
 
-def test_nothing_that_is_read_is_left_out():
-    source = rows(9)
-    assert source.positions is not None
-    early = replace(source, positions=Ragged.of([[10, *source.positions.row(i)] for i in range(9)], np.int32))
-    assert beginning_of(early) == 10
-    behind = early.behind(10)
-    assert behind.positions is not None
-    assert [int(behind.positions.row(i)[0]) for i in range(9)] == [0] * 9
-    assert [behind.ids.row(i).tolist() for i in range(9)] == [source.ids.row(i)[10:].tolist() for i in range(9)]
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5))
-def test_the_common_beginning_is_the_longest(made):
-    size = common_beginning([np.array(row, np.int32) for row in made])
-    assert all(row[:size] == made[0][:size] for row in made)
-    assert size == min(map(len, made)) or len({row[size] for row in made}) > 1
+def test_nothing_that_is_read_is_left_out(make_world):
+    world, source = make_world("llama"), rows(9)
+    assert source.positions is not None and source.targets is not None
+    places = [[10, *source.positions.row(i)] for i in range(9)]
+    targets = [[7, *source.targets.row(i)] for i in range(9)]
+    early = replace(source, positions=Ragged.of(places, np.int32), targets=Ragged.of(targets, np.int64))
+    with world.attached(lively(world)) as model, counted(model) as sizes:
+        check(read(model, reading(early)), model, reading(early))
+    assert sizes[0] == (1, 10)

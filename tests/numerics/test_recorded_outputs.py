@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from support import toy_language
 from support.decoders import LANGUAGE_MODEL, DecoderWorld, made_up_rows
+from support.trials import written_by
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
@@ -95,7 +96,7 @@ def kinds(folder: Path) -> dict[str, Any]:
 
 
 def _bank(base: Any, tasks: Any) -> dict[str, Any]:
-    bank, draw = AdapterBank(base, num_labels=None), torch.Generator().manual_seed(1)
+    bank, draw = AdapterBank(base, task_model=LANGUAGE_MODEL), torch.Generator().manual_seed(1)
     modules = [module.name for module in linear_modules(base, LANGUAGE_MODEL)]
     for number, (rank, own) in enumerate([(4, modules), (2, modules[:5]), (4, modules), (8, modules[1::2])]):
         tensors = {f"base_model.model.{name}.loraxs_R": torch.randn(rank, rank, generator=draw) * 0.5 for name in own}
@@ -106,8 +107,8 @@ def _bank(base: Any, tasks: Any) -> dict[str, Any]:
     rows = {"input_ids": torch.arange(4, 16).view(4, 3), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
     return {
         "answers": [[answer.label, answer.score] for answer in answers],
-        "written": bank.generate([*names[:6], None], [f"say {text}" for text in texts[:7]], max_new_tokens=6),
-        "drawn": bank.generate("0", texts[:4], max_new_tokens=6, sampling=Sampling(2, 1.5)),
+        "written": written_by(bank, [*names[:6], None], [f"say {text}" for text in texts[:7]], 6),
+        "drawn": written_by(bank, ["0"] * 4, texts[:4], 6, sampling=Sampling(2, 1.5)),
         "logits": [_digest(row) for row in bank.logits(["0", "1", None, "3"], rows)],
     }
 

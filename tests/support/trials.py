@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loraxs_search.bank.bank import AdapterBank
+from loraxs_search.bank.bank_model import BankRows
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.layers import AdaptedBase
@@ -22,8 +25,8 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.kinds import Generated, GenerateRequest
+from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
+from loraxs_search.tasks.kinds import Generated, GenerateRequest, begin_ids, token_ids
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
@@ -203,3 +206,27 @@ def write(
     engine.max_rows = max_rows or engine.max_rows
     written: Generated = engine.compute({"": Requester(0, RowSource(tokenizer))}, {"": request})[""]
     return written
+
+
+def written_by(
+    bank: AdapterBank, names: Sequence[str | None], prompts: Sequence[str], limit: int | None = None, **wishes: Any
+) -> list[str]:
+    """Continue each prompt with the adapter of a bank that is named for it, None for the bare base, in one batch.
+
+    Args:
+        limit: Tokens of each; by default what its task says.
+        wishes: Of `GenerateRequest`.
+    """
+    found, requests = bank.take(names), dict[str, GenerateRequest]()
+    for row, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        kind = None if (adapter := found[name]) is None else adapter.kind
+        stop, most = (kind.serving.stop, kind.serving.max_new_tokens) if kind and kind.serving else ((), None)
+        ids = [*begin_ids(bank.tokenizer), *token_ids([prompt], bank.tokenizer)[0]]
+        ends = kind.end_ids(bank.tokenizer) if kind else ()
+        source = EncodedRows(Ragged.of([ids], np.int32))
+        own = {"stop": stop, "ends": ends, **wishes}
+        requests[str(row)] = GenerateRequest(source, np.array([0]), limit or most or 0, **own)
+    rows, owners = BankRows(bank.model, list(found.values())), {name: number for number, name in enumerate(found)}
+    asking = {str(row): owners[name] for row, name in enumerate(names)}
+    written = Engine(rows).compute(rows.requesters(RowSource(bank.tokenizer), asking), requests)
+    return [written[str(row)].texts[0] for row in range(len(names))]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from loraxs_search.base_model.layers import matrix
-from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import RowMap, RowSegment
 from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods._base import PackedAdapter
@@ -129,7 +129,7 @@ def _by_core(z: Tensor, cores: Tensor) -> Tensor:
     return z.view(len(cores), -1, z.shape[-1])
 
 
-def _rows(segments: Sequence[RowSegment[int]]) -> Iterator[tuple[int, slice]]:
+def _rows(segments: Sequence[RowSegment]) -> Iterator[tuple[int, slice]]:
     """Yield each segment's slot, and its rows counted from the first segment's start."""
     for segment in segments:
         yield segment.adapter, slice(segment.start - segments[0].start, segment.stop - segments[0].start)
@@ -150,14 +150,14 @@ class TrainedCores:
         self.cores = cores
         self._grads, self._pairs, self._pair_of_slot = grads, pairs, pair_of_slot
 
-    def adapts(self, row_map: SlotRowMap) -> bool:
-        return bool(row_map.runs(self._pair_of_slot))
+    def adapts(self, rows: RowMap) -> bool:
+        return bool(rows.runs(self._pair_of_slot))
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
+    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> list[Tensor]:
         saved = []
-        for run in rows.row_map.runs(self._pair_of_slot):
-            at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
-            if rows.num_positions > 1:
+        for run in rows.runs(self._pair_of_slot):
+            at, pair = rows.positions(x, run.start, run.stop), self._pairs[run.label]
+            if rows.num_positions(x) > 1:
                 saved.append(add_core_update_(x[at], y[at], pair, self.cores[run.slots]))
                 continue
             # Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each
@@ -176,11 +176,11 @@ class TrainedCores:
             saved.append(z)
         return saved
 
-    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         grads = self._grads[rows.worker]
-        for run, z in zip(rows.row_map.runs(self._pair_of_slot), saved, strict=True):
-            at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
-            if rows.num_positions > 1:
+        for run, z in zip(rows.runs(self._pair_of_slot), saved, strict=True):
+            at, pair = rows.positions(dy, run.start, run.stop), self._pairs[run.label]
+            if rows.num_positions(dy) > 1:
                 cores = self.cores[run.slots]
                 g = _by_core(torch.mm(dy[at], pair.b_t.T), cores)  # (m, T, k)
                 if dx is not None:

@@ -36,7 +36,6 @@ entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one in this 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from loraxs_search.errors import TaskDataError, UsageError, shortened
+from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records.adapter import Prediction, Sample
 from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
@@ -125,24 +124,11 @@ class Sampling:
         seed: With it, a prompt draws the same tokens at any place of any request; equal prompts draw the same.
         temperature: Logits are divided by it; above 0.
         top_p: Only the likeliest tokens that have this share of the probability together are drawn from.
-    Raises:
-        UsageError: a value is outside its range.
     """
 
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise UsageError(f"`seed` must be a whole number from 0, but got seed={self.seed!r}.")
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(
-                f"`temperature` must be above 0 and finite, but got temperature={self.temperature}.",
-                hint="give no sampling at all to have the likeliest token taken",
-            )
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"`top_p` must be above 0 and at most 1, but got top_p={self.top_p}.")
 
 
 @dataclass(frozen=True, eq=False)

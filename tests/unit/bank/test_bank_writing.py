@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.characters import characters
 from support.toy_language import choosing, save_base, writing
 from transformers import GenerationConfig
 
-from loraxs_search import AdapterBank, Sampling
-from loraxs_search.bank.bank import encoded_prompts
+from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
@@ -38,7 +36,7 @@ def bank(make_adapter, tmp_path_factory):
         save_base(folder / "base")
         base = locate(BaseModelRef(str(folder / "base")))
         modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
-        bank = AdapterBank(base, num_labels=None)
+        bank = AdapterBank(base, task_model=TaskModel("AutoModelForCausalLM"))
         for name, task in TASKS.items():
             made = make_adapter(folder / name, base, task=task, seed=3, rank=4, target_modules=modules)
             bank.load(name, made)
@@ -78,22 +76,16 @@ def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
     written = json.loads((new / "manifest.json").read_text()) | {"ends": ["[END]"]}
     (new / "manifest.json").write_text(json.dumps(written))
     Predictor(new).load()
-    AdapterBank(base, num_labels=None).load("new", new)
+    AdapterBank(base, task_model=TaskModel("AutoModelForCausalLM")).load("new", new)
     GenerationConfig(eos_token_id=[2, 3]).save_pretrained(base.path)
     Predictor(old).load()  # of a version that stored no ends
-    bank = AdapterBank(base, num_labels=None)
+    bank = AdapterBank(base, task_model=TaskModel("AutoModelForCausalLM"))
     bank.load("old", old)
     for load in (Predictor(new).load, lambda: bank.load("new", new), lambda: load_adapter_folder(new)):
         with pytest.raises(BaseModelError) as error:
             load()
         assert "revision" in str(error.value.hint)
     assert bank.names == ["old"]
-
-
-def test_a_rendered_chat_begins_once():
-    tokenizer = characters(begins=True)
-    plain, rendered = (encoded_prompts([text], tokenizer).ids.row(0).tolist() for text in ("ab", "<s>ab"))
-    assert plain == rendered == [2, *tokenizer.convert_tokens_to_ids(["a", "b"])]
 
 
 def test_values_are_read_as_in_training(bank):
@@ -120,55 +112,8 @@ def test_each_row_of_a_table_has_the_columns_of_its_task(bank):
         bank.predict(["one"], table)
 
 
-PROMPTS = [
-    ([3], {}, "A prompt must be text, but that of row 1 is 3"),
-    (["say w1", ("w1", "w2")], {}, "that of row 2 is ('w1', 'w2')"),
-    (["half \ud800 of it"], {}, "that of row 1 is 'half"),
-    ([""], {}, "that of row 1 has none"),
-    (None, {}, "`prompts` must be a text or a list of texts, but got NoneType"),
-    (["say w1"], {"max_new_tokens": 0}, "`max_new_tokens` must be a whole number from 1, but got 0"),
-    (["say w1"], {"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number from 1, but got 2.5"),
-    (["say w1"], {"max_new_tokens": True}, "`max_new_tokens` must be a whole number from 1, but got True"),
-    (["say w1", "w1 " * 60], {}, "but row 2 has 60, and max_new_tokens=6"),
-    (["say w1"], {"stop": [""]}, "`stop` must be texts that are not empty, but got ['']"),
-    (["say w1"], {"stop": 5}, "`stop` must be texts that are not empty, but got 5"),
-]
-SAMPLINGS = [
-    ({"seed": -1}, "`seed` must be a whole number from 0, but got seed=-1"),
-    ({"seed": "a"}, "`seed` must be a whole number from 0, but got seed='a'"),
-    ({"temperature": 0.0}, "`temperature` must be above 0 and finite, but got temperature=0.0"),
-    ({"temperature": float("nan")}, "`temperature` must be above 0 and finite, but got temperature=nan"),
-    ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, but got top_p=0.0"),
-    ({"top_p": 1.5}, "`top_p` must be above 0 and at most 1, but got top_p=1.5"),
-]
-
-
-def test_a_prompt_or_a_setting_that_cannot_be_is_named(bank):
-    for prompts, changes, message in PROMPTS:
-        with pytest.raises(UsageError) as error:
-            bank.generate("one", prompts, **changes)
-        assert message in str(error.value)
-    for changes, message in SAMPLINGS:
-        with pytest.raises(UsageError) as error:
-            Sampling(**{"seed": 1, **changes})
-        assert message in str(error.value)
-    with pytest.raises(UsageError, match="multiple-choice"):
-        bank.generate("listed", "say w1")
-    assert len(bank.generate("listed", "say w1", max_new_tokens=3)) == 1
-
-
 def test_rows_without_a_mask_are_whole(bank):
     ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
     masked = bank.logits(["one", None], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     for found, expected in zip(bank.logits(["one", None], {"input_ids": ids}), masked, strict=True):
         torch.testing.assert_close(found, expected)
-
-
-def test_lengths_and_stops_are_taken_in_the_forms_that_callers_have(bank):
-    (whole,) = bank.generate("one", "say w1")
-    assert bank.generate("one", "say w1", max_new_tokens=np.int64(3)) == bank.generate(
-        "one", "say w1", max_new_tokens=3
-    )
-    word = whole.split()[1]
-    assert bank.generate("one", "say w1", stop=word) == bank.generate("one", "say w1", stop=[word])
-    assert bank.generate("one", "say w1", stop=word) == [whole[: whole.index(word)]]

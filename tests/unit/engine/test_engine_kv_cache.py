@@ -11,14 +11,14 @@ from support.families import families
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from loraxs_search.base_model.attention import use_padded_attention
-from loraxs_search.engine.generation import Decoding, GrowingLayer, check_continuation
+from loraxs_search.engine.generation import Decoding, _GrowingLayer
 from loraxs_search.errors import BaseModelError
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned):
     torch.manual_seed(0)
-    ours, theirs = GrowingLayer(turned), DynamicCache().layer_class_to_replicate()  # type: ignore[misc]
+    ours, theirs = _GrowingLayer(turned), DynamicCache().layer_class_to_replicate()  # type: ignore[misc]
     for length in (5, 1, 1, 3, *[1] * 70):
         keys, values = torch.randn(2, len(ours.keys) if length == 1 else 4, 2, length, 8).unbind()
         seen = ours.update(keys, values)
@@ -34,7 +34,7 @@ def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_rows_fork_join_and_lose_their_first_tokens(turned):
-    layer, (keys, values) = GrowingLayer(turned), torch.randn(2, 2, 2, 5, 8).unbind()
+    layer, (keys, values) = _GrowingLayer(turned), torch.randn(2, 2, 2, 5, 8).unbind()
     layer.update(keys, values)
     for rows in ([1, 0, 1], [0], [1, 0]):
         other = layer.forked(torch.tensor(rows))
@@ -44,9 +44,9 @@ def test_rows_fork_join_and_lose_their_first_tokens(turned):
         assert torch.equal(other.keys[:, :, :5], keys[rows[:1]])
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
     short, more = torch.randn(2, 1, 2, 3, 8), torch.randn(2, 3, 2, 70, 8)
-    behind = GrowingLayer(turned)
+    behind = _GrowingLayer(turned)
     behind.update(*short)
-    joined = GrowingLayer.joined([layer, behind], [torch.tensor([2, 0]), torch.tensor([1])])
+    joined = _GrowingLayer.joined([layer, behind], [torch.tensor([2, 0]), torch.tensor([1])])
     joined.update(*more)
     assert joined.get_seq_length() == 75
     for part, long, which in ((joined.keys, keys, 0), (joined.values, values, 1)):
@@ -54,7 +54,7 @@ def test_rows_fork_join_and_lose_their_first_tokens(turned):
         assert torch.equal(part[[1], :, 2:5], short[which]) and not part[1, :, :2].any()
         assert torch.equal(part[:, :, 5:], more[which])
     joined.reorder_cache(torch.tensor([2, 0]))
-    joined.drop_first(61)
+    joined = joined.forked(torch.arange(2), 61)
     last = torch.randn(2, 2, 2, 1, 8)
     joined.update(*last)
     assert joined.get_seq_length() == 15
@@ -85,7 +85,7 @@ def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family):
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval()
-        check_continuation(model.to(dtype))
+        Decoding.check(model.to(dtype))
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("llama", torch.float32), ("mamba", torch.bfloat16)])
@@ -100,4 +100,4 @@ def test_a_decoder_that_does_not_read_its_cache_is_refused(family, dtype, monkey
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval().to(dtype)
     with pytest.raises(BaseModelError, match="does not read tokens one by one as it reads them at once"):
-        check_continuation(model)
+        Decoding.check(model)

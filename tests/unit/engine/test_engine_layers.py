@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import (
-    AdaptedHead,
-    AdaptedLinear,
-    HeadState,
-    LayerRows,
-    PassContext,
-    RowMap,
-    RowSegment,
-    SlotRowMap,
-)
+from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
 
 CPU = torch.device("cpu")
 IN, OUT, SLOTS, WORKERS = 5, 3, 4, 2
@@ -39,31 +30,31 @@ class Gain:
         self.grads = torch.zeros(WORKERS, SLOTS, dtype=torch.float64)
         self.labels = tuple(0 if slot in slots else None for slot in range(SLOTS))
 
-    def adapts(self, row_map: SlotRowMap) -> bool:
-        return bool(row_map.runs(self.labels))
+    def adapts(self, rows: RowMap) -> bool:
+        return bool(rows.runs(self.labels))
 
-    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
+    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> list[Tensor]:
         saved = []
-        for run in rows.row_map.runs(self.labels):
-            at = rows.positions(run.start, run.stop)
+        for run in rows.runs(self.labels):
+            at = rows.positions(x, run.start, run.stop)
             z = x[at] @ self.v
-            y[at] += self._gains(run.slots, rows) * z
+            y[at] += self._gains(run.slots, rows.num_positions(x)) * z
             saved.append(z)
         return saved
 
-    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
-        for run, z in zip(rows.row_map.runs(self.labels), saved, strict=True):
-            at = rows.positions(run.start, run.stop)
-            slots = run.slots.repeat_interleave(rows.num_positions)
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
+        for run, z in zip(rows.runs(self.labels), saved, strict=True):
+            at = rows.positions(dy, run.start, run.stop)
+            slots = run.slots.repeat_interleave(rows.num_positions(dy))
             self.grads[rows.worker].index_add_(0, slots, (dy[at] * z).sum(-1))
             if dx is not None:
-                dx[at] += self._gains(run.slots, rows) * dy[at] @ self.v.T
+                dx[at] += self._gains(run.slots, rows.num_positions(dy)) * dy[at] @ self.v.T
 
     def row(self, x: Tensor, slot: int, g: Tensor) -> Tensor:
         return g[slot] * (x @ self.v) if self.labels[slot] == 0 else torch.zeros(())
 
-    def _gains(self, slots: Tensor, rows: LayerRows[SlotRowMap]) -> Tensor:
-        return self.g[slots].repeat_interleave(rows.num_positions)[:, None]
+    def _gains(self, slots: Tensor, num_positions: int) -> Tensor:
+        return self.g[slots].repeat_interleave(num_positions)[:, None]
 
 
 def a_layer(kind: str) -> nn.Module:
@@ -71,8 +62,8 @@ def a_layer(kind: str) -> nn.Module:
     return layer.double().requires_grad_(False)
 
 
-def row_map(slots: Sequence[int]) -> SlotRowMap:
-    return SlotRowMap([RowSegment(slot, row, row + 1) for row, slot in enumerate(slots)], CPU)
+def row_map(slots: Sequence[int], worker: int = 0) -> RowMap:
+    return RowMap([RowSegment(slot, row, row + 1) for row, slot in enumerate(slots)], CPU, worker)
 
 
 slots_of_rows = st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=6)
@@ -90,7 +81,7 @@ def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, seco
     for worker in range(WORKERS):
         x = torch.randn(len(slots), *positions, IN, dtype=torch.float64, requires_grad=True)
         x_alone = x.detach().clone().requires_grad_()
-        with context.computing(row_map(slots), worker):
+        with context.computing(row_map(slots, worker)):
             y = layer(x)
         rows = zip(x_alone, slots, strict=True)
         expected = torch.stack(
@@ -166,7 +157,7 @@ def through(states: list[tuple[HeadState, int]], x: Tensor) -> Tensor:
         start += rows
     context: PassContext = PassContext()
     head = AdaptedHead(deep(2), context, lambda segment, worker: segment.adapter)
-    with context.computing(RowMap(segments)):
+    with context.computing(RowMap(segments, CPU)):
         return head(x)
 
 
@@ -225,14 +216,14 @@ def test_threads_do_not_see_each_others_weights():
     module, context = Patient(num), PassContext()
     heads = [drawn(module) for _ in range(num)]
 
-    def state(segment: RowSegment[int], worker: int) -> HeadState:
+    def state(segment: RowSegment, worker: int) -> HeadState:
         module.arrived.wait(30)
         return HeadState(module, heads[worker])
 
     head, x, outputs = AdaptedHead(module, context, state), torch.randn(5, WIDTH), {}
 
     def compute(worker: int) -> None:
-        with torch.no_grad(), context.computing(RowMap([RowSegment(0, 0, 5)]), worker):
+        with torch.no_grad(), context.computing(RowMap([RowSegment(0, 0, 5)], CPU, worker)):
             outputs[worker] = head(x)
 
     threads = [threading.Thread(target=compute, args=(worker,)) for worker in range(num)]

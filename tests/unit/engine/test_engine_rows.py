@@ -10,20 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.engine.layers import PassContext, RowMap, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import PassContext, RowMap, RowSegment
 
 CPU = torch.device("cpu")
 
 
-def row_map(*slots_and_sizes: tuple[int, int]) -> SlotRowMap:
+def row_map(*slots_and_sizes: tuple[int, int]) -> RowMap:
     segments, start = [], 0
     for slot, size in slots_and_sizes:
         segments.append(RowSegment(slot, start, start + size))
         start += size
-    return SlotRowMap(segments, CPU)
+    return RowMap(segments, CPU)
 
 
-def runs(rows: SlotRowMap, *label_of_slot: int | None) -> list[tuple[int, int, int, list[int]]]:
+def runs(rows: RowMap, *label_of_slot: int | None) -> list[tuple[int, int, int, list[int]]]:
     return [(run.start, run.stop, run.label, run.slots.tolist()) for run in rows.runs(label_of_slot)]
 
 
@@ -47,9 +47,9 @@ def test_each_thread_has_a_pass_of_its_own_and_nothing_stays_when_it_fails():
     ready, seen = threading.Barrier(2), {}
 
     def compute(worker: int) -> None:
-        with context.computing(RowMap([RowSegment(f"adapter {worker}", 0, worker + 1)]), worker):
+        with context.computing(RowMap([RowSegment(f"adapter {worker}", 0, worker + 1)], CPU, worker)):
             ready.wait(10)  # both passes are on
-            seen[worker] = (context.worker, context.row_map.num_rows, context.row_map.segments[0].adapter)
+            seen[worker] = (context.row_map.worker, context.row_map.num_rows, context.row_map.segments[0].adapter)
 
     threads = [threading.Thread(target=compute, args=(worker,)) for worker in range(2)]
     for thread in threads:
@@ -57,6 +57,6 @@ def test_each_thread_has_a_pass_of_its_own_and_nothing_stays_when_it_fails():
     for thread in threads:
         thread.join()
     assert seen == {0: (0, 1, "adapter 0"), 1: (1, 2, "adapter 1")}
-    with pytest.raises(ZeroDivisionError), context.computing(RowMap([RowSegment("a", 0, 1)])):
+    with pytest.raises(ZeroDivisionError), context.computing(RowMap([RowSegment("a", 0, 1)], CPU)):
         raise ZeroDivisionError
     assert context.row_map is None

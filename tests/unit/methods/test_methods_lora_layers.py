@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from loraxs_search.engine.layers import LayerRows, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import RowMap, RowSegment
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.records.trial import Hyperparameters
@@ -36,7 +36,7 @@ def pack(slots: list[Any], dtype: torch.dtype = torch.float32) -> Any:
     return get_method("lora").packed_updates(linears(dtype), None, NUM_WORKERS)(slots)
 
 
-def segments(lengths: list[tuple[int, int]]) -> list[RowSegment[int]]:
+def segments(lengths: list[tuple[int, int]]) -> list[RowSegment]:
     """Lay rows of slots side by side: (slot, rows) of each."""
     made, start = [], 0
     for slot, count in lengths:
@@ -61,7 +61,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
     draw = torch.Generator().manual_seed(7)
     for number, counts in enumerate(passes):
         rows = segments([(slot, count) for slot, count in zip([*range(len(slots)), len(slots)], counts, strict=False)])
-        row_map = LayerRows(SlotRowMap(rows, CPU), positions, number % NUM_WORKERS)
+        row_map = RowMap(rows, CPU, number % NUM_WORKERS)
         for module in packed.modules:
             update = packed.update(module)
             x = torch.randn(rows[-1].stop * positions, SIZES[module][1], generator=draw).requires_grad_()
@@ -73,7 +73,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
             for slot, copy, own in zip(slots, copies, rows, strict=False):
                 if module in slot.modules:
                     a, b = slot.pairs(copy)[module]
-                    at = row_map.positions(own.start, own.stop)
+                    at = row_map.positions(x, own.start, own.stop)
                     expected[at] = slot.scaling * x[at] @ a.T @ b.T
             torch.testing.assert_close(y, expected.detach())
             if expected.requires_grad:
@@ -88,7 +88,7 @@ def test_updates_and_gradients_are_those_of_autograd(ranks, passes, positions, r
 def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base():
     slot = adapter(2, 3)
     packed = pack([slot], torch.bfloat16)
-    rows, update = LayerRows(SlotRowMap(segments([(0, 2)]), CPU), 3, 1), packed.update("q")
+    rows, update = RowMap(segments([(0, 2)]), CPU, 1), packed.update("q")
     x, dy = torch.ones(6, 8, dtype=torch.bfloat16), torch.ones(6, 5, dtype=torch.bfloat16)
     for _ in range(2):
         packed.begin()

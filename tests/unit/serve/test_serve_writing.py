@@ -13,9 +13,10 @@ import requests
 from peft import PeftModel
 from support.pages import CLUSTER
 from support.toy_language import writing
+from support.trials import written_by
 from transformers import AutoModelForCausalLM
 
-from loraxs_search import AdapterBank, Sampling
+from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
@@ -30,6 +31,7 @@ from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import ChatBody, ClassifyBody, CompletionBody, Limits
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.served_models import ServedModels
+from loraxs_search.tasks.kinds import Sampling
 
 from .conftest import running
 
@@ -38,7 +40,7 @@ PROMPTS = ["say w1 w2", "say w3", "say w4 w5 w6 w7", "say w8 w9"]
 
 @pytest.fixture(scope="module")
 def bank(decoder):
-    bank = AdapterBank(decoder.server.models.base, num_labels=None)
+    bank = AdapterBank(decoder.server.models.base, task_model=TaskModel("AutoModelForCausalLM"))
     for name in ("one", "two", "listed", "talking"):
         bank.load(name, name, tracking_uri=decoder.uri)
     return bank
@@ -53,7 +55,7 @@ def client(decoder):
 # ---- texts -----------------------------------------------------------------------------------------------------------
 def test_completions_are_what_a_bank_writes_and_name_their_adapter(client, decoder, bank):
     answer = client.completions.create(model="one", prompt=PROMPTS)
-    assert [choice.text for choice in answer.choices] == bank.generate("one", PROMPTS)
+    assert [choice.text for choice in answer.choices] == written_by(bank, ["one"] * 4, PROMPTS)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert answer.usage.prompt_tokens == 3 + 2 + 5 + 3
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -61,14 +63,14 @@ def test_completions_are_what_a_bank_writes_and_name_their_adapter(client, decod
     assert answer.system_fingerprint == Registry(decoder.uri).resolve("one").digest
     base = decoder.server.models.base.id
     bare = client.completions.create(model=base, prompt=PROMPTS, max_tokens=5)
-    assert [choice.text for choice in bare.choices] == bank.generate([None] * 4, PROMPTS, max_new_tokens=5)
+    assert [choice.text for choice in bare.choices] == written_by(bank, [None] * 4, PROMPTS, 5)
     response = decoder.post("/v1/completions", {"model": base, "prompt": "w1", "max_tokens": 1})
     assert response.headers["x-loraxs-digest"] == bare.system_fingerprint != answer.system_fingerprint
 
 
 def test_rows_of_several_adapters_that_come_at_any_time_are_written_as_alone(client, bank):
     wanted = [(model, prompt, length) for length in (3, 9, 20) for prompt in PROMPTS for model in ("one", "two")]
-    alone = [bank.generate(model, prompt, max_new_tokens=length)[0] for model, prompt, length in wanted]
+    alone = [written_by(bank, [model], [prompt], length)[0] for model, prompt, length in wanted]
 
     def ask(it):
         model, prompt, length = it
@@ -84,7 +86,7 @@ def test_a_stream_has_the_same_texts_in_pieces(client, bank):
     for chunk in chunks:
         for choice in chunk.choices:
             texts[choice.index] += choice.text
-    assert texts == bank.generate("one", PROMPTS)
+    assert texts == written_by(bank, ["one"] * 4, PROMPTS)
     assert len(chunks) > 8
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     assert len({chunk.id for chunk in chunks}) == 1
@@ -99,12 +101,12 @@ def test_draws_follow_from_the_seed_and_stop_strings_end_a_text(client, bank):
     texts = [answer.choices[0].text for answer in drawn]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
-    assert texts[0] == bank.generate("one", PROMPTS[0], max_new_tokens=9, sampling=Sampling(1, 1.5, 0.9))[0]
+    assert texts[0] == written_by(bank, ["one"], PROMPTS[:1], 9, sampling=Sampling(1, 1.5, 0.9))[0]
     several = client.completions.create(model="one", prompt=PROMPTS[:2], n=3, max_tokens=9, temperature=1.5, seed=1)
     assert len(several.choices) == 6
     assert len({choice.text for choice in several.choices[:3]}) > 1
     assert several.usage.prompt_tokens == 5
-    whole = bank.generate("one", PROMPTS[0], max_new_tokens=12)[0]
+    whole = written_by(bank, ["one"], PROMPTS[:1], 12)[0]
     word = whole.split()[2]
     (choice,) = client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=12, stop=word).choices
     assert (choice.text, choice.finish_reason) == (whole.partition(word)[0], "stop")
@@ -114,7 +116,7 @@ def test_messages_go_through_the_chat_template(client, bank):
     messages = [{"role": "user", "content": "say w1 w2"}]
     answer = client.chat.completions.create(model="talking", messages=messages)
     assert answer.choices[0].message.role == "assistant"
-    assert answer.choices[0].message.content == bank.generate("talking", "say w1 w2 ")[0]
+    assert answer.choices[0].message.content == written_by(bank, ["talking"], ["say w1 w2 "])[0]
     chunks = list(client.chat.completions.create(model="talking", messages=messages, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -160,7 +162,7 @@ def test_the_page_asks_as_it_says(decoder, bank, capsys):
     here = block.replace("http://127.0.0.1:8000", decoder.url).replace("movie-reviews-text", "one")
     exec(compile(here, CLUSTER.path, "exec"), {})
     prompts = ["Review: a moving film\nSentiment:", "Review: so so\nSentiment:"]
-    whole, streamed = bank.generate("one", prompts)
+    whole, streamed = written_by(bank, ["one"] * 2, prompts)
     assert capsys.readouterr().out == f"{whole} {Registry(decoder.uri).resolve('one').digest}\n{streamed}"
 
 
@@ -229,7 +231,7 @@ def written_while_another_is(decoder, prompt, on_step=lambda _: None):
 def test_a_request_in_mid_flight_has_its_first_token_within_two_steps(decoder, bank):
     steps = []
     texts = written_while_another_is(decoder, "say w2", steps.append)
-    assert texts == [bank.generate("one", f"say w{n}", max_new_tokens=count)[0] for n, count in ((1, 40), (2, 3))]
+    assert texts == [written_by(bank, ["one"], [f"say w{n}"], count)[0] for n, count in ((1, 40), (2, 3))]
     assert steps[1] - steps[0] <= 2
 
 
@@ -294,7 +296,7 @@ def test_long_texts_share_the_space_and_those_that_are_put_back_are_written_as_a
         engine.close()
         return texts
 
-    alone = [bank.generate("one", f"say w{n}", max_new_tokens=60, stop=["never"])[0] for n in range(4)]
+    alone = [written_by(bank, ["one"], [f"say w{n}"], 60, stop=("never",))[0] for n in range(4)]
     assert asyncio.run(ask()) == alone
     after = pieces[len(pieces) - pieces[::-1].index(0) :]
     assert set(pieces[:10]) == {0, 1, 2, 3}
@@ -319,7 +321,7 @@ def test_a_row_that_cannot_begin_ends_no_other(decoder, bank, monkeypatch):
 
     monkeypatch.setattr(generation, "_read_prompts", failing)
     text, error = written_while_another_is(decoder, "say w2 w3")
-    assert text == bank.generate("one", "say w1", max_new_tokens=40)[0]
+    assert text == written_by(bank, ["one"], ["say w1"], 40)[0]
     assert isinstance(error, ValueError)
 
 

@@ -102,12 +102,12 @@ def own_attention(monkeypatch):
 def test_whoever_asks_an_adapter_computes_attention_as_trials_do(make, source, base, own_attention):
     task = writing(source=source)
     folder = make(task)
-    bank = loraxs_search.AdapterBank(base, num_labels=None)
+    bank = loraxs_search.AdapterBank(base, task_model=LANGUAGE_MODEL)
     bank.load("one", folder)
     for ask in (
         lambda: loraxs_search.predict(folder, "say one two three"),
         lambda: score_folder(folder, task),
-        lambda: bank.generate(["one"], ["say one two three"]),
+        lambda: bank.predict(["one"], ["say one two three"]),
     ):
         own_attention.clear()
         ask()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import AdaptedLinear, LayerRows, PassContext, RowSegment, SlotRowMap
+from loraxs_search.engine.layers import AdaptedLinear, PassContext, RowMap, RowSegment
 from loraxs_search.factors.compute import FactorKey
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
@@ -35,7 +35,7 @@ def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared
     expected.backward(dy)
     flat, dx = y.clone().view(-1, OUT), torch.zeros(rows * positions, IN, dtype=torch.float64)
     segments = [RowSegment(0, 0, rows)] if shared else [RowSegment(i, i, i + 1) for i in range(rows)]
-    layer = LayerRows(SlotRowMap(segments, torch.device("cpu")), positions)
+    layer = RowMap(segments, torch.device("cpu"))
     with torch.no_grad():
         one = add_core_update_(x.view(-1, IN), y.clone().view(-1, OUT), pair, cores[slots[:1]] if shared else cores)
         grads = [torch.zeros(1, rows, rank, rank, dtype=torch.float64) for _ in range(2)]
@@ -65,7 +65,7 @@ def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many)
     with pytest.MonkeyPatch.context() as patch:
         if many:
             patch.setattr(packed, "_MOST_BY_EVERY_CORE", 0)
-        (saved,) = update.add_(x, y, LayerRows(SlotRowMap(segments, torch.device("cpu")), 1))
+        (saved,) = update.add_(x, y, RowMap(segments, torch.device("cpu")))
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(saved, z)
 
@@ -121,9 +121,9 @@ def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, p
         for cores in packed:
             cores.begin()
         for worker, start in enumerate((0, 3)):
-            rows = SlotRowMap([RowSegment(slot, slot, slot + 1) for slot in range(3)], torch.device("cpu"))
+            rows = RowMap([RowSegment(slot, slot, slot + 1) for slot in range(3)], torch.device("cpu"), worker)
             for name, layer in layers.items():
-                with context.computing(rows, worker):
+                with context.computing(rows):
                     y = layer(x[start : start + 3])
                 expected = [
                     _alone(linears, pairs, slot, r, name, row)
