@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from loraxs_search.records.base import BaseModel
     from loraxs_search.tasks.encoded import RowSource
     from loraxs_search.tasks.kinds import SourceLocation
 
@@ -65,7 +66,7 @@ class Predictor:
         Raises:
             BaseModelError: the base cannot be found, or it or its factors are not those the adapter was trained on.
         """
-        _ = self._loaded
+        _ = self._model
         return self
 
     def __call__(
@@ -122,7 +123,7 @@ class Predictor:
             kind.questions([rows[number] for number in kept], place and place.take(kept))
         starts = range(0, len(rows), size)
         parts = [kept[bisect_left(kept, start) : bisect_left(kept, start + size)] for start in starts]
-        source, model = self._loaded
+        _, source = self._base
         encoded = [
             encode(kind, source.tokenizer, [rows[number] for number in part], place and place.take(part))
             if part
@@ -138,13 +139,13 @@ class Predictor:
             if questions is not None:
                 shown = [kind.shown(rows[number]) for number in part]
                 if on_text is None:
-                    found = ask(model, source, kind.predict(source, questions, shown))
+                    found = ask(self._model, source, kind.predict(source, questions, shown))
                 else:  # one after the other
                     found = []
                     for index, number in enumerate(part):
                         asking = kind.predict(source, questions.take(np.array([index])), shown[index : index + 1])
                         heard = partial(lambda on_text, number, _, piece: on_text(number, piece), on_text, number)
-                        found += ask(model, source, asking, on_text=heard)
+                        found += ask(self._model, source, asking, on_text=heard)
                 for number, answer in zip(part, found, strict=True):
                     answers[number - start] = answer
             yield answers
@@ -154,19 +155,24 @@ class Predictor:
         return f"<Predictor {self.task.registered_name}: {hyper.method} on {base}, {size.stored_bytes:,} bytes>"
 
     @cached_property
-    def _loaded(self) -> tuple[RowSource, PeftModel | PreTrainedModel]:
-        from loraxs_search.base_model.attention import use_padded_attention
+    def _base(self) -> tuple[BaseModel, RowSource]:
+        """The base, and what makes tokens of texts: rows that cannot be answered are refused before it is loaded."""
         from loraxs_search.base_model.locate import locate
         from loraxs_search.base_model.tokenizer import load_tokenizer
-        from loraxs_search.engine.layers import base_of
-        from loraxs_search.methods.loading import load_adapter_folder
         from loraxs_search.tasks.encoded import RowSource
 
         base = locate(self._manifest.base_model)
-        source = RowSource(load_tokenizer(base))
-        model = load_adapter_folder(self.folder, base=base, dtype=self._dtype, device=self._device)
+        return base, RowSource(load_tokenizer(base))
+
+    @cached_property
+    def _model(self) -> PeftModel | PreTrainedModel:
+        from loraxs_search.base_model.attention import use_padded_attention
+        from loraxs_search.engine.layers import base_of
+        from loraxs_search.methods.loading import load_adapter_folder
+
+        model = load_adapter_folder(self.folder, base=self._base[0], dtype=self._dtype, device=self._device)
         use_padded_attention(base_of(model))
-        return source, model
+        return model
 
 
 def _is_empty(row: Sequence[Any]) -> bool:

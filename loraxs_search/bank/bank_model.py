@@ -73,17 +73,19 @@ class _Layout:
     identity_layers: tuple[str, ...]
 
     @cached_property
-    def cores(self) -> dict[str, tuple[int, FactorKey, int]]:
-        """By module, rank, factors and start of its C (r, r): R multiplied by its scale and singular values."""
-        starts = accumulate((rank * rank for _, rank, _ in self.modules), initial=0)
-        return {name: (rank, key, start) for (name, rank, key), start in zip(self.modules, starts, strict=False)}
+    def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Where in an adapter's vector what is stored begins, with its shape: a module's C, or a head's parameter.
+
+        C (r, r) is R multiplied by its scale and singular values.
+        """
+        shapes = {**{name: (rank, rank) for name, rank, _ in self.modules}, **dict(self.head)}
+        starts = accumulate((prod(shape) for shape in shapes.values()), initial=0)
+        return {name: (start, shape) for (name, shape), start in zip(shapes.items(), starts, strict=False)}
 
     @cached_property
-    def head_slices(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Head parameter name to its start and shape."""
-        first = sum(rank * rank for _, rank, _ in self.modules)
-        starts = accumulate((prod(shape) for _, shape in self.head), initial=first)
-        return {name: (start, shape) for (name, shape), start in zip(self.head, starts, strict=False)}
+    def factors(self) -> dict[str, FactorKey]:
+        """The factors of each adapted module."""
+        return {name: key for name, _, key in self.modules}
 
     @cached_property
     def sort_key(self) -> str:
@@ -133,17 +135,17 @@ class _StoredCores(LayerUpdate):
 
     def adapts(self, rows: RowMap) -> bool:
         layouts = (segment.adapter.layout for segment in rows.segments)
-        return any(layout is not None and self._module in layout.cores for layout in layouts)
+        return any(layout is not None and self._module in layout.factors for layout in layouts)
 
     def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> tuple[Tensor, ...]:
         for segment in rows.segments:
             layout, vectors = segment.adapter.layout, segment.adapter.vectors
-            if layout is None or self._module not in layout.cores:
+            if layout is None or self._module not in layout.factors:
                 continue
-            rank, factor_key, start = layout.cores[self._module]
+            start, (rank, _) = layout.places[self._module]
             cores = vectors[:, start : start + rank * rank].view(-1, rank, rank).to(x.dtype)  # (n or 1, r, r)
             at = rows.positions(x, segment.start, segment.stop)
-            add_core_update_(x[at], y[at], self._pairs.pair(self._module, factor_key, rank), cores)
+            add_core_update_(x[at], y[at], self._pairs.pair(self._module, layout.factors[self._module], rank), cores)
         return ()
 
 
@@ -203,7 +205,7 @@ class BankModel:
             rows, prefix = segment.adapter, f"{name}."
             stored = {
                 parameter.removeprefix(prefix): rows.vectors[:, start : start + prod(shape)].view(-1, *shape)
-                for parameter, (start, shape) in (rows.layout.head_slices if rows.layout else {}).items()
+                for parameter, (start, shape) in (rows.layout.places if rows.layout else {}).items()
                 if parameter.startswith(prefix)
             }
             if len(rows.vectors) == 1:

@@ -481,7 +481,7 @@ class Generation:
         ended = []
         for cohort in self._cohorts:
             cohort.row_map = cohort.row_map or self._base.row_map(cohort.owners, self._worker)
-            with self._base.computing_whole(cohort.row_map):
+            with self._base.context.computing(cohort.row_map):
                 logits_nV = cohort.decoding.project(cohort.decoding.follow(cohort.tokens_n))
             ended += cohort.take(logits_nV)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
@@ -555,7 +555,7 @@ def _read_prompts(
     order = np.argsort(first)  # owners as they stand
     begun_of_n = np.argsort(order)[group_of_n]
     if is_begun:
-        with base.computing_whole(base.row_map(owners[first[order]], worker)):
+        with base.context.computing(base.row_map(owners[first[order]], worker)):
             begun.read([prompts[int(first[group])][: sizes[group]] for group in order.tolist()])
         prompts = [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
     parts, states = list[Decoding](), list[Tensor]()
@@ -567,7 +567,7 @@ def _read_prompts(
         runs = [np.sort(longest_first[run]) for run in cheapest_runs(lengths[longest_first].tolist(), limit, cost)]
     for rows in runs:
         decoding = begun.forked(begun_of_n[rows]) if is_begun else Decoding(base.model)
-        with base.computing_whole(base.row_map(owners[rows], worker)):
+        with base.context.computing(base.row_map(owners[rows], worker)):
             states.append(decoding.read([prompts[row] for row in rows.tolist()])[:, -1])
         parts.append(decoding)
     places = torch.from_numpy(np.argsort(np.concatenate(runs))).to(base.device)

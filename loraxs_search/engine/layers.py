@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -94,13 +94,10 @@ class RowMap:
         self._device = device
         self._runs: dict[Hashable, tuple[_RowRun, ...]] = {}
 
-    def num_positions(self, x: Tensor) -> int:
-        """Return T, given what enters or leaves a layer, (n T, ...)."""
-        return len(x) // self.num_rows
-
     def positions(self, x: Tensor, start: int, stop: int) -> slice:
         """Return where the positions of rows start..stop are in x, (n T, ...)."""
-        return slice(start * self.num_positions(x), stop * self.num_positions(x))
+        num_positions = len(x) // self.num_rows
+        return slice(start * num_positions, stop * num_positions)
 
     def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[_RowRun, ...]:
         """Return the longest runs of rows with one label, given that of each slot: segments name slots, from 0.
@@ -118,17 +115,13 @@ class RowMap:
                     spans[-1][1].append(segment)
                 else:
                     spans.append((label, [segment]))
-            self._runs[label_of_slot] = tuple(
-                _RowRun(own[0].start, own[-1].stop, self._slots[own[0].start : own[-1].stop], label, tuple(own))
-                for label, own in spans
-            )
+            runs = []
+            for label, own in spans:
+                slots = np.repeat([segment.adapter for segment in own], [segment.num_rows for segment in own])
+                slots_n = torch.from_numpy(slots).to(self._device)
+                runs.append(_RowRun(own[0].start, own[-1].stop, slots_n, label, tuple(own)))
+            self._runs[label_of_slot] = tuple(runs)
         return self._runs[label_of_slot]
-
-    @cached_property
-    def _slots(self) -> Tensor:
-        """The slot of each row, (num_rows,)."""
-        slots = np.repeat([own.adapter for own in self.segments], [own.num_rows for own in self.segments])
-        return torch.from_numpy(slots).to(self._device)
 
 
 class PassContext(threading.local):
@@ -190,10 +183,7 @@ class SlotUpdates(Protocol):
     where they had gradients.
     """
 
-    @property
-    def modules(self) -> Sequence[str]:
-        """Full names of the layers that some slot adapts, in model order."""
-        ...
+    modules: list[str]  # full names of the layers that some slot adapts, in model order
 
     @property
     def slot_bytes(self) -> int:
@@ -433,11 +423,7 @@ class AdaptedBase:
 
     def __init__(self, model: nn.Module, context: PassContext | None = None) -> None:
         self.model, self.context = model, context or PassContext()
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the base."""
-        return next(self.model.parameters()).device
+        self.device = next(model.parameters()).device
 
     def begin(self) -> None:
         """Read the adapters' current numbers, and set gradients to zero."""
@@ -445,12 +431,6 @@ class AdaptedBase:
     def row_map(self, owners: Owners, worker: int = 0) -> RowMap | None:
         """Return the rows of a pass that a worker computes; those of one owner stand side by side."""
         return None
-
-    @contextmanager
-    def computing_whole(self, row_map: RowMap | None) -> Iterator[None]:
-        """Set the rows of a pass that skips no layer, since a cache needs the keys and values of all."""
-        with self.prefix.paused() if self.prefix else nullcontext(), self.context.computing(row_map):
-            yield
 
     @contextmanager
     def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -70,37 +71,6 @@ class _Pass:
     def num_tokens(self) -> int:
         """Padded tokens, which is what the base computes."""
         return self.width * sum(len(share.positions) for share in self.shares)
-
-
-def _plan_passes(lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None) -> list[_Pass]:
-    """Plan passes that compute every row exactly once, the longest rows first.
-
-    The plan minimises padded tokens plus `RUN_TOKENS` for each pass, and depends only on the arguments. Within a
-    pass the requesters come in the order of `lengths`.
-
-    Args:
-        lengths: Of the rows that each requester wants computed, by its name.
-        max_tokens: No pass has more padded tokens than this, which holds the longest row.
-        max_width: No row is padded to more tokens than this; None for no limit.
-    """
-    names, sizes = list(lengths), [len(own) for own in lengths.values()]
-    if not any(sizes):
-        return []
-    max_width = min(max_tokens, max_width or max_tokens)
-    every = np.concatenate([np.maximum(own, 1) for own in lengths.values()]).astype(np.int64)
-    owners = np.repeat(np.arange(len(names)), sizes)
-    positions = np.concatenate([np.arange(size) for size in sizes])
-    order = np.argsort(-every, kind="stable")
-    widths = {int(length): _round_up(int(length), max_width) for length in np.unique(every)}
-    passes = []
-    for rows in cheapest_runs([widths[length] for length in every[order].tolist()], max_tokens, few_sizes=True):
-        chosen = np.sort(order[rows])  # back to the requesters' order, so that each one's rows are one block
-        shares = tuple(
-            _Share(names[owner], positions[chosen[owners[chosen] == owner]])
-            for owner in dict.fromkeys(owners[chosen].tolist())
-        )
-        passes.append(_Pass(widths[int(every[chosen].max())], shares))
-    return passes
 
 
 def _round_up(width: int, most: int) -> int:
@@ -163,29 +133,41 @@ class PassExecutor:
             )
 
     def plan(self, lengths: Mapping[str, Lengths], max_tokens: int, max_width: int | None = None) -> list[_Pass]:
-        """Plan passes that compute every row exactly once, as it ends first; depends only on the arguments.
+        """Plan passes that compute every row exactly once, the longest rows first; depends only on the arguments.
 
-        Large passes need fewer calls, small ones keep every worker busy to the end. A single one is always busy.
+        Passes cost their padded tokens, and `RUN_TOKENS` each; of several plans the one that ends first is taken. Large
+        passes need fewer calls, small ones keep every worker busy to the end. A single one is always busy.
 
         Args:
             lengths: Of the rows that each requester wants computed, by its name.
             max_tokens: No pass has more padded tokens than this, unless it is one row.
             max_width: No row is padded to more tokens than this; None for no limit.
         """
-        longest = max(int(own.max()) for own in lengths.values())
-        total = sum(int(own.sum()) for own in lengths.values())
+        names, sizes = list(lengths), [len(own) for own in lengths.values()]
+        every = np.concatenate([np.maximum(own, 1) for own in lengths.values()]).astype(np.int64)
+        owners = np.repeat(np.arange(len(names)), sizes)
+        positions = np.concatenate([np.arange(size) for size in sizes])
+        order = np.argsort(-every, kind="stable")
+        longest, total = int(every.max()), sum(int(own.sum()) for own in lengths.values())
         shares = [
             math.ceil(_PADDING_FACTOR * total / (self.num_workers * parts))
             for parts in (_PASSES_PER_WORKER if self.num_workers > 1 else (1,))
         ]
-        budgets = dict.fromkeys(max(longest, min(max_tokens, share)) for share in shares)
-        plans = (_plan_passes(lengths, budget, max_width) for budget in budgets)
-
-        def ends(passes: list[_Pass]) -> int:  # what the worker with most to do computes, in tokens
-            shares = self._assign(passes)
-            return max(sum(passes[i].num_tokens + RUN_TOKENS for i in share) for share in shares)
-
-        return min(plans, key=ends)
+        plans = list[tuple[int, list[_Pass]]]()  # with what the worker with most to do computes, in tokens
+        for budget in dict.fromkeys(max(longest, min(max_tokens, share)) for share in shares):
+            most = min(budget, max_width or budget)
+            widths = {int(length): _round_up(int(length), most) for length in np.unique(every)}
+            passes = []
+            for rows in cheapest_runs([widths[length] for length in every[order].tolist()], budget, few_sizes=True):
+                chosen = np.sort(order[rows])  # back to the requesters' order, so that each one's rows are one block
+                own = tuple(
+                    _Share(names[owner], positions[chosen[owners[chosen] == owner]])
+                    for owner in dict.fromkeys(owners[chosen].tolist())
+                )
+                passes.append(_Pass(widths[int(every[chosen].max())], own))
+            loads = [sum(passes[i].num_tokens + RUN_TOKENS for i in share) for share in self._assign(passes)]
+            plans.append((max(loads), passes))
+        return min(plans, key=itemgetter(0))[1]
 
     def run(self, passes: Sequence[_Pass], compute: Callable[[int, _Pass], ResultT]) -> list[ResultT]:
         """Call `compute(worker, pass)` for every pass and return the results in the order of `passes`.
@@ -541,7 +523,7 @@ class Engine:
                 first = rest.ids.row(0)
                 if prompts is not None and rest.prompt_of is not None:
                     first = prompts.row(int(rest.prompt_of[0]))
-                with base.computing_whole(base.row_map(np.array([requesters[name].owner]))):
+                with base.context.computing(base.row_map(np.array([requesters[name].owner]))):
                     begun.read([first[:size]])
                 rest = rest.behind(size)
                 rest = rest if _is_worth_sharing(rest, np.arange(len(rest))) else rest.with_prompts()
@@ -596,10 +578,10 @@ class Engine:
             first = np.array(part_of_G) if has_prompts else part_of_n
             decoding = Decoding(base.model) if begun is None else begun.forked(np.zeros(len(first), np.int64))
             if has_prompts:
-                with base.computing_whole(base.row_map(owner_of_part[first], worker)):
+                with base.context.computing(base.row_map(owner_of_part[first], worker)):
                     decoding.read(ids)
                 decoding.select(np.concatenate(prompt_of_n))
-            with base.computing_whole(base.row_map(owner_of_part[part_of_n], worker)):
+            with base.context.computing(base.row_map(owner_of_part[part_of_n], worker)):
                 states_nTD = decoding.read([part.ids.row(i) for part in parts for i in range(len(part))], "right")
             results, start = list[_Computed](), 0
             for share, part in zip(shares, parts, strict=True):
@@ -611,11 +593,10 @@ class Engine:
                 start += len(part)
             return results
 
-        def run() -> list[_Computed]:
-            base.begin()
-            return [*chain.from_iterable(self._executor.run(self.plan(lengths), compute))]
-
-        return _in_order(self.within_memory(max(int(own.max()) for own in lengths.values()), run))
+        base.begin()
+        longest = max(int(own.max()) for own in lengths.values())
+        found = self.within_memory(longest, lambda: self._executor.run(self.plan(lengths), compute))
+        return _in_order([*chain.from_iterable(found)])
 
     # ---- writing -----------------------------------------------------------------------------------------------------
     def _write(

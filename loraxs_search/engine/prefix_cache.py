@@ -119,39 +119,30 @@ class PrefixCache:
     @torch.no_grad()
     def entering(self, inputs: dict[str, Tensor]) -> Tensor:
         """Compute what enters layer j for the model's inputs, shape (n, T, width), and nothing above."""
+        self._state.stops = True
         try:
             self._model(**inputs)
         except _ReachedError as reached:
-            return reached.states
+            states: Tensor = reached.args[0]
+            return states
+        finally:
+            self._state.stops = False
         raise AssertionError("a skipped layer has let a pass through")
 
     @contextmanager
     def skipped(self, parts: Sequence[_Rows], inputs: dict[str, Tensor]) -> Iterator[None]:
         """Skip the layers while this thread computes a pass of these rows and inputs."""
-        if not self.depth:
-            yield
-            return
-        states = self._states(parts, inputs)
-        with self.given(states):
+        with self.given(self._states(parts, inputs) if self.depth else None):
             yield
 
     @contextmanager
-    def given(self, states: Tensor) -> Iterator[None]:
-        """Let passes of this thread begin at layer j with these states."""
+    def given(self, states: Tensor | None) -> Iterator[None]:
+        """Let passes of this thread begin at layer j with these states, None for the first layer."""
         self._state.states = states
         try:
             yield
         finally:
             self._state.states = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let passes of this thread compute every layer, as where a cache needs the keys and values of all."""
-        self._state.is_paused = True
-        try:
-            yield
-        finally:
-            self._state.is_paused = False
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -202,17 +193,14 @@ class PrefixCache:
 
 
 class _SkipState(threading.local):
-    """What enters layer j in the current pass, None if it must be computed; each thread has its own."""
+    """How the current pass goes through the layers below j; each thread has its own."""
 
-    states: Tensor | None = None
-    is_paused = False
+    states: Tensor | None = None  # what enters layer j; None if passes compute it
+    stops = False  # whether a pass ends where that is computed
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass early."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
+    """Ends a forward pass early, with what enters layer j."""
 
 
 class _SkippedLayer(WrappedLayer):
@@ -223,13 +211,10 @@ class _SkippedLayer(WrappedLayer):
         self._state, self._first, self._last = state, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._state.is_paused:
-            out: Tensor = self.layer(x, *args, **kwargs)
-            return out
         if (states := self._state.states) is not None:
             return states if self._first else x
         y: Tensor = self.layer(x, *args, **kwargs)
-        if self._last:
+        if self._last and self._state.stops:
             raise _ReachedError(y)
         return y
 

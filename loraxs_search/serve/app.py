@@ -74,11 +74,9 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self._open_bytes = 0  # of requests that are read, or were, and have no answer yet
         self._numbers = registry = CollectorRegistry()
-        self._whose = (
-            () if replica is None else (replica,)
-        )  # where others stand beside it, each number says whose it is
+        # Where others stand beside it, each number says whose it is.
+        self._whose = () if replica is None else (replica,)
         whose = ("replica",) * len(self._whose)
         self._requests = Counter("loraxs_requests", "Requests", ["route", "status", *whose], registry=registry)
         self._seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route", *whose], registry=registry)
@@ -109,8 +107,8 @@ class Server:
         app.post("/v1/completions")(self.complete)
         app.post("/v1/chat/completions")(self.chat)
         app.get("/v1/models")(self.list_models)
-        app.get("/health")(self.health)
-        app.get("/ready")(self.ready)
+        for path in ("/health", "/ready"):
+            app.get(path)(self.ready)
         app.get("/", include_in_schema=False)(self.page)
         numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
         app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
@@ -121,11 +119,16 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         stopped = threading.Event()
-        follower = threading.Thread(
-            target=self.models.follow, args=(stopped, self._poll_s), name="follow-champions", daemon=True
-        )
+
+        def follow() -> None:
+            while not stopped.wait(self._poll_s):
+                try:
+                    self.models.refresh()
+                except Exception:  # the server keeps what it has
+                    log.exception("names were not refreshed")
+
         self.engine.start()
-        follower.start()
+        threading.Thread(target=follow, name="follow-champions", daemon=True).start()
         try:
             yield
         finally:
@@ -180,13 +183,8 @@ class Server:
             data.append({"id": base, "object": "model", "created": 0, "owned_by": _PACKAGE, "root": base})
         return {"object": "list", "data": data}
 
-    async def health(self) -> Any:
-        """Say that requests are computed."""
-        self.engine.check_alive()
-        return {"status": "ok"}
-
     async def ready(self) -> Any:
-        """Say whether requests are accepted, the registry can be read, and which names keep an older adapter."""
+        """Say that requests are computed, whether the registry can be read, and which names keep an older adapter."""
         self.engine.check_alive()
         registry = "ok" if self.models.registry_error is None else "away"
         faults = {"refused": faults} if (faults := self.models.faults()) else {}
@@ -206,18 +204,15 @@ class Server:
         if scope["type"] != "http":
             await answering(scope, receive, send)
             return
-        started, status, num_bytes, limits = time.perf_counter(), 500, 0, self.limits
+        started, status, num_bytes, request = time.perf_counter(), 500, 0, Request(scope)
+        law = f"A body may have at most {self.limits.body_bytes:,} bytes"
 
         async def counted() -> Message:
             nonlocal num_bytes
             message = await receive()
-            size = len(message.get("body", b""))
-            num_bytes += size
-            self._open_bytes += size
-            if num_bytes > limits.body_bytes:
-                raise HTTPException(413, f"A request may have at most {limits.body_bytes:,} bytes.")
-            if self._open_bytes > limits.open_bytes:
-                raise HTTPException(429, f"Open requests may have {limits.open_bytes:,} bytes together: try later.")
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.limits.body_bytes:
+                raise HTTPException(413, f"{law}.")
             return message
 
         async def noted(message: Message) -> None:
@@ -225,25 +220,20 @@ class Server:
             status = message.get("status", status)
             await send(message)
 
-        try:
-            await (self._refused(Request(scope)) or answering)(scope, counted, noted)
-        finally:
-            self._open_bytes -= num_bytes
-            route = getattr(scope.get("route"), "path", "other")
-            self._requests.labels(route, status, *self._whose).inc()
-            self._seconds.labels(route, *self._whose).observe(time.perf_counter() - started)
-
-    def _refused(self, request: Request) -> Response | None:
-        """Return the answer to a request without a key, or one that is too large."""
-        if self._keys and request.scope["path"] not in _OPEN_PATHS:
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
+            answering = _refusal(413, f"{law}, but has {length[:20]}.")
+        if self._keys and scope["path"] not in _OPEN_PATHS:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                return _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
-        length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
-            return _refusal(413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
-        return None
+                answering = _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
+        try:
+            await answering(scope, counted, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._requests.labels(route, status, *self._whose).inc()
+            self._seconds.labels(route, *self._whose).observe(time.perf_counter() - started)
 
     async def _adapter(self, name: str) -> ServedAdapter | None:
         """Return the adapter of a model's name; None for the bare base of a bank that writes."""
@@ -302,8 +292,8 @@ class Server:
                     yield _event(answer.chunk(index, "", first=True))
                 for index, written in enumerate(texts):
                     yield _event(answer.chunk(index, None, reason=written.reason))
-                if body.stream_options is not None and body.stream_options.include_usage:
-                    yield _event(answer.usage_chunk(texts, body.n))
+                if body.stream_options and body.stream_options.get("include_usage"):
+                    yield _event(answer.chunk(None, usage=answer.completion(texts, body.n)["usage"]))
                 yield "data: [DONE]\n\n"
             finally:  # where the client hangs up, too
                 _cancel(jobs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, UsageError, shortened
@@ -42,7 +42,6 @@ class Limits:
 
     Args:
         body_bytes: Of a request.
-        open_bytes: Of all requests that are read and not answered yet.
         rows: Of a request.
         row_chars: Of a row: more than any model reads.
         options: Of a row that is answered by one of several.
@@ -53,7 +52,6 @@ class Limits:
     """
 
     body_bytes: int = 4 << 20
-    open_bytes: int = 256 << 20
     rows: int = 1024
     row_chars: int = 200_000
     options: int = 256
@@ -76,14 +74,10 @@ class Limits:
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
 _UNUSED = Field(description="accepted, and not used")
 
 
-class _Body(_Strict):
+class _Body(BaseModel, extra="forbid", strict=True):
     model: Annotated[str, Field(description="TASK (its champion), TASK@alias, TASK:3, or the base", max_length=400)]
     user: Annotated[str | None, _UNUSED] = None
 
@@ -160,11 +154,6 @@ class ClassifyBody(_Body):
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
-class StreamOptions(_Strict):
-    include_usage: bool = False
-    include_obfuscation: Annotated[bool, _UNUSED] = False
-
-
 def _no_empty_text(stop: _Texts | None) -> _Texts | None:
     if "" in ([stop] if isinstance(stop, str) else stop or []):
         raise ValueError("must be texts that are not empty")
@@ -197,7 +186,7 @@ class _WritingBody(_Body):
     )
     n: Annotated[int, Field(ge=1, le=16)] = 1
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: dict[Literal["include_usage", "include_obfuscation"], bool] | None = None
     presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
     frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
@@ -311,18 +300,20 @@ class CompletionBody(_WritingBody):
         return self._jobs(adapter, limits, prompts, self.max_tokens, _COMPLETION_TOKENS)
 
 
-class TextPart(_Strict):
-    """A part of a message; parts are lines of it."""
+def _as_text(content: str | list[dict[Literal["type", "text"], str]]) -> str:
+    """Return a message's content as one text; its parts are lines of it."""
+    if isinstance(content, str):
+        return content
+    if not content or any(len(part) < 2 or part["type"] != "text" for part in content):
+        raise ValueError('must be a text, or parts such as {"type": "text", "text": "a line"}')
+    return "\n".join(part["text"] for part in content)
 
-    type: Literal["text"]
-    text: str
 
-
-class Message(_Strict):
+class Message(BaseModel, extra="forbid", strict=True):
     """A message, also as an earlier answer has it."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[str | list[dict[Literal["type", "text"], str]], AfterValidator(_as_text)]
     name: str | None = None
     refusal: None = None
     annotations: None = None
@@ -361,11 +352,8 @@ class ChatBody(_WritingBody):
                 f" columns filled in: {serving.prompt!r}.",
                 "messages",
             )
-        messages = list[dict[str, str]]()
-        for message in self.messages:
-            parts = [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
-            messages.append(message.model_dump(include={"role", "name"}, exclude_none=True))
-            messages[-1]["content"] = "\n".join(parts)
+        said = {"role", "name", "content"}
+        messages = [message.model_dump(include=said, exclude_none=True) for message in self.messages]
         limits.check_size("this chat", sum(len(str(message)) for message in messages), "messages")
 
         def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -382,19 +370,13 @@ class ChatBody(_WritingBody):
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-class Fault(_Strict):
-    """What is wrong."""
-
-    message: str
-    type: str
-    param: Annotated[str | None, Field(description="the field of the request that is at fault")]
-    code: Annotated[int, Field(description="the HTTP status")]
-
-
-class ErrorBody(_Strict):
+class ErrorBody(BaseModel, extra="forbid"):
     """The answer to a request that is refused, or that the server fails at."""
 
-    error: Fault
+    error: Annotated[
+        dict[Literal["message", "type", "param", "code"], str | int | None],
+        Field(description="`param` is the field of the request that is at fault, `code` the HTTP status"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -436,31 +418,32 @@ class Answer:
             if self.form == "chatcmpl":
                 said = {"message": {"role": "assistant", "content": written.text}}
             choices.append({"index": index, **said, "logprobs": None, "finish_reason": written.reason})
+        asked = sum(written.num_prompt_tokens for written in texts[::num_choices])
+        made = sum(written.num_tokens for written in texts)
+        usage = {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
         kind = "text_completion" if self.form == "cmpl" else "chat.completion"
-        return self._body(kind, choices=choices, usage=_usage(texts, num_choices))
+        return self._body(kind, choices=choices, usage=usage)
 
-    def chunk(self, index: int, text: str | None, *, first: bool = False, reason: str | None = None) -> Json:
-        """Return a piece of a choice's text, or the reason why it ended."""
-        own: Json = {"text": text or "", "logprobs": None}
-        if self.form == "chatcmpl":
-            own = {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
-        return self._chunk([{"index": index, **own, "finish_reason": reason}])
-
-    def usage_chunk(self, texts: Sequence[_Written], num_choices: int) -> Json:
-        """Return what was used, at the end of a stream."""
-        return self._chunk([], usage=_usage(texts, num_choices))
-
-    def _chunk(self, choices: list[Json], **others: Any) -> Json:
+    def chunk(
+        self,
+        index: int | None,
+        text: str | None = None,
+        *,
+        first: bool = False,
+        reason: str | None = None,
+        **usage: Any,
+    ) -> Json:
+        """Return a piece of a choice's text, or the reason why it ended; without a choice, what was used."""
+        choices = list[Json]()
+        if index is not None:
+            own: Json = {"text": text or "", "logprobs": None}
+            if self.form == "chatcmpl":
+                own = {"delta": ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})}
+            choices.append({"index": index, **own, "finish_reason": reason})
         kind = "text_completion" if self.form == "cmpl" else "chat.completion.chunk"
-        return self._body(kind, choices=choices, **others)
+        return self._body(kind, choices=choices, **usage)
 
     def _body(self, kind: str, **own: Any) -> Json:
         name, fingerprint = f"{self.form}-{self.id}", self.digest
         head = {"id": name, "object": kind, "created": self.created, "model": self.model}
         return {**head, "system_fingerprint": fingerprint, **own}
-
-
-def _usage(texts: Sequence[_Written], num_choices: int) -> Json:
-    asked = sum(written.num_prompt_tokens for written in texts[::num_choices])
-    made = sum(written.num_tokens for written in texts)
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}

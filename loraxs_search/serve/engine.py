@@ -93,7 +93,7 @@ class ServingEngine:
         self, bank: AdapterBank, load: Callable[[ServedAdapter], None], *, max_rows: int = 64, max_waiting: int = 2048
     ) -> None:
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self.num_passes = self.num_rows = self.num_tokens = self.num_steps = 0  # since the start
+        self.num_passes = self.num_rows = self.num_tokens = 0  # since the start
         self._bank, self._load = bank, load
         self._source = RowSource(bank.tokenizer)
         self._waiting: list[Job] = []  # by turn
@@ -267,7 +267,6 @@ class ServingEngine:
             self._join()
             if len(self._generation):
                 self.num_tokens += len(self._generation)
-                self.num_steps += 1
                 self._generation.step()
                 self._settle()
         except Exception as error:  # what the rows share is lost, and so are all of them
@@ -354,10 +353,11 @@ class ServingEngine:
         self._done.append((job, result))
 
     def _hand_out(self) -> None:
-        """Give results to those who wait, with one call for each loop that they wait in."""
+        """Give results to those who wait, with one call for the loop that they wait in."""
+        done, self._done = self._done, []
 
-        def settle(results: Sequence[tuple[Job, Any]]) -> None:
-            for job, result in results:
+        def settle() -> None:
+            for job, result in done:
                 if job.result.done():
                     continue
                 if isinstance(result, asyncio.CancelledError):
@@ -367,15 +367,11 @@ class ServingEngine:
                 else:
                     job.result.set_result(result)
 
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
-        for job, result in self._done:
-            by_loop.setdefault(job.result.get_loop(), []).append((job, result))
-        self._done = []
-        for loop, results in by_loop.items():
+        if done:
             try:
-                loop.call_soon_threadsafe(settle, results)
+                done[0][0].result.get_loop().call_soon_threadsafe(settle)
             except RuntimeError:  # the loop is closed: nobody waits
-                log.debug("%d answers came after the end", len(results))
+                log.debug("%d answers came after the end", len(done))
 
 
 # ---- what is written side by side ------------------------------------------------------------------------------------

@@ -231,7 +231,22 @@ class ServedModels:
                 continue
             followed.tried, followed.state = "", None
             try:
-                self._follow(name, followed)
+                digest = self._reader.resolve(name).digest
+                if digest == followed.refused and time.monotonic() < followed.retry_at:
+                    continue
+                if digest != followed.adapter.digest:
+                    followed.tried = digest
+                    adapter = self._fitting(name)
+                    with self._loading:
+                        self.load(adapter)
+                        with self._lock:
+                            followed.adapter = adapter
+                    self.num_switches += 1
+                    log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
+            except (UnknownTaskError, UnknownVersionError) as error:
+                log.warning("%s is served no longer: %s", name, error.message)
+                with self._lock:
+                    self._names.pop(name, None)
             except Exception as fault:  # it is one name's: the others are followed all the same
                 if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
                     raise
@@ -246,36 +261,7 @@ class ServedModels:
                 else:
                     followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
             else:
-                followed.state = None if followed.fault else state
-
-    def follow(self, stopped: threading.Event, poll_s: float) -> None:
-        """Refresh until stopped: the body of a thread."""
-        while not stopped.wait(poll_s):
-            try:
-                self.refresh()
-            except Exception:  # the server keeps what it has
-                log.exception("names were not refreshed")
-
-    def _follow(self, name: str, followed: _Followed) -> None:
-        try:
-            digest = self._reader.resolve(name).digest
-        except (UnknownTaskError, UnknownVersionError) as error:
-            log.warning("%s is served no longer: %s", name, error.message)
-            with self._lock:
-                self._names.pop(name, None)
-            return
-        if digest == followed.refused and time.monotonic() < followed.retry_at:
-            return
-        if digest != followed.adapter.digest:
-            followed.tried = digest
-            adapter = self._fitting(name)
-            with self._loading:
-                self.load(adapter)
-                with self._lock:
-                    followed.adapter = adapter
-            self.num_switches += 1
-            log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
-        followed.refused, followed.retry_at, followed.fault = "", math.inf, ""
+                followed.refused, followed.retry_at, followed.fault, followed.state = "", math.inf, "", state
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _pulled(self, name: str) -> ServedAdapter:

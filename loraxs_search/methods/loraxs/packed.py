@@ -157,7 +157,7 @@ class TrainedCores:
         saved = []
         for run in rows.runs(self._pair_of_slot):
             at, pair = rows.positions(x, run.start, run.stop), self._pairs[run.label]
-            if rows.num_positions(x) > 1:
+            if len(x) > rows.num_rows:
                 saved.append(add_core_update_(x[at], y[at], pair, self.cores[run.slots]))
                 continue
             # Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each
@@ -180,7 +180,7 @@ class TrainedCores:
         grads = self._grads[rows.worker]
         for run, z in zip(rows.runs(self._pair_of_slot), saved, strict=True):
             at, pair = rows.positions(dy, run.start, run.stop), self._pairs[run.label]
-            if rows.num_positions(dy) > 1:
+            if len(dy) > rows.num_rows:
                 cores = self.cores[run.slots]
                 g = _by_core(torch.mm(dy[at], pair.b_t.T), cores)  # (m, T, k)
                 if dx is not None:

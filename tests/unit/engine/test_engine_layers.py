@@ -38,17 +38,17 @@ class Gain:
         for run in rows.runs(self.labels):
             at = rows.positions(x, run.start, run.stop)
             z = x[at] @ self.v
-            y[at] += self._gains(run.slots, rows.num_positions(x)) * z
+            y[at] += self._gains(run.slots, len(x) // rows.num_rows) * z
             saved.append(z)
         return saved
 
     def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         for run, z in zip(rows.runs(self.labels), saved, strict=True):
             at = rows.positions(dy, run.start, run.stop)
-            slots = run.slots.repeat_interleave(rows.num_positions(dy))
+            slots = run.slots.repeat_interleave(len(dy) // rows.num_rows)
             self.grads[rows.worker].index_add_(0, slots, (dy[at] * z).sum(-1))
             if dx is not None:
-                dx[at] += self._gains(run.slots, rows.num_positions(dy)) * dy[at] @ self.v.T
+                dx[at] += self._gains(run.slots, len(dy) // rows.num_rows) * dy[at] @ self.v.T
 
     def row(self, x: Tensor, slot: int, g: Tensor) -> Tensor:
         return g[slot] * (x @ self.v) if self.labels[slot] == 0 else torch.zeros(())

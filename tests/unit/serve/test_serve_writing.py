@@ -11,6 +11,7 @@ import openai
 import pytest
 import requests
 from peft import PeftModel
+from support.characters import characters
 from support.pages import CLUSTER
 from support.toy_language import writing
 from support.trials import written_by
@@ -31,6 +32,7 @@ from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import ChatBody, ClassifyBody, CompletionBody, Limits
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.served_models import ServedModels
+from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import Sampling
 
 from .conftest import running
@@ -210,13 +212,13 @@ def written_while_another_is(decoder, prompt, on_step=lambda _: None):
             CompletionBody(model="one", stop=["never"], prompt=text, max_tokens=count).jobs(adapter, Limits())
             for text, count in (("say w1", 40), (prompt, 3))
         )
-        second.on_text = lambda _, __: on_step(engine.num_steps)
+        second.on_text = lambda _, __: on_step(engine.num_tokens)
         submitted = []
 
         def submit(_, __):
             if not submitted:
                 submitted.append(True)
-                on_step(engine.num_steps)
+                on_step(engine.num_tokens)
                 engine.submit([second])
 
         first.on_text = submit
@@ -383,3 +385,14 @@ def test_rows_of_options_that_cannot_be_answered_are_named(decoder):
     assert answer.status_code == 413
     response = decoder.post("/classify", {"model": decoder.server.models.base.id, "input": "w1"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+
+
+def test_a_rendered_chat_begins_once():
+    source = RowSource(characters(begins=True))
+
+    async def prompts():
+        jobs = CompletionBody(model="base", prompt=["ab", "<s>ab"]).jobs(None, Limits())
+        return [next(job.asking(source)).source.ids.row(0).tolist() for job in jobs]
+
+    plain, rendered = asyncio.run(prompts())
+    assert plain == rendered == [2, *source.tokenizer.convert_tokens_to_ids(["a", "b"])]
