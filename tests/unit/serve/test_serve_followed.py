@@ -226,28 +226,3 @@ def test_a_request_is_cut_into_passes_whatever_its_last_row_is(encoder):
         return [job.num_rows for job in jobs]
 
     assert asyncio.run(cut("x")) == asyncio.run(cut("x" * 900)) == [8, 8, 5]
-
-
-def test_bodies_that_are_held_together_have_a_limit(registry, encoder):
-    """One that comes slowly counts as far as it came; a client that hangs up gives its part back."""
-    uri, _ = registry
-    server = Server(ServedModels(["task-2"], uri=uri), limits=Limits(body_bytes=2000, open_bytes=3000))
-    body = b'{"model": "task-2", "input": "%s"}' % (b"x " * 800)
-    with running(server) as url:
-
-        def status():
-            headers = {"content-type": "application/json"}
-            answer = requests.post(f"{url}/classify", data=body, headers=headers, timeout=60)
-            assert answer.status_code == 200 or answer.headers["retry-after"]
-            return answer.status_code
-
-        assert status() == 200
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
-            connection.sendall(b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
-            connection.sendall(b"content-length: 2000\r\n\r\n" + b" " * 1500)
-            while status() == 200:
-                continue
-            assert status() == 429
-        while status() == 429:
-            continue
-        assert status() == 200
