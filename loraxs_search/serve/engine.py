@@ -98,7 +98,6 @@ class ServingEngine:
         self._source = RowSource(bank.tokenizer)
         self._waiting: list[Job] = []  # by turn
         self._turn = 0  # of what was taken last
-        self.num_waiting = 0  # rows that wait for a pass, or to be written
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
@@ -107,6 +106,11 @@ class ServingEngine:
         self._active: list[Job] = []  # that were taken from the queue last
         self._writers: list[Job] = []  # whose rows are written
         self._joining: list[Job] = []  # whose rows are to be, by turn
+
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait for a pass, or to be written."""
+        return sum(job.num_rows for job in (*self._waiting, *self._joining))
 
     def check_alive(self) -> None:
         """Refuse to go on without the computing thread.
@@ -148,7 +152,6 @@ class ServingEngine:
             for job in jobs:
                 job.turn, turn = turn, turn + job.num_rows
                 insort(self._waiting, job, key=_TURN)
-            self.num_waiting += num_rows
             self._changed.notify()
 
     # ---- the computing thread ----------------------------------------------------------------------------------------
@@ -184,7 +187,6 @@ class ServingEngine:
             while self._waiting and (not chosen or num_rows + self._waiting[0].num_rows <= self.max_rows):
                 job = self._waiting.pop(0)
                 self._turn = job.turn
-                self.num_waiting -= job.num_rows
                 chosen.append(job)
                 num_rows += job.num_rows
         return chosen
@@ -230,7 +232,7 @@ class ServingEngine:
                         reads[job] = request
                     else:
                         job._written = request
-                        self._wait_to_write(job)
+                        insort(self._joining, job, key=_TURN)
             answers = self._read(reads) if reads else {}
 
     def _read(self, reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
@@ -263,7 +265,7 @@ class ServingEngine:
                 job = long.pop()
                 self._generation.drop(set(job._writing))
                 self._writers.remove(job)
-                self._wait_to_write(job)
+                insort(self._joining, job, key=_TURN)
             self._join()
             if len(self._generation):
                 self.num_tokens += len(self._generation)
@@ -274,11 +276,6 @@ class ServingEngine:
             self._generation = Generation(self._base)
             for job in list(self._writers):
                 self._leave(job, error)
-
-    def _wait_to_write(self, job: Job) -> None:
-        insort(self._joining, job, key=_TURN)
-        with self._changed:
-            self.num_waiting += job.num_rows
 
     def _join(self) -> None:
         """Let as many jobs begin to write as there is space for; where that fails, it fails only for them."""
@@ -332,8 +329,6 @@ class ServingEngine:
                 spans += own
                 admitted.append(job)
             self._joining.remove(job)
-            with self._changed:
-                self.num_waiting -= job.num_rows
         return admitted
 
     def _settle(self) -> None:
