@@ -31,7 +31,7 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import Command, SearchPlan, seconds_of
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder, list_studies
-from loraxs_search.studies.lease import holder_elsewhere
+from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.storage import Storage
 
 _MAX_SHOWN = 10  # trials in a message
@@ -475,7 +475,7 @@ def send(study: str, command: Command) -> Answered:
             if answer is not None or time.monotonic() >= until:
                 break
             time.sleep(_LOOK_EVERY_S)
-    elif storage is not None and (place := holder_elsewhere(storage, study)):
+    elif storage is not None and (place := Lease(Storage(storage), study).holder_elsewhere()):
         folder.inbox.put_elsewhere(Storage(storage), command)
         why = f"study {study!r} runs on {place}, which takes it from {storage} within seconds"
     else:

@@ -1,6 +1,6 @@
 """A search as it is drawn in a terminal from 60 columns on.
 
-A bar, the best so far, hosts, and a table of trials; what they say is decided in `reports/search_state.py`.
+A bar, the best so far, and a table of trials; what they say is decided in `reports/search_state.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rich.text import Text
 
 from loraxs_search.cli import live_text
 from loraxs_search.cli._out import PlainText, plain
-from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.leaderboard import live_columns
@@ -32,7 +31,7 @@ _STYLES: dict[str, str] = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "bold",
 }
-_MAX_ROWS, _MAX_HOSTS, _MAX_BAR = 15, 4, 50
+_MAX_ROWS, _MAX_BAR = 15, 50
 _WITH_BYTES = 100  # columns from which stored bytes have one
 
 
@@ -55,14 +54,6 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     progress.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
 
     lines = [(label, _text(text)) for label, text in _progress(state)]
-    hosts = state.hosts(now) if state.is_training else []
-    for host in hosts[:_MAX_HOSTS]:
-        slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
-        pace = "" if host.steps_per_s is None else f"  {host.steps_per_s:.2g} steps/s"
-        pace += "" if host.rows_per_s is None else f"  {host.rows_per_s:.3g} rows/s"
-        lines.append(("host", _text(f"{host.address}  {slots}{pace}")))
-    if len(hosts) > _MAX_HOSTS:
-        lines.append(("", _text(f"and {counted(len(hosts) - _MAX_HOSTS, 'more host')}")))
     if notice:
         lines.append(("notice", _text(notice, style="yellow")))
     above: list[RenderableType] = [_text(title, style="bold", **cut), progress]

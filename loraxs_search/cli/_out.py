@@ -177,10 +177,10 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
 
 def print_summary(study: str) -> None:
     """Print to stderr what a study has found, and whether it beats the baselines; where one wins, that comes first."""
-    from loraxs_search.reports.html.summary import read_facts, summary
+    from loraxs_search.reports.html.summary import ReportFacts, summary
     from loraxs_search.studies.folder import StudyFolder
 
-    tell("\n".join(summary(read_facts(StudyFolder.open(study))).opening))
+    tell("\n".join(summary(ReportFacts.of(StudyFolder.open(study))).opening))
 
 
 def score_cell(value: float | None) -> str:

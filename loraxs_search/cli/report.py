@@ -68,13 +68,12 @@ def compare(
 
     The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
     are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is
-    a candidate of its study. Else it is that of trials with the same params, at their reports. `test` is the score of
-    the group's finalist on the test rows.
+    a candidate of its study. `test` is the score of the group's finalist on the test rows.
 
     Differences: `gain` is what a group gains over the first one, and `p` the chance of such a difference if there were
     none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a
     paired permutation test). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's
-    test), if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
+    test). `by` says `seeds` then. Three seeds show large differences only.
 
     VeRA and TinyLoRA store what a seed gives back: `learnt bytes` is their size without that.
 

@@ -1,14 +1,12 @@
-"""loraxs-search status [STUDY], studies ls|show|export|rm, gc; and what steers a search: stop, finish, add, extend"""
+"""loraxs-search status [STUDY], studies ls|rm, gc; and what steers a search: stop, finish, add, extend"""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +20,7 @@ from loraxs_search.log.events import Warned
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import seconds_of
 from loraxs_search.reports.leaderboard import LeaderboardRow
-from loraxs_search.reports.study_status import study_state, study_status, study_summaries
+from loraxs_search.reports.study_status import study_status, study_summaries
 from loraxs_search.reports.study_status import watch as follow
 from loraxs_search.steering import describe
 from loraxs_search.studies.folder import StudyFolder
@@ -86,7 +84,7 @@ def status(
             _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
         return
     folder = StudyFolder.open(study)
-    if watch and study_state(folder) == "running":
+    if watch and folder.state() == "running":
         _follow(folder)
     seen = study_status(folder)
     if as_csv:
@@ -116,9 +114,7 @@ def status(
         _out.tell(f"{seen.study} runs on {seen.place}, or was killed there; `resume` finds out")
 
 
-app = typer.Typer(
-    help="The studies of this machine: list, look, export, remove.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="The studies of this machine: list, remove.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("ls")
@@ -135,47 +131,6 @@ def _ls(as_json: _out.JsonOption = False) -> None:
     rows = [(*it.cells, _out.shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
     _out.emit_table(as_json, value, columns, rows, right=frozenset({"bytes"}))
     _out.print_warnings([summary.problem for summary in summaries if summary.problem and not as_json])
-
-
-@app.command("show")
-def _show(study: _out.StudyArgument, as_json: _out.JsonOption = False) -> None:
-    """Show where a study lies, what it takes, and how to open it with other programs.
-
-    Example: loraxs-search studies show reviews
-    """
-    from loraxs_search.reports.study_status import study_facts
-
-    facts = study_facts(study)
-
-    if as_json:
-        _out.print_json(facts)
-        return
-    for name, value in facts.items():
-        shown = "-" if value is None else str(value)
-        if name == "bytes":
-            shown = ", ".join(f"{part} {_out.shown_bytes(size)}" for part, size in value.items())
-        elif name == "created":
-            shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
-        _out.say(f"{name.replace('_', ' '):<13} {shown}")
-    _out.tell(f"\ntrials: loraxs-search status {study}")
-    _out.tell(f"for Optuna Dashboard: loraxs-search studies export {study} --optuna FILE")
-
-
-@app.command("export")
-def _export(
-    study: _out.StudyArgument,
-    optuna: Path = Option(..., help="The new file, an Optuna journal.", show_default=False),
-) -> None:
-    """Write a study's trials into a file for Optuna's tools.
-
-    `optuna-dashboard FILE` opens it. Changes that you make there are not in the study.
-
-    Example: loraxs-search studies export reviews --optuna reviews.optuna.jsonl
-    """
-    from loraxs_search.reports.optuna_study import export_optuna
-
-    number = export_optuna(study, optuna)
-    _out.tell(f"wrote {counted(number, 'trial')} to {optuna}\nnext: optuna-dashboard {optuna}")
 
 
 @app.command("rm")

@@ -1,7 +1,7 @@
 """The events of a study. Each class is one kind of line in `journal.jsonl`; some are shown to watchers, too.
 
-A line holds the kind under `event`, the time under `at`, and each field that differs from its default. `STUDY_FORMAT`
-in `studies.info` is the number of this form too.
+A line holds the name of the class under `event`, the time under `at`, and each field that differs from its default.
+`STUDY_FORMAT` in `studies.info` is the number of this form too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class DriverStarted(Event):
     plan: SearchPlan | None = None
     params: Mapping[str, Scalar] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    event: Literal["driver_started"] = "driver_started"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,6 @@ class TrialStarted(Event):
     lineage: str = ""
     proposal: Proposal = field(default_factory=lambda: Proposal({}, {}))
     hyperparameters: Hyperparameters | None = None
-    event: Literal["started"] = "started"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,6 @@ class TrialReported(Event):
     """A trial was scored on validation rows."""
 
     report: TrialReport
-    event: Literal["reported"] = "reported"
 
     @property
     def trial_id(self) -> str:
@@ -95,7 +92,6 @@ class TrialEnded(Event):
     reason: str
     worked_s: float = 0.0
     is_cut: bool = False
-    event: Literal["ended"] = "ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,6 @@ class TrialContinued(Event):
     """A trial that the time budget had ended trains on from its last state: the search has more time."""
 
     trial_id: str
-    event: Literal["continued"] = "continued"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +106,6 @@ class TrainingEnded(Event):
     """There is no more to train; `notice` says why where the budget is not used up."""
 
     notice: str
-    event: Literal["search_ended"] = "search_ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +113,6 @@ class Reopened(Event):
     """The search continues after its trials had ended, for as many commands so far."""
 
     number: int
-    event: Literal["reopened"] = "reopened"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +120,6 @@ class Commanded(Event):
     """The driver has taken a command, and has not decided on it."""
 
     command: Command
-    event: Literal["commanded"] = "commanded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +138,6 @@ class Answered(Event):
     text: str
     hint: str = ""
     facts: Mapping[str, Scalar] = field(default_factory=dict)
-    event: Literal["answered"] = "answered"
 
 
 # ---- what only MLflow receives ---------------------------------------------------------------------------------------
@@ -164,7 +155,6 @@ class AdapterWritten(Event):
     folder: str
     run_of: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
-    event: Literal["adapter_written"] = "adapter_written"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +162,6 @@ class BaselinesMeasured(Event):
     """What simple models reach on the search's rows."""
 
     baselines: tuple[Baseline, ...]
-    event: Literal["baselines_measured"] = "baselines_measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +169,6 @@ class ReportWritten(Event):
     """The report of a search lies in a file of the study's folder, to be kept as an artifact of its run."""
 
     path: str
-    event: Literal["report_written"] = "report_written"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +177,6 @@ class SearchFinished(Event):
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
     summary: Mapping[str, Scalar] = field(default_factory=dict)
-    event: Literal["search_finished"] = "search_finished"
 
 
 # ---- what only watchers are shown ------------------------------------------------------------------------------------
@@ -206,7 +193,6 @@ class Phase(Event):
     done: int | None = None
     total: int | None = None
     unit: str = ""
-    event: Literal["phase"] = "phase"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +205,7 @@ class SearchStarted(Event):
         num_refits: Trainings of the best trials from new seeds that follow, at most.
         report_every: Steps between two reports of a trial.
         device, dtype: Of the first host.
-        num_slots: Trials at once. `slots` has those of each node, by its address.
+        num_slots: Trials at once.
         why_slots: Why so many; empty where that was asked for.
         time_left_s: What is left of the time budget; None if there is none.
         notes: What of the space may not be what was meant.
@@ -236,12 +222,10 @@ class SearchStarted(Event):
     device: str
     dtype: str
     num_slots: int
-    slots: Mapping[str, int] = field(default_factory=dict)
     why_slots: str = ""
     time_left_s: float | None = None
     notes: tuple[str, ...] = ()
     finishing: str = ""
-    event: Literal["search_started"] = "search_started"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +240,6 @@ class DataRead(Event):
     metric: str
     num_rows: Mapping[Split, int]
     report: DataReport
-    event: Literal["data_read"] = "data_read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +247,6 @@ class Warned(Event):
     """Something that people should know; the search continues."""
 
     text: str
-    event: Literal["warning"] = "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +259,6 @@ class Steered(Event):
 
     text: str
     finishing: str = ""
-    event: Literal["steered"] = "steered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +274,6 @@ class RowsScored(Event):
     name: str
     split: Literal["validation", "test"]
     metrics: Mapping[str, float]
-    event: Literal["rows_scored"] = "rows_scored"
 
 
 # ---- what no line holds ----------------------------------------------------------------------------------------------
@@ -306,7 +286,6 @@ class TrialsAdvanced(Event):
     """
 
     steps: Mapping[str, int]
-    event: Literal["trials_advanced"] = "trials_advanced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +299,6 @@ class SearchEnded(Event):
 
     state: Literal["finished", "interrupted"]
     notice: str = ""
-    event: Literal["search_ended"] = "search_ended"
 
 
 TrialEvent = TrialStarted | TrialReported | TrialEnded | TrialContinued

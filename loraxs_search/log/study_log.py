@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -16,12 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, get_args
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log import clock, events
-from loraxs_search.records.codec import to_json
+from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
@@ -29,7 +28,7 @@ from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 JOURNAL = "journal.jsonl"  # in a study's folder
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
 STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
-_OF_NO_LINE = ("event", "at", "study")
+_EVENTS: dict[str, type[events.LoggedEvent]] = {kind.__name__: kind for kind in get_args(events.LoggedEvent)}
 _EventT = TypeVar("_EventT", bound=events.LoggedEvent)
 _logger = logging.getLogger(__name__)
 
@@ -99,18 +98,16 @@ def read_events(path: Path, study: str | None, offset: int = 0) -> Iterator[tupl
     Raises:
         StudyError: the log is damaged.
     """
-    from pydantic import ValidationError
-
     for line, end in lines_from(path, offset):
         event: events.LoggedEvent | None = None
         try:
-            event = replace(_adapter().validate_json(line), study=study)
-        except ValidationError as error:
-            kind = json.loads(line)["event"] if error.errors()[0]["type"] == "union_tag_invalid" else None
-            if not isinstance(kind, str):
-                raise _damaged(path, offset) from error
-            # such as later versions may add without another format
-            _logger.warning("journal %s holds an unknown event %r; it is ignored", path, kind)
+            name = json.loads(line)["event"]
+            if name in _EVENTS:
+                event = replace(from_json(_EVENTS[name], line), study=study)
+            else:  # such as later versions may add without another format
+                _logger.warning("journal %s holds an unknown event %r; it is ignored", path, name)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, offset) from error
         yield event, end
         offset = end
 
@@ -126,20 +123,13 @@ def to_line(event: events.LoggedEvent) -> bytes:
     fields = {}
     for each in dataclasses.fields(event):
         default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
-        if each.name not in _OF_NO_LINE and getattr(event, each.name) != default:
+        if each.name not in ("at", "study") and getattr(event, each.name) != default:
             fields[each.name] = getattr(event, each.name)
-    line = {"event": event.event, **fields, "at": event.at}
+    line = {"event": type(event).__name__, **fields, "at": event.at}
     text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
     if "\\ud" in text:  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
         text = json.dumps(json.loads(text), ensure_ascii=False)
     return text.encode(errors="replace") + b"\n"
-
-
-@functools.cache
-def _adapter() -> Any:
-    from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
-
-    return TypeAdapter(Annotated[events.LoggedEvent, Field(discriminator="event")])
 
 
 # ---- what follows from events ----------------------------------------------------------------------------------------

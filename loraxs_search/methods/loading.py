@@ -17,7 +17,7 @@ from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import check_reference_logits
-from loraxs_search.records.adapter import Manifest, parse_manifest
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import served
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         with disk_faults(path):
-            return parse_manifest(path.read_bytes(), str(path))
+            return Manifest.parse(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise IntegrityError(
             f"An adapter folder must hold {MANIFEST}, but {folder} has none.",

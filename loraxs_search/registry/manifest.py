@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import file_sha256
-from loraxs_search.records.adapter import Manifest, parse_manifest
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import to_json
 
 MANIFEST = "manifest.json"
@@ -96,7 +96,7 @@ def read(folder: Path, digest: str | None = None) -> Manifest:
             f"{folder} must have digest {digest[:16]}..., but got {actual[:16]}...: its manifest was exchanged.",
             hint=_HINT,
         )
-    return parse_manifest(path.read_bytes(), str(path))
+    return Manifest.parse(path.read_bytes(), str(path))
 
 
 def folder_digest(folder: Path) -> str:

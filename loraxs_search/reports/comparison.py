@@ -18,9 +18,8 @@ from loraxs_search.records.promotion import Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
+from loraxs_search.reports.importances import Importances
 from loraxs_search.reports.leaderboard import pareto_front
-from loraxs_search.reports.optuna_study import Importances, importances
-from loraxs_search.reports.study_status import study_state
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import read_text
 
@@ -61,7 +60,6 @@ class _Trial:
     """A trial that has ended.
 
     Args:
-        seed: Of its start and the order of its rows.
         steps: How far it came.
         point: None of a trial that has not trained all its steps, or has no finite score.
         has_probe: Whether its study had a linear probe for heads to start at.
@@ -71,7 +69,6 @@ class _Trial:
     study: str
     method: str
     params: Mapping[str, Scalar]
-    seed: int
     steps: int
     device_s: float
     point: _Point | None
@@ -110,7 +107,7 @@ class _Study:
 
 def _read(name: str) -> _Study:
     folder = StudyFolder.open(name)
-    state, candidates, identity = study_state(folder), folder.candidates() or (), folder.identity.read()
+    state, candidates, identity = folder.state(), folder.candidates() or (), folder.identity.read()
     if identity is None and candidates:
         identity = Identity(candidates[0].base_digest, candidates[0].data_fingerprint)
     rule, has_probe, trials, method = folder.checkpoint_selection, folder.has_probe, list[_Trial](), ""
@@ -134,7 +131,6 @@ def _read(name: str) -> _Study:
             _Trial(
                 *(own[0], name, own[1]),
                 params=record.params,
-                seed=folder.info.search.trial_seed(int(record.trial_id)),
                 steps=record.step,
                 device_s=last.device_s if last else 0.0,
                 point=point,
@@ -181,13 +177,11 @@ class _Difference:
         p_value: Chance of a difference this large, in either direction, if there were none; None if nothing tells.
         by: `rows`: both finalists answered the same test rows, which are compared one by one. `seeds`: the means over
             seeds on validation rows, by Welch's t-test.
-        why: Why rows could not be compared; empty where they were.
     """
 
     gain: float
     p_value: float | None
     by: Literal["rows", "seeds"]
-    why: str = ""
 
 
 def _difference(
@@ -201,23 +195,21 @@ def _difference(
     from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, p_value
     from loraxs_search.tasks.kinds import kind_of
 
-    sign, one, other = sign_of(task.direction), finalists.get(first.tested), finalists.get(second.tested)
-    if one is None or other is None:
-        why = f"no finalist is of {'the first' if one is None else 'this'} group"
-    elif one[0].test_fingerprint != other[0].test_fingerprint:
-        why = "the finalists answered other test rows"
-    else:
-        rows = [ScoredRows.from_bytes(path.read_bytes()) for _, path in (one, other)]
-        if (count := len(rows[0].labels)) >= MIN_ROWS:
+    sign, pair = (
+        sign_of(task.direction),
+        [finalists[group.tested] for group in (first, second) if group.tested in finalists],
+    )
+    if len(pair) == 2 and pair[0][0].test_fingerprint == pair[1][0].test_fingerprint:
+        rows = [ScoredRows.from_bytes(path.read_bytes()) for _, path in pair]
+        if len(rows[0].labels) >= MIN_ROWS:
             known = kind_of(task).metrics[task.metric]
-            sides = [p_value(known, sign, *pair) for pair in (rows, rows[::-1])]
+            sides = [p_value(known, sign, *each) for each in (rows, rows[::-1])]
             smaller = min((p for p in sides if p is not None), default=None)
-            gain = sign * (other[0].test_metrics[task.metric] - one[0].test_metrics[task.metric])
-            return _Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
-        why = f"at least {MIN_ROWS} test rows tell, not {count}"
+            before, after = (finalist.test_metrics[task.metric] for finalist, _ in pair)
+            return _Difference(sign * (after - before), None if smaller is None else min(1.0, 2 * smaller), "rows")
 
     scores = second.seed_scores, first.seed_scores
-    if not all(scores) or first.on_all_rows != second.on_all_rows:
+    if not all(scores):
         return None
     p = None  # of one seed, or where seeds do not differ at all
     if min(map(len, scores)) > 1 and max(max(some) - min(some) for some in scores) > NOISE:
@@ -226,7 +218,7 @@ def _difference(
         both = [(statistics.fmean(some), statistics.stdev(some), len(some)) for some in scores]
         p = float(ttest_ind_from_stats(*both[0], *both[1], equal_var=False).pvalue)
     gain = sign * (statistics.fmean(scores[0]) - statistics.fmean(scores[1]))
-    return _Difference(gain, p, "seeds", f"no paired rows: {why}")
+    return _Difference(gain, p, "seeds")
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -241,10 +233,9 @@ class _ComparedGroup:
         points: Those that trained all their steps and store at most `max_bytes`, in the order they were started.
         front: The best ones for their size, smallest first.
         best: The best score among `points`; None if there is none.
-        seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; where it
-            is no candidate, that of trials with the same params, at their reports.
+        seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; none
+            where it is no candidate.
         over_seeds: Mean and deviation of these.
-        on_all_rows: Whether they are on all validation rows, or on those that reports score.
         tested: The finalist that is of this group, which answered the test rows; of several the best one on validation
             rows, by which they were chosen. Empty without one.
         test_score: The task's metric of it.
@@ -264,7 +255,6 @@ class _ComparedGroup:
     over_seeds: SeedStatistics | None
     tested: str
     test_score: float | None
-    on_all_rows: bool
     difference: _Difference | None = None
 
 
@@ -342,7 +332,7 @@ def compare(
         budget=budget,
         max_bytes=max_bytes,
         groups=tuple(groups),
-        importances=tuple(importances(study.folder) for study in opened),
+        importances=tuple(Importances.of(study.folder) for study in opened),
         notes=tuple(_notes(opened, groups, budget, by)),
     )
 
@@ -395,21 +385,11 @@ def _group(
     sign, task_sign = sign_of(task.search_direction), sign_of(task.direction)
     best = max(points, key=lambda point: sign * point.score, default=None)
 
-    # The task's metric of the best one's recipe from several seeds, its own first.
     candidates = [candidate for study in studies for candidate in study.candidates]
-    chosen = next((c for c in candidates if best and f"{c.study}/{c.trial_id}" == best.trial), None)
-    scores = list[float]()
+    chosen, scores = next((c for c in candidates if best and c.name == best.trial), None), list[float]()
     if chosen is not None:
         metrics = [chosen.validation_metrics, *(refit.validation_metrics for refit in chosen.refits)]
         scores = [score for each in metrics if math.isfinite(score := each.get(task.metric, math.nan))]
-    elif best is not None and task.metric == task.search_metric:
-        own = next(trial for trial in used if trial.name == best.trial)
-        of_seeds = {own.seed: best.score}
-        for trial in trials:  # the same space launched twice has the same trials again, which are no other seeds
-            if trial.point and (trial.method, trial.params, trial.steps) == (own.method, own.params, own.steps):
-                of_seeds.setdefault(trial.seed, trial.point.score)
-        scores = [*of_seeds.values()] if len(of_seeds) > 1 else []
-
     names = {point.trial for point in points}
     finalist = max(
         (c for c in candidates if c.test_metrics and f"{c.study}/{trial_of(c.trial_id)}" in names),
@@ -428,9 +408,8 @@ def _group(
         best=best,
         seed_scores=tuple(scores),
         over_seeds=SeedStatistics.of(scores) if scores else None,
-        tested=f"{finalist.study}/{finalist.trial_id}" if finalist else "",
+        tested=finalist.name if finalist else "",
         test_score=finalist.test_metrics.get(task.metric) if finalist else None,
-        on_all_rows=chosen is not None or task.validation_rows is None,
     )
 
 

@@ -6,13 +6,13 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from loraxs_search.log import events
 from loraxs_search.log.study_log import apply_to_trials
 from loraxs_search.records.literals import sign_of
-from loraxs_search.records.trial import Hyperparameters, TrialRecord, TrialState
+from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, row_of
 
 
@@ -52,43 +52,24 @@ class _Pace:
 
     Args:
         at: When it began, seconds since 1970.
-        window_s: Older counts are forgotten; None keeps all.
     """
 
-    def __init__(self, at: float, window_s: float | None = None) -> None:
-        self._since, self._window_s = at, window_s
-        self._counts: list[tuple[float, int]] = []
-        self.last_at = at
+    def __init__(self, at: float) -> None:
+        self._since = self.last_at = at
+        self._done: int | None = None
 
     def add(self, at: float, amount: int) -> None:
         """Something was done."""
-        self.last_at = max(self.last_at, at)
-        self._counts.append((at, amount))
-        if self._window_s is not None:
-            self._counts = [count for count in self._counts if count[0] > self.last_at - self._window_s]
+        self.last_at, self._done = max(self.last_at, at), (self._done or 0) + amount
 
     def per_s(self, now: float | None = None) -> float | None:
         """Return how much was done a second up to `now`, by default up to the last count; None before the first."""
         end = self.last_at if now is None else max(now, self.last_at)
-        start = self._since if self._window_s is None else max(self._since, end - self._window_s)
-        amount = sum(amount for at, amount in self._counts if at > start)
-        return amount / (end - start) if self._counts and end > start else None
+        return self._done / (end - self._since) if self._done is not None and end > self._since else None
 
 
-_RECENT_S = 60.0  # what hosts have done for so long says how fast they are now
 _ORDER = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _OF_EVENTS = ("counts", "best", "trial_steps")  # computed at most once between two events
-
-
-@dataclass(frozen=True)
-class _HostLine:
-    """A node that trains: trials on it, how many it takes (None if that is not known), steps and rows a second."""
-
-    address: str
-    num_trials: int
-    num_slots: int | None
-    steps_per_s: float | None
-    rows_per_s: float | None = None
 
 
 class SearchState:
@@ -114,7 +95,6 @@ class SearchState:
         self.ended: events.SearchEnded | None = None
         self.sign = 1.0
         self._pace = self._work = _Pace(0.0)
-        self._hosts: dict[str, tuple[_Pace, _Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
 
     def happened(self, event: events.ShownEvent) -> None:
@@ -122,8 +102,9 @@ class SearchState:
         for name in _OF_EVENTS:
             self.__dict__.pop(name, None)
         self.study = event.study or self.study
-        if isinstance(event, events.TrialReported):
-            self._measure(event)
+        is_new = self.facts is not None and event.at >= self.facts.at  # not an earlier driver's
+        if isinstance(event, events.TrialReported) and is_new:
+            self._pace.add(event.at, event.report.step - self.trials[event.trial_id].step)
         if isinstance(event, events.TrialEvent):
             apply_to_trials(self.trials, event)
         match event:  # views show the others once, as they come
@@ -138,7 +119,7 @@ class SearchState:
             case events.SearchStarted():
                 self.facts, self.phase, self.ended = event, None, None
                 self.sign, self.finishing = sign_of(event.direction), event.finishing
-                self._pace, self._hosts, self.steps = _Pace(event.at), {}, {}
+                self._pace, self.steps = _Pace(event.at), {}
             case events.TrialEnded() | events.TrialContinued():
                 self.steps.pop(event.trial_id, None)
             case events.TrialsAdvanced():
@@ -150,19 +131,6 @@ class SearchState:
                 self.baselines[event.name] = event.metrics
             case events.SearchEnded():
                 self.ended = event
-
-    def _measure(self, event: events.TrialReported) -> None:
-        """Count what a report says was trained, before it is among the trial's."""
-        facts, trial, address = self.facts, self.trials[event.trial_id], event.report.host.partition(" ")[0]
-        if facts is None or event.at < facts.at:
-            return
-        steps = event.report.step - trial.step
-        self._pace.add(event.at, steps)
-        if address:
-            begun = _Pace(facts.at, _RECENT_S), _Pace(facts.at, _RECENT_S)
-            steps_pace, rows_pace = self._hosts.setdefault(address, begun)
-            steps_pace.add(event.at, steps)
-            rows_pace.add(event.at, steps * int(trial.params.get("batch_size", Hyperparameters.batch_size)))
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
@@ -205,17 +173,6 @@ class SearchState:
         count, metric = len(self.trials) if limit is None else limit, self.facts.metric if self.facts else ""
         rows = [row_of(trial, metric) for trial in heapq.nsmallest(count, self.trials.values(), key=place)]
         return [replace(row, step=max(row.step or 0, self.steps.get(row.trial_id, 0))) for row in rows]
-
-    def hosts(self, now: float) -> list[_HostLine]:
-        """Return the nodes that train, or could, by address."""
-        slots = self.facts.slots if self.facts else {}
-        only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
-        running = (each.reports for each in self.trials.values() if each.state is TrialState.RUNNING)
-        hosts = (reports[-1].host.partition(" ")[0] if reports else "" for reports in running)
-        busy = Counter(filter(None, (host or only for host in hosts)))
-        paces = {name: [pace.per_s(now) for pace in both] for name, both in self._hosts.items()}
-        names = sorted({*slots, *paces})
-        return [_HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
 
     # ---- how much there is to do -------------------------------------------------------------------------------------
     @property

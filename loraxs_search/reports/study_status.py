@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
@@ -47,13 +47,6 @@ class Progress:
         return self.complete + self.pruned + self.failed
 
 
-def study_state(folder: StudyFolder) -> str:
-    """Return `running`, `finished` or `interrupted`, by the lock that a driver on this machine holds while it lives."""
-    if folder.is_running():
-        return "running"
-    return "finished" if folder.candidates() is not None else "interrupted"
-
-
 _POLL_S = 0.5
 
 
@@ -73,7 +66,7 @@ def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None]
     folder, offset, is_quiet = StudyFolder.open(study), 0, False
     began_at = steps_at = 0.0  # when its driver began to train, and was heard of last
     while True:
-        state, is_new = study_state(folder), False  # first: what an ended driver wrote is there by now
+        state, is_new = folder.state(), False  # first: what an ended driver wrote is there by now
         for event, end in read_events(folder.journal_path, folder.name, offset):
             offset = end
             if isinstance(event, ShownEvent):
@@ -140,7 +133,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
             folder = StudyFolder.open(name)
             journal = folder.journal()
             counts = Progress.of(journal.records.values(), steered(folder, journal).whole_plan)
-            state, is_waiting = study_state(folder), False
+            state, is_waiting = folder.state(), False
             if sizes:
                 from loraxs_search.tracking.store import has_waiting
 
@@ -151,29 +144,6 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         task, trials = folder.info.task.registered_name, f"{counts.ended}/{counts.num_trials}"
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
         yield line(task, state, trials, created, is_waiting=is_waiting)
-
-
-def study_facts(name: str) -> dict[str, Any]:
-    """Return where a study lies, what it takes, and what it is of.
-
-    Raises:
-        StudyError: there is no such study, or it is damaged.
-    """
-    folder = StudyFolder.open(name)
-    info = folder.info
-    return {
-        "study": name,
-        "path": str(folder.path),
-        "state": study_state(folder),
-        "created": info.created_at,
-        "task": info.task.registered_name,
-        "base": info.base_model.id,
-        "pooling": info.task.pooling,
-        "space": info.space_source,
-        "MLflow": info.tracking_uri,
-        "storage": info.storage,
-        "bytes": _sizes(folder.path),
-    }
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -232,14 +202,15 @@ def status(study: str | None = None) -> StudyStatus | list[_StudySummary]:
 
 def study_status(folder: StudyFolder) -> StudyStatus:
     """Return how a study stands."""
-    state, place = study_state(folder), ""
+    state, place = folder.state(), ""
     if state == "interrupted" and folder.info.storage is not None:
         # Copied to a storage, it may continue with a driver on another machine, and this folder knows nothing. Where a
         # driver elsewhere holds it there and has not said that it ended, it may have been killed, too: only who waits
         # for a sign of life knows, as `resume` does.
-        from loraxs_search.studies.lease import holder_elsewhere
+        from loraxs_search.studies.lease import Lease
+        from loraxs_search.studies.storage import Storage
 
-        place = holder_elsewhere(folder.info.storage, folder.name)
+        place = Lease(Storage(folder.info.storage), folder.name).holder_elsewhere()
         state = "elsewhere" if place else state
     study, info, candidates = steered(folder), folder.info, folder.candidates()
     records = study.journal.records

@@ -10,7 +10,7 @@ studies/<name>/
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates
     confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
-    round.json, candidates-<n>.json   how often the search continued after its end, and its candidates of before
+    round.json                        how often the search continued after its end
     commands/             commands to the driver that it has not answered yet, one file each
     study.lock            held by the one driver at work
 

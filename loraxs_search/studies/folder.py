@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from loraxs_search.records.promotion import Baseline, Candidate
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.info import RecordFile, StudyInfo, parse_info, read_text
+from loraxs_search.studies.info import RecordFile, StudyInfo, read_text
 from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -42,9 +41,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _CandidateFile:
-    at: float
+    """Candidates of a round, and the finalists of earlier ones: a search may continue after its end."""
+
     candidates: list[Candidate]
     round: int = 0
+    earlier_finalists: tuple[str, ...] = ()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -95,7 +96,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path, self._lock_path = path, path / "study.lock"
         self.space_path, self.journal_path, self.adapters_path = path / "space.yaml", path / JOURNAL, path / "adapters"
-        self.info = parse_info(read_text(path / "study.json"), str(path))
+        self.info = StudyInfo.parse(read_text(path / "study.json"), str(path))
         self.name = self.info.name
         self.identity = RecordFile(Identity, path / "identity.json", indent=2)
         self.steps = RecordFile(TrialsAdvanced, path / "steps.json")
@@ -225,6 +226,12 @@ class StudyFolder:
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
         return is_locked(self._lock_path)
+
+    def state(self) -> str:
+        """Return `running`, `finished` or `interrupted`, by the lock that a driver on this machine holds."""
+        if self.is_running():
+            return "running"
+        return "finished" if self.candidates() is not None else "interrupted"
 
     @contextlib.contextmanager
     def lock(self, *, to_read: bool = False) -> Iterator[None]:
@@ -360,7 +367,7 @@ class StudyFolder:
     # ---- candidates, once the search has come to its end -------------------------------------------------------------
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence means that the search is finished."""
-        self._candidates.write(_CandidateFile(time.time(), candidates, self._round.read() or 0))
+        self._candidates.write(_CandidateFile(candidates, self._round.read() or 0, self.earlier_finalists()))
 
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search is not finished."""
@@ -373,19 +380,17 @@ class StudyFolder:
         Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
         has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
         """
-        if self.candidates() is None:
-            return
-        number = (self._round.read() or 0) + 1
-        write_atomic(self._earlier(number).path, self._candidates.path.read_bytes())
-        self._round.write(number)
+        if self.candidates() is not None:
+            self._round.write((self._round.read() or 0) + 1)
 
     def earlier_finalists(self) -> tuple[str, ...]:
         """Return the adapters that had answered the test rows when the search continued, in order."""
-        earlier = [self._earlier(number).load().candidates for number in range(1, (self._round.read() or 0) + 1)]
-        return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
-
-    def _earlier(self, number: int) -> RecordFile[_CandidateFile]:
-        return RecordFile(_CandidateFile, self.path / f"candidates-{number}.json")  # before the search continued
+        file = self._candidates.read()
+        if file is None:
+            return ()
+        are_earlier = file.round < (self._round.read() or 0)
+        last = [each.trial_id for each in file.candidates if are_earlier and each.test_metrics]
+        return tuple(dict.fromkeys((*file.earlier_finalists, *last)))
 
     # ---- what it leads to --------------------------------------------------------------------------------------------
     def store_uri(self) -> str:

@@ -115,27 +115,27 @@ class StudyInfo:
     start_from: StartFrom | None = None
     format: int = STUDY_FORMAT
 
+    @classmethod
+    def parse(cls, text: str | bytes, folder: str) -> StudyInfo:
+        """Read the text of a `study.json`.
 
-def parse_info(text: str | bytes, folder: str) -> StudyInfo:
-    """Read the text of a `study.json`.
-
-    Args:
-        folder: The one that holds it, here or in a storage, as people name it.
-    Raises:
-        StudyError: it is damaged, of another format, or the folder was renamed or is a copy: a study would be trained
-            where its name leads.
-    """
-    place = f"{folder}/study.json"
-    found = _parse_record(dict[str, object], text, place).get("format")
-    if found != STUDY_FORMAT:
-        raise StudyError(
-            f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
-            hint="use the version of loraxs-search that launched the study, or launch its space again",
-        )
-    info = _parse_record(StudyInfo, text, place)
-    if info.name != folder.rpartition("/")[2]:
-        raise StudyError(
-            f"A study's folder must have its name, but {folder} holds study {info.name!r}.",
-            hint=f"rename it back to {info.name}, or remove it if it is a copy",
-        )
-    return info
+        Args:
+            folder: The one that holds it, here or in a storage, as people name it.
+        Raises:
+            StudyError: it is damaged, of another format, or the folder was renamed or is a copy: a study would be
+                trained where its name leads.
+        """
+        place = f"{folder}/study.json"
+        found = _parse_record(dict[str, object], text, place).get("format")
+        if found != STUDY_FORMAT:
+            raise StudyError(
+                f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
+                hint="use the version of loraxs-search that launched the study, or launch its space again",
+            )
+        info = _parse_record(cls, text, place)
+        if info.name != folder.rpartition("/")[2]:
+            raise StudyError(
+                f"A study's folder must have its name, but {folder} holds study {info.name!r}.",
+                hint=f"rename it back to {info.name}, or remove it if it is a copy",
+            )
+        return info

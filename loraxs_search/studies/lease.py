@@ -29,20 +29,17 @@ class _LeaseInfo:
     """Who holds a lease.
 
     Args:
-        boot: Tells machines of one name apart: what the kernel drew when it started.
-        home: Where its state folder lies there.
+        place: What the kernel drew when it started, which tells machines of one name apart, the path of the state
+            folder there, and its own id: two containers may each have one at the same path.
         beat: Counts its signs of life.
         released: It is at work no more.
-        home_id: Distinguishes state folders at the same path, such as those of two containers.
     """
 
     token: str
     host: str
-    boot: str
-    home: str
+    place: str = ""
     beat: int = 0
     released: bool = False
-    home_id: str = ""
 
 
 class Lease:
@@ -57,9 +54,7 @@ class Lease:
 
     def __init__(self, storage: Storage, study: str, clock: Clock | None = None) -> None:
         self._storage, self._study, self._clock = storage, study, clock or Clock()
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        started = boot.read_text().strip() if boot.exists() else str(uuid.getnode())
-        self._info = _LeaseInfo(uuid.uuid4().hex, platform.node(), started, str(home()))
+        self._info = _LeaseInfo(uuid.uuid4().hex, platform.node())
         self._generation, self._key = 0, ""  # the latter of its object
         self._version: str | None = None
         self._renewed_at = self._seen_at = float("-inf")
@@ -78,15 +73,16 @@ class Lease:
         Raises:
             StudyError: another driver holds it.
         """
-        path = home() / ".home-id"  # of two at once the first one stands
+        path, boot = home() / ".home-id", Path("/proc/sys/kernel/random/boot_id")
         if not path.exists():
-            create_atomic(path, uuid.uuid4().hex)
+            create_atomic(path, uuid.uuid4().hex)  # of two at once the first one stands
         with disk_faults(path):
-            self._info = replace(self._info, home_id=path.read_text())
+            started = boot.read_text().strip() if boot.exists() else str(uuid.getnode())
+            self._info = replace(self._info, place=f"{started} {home()} {path.read_text()}")
         seen = generation, content = self._latest()
         holder = _holder(content)
-        is_here = holder is not None and replace(holder, token=self._info.token, beat=self._info.beat) == self._info
-        if content is not None and not is_here and not (holder is not None and holder.released):
+        is_free = holder is not None and (holder.released or holder.place == self._info.place)
+        if content is not None and not is_free:
             host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
             wait = "a driver on %s held study %r: watching for %.0f s whether it still does"
             _logger.warning(wait, host, self._study, LEASE_S)
@@ -140,6 +136,17 @@ class Lease:
         with self._lock, contextlib.suppress(LoraxsError):
             self._info = replace(self._info, released=True)
             self._write_info()
+
+    def holder_elsewhere(self) -> str:
+        """Return the machine of a driver that holds it, has not said that it ended, and is not this machine.
+
+        It may have been killed. Empty where there is none, or the storage does not answer.
+        """
+        with contextlib.suppress(LoraxsError):
+            holder = _holder(self._latest()[1])
+            if holder is not None and not holder.released and holder.host != platform.node():
+                return holder.host
+        return ""
 
     @contextlib.contextmanager
     def held(self, beat: Callable[[], None] | None = None) -> Iterator[None]:
@@ -205,19 +212,6 @@ class Lease:
             f"Study {self._study!r} must have one driver at a time, but {why}.",
             hint=f"let it end, or stop it: it is taken over once it has said nothing for {LEASE_S:.0f} s",
         )
-
-
-def holder_elsewhere(uri: str, study: str) -> str:
-    """Return the machine of a driver that holds a study in a storage, has not said that it ended, and is not this one.
-
-    It may have been killed. Empty where there is none, or the storage does not answer.
-    """
-    try:
-        holder = _holder(Lease(Storage(uri), study)._latest()[1])
-    except LoraxsError:
-        return ""
-    is_here = holder is None or holder.released or holder.host == platform.node()
-    return "" if holder is None or is_here else holder.host
 
 
 def _holder(content: bytes | None) -> _LeaseInfo | None:

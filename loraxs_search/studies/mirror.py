@@ -17,7 +17,7 @@ from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import parse_info
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.snapshots import KEPT
 from loraxs_search.studies.storage import Storage
@@ -26,7 +26,7 @@ from loraxs_search.studies.storage import Storage
 # not among it.
 _ORDER = (
     *("tracking.", "space.", "identity.json", "assets/", "assets.json", "baselines."),
-    *("snapshots/", "adapters/", "candidates-", "round.json", JOURNAL, "mlflow.offset", "confirmed/"),
+    *("snapshots/", "adapters/", "round.json", JOURNAL, "mlflow.offset", "confirmed/"),
     *("candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
@@ -282,7 +282,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
     place = f"{storage.uri}/{name}"
     with contextlib.ExitStack() as held:
-        info = parse_info(content, place)
+        info = StudyInfo.parse(content, place)
         here = StudyFolder.open(name) if StudyFolder.exists(name) else None
         if here is not None:
             if here.info.study_id != info.study_id:
@@ -311,7 +311,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             if snapshot.name.partition(".")[0] not in records:
                 snapshot.unlink()
         lease.check()
-        info = replace(parse_info(storage.get(f"{name}/study.json") or content, place), storage=storage.uri)
+        info = replace(StudyInfo.parse(storage.get(f"{name}/study.json") or content, place), storage=storage.uri)
         embedded = sqlite_path(info.tracking_uri)
         if embedded is not None and not embedded.exists():
             info = replace(info, tracking_uri=resolve_uri())

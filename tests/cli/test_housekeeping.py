@@ -38,14 +38,6 @@ def test_a_damaged_study_is_listed(say, reviews):
     assert "A study's files must be whole" in said.err
 
 
-def test_a_study_is_shown_with_where_it_lies(say, reviews):
-    said = say("studies", "show", "reviews")
-    assert f"path          {reviews.path}\n" in said.ok
-    assert "loraxs-search studies export reviews --optuna FILE\n" in said.err
-    assert json.loads(say("studies", "show", "reviews", "--json").ok)["path"] == str(reviews.path)
-    assert say("studies", "show", "revews").is_error(1, "`study` must be one of: reviews")
-
-
 def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
     assert say("studies", "rm", "reviews", "revews").is_error(1, "but got 'revews'")
     assert reviews.path.is_dir()

@@ -62,8 +62,7 @@ def test_a_search_fits_every_width(state, columns):
     assert lines[3].rstrip() == "trials   2 of 4 ended (1 stopped early)"
     assert lines[4].rstrip() == "steps    180 of about 420 (160 in refits)"
     assert lines[5].startswith("best     00000  pearson 0.6000, 0.1800 better than tfidf (0")
-    assert lines[6].split() == ["host", "10.0.0.3", "1/2", "slots", "1.3", "steps/s", "21.3", "rows/s"]
-    heading, first = lines[9], lines[10]
+    heading, first = lines[7], lines[8]
     expected = ["trial", "state", "step", "pearson", *(["bytes"] if columns >= 100 else []), "params"]
     assert heading.split() == expected
     assert first.split()[:4] == ["00002", "RUNNING", "40/80", "0.2000"]
@@ -72,15 +71,13 @@ def test_a_search_fits_every_width(state, columns):
     assert lines[-1].startswith("browse the trials: loraxs-search ui mine")
 
 
-def test_a_search_says_that_it_is_to_finish_sums_up_many_hosts_and_compares_what_is_scored(state):
+def test_a_search_says_that_it_is_to_finish_and_compares_what_is_scored(state):
     state.happened(TrialsAdvanced(study="mine", at=1080.0, steps={"00003": 61}))
     rows = [line.split() for line in drawn(state, 80).splitlines()]
     assert ["00003", "RUNNING", "61/80"] in [row[:3] for row in rows]
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
     state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
     assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
-    state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
-    assert "and 5 more hosts" in drawn(state, 80)
     (early := SearchState()).happened(FACTS)
     assert "best" not in drawn(early, 80)
 
@@ -92,7 +89,6 @@ def test_refits_are_counted(state):
     assert "about 20 s left" in lines[1]
     assert lines[2] == "now      training the best 1 again from 2 fresh seeds: 80 of 160 steps"
     assert lines[4].rstrip() == "steps    260 of about 340 (160 in refits)"
-    assert "host" not in "".join(lines)
 
 
 def test_before_the_first_trial_there_is_a_line(state):
@@ -104,8 +100,8 @@ def test_before_the_first_trial_there_is_a_line(state):
 
 
 def test_a_small_window_has_the_first_trials_and_the_notice(state):
-    lines = drawn(state, 60, rows=14, notice="stopping; Ctrl-C again ends at once").splitlines()
-    assert len(lines) < 14
+    lines = drawn(state, 60, rows=12, notice="stopping; Ctrl-C again ends at once").splitlines()
+    assert len(lines) < 12
     assert "notice   stopping; Ctrl-C again ends at once" in [line.rstrip() for line in lines]
     assert [line.split()[0] for line in lines if line[:3] == "000"] == ["00002"]
 

@@ -106,9 +106,9 @@ def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int, reports: Seq
     """
     found, steps, ended = list[str](), dict[str, int](), Counter[str]()
     following = dict(zip((0, *reports), reports, strict=False))
-    started = Counter(line["trial_id"] for line in lines if line.get("event") == "started")
+    started = Counter(line["trial_id"] for line in lines if line.get("event") == "TrialStarted")
     for line in lines:
-        if line.get("event") == "reported":
+        if line.get("event") == "TrialReported":
             report = line["report"]
             trial, step = report["trial_id"], report["step"]
             if ended[trial]:
@@ -116,7 +116,7 @@ def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int, reports: Seq
             if step != following.get(steps.get(trial, 0)):
                 found.append(f"trial {trial} reports step {step} after step {steps.get(trial, 0)}")
             steps[trial] = step
-        elif line.get("event") == "ended":
+        elif line.get("event") == "TrialEnded":
             trial = line["trial_id"]
             ended[trial] += 1
             if line["state"] == "COMPLETE" and steps.get(trial, 0) != reports[-1]:

@@ -121,10 +121,10 @@ def test_a_promotion_that_failed_may_have_moved_the_champion():
 
 
 LOG = [
-    {"event": "started", "trial_id": "0"},
-    {"event": "reported", "report": {"trial_id": "0", "step": 5}},
-    {"event": "reported", "report": {"trial_id": "0", "step": 10}},
-    {"event": "ended", "trial_id": "0", "state": "COMPLETE", "reason": ""},
+    {"event": "TrialStarted", "trial_id": "0"},
+    {"event": "TrialReported", "report": {"trial_id": "0", "step": 5}},
+    {"event": "TrialReported", "report": {"trial_id": "0", "step": 10}},
+    {"event": "TrialEnded", "trial_id": "0", "state": "COMPLETE", "reason": ""},
 ]
 
 
@@ -135,7 +135,7 @@ LOG = [
         ([*LOG, LOG[3]], "trial 0 ends 2 times"),
         ([LOG[0], *LOG], "trial 0 starts 2 times"),
         ([*LOG[:2], *LOG[1:]], "trial 0 reports step 5 after step 5"),
-        ([*LOG, {"event": "reported", "report": {"trial_id": "0", "step": 15}}], "reports step 15 after its end"),
+        ([*LOG, {"event": "TrialReported", "report": {"trial_id": "0", "step": 15}}], "reports step 15 after its end"),
         ([LOG[0], *LOG[2:]], "trial 0 reports step 10 after step 0"),
         ([*LOG[:2], LOG[3]], "trial 0 is complete after step 5"),
         ([LOG[0], LOG[3] | {"state": "FAIL", "reason": "out of luck"}], "trial 0 has failed: out of luck"),

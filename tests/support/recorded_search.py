@@ -29,7 +29,6 @@ FACTS = SearchStarted(
     device="cpu",
     dtype="float32",
     num_slots=4,
-    slots={NODES[0]: 2, NODES[1]: 2},
 )
 
 

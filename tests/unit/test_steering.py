@@ -147,7 +147,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     assert list(killed.journal().commands) == list(calm.journal().commands)
     assert asdict(state(killed)) == asdict(state(calm))
     text = (killed.path / "journal.jsonl").read_text()
-    assert text.count('"commanded"') == text.count('"answered"') == len(sent)
+    assert text.count('"Commanded"') == text.count('"Answered"') == len(sent)
 
 
 def answers(folder: StudyFolder) -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """The figures of the report: a question about a study each, drawn, or why it cannot be; and how all look.
 
-A figure is a function of `ReportFacts`, listed in `FIGURES` by name. Plotly and Optuna load when one is drawn. Texts
+A figure is a function of `ReportFacts`, listed in `FIGURES` by name. Plotly loads when one is drawn. Texts
 that users wrote go through `_shown`, since plotly takes tags in its labels for markup. Figures look well on light and
 dark ground alike: one accent, greys, and red for what failed. The page's style sheet replaces the colours of texts and
 lines by those of its theme.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import counted
@@ -19,8 +19,8 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.html.summary import ReportFacts
+from loraxs_search.reports.importances import Importances
 from loraxs_search.reports.leaderboard import front as front_of
-from loraxs_search.reports.optuna_study import importances, optuna_study
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -163,36 +163,35 @@ def _quality_and_bytes(facts: ReportFacts) -> _Drawn:
     return says, {"quality_and_bytes": figure}
 
 
-# ---- by Optuna: trials and their params ------------------------------------------------------------------------------
+# ---- trials and their params -----------------------------------------------------------------------------------------
 _LONGEST = 18  # characters of a label
+_MAX_TICKS = 12  # more numbers than these are points of a scale
 
 
 def _history(facts: ReportFacts) -> _Drawn:
-    from optuna.visualization import plot_optimization_history
+    from plotly.graph_objects import Figure, Scatter
 
     best = facts.best
     if len(facts.complete) < 2 or best is None:
         return "A history needs two trials that have trained all their steps.", {}
-    figure = plot_optimization_history(optuna_study(facts.folder), target_name=facts.metric)
-    trials, line = figure.data[:2]
-    trials.update(name="complete trials", marker={"color": _GREY, "size": 6})
-    line.update(name="best so far", line={"color": _ACCENT, "width": 2.5, "shape": "hv"})
-    first = int(facts.complete[0].trial_id)
-    line.update(x=line.x[first:], y=line.y[first:])  # before it there is no best
-    figure.data = (trials, line)
-    figure.update_traces(hovertemplate="trial %{x}: %{y:.4f}<extra></extra>")
+    numbers, scores = zip(*((int(it.trial_id), facts.score(it)) for it in facts.complete), strict=True)
+    so_far = list(accumulate(scores, max if facts.sign > 0 else min))
+    hover = "trial %{x}: %{y:.4f}<extra></extra>"
+    points = {"mode": "markers", "marker": {"color": _GREY, "size": 6}, "hovertemplate": hover}
+    line = {"mode": "lines", "line": {"color": _ACCENT, "width": 2.5, "shape": "hv"}, "hovertemplate": hover}
+    trials = Scatter(x=numbers, y=scores, name="complete trials", **points)
+    figure = Figure([trials, Scatter(x=numbers, y=so_far, name="best so far", **line)])
     _styled(figure, "trial", f"{facts.metric} on validation rows")
     since = sum(record.trial_id > best.trial_id for record in facts.records)
     later = f"{counted(since, 'trial')} began after it" if since else "it was the last one"
-    says = f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
-    return says, {"history": figure}
+    return f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}.", {"history": figure}
 
 
 def _importances(facts: ReportFacts) -> _Drawn:
     """Draw the numbers of `compare`, which has them of the sampler's memory."""
     from plotly.graph_objects import Bar, Figure
 
-    importance = importances(facts.folder)
+    importance = Importances.of(facts.folder)
     if not importance.values:
         return f"There are no importances: {importance.why or 'no parameter varies'}.", {}
     names, shares = [_shown(each) for each in importance.values], list(importance.values.values())
@@ -210,45 +209,35 @@ def _importances(facts: ReportFacts) -> _Drawn:
 
 
 def _slices(facts: ReportFacts) -> _Drawn:
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-    from optuna.trial import TrialState as OptunaState
-    from optuna.visualization import plot_slice
+    from plotly.graph_objects import Figure, Scatter
 
     plots: dict[str, Figure] = {}
     if len(facts.complete) < 2:
         return "Slices need two trials that have trained all their steps.", {}
-    study = optuna_study(facts.folder)
-    complete = study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
-    known = {name for trial in complete for name in trial.params}
-    for name in (name for name in facts.varied if name in known):
-        own = [trial for trial in complete if name in trial.params]
-        found = {trial.distributions[name] for trial in own}
-        if len(found) > 1 and any(isinstance(it, CategoricalDistribution) for it in found):
-            # Of alternatives Optuna takes the first one, and leaves out trials with values that it lacks.
-            values = sorted({trial.params[name] for trial in own}, key=lambda value: (isinstance(value, str), value))
-            scale: BaseDistribution = CategoricalDistribution(values)
-            if not (isinstance(values[-1], str) or all(isinstance(it, CategoricalDistribution) for it in found)):
-                low, high = float(values[0]), float(values[-1])
-                scale = FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
-            for trial in own:
-                trial.distributions = {**trial.distributions, name: scale}
-        figure = plots[f"slice_{name}"] = plot_slice(study, params=[name], target_name=facts.metric)
-        look = {"size": _thinner(7, len(study.trials)), "line": {"width": 0}, "showscale": False}
-        figure.update_traces(
-            marker=look | {"colorscale": [[0, _GREY], [1, _ACCENT]]},
+    for name in facts.varied:
+        own = [record for record in facts.complete if name in record.params]
+        values, labels = [record.params[name] for record in own], [_shown(record.params[name]) for record in own]
+        if not own:
+            continue
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        is_scale = len(numbers) == len(values) and len(set(values)) > _MAX_TICKS
+        look = {"size": _thinner(7, len(own)), "colorscale": [[0, _GREY], [1, _ACCENT]]}
+        points = Scatter(
+            x=values if is_scale else labels,
+            y=[facts.score(record) for record in own],
+            mode="markers",
+            marker=look | {"color": [int(record.trial_id) for record in own]},
             hovertemplate="%{x}: %{y:.4f}<extra>trial %{marker.color}</extra>",
         )
-        _styled(figure, name, facts.metric, height=260)
-        axis = figure.layout.xaxis
-        if axis.type == "category":  # Optuna quotes labels
-            for trace in figure.data:
-                trace.x = [_shown(label.strip("'\"")) for label in trace.x]
-            texts = [label.strip("'\"") for label in axis.categoryarray]
-            labels = list(map(_shown, texts))
-            short = [_shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
-            figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=short)
-        elif axis.type == "log":
-            axis.dtick = "D2"  # at 1, 2 and 5 of each power of ten
+        figure = plots[f"slice_{name}"] = _styled(Figure(points), name, facts.metric, height=260)
+        if not is_scale:
+            order = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+            texts = [value if isinstance(value, str) else _shown(value) for value in order]
+            ticks = [_shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for text in texts]
+            places = [_shown(value) for value in order]
+            figure.update_xaxes(type="category", categoryarray=places, tickvals=places, ticktext=ticks)
+        elif min(numbers) > 0 and max(numbers) > _DECADE * min(numbers):
+            figure.update_xaxes(type="log", dtick="D2")  # at 1, 2 and 5 of each power of ten
     says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
     return says if plots else "No parameter varies, so that there is nothing to see a slice of.", plots
 

@@ -20,7 +20,7 @@ from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.figures import FIGURES
-from loraxs_search.reports.html.summary import ReportFacts, Summary, duration, read_facts, summary
+from loraxs_search.reports.html.summary import ReportFacts, Summary, duration, summary
 from loraxs_search.reports.leaderboard import leaderboard_table, value_cell
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import read_text
@@ -164,7 +164,7 @@ def figures(study: str) -> dict[str, Figure]:
     Raises:
         StudyError: there is no such study, or it is damaged.
     """
-    facts = read_facts(StudyFolder.open(study))
+    facts = ReportFacts.of(StudyFolder.open(study))
     return {name: plot for _, draw in FIGURES.values() for name, plot in draw(facts)[1].items()}
 
 
@@ -254,7 +254,7 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
         is_file = not path.exists() or path.is_file()
     if not is_file:  # a device, such as /dev/stdout, would be replaced by a file
         raise UsageError(f"A report must be a file, but {path} is none.", hint="name a file that does not exist yet")
-    write_atomic(path, _report_page(read_facts(folder)))
+    write_atomic(path, _report_page(ReportFacts.of(folder)))
     return path
 
 

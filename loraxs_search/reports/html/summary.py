@@ -18,7 +18,7 @@ from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
-from loraxs_search.reports.study_status import Progress, study_state
+from loraxs_search.reports.study_status import Progress
 from loraxs_search.steering import steered
 from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
@@ -70,6 +70,46 @@ class ReportFacts:
     finalist: Candidate | None
     by_class: ClassReport | None
 
+    @classmethod
+    def of(cls, folder: StudyFolder) -> ReportFacts:
+        """Read a study as it stands now, also while it runs.
+
+        Raises:
+            StudyError: a file of it is damaged.
+        """
+        from loraxs_search.registry import manifest
+
+        candidates = folder.candidates()  # first: what they are of is in the journal
+        journal, finished, info = folder.journal(), candidates is not None, folder.info
+        records, task = tuple(journal.records.values()), info.task
+        rows = leaderboard(records, task, candidates or (), info.search.checkpoint)
+        names = dict.fromkeys(name for record in records for name in record.params)
+        finalist, by_class = next((each for each in candidates or () if each.test_metrics), None), None
+        if finalist is not None:
+            with contextlib.suppress(IntegrityError):
+                by_class = manifest.read(folder.adapter_path(finalist.trial_id)).by_class
+        return cls(
+            folder=folder,
+            info=info,
+            task=task,
+            # The driver at work on a study with candidates has only records to bring to MLflow.
+            state="finished" if finished else folder.state(),
+            read_at=time.time(),
+            journal=journal,
+            candidates=tuple(candidates or ()),
+            baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
+            records=records,
+            complete=[record for record in records if record.state is TrialState.COMPLETE],
+            rows=rows,
+            counts=Progress.of(records, steered(folder, journal).whole_plan),
+            metric=task.search_metric,
+            sign=sign_of(task.search_direction),
+            varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],
+            best=next((row for row in rows if row.score is not None), None),
+            finalist=finalist,
+            by_class=by_class,
+        )
+
     def word(self, state: TrialState) -> str:
         """Return how a trial's state is shown."""
         return "not ended" if state is TrialState.RUNNING and self.state != "running" else _WORDS[state]
@@ -82,46 +122,6 @@ class ReportFacts:
     def device_s(records: Iterable[TrialRecord]) -> float:
         """Return the computation that trials took, each to its last report, without final scores and refits."""
         return sum(record.reports[-1].device_s for record in records if record.reports)
-
-
-def read_facts(folder: StudyFolder) -> ReportFacts:
-    """Read a study as it stands now, also while it runs.
-
-    Raises:
-        StudyError: a file of it is damaged.
-    """
-    from loraxs_search.registry import manifest
-
-    candidates = folder.candidates()  # first: what they are of is in the journal
-    journal, finished, info = folder.journal(), candidates is not None, folder.info
-    records, task = tuple(journal.records.values()), info.task
-    rows = leaderboard(records, task, candidates or (), info.search.checkpoint)
-    names = dict.fromkeys(name for record in records for name in record.params)
-    finalist, by_class = next((each for each in candidates or () if each.test_metrics), None), None
-    if finalist is not None:
-        with contextlib.suppress(IntegrityError):
-            by_class = manifest.read(folder.adapter_path(finalist.trial_id)).by_class
-    return ReportFacts(
-        folder=folder,
-        info=info,
-        task=task,
-        # The driver at work on a study with candidates has only records to bring to MLflow.
-        state="finished" if finished else study_state(folder),
-        read_at=time.time(),
-        journal=journal,
-        candidates=tuple(candidates or ()),
-        baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
-        records=records,
-        complete=[record for record in records if record.state is TrialState.COMPLETE],
-        rows=rows,
-        counts=Progress.of(records, steered(folder, journal).whole_plan),
-        metric=task.search_metric,
-        sign=sign_of(task.search_direction),
-        varied=[name for name in names if len({record.params.get(name) for record in records}) > 1],
-        best=next((row for row in rows if row.score is not None), None),
-        finalist=finalist,
-        by_class=by_class,
-    )
 
 
 def duration(seconds: float) -> str:
@@ -288,19 +288,12 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[tuple[str, 
             yield ("mean over seeds", f"{over.mean:.4f}", spread)
         if result.stored_bytes is not None:
             yield ("stored", f"{result.stored_bytes:,} B", "adapter and head")
-    counts, most = facts.counts, facts.info.search.max_steps
-    device_s = facts.device_s(facts.records)
-    # What stopped trials had needed for the steps that they were spared, each at its own pace.
-    lasts = [it.reports[-1] for it in facts.records if it.state is TrialState.PRUNED and it.reports]
-    saved_s = sum(max(0, most - last.step) * last.device_s / max(1, last.step) for last in lasts)
+    counts, device_s = facts.counts, facts.device_s(facts.records)
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
     yield ("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
     hours = f"{device_s / 3600:,.3g} device hours for trials, without refits and final scores"
     yield ("device time", duration(device_s), hours)
     yield ("wall time", duration(facts.journal.spent_s), "while a driver was at work")
-    if counts.pruned:
-        share = saved_s / (device_s + saved_s) if saved_s else 0.0
-        yield ("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
 
 
 def _notes(facts: ReportFacts) -> Iterator[str]:

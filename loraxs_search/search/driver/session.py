@@ -49,7 +49,7 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search.cluster.connection import living_nodes, own_error
+from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, map_over_hosts
@@ -414,7 +414,6 @@ class SearchSession:
     def _say_plan(self) -> None:
         """Say what the search is about to do; the view begins anew."""
         actors, info, task = self.actors, self.study.folder.info, self.space.task
-        addresses, by_node = {node.node_id: node.address for node in living_nodes()}, actors.slot_counter.slots.by_node
         plan = self._shown_plan = self.study.whole_plan
         self.study.journal.say(
             SearchStarted(
@@ -428,7 +427,6 @@ class SearchSession:
                 device=actors.info.device,
                 dtype=actors.info.dtype,
                 num_slots=actors.slot_counter.max_concurrent,
-                slots={addresses[own]: slots for own, slots in by_node.items() if own in addresses},
                 why_slots=actors.pack_size.reason,
                 time_left_s=self._budget.left_s,
                 notes=notes(self.space),

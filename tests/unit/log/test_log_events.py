@@ -114,7 +114,7 @@ def test_readers_go_on_from_their_offsets(path):
 
 # ---- other lines -----------------------------------------------------------------------------------------------------
 def test_an_unknown_kind_is_passed_over_with_a_warning(path, caplog):
-    path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "warning", "text": "so", "at": 1.0}\n')
-    assert [event.event for event in read(path)] == ["warning"]
+    path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "Warned", "text": "so", "at": 1.0}\n')
+    assert [type(event).__name__ for event in read(path)] == ["Warned"]
     assert next(read_events(path, None))[1] == len(path.read_text().partition("\n")[0]) + 1, "and not read again"
     assert "unheard_of" in caplog.text

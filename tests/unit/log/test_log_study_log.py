@@ -81,7 +81,7 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path
     journal = StudyLog(path)
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"event": "reported", "report": {"trial_id": "' + b"0" * 5000)
+    path.write_bytes(whole + b'{"event": "TrialReported", "report": {"trial_id": "' + b"0" * 5000)
     again = StudyLog(path)
     assert again.records["00000"].reports == ()
     again.append(TrialReported(report=report("00000", 40)))

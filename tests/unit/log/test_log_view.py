@@ -40,11 +40,11 @@ class Watching(SearchView):
         self.new.append(event)
 
     def known(self, event: ShownEvent) -> None:
-        self.old.append(event.event)
+        self.old.append(type(event).__name__)
 
     @property
     def shown(self) -> list[str]:
-        return [event.event for event in self.new]
+        return [type(event).__name__ for event in self.new]
 
 
 def report(trial_id: str, step: int, score: float) -> TrialReport:
@@ -76,7 +76,7 @@ def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder, view):
     for _ in range(2):  # what is said twice counts once
         log.append(TrialReported(report=report("00000", 4, 0.5)))
         log.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
-    assert view.shown == ["search_started", "started", "reported", "ended"]
+    assert view.shown == ["SearchStarted", "TrialStarted", "TrialReported", "TrialEnded"]
     assert list(folder.journal().history())[1:] == view.new
     assert followed == view.new[1:]
 
@@ -92,9 +92,9 @@ def test_what_the_file_cannot_take_has_not_happened(folder, view, monkeypatch):
     monkeypatch.setattr("loraxs_search.log.study_log.append_lines", full)
     with pytest.raises(HomeError):
         log.append(TrialStarted(trial_id="00000", params={}))
-    assert (log.records, followed, view.shown) == ({}, [], ["search_started"])
+    assert (log.records, followed, view.shown) == ({}, [], ["SearchStarted"])
     log.say(Warned(text="look"))  # what is only shown does not end the search
-    assert view.shown == ["search_started", "warning"]
+    assert view.shown == ["SearchStarted", "Warned"]
 
 
 def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
@@ -110,8 +110,8 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
     assert [event.report for event in followed if isinstance(event, TrialReported)] == [reports[1]]
     for _ in range(2):
         again.say(STARTED)
-        assert view.old == ["started", "reported", "reported"], "once"
-    assert view.shown == ["search_started"] * 2
+        assert view.old == ["TrialStarted", "TrialReported", "TrialReported"], "once"
+    assert view.shown == ["SearchStarted"] * 2
 
 
 def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(folder, caplog):
@@ -133,8 +133,8 @@ def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(f
     log.counted(1, 2, "steps")
     log.close()
     log.phase("writing")
-    assert [event.event for event in folder.journal().history()] == ["driver_started", "phase"]
-    assert view.shown == ["phase"] * 3
+    assert [type(event).__name__ for event in folder.journal().history()] == ["DriverStarted", "Phase"]
+    assert view.shown == ["Phase"] * 3
 
 
 # ---- what fails in front of people stops no search -------------------------------------------------------------------

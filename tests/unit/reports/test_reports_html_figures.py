@@ -82,18 +82,9 @@ def test_a_parameter_that_no_complete_trial_has_is_left_out(fresh_home):
     assert [name for name in figures("s") if name.startswith("slice")] == ["slice_p"]
 
 
-def test_each_complete_trial_is_a_point_whatever_alternative_it_was_drawn_from(fresh_home):
-    space = """
-task: sst2
-base_model: a/b
-parameters:
-  rank: [{choice: [4, 8], when: {target_modules: ffn}}, {choice: [8, 16]}]
-  learning_rate: [{choice: [0.5, 0.6], when: {target_modules: ffn}}, {log_uniform: [0.001, 0.01]}]
-  target_modules: {choice: [ffn, attention]}
-"""
-    drawn = [("ffn", 4, 0.5), ("ffn", 8, 0.6), ("attention", 16, 0.002)]
-    names = ("target_modules", "rank", "learning_rate")
-    searched("s", [Tried(dict(zip(names, own, strict=True)), own[1] / 20) for own in drawn], space=space)
+def test_each_complete_trial_is_a_point_and_few_values_stand_side_by_side(fresh_home):
+    searched("s", [Tried({"rank": rank, "p": p}, p) for rank, p in ((16, 0.5), ("auto", 0.6), (4, 0.002), (8, 0.5))])
     plots = figures("s")
-    assert plots["slice_rank"].data[0].x == ("4", "8", "16")
-    assert plots["slice_learning_rate"].data[0].x == (0.5, 0.6, 0.002)
+    assert plots["slice_rank"].data[0].x == ("16", "auto", "4", "8")
+    assert plots["slice_rank"].layout.xaxis.categoryarray == ("4", "8", "16", "auto")
+    assert plots["slice_p"].layout.xaxis.ticktext == ("0.002", "0.5", "0.6")

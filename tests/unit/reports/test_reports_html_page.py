@@ -16,7 +16,7 @@ from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.page import write_report
-from loraxs_search.reports.html.summary import read_facts
+from loraxs_search.reports.html.summary import ReportFacts
 from loraxs_search.studies.folder import StudyFolder
 
 PLOTLY_BYTES = 4_900_000
@@ -95,7 +95,7 @@ STUDIES = {
 @pytest.mark.parametrize("make", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make, fresh_home):
     folder = make()
-    drawn = [draw(read_facts(folder)) for _, draw in FIGURES.values()]
+    drawn = [draw(ReportFacts.of(folder)) for _, draw in FIGURES.values()]
     assert len(drawn) == 5
     assert all(says.endswith(".") for says, _ in drawn)
     page = parsed(folder)

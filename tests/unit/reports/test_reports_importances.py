@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 
-import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from support.studies import study
 
-from loraxs_search.errors import UsageError
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
-from loraxs_search.reports.optuna_study import MIN_TRIALS, export_optuna, importances
+from loraxs_search.reports.importances import MIN_TRIALS, Importances
 
 METHODS = CategoricalDistribution(["lora-xs", "lora"])
 SCALE, RATE, OTHER_RATE = (
@@ -54,7 +50,7 @@ def recorder(folder):
 def test_what_decides_weighs_most(folder, recorder):
     for number in range(20):
         recorder.remember(number / 20, {"scale": number / 20, "learning_rate": 1e-3 + (number * 7 % 20) * 1e-4})
-    found = importances(folder)
+    found = Importances.of(folder)
     assert list(found.values) == ["scale", "learning_rate"]
     assert found.values["scale"] > 0.6
     assert sum(found.values.values()) == pytest.approx(1.0)
@@ -67,7 +63,7 @@ def test_a_parameter_of_some_trials_and_one_with_two_ranges_keep_their_names(fol
         rate = {"learning_rate": 1e-3} if xs else {"learning_rate[1]": 1e-4}
         params = {"method": "lora-xs" if xs else "lora", **rate, **({"scale": number / 24} if xs else {})}
         recorder.remember(number / 24 if xs else 0.1, params)
-    found = importances(folder)
+    found = Importances.of(folder)
     assert set(found.values) == {"method", "scale", "learning_rate"}
     assert next(iter(found.values)) == "scale", "among the trials that have one"
 
@@ -77,22 +73,5 @@ def test_only_complete_trials_count_and_too_few_are_none(folder, recorder):
         recorder.remember(0.5, {"scale": 0.5})
     recorder.remember(0.5, {"scale": 0.1}, TrialState.PRUNED)
     recorder.remember(0.5, {"scale": 0.1}, TrialState.FAIL)
-    found = importances(folder)
+    found = Importances.of(folder)
     assert (found.values, found.num_trials, found.why) == ({}, 9, "they need 10 complete trials")
-
-
-def test_a_study_is_exported_for_optunas_tools(folder, recorder, tmp_path):
-    for number in range(3):
-        state = TrialState.PRUNED if number == 1 else TrialState.COMPLETE
-        recorder.remember(number / 3, {"scale": number / 3, "learning_rate": 1e-3}, state)
-    path = tmp_path / "s.optuna.jsonl"
-    assert export_optuna("s", path) == 3
-    exported = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
-    assert exported.direction is optuna.study.StudyDirection.MAXIMIZE
-    assert [trial.state.name for trial in exported.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
-    assert [trial.params for trial in exported.trials] == [
-        {"scale": number / 3, "learning_rate": 1e-3} for number in range(3)
-    ]
-    assert exported.best_value == pytest.approx(2 / 3)
-    with pytest.raises(UsageError):
-        export_optuna("s", path)

@@ -22,10 +22,10 @@ from loraxs_search.studies.info import STUDY_FORMAT
 from loraxs_search.studies.mirror import fetch
 from loraxs_search.studies.storage import Storage
 
-ENDED = b'{"event": "ended", "trial_id": "00009", "at": 0}\n'
+ENDED = b'{"event": "TrialEnded", "trial_id": "00009", "at": 0}\n'
 
 
-@pytest.mark.parametrize("line", [b"null\n", ENDED, b"\xff\n", b'{"event": ["warning"], "at": 1.0}\n'])
+@pytest.mark.parametrize("line", [b"null\n", ENDED, b"\xff\n", b'{"event": ["Warned"], "at": 1.0}\n'])
 def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path, line):
     path = tmp_path / "journal.jsonl"
     StudyLog(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))

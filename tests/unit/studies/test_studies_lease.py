@@ -217,9 +217,7 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(storage, machine,
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set) as kept:
         machine("two")
-        storage.create(
-            "s/lease/00000002.json", json.dumps({"token": "theirs", "host": "two", "boot": "b", "home": "h"}).encode()
-        )
+        storage.create("s/lease/00000002.json", json.dumps({"token": "theirs", "host": "two"}).encode())
         within(lost)
         first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     assert "one on two took over" in str(kept.lost_to)

@@ -102,8 +102,8 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder
 
     monkeypatch.setattr(module, "mirrored", warning_at_its_end)
     interrupted()
-    *_, state, last = (event.event for event in folder.journal().history())
-    assert (state, last) == ("search_finished", "search_ended")
+    *_, state, last = (type(event).__name__ for event in folder.journal().history())
+    assert (state, last) == ("SearchFinished", "TrainingEnded")
 
 
 def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(folder, interrupted):

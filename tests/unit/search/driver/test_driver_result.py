@@ -199,7 +199,7 @@ def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri, tmp_
     shared.mkdir()
     version = storage.write("one/journal.jsonl", journal, None)
     assert list(sync()) == [Synced("one", "complete")]
-    later = journal + b'{"event": "driver_started", "since": 1.0, "at": 1.0}\n'
+    later = journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n'
     storage.write("one/journal.jsonl", later, version)
     (synced,) = sync()
     assert (synced.state, synced.problem) == ("elsewhere", "another machine has continued with it: sync there")
