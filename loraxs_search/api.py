@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraxs_search.errors import RegistryError, StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults, remove_whole
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records.adapter import ClassReport, Prediction, Sample
+from loraxs_search.records.adapter import ClassReport, Prediction
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import Task
 from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
@@ -117,16 +117,6 @@ def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Scored:
         test_fingerprint=scores.test_fingerprint,
     )
     return Scored(found, rows)
-
-
-def samples(decision: Decision) -> tuple[Sample, ...]:
-    """Return test rows beside what the winner of a decision of this machine makes of them, where it writes or chooses.
-
-    None if the adapter has no winner, or its study is not here.
-    """
-    if decision.winner is None or decision.study not in list_studies():
-        return ()
-    return verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
 
 
 def report(study: str, *, output: str | Path | None = None) -> Path:

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from loraxs_search.records.promotion import Decision
 
 
-_WIDTH = 100  # characters of a sample's texts
-
-
 def promote(
     study: str | None = Argument(None, help="Name of the study; default: the newest one."),
     force: bool = Option(False, "--force", help="Promote the finalist whatever the rule says; recorded."),
@@ -41,7 +38,7 @@ def promote(
 
     Example: loraxs-search promote reviews
     """
-    from loraxs_search.api import promote, samples
+    from loraxs_search.api import promote
 
     decision = promote(study, force=force, require=require, tracking_uri=tracking_uri)
     if as_json:
@@ -49,13 +46,6 @@ def promote(
     else:
         verdict = "promoted" if decision.promoted else "not promoted"
         _say_decision(f"{decision.task}: {verdict}, ", decision, "  ")
-        for sample in samples(decision):
-            prompt, reference, answer = (
-                " ".join(it.split()) for it in (sample.prompt, sample.reference, sample.answer)
-            )
-            _out.say(f"\n  {prompt if len(prompt) <= _WIDTH else f'...{prompt[-_WIDTH:]}'}")
-            for name, text in (("reference", reference), ("answer", answer)):
-                _out.say(f"    {name}: {text if len(text) <= _WIDTH else f'{text[:_WIDTH]}...'}")
     if decision.promoted:
         _out.tell(f"\nnext: loraxs-search pull {decision.task}")
 

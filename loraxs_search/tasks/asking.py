@@ -35,7 +35,7 @@ def prompt_section(serving: Serving) -> str:
     ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
     token = " or ".join(f"`{name}`" for name in serving.ends) or "the end token"
     written = f"Answers are written with {drawn}, and end at {token}, or {' or '.join(ends)}."
-    return "\n\n".join([how, fenced(shown), written])
+    return "\n\n".join([how, _fenced(shown), written])
 
 
 def generation_options(serving: Serving) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def between_texts(task: Task) -> str:
     return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
 
 
-def fenced(text: str) -> str:
+def _fenced(text: str) -> str:
     """Return text as a block, whatever is in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -106,7 +106,6 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agr
     assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports("turned"))
     promoted = shell.ok("promote", "turned")
     assert "turned-words: promoted, trial" in promoted
-    assert "answer: w" in promoted  # samples of what it writes
     (champion,) = json.loads(shell.ok("show", "turned-words", "--json"))
     metrics = champion["candidate"]["validation_metrics"]
     assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
@@ -120,7 +119,6 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agr
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
     card = (folder / "README.md").read_text()
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card
-    assert f"```text\n{manifest['samples'][0]['prompt']}\n```" in card
     check_alone(StudyFolder.open("turned"), folder)
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
 

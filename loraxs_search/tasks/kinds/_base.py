@@ -46,7 +46,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records.adapter import Prediction, Sample
+from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -457,12 +457,6 @@ class TaskKind(ABC):
         Raises:
             TrialDivergedError: a number is not finite.
         """
-
-    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
-        """Yield requests, and return these rows of a split with the answers, for display; by default none: scores of
-        labels and numbers say enough."""
-        yield from ()
-        return []
 
     def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the task's metrics of answers, and what trials are compared by, in that order; arguments are (N,)."""

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records.adapter import Sample
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -335,7 +334,6 @@ def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
     return single[: len(single) - same], behind[: len(behind) - same]
 
 
-_MOST_SHOWN = 1000  # characters of a sample's texts
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
 
 
@@ -489,27 +487,6 @@ class LanguageModelKind(TaskKind):
             lost=np.array([len(all_) - len(ids) for ids, all_ in zip(kept, prompts, strict=True)], np.int32),
             extras=None if answers is None else Ragged.of(longer, np.int32),
         )
-
-    # ---- samples -----------------------------------------------------------------------------------------------------
-    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
-        asked = data.encoded(split).take(rows)
-        prompts = prompts_of(asked)
-        every = range(len(asked))
-        shown = [str(data.tokenizer.decode(prompts.row(row), skip_special_tokens=True)) for row in every]
-        predictions = yield from self.predict(data, self.asked_again(asked), shown)
-        references = self.shown_references(data, asked, data.labels(split)[rows])
-        return [
-            Sample(before[-_MOST_SHOWN:], reference[:_MOST_SHOWN], str(answer.label)[:_MOST_SHOWN])
-            for before, reference, answer in zip(shown, references, predictions, strict=True)
-        ]
-
-    def asked_again(self, rows: EncodedRows) -> EncodedRows:
-        """Return rows of a split as questions."""
-        return rows
-
-    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        """Return what the answers to rows of a split are compared with."""
-        return [self.show(label) for label in labels.tolist()]
 
     # ---- training and cheap scores -----------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:

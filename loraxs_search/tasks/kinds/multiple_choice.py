@@ -574,9 +574,6 @@ class MultipleChoice(LanguageModelKind):
         )
         return choices, choices.scores(losses, self.task.settings["normalize"]), losses, correct
 
-    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        return [own[label] for label, own in zip(labels.tolist(), Choices.of_rows(rows).texts, strict=True)]
-
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:
         fixed = self.options.fixed

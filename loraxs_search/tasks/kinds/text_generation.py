@@ -291,16 +291,13 @@ class TextGeneration(LanguageModelKind):
         self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
     ) -> RequestGenerator[RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
-        written = yield from self._write(data, self.asked_again(rows))
+        prompts = prompts_of(rows)
+        if rows.extras is not None:  # no worked examples stand before them
+            pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
+            prompts = Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32)
+        written = yield from self._write(data, EncodedRows(prompts))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
         return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
-
-    def asked_again(self, rows: EncodedRows) -> EncodedRows:
-        prompts = prompts_of(rows)
-        if rows.extras is None:  # worked examples stand before them
-            return EncodedRows(prompts)
-        pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
-        return EncodedRows(Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32))
 
     def _write(self, data: RowSource, prompts: EncodedRows) -> RequestGenerator[Generated]:
         settings, sampling = self.generation, None

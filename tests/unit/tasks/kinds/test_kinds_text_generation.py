@@ -40,7 +40,9 @@ def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
     rows = [{"q": "a" * size, "a": "b" * 9} for size in (3, 25, 40)]
     task = make(rows=rows, max_length=32)
     data = prepare(task, characters())
-    scored = data.kind.asked_again(data.encoded("test")).ids
+    asking = data.kind.base_alone(data, "test", np.arange(3), 0)
+    next(asking)
+    scored = asking.send((torch.zeros(3), torch.zeros(3).long())).source.ids
     asked = encode(data.kind, data.tokenizer, [(row["q"],) for row in rows]).ids
     assert [scored.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
     assert scored.lengths.tolist() == [4, 26, 31]
