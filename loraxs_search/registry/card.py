@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from loraxs_search.errors import UsageError
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
-from loraxs_search.tasks.baselines import baseline_title
+from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.tasks.kinds import kind_of
 
 _POOLS = {
@@ -30,7 +32,11 @@ def model_card(manifest: Manifest) -> str:
     pipeline = f"\npipeline_tag: {kind.hub_pipeline}" if kind.hub_pipeline else ""
     on_rows = [("this adapter", _number(manifest.test_metrics.get(task.metric)))]
     for one in manifest.baselines:
-        title = baseline_title(one.name) if one.answer is None else f"always {kind.show(one.answer)}"
+        title = f"the untouched base, {one.name}, asked in the same way" if one.is_untouched else one.name
+        with contextlib.suppress(UsageError):  # it is not installed here
+            title = BASELINES.get(one.name).title
+        if one.answer is not None:
+            title = f"always {kind.show(one.answer)}"
         on_rows.append((title, _number(one.test_metrics.get(task.metric))))
     slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", _number(each.score)) for each in manifest.slices]
     chosen = (

@@ -490,33 +490,28 @@ class LanguageModelKind(TaskKind):
 
     # ---- training and cheap scores -----------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
-        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+        from loraxs_search.tasks.kinds._token_loss import token_losses
 
-        return row_sums(token_losses(outputs, batch)[0], batch)
+        return batch.row_sums(token_losses(outputs, batch)[0])
 
     def score_tokens(
         self, data: RowSource, source: Split | EncodedRows, rows: npt.NDArray[np.int64]
     ) -> RequestGenerator[RowScores]:
         """Yield one pass over rows of a source, and return losses and how many tokens were predicted, but no answers.
 
-        Where nothing of them is learnt there is no pass.
-
         Raises:
             TrialDivergedError: a loss is not finite.
         """
         encoded = data.encoded(source)
-        if encoded.targets is None:
-            none = np.zeros(len(rows), np.int64)
-            return RowScores(None, none.astype(np.float32), none, none)
         losses, correct = yield ForwardRequest(source, rows, self.sums)
         return RowScores(None, finite(losses), encoded.counts(rows), correct.numpy())
 
     def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         """Return each row's loss, (n,), and how many of its tokens were the likeliest, (n,) int64: a `reduce`."""
-        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+        from loraxs_search.tasks.kinds._token_loss import token_losses
 
         losses, is_likeliest = token_losses(outputs, batch)
-        return row_sums(losses, batch), row_sums(is_likeliest, batch)
+        return batch.row_sums(losses), batch.row_sums(is_likeliest)
 
 
 def prompts_of(rows: EncodedRows) -> Ragged:

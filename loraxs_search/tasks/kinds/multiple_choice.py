@@ -42,7 +42,6 @@ from loraxs_search.tasks.kinds._language_model import (
     with_examples,
     written,
 )
-from loraxs_search.tasks.kinds.labelled import are_hidden
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS, Values
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
 
@@ -480,16 +479,6 @@ class MultipleChoice(LanguageModelKind):
         if self.options.fixed is not None:
             return Rows(texts, None, labels, extras)
         return Rows(texts, [_shown(own) for own in options], labels, {**extras, _OPTIONS: options})
-
-    def hides_answers(self, columns: Columns) -> bool:
-        names, form = self.task.settings.get("option_names"), self.options
-        known = list(names) if isinstance(names, list | tuple) else []
-        if isinstance(names, str) or form.column is not None:
-            listed = columns.values[names if isinstance(names, str) else str(form.column)]
-            known += [str(item) for own in map(items_of, listed) if isinstance(own, list | tuple) for item in own]
-        else:
-            known += form.fixed or []
-        return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
 
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         form = self.options

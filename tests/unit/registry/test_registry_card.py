@@ -83,10 +83,10 @@ def test_its_code_is_python_in_a_few_lines(manifest, task):
 
 
 def test_the_card_says_what_stands_between_two_texts(manifest):
-    task = replace(manifest().task, text="first", text_pair="second", settings={"pair_separator": "\n"})
+    task = replace(manifest().task, text="first", text_pair="second")
     between = r'nothing between first and second, the second one begins with "\n".'
     assert between in model_card(manifest(task=task))
-    assert between not in model_card(manifest(task=replace(task, settings={})))
+    assert between not in model_card(manifest(task=replace(task, text_pair=None)))
 
 
 # ---- adapters without a head -----------------------------------------------------------------------------------------
