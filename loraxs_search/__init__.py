@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank.bank import AdapterBank
-    from loraxs_search.home import ShippedSpace, spaces
+    from loraxs_search.home import spaces
     from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
     from loraxs_search.records.adapter import Prediction
@@ -55,7 +55,6 @@ __all__ = [
     "Prediction",
     "Predictor",
     "SearchResult",
-    "ShippedSpace",
     "StudyStatus",
     "__version__",
     "add_trial",
@@ -98,7 +97,7 @@ _HOMES = {
         "scaffold.draft": ["init"],
         "search.driver.result": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],
-        "home": ["ShippedSpace", "spaces"],
+        "home": ["spaces"],
         "steering": ["add_trial", "extend_study", "finish_study", "stop_trials"],
     }.items()
     for name in names

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraxs_search.errors import RegistryError, StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults, remove_whole
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records.adapter import ClassReport, Prediction
+from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import Task
 from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
@@ -149,11 +149,6 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[RegisteredAdapte
         return Registry(uri).versions(task)
 
 
-def class_report(version: RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
-    """Return how a version does on the test rows class by class; None if its task has no labels."""
-    return Registry(resolve_uri(tracking_uri)).manifest(version.source).by_class
-
-
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
     """Return every decision on `task`, refusals, rollbacks and removals too, oldest first.
 
@@ -231,30 +226,26 @@ def pull(
         folder = pull_native(name, uri=uri)
     if is_export:
         folder = converted(folder, form, options)
-    if target is not None:
-        copy_folder(folder, target)
-    return target or folder
-
-
-def copy_folder(folder: Path, target: Path) -> None:
-    """Copy a folder to a new or empty one; a failed copy leaves nothing behind."""
+    if target is None:
+        return folder
     is_new = not target.exists()
     place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
     with disk_faults(target, "--out"):
         try:
             place.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.rglob("*")):  # a folder before what is in it
-                target_path = place / path.relative_to(folder)
-                target_path.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target_path)
+                copied = place / path.relative_to(folder)
+                copied.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, copied)
             if is_new:
                 place.rename(target)
-        except BaseException:
+        except BaseException:  # a failed copy leaves nothing behind
             if is_new:
                 shutil.rmtree(place, ignore_errors=True)
             else:
                 for path in folder.iterdir():
                     remove_whole(place / path.name)
             raise
+    return target
 
 
 def load(
@@ -323,7 +314,6 @@ def predict(
     texts: str | Sequence[str | tuple[str, ...] | Mapping[str, Any]] | DataFrame,
     *,
     on_text: Callable[[int, str], None] | None = None,
-    skip_empty: bool = False,
     tracking_uri: str | None = None,
 ) -> list[Prediction]:
     """Return the answer of the adapter `name` to each text, or to each row of texts.
@@ -335,7 +325,6 @@ def predict(
             a DataFrame with the task's columns.
         on_text: Called with a row's number and each piece of its answer as it is written, row after row; where answers
             are no texts, never. Without it, rows are written side by side, which takes less time.
-        skip_empty: Whether rows without text, such as NaN, have no answer, instead of being refused.
     Raises:
         UsageError: `texts` are no texts, too many or few for the task's columns, or a DataFrame that lacks one.
         TaskDataError: a row has nothing to read, or something else than text.
@@ -344,7 +333,7 @@ def predict(
     from loraxs_search.tasks.files import is_frame, listed
 
     rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
-    return Predictor(folder_of(name, tracking_uri))(rows, on_text=on_text, skip_empty=skip_empty)
+    return Predictor(folder_of(name, tracking_uri))(rows, on_text=on_text)
 
 
 def folder_of(name: str | Path, tracking_uri: str | None = None) -> Path:

@@ -16,12 +16,7 @@ _logger = logging.getLogger(__name__)
 START, PROBE = "start_from", "linear_probe"  # names in a study: of an adapter's tensors, of an output layer for heads
 
 
-def digest_of(content: bytes) -> str:
-    """Return the name of an asset, the sha256 of its content."""
-    return hashlib.sha256(content).hexdigest()
-
-
-NOTHING = digest_of(b"")  # in a study, of an asset that could not be had: its trials go without it
+NOTHING = hashlib.sha256(b"").hexdigest()  # in a study, of an asset that could not be had: its trials go without it
 
 
 def _asset_path(digest: str) -> Path:
@@ -50,7 +45,7 @@ def keep(content: bytes) -> str:
     Raises:
         HomeError: the folder cannot be written.
     """
-    digest = digest_of(content)
+    digest = hashlib.sha256(content).hexdigest()
     path = _asset_path(digest)
     if not path.exists():
         write_atomic(path, content)

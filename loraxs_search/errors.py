@@ -44,10 +44,6 @@ class UsageError(LoraxsError):
     exit_code = 2
 
 
-class SpaceError(UsageError):
-    """A search space file has faults; the message lists all of them."""
-
-
 class HomeError(LoraxsError):
     """`LORAXS_HOME` cannot be written: missing rights or no space left."""
 

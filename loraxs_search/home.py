@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,19 +38,16 @@ def home() -> Path:
     return Path(value).expanduser().resolve() if value else Path.home() / ".loraxs-search"
 
 
-def factor_path(key: str, root: Path | None = None) -> Path:
-    """Return where the factor file of a content key lies; other machines' factors of the same weight lie beside it."""
-    return (root if root is not None else home() / "factors") / key[:2] / f"{key}.safetensors"
+def factor_path(key: str, root: Path | None = None, checksum: str = "", *, is_checked: bool = True) -> Path:
+    """Return where the factor file of a content key lies; other machines' factors of the same weight lie beside it.
 
-
-def factor_variant_path(key: str, checksum: str, root: Path | None = None) -> Path:
-    """Return where factors lie that have the same key as this machine's and other numbers."""
-    return factor_path(key, root).with_suffix(f".{checksum[:16]}.safetensors")
-
-
-def unchecked_factor_path(key: str, checksum: str, root: Path | None = None) -> Path:
-    """Return where factors lie that came from a registry, until they are checked against the weight itself."""
-    return factor_variant_path(key, checksum, (root if root is not None else home() / "factors") / "unchecked")
+    Args:
+        checksum: Of factors that have the same key as this machine's and other numbers.
+        is_checked: False for those that came from a registry, until they are checked against the weight itself.
+    """
+    root = root if root is not None else home() / "factors"
+    folder = (root if is_checked else root / "unchecked") / key[:2]
+    return folder / (f"{key}.{checksum[:16]}.safetensors" if checksum else f"{key}.safetensors")
 
 
 def ensure_dir(path: Path) -> Path:
@@ -343,23 +339,10 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE / "_spaces" if (_PACKAGE / "_spaces").is_dir() else _PACKAGE.parent / "search_spaces"
 
 
-@dataclass(frozen=True)
-class ShippedSpace:
-    """A space that comes with the package.
-
-    Args:
-        space: Its name, as `launch` and `check` take it.
-        about: What it is, in a line.
-    """
-
-    space: str
-    about: str
-
-
-def spaces() -> list[ShippedSpace]:
-    """Return the spaces that come with the package, by name."""
-    texts = {name: shipped_space_path(name).read_text(encoding="utf-8") for name in shipped_spaces()}
-    return [ShippedSpace(name, text.partition("\n")[0].lstrip("# ").strip()) for name, text in texts.items()]
+def spaces() -> dict[str, str]:
+    """Return what each space that comes with the package is, in a line, by its name."""
+    texts = {name: (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8") for name in shipped_spaces()}
+    return {name: text.partition("\n")[0].lstrip("# ").strip() for name, text in texts.items()}
 
 
 def shipped_spaces() -> list[str]:

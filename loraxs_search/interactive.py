@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
 from loraxs_search.log.study_log import SearchView
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.scaffold.draft import init
 from loraxs_search.search.driver.launch import launch as _launch
 from loraxs_search.search.driver.launch import resume as _resume
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search_space.load import Overrides, SpaceSource
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 
 def launch(  # noqa: PLR0913  # each is a keyword
-    space: SpaceSource | DataFrame,
+    space: SpaceSource,
     *,
-    text: str | Sequence[str] | None = None,
-    label: str | None = None,
     name: str | None = None,
     address: str | None = None,
     runtime_env: str | None = None,
@@ -43,11 +35,8 @@ def launch(  # noqa: PLR0913  # each is a keyword
 
     Args:
         space: A space file, the name of a shipped one, its sections as a mapping (paths start in the working
-            directory), or a loaded `Space`. Of a pandas DataFrame, `init` makes a space first.
-        text: Columns of a DataFrame with texts; guessed by default.
-        label: Column of a DataFrame with answers; guessed by default.
-        name: Name of the study; made from the space's name and the time by default. With a DataFrame it is needed, and
-            names the task too.
+            directory), or a loaded `Space`, as `init` returns it.
+        name: Name of the study; made from the space's name and the time by default.
         address: Ray cluster; None starts one on this machine for the time of the search.
         runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
@@ -60,15 +49,10 @@ def launch(  # noqa: PLR0913  # each is a keyword
         stop: Set it from anywhere to end the search cleanly.
 
     Raises:
-        SpaceError: the space has faults.
+        UsageError: the space has faults, or both `progress` and `view` are given.
         StudyError: the name is taken.
-        UsageError: both `progress` and `view` are given.
         SearchInterruptedError: stopped from outside; continue with `resume`.
     """
-    if hasattr(space, "to_json"):
-        space = init(space, text=text, label=label, name=name)
-    elif text or label:
-        raise UsageError("`text` and `label` must go with a DataFrame.", hint="a space names its columns itself")
     with _shown(progress, view, tracking_uri) as shown:
         return _launch(
             space,

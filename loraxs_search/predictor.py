@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -74,7 +72,6 @@ class Predictor:
         texts: str | Sequence[str | tuple[str, ...] | Mapping[str, Any]] | DataFrame,
         *,
         on_text: Callable[[int, str], None] | None = None,
-        skip_empty: bool = False,
     ) -> list[Prediction]:
         """Return the answer to each text, or to each row of texts or of a table, as `predict` does; to none, none."""
         rows, names = question_rows(texts, self.columns), self.columns
@@ -88,7 +85,7 @@ class Predictor:
             rows = [tuple(given[i : i + len(names)]) for i in range(0, len(given), len(names))]
         if not rows:
             return []
-        parts = self.in_parts(rows, None, len(rows), on_text=on_text, skip_empty=skip_empty)
+        parts = self.in_parts(rows, None, len(rows), on_text=on_text)
         return [answer for part in parts for answer in part]
 
     def in_parts(
@@ -98,7 +95,6 @@ class Predictor:
         size: int,
         *,
         on_text: Callable[[int, str], None] | None = None,
-        skip_empty: bool = False,
     ) -> Iterator[list[Prediction]]:
         """Yield the answers to rows, `size` at a time: all rows are checked before the first one is answered.
 
@@ -106,49 +102,36 @@ class Predictor:
             rows: Each with the texts of `columns`.
             place: The file that they are from; None if they are a whole request.
             on_text: Called with a row's number and each piece of its answer, row after row.
-            skip_empty: Whether rows without text have no answer, instead of being refused.
         Raises:
             TaskDataError: a row cannot be answered: it has nothing to read, no token, or an option that is too long.
         """
         from loraxs_search.engine.passes import ask
         from loraxs_search.tasks.prepared import encode
 
-        kind = self._kind
-        kept = [
-            number
-            for number, row in enumerate(rows)
-            if not skip_empty or not (_is_empty(row) or _is_empty(kind.as_texts(row)))
-        ]
-        if kept and len(rows) > size:  # what is wrong with any part is said at once
-            kind.questions([rows[number] for number in kept], place and place.take(kept))
-        starts = range(0, len(rows), size)
-        parts = [kept[bisect_left(kept, start) : bisect_left(kept, start + size)] for start in starts]
+        kind, starts = self._kind, range(0, len(rows), size)
+        if len(starts) > 1:  # what is wrong with any part is said at once
+            kind.questions(rows, place)
         _, source = self._base
+        parts = [range(start, min(start + size, len(rows))) for start in starts]
         encoded = [
             encode(kind, source.tokenizer, [rows[number] for number in part], place and place.take(part))
-            if part
-            else None
             for part in parts
         ]
-        if num_cut := sum(questions.num_cut for questions in encoded if questions is not None):
+        if num_cut := sum(questions.num_cut for questions in encoded):
             limit = self.task.max_length
             message = "%d of %d rows are longer than max_length=%d: their %s are lost"
-            log.warning(message, num_cut, len(kept), limit, kind.cut_part)
-        for start, part, questions in zip(starts, parts, encoded, strict=True):
-            answers = [kind.unanswered] * len(rows[start : start + size])
-            if questions is not None:
-                shown = [kind.shown(rows[number]) for number in part]
-                if on_text is None:
-                    found = ask(self._model, source, kind.predict(source, questions, shown))
-                else:  # one after the other
-                    found = []
-                    for index, number in enumerate(part):
-                        asking = kind.predict(source, questions.take(np.array([index])), shown[index : index + 1])
-                        heard = partial(lambda on_text, number, _, piece: on_text(number, piece), on_text, number)
-                        found += ask(self._model, source, asking, on_text=heard)
-                for number, answer in zip(part, found, strict=True):
-                    answers[number - start] = answer
-            yield answers
+            log.warning(message, num_cut, len(rows), limit, kind.cut_part)
+        for part, questions in zip(parts, encoded, strict=True):
+            shown = [kind.shown(rows[number]) for number in part]
+            if on_text is None:
+                yield ask(self._model, source, kind.predict(source, questions, shown))
+                continue
+            found = list[Prediction]()
+            for index, number in enumerate(part):  # one after the other
+                asking = kind.predict(source, questions.take(np.array([index])), shown[index : index + 1])
+                heard = partial(lambda on_text, number, _, piece: on_text(number, piece), on_text, number)
+                found += ask(self._model, source, asking, on_text=heard)
+            yield found
 
     def __repr__(self) -> str:
         hyper, base, size = self._manifest.hyperparameters, self._manifest.base_model.id, self._manifest.size
@@ -173,11 +156,3 @@ class Predictor:
         model = load_adapter_folder(self.folder, base=self._base[0], dtype=self._dtype, device=self._device)
         use_padded_attention(base_of(model))
         return model
-
-
-def _is_empty(row: Sequence[Any]) -> bool:
-    """Whether no value has a text; pandas writes NaN for a missing one."""
-    return all(
-        it is None or (isinstance(it, float) and math.isnan(it)) or (isinstance(it, str) and not it.strip())
-        for it in row
-    )

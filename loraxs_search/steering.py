@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from loraxs_search.errors import (
     CommandError,
     HomeError,
-    SpaceError,
     StudyError,
+    UsageError,
     counted,
     did_you_mean,
     one_of,
@@ -181,7 +181,7 @@ def _check_add(command: Command, study: SteeredStudy) -> _Accepted:
     _check_time(study)
     try:
         space = study.folder.space()
-    except (StudyError, SpaceError) as error:  # its file is damaged
+    except (StudyError, UsageError) as error:  # its file is damaged
         raise CommandError(error.message, hint=error.hint) from error
     source = "".join(command.trial_ids)
     placed, faults = place_given(space, command.params, study.journal.records[source].params if source else {})

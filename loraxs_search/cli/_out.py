@@ -123,31 +123,18 @@ def print_warnings(warnings: Sequence[str]) -> None:
         tell(f"warning: {warning}")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
-    """Print aligned columns without frames, fit for a terminal and for `awk`."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> str:
+    """Return aligned columns without frames, fit for a terminal and for `awk`; those of `right` are aligned there."""
     lines = [columns, *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    texts = []
     for line in lines:
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for cell, width, column in zip(line, widths, columns, strict=True)
         ]
-        say("  ".join(cells).rstrip())
-
-
-def emit_table(
-    as_json: bool,
-    value: Any,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: frozenset[str] = frozenset(),
-) -> None:
-    """Print a value as JSON, or as a table."""
-    if as_json:
-        print_json(value)
-    else:
-        print_table(columns, rows, right=right)
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
 
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:
@@ -164,11 +151,11 @@ def print_csv(rows: Iterable[Sequence[object]]) -> None:
 
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:
     """Print a study's trials, best first, and below them its baselines; what all trials have alike goes to stderr."""
-    table = leaderboard_table(rows, task, baselines)
-    print_table(table.columns, table.cells, right=table.right)
-    if rows and table.alike:
+    shown = leaderboard_table(rows, task, baselines)
+    say(table(shown.columns, shown.cells, right=shown.right))
+    if rows and shown.alike:
         sys.stdout.flush()
-        common = ", ".join(f"{name} {value_cell(value)}" for name, value in table.alike.items())
+        common = ", ".join(f"{name} {value_cell(value)}" for name, value in shown.alike.items())
         tell(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {common}")
     for baseline in baselines:
         if baseline.failed:
@@ -181,8 +168,3 @@ def print_summary(study: str) -> None:
     from loraxs_search.studies.folder import StudyFolder
 
     tell("\n".join(summary(ReportFacts.of(StudyFolder.open(study))).opening))
-
-
-def score_cell(value: float | None) -> str:
-    """Return a score as tables show it."""
-    return "-" if value is None else f"{value:.4f}"

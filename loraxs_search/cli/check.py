@@ -38,9 +38,9 @@ def check(
 
     Example: loraxs-search check mine.yaml --data
     """
-    from loraxs_search.search_space.load import open_space
+    from loraxs_search.search_space.load import load_space
 
-    loaded = open_space(space, tuple(overrides or ()))  # its faults come before what takes long to load
+    loaded = load_space(space, tuple(overrides or ()))  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
     seen = checked(loaded, data=data)
@@ -70,7 +70,7 @@ def check(
         cells = [name, *([shape.method] if several else []), *(str(shape.params.get(param, "-")) for param in params)]
         rows.append([*cells, shape.target_modules, *("-" if size is None else f"{size:,}" for size in sizes)])
     columns = ["adapter", *(["method"] if several else []), *params, "modules", *numbers]
-    _out.print_table(columns, rows, right=frozenset({*params, *numbers}))
+    _out.say(_out.table(columns, rows, right=frozenset({*params, *numbers})))
     for group in seen.description.groups:
         _out.say(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
         _out.say("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
@@ -80,7 +80,6 @@ def check(
 
 def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
     """Yield what is searched, how and for how long: names and values."""
-    from loraxs_search.search_space.parameters import plain_name
     from loraxs_search.tasks.kinds import kind_of
 
     task, plan, rule, description = space.task, space.search, space.promotion, seen.description
@@ -99,7 +98,9 @@ def _summary(space: Space, seen: CheckedSpace) -> Iterator[tuple[str, str]]:
         verb = "is" if len(continuous) == 1 else "are"
         combinations = f"any number of combinations, as {both(continuous)} {verb} continuous"
     yield "searched", f"{', '.join(searched) or 'nothing'}: {combinations}"
-    firsts = [", ".join(f"{plain_name(name)} {value}" for name, value in it.items()) for it in space.first_params()]
+    firsts = [
+        ", ".join(f"{name.partition('[')[0]} {value}" for name, value in it.items()) for it in space.first_params()
+    ]
     if firsts:
         yield "first trials" if len(firsts) > 1 else "first trial", f"by recipe: {'; '.join(firsts)}"
     trials, steps = counted(plan.trials, "trial"), counted(plan.max_steps, "step")
@@ -170,7 +171,7 @@ def doctor(
 
     results = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
     rows = [(it.node, it.check, it.verdict, it.value) for it in results]
-    _out.emit_table(as_json, results, ("node", "check", "verdict", "value"), rows)
+    _out.emit(as_json, results, _out.table(("node", "check", "verdict", "value"), rows))
     for hint in dict.fromkeys(f"{it.check}: {it.hint}" for it in results if it.hint and not as_json):
         _out.tell(f"\nhint: {hint}")
     if any(result.verdict == "fail" for result in results):

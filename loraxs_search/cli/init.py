@@ -16,9 +16,7 @@ from loraxs_search.errors import UsageError
 
 
 def init(  # noqa: PLR0913, PLR0917  # each an option
-    data: str = Argument(
-        help="Your rows: a .csv, .tsv, .jsonl, .json, .parquet or .conll file, or a hub dataset: OWNER/NAME."
-    ),
+    data: str = Argument(help="Your rows: a .csv, .tsv, .jsonl, .json, .parquet or .conll file."),
     out: Path | None = Option(None, help="File to write; default NAME.yaml here."),
     name: str | None = Option(
         None, help="Name of the task; default: that of the file, or of the folder of a train.csv."
@@ -34,16 +32,10 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     metric: str | None = Option(None, help="What the search goes by."),
     base: str | None = Option(None, help="Base model: a hub id or a folder."),
     max_length: int | None = Option(None, help="Tokens of a row.", min=4),
-    config: str | None = Option(None, help="Configuration of a hub dataset."),
-    split: str | None = Option(None, help="Split of a hub dataset to train on; default: train."),
     drop_empty: bool = Option(
         False, "--drop-empty", help="Leave out rows without a text or an answer; the file stays."
     ),
-    renamed: list[str] | None = Option(
-        None, "--map", help="Read a label as another one; may be repeated.", metavar="OLD=NEW"
-    ),
     test: str | None = Option(None, help="A file of test rows; default: a tenth of yours."),
-    columns: str | None = Option(None, help="Names of all columns, with commas, of a .csv without a header."),
     force: bool = Option(False, "--force", help="Overwrite the file of --out."),
 ) -> None:
     """Write a first space for your rows.
@@ -55,45 +47,23 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     On a terminal, Enter takes the answer in square brackets. The file starts with a line for editors, which leads to
     the schema that came with this program.
 
-    Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
-    `--map` take care of them in a copy beside the space, which reads that copy: your file is not changed.
+    Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` makes
+    a copy without such rows beside the space, which reads that copy: your file is not changed.
 
     Files beside `train.csv` that are called test, or validation, valid, val or dev, are taken for these rows.
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.scaffold.draft import draft_space, task_name
+    from loraxs_search.scaffold.draft import draft_space
     from loraxs_search.scaffold.roles import Choices, UndecidedError
 
-    pairs = [(old.strip(), new.strip()) for old, _, new in (each.partition("=") for each in renamed or ())]
-    if not all(map(all, pairs)):
-        wrong = next(each for each, pair in zip(renamed or (), pairs, strict=True) if not all(pair))
-        raise UsageError(f"`--map` must be OLD=NEW, but got {wrong!r}.", hint='as in --map "billing=Billing"')
     choices = Choices(
-        name,
-        kind,
-        _split(text),
-        label,
-        _split(labels),
-        metric,
-        base,
-        max_length,
-        config,
-        split,
-        drop_empty,
-        tuple(pairs),
-        test,
-        _split(columns),
+        name, kind, _split(text), label, _split(labels), metric, base, max_length, drop_empty=drop_empty, test=test
     )
-    path = out or Path(f"{task_name(data, choices)}.yaml")
-    if path.exists() and not force:
-        raise UsageError(
-            f"`--out` must not exist, but {path} does.", hint="--force overwrites it; --out names another file"
-        )
     known, question = choices, None
     while True:  # on a terminal, what is not known is asked for, again where an answer does not fit
         try:
-            draft = draft_space(data, path, choices)
+            draft = draft_space(data, out, choices, force=force)
             break
         except UndecidedError as undecided:
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -112,13 +82,13 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         said = answer.strip() or question.default
         value: Any = (_split(said) if question.option in ("text", "labels") else said) or None
         choices = replace(known, **dict[str, Any]({question.option: value}))
-    draft.save(path, force=force)
     width = max(map(len, draft.guesses))
     for key, guess in draft.guesses.items():
         tell(f"{key:<{width}}  {guess}")
     print_warnings(draft.warnings)
+    path = str(Path(draft.source))  # without `./`
     print(path)
-    written = shlex.quote(str(path))
+    written = shlex.quote(path)
     tell(f"next: loraxs-search check {written} --data\nthen: loraxs-search launch {written}")
 
 

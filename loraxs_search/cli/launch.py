@@ -246,6 +246,6 @@ def sync(
 
     done = list(sync(study))
     rows = [(it.study, it.state, it.problem) for it in done]
-    _out.emit_table(as_json, done, ("study", "records", "problem"), rows)
+    _out.emit(as_json, done, _out.table(("study", "records", "problem"), rows))
     if any(it.state in ("waiting", "unreadable") for it in done):
         raise Exit(1)

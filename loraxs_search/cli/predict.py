@@ -36,7 +36,6 @@ def predict(
     file: str | None = Option(None, help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin."),
     form: Form = Option("text", "--format", help="How answers are printed."),
     repl: bool = Option(False, "--repl", help="Ask for texts until Ctrl-D, with the base loaded once."),
-    skip_empty: bool = Option(False, "--skip-empty", help="Leave rows of --file that have no text without an answer."),
     tracking_uri: _out.TrackingOption = None,
     as_json: _out.JsonOption = False,
 ) -> None:
@@ -52,11 +51,10 @@ def predict(
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object, or a
     name such as `text` or `review`. A blank line between two texts is a row without text. A file with a row that cannot
-    be answered is refused before any row is; --skip-empty leaves rows without text unanswered.
+    be answered is refused before any row is.
 
     --format csv and jsonl print the file as it is, with `prediction` and `score` behind its columns: the answer, which
-    may be a number, and how likely it is. If the file has a column of that name, ours is `adapter_prediction`. With
-    --skip-empty, `line` says where in the file each row begins; of a .parquet it is the row's number, from 1.
+    may be a number, and how likely it is. If the file has a column of that name, ours is `adapter_prediction`.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -77,12 +75,16 @@ def predict(
     if as_json and (repl or form != "text"):
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
+    if file is not None and file != STDIN:
+        from loraxs_search.tasks.files import question_path
+
+        question_path(file)  # a file that is not there is refused before anything is loaded
     answer = Predictor(folder_of(name, tracking_uri))
     if repl:
         _converse(answer, form)
         return
     if file is not None:
-        _answer_file(answer, file, as_json, form, skip_empty)
+        _answer_file(answer, file, as_json, form)
         return
     rows = list(texts or ())
     stream = _Stream() if sys.stdout.isatty() and not as_json and form == "text" else None
@@ -96,12 +98,12 @@ def predict(
         _print(predictions, form, columns=answer.columns, values=rows)
 
 
-def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
+def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> None:
     from loraxs_search.tasks.files import read_questions
 
     whole, piped = form != "text", sys.stdin.buffer.read() if file == STDIN else None
     read = read_questions(file, answer.columns, piped=piped, whole=whole)
-    parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
+    parts = answer.in_parts(read.rows, read.place, _AT_ONCE)
     if as_json:
         _out.print_json([prediction for part in parts for prediction in part])
         return
@@ -110,8 +112,7 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_e
         if whole:
             numbers = range(done, done + len(predictions))
             rows = [{name: own[number] for name, own in read.columns.items()} for number in numbers]
-            lines = [read.place.number(number) for number in numbers if skip_empty]
-            _write_rows(rows, predictions, form, header=not done, lines=lines)
+            _write_rows(rows, predictions, form, header=not done)
         else:
             _print(predictions)
         done += len(predictions)
@@ -201,14 +202,10 @@ def _write_rows(
     form: Form,
     *,
     header: bool,
-    lines: Sequence[int] = (),
 ) -> None:
     """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
 
     A score says how likely an answer is; an answer that is a number has none.
-
-    Args:
-        lines: Where the rows stand in their file; none if that is not shown.
     """
     names: dict[str, str] = {}  # of the columns behind a row
     for number, (row, it) in enumerate(zip(rows, predictions, strict=True)):
@@ -222,7 +219,6 @@ def _write_rows(
             answer["entities"] = [asdict(entity) for entity in it.entities]
         if form == "jsonl":
             answer["probabilities"] = it.probabilities
-        answer |= {"line": lines[number]} if lines else {}
         if not names:
             names = {name: name for name in answer}
             while taken := [name for name, shown in names.items() if shown in row]:  # a column keeps its name

@@ -9,9 +9,13 @@ from typer import Argument, Option
 
 from loraxs_search.cli import _out
 from loraxs_search.errors import counted
+from loraxs_search.reports.leaderboard import value_cell
 
 if TYPE_CHECKING:
     from loraxs_search.records.promotion import Decision
+
+
+_WIDTH = 100  # characters of a sample's texts
 
 
 def promote(
@@ -39,6 +43,8 @@ def promote(
     Example: loraxs-search promote reviews
     """
     from loraxs_search.api import promote
+    from loraxs_search.registry.manifest import verify
+    from loraxs_search.studies.folder import StudyFolder, list_studies
 
     decision = promote(study, force=force, require=require, tracking_uri=tracking_uri)
     if as_json:
@@ -46,6 +52,15 @@ def promote(
     else:
         verdict = "promoted" if decision.promoted else "not promoted"
         _say_decision(f"{decision.task}: {verdict}, ", decision, "  ")
+        here = decision.winner is not None and decision.study in list_studies()
+        adapter = StudyFolder.open(decision.study).adapter_path(str(decision.winner)) if here else None
+        for sample in verify(adapter).samples if adapter else ():  # none, where it neither writes nor chooses
+            prompt, reference, answer = (
+                " ".join(it.split()) for it in (sample.prompt, sample.reference, sample.answer)
+            )
+            _out.say(f"\n  {prompt if len(prompt) <= _WIDTH else f'...{prompt[-_WIDTH:]}'}")
+            for name, text in (("reference", reference), ("answer", answer)):
+                _out.say(f"    {name}: {text if len(text) <= _WIDTH else f'{text[:_WIDTH]}...'}")
     if decision.promoted:
         _out.tell(f"\nnext: loraxs-search pull {decision.task}")
 
@@ -55,8 +70,8 @@ def _say_decision(verdict: str, decision: Decision, indent: str, end: str = "") 
     trial = "no trial" if decision.winner is None else f"trial {decision.winner}"
     lines = [f"{verdict}{trial} of {decision.study or 'no study'}{end}", *(indent + it for it in decision.reasons)]
     for each in decision.slices:
-        beside = "" if each.champion_score is None else f", champion {_out.score_cell(each.champion_score)}"
-        score = f"{decision.metric} {_out.score_cell(each.score)}{beside}"
+        beside = "" if each.champion_score is None else f", champion {value_cell(each.champion_score, 4)}"
+        score = f"{decision.metric} {value_cell(each.score, 4)}{beside}"
         lines.append(f"{indent}{each.name}: {score}, {counted(each.num_rows, 'row')}")
     _out.say("\n".join(lines))
 
@@ -81,7 +96,7 @@ def ls(
             it.task,
             str(it.version or "-"),
             it.metric or "-",
-            _out.score_cell(it.score),
+            value_cell(it.score, 4),
             "-" if it.mean is None or it.spread is None else f"{it.mean:.4f} ± {it.spread:.4f}",
             "-" if it.stored_bytes is None else f"{it.stored_bytes:,}",
             it.base_model.rstrip("/").rpartition("/")[2] or "-",
@@ -90,7 +105,7 @@ def ls(
         for it in tasks
     ]
     columns = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
-    _out.emit_table(as_json, tasks, columns, rows, right=frozenset({"version", "score", "bytes"}))
+    _out.emit(as_json, tasks, _out.table(columns, rows, right=frozenset({"version", "score", "bytes"})))
     if not rows and not as_json:
         _out.tell("\nno tasks yet: `loraxs-search promote STUDY` makes one")
 
@@ -107,9 +122,10 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
 
     Example: loraxs-search show movie-reviews
     """
-    from loraxs_search.api import class_report
     from loraxs_search.api import show as versions
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.registry.finalist import seed_statistics
+    from loraxs_search.registry.store import Registry
 
     adapters = versions(task, tracking_uri=tracking_uri)
     spreads = [
@@ -118,9 +134,10 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
     ]
     if as_json:
         value = [vars(it) | {"spread": spread} for it, spread in zip(adapters, spreads, strict=True)]
-        for version, each in zip(adapters, value, strict=True):
-            if version.aliases:
-                each["by_class"] = class_report(version, tracking_uri=tracking_uri)
+        registry = Registry(resolve_uri(tracking_uri))
+        for each in value:
+            if each["aliases"]:
+                each["by_class"] = registry.manifest(each["source"]).by_class
         _out.print_json(value)
         return
     if not adapters:
@@ -138,9 +155,9 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
         rows.append(
             [
                 str(version.version),
-                *(_out.score_cell(it.test_metrics.get(name)) + mark for name in metrics),
+                *(value_cell(it.test_metrics.get(name), 4) + mark for name in metrics),
                 *(spread.get(name, "-") for name in trained_again),
-                *(_out.score_cell(beside.get(name)) + mark for name in baselines),
+                *(value_cell(beside.get(name), 4) + mark for name in baselines),
                 f"{it.stored_bytes:,}",
                 it.base_model.rstrip("/").rpartition("/")[2] or "-",
                 f"{it.study}/{it.trial_id}",
@@ -149,7 +166,7 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
             ]
         )
     columns = ["version", *metrics, *over, *baselines, "bytes", "base", "trial", "made", "aliases"]
-    _out.print_table(columns, rows, right=frozenset({"version", "bytes"}))
+    _out.say(_out.table(columns, rows, right=frozenset({"version", "bytes"})))
     if any(it.test_fingerprint != candidates[0].test_fingerprint for it in candidates):
         _out.tell("\ntest scores marked * are of other test rows than the first one's: do not compare them")
     has_champion = any("champion" in version.aliases for version in adapters)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
-from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from typer import Argument, Option
 
 from loraxs_search.cli import _out
+from loraxs_search.reports.leaderboard import value_cell
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -77,8 +74,6 @@ def compare(
 
     VeRA and TinyLoRA store what a seed gives back: `learnt bytes` is their size without that.
 
-    The plot has a letter for each group, in capitals on the front: the best adapters for their size.
-
     Importances: how far the best trials of a study lie apart from all, by Optuna's PED-ANOVA. They need 10 complete
     trials. The best tenth counts as the best, or the best 5 where that is more. A parameter that only some trials have
     is weighed among these. They say what decided this search, not which value is better.
@@ -112,9 +107,9 @@ def _show(comparison: Comparison) -> None:
                 f"{comparison.budget} of {group.num_trials}",
                 str(group.steps),
                 trial.rpartition("/")[2] if len(comparison.studies) == 1 else trial,
-                _out.score_cell(best.score if best else None),
+                value_cell(best.score if best else None, 4),
                 str(group.over_seeds or "-"),
-                _out.score_cell(group.test_score),
+                value_cell(group.test_score, 4),
                 *([f"{difference.gain:+.4f}", f"{difference.p_value:.3g}", difference.by] if difference else "---"),
                 f"{best.r_parameters:,}" if best else "-",
                 f"{best.stored_bytes:,}" if best else "-",
@@ -124,8 +119,7 @@ def _show(comparison: Comparison) -> None:
     optional = ("learnt bytes", "over seeds", "gain", "p", "by")
     kept = [i for i, name in enumerate(columns) if name not in optional or any(row[i] != "-" for row in rows)]
     text, columns = {columns[0], "best", "over seeds", "by"}, [columns[i] for i in kept]
-    _out.print_table(columns, [[row[i] for i in kept] for row in rows], right=frozenset(columns) - text)
-    _out.say("\n".join(["", *text_plot(comparison)]))
+    _out.say(_out.table(columns, [[row[i] for i in kept] for row in rows], right=frozenset(columns) - text))
     rows = [
         [one.study, name, f"{share:.3f}", str(one.num_trials), f"{one.quantile:.2g}"]
         for one in comparison.importances
@@ -134,48 +128,7 @@ def _show(comparison: Comparison) -> None:
     if rows:
         _out.say("")
         columns = ["study", "parameter", "importance", "trials", "best share"]
-        _out.print_table(columns, rows, right=frozenset(columns[2:]))
+        _out.say(_out.table(columns, rows, right=frozenset(columns[2:])))
     for one in comparison.importances:
         if one.why:
             _out.tell(f"no importances of {one.study}: {one.why}")
-
-
-# ---- the plot --------------------------------------------------------------------------------------------------------
-_WIDTH, _HEIGHT = 64, 16  # of the field in characters
-_BOTH = "*"
-
-
-def text_plot(comparison: Comparison) -> list[str]:
-    """Return the lines of a plot of each group's trials, bytes from left to right on a log scale, the best ones on top.
-
-    A group is a letter, in capitals where a trial is on its front; `*` is several groups in one place.
-    """
-    marks = dict(zip((group.label for group in comparison.groups), cycle(ascii_lowercase), strict=False))
-    points = [
-        (point.stored_bytes, point.score, marks[group.label].upper() if point in group.front else marks[group.label])
-        for group in comparison.groups
-        for point in (*group.points, *group.front)  # the front on top
-    ]
-    if not points:
-        return []
-    sizes, scores = [math.log(size) for size, _, _ in points], [score for _, score, _ in points]
-    up = comparison.direction == "maximize"
-    field = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-
-    def place(value: float, values: Sequence[float], cells: int) -> int:
-        low, high = min(values), max(values)
-        return round((value - low) / (high - low) * (cells - 1)) if high > low else 0
-
-    for size, score, (_, _, mark) in zip(sizes, scores, points, strict=True):
-        column, share = place(size, sizes, _WIDTH), place(score, scores, _HEIGHT)
-        row = _HEIGHT - 1 - share if up else share
-        there = field[row][column]
-        is_alone = there == " " or there.lower() == mark.lower()
-        field[row][column] = min(there, mark) if is_alone and there != " " else mark if is_alone else _BOTH
-    top, bottom = (max(scores), min(scores)) if up else (min(scores), max(scores))
-    edge = [f"{top:.4f}", *[""] * (_HEIGHT - 2), f"{bottom:.4f}"]
-    lines = [f"{label:>8} │{''.join(row)}".rstrip() for label, row in zip(edge, field, strict=True)]
-    smallest, largest = (f"{round(math.exp(bound(sizes))):,}" for bound in (min, max))
-    lines += [f"{'':8} └{'─' * _WIDTH}", f"{'':10}{smallest}{largest:>{_WIDTH - len(smallest)}}  bytes"]
-    legend = "   ".join(f"{mark} {label}" for label, mark in marks.items())
-    return [f"{comparison.metric} of {legend}   (capitals: the best for their size)", *lines]

@@ -23,8 +23,9 @@ def _spaces_ls(as_json: _out.JsonOption = False) -> None:
     """
     from loraxs_search.home import spaces as shipped
 
-    known = shipped()
-    _out.emit_table(as_json, known, ("space", "about"), [(it.space, it.about) for it in known])
+    known = list(shipped().items())
+    columns = ("space", "about")
+    _out.emit(as_json, [dict(zip(columns, each, strict=True)) for each in known], _out.table(columns, known))
 
 
 @spaces.command("show")
@@ -103,7 +104,7 @@ def _tasks_ls(as_json: _out.JsonOption = False) -> None:
 
     facts = [_facts(*catalogue_entry(name)) for name in shipped_tasks()]
     rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
-    _out.emit_table(as_json, facts, ("task", "kind", "metric", "data", "about"), rows)
+    _out.emit(as_json, facts, _out.table(("task", "kind", "metric", "data", "about"), rows))
 
 
 @tasks.command("show")

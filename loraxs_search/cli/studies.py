@@ -79,7 +79,7 @@ def status(
         if as_csv:
             _out.print_csv([columns, *rows])
         else:
-            _out.emit_table(as_json, [dict(zip(columns, row, strict=True)) for row in rows], columns, rows)
+            _out.emit(as_json, [dict(zip(columns, row, strict=True)) for row in rows], _out.table(columns, rows))
         if not (summaries or as_csv or as_json):
             _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
         return
@@ -129,7 +129,7 @@ def _ls(as_json: _out.JsonOption = False) -> None:
     columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
     value = [asdict(summary) | {"path": str(summary.path)} for summary in summaries]
     rows = [(*it.cells, _out.shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
-    _out.emit_table(as_json, value, columns, rows, right=frozenset({"bytes"}))
+    _out.emit(as_json, value, _out.table(columns, rows, right=frozenset({"bytes"})))
     _out.print_warnings([summary.problem for summary in summaries if summary.problem and not as_json])
 
 
@@ -221,7 +221,7 @@ def gc(
         rows.append((kind, *sizes, loss))
     columns, value = ("what", "items", "bytes", "kept", "bytes kept", "lost"), [vars(it) for it in done]
     value = [each | {"path": str(each["path"])} for each in value]
-    _out.emit_table(as_json, value, columns, rows, right=frozenset(columns[1:-1]))
+    _out.emit(as_json, value, _out.table(columns, rows, right=frozenset(columns[1:-1])))
     _out.tell(
         f"\n{'would free' if dry_run else 'freed'} {_out.shown_bytes(sum(it.num_bytes for it in done if not it.kept))}"
     )

@@ -141,9 +141,8 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     Returns:
         Factors of rank `rank`, float32, contiguous, on the CPU.
     Raises:
-        UsageError: `rank` is outside 1..min(out, in).
+        UsageError: `rank` is outside 1..min(out, in), or the randomised driver finds no such `basis`.
         BaseModelError: the weight is not a finite float matrix.
-        UsageError: the randomised driver finds no such `basis`.
     Source: arXiv 2405.17604, section 3; differs in oversampling (16 columns) and sign, which the paper leaves open.
     """
     resolved = checked_driver(weight, rank=rank, basis=basis, driver=driver)

@@ -20,15 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.factors.compute import Driver, Factors, checked_driver, compute_factors, fault
-from loraxs_search.home import (
-    disk_faults,
-    factor_path,
-    factor_variant_path,
-    home,
-    mark_used,
-    unchecked_factor_path,
-    write_atomic,
-)
+from loraxs_search.home import disk_faults, factor_path, home, mark_used, write_atomic
 from loraxs_search.machine import available_bytes, side_by_side
 from loraxs_search.records.literals import Basis
 
@@ -193,7 +185,7 @@ class FactorStore:
         driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
         key = content_key(weight, rank=rank, basis=basis, driver=driver)
         for path, brought in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
-            write_factors(factor_variant_path(key, checksum(brought), self.root), brought)
+            write_factors(factor_path(key, self.root, checksum(brought)), brought)
             path.unlink(missing_ok=True)
         for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
             try:
@@ -229,7 +221,7 @@ class FactorStore:
         self, weight: Tensor, key: str, *, rank: int, basis: Basis, driver: str
     ) -> Iterator[tuple[Path, Factors]]:
         """Yield factors from registries that are this weight's; remove, and remember, those that are not."""
-        for path in sorted(unchecked_factor_path(key, "", self.root).parent.glob(f"{key}.*.safetensors")):
+        for path in sorted(factor_path(key, self.root, is_checked=False).parent.glob(f"{key}.*.safetensors")):
             try:
                 factors = _read_factors(path)
                 wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
+from loraxs_search.home import factor_path, write_atomic
 from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.registry.store import Registry
 from loraxs_search.safetensors_header import entry_of
@@ -32,8 +32,8 @@ def factors_at(key: str, checksum: str, *, unchecked: bool = False) -> Path | No
         unchecked: Look among those too that came from a registry and were not checked yet.
     """
     _check_digests(key, checksum)
-    places = [factor_path(key), factor_variant_path(key, checksum)]
-    places += [unchecked_factor_path(key, checksum)] * unchecked
+    places = [factor_path(key), factor_path(key, None, checksum)]
+    places += [factor_path(key, None, checksum, is_checked=False)] * unchecked
     return next((path for path in places if _recorded_checksum(path) == checksum), None)
 
 
@@ -53,11 +53,11 @@ def install_factors(key: str, content: bytes, root: Path | None = None, *, unche
     _check_digests(key, checksum)
     path = own = factor_path(key, root)
     if unchecked:
-        path = unchecked_factor_path(key, checksum, root)
+        path = factor_path(key, root, checksum, is_checked=False)
     elif _recorded_checksum(own) == checksum:
         return own
     elif own.exists():
-        path = factor_variant_path(key, checksum, root)
+        path = factor_path(key, root, checksum)
     write_atomic(path, content)
     return path
 

@@ -37,7 +37,6 @@ class Importances:
         import optuna
 
         from loraxs_search.samplers.trials import StudyTrials
-        from loraxs_search.search_space.parameters import plain_name
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
@@ -49,8 +48,8 @@ class Importances:
                     recorded.apply(event)
                 study = optuna.create_study(direction=recorded.direction)
                 for trial in recorded.trials:  # each parameter under its plain name
-                    params = {plain_name(name): value for name, value in trial.params.items()}
-                    drawn_from = {plain_name(name): value for name, value in trial.distributions.items()}
+                    params = {name.partition("[")[0]: value for name, value in trial.params.items()}
+                    drawn_from = {name.partition("[")[0]: value for name, value in trial.distributions.items()}
                     trial.params = {}  # Optuna compares the two
                     trial.distributions, trial.params = drawn_from, params
                     study.add_trial(trial)

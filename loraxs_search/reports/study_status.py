@@ -124,7 +124,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
     """
     for name in [*list_studies(), *broken_studies()]:
         path = studies_root() / name
-        line = partial(_StudySummary, name, path=path, num_bytes=sum(_sizes(path).values()) if sizes else 0)
+        line = partial(_StudySummary, name, path=path, num_bytes=_num_bytes(path) if sizes else 0)
         if not StudyFolder.exists(name):
             problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
             yield line("-", "incomplete", "-", "-", problem=problem)
@@ -146,15 +146,14 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         yield line(task, state, trials, created, is_waiting=is_waiting)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of a study's files, by the folder they are in, `records` for those in none."""
-    sizes = Counter(records=0)
+def _num_bytes(folder: Path) -> int:
+    """Return the bytes of a study's files."""
+    total = 0
     for path in paths_under(folder):
         with contextlib.suppress(FileNotFoundError, PermissionError):  # replaced or removed by now, or another user's
-            if stat.S_ISREG((status := path.lstat()).st_mode):
-                first, *rest = path.relative_to(folder).parts
-                sizes[first if rest else "records"] += status.st_size
-    return sizes
+            status = path.lstat()
+            total += status.st_size * stat.S_ISREG(status.st_mode)
+    return total
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`init`: a first space for a file of rows, a data set of the hub or a DataFrame, with what was guessed and why."""
+"""`init`: a first space for a file of rows or a DataFrame, with what was guessed and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
-from loraxs_search.home import SHIPPED, disk_faults, home, write_atomic
+from loraxs_search.home import SHIPPED, disk_faults, file_sha256, home, write_atomic
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
@@ -26,15 +26,16 @@ from loraxs_search.scaffold.roles import (
     WRITING,
     Choices,
     Roles,
+    Table,
     UndecidedError,
     guess_roles,
+    read_table,
 )
-from loraxs_search.scaffold.table import Table, frame_lines, read_hub_table, read_table
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.files import file_format
 from loraxs_search.tasks.kinds import KINDS, items_of
-from loraxs_search.tasks.rows import MalformedFileError
+from loraxs_search.tasks.rows import MalformedFileError, is_text
 
 log = logging.getLogger(__name__)
 
@@ -64,74 +65,62 @@ _MAX_SHOWN = 20  # classes that are listed
 _SECONDS, _OPERATIONS = 600, 1e11
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 # ---- the draft -------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Draft:
-    """A space for a user's rows.
+@dataclass(frozen=True, repr=False)
+class DraftedSpace(Space):
+    """A space that `init` wrote; its text says what was guessed.
 
     Args:
-        text: Its YAML, for a file in `folder`.
         guesses: What was guessed, shown to users: name and value with the reason.
         warnings: What makes the result of a search less sure than it looks.
-        converted: The rows in a form that a task reads, and where they are to be written; None if they are such.
     """
 
-    text: str
-    guesses: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
-    converted: tuple[Table, Path] | None = None
+    guesses: Mapping[str, str] = field(default_factory=dict, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
-    def save(self, path: Path, *, force: bool = False) -> Space:
-        """Write the space, with its rows where they need another form, and return it once it has been checked.
-
-        Args:
-            force: Overwrite a copy of other rows.
-        Raises:
-            UsageError: where these rows would go is another file.
-            SpaceError: it has faults; nothing is left at `path`.
-            HomeError: the disk is full, or the folder cannot be written.
-        """
-        if self.converted is not None:
-            table, place = self.converted
-            rows = table.plain_text()
-            if not force and place.exists() and place.read_bytes() != rows.encode():
-                raise UsageError(
-                    f"A plain copy of {table.name} must be written to {place}, but that is another file.",
-                    hint=f"remove it if it is the copy of an earlier {Path(table.name).name}; otherwise move it away",
-                )
-            write_atomic(place, rows)
-        write_atomic(path, self.text)
-        try:
-            return load_space(str(path) if path.is_absolute() else f"./{path}")
-        except LoraxsError:
-            path.unlink()  # else the next try would find it there
-            raise
+    def __repr__(self) -> str:
+        lines = [f"{name:<11} {value}" for name, value in self.guesses.items()]
+        return "\n".join(
+            [*lines, *(f"warning: {warning}" for warning in self.warnings), f"{'space':<11} {self.source}"]
+        )
 
 
 def draft_space(
-    data: str | Path, path: Path, choices: Choices | None = None, index: Sequence[Any] | None = None
-) -> Draft:
-    """Return a space for the rows of a file or of a data set of the hub.
+    data: str | Path,
+    out: Path | None,
+    choices: Choices | None = None,
+    *,
+    index: Sequence[Any] | None = None,
+    force: bool = False,
+) -> DraftedSpace:
+    """Write a space for the rows of a file, and the rows where they need another form; return it, checked.
 
     Args:
-        data: A file, a hub id such as `nyu-mll/glue`, or a folder that is laid out as a data set.
-        path: The file that the space will be: paths in it start in its folder.
+        out: The file that the space will be: paths in it start in its folder. None is one of the task's name.
         index: What the rows of a DataFrame are called, which are in the file.
+        force: Overwrite that file, and a copy of other rows.
     Raises:
         UndecidedError: something cannot be guessed.
-        UsageError: what was chosen does not fit.
+        UsageError: what was chosen does not fit, or where the space or these rows would go is another file. Nothing is
+            left of a space with faults.
         TaskDataError: the rows, or labels in them, are faulty.
+        HomeError: the disk is full, or the folder cannot be written.
     """
-    choices, folder = choices or Choices(), path.absolute().parent
-    table = _table(str(data), choices)
+    choices = choices or Choices()
+    path = out or Path(f"{_task_name(data, choices)}.yaml")
+    if path.exists() and not force:
+        raise UsageError(
+            f"`--out` must not exist, but {path} does.", hint="--force overwrites it; --out names another file"
+        )
+    folder = path.absolute().parent
+    table = read_table(Path(data).expanduser())
     if index is not None:
         table = replace(table, name="`rows`", lines=list(index), is_frame=True)
     roles, table = guess_roles(table, choices)
     held_out, warnings = _held_out(table, roles, choices)
-    missing = [split for split in ("validation", "test") if split not in held_out] if table.is_file else []
+    missing = [split for split in ("validation", "test") if split not in held_out]
     if missing and table.num_rows < _FEWEST:
         raise TaskDataError(
             f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
@@ -139,31 +128,19 @@ def draft_space(
             hint="give more rows: a hundred is little, a thousand is good",
         )
     base = _base(roles, choices, folder)
-    metrics = list(_METRICS[roles.kind])
-    if roles.kind == CLASSES and len(roles.labels) == 2:
-        metrics = ["accuracy", "f1"]
-    if choices.metric is not None:
-        options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
-        kind = KINDS.get(roles.kind)
-        unfit = kind.unfit_metrics({"labels": roles.labels, "options": options})
-        fitting = [name for name in kind.metrics if name not in unfit]
-        if choices.metric not in fitting:
-            raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
-        metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
     measured = _measure(table, roles, base, choices)
-    copy, source = None, table.source
-    set_aside = "if it lacks them, rows are set aside for validation and the test"
-    if table.is_file:
-        if table.is_changed:
-            ending = "csv" if table.is_separated else "jsonl"
-            copy = folder / f"{Path(table.path).name.partition('.')[0]}.plain.{ending}"
-        files = {"train": copy or Path(table.path)} | {split: Path(own.path) for split, own in held_out.items()}
-        source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
-        each = f"a tenth{' each' * (len(missing) > 1)}"
-        set_aside = f"{each} is set aside for {' and the '.join(missing)}" if missing else ""
-    sections = _sections(task_name(data, choices), table, roles, base, metrics, measured, len(missing))
+    copy = None
+    if table.is_changed:
+        ending = "csv" if table.is_separated else "jsonl"
+        copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
+    files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
+    each = f"a tenth{' each' * (len(missing) > 1)}"
+    set_aside = f"{each} is set aside for {' and the '.join(missing)}" if missing else ""
+    sections = _sections(table, roles, base, measured, len(missing), choices)
+    source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
+    sections["task"].insert(0, ("name", _task_name(data, choices), "the registry keeps a champion for each task name"))
     sections["task"].insert(2, ("data", source, set_aside))
-    name, place = Path(table.path).name if table.is_file else table.name, shlex.quote(str(path))
+    name, place = table.path.name, shlex.quote(str(path))
     copied = f"Rows are read from {copy.name}, a copy of {name}: change them there. For a new {name}," if copy else ""
     head = [
         f"{name}: written by `loraxs-search init`. Change what was guessed wrong.",
@@ -182,19 +159,44 @@ def draft_space(
                 lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
     warnings += _warnings(table, roles, measured, is_carved=bool(missing))
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
-    text = "".join(f"{line}\n" for line in lines)
-    return Draft(text, guesses, tuple(warnings), (table, copy) if copy else None)
+
+    if copy is not None:
+        rows = table.plain_text()
+        if not force and copy.exists() and copy.read_bytes() != rows.encode():
+            raise UsageError(
+                f"A plain copy of {table.name} must be written to {copy}, but that is another file.",
+                hint=f"remove it if it is the copy of an earlier {name}; otherwise move it away",
+            )
+        write_atomic(copy, rows)
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    try:
+        space = load_space(str(path) if path.is_absolute() else f"./{path}")
+    except LoraxsError:
+        path.unlink()  # else the next try would find it there
+        raise
+    return DraftedSpace(**vars(space), guesses=guesses, warnings=tuple(warnings))
 
 
 def _sections(
-    name: str, table: Table, roles: Roles, base: BaseModelRef, metrics: list[str], measured: _Measured, num_carved: int
+    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, num_carved: int, choices: Choices
 ) -> dict[str, list[tuple[str, Any, str]]]:
-    """Return the sections of a space: keys, values (None is left out) and comments.
+    """Return the sections of a space but the task's name and data: keys, values (None is left out) and comments.
 
     Args:
         num_carved: Splits for each of which a tenth of the rows is set aside.
     """
     kind, writes, decodes = roles.kind, roles.kind == WRITING, roles.kind in (WRITING, CHOOSING)
+    metrics = list(_METRICS[kind])
+    if kind == CLASSES and len(roles.labels) == 2:
+        metrics = ["accuracy", "f1"]
+    if choices.metric is not None:
+        options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
+        entry = KINDS.get(kind)
+        unfit = entry.unfit_metrics({"labels": roles.labels, "options": options})
+        fitting = [name for name in entry.metrics if name not in unfit]
+        if choices.metric not in fitting:
+            raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
+        metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
     rows, batch = round(table.num_rows * (1 - num_carved / 10)), _DECODER_BATCH if decodes else _BATCH
     steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, base, measured)
     seen = f"about {(passes := round(steps * batch / rows))} pass{'es' * (passes > 1)} over the training rows"
@@ -214,7 +216,6 @@ def _sections(
     rate = {"log_uniform": [5.0e-4, 1.0e-2] if decodes else [2.0e-3, 1.6e-2]}
     return {
         "task": [
-            ("name", name, "the registry keeps a champion for each task name"),
             ("kind", kind, ""),
             ("prompt", _prompt(roles) if decodes else None, "columns in braces"),
             ("answer", f" {{{roles.label}}}" if writes else None, "learnt: these tokens and the end"),
@@ -253,36 +254,16 @@ def _sections(
     }
 
 
-def task_name(data: str | Path, choices: Choices) -> str:
+def _task_name(data: str | Path, choices: Choices) -> str:
     """Return the name of a task with these rows, which need not be read for it."""
     if choices.name is not None:
         return choices.name
     path = Path(data).expanduser()
     name = path.name.partition(".")[0]
-    if is_set := _is_hub_id(str(data)) or path.is_dir():
-        name = str(data).partition("/")[2] if _is_hub_id(str(data)) else path.name
-    elif name.lower() in _TRAINING:
+    if name.lower() in _TRAINING:
         name = path.absolute().parent.name or name
-    whole = f"{name}-{choices.config}" if is_set and choices.config else name
-    slug = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return slug if slug not in ("", "latest") else f"task-{slug}".strip("-")  # `latest` is an alias in the registry
-
-
-def _is_hub_id(data: str) -> bool:
-    path = Path(data).expanduser()
-    return bool(_HUB_ID.fullmatch(data)) and not path.exists() and not path.parent.is_dir()
-
-
-def _table(data: str, choices: Choices) -> Table:
-    path = Path(data).expanduser()
-    is_set = _is_hub_id(data) or path.is_dir()
-    goes, is_what = ("a file", "a data set") if is_set else ("a data set of the hub", "a file")
-    for option in ("test", "columns") if is_set else ("config", "split"):
-        if getattr(choices, option) is not None:
-            raise UsageError(f"`--{option}` must go with {goes}, but {data} is {is_what}.", hint="leave it out")
-    if is_set:
-        return read_hub_table(data if _is_hub_id(data) else str(path.absolute()), choices.config, choices.split)
-    return read_table(path, choices.columns or ())
 
 
 def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, Table], list[str]]:
@@ -291,11 +272,14 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
     Raises:
         TaskDataError: the named one lacks a column, or has other labels.
     """
-    path, found = Path(table.path), dict[str, Path]()
+    path, found = table.path, dict[str, Path]()
     if choices.test is not None:
         found["test"] = Path(choices.test).expanduser()
-    elif table.is_file and path.name.partition(".")[0].lower() in _TRAINING:
-        files = [other for other in sorted(path.parent.iterdir()) if other.is_file() and _is_data(other)]
+    elif path.name.partition(".")[0].lower() in _TRAINING:
+        files = list[Path]()
+        for other in sorted(path.parent.iterdir()):
+            with contextlib.suppress(MalformedFileError):  # it is of no known format
+                files += [other] if other.is_file() and file_format(other) else []
         files.sort(key=lambda other: other.suffixes == path.suffixes)  # of two, the one of the same format
         beside = {other.name.partition(".")[0].lower(): other for other in files}
         for split, names in _HELD_OUT.items():
@@ -468,7 +452,7 @@ def _guesses(
         if list(map(int, counts)) == list(range(first, first + len(counts))):
             kind += f" (are {first} to {last} a scale, as of stars? --kind regression learns their order)"
     guesses = {
-        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
+        "rows": f"{table.num_rows} in {table.name}{remark}",
         **{split: f"{own.num_rows} in {own.name}{beside}" for split, own in held_out.items()},
         "kind": kind,
         "texts": ", ".join(roles.texts),
@@ -547,20 +531,6 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan
 
 
 # ---- from Python -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, repr=False)
-class DraftedSpace(Space):
-    """A space that `init` wrote; its text says what was guessed."""
-
-    guesses: Mapping[str, str] = field(default_factory=dict, compare=False)
-    warnings: tuple[str, ...] = field(default=(), compare=False)
-
-    def __repr__(self) -> str:
-        lines = [f"{name:<11} {value}" for name, value in self.guesses.items()]
-        return "\n".join(
-            [*lines, *(f"warning: {warning}" for warning in self.warnings), f"{'space':<11} {self.source}"]
-        )
-
-
 def init(  # noqa: PLR0913  # each is a keyword
     rows: Any,
     *,
@@ -573,7 +543,6 @@ def init(  # noqa: PLR0913  # each is a keyword
     base: str | None = None,
     max_length: int | None = None,
     drop_empty: bool = False,
-    renamed: Mapping[str, str] | None = None,
     test: str | Path | None = None,
     force: bool = False,
     out: str | Path | None = None,
@@ -587,8 +556,7 @@ def init(  # noqa: PLR0913  # each is a keyword
     What is None is guessed. Rows without a text or an answer, and labels that look misspelt, are errors.
 
     Args:
-        rows: A pandas DataFrame, a file, or a data set of the hub (`OWNER/NAME`). A DataFrame's rows are kept in a file
-            beside the space.
+        rows: A pandas DataFrame, whose rows are kept in a file beside the space, or a file.
         text: Column with texts, or several.
         label: Column with answers.
         labels: All classes, in id order.
@@ -598,7 +566,6 @@ def init(  # noqa: PLR0913  # each is a keyword
         base: Base model: a hub id or a folder.
         max_length: Tokens of a row.
         drop_empty: Leave out rows without a text or an answer.
-        renamed: Labels as they are written, each with the one that is meant.
         test: A file of test rows.
         force: Overwrite `out`.
         out: File for the space; by default one in the state folder.
@@ -619,26 +586,25 @@ def init(  # noqa: PLR0913  # each is a keyword
         base=base,
         max_length=max_length,
         drop_empty=drop_empty,
-        renamed=tuple((renamed or {}).items()),
         test=None if test is None else str(test),
-        in_python=True,
     )
-    if out is not None and not force and Path(out).exists():
+    if out is not None and not force and Path(out).exists():  # before a DataFrame's rows are written beside it
         raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or force=True")
-    frame = frame_lines(rows, name)
-    data = frame if frame is not None else str(rows)
-    identity = data  # a DataFrame's rows, or the id of a data set
-    if frame is None and (file := Path(data).expanduser()).exists():
+    frame = None if isinstance(rows, str | Path) else _frame_lines(rows, name)
+    data = str(rows) if frame is None else frame
+    identity = data  # a DataFrame's rows
+    if frame is None and (file := Path(data).expanduser()).is_file():
         with disk_faults(file, "the data"):
-            content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-        identity = f"{file.absolute()} {content}"
+            identity = f"{file.absolute()} {file_sha256(file)}"
     digest = hashlib.sha256(f"{identity}\n{choices}".encode()).hexdigest()[:16]
-    path = home() / "drafts" / digest / f"{task_name(name or data, choices)}.yaml" if out is None else Path(out)
+    path = home() / "drafts" / digest / f"{_task_name(name or data, choices)}.yaml" if out is None else Path(out)
     if frame is not None:
         data = str(path.with_suffix(".jsonl"))
         write_atomic(Path(data), frame)
     try:
-        draft = draft_space(data, path, choices, None if frame is None else list(rows.index))
+        draft = draft_space(
+            data, path, choices, index=None if frame is None else list(rows.index), force=force or out is None
+        )
     except LoraxsError as error:  # written for the command line
         error.message, error.hint = _in_python(error.message), error.hint and _in_python(error.hint)
         error.args = (error.message,)
@@ -647,17 +613,42 @@ def init(  # noqa: PLR0913  # each is a keyword
     warnings = tuple(map(_in_python, draft.warnings))
     for warning in warnings:
         log.warning(warning)
-    return DraftedSpace(**vars(draft.save(path, force=force or out is None)), guesses=guesses, warnings=warnings)
+    return replace(draft, guesses=guesses, warnings=warnings)
 
 
 def _in_python(text: str) -> str:
     """Return a message with arguments in place of the command line's options."""
-    named = re.sub(r"--drop-empty\b", "drop_empty=True", re.sub(r"--map\b", "renamed", text))
+    named = re.sub(r"--drop-empty\b", "drop_empty=True", text)
     return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), named)
 
 
-def _is_data(path: Path) -> bool:
-    """Whether a file's name says that it is one of data."""
-    with contextlib.suppress(MalformedFileError):
-        return bool(file_format(path))
-    return False
+def _frame_lines(rows: Any, name: str | None) -> str:
+    """Return a DataFrame's rows as lines of JSON."""
+    if not (hasattr(rows, "to_dict") and hasattr(rows, "columns")):
+        raise UsageError(
+            f"`rows` must be a pandas DataFrame or a file, but got {type(rows).__name__}.",
+            hint="give a path, or pandas.DataFrame(rows)",
+        )
+    if name is None:
+        raise UsageError("`name` must be given with a DataFrame: it names the task.", hint='as in name="reviews"')
+    names = [str(column) for column in rows.columns]
+    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+        raise UsageError(
+            f"`rows` must name each column once, but has {', '.join(map(repr, twice))} twice.",
+            hint="rename or remove one of the two",
+        )
+    records = rows.astype(object).where(rows.notna(), None).set_axis(names, axis=1).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, default=_jsonable) for record in records]
+    if faults := [row for row, line in enumerate(lines) if not is_text(line)]:
+        raise UsageError(
+            f"`rows` must be valid Unicode, but row {faults[0]} has half of a surrogate pair.",
+            hint="encode it again, or remove it",
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return what JSON has no form for: numpy's values as Python's, times as ISO writes them, others as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,22 +1,184 @@
-"""What the columns of a table are for: guessed, where `Choices` does not say it; and what is wrong with the answers."""
+"""A file's rows, and what its columns are for: guessed, where `Choices` does not say it; what is wrong with answers."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import shlex
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 from unicodedata import category
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.scaffold.table import NEVER_MEANT, Column, Table, is_number
-from loraxs_search.tasks.kinds import finite_number
-from loraxs_search.tasks.rows import TEXT_NAMES
+from loraxs_search.home import disk_faults, meant_file
+from loraxs_search.tasks.files import SEPARATORS, file_format, read_columns
+from loraxs_search.tasks.kinds import finite_number, items_of
+from loraxs_search.tasks.rows import TEXT_NAMES, MalformedFileError, composed
 
+# ---- the rows ----
+_MAX_CLASSES = 50  # more need many rows each
+_MANY_ROWS = 20  # so many rows for each different value, and they are classes
+_DATE = re.compile(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([T ]\d{1,2}:\d{2}.*)?")
+_PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
+_NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for a value that is missing
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a finite number without zeros before it."""
+    return finite_number(text) is not None and not _PADDED.match(text)
+
+
+class _Column:
+    """The values of a column, one a row, and what they look like."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The values as texts that look alike, without the space around them; nothing for None."""
+        return ["" if value is None else composed(str(value).strip()) for value in self.values]
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """How many rows have each text; empty ones do not count."""
+        return Counter(filter(None, self.texts))
+
+    @cached_property
+    def lists(self) -> list[list[Any]]:
+        """The items of each value, where all are lists, maybe in JSON's form as a .csv has them; else nothing."""
+        items = list(map(items_of, self.values))
+        return items if all(isinstance(own, list) for own in items) else []
+
+    @cached_property
+    def is_text(self) -> bool:
+        """Whether the values are texts, neither numbers nor dates nor lists; also of an empty column."""
+        filled = [value for value in self.values if value is not None and str(value).strip()]
+        if not all(isinstance(value, str) for value in filled):
+            return False
+        lists = all(isinstance(own, list) and len(own) > 1 for own in map(items_of, filled))
+        return not filled or not (lists or self.is_date or all(finite_number(value) is not None for value in filled))
+
+    @property
+    def is_date(self) -> bool:
+        return bool(self.counts) and all(map(_DATE.fullmatch, self.counts))
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether each value is a list of several items."""
+        return bool(self.lists) and all(len(own) > 1 for own in self.lists)
+
+    @property
+    def has_few(self) -> bool:
+        """Whether the values are few enough to be classes."""
+        number, rows = len(self.counts), len(self.values)
+        return number <= min(_MAX_CLASSES, max(2, rows // 4)) or number * _MANY_ROWS <= rows
+
+    @cached_property
+    def is_mostly_numbers(self) -> bool:
+        """Whether values are numbers, but for so few that these are mistakes, and for those that are missing."""
+        given = {text: count for text, count in self.counts.items() if text.lower() not in _NEVER_MEANT}
+        odd = sum(count for text, count in given.items() if not _is_number(text))
+        return odd < len(given) and odd <= (max(1, len(self.values) // 100) if len(self.values) >= _MANY_ROWS else 0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file.
+
+    Args:
+        name: What people call it.
+        columns: Of a file with separated values, all values are text.
+        lines: The line that each row begins in, or what a DataFrame's index calls it; None if rows have neither.
+        path: The file that a task reads.
+        is_changed: Whether its rows are no longer those of the file.
+        is_separated: Whether it is a file of separated values.
+        is_frame: Whether it is a DataFrame.
+        remark: What is unusual about it.
+    """
+
+    name: str
+    columns: dict[str, _Column]
+    lines: list[Any] | None
+    path: Path
+    is_changed: bool = False
+    is_separated: bool = False
+    is_frame: bool = False
+    remark: str = ""
+
+    @property
+    def num_rows(self) -> int:
+        return next((len(column.values) for column in self.columns.values()), 0)
+
+    def places(self, rows: Sequence[int]) -> str:
+        """Return where rows stand, of many the first ones."""
+        word = "row" if self.lines is None or self.is_frame else "line"
+        shown = (f"{word} {row + 1 if self.lines is None else self.lines[row]}" for row in rows[:_MAX_LISTED])
+        return ", ".join(shown) + (f" and {len(rows) - _MAX_LISTED} more" if len(rows) > _MAX_LISTED else "")
+
+    def places_of(self, column: str, text: str) -> str:
+        """Return where the rows stand that have a text in a column."""
+        return self.places([row for row, own in enumerate(self.columns[column].texts) if own == text])
+
+    def plain_text(self) -> str:
+        """Return the rows as lines of JSON, or separated by commas where the file has separated values."""
+        rows = zip(*(column.values for column in self.columns.values()), strict=True)
+        if not self.is_separated:
+            lines = (dict(zip(self.columns, row, strict=True)) for row in rows)
+            return "".join(f"{json.dumps(line, ensure_ascii=False, default=str)}\n" for line in lines)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([list(self.columns), *rows])
+        return text.getvalue()
+
+
+def read_table(path: Path) -> Table:
+    """Read all columns of a file; of separated values, columns without a name, as pandas' index, are left out.
+
+    Raises:
+        UsageError: there is no such file, or its ending is unknown.
+        TaskDataError: it is not what it seems to be, or holds no row.
+    """
+    if not path.is_file():
+        raise UsageError(
+            f"{meant_file(path)}The data must be a file, but there is no {path}.",
+            hint="name a .csv, .tsv, .jsonl, .json, .parquet or .conll file",
+        )
+    with disk_faults(path, "the data"):
+        content = path.read_bytes()
+    try:
+        ending = file_format(path)
+    except MalformedFileError as error:
+        raise UsageError(f"A data file {error.message}, but got {path}.", hint=error.hint) from error
+    is_separated = ending in (".csv", ".tsv")
+    try:
+        seen = read_columns(path, content, [])
+        if seen.available and not any(seen.available):
+            law = "must name its columns in its first line, but that is empty"
+            raise MalformedFileError(law, hint="name them there")
+        read = read_columns(path, content, [name for name in seen.available if name])
+        usual = "\t" if ending == ".tsv" else ","
+        remarks = [f"{read.encoding} instead of UTF-8"] if read.encoding else []
+        is_other = is_separated and read.separator != usual
+        remarks += [f"{SEPARATORS[read.separator]} instead of {SEPARATORS[usual]}"] if is_other else []
+    except MalformedFileError as error:
+        raise TaskDataError(f"{path} {error.message}.", hint=error.hint) from error
+    columns = {name: _Column(values) for name, values in read.values.items()}
+    table = Table(str(path), columns, read.lines, path, is_separated=is_separated, remark=" and ".join(remarks))
+    if not table.num_rows:
+        raise TaskDataError(f"{path} must have a row at least, but has none.", hint="the first line names the columns")
+    return table
+
+
+# ---- what is known and what is guessed ----
 CLASSES, NUMBERS, TAGS = "sequence-classification", "regression", "token-classification"
 WRITING, CHOOSING = "text-generation", "multiple-choice"
 _KINDS = (CLASSES, NUMBERS, TAGS, WRITING, CHOOSING)
@@ -30,13 +192,8 @@ class Choices:
         text: Columns that an answer is given to.
         label: The column with answers.
         labels: The answers that there are, in the order of their ids.
-        config: Of a data set of the hub, its configuration.
-        split: Of a data set of the hub, what it is trained on.
         drop_empty: Leave out rows without a text or an answer.
-        renamed: Labels as they are written, each with the label that is meant.
         test: A file of test rows.
-        columns: Names of the columns of a file without a header.
-        in_python: Whether hints name arguments instead of options.
     """
 
     name: str | None = None
@@ -47,28 +204,8 @@ class Choices:
     metric: str | None = None
     base: str | None = None
     max_length: int | None = None
-    config: str | None = None
-    split: str | None = None
     drop_empty: bool = False
-    renamed: tuple[tuple[str, str], ...] = ()
     test: str | None = None
-    columns: tuple[str, ...] | None = None
-    in_python: bool = False
-
-    def command(self, data: str) -> str:
-        """Return the command, or the call, that makes a space for `data` with these choices."""
-        given = {it.name: value for it in fields(self) if it.name != "in_python" and (value := getattr(self, it.name))}
-        if self.in_python:
-            given |= {"renamed": dict(self.renamed)} if self.renamed else {}
-            return f"loraxs_search.init(rows, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
-        words = ["loraxs-search", "init", data]
-        for name, value in given.items():
-            if name == "renamed":
-                words += [word for pair in value for word in ("--map", "=".join(pair))]
-            else:
-                words.append(f"--{name.replace('_', '-')}")
-                words += [] if value is True else [",".join(value) if isinstance(value, tuple) else str(value)]
-        return shlex.join(words)
 
 
 class UndecidedError(UsageError):
@@ -132,7 +269,7 @@ _PAIRS = (
     *(("text1", "text2"), ("query", "passage"), ("question", "sentence"), ("query", "document")),
 )
 _WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
-_MISSING = (*NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
+_MISSING = (*_NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MANY_CLASSES = 20  # no command lists more
 _FEW_REPEATS = 3  # so many, and they may rather be classes than answers in words
 _FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
@@ -140,6 +277,7 @@ _FEW_IDS = 20  # the same of numbers from 0 without a gap, as programs number cl
 _FEW_PAIRS = 3  # more names that look alike are no mistakes
 _MAX_LISTED = 5
 _DIGITS = re.compile(r"\d+")
+_GROUPED = re.compile(r"[-+]?[$€£¥]\s?\d[\d,.]*|[-+]?\d{1,3}(,\d{3})+(\.\d+)?\s?[$€£¥%]?")  # `$1,200`
 _PLAIN = re.compile(r"[-+]?(\d+\.?0*|\d*\.\d*[1-9])", re.ASCII)
 
 
@@ -171,7 +309,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     named = [name for name in lists if _name(name).rpartition("_")[2] in _OPTIONS]
     options = next(iter(named or (lists if choices.kind == CHOOSING else ())), None)
     if choices.kind is None and choices.labels is not None and options is not None:
-        message = f"Column {options!r} has options, but --labels names classes."
+        message = f"_Column {options!r} has options, but --labels names classes."
         raise UndecidedError("kind", message, (CLASSES, CHOOSING))
     kind = choices.kind or (CLASSES if choices.labels is not None else None)
     roles = None
@@ -185,13 +323,13 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
         label = choices.label or _label(table, choices, but=(options,))
         roles = Roles(CHOOSING, choices.text or (_text(table, (label, options)),), label, options)
     if roles is not None:
-        table = _cleaned(table, roles.texts, label, choices)
+        table = _without_gaps(table, roles.texts, label, choices)
     else:
         label = choices.label or _label(table, choices)
         lower = {_name(name): name for name in table.columns if name != label}
         pair = next(((lower[one], lower[two]) for one, two in _PAIRS if one in lower and two in lower), None)
         texts = choices.text or pair or (_text(table, (label,)),)
-        table = _cleaned(table, texts, label, choices)
+        table = _without_gaps(table, texts, label, choices)
         kind = kind or _guess_kind(table, label)
         if kind in (CLASSES, NUMBERS) and len(texts) > 2:
             raise UsageError(
@@ -207,13 +345,13 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
 
 def _check_choices(table: Table, choices: Choices) -> None:
     usual = {*_LABELS, *TEXT_NAMES, *(name for pair in _PAIRS for name in pair)}
-    is_given = table.lines is None or table.is_frame or choices.text or choices.label or choices.columns
+    is_given = table.lines is None or table.is_frame or choices.text or choices.label
     is_row = not is_given and not any(_name(name) in usual for name in table.columns)
     if is_row and (values := [name for name, column in table.columns.items() if name in column.values]):
         raise TaskDataError(
             f"The first line of {table.name} must name the columns, but looks like a row:"
             f" {values[0]!r} is also a value below it.",
-            hint="name the columns, as in --columns text,label; or confirm the names with --text and --label",
+            hint="name the columns in the first line; or confirm these names with --text and --label",
         )
     named = [("text", name) for name in choices.text or ()] + ([("label", choices.label)] if choices.label else [])
     for option, name in named:
@@ -241,8 +379,8 @@ def _check_choices(table: Table, choices: Choices) -> None:
 
 def _tagged(table: Table, tagged: Sequence[str], choices: Choices) -> Roles:
     """Return which column has the words and which their tags."""
-    if choices.drop_empty or choices.renamed:
-        raise UsageError(f"`--drop-empty` and `--map` must not go with {TAGS}.", hint="correct the file itself")
+    if choices.drop_empty:
+        raise UsageError(f"`--drop-empty` must not go with {TAGS}.", hint="correct the file itself")
     label = next(iter(tagged), None)
     others = [name for name, column in table.columns.items() if name != label and column.lists]
     words = next(iter(choices.text or [name for name in others if _name(name) in _WORDS] or others), None)
@@ -278,7 +416,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
     names = list(columns)
     numbers = []
     for name, column in columns.items():  # whole numbers that all differ tell rows apart, and are no answers
-        is_whole = all(float(text).is_integer() for text in column.counts if is_number(text))
+        is_whole = all(float(text).is_integer() for text in column.counts if _is_number(text))
         tells_apart = is_whole and len(column.counts) == len(column.values)
         if column.is_mostly_numbers and not tells_apart:
             numbers.append(name)
@@ -339,39 +477,26 @@ def _text(table: Table, but: tuple[str, ...]) -> str:
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-def _cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) -> Table:
-    """Return a table as `choices.drop_empty` and `choices.renamed` ask for it; without them, as it is."""
-    if not (choices.drop_empty or choices.renamed):
+def _without_gaps(table: Table, texts: tuple[str, ...], label: str, choices: Choices) -> Table:
+    """Return a table without the rows that lack a text or an answer, if `choices.drop_empty` asks for that."""
+    column, answers = table.columns[label], choices.labels or ()
+    kept = [
+        row
+        for row, answer in enumerate(column.texts)
+        if any(table.columns[name].texts[row] for name in texts)
+        and answer
+        and (answer in answers or not _is_missing(answer, column))
+    ]
+    dropped = table.num_rows - len(kept)
+    if not (choices.drop_empty and dropped):
         return table
-    if not table.is_file:
-        raise UsageError(
-            f"`--drop-empty` and `--map` must go with a file, but {table.name} is a data set of the hub.",
-            hint="save its rows as a file first",
-        )
-    old, new = table.columns[label], dict(choices.renamed)
-    for name in new:
-        if name not in old.counts:
-            raise UsageError(unknown_name("--map", name, old.counts), hint=f"labels of {table.name}")
-    answers = Column([new.get(text, value) for text, value in zip(old.texts, old.values, strict=True)])
-    columns, kept = table.columns | {label: answers}, list(range(table.num_rows))
-    if choices.drop_empty:
-        kept = [
-            row
-            for row in kept
-            if any(columns[name].texts[row] for name in texts)
-            and (answer := answers.texts[row])
-            and (answer in (choices.labels or ()) or not _is_missing(answer, answers))
-        ]
-    remarks = [table.remark] if table.remark else []
-    if dropped := table.num_rows - len(kept):
-        verb = "rows without text or answer are" if dropped > 1 else "row without text or answer is"
-        remarks.append(f"{dropped} {verb} left out")
+    remark = f"{dropped} {'rows' if dropped > 1 else 'row'} without text or answer left out"
     return replace(
         table,
-        columns={name: Column([own.values[row] for row in kept]) for name, own in columns.items()},
+        columns={name: _Column([own.values[row] for row in kept]) for name, own in table.columns.items()},
         lines=None if table.lines is None else [table.lines[row] for row in kept],
         is_changed=True,
-        remark="; ".join([*remarks, *(f"{old} is read as {new}" for old, new in choices.renamed)]),
+        remark="; ".join(filter(None, (table.remark, remark))),
     )
 
 
@@ -380,14 +505,19 @@ def _guess_kind(table: Table, label: str) -> str:
 
     Raises:
         UndecidedError: they may be classes or words.
+        TaskDataError: they may be numbers, which are not written plainly.
     """
     column = table.columns[label]
-    if label in table.label_names:
-        return CLASSES
     if column.is_mostly_numbers:
-        values = {float(text) for text in column.counts if is_number(text)}
+        values = {float(text) for text in column.counts if _is_number(text)}
         few = _FEW_IDS if values == set(range(len(values))) else _FEW_NUMBERS
         return CLASSES if all(map(float.is_integer, values)) and len(values) <= few else NUMBERS
+    if written := next((text for text in column.counts if _GROUPED.fullmatch(text)), None):
+        raise TaskDataError(
+            f"Each {label} of {table.name} must be a plain number or a class, but got {written!r}"
+            f" ({table.places_of(label, written)}).",
+            hint=f"write numbers without signs and commas, or say that they are classes: --kind {CLASSES}",
+        )
     if column.has_few:
         return CLASSES
     if label.lower() in _WRITTEN:
@@ -401,31 +531,30 @@ def _guess_kind(table: Table, label: str) -> str:
     raise UndecidedError("kind", message, kinds)
 
 
-def _is_missing(text: str, column: Column) -> bool:
+def _is_missing(text: str, column: _Column) -> bool:
     """Whether an answer stands for a missing one. A word that may be a class counts as missing only if it is rare."""
     word, most = text.lower(), max(1, len(column.values) // 100)
-    return word in NEVER_MEANT or (word in _MISSING and column.counts[text] <= most)
+    return word in _NEVER_MEANT or (word in _MISSING and column.counts[text] <= most)
 
 
 def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> None:
     """Raise TaskDataError if rows lack a text or an answer, or answers look wrong; all of these are named."""
     column, each = table.columns[label], f"Each {label} of {table.name} must be"
     counts, faults, doubtful, meant = column.counts, list[str](), list[str](), dict[str, str]()
-    if table.is_file:
-        read = zip(*(table.columns[name].texts for name in texts), strict=True)
-        no_text = [row for row, own in enumerate(read) if not any(own)]
-        no_answer = [row for row, own in enumerate(column.texts) if not own]
-        for name, rows in ((" and ".join(texts), no_text), (label, no_answer)):
-            if rows:
-                faults.append(f"Each row of {table.name} must have a {name}, but {table.places(rows)} has none.")
-    drops = lacks = bool(faults)
+    read = zip(*(table.columns[name].texts for name in texts), strict=True)
+    no_text = [row for row, own in enumerate(read) if not any(own)]
+    no_answer = [row for row, own in enumerate(column.texts) if not own]
+    for name, rows in ((" and ".join(texts), no_text), (label, no_answer)):
+        if rows:
+            faults.append(f"Each row of {table.name} must have a {name}, but {table.places(rows)} has none.")
+    drops = bool(faults)
     if kind == NUMBERS or (choices.labels is None and column.is_mostly_numbers):
         takes_padded = kind == NUMBERS  # 007 is a number where people say that all are
-        odd = [it for it in counts if finite_number(it) is None or not (takes_padded or is_number(it))]
+        odd = [it for it in counts if finite_number(it) is None or not (takes_padded or _is_number(it))]
         listed = [f"{text!r} ({table.places_of(label, text)})" for text in odd[:_MAX_LISTED]]
         doubtful = [f"{each} a number, but got {', '.join(listed)}."] if odd else []
         drops |= any(_is_missing(text, column) for text in odd)
-    elif kind == CLASSES and choices.labels is None and label not in table.label_names:
+    elif kind == CLASSES and choices.labels is None:
         # Names that differ in case alone, or look like a few mistakes.
         usual: dict[str, str] = {}
         for name in sorted(counts, key=lambda name: -counts[name]):
@@ -444,11 +573,9 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
     if not (faults := faults + doubtful):
         return
     head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
-    corrected = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
-    way = f", or: {corrected.command(table.name)}" if corrected != choices and table.is_file else ""
+    way = ", or leave out those without text or answer: --drop-empty" if drops and not choices.drop_empty else ""
     if doubtful and kind == CLASSES and len(counts) <= _MANY_CLASSES:
-        meant_all = replace(choices, drop_empty=lacks or choices.drop_empty, labels=tuple(sorted(counts)))
-        way += f"; if all of them are meant: {meant_all.command(table.name)}"
+        way += f"; if all of them are meant: --labels {shlex.quote(','.join(sorted(counts)))}"
     raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
 
 
@@ -472,17 +599,15 @@ def _look(name: str) -> str:
 def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
     """Return the classes in id order with the rows that have each; numbers are the same however they are written."""
     counts, labels = table.columns[label].counts, choices.labels
-    if labels is None and label in table.label_names:
-        return {name: counts[name] for name in table.label_names[label]}
     if labels is None:
         # Numbers that may be written in other ways too; `007`, `1e5` and `3.10` are names.
-        if by_number := all(is_number(text) and _PLAIN.fullmatch(text) for text in counts):
+        if by_number := all(_is_number(text) and _PLAIN.fullmatch(text) for text in counts):
             written, counts = counts, Counter()
             for text, count in written.items():
                 counts[_plain(text)] += count
         if len(counts) < 2:
             raise TaskDataError(
-                f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
+                f"_Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
                 hint="name another column with --label",
             )
         return {name: counts[name] for name in sorted(counts, key=Decimal if by_number else None)}
@@ -510,4 +635,4 @@ def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
 def _plain(text: str) -> str:
     """Return a whole number as it is written plainly, so `1.0` as `1`; other texts as they are."""
     whole, _, fraction = text.partition(".")
-    return text if fraction.strip("0") or not (is_number(text) and _PLAIN.fullmatch(text)) else str(int(whole))
+    return text if fraction.strip("0") or not (_is_number(text) and _PLAIN.fullmatch(text)) else str(int(whole))

@@ -21,14 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.constructor import SafeConstructor
 
-from loraxs_search.errors import SpaceError, must_be, one_of
+from loraxs_search.errors import UsageError, must_be, one_of
 
 KeyPath = tuple[str | int, ...]
 BEHIND_FILES = 1_000_000_000  # no file has so many lines
 _SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
 _CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
-
+_TAG = "tag:yaml.org,2002:"
+_TEXT_TAGS = {"str", "timestamp", "value"}
+_SCALARS = SafeConstructor()
+_MAX_VALUES = 20_000  # aliases can make a short text unfold into any number of values
+_MAX_DEPTH = 30
 Place = tuple[int, int, str]  # line and column, which sort places in reading order, and how messages name it
 
 
@@ -43,6 +47,7 @@ class Document:
         written: Each scalar's text as written.
         faults: The key, a sentence with the broken law and the value, and the place where it differs from the key's.
         unread: Keys whose value could not be read: no other fault of theirs is reported.
+        left: How many values may still be read.
     """
 
     source: str
@@ -51,6 +56,7 @@ class Document:
     written: dict[KeyPath, str] = field(default_factory=dict)
     faults: list[tuple[KeyPath, str, Place | None]] = field(default_factory=list)
     unread: set[KeyPath] = field(default_factory=set)
+    left: int = _MAX_VALUES
 
     def fault(self, path: KeyPath, message: str, place: Place | None = None) -> None:
         """Collect a fault, so that one error can report all of them."""
@@ -71,7 +77,7 @@ class Document:
         return next((self.places[key] for key in around if key in self.places), (0, 0, ""))
 
     def fail(self) -> NoReturn:
-        """Raise one `SpaceError` with every fault on a line, in reading order."""
+        """Raise one `UsageError` with every fault on a line, in reading order."""
         located = sorted({(place or self.place(path), dotted(path), message) for path, message, place in self.faults})
         lines = [": ".join(part for part in (place[2], key, message) if part) for place, key, message in located]
         fail_with(self.source, lines, hint=_CHECK)
@@ -109,14 +115,84 @@ class Document:
                 del table[known]
         self.unread = {known for known in self.unread if known[: len(keys)] != keys}
         self.places[keys] = place
-        parent[keys[-1]] = _NodeReader(self, place).read(_compose(text, place[2]), keys)
+        parent[keys[-1]] = self.read(_compose(text, place[2]), keys, place)
+
+    def read(self, node: yaml.Node | None, path: KeyPath, all_at: Place | None = None) -> Any:
+        """Turn a node of YAML into plain values, and note where they stand.
+
+        Args:
+            all_at: The place of all of them, if they are not of the file.
+        Raises:
+            UsageError: it is too large or too deep.
+        """
+        place = all_at or self._place_of(node)
+        self.places.setdefault(path, place)
+        if node is None:
+            return None
+        self.left -= 1
+        if self.left < 0 or len(path) > _MAX_DEPTH:
+            law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
+            hint = "write values out: aliases (`*name`) can unfold into any number of them"
+            fail_with(self.source, [f"{place[2]}: {dotted(path[:5])}: {law}."], hint=hint)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self.read(item, (*path, index), all_at) for index, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
+            return self._scalar(node, path, place)
+        values, seen = dict[str, Any](), dict[str, Place]()
+        for key_node, value_node in node.value:
+            key, at = (
+                key_node.value if isinstance(key_node, yaml.ScalarNode) else None,
+                all_at or self._place_of(key_node),
+            )
+            if key_node.tag == f"{_TAG}merge":
+                self.fault(path, "merge keys (`<<`) are not read: write the keys out.", at)
+            elif not isinstance(key, str) or key_node.tag != f"{_TAG}str":
+                self.fault(path, f"a key must be text, but got {key or 'a list or mapping'}: quote it.", at)
+            elif key in seen:
+                self.fault((*path, key), f"must be given once, but stands at {seen[key][2]} already.", at)
+            else:
+                seen[key] = self.places[(*path, key)] = at
+                values[key] = self.read(value_node, (*path, key), all_at)
+        return values
+
+    def _place_of(self, node: yaml.Node | None) -> Place:
+        if node is None:  # an empty file
+            return 0, 0, f"{self.source}:1"
+        line = node.start_mark.line + 1
+        return line, node.start_mark.column + 1, f"{self.source}:{line}"
+
+    def _scalar(self, node: yaml.Node, path: KeyPath, place: Place) -> Any:
+        text = self.written[path] = str(node.value)
+        kind = node.tag.removeprefix(_TAG) if isinstance(node, yaml.ScalarNode) else "other"
+        if kind == "null":
+            return None
+        digits = text.lstrip("+-")
+        # Only YAML 1.1 reads these as a number: in base 60 (`1:30`), as 16 (`1_6`), or in base 8 (`010`).
+        is_trap = ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
+        readable = None
+        if kind in _TEXT_TAGS or (kind in ("int", "float") and is_trap):
+            readable = text.encode(errors="replace").decode()
+            if readable == text:
+                return text
+            law = "must be valid Unicode, but holds half of a character."
+        elif kind in ("bool", "int", "float"):
+            try:
+                return getattr(_SCALARS, f"construct_yaml_{kind}")(node)
+            except (ValueError, KeyError):
+                law = f"must be what its tag says ({kind}), but got {text!r}."
+        else:
+            allowed = one_of(["text", "a number", "a boolean", "a list", "a mapping"])
+            law = f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}."
+        self.fault(path, law, place)
+        self.unread.add(path)
+        return readable
 
 
 def fail_with(source: str, lines: Iterable[str], *, hint: str) -> NoReturn:
-    """Raise `SpaceError` listing `lines`, one fault each."""
+    """Raise `UsageError` listing `lines`, one fault each."""
     faults = list(lines)
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
+    raise UsageError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
 
 
 def as_mapping(value: object) -> dict[Any, Any]:
@@ -167,11 +243,6 @@ def portable_text(path: Path) -> str:
     return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
 
 
-_TAG = "tag:yaml.org,2002:"
-_TEXT_TAGS = {"str", "timestamp", "value"}
-_SCALARS = SafeConstructor()
-_MAX_VALUES = 20_000  # aliases can make a short text unfold into any number of values
-_MAX_DEPTH = 30
 _REMEDIES = {  # by what PyYAML says
     "character '\\t'": "indent with spaces: YAML allows no tabs there",
     "that cannot start any token": "a text that begins with a special character must stand in quotes",
@@ -190,10 +261,10 @@ def parse_document(text: str, source: str) -> Document:
     Faults that leave the rest readable (duplicate keys, tags) are collected in the document.
 
     Raises:
-        SpaceError: the text is not YAML, or too large or too deep to be a space.
+        UsageError: the text is not YAML, or too large or too deep to be a space.
     """
     document = Document(source)
-    document.data = _NodeReader(document).read(_compose(text, source), ())
+    document.data = document.read(_compose(text, source), ())
     return document
 
 
@@ -217,80 +288,6 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         fail_with(
             source, [f"{source}: must nest at most {_MAX_DEPTH} levels deep."], hint="no key of a space needs more"
         )
-
-
-@dataclass
-class _NodeReader:
-    """Turns YAML's nodes into plain values, and notes where they stand.
-
-    Args:
-        place: Of all of them, if they are not of the file.
-        left: How many values may still be read.
-    """
-
-    document: Document
-    place: Place | None = None
-    left: int = _MAX_VALUES
-
-    def read(self, node: yaml.Node | None, path: KeyPath) -> Any:
-        if node is None:
-            self.document.places[path] = self.place or (0, 0, f"{self.document.source}:1")
-            return None
-        self.left -= 1
-        if self.left < 0 or len(path) > _MAX_DEPTH:
-            law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
-            hint = "write values out: aliases (`*name`) can unfold into any number of them"
-            fail_with(self.document.source, [f"{self._place_of(node)[2]}: {dotted(path[:5])}: {law}."], hint=hint)
-        self.document.places.setdefault(path, self._place_of(node))
-        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-        if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
-            return self._scalar(node, path)
-        values, seen = dict[str, Any](), dict[str, Place]()
-        for key_node, value_node in node.value:
-            key, place = key_node.value if isinstance(key_node, yaml.ScalarNode) else None, self._place_of(key_node)
-            if key_node.tag == f"{_TAG}merge":
-                self.document.fault(path, "merge keys (`<<`) are not read: write the keys out.", place)
-            elif not isinstance(key, str) or key_node.tag != f"{_TAG}str":
-                law = f"a key must be text, but got {key or 'a list or mapping'}: quote it."
-                self.document.fault(path, law, place)
-            elif key in seen:
-                law = f"must be given once, but stands at {seen[key][2]} already."
-                self.document.fault((*path, key), law, place)
-            else:
-                seen[key] = self.document.places[(*path, key)] = place
-                values[key] = self.read(value_node, (*path, key))
-        return values
-
-    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        text = self.document.written[path] = str(node.value)
-        kind = node.tag.removeprefix(_TAG) if isinstance(node, yaml.ScalarNode) else "other"
-        if kind == "null":
-            return None
-        digits = text.lstrip("+-")
-        # Only YAML 1.1 reads these as a number: in base 60 (`1:30`), as 16 (`1_6`), or in base 8 (`010`).
-        is_trap = ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
-        readable = None
-        if kind in _TEXT_TAGS or (kind in ("int", "float") and is_trap):
-            readable = text.encode(errors="replace").decode()
-            if readable == text:
-                return text
-            law = "must be valid Unicode, but holds half of a character."
-        elif kind in ("bool", "int", "float"):
-            try:
-                return getattr(_SCALARS, f"construct_yaml_{kind}")(node)
-            except (ValueError, KeyError):
-                law = f"must be what its tag says ({kind}), but got {text!r}."
-        else:
-            allowed = one_of(["text", "a number", "a boolean", "a list", "a mapping"])
-            law = f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}."
-        self.document.fault(path, law, self._place_of(node))
-        self.document.unread.add(path)
-        return readable
-
-    def _place_of(self, node: yaml.Node) -> Place:
-        line = node.start_mark.line + 1
-        return self.place or (line, node.start_mark.column + 1, f"{self.document.source}:{line}")
 
 
 # ---- sections with fixed keys, read into records by pydantic; its faults in our words ----

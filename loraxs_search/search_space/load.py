@@ -1,7 +1,6 @@
 """A file, its name or its text -> `Space`, or one error with every fault in it.
 
 Overrides change a document before it is read: `--set search.trials=24` is a dotted path and a YAML value.
-`--set method=lora` also leaves out what a space of several methods says of the others.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.errors import SpaceError, UsageError, asking, both, did_you_mean, meant, must_be, one_of
+from loraxs_search.errors import UsageError, asking, both, did_you_mean, meant, must_be, one_of
 from loraxs_search.home import meant_file, shipped_space_path, shipped_spaces, user_path
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora_xs import LoraXS
@@ -29,7 +28,6 @@ from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.search_space.document import (
-    BEHIND_FILES,
     Document,
     KeyPath,
     as_mapping,
@@ -66,77 +64,66 @@ Overrides = Sequence[str] | Mapping[str, Any]
 SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 
 
-def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
-    """Read and check a space file.
+def load_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
+    """Read and check a space.
 
     Args:
-        path_or_name: A YAML file, or the name of a shipped space.
+        space: A YAML file, the name of a shipped space, a mapping with a file's keys, or a space, to be changed.
         overrides: One or more `dotted.path=YAML value`, or a mapping of paths to values, put in before checking; later
             ones win.
     Raises:
-        SpaceError: there is no such file, or it cannot be read, or it has faults; the message lists all of them with
+        UsageError: there is no such space, or it cannot be read, or it has faults; the message lists all of them with
             their lines.
     """
+    if isinstance(space, Space):
+        text, source, folder, name = space.text, space.source, Path(space.folder), space.name
+        return parse_space(text, source=source, folder=folder, name=name, overrides=overrides) if overrides else space
+    if isinstance(space, Mapping):
+        text = yaml.safe_dump(_plain(space), sort_keys=False, allow_unicode=True)
+        return parse_space(text, source="the mapping", folder=Path(), name="space", overrides=overrides)
+    if not isinstance(space, str | Path):
+        raise UsageError(
+            f"`space` must be a file, a shipped space's name, a mapping or a Space, but got {type(space).__name__}.",
+            hint='a mapping has the keys of a space file: {"task": ..., "base_model": ..., "parameters": {...}}',
+        )
+    path_or_name = str(space)
     given, hint = Path(path_or_name), f"shipped spaces: {one_of(shipped_spaces(), Path(path_or_name).stem)}"
     try:
         path = user_path(path_or_name)
         is_file, is_folder = path.is_file(), path.is_dir()
     except ValueError as error:
         law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
-        raise SpaceError(law, hint=hint) from None
+        raise UsageError(law, hint=hint) from None
     if is_file and _ROWS & {ending.lower() for ending in path.suffixes}:
         hint = f"`loraxs-search init {path_or_name}` writes a space for them"
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
+        raise UsageError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
     file, source = given.expanduser(), path_or_name
     if not is_file and file.name == path_or_name:  # no folder in it: may be a shipped space's name
         with contextlib.suppress(UsageError):
             file, is_file = shipped_space_path(path_or_name), True
             source = str(file)
     if not is_file and is_folder:
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=hint)
+        raise UsageError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=hint)
     if not is_file:
         first = meant_file(given if given.suffix else Path(f"{path_or_name}.yaml"))
         first = first or did_you_mean(given.stem, shipped_spaces())
         law = "`space` must be a YAML file or the name of a shipped space, but there is no"
-        raise SpaceError(f"{first}{law} {path_or_name}.", hint=hint)
+        raise UsageError(f"{first}{law} {path_or_name}.", hint=hint)
     try:
         content = file.read_bytes()
     except OSError as error:
         law = f"{source} must be readable, but the system says: {error.strerror}."
-        raise SpaceError(law, hint=hint) from error
+        raise UsageError(law, hint=hint) from error
     if len(content) > _MAX_BYTES:
         law = f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?"
-        raise SpaceError(law, hint=hint)
+        raise UsageError(law, hint=hint)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         law = f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not."
-        raise SpaceError(law, hint="save the file as UTF-8") from error
+        raise UsageError(law, hint="save the file as UTF-8") from error
     return parse_space(text, source=source, folder=file.parent, name=file.stem, overrides=overrides)
-
-
-def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
-    """Return a space that is given as a file, by a shipped one's name, as a mapping, or as it is; overrides are put in.
-
-    Raises:
-        SpaceError: the space has faults.
-        UsageError: it is nothing of these.
-    """
-    if isinstance(space, str | Path):
-        return load_space(str(space), overrides=overrides)
-    if isinstance(space, Mapping):
-        text = yaml.safe_dump(_plain(space), sort_keys=False, allow_unicode=True)
-        return parse_space(text, source="the mapping", folder=Path(), name="space", overrides=overrides)
-    if not isinstance(space, Space):
-        raise UsageError(
-            f"`space` must be a file, a shipped space's name, a mapping or a Space, but got {type(space).__name__}.",
-            hint='a mapping has the keys of a space file: {"task": ..., "base_model": ..., "parameters": {...}}',
-        )
-    if not overrides:
-        return space
-    folder = Path(space.folder)
-    return parse_space(space.text, source=space.source, folder=folder, name=space.name, overrides=overrides)
 
 
 def parse_space(text: str, *, source: str, folder: Path, name: str | None = None, overrides: Overrides = ()) -> Space:
@@ -147,15 +134,13 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         folder: Where relative paths start.
         name: Name of the space; the stem of `source` by default.
     Raises:
-        SpaceError: the text has faults; the message lists all of them with their lines.
+        UsageError: the text has faults; the message lists all of them with their lines.
     """
-    document, changes, folder = parse_document(text, source), as_texts(overrides), folder.resolve()
-    earlier = _names(as_mapping(document.data).get(METHOD))
+    document, changes, folder = parse_document(text, source), _as_texts(overrides), folder.resolve()
     for index, override in enumerate(changes):
         document.put(override, index)
     _check_keys(document)
     sections, named = as_mapping(document.data), _read_peft_methods(document)
-    is_readable = _narrow(document, earlier, named)
     if changes:  # new YAML below a line for each override: the original's comments may no longer be true
         header = "".join(f"# {source} with --set {json.dumps(override)}\n" for override in changes)
         text = header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
@@ -169,10 +154,10 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         method = None if drawn is None else Parameter(METHOD, (Alternative(drawn),))
     methods = tuple(str(each) for each in method.possible or ()) if method else ()
     parameters: Mapping[str, Parameter] = {}
-    if PARAMETERS in sections and method and is_readable:
+    if PARAMETERS in sections and method:
         parameters = _read_parameters(document, sections[PARAMETERS], method, named)
         if len(methods) == 1:  # nothing hangs on the method
-            parameters = {} if document.faults else parameters_of(parameters, methods)
+            parameters = {} if document.faults else parameters_of(parameters, methods[0])
     named = {
         key: replace(it, searched={name: kind for name, kind in it.searched.items() if name in parameters})
         for key, it in named.items()
@@ -188,7 +173,7 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     # Params that differ in nothing but the layers of a method that adapts none are one and the same.
     idle = [key for key in methods if not trained[key].adapts_layers]
     if idle and not document.is_faulty(PARAMETERS):
-        searched = {key: parameters_of(parameters, [key]).get("target_modules") for key in idle}
+        searched = {key: parameters_of(parameters, key).get("target_modules") for key in idle}
         if chosen := [key for key, modules in searched.items() if modules is not None and modules.size != 1]:
             others = [key for key in methods if key not in idle]
             remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
@@ -259,7 +244,7 @@ def _read_base_model(document: Document, given: object, folder: Path) -> BaseMod
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
-def as_texts(overrides: Overrides) -> Sequence[str]:
+def _as_texts(overrides: Overrides) -> Sequence[str]:
     """Return overrides as the command line has them: values of a mapping as YAML."""
     if isinstance(overrides, str):
         return [overrides]
@@ -281,46 +266,6 @@ def _plain(value: object) -> object:
     if hasattr(value, "tolist"):  # numpy's numbers and arrays
         return _plain(value.tolist())
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
-
-
-def _narrow(document: Document, earlier: Sequence[str], named: Mapping[str, PeftSettings]) -> bool:
-    """Leave out what the file says of methods that overrides have taken from it, and nothing else.
-
-    A space that was given other methods than it had, or ones that are not installed, is left as it is: what does not
-    fit is a fault.
-
-    Args:
-        earlier: The methods that the file has.
-    Returns:
-        Whether the file's parameters could be read; else the document has their faults.
-    """
-    data = as_mapping(document.data)
-    wanted, promotion, section = _names(data.get(METHOD)), as_mapping(data.get("promotion")), data.get(PARAMETERS)
-    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= {*METHODS.importable(), *named}:
-        return True
-    if isinstance(promotion.get("methods"), list):
-        left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
-        promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
-    if not isinstance(section, dict) or document.place((PARAMETERS,))[0] == BEHIND_FILES:
-        return True
-    every = Parameter(METHOD, (Alternative(Distribution("choice", tuple(earlier))),))
-    whole = _read_parameters(document, section, every, named, wanted)
-    if document.is_faulty(PARAMETERS):
-        return False
-    kept = parameters_of(whole, wanted)
-    for name in list(section):
-        if name in kept:
-            section[name] = kept[name].written()
-        elif document.place((PARAMETERS, name))[0] != BEHIND_FILES:  # one of an override is a fault
-            del section[name]
-    return True
-
-
-def _names(given: object) -> list[str]:
-    """Return the methods that are named at `method`; none if it is written in another way."""
-    named = given.get("choice") if isinstance(given, dict) else given
-    names = named if isinstance(named, list) else [named]
-    return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []
 
 
 # ---- one form --------------------------------------------------------------------------------------------------------
@@ -452,11 +397,7 @@ class _Item:
 
 
 def _read_parameters(
-    document: Document,
-    section: object,
-    method: Parameter,
-    named: Mapping[str, PeftSettings],
-    trained: Sequence[str] | None = None,
+    document: Document, section: object, method: Parameter, named: Mapping[str, PeftSettings]
 ) -> dict[str, Parameter]:
     """Read the section into parameters, in the file's order; faults go to the document.
 
@@ -464,28 +405,21 @@ def _read_parameters(
 
     Args:
         method: The methods whose own parameters the section may have beside those of all. It comes first in what is
-            returned. What the section says of those that are not installed is passed over.
+            returned.
         named: The methods of `peft_methods`.
-        trained: Those of the methods that trials train, all by default. What the section says of the others is passed
-            over, too.
     """
     if not isinstance(section, dict):
         document.refuse((PARAMETERS,), "must map parameter names to values", section)
         return {}
-    asked, known = [str(name) for name in method.possible or ()], METHODS.importable()
-    installed = [get_method(name, named.get(name)) for name in asked if name in named or name in known]
-    methods = {each.name: each for each in installed if trained is None or each.name in trained}
+    methods = {str(name): get_method(str(name), named.get(str(name))) for name in method.possible or ()}
     laws: dict[str, dict[str, ParameterSpec]] = {}
     for each in methods.values():
         for name, spec in parameter_specs(each).items():
             laws.setdefault(name, {})[each.name] = spec
-    reader = _ParametersReader(document, tuple(methods), frozenset(asked) - methods.keys(), laws)
+    reader = _ParametersReader(document, tuple(methods), laws)
     parameters, forms = {METHOD: method}, dict[str, list[_Item]]()
-    untrained = {name for each in installed for name in each.parameters} - laws.keys()
     for name, given in section.items():
-        if name in untrained:
-            forms[name] = []
-        elif name in laws:
+        if name in laws:
             forms[name] = reader.items(name, given)
             alternatives = tuple(Alternative(item.distribution) for item in forms[name] if item.distribution)
             if len(alternatives) == len(forms[name]):
@@ -493,7 +427,7 @@ def _read_parameters(
                 parameters[name] = Parameter(name, alternatives, () if takers == reader.methods else takers)
         else:
             law = next((each.not_offered[name] for each in methods.values() if name in each.not_offered), "")
-            owners = [other for other, entry in known.items() if name in entry.parameters]
+            owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]
             if name == METHOD:
                 law = "must stand at the top of the file, beside `parameters`: `method: {choice: [...]}`."
             elif not law and owners:
@@ -511,7 +445,7 @@ def _read_parameters(
         whens = [reader.condition(parameters, forms, name, item) for item in items]
         if (read := parameters.get(name)) is not None:
             pairs = zip(read.alternatives, whens, strict=True)
-            parameters[name] = replace(read, alternatives=tuple(replace(each, when=when) for each, when in pairs))
+            parameters[name] = replace(read, alternatives=tuple(replace(own, when=when) for own, when in pairs))
     try:
         drawing_order(parameters.values())
     except CycleError as error:
@@ -526,13 +460,11 @@ class _ParametersReader:
     """Reads what stands at each parameter.
 
     Args:
-        absent: Methods of the space that are not installed, or that no trial trains.
         laws: Of each parameter, by the methods that take it.
     """
 
     document: Document
     methods: tuple[str, ...]
-    absent: frozenset[str]
     laws: Mapping[str, Mapping[str, ParameterSpec]]
 
     def items(self, name: str, given: object) -> list[_Item]:
@@ -555,8 +487,6 @@ class _ParametersReader:
                         law = f"must name a method that takes {name}: {one_of(takers)}"
                         inside = (*here, "when", METHOD, *([number] if is_list else []))
                         document.refuse(inside, law, method)
-                if wanted and all(method in self.absent for method in wanted):
-                    continue
                 asked = tuple(method for method in takers if method in wanted)
                 methods = tuple(method for method in asked if method in left) or asked
             drawn = None
@@ -616,8 +546,6 @@ class _ParametersReader:
                 names = [*([METHOD] if len(self.methods) > 1 else []), *forms]
                 law = must_be(other, names, "must name a parameter of this space")
                 fault((*path, other), f"{law}, but got {other!r}.")
-            elif forms.get(other) == []:  # no trial has it
-                conditions.append((other, ()))
             elif other in parameters:  # else its own fault is known already
                 conditions.append((other, self._wanted((*path, other), parameters[other], wanted)))
                 takers = tuple(self.laws[other]) if other != METHOD else item.methods
@@ -636,7 +564,7 @@ class _ParametersReader:
         if wanted == []:
             self.document.fault(path, "must be a value or a list of values, but got an empty list.")
         values = list[Scalar]()
-        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec((*self.methods, *self.absent))}).values())
+        laws = dict.fromkeys(self.laws.get(other.name, {METHOD: method_spec(self.methods)}).values())
         for index, item in enumerate(wanted if isinstance(wanted, list) else [wanted]):
             here, law = (*path, index) if isinstance(wanted, list) else path, ""
             for spec in laws:  # the first that fits is the one that the value is meant by
@@ -668,7 +596,8 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
     for name, given in as_mapping(section).items():
         path, before, config = (_PEFT_METHODS, name), len(document.faults), as_mapping(given)
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
-            document.refuse(path, "must be a name of its own, in lower case, of letters, digits and hyphens", name)
+            law = "must be lower-case letters, digits and hyphens, and not the name of a method of this package"
+            document.refuse(path, law, name)
         peft_type = config.get("peft_type")
         if peft_type not in (known := list(peft_types())):
             reason = refused_type(str(peft_type))

@@ -7,7 +7,7 @@ Distributions are plain frozen records, stored and compared without Optuna, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from graphlib import TopologicalSorter
@@ -232,6 +232,7 @@ def method_spec(named: Collection[str] = ()) -> ParameterSpec:
 
 # ---- what a trial draws ----
 Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
+Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold
 METHOD = "method"  # the parameter that spaces of several methods have
 PARAMETERS = "parameters"  # the section
 
@@ -308,14 +309,6 @@ class Distribution:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-def plain_name(drawn: str) -> str:
-    """Return the parameter that Optuna knows by a name that `Parameter.drawn_name` has given."""
-    return drawn.partition("[")[0]
-
-
-Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold
-
-
 @dataclass(frozen=True)
 class Alternative:
     """One way to draw a parameter.
@@ -375,42 +368,6 @@ class Parameter:
         implied = [METHOD] if self.methods else []
         return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
 
-    def of_methods(self, methods: Sequence[str], known: Container[str]) -> Parameter | None:
-        """Return the parameter as trials of some methods have it, conditions on methods resolved; None if they lack it.
-
-        Args:
-            known: Other parameters that such trials have; where a condition needs another, it never holds.
-        """
-        takers = tuple(method for method in methods if not self.methods or method in self.methods)
-        resolved, left = list[Alternative](), takers
-        for each in self.alternatives:
-            asked = dict(each.when).get(METHOD, takers)
-            fitting = tuple(method for method in left if method in asked)
-            others = tuple(condition for condition in each.when if condition[0] != METHOD)
-            if fitting and all(other in known for other, _ in others):
-                when = others if fitting == left else (*others, (METHOD, fitting))
-                resolved.append(replace(each, when=when))
-                left = left if others else tuple(method for method in left if method not in fitting)
-        return Parameter(self.name, tuple(resolved), () if takers == tuple(methods) else takers) if resolved else None
-
-    def written(self) -> Any:
-        """Return the parameter as a space file writes it."""
-        forms = list[Any]()
-        for each in self.alternatives:
-            own = each.distribution
-            if own.form in ("constant", "choice"):
-                form: dict[str, Any] = (
-                    {"choice": list(own.choices)} if own.form == "choice" else {"value": own.choices[0]}
-                )
-            elif own.form == "int":
-                form = {"int": [own.low, own.high], "step": own.step, "log": own.log}
-            else:
-                form = {"log_uniform" if own.log else "uniform": [own.low, own.high]}
-                form |= {"step": own.step} if own.step else {}
-            when = {other: list(values) for other, values in each.when}
-            forms.append({**form, "when": when} if when else form.get("value", form))
-        return forms if len(forms) > 1 else forms[0]
-
 
 def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the names so that each parameter comes after those its condition needs; the file's order otherwise.
@@ -428,15 +385,22 @@ def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | No
     return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
 
 
-def parameters_of(parameters: Mapping[str, Parameter], methods: Sequence[str]) -> dict[str, Parameter]:
-    """Return the parameters of the trials of some methods, without the choice of the method, in the file's order.
+def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str, Parameter]:
+    """Return the parameters of a method's trials in the file's order, without conditions on the method.
 
     Raises:
         graphlib.CycleError: the conditions go in a circle.
     """
     known: dict[str, Parameter] = {}
     for name in drawing_order(parameters.values()):
-        parameter = parameters[name].of_methods(methods, known)
-        if parameter is not None and name != METHOD:
-            known[name] = parameter
+        parameter, resolved = parameters[name], list[Alternative]()
+        for each in parameter.alternatives if method in (parameter.methods or (method,)) else ():
+            conditions = dict(each.when)
+            if method not in conditions.pop(METHOD, (method,)) or not conditions.keys() <= known.keys():
+                continue  # it never holds
+            resolved.append(replace(each, when=tuple(conditions.items())))
+            if not conditions:  # those behind it are never drawn
+                break
+        if resolved and name != METHOD:
+            known[name] = Parameter(name, tuple(resolved))
     return {name: known[name] for name in parameters if name in known}

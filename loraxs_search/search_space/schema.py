@@ -49,7 +49,7 @@ _NOTHING: Schema = {"type": "null"}  # of a section whose lines may all be comme
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 
 
-def space_schema() -> Schema:
+def _space_schema() -> Schema:
     """Return the schema, with the kinds, methods, schedulers and samplers that are known by now."""
     sections = {name: task_section(kind) for name, kind in KINDS.importable().items()}
     models: list[Any] = [*sections.values(), BaseModelRef, SearchPlan, PromotionRule]
@@ -116,7 +116,7 @@ def _to(definition: str) -> Schema:
 
 def schema_text() -> str:
     """Return the schema as it is shipped: a line for each definition, so that a change shows."""
-    schema = space_schema()
+    schema = _space_schema()
     definitions = schema.pop("definitions")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in definitions.items())
     return f'{json.dumps(schema, indent=1)[:-2]},\n "definitions": {{\n{lines}\n }}\n}}\n'
@@ -214,7 +214,7 @@ _SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 def reference_text() -> str:
     """Return the page, with what is installed here, from the schema of a space file."""
-    schema, places = space_schema(), dict[str, str]()  # of definitions that have a heading: its text
+    schema, places = _space_schema(), dict[str, str]()  # of definitions that have a heading: its text
     known, kinds = schema["definitions"], KINDS.importable()
 
     def section(path: str, own: Schema, kind: str = "") -> Iterator[str]:

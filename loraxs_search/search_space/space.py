@@ -172,11 +172,6 @@ class Space:
         """Return each parameter that is searched, in the file's order, and whether some trials lack it."""
         return searched_parameters(self.parameters)
 
-    def drawn_names(self, name: str) -> list[str]:
-        """Return the names that `suggest` draws a parameter by, one for each alternative."""
-        parameter = self.parameters[name]
-        return [parameter.drawn_name(index) for index in range(len(parameter.alternatives))]
-
     def first_params(self) -> list[dict[str, Scalar]]:
         """Return what the first trials draw: each trains another method, by its recipe as far as the space has it."""
         searched = self.searched()
@@ -192,7 +187,7 @@ class Space:
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
-        of_methods = [parameters_of(self.parameters, [method]) for method in self.methods]
+        of_methods = [parameters_of(self.parameters, method) for method in self.methods]
         if any(parameter.size is None for parameters in of_methods for parameter in parameters.values()):
             return None
         branches = (_branches_of(parameters, _mentioned_values(parameters)) for parameters in of_methods)
@@ -230,7 +225,7 @@ class Space:
         Args:
             ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
         """
-        parameters, defaults = parameters_of(self.parameters, [method.name]), self.defaults.get(method.name, {})
+        parameters, defaults = parameters_of(self.parameters, method.name), self.defaults.get(method.name, {})
         needed, waiting = dict[str, Parameter](), [name for name in names if name in parameters]
         while waiting:  # with those that conditions hang on
             name = waiting.pop()
@@ -261,7 +256,7 @@ class Space:
 
     def possible_values(self, method: str, name: str) -> Sequence[Scalar] | None:
         """Return every value of a parameter that a method's trials may have, its default included; None for a range."""
-        default, parameter = self.defaults.get(method, {}).get(name), parameters_of(self.parameters, [method]).get(name)
+        default, parameter = self.defaults.get(method, {}).get(name), parameters_of(self.parameters, method).get(name)
         values = () if parameter is None else parameter.possible
         # Conditions that complete each other are not seen to.
         is_always_there = parameter is not None and not all(each.when for each in parameter.alternatives)
@@ -469,8 +464,8 @@ def describe(
         heads: `full` and `output` to full name and shape of the head's parameters that are trained.
         body: Full name and shape of the base's parameters below its head.
     Raises:
-        UsageError: a module group matches nothing, or a rank is above the smaller side of one of its modules.
-        SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
+        UsageError: a module group matches nothing, a rank is above the smaller side of one of its modules, or no
+            adapter that may be promoted is as small as `promotion.max_bytes` asks.
     """
     found = (space.possible_values(name, "target_modules") for name in space.methods)
     expressions = dict.fromkeys(str(value) for values in found for value in values or ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import shutil
 import uuid
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.assets import NOTHING, PROBE, digest_of
+from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, TrackingError, unknown_name
 from loraxs_search.home import (
     disk_faults,
@@ -278,7 +279,7 @@ class StudyFolder:
 
     def write_asset(self, name: str, content: bytes) -> str:
         """Keep what trials start from, under a name and its digest, which is returned."""
-        digest = digest_of(content)
+        digest = hashlib.sha256(content).hexdigest()
         write_atomic(self.path / "assets" / f"{digest}.safetensors", content)
         self._assets.write({**self.assets(), name: digest})
         return digest
@@ -300,7 +301,7 @@ class StudyFolder:
         """
         path = self.path / "assets" / f"{digest}.safetensors"
         content = path.read_bytes() if path.exists() else b""
-        if digest_of(content) != digest:
+        if hashlib.sha256(content).hexdigest() != digest:
             raise StudyError(
                 f"A study must keep what its trials start from, but {path} is {'damaged' if content else 'missing'}.",
                 hint="restore the file from a backup, or launch the study again under another name",

@@ -36,9 +36,7 @@ _LONGEST_NAME = 10  # characters of a column's name in a script that writes no s
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def _read_csv(
-    text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] | None, names: Sequence[str]
-) -> Columns:
+def _read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] | None) -> Columns:
     """Read columns of separated values; every value stays text, as written. See `read_columns`.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
@@ -51,7 +49,7 @@ def _read_csv(
     """
     shown = (each for each in (usual, *SEPARATORS) if wanted and set(wanted) <= set(_header(text, each)))
     separator = next(shown, None) or _likely_separator(text, usual)
-    rows, names = list[tuple[int, int, list[str]]](), list(names)  # the lines in which a row begins and ends
+    rows, names = list[tuple[int, int, list[str]]](), list[str]()  # the lines in which a row begins and ends
     line, reader = 1, _reader(text, separator, strict=True)
     try:
         for fields in reader:
@@ -298,14 +296,12 @@ def read_columns(
     content: bytes,
     wanted: Sequence[str],
     optional: Sequence[str] | None = (),
-    names: Sequence[str] = (),
 ) -> Columns:
     """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
 
     Args:
         optional: Columns that the file or a row of it may lack; None for all others. Separated values that a row lacks
             are empty.
-        names: Of all columns, where separated values have no header.
     Raises:
         MalformedFileError: it is not what its ending says.
     """
@@ -315,7 +311,7 @@ def read_columns(
         return with_parts(_read_parquet(content, every, wanted), wanted)
     text, encoding = _decoded(content)
     if ending in (".csv", ".tsv"):
-        columns = _read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional, names)
+        columns = _read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
     elif ending == ".conll":
         columns = _read_conll(text, every)
     else:
@@ -476,6 +472,22 @@ class _QuestionRows:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
+def question_path(source: str) -> Path:
+    """Return the path of a file of rows.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    path = Path(source).expanduser()
+    if not source or not path.is_file():
+        got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
+        raise UsageError(
+            f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
+            hint="download it first: only files of this machine are read" if "://" in source else _HINT,
+        )
+    return path
+
+
 def read_questions(
     source: str, columns: Sequence[str], *, piped: bytes | None = None, whole: bool = False
 ) -> _QuestionRows:
@@ -493,13 +505,7 @@ def read_questions(
     """
     path, content, title = Path(_STDIN), piped or b"", ""
     if piped is None:
-        path = Path(source).expanduser()
-        if not source or not path.is_file():
-            got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
-            raise UsageError(
-                f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
-                hint="download it first: only files of this machine are read" if "://" in source else _HINT,
-            )
+        path = question_path(source)
         with disk_faults(path, "--file"):
             content = path.read_bytes()
     else:

@@ -35,13 +35,9 @@ class SourceLocation:
 
     def row(self, index: int) -> str:
         """Return what people call a row: its line in the file, or its number from 1."""
-        return f"{'row' if self.lines is None else 'line'} {self.number(index)}"
-
-    def number(self, index: int) -> int:
-        """Return the line of a row, or its number from 1 where rows have no lines."""
         if self.lines is not None:
-            return self.lines[index]
-        return (index if self.numbers is None else self.numbers[index]) + 1
+            return f"line {self.lines[index]}"
+        return f"row {(index if self.numbers is None else self.numbers[index]) + 1}"
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> SourceLocation:
         """Return where these rows stand, in that order."""

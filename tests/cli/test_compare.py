@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK
-
-from loraxs_search.cli.report import text_plot
-from loraxs_search.reports.comparison import compare
 
 
 @pytest.fixture
@@ -23,9 +18,9 @@ def studies(fresh_home):
     return xs, lora
 
 
-def test_a_line_a_group_and_the_plot_below(say, studies):
+def test_a_line_a_group(say, studies):
     said = say("compare", "xs", "lora")
-    heading, first, second, empty, legend, *_ = said.ok.splitlines()
+    heading, first, second = said.ok.splitlines()
     assert heading.split() == [
         *("method", "trials", "steps", "best", "accuracy", "over", "seeds", "test", "accuracy", "gain", "p", "by"),
         *("R", "bytes"),
@@ -34,7 +29,6 @@ def test_a_line_a_group_and_the_plot_below(say, studies):
     assert first.split()[6:11] == ["0.8000", "0.7500", "±", "0.0500", "0.5000"]
     assert first.split()[11:] == ["-", "-", "-", "100", "1,000"]
     assert second.split()[11:] == ["+0.5000", "1.91e-06", "rows", "1,000", "10,000"]
-    assert (empty, legend.startswith("accuracy of a lora-xs   b lora")) == ("", True)
     few = "a search tries bad values less often; launch a study for each method"
     assert f"note: 2 trials of each group are few: {few}\n" in said.err
     (none,) = (line for line in said.err.splitlines() if line.startswith("no importances of xs: "))
@@ -66,22 +60,3 @@ def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
 )
 def test_a_request_that_cannot_be_met(say, studies, line, code, parts):
     assert say(*line).is_error(code, *parts)
-
-
-# ---- the plot --------------------------------------------------------------------------------------------------------
-def test_the_best_are_on_top_and_the_smallest_on_the_left(fresh_home):
-    tried = [("lora-xs", 0.5, 100), ("lora", 0.9, 10_000), ("lora-xs", 0.7, 1000), ("lora", 0.7, 10_000)]
-    trials = [Tried({"method": method}, score, size) for method, score, size in tried]
-    searched("s", trials)
-    legend, *field = text_plot(compare("s"))
-    assert legend == "accuracy of a lora-xs   b lora   (capitals: the best for their size)"
-    assert field[0] == f"  0.9000 │{' ' * 63}B"
-    assert field[8] == f"{' ' * 9}│{' ' * 31}A{' ' * 31}b"
-    assert field[15] == "  0.5000 │A"
-    assert field[-1].split() == ["100", "10,000", "bytes"]
-    assert text_plot(compare("s", max_bytes=1)) == [], "nothing is complete"
-    less = [Tried({"method": "lora"}, 0.5, 100), *trials[:3]]
-    searched("less", less, task=replace(TASK, metric="mse", direction="minimize"))
-    _, *field = text_plot(compare("less"))
-    assert field[0].startswith("  0.5000 │*"), "two groups in one place"
-    assert field[15].startswith("  0.9000 │")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,23 +28,17 @@ def test_what_is_guessed_is_what_is_there(say, rows_folder):
     assert "warning: 80 rows are few: a tenth, 8 rows, is scored, with a standard error of up to 0.18" in said.err
 
 
-def test_empty_rows_are_dropped_and_labels_mapped_on_demand(say, rows_folder):
-    """What the hint says works as it stands."""
-    content = PLAIN + "one,\n,pos\nso,Pos\nsoo,N/A\n"
-    said = drafted(say, "rows.csv", content, "--metric", "macro_f1")
-    (hint,) = (line for line in said.err.splitlines() if line.startswith("hint: "))
-    command = shlex.split(hint.partition("loraxs-search ")[2].partition(";")[0])
-    assert command == ["init", "rows.csv", "--metric", "macro_f1", "--drop-empty", "--map", "Pos=pos"]
-    said = say(*command)
+def test_empty_rows_are_dropped_on_demand(say, rows_folder):
+    content = PLAIN + "one,\n,pos\nsoo,N/A\n"
+    assert drafted(say, "rows.csv", content).is_error(1, "--drop-empty")
+    said = say("init", "rows.csv", "--drop-empty", "--metric", "macro_f1")
     assert said.ok
-    assert "answers     label: neg (30), pos (31)" in said.err
-    assert "3 rows without text or answer are left out; Pos is read as pos" in said.err
+    assert "answers     label: neg (30), pos (30)" in said.err
+    assert "3 rows without text or answer left out" in said.err
     task = load_space("./rows.yaml").task
     assert (task.labels, task.metric) == (("neg", "pos"), "macro_f1")
     assert Path("rows.csv").read_text() == content
     assert say("check", "rows.yaml", "--data").ok
-    said = drafted(say, "rows.csv", content, "--map", "Poss=pos", "--out", "other.yaml")
-    assert said.is_error(2, "`--map` must be one of: ")
 
 
 def test_options_are_held_against_the_file(say, rows_folder):
@@ -58,7 +51,6 @@ def test_options_are_held_against_the_file(say, rows_folder):
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos,bad").is_error(2, "lacks 'neg' (line 2, ")
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos").is_error(2, "must name two different labels at least")
     assert drafted(say, "rows.csv", PLAIN, "--text", "text", "--label", "text").is_error(2, "must be another column")
-    assert drafted(say, "rows.csv", PLAIN, "--split", "train").is_error(2, "`--split` must go with a data set")
     assert drafted(say, "rows.csv", PLAIN, "--name", "Not a name").is_error(2, "task.name: must start with")
     assert not Path("Not a name.yaml").exists()
     assert say("init", "away.csv").is_error(2, "there is no away.csv")

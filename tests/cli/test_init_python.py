@@ -1,4 +1,4 @@
-"""`loraxs_search.init` and `launch` of files and of data frames."""
+"""`loraxs_search.init` of files and of data frames."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_python_makes_a_space_of_a_frame(fresh_home):
 
 
 def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
-    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 28), "Bad", "good"])
+    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 29)])
     with pytest.raises(TaskDataError):
         loraxs_search.init(gaps, text="review", label="verdict", name="films")
-    space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True, renamed={"Bad": "bad"})
+    space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True)
     assert space.task.labels == ("bad", "good")
     assert sum(map(len, load_data(space.task).values())) == 58
     with pytest.raises(UsageError, match="name"):
@@ -85,13 +85,3 @@ def test_python_reads_a_file_that_has_changed_and_another_of_its_name(rows_folde
     counts = [sum(map(len, load_data(space.task).values())) for space in (first, corrected, elsewhere)]
     assert counts == [60, 61, 60]
     assert len({space.source for space in (first, corrected, elsewhere)}) == 3
-
-
-def test_python_launches_a_frame(fresh_home, monkeypatch):
-    seen: list[Any] = []
-    monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
-    loraxs_search.launch(frame(), text="review", label="verdict", name="films")
-    ((space, others),) = seen
-    assert (space.task.name, others["name"]) == ("films", "films")
-    with pytest.raises(UsageError, match="DataFrame"):
-        loraxs_search.launch("movie_reviews", text="review")

@@ -79,31 +79,10 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say, adapter, tmp_path):
     assert row["text"] == "so\rso"  # a lone carriage return ends no row
 
 
-def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(say, adapter, tmp_path, monkeypatch):
-    """A text may have several lines, so counting answers would not join them to lines."""
-    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    (tmp_path / "texts.txt").write_text("a fine film\nso so\nbad\n\n")
-    printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt"), "--format", "csv").ok
-    assert printed.startswith("text,prediction,score\n")
-    assert [row["text"] for row in csv.DictReader(io.StringIO(printed))] == ["a fine film", "so so", "bad"]
-    file = table(tmp_path / "rows.csv", [["text"], ["two\nlines"], ["so so"]])
-    jsonl = ("--format", "jsonl", "--skip-empty")
-    lines = say("predict", str(adapter), "--file", str(file), *jsonl).ok.splitlines()
-    assert [json.loads(line)["line"] for line in lines] == [2, 4]
-    pq.write_table(pa.table({"text": ["so so", "bad"], "x": [0.5, float("nan")]}), tmp_path / "rows.parquet")
-    lines = say("predict", str(adapter), "--file", str(tmp_path / "rows.parquet"), *jsonl).ok.splitlines()
-    answers = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    assert [(answer["line"], answer["x"]) for answer in answers] == [(1, 0.5), (2, None)]
-    assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,prediction,score\n")
-
-
 def test_a_blank_line_between_texts_is_an_empty_row(say, adapter, tmp_path):
     """Left out, it would shift the answers below it against the lines of the file."""
     (tmp_path / "texts.txt").write_text("\na fine film\n \nso so\n\n\n")
-    predict = ("predict", str(adapter), "--file", str(tmp_path / "texts.txt"))
-    assert say(*predict).is_error(1, "line 1 of", "(2 such rows)", "--skip-empty")
-    lines = say(*predict, "--skip-empty").ok.splitlines()
-    assert [bool(line) for line in lines] == [False, True, False, True]
+    assert say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).is_error(1, "line 1 of", "(2 such rows)")
 
 
 def test_jsonl_is_valid_whatever_stdout_can_encode(say, adapter, monkeypatch):
@@ -116,27 +95,25 @@ def test_jsonl_is_valid_whatever_stdout_can_encode(say, adapter, monkeypatch):
 
 def test_csv_keeps_the_columns_and_rows_of_the_file(say, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    rows = [["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", " ", "bad"], ["9", "fine", "", "c"]]
+    rows = [["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", "two\nlines", "bad"], ["9", "fine"]]
     file = table(tmp_path / "rows.csv", rows)
-    said = say("predict", str(adapter), "--file", str(file), "--format", "csv")
-    assert said.is_error(1, "line 3 of", "--skip-empty")
-    printed = say("predict", str(adapter), "--file", str(file), "--format", "csv", "--skip-empty").ok
+    printed = say("predict", str(adapter), "--file", str(file), "--format", "csv").ok
     answered = list(csv.DictReader(io.StringIO(printed)))
-    assert list(answered[0]) == ["id", "text", "label", "note", "prediction", "score", "line"]
-    assert [(row["id"], row["line"], row["label"], row["note"]) for row in answered] == [
-        ("7", "2", "good", "a, b"),
-        ("8", "3", "bad", ""),
-        ("9", "4", "", "c"),
+    assert list(answered[0]) == ["id", "text", "label", "note", "prediction", "score"]
+    assert [(row["id"], row["text"], row["label"], row["note"]) for row in answered] == [
+        ("7", "so so", "good", "a, b"),
+        ("8", "two\nlines", "bad", ""),
+        ("9", "fine", "", ""),
     ]
-    expected = [answer.label for answer in loraxs_search.predict(adapter, ["so so", "fine"])]
-    assert [row["prediction"] for row in answered] == [expected[0], "", expected[1]]
-    lines = say("predict", str(adapter), "--file", str(file), "--skip-empty").ok.splitlines()
-    assert [bool(line) for line in lines] == [True, False, True]
-    blank = table(tmp_path / "blank.csv", [["id", "text"], ["1", " "], ["2", ""], ["3", " "]])
-    assert say("predict", str(adapter), "--file", str(blank), "--skip-empty").ok == "\n" * 3
-    (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": null, "more": {"a": 2}}\n')
-    printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "jsonl", "--skip-empty")
-    assert [json.loads(line)["more"] for line in printed.ok.splitlines()] == [[1], {"a": 2}]
+    texts = ["so so", "two\nlines", "fine"]
+    assert [row["prediction"] for row in answered] == [it.label for it in loraxs_search.predict(adapter, texts)]
+    (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": "so", "more": {"a": 2}}\n')
+    pq.write_table(pa.table({"text": ["so so", "bad"], "more": [0.5, float("nan")]}), tmp_path / "rows.parquet")
+    for name, more in (("rows.jsonl", [[1], {"a": 2}]), ("rows.parquet", [0.5, None])):
+        printed = say("predict", str(adapter), "--file", str(tmp_path / name), "--format", "jsonl").ok
+        assert [json.loads(line, parse_constant=pytest.fail)["more"] for line in printed.splitlines()] == more
+    file = table(tmp_path / "blank.csv", [["id", "text"], ["1", "so"], ["2", " "]])
+    assert say("predict", str(adapter), "--file", str(file)).is_error(1, "line 3 of")
 
 
 def test_no_column_of_the_file_is_lost(say, adapter, tmp_path):
@@ -223,6 +200,7 @@ def test_a_text_of_a_megabyte_and_rows_of_several_columns(say, adapter, writer, 
 def test_rows_come_from_one_place(say, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.predictor.Predictor", None)  # what is refused loads nothing
     assert say("predict", str(adapter)).is_error(2, "but got none of them", "--file - reads standard input")
+    assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
     assert "but got TEXT and --file" in say("predict", str(adapter), "so", "--file", "x.txt").err
     assert "must stand without --repl" in say("predict", str(adapter), "--repl", "--json").err
     assert "must stand without --format csv" in say("predict", str(adapter), "so", "--format", "csv", "--json").err

@@ -65,14 +65,10 @@ def test_a_loaded_adapter_answers_again_and_again(adapter):
             classify(bad)  # type: ignore[arg-type]
 
 
-def test_rows_may_be_dicts_by_column_and_empty_ones_are_skipped_on_demand(adapter, writer):
+def test_rows_may_be_dicts_by_column_and_none_is_empty(adapter, writer):
     gaps = ["so so", float("nan"), None, " ", "fine"]
     with pytest.raises(TaskDataError):
         loraxs_search.predict(adapter, gaps)
-    answers = loraxs_search.predict(adapter, gaps, skip_empty=True)
-    assert [answer.label is None for answer in answers] == [False, True, True, True, False]
-    assert [answers[0], answers[-1]] == loraxs_search.predict(adapter, ["so so", "fine"])
-    assert loraxs_search.load(adapter)(pd.DataFrame({"text": gaps}), skip_empty=True) == answers
     rows = [{"second": "w2 w3", "first": "w1", "n": 3}]
     assert loraxs_search.predict(writer, rows) == loraxs_search.predict(writer, [("w1", "w2 w3")])
     with pytest.raises(UsageError, match="column second"):

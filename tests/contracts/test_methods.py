@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, RobertaConfig
 from loraxs_search.base_model.layers import fresh_head, head_names, output_head
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import place_pooling
-from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
@@ -386,7 +386,7 @@ def test_each_form_of_a_folder_is_the_same_function(method, tiny_base, in_warm_h
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
 def test_the_head_alone_needs_a_task_with_one():
-    with pytest.raises(SpaceError, match="head-only for text-gen"):
+    with pytest.raises(UsageError, match="head-only for text-gen"):
         load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from support.shell import Shell
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import UsageError
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import notes
 
@@ -109,6 +109,6 @@ def test_baselines_are_candidates_only_where_the_rule_names_them():
         "[lora-xs, lora-xs]": "promotion.methods: must name each once",
         "7": "promotion.methods: must be a list, but got 7.",
     }.items():
-        with pytest.raises(SpaceError) as caught:
+        with pytest.raises(UsageError) as caught:
             load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
         assert message in caught.value.message

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.log.study_log import read_events, to_line
 from loraxs_search.records.literals import Scalar
@@ -270,5 +270,5 @@ def test_a_sampler_that_fails_is_named(monkeypatch):
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
         SAMPLERS.get("tpee")
-    with pytest.raises(SpaceError, match=r"search\.sampler: .*: tpe"):
+    with pytest.raises(UsageError, match=r"search\.sampler: .*: tpe"):
         space_of(CONDITIONAL, "tpee")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.trial import FixedTrial
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import UsageError
 from loraxs_search.log.events import (
     DriverStarted,
     LoggedEvent,
@@ -102,7 +102,7 @@ def searched(
     folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
     known: Space | None = None
-    with contextlib.suppress(SpaceError):  # the text is none
+    with contextlib.suppress(UsageError):  # the text is none
         known = parse_space(space, source="space.yaml", folder=folder.path)
         (folder.path / "space.json").write_text(to_json(replace(known, text="")))  # as at launch
     if identity is not None:

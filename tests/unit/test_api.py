@@ -66,6 +66,16 @@ def test_a_folder_that_is_none_is_told(shadow):
     assert "./runs/movie-reviews" in str(unclear.value.hint)
 
 
+def test_a_folder_in_a_pulled_folder_goes_along(fresh_home, tmp_path, monkeypatch):
+    (tmp_path / "made" / "templates").mkdir(parents=True)
+    (tmp_path / "made" / "templates" / "tool_use.jinja").write_text("so")
+    monkeypatch.setattr("loraxs_search.api.pull_native", lambda name, uri: tmp_path / "made")
+    pulled = loraxs_search.pull("t", out=tmp_path / "out")
+    assert (pulled / "templates" / "tool_use.jinja").read_text() == "so"
+    with pytest.raises(UsageError, match="new or empty folder"):
+        loraxs_search.pull("t", out=pulled)
+
+
 # ---- devices ---------------------------------------------------------------------------------------------------------
 def test_a_device_that_is_not_there_is_refused(folder):
     for use in (loraxs_search.load, loraxs_search.load_adapter, AdapterBank.of):

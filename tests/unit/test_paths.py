@@ -9,6 +9,7 @@ import loraxs_search
 
 def test_they_are_what_the_command_line_lists(say):
     spaces = loraxs_search.spaces()
-    assert json.loads(say("spaces", "ls", "--json").ok) == [vars(space) for space in spaces]
-    assert "movie_reviews" in [space.space for space in spaces]
-    assert all(space.about for space in spaces)
+    assert json.loads(say("spaces", "ls", "--json").ok) == [
+        {"space": name, "about": about} for name, about in spaces.items()
+    ]
+    assert spaces["movie_reviews"] and all(spaces.values())

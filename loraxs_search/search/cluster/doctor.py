@@ -60,7 +60,7 @@ def examine(
         storage: Where copies of studies are to be kept; None leaves it out.
 
     Raises:
-        SpaceError: the space has faults.
+        UsageError: the space has faults.
         TrackingError: the tracking URI is malformed.
     """
     loaded = load_space(space) if space is not None else None

@@ -14,7 +14,7 @@ from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Pooling, Split
 from loraxs_search.records.task import DataReport
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
-from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
+from loraxs_search.search_space.load import Overrides, SpaceSource, load_space
 from loraxs_search.search_space.space import Space, SpaceDescription, describe
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import first_rows, load_data, prepare
@@ -57,13 +57,12 @@ def check(space: SpaceSource, *, data: bool = False, overrides: Overrides = ()) 
         data: Read the task's rows as well.
         overrides: As `launch` takes them.
     Raises:
-        SpaceError: the space has faults; the message has all of them.
+        UsageError: the space has faults, and the message has all of them; or its module groups do not fit the base.
         BaseModelError: its base cannot be found, or does not fit the task; with the faults of the rows, where these are
             read.
-        UsageError: its module groups do not fit the base; with the faults of the rows, too.
         TaskDataError: the rows are not what the task says.
     """
-    loaded = open_space(space, overrides)
+    loaded = load_space(space, overrides)
     try:
         base, model = locate(loaded.base_model), kind_of(loaded.task).model
         modules = linear_modules(base, model)

@@ -26,7 +26,7 @@ from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.result import SearchResult, lacks_baseline, open_tracker, record_end
-from loraxs_search.search_space.load import Overrides, SpaceSource, open_space
+from loraxs_search.search_space.load import Overrides, SpaceSource, load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import foreseen, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, studies_root
@@ -84,11 +84,11 @@ def launch(  # noqa: PLR0913  # each is a keyword
     """Search `space` and return when it is done; `loraxs_search.launch` says what the arguments are.
 
     Raises:
-        SpaceError: the space has faults.
+        UsageError: the space has faults.
         StudyError: the name is taken.
         SearchInterruptedError: stopped from outside; go on with `resume`.
     """
-    loaded = open_space(space, overrides)
+    loaded = load_space(space, overrides)
     uri = resolve_uri(tracking_uri)
     info = new_study(loaded, name, uri, storage)
     with _ready([loaded], uri, address, runtime_env, view) as pool:
@@ -116,11 +116,11 @@ def launch_together(
     Returns:
         A result for each space, in their order.
     Raises:
-        SpaceError: a space has faults.
-        UsageError: the spaces do not agree in base, in how it is loaded, in precision, device or pack size.
+        UsageError: a space has faults, or the spaces do not agree in base, in how it is loaded, in precision, device or
+            pack size.
         LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
-    loaded = [open_space(space, overrides) for space in spaces]
+    loaded = [load_space(space, overrides) for space in spaces]
     first, *others = [(space.name, _shared(space)) for space in loaded]
     for name, values in others:
         if unlike := next((key for key, value in values.items() if value != first[1][key]), None):

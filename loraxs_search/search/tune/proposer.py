@@ -68,7 +68,8 @@ class Proposer:
         _, proposed = self._sample(seed % 2**32)
         fixed = dict(proposed.params)
         for name, value in given.items():
-            fixed |= dict.fromkeys(self._space.drawn_names(name), value)
+            parameter = self._space.parameters[name]
+            fixed |= {parameter.drawn_name(index): value for index in range(len(parameter.alternatives))}
         return self._draw(_fixed(fixed, seed % 2**32))
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from loraxs_search.errors import BaseModelError, HomeError, UsageError
 from loraxs_search.factors import compute
 from loraxs_search.factors.compute import Factors, compute_factors
 from loraxs_search.factors.store import FactorStore, write_factors
-from loraxs_search.home import factor_path, factor_variant_path
+from loraxs_search.home import factor_path
 
 
 def matrix(seed: int = 0, shape: tuple[int, int] = (24, 32)) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_factors_of_another_machine_are_found_beside_this_ones(tmp_path):
     key, checksum = store.identify(weight, rank=3)
     assert list(store.variants(weight, rank=3)) == []
     other = dataclasses.replace(own, left=-own.left, right=-own.right)
-    write_factors(factor_variant_path(key, "ab" * 32, tmp_path), other)
+    write_factors(factor_path(key, tmp_path, "ab" * 32), other)
     (factor_path(key, tmp_path).parent / f"{key}.damaged.safetensors").write_bytes(b"cut")
     ((name, found),) = store.variants(weight, rank=3)
     assert name == "ab" * 8

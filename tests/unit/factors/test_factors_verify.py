@@ -19,7 +19,7 @@ from loraxs_search.factors import store as store_module
 from loraxs_search.factors.compute import Factors, compute_factors, fault
 from loraxs_search.factors.store import FactorStore, checksum, content_key, write_factors
 from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
-from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path
+from loraxs_search.home import factor_path
 
 RANK = 6
 BASES = ("top", "middle", "bottom")
@@ -169,7 +169,7 @@ def brought(tmp_path):
 
     def bring(weight: torch.Tensor, factors: Factors) -> Path:
         key = content_key(weight, rank=RANK, basis=factors.basis, driver=factors.driver)
-        path = unchecked_factor_path(key, checksum(factors), tmp_path)
+        path = factor_path(key, tmp_path, checksum(factors), is_checked=False)
         write_factors(path, factors)
         return path
 
@@ -206,7 +206,7 @@ def test_honest_factors_lie_beside_the_machines_own_where_it_has_some(tmp_path, 
         ((name, found),) = store.variants(weight, rank=RANK)
         assert (name, torch.equal(found.left, honest.left)) == (checksum(honest)[:16], True)
     assert not aside.exists()
-    assert factor_variant_path(store.identify(weight, rank=RANK)[0], checksum(honest), tmp_path).exists()
+    assert factor_path(store.identify(weight, rank=RANK)[0], tmp_path, checksum(honest)).exists()
     assert store.refused(weight, rank=RANK) is None
     assert torch.equal(FactorStore(tmp_path).get(weight, rank=RANK).left, own.left)
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.export.models import write_plain_lora
@@ -123,7 +123,7 @@ def test_its_options_are_true_or_false_in_yaml():
     drawn = space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "rslora": True, "dora": True}, modules, 0)
     assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True}
     for wrong in ("1", "on top", "{int: [0, 1]}"):
-        with pytest.raises(SpaceError, match=r"parameters\.dora"):
+        with pytest.raises(UsageError, match=r"parameters\.dora"):
             load_space("movie_reviews", overrides=["method=lora", given % wrong])
 
 

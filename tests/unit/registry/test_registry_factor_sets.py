@@ -11,7 +11,7 @@ import torch
 from loraxs_search.errors import IntegrityError
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, checksum, write_factors
-from loraxs_search.home import factor_path, factor_variant_path
+from loraxs_search.home import factor_path
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at, install_factors
@@ -102,7 +102,7 @@ def test_another_machines_factors_lie_beside_its_own(key_and_checksum, promote, 
     ((name, found),) = store.variants(WEIGHT, rank=4)
     assert name == checksum(other)[:16]
     torch.testing.assert_close(found.left, other.left, atol=0, rtol=0)
-    assert factors_at(key, checksum(other)) == factor_variant_path(key, checksum(other))
+    assert factors_at(key, checksum(other)) == factor_path(key, None, checksum(other))
 
 
 def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, store_uri):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,19 +13,17 @@ import yaml
 from support.rows import texts
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.scaffold.draft import draft_space
-from loraxs_search.scaffold.roles import Choices, UndecidedError
+from loraxs_search.scaffold.roles import UndecidedError
 
 
 @pytest.fixture
-def draft(fresh_home, tmp_path):
+def draft(drafted):
     """Draft a space of columns in a .csv, and return its task, and the draft."""
 
     def make(columns: Mapping[str, Sequence[Any]], **choices: Any) -> tuple[dict[str, Any], Any]:
-        path = tmp_path / "rows.csv"
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
-        made = draft_space(path, tmp_path / "rows.yaml", Choices(base="no-such-org/no-such-base", **choices))
+        text = io.StringIO()
+        csv.writer(text).writerows([list(columns), *zip(*columns.values(), strict=True)])
+        made = drafted("rows.csv", text.getvalue(), **choices)
         return yaml.safe_load(made.text)["task"], made
 
     return make
@@ -41,6 +40,14 @@ def test_numbers_beside_words_are_the_answers(draft):
         task, made = draft({name: columns[name] for name in names.split(",")}, kind=kind)
         assert (task["kind"], task["columns"]) == ("regression", {"text": words, "label": answers})
         assert "--label" in made.guesses["answers"]
+
+
+def test_numbers_that_are_not_written_plainly_are_no_classes(draft):
+    written = {"text": texts(80), "price": [f"${1 + i % 4},200" for i in range(80)]}
+    with pytest.raises(TaskDataError, match=r"'\$1,200' \(line 2, "):
+        draft(written)
+    task, _ = draft(written, kind="sequence-classification")
+    assert len(task["labels"]) == 4
 
 
 def test_numbers_that_tell_rows_apart_are_no_answers(draft):
@@ -103,7 +110,7 @@ def test_many_labels_that_look_alike_are_no_mistakes(draft):
     assert set(task["labels"]) == set(counts)
     with pytest.raises(TaskDataError) as caught:
         draft(labelled({"delivery_late": 100, "delivery_lates": 1, "other": 100}))
-    assert "--map delivery_lates=delivery_late" in str(caught.value.hint)
+    assert "did you mean 'delivery_late'?" in caught.value.message
 
 
 def test_a_rare_label_is_said(draft):

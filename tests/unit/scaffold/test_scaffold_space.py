@@ -1,4 +1,4 @@
-"""What `init` writes: labels, kinds, lengths, steps and comments; data sets of the hub."""
+"""What `init` writes: labels, kinds, lengths, steps and comments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import io
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
 
-from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.home import SHIPPED
 from loraxs_search.tasks.prepared import load_data
 
@@ -25,7 +24,7 @@ def jsonl(rows: list[dict[str, object]]) -> str:
 def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted):
     made = drafted("rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
     assert made.task.labels == ("0", "1")
-    assert "label: 0 (30), 1 (30)" in made.draft.guesses["answers"]
+    assert "label: 0 (30), 1 (30)" in made.guesses["answers"]
 
 
 NAMES = [("007", "7"), ("1_1", "1_2"), ("1e5", "100000"), ("3.1", "3.10"), ("a  # b", "other")]
@@ -38,7 +37,7 @@ def test_a_name_is_written_and_read_as_it_is(drafted):
         assert made.task.labels == tuple(sorted(labels))
         rows = load_data(made.task).values()
         assert [sum((own.labels == id_).sum() for own in rows) for id_ in (0, 1)] == [30, 30]
-        assert "  # tokens of a row" in made.draft.text, "comments stay aligned"
+        assert "  # tokens of a row" in made.text, "comments stay aligned"
 
 
 def test_labels_that_look_alike_are_one(drafted):
@@ -50,7 +49,7 @@ def test_a_word_for_nothing_is_dropped_or_meant(drafted):
     """Programs write nan; `none` may be a class, so it is one where many rows have it."""
     content = csv_of(labels=("a", "nan", "None", "b"))
     made = drafted("rows.csv", content, drop_empty=True)
-    assert (made.task.labels, "15 rows" in made.draft.guesses["rows"]) == (("None", "a", "b"), True)
+    assert (made.task.labels, "15 rows" in made.guesses["rows"]) == (("None", "a", "b"), True)
     made = drafted("all.csv", content, labels=("nan", "None", "a", "b"), drop_empty=True)
     assert made.task.labels == ("nan", "None", "a", "b")
 
@@ -58,17 +57,17 @@ def test_a_word_for_nothing_is_dropped_or_meant(drafted):
 def test_ratings_may_be_a_regression(drafted):
     made = drafted("rows.csv", csv_of(labels=("1", "2", "3", "4", "5")))
     assert made.task.kind == "sequence-classification"
-    assert "--kind regression" in made.draft.guesses["kind"]
-    assert "--kind" not in drafted("two.csv", csv_of(labels=("1", "2"))).draft.guesses["kind"]
+    assert "--kind regression" in made.guesses["kind"]
+    assert "--kind" not in drafted("two.csv", csv_of(labels=("1", "2"))).guesses["kind"]
 
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 def test_question_and_context_are_both_read_and_other_texts_named(drafted):
     rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
     made = drafted("rows.jsonl", jsonl(rows), kind="text-generation")
-    assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in made.draft.text
-    assert made.draft.guesses["unused"] == "source (to read more columns: --text context,question,source)"
-    assert "generation:" not in made.draft.text, "what is not counted is not written"
+    assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in made.text
+    assert made.guesses["unused"] == "source (to read more columns: --text context,question,source)"
+    assert "generation:" not in made.text, "what is not counted is not written"
 
 
 def test_options_are_known_by_their_name_in_json_too(drafted):
@@ -101,7 +100,7 @@ def test_words_beside_tags_are_a_token_classification(drafted):
     csv.writer(text).writerows([["words", "ner_tags"], *([json.dumps(w), json.dumps(t)] for w, t in TAGGED)])
     for name, content in (("a.jsonl", lines), ("b.conll", conll), ("c.csv", text.getvalue())):
         made = drafted(name, content)
-        assert "O (60)" in made.draft.guesses["answers"]
+        assert "O (60)" in made.guesses["answers"]
         assert (made.task.kind, made.task.metric) == ("token-classification", "f1")
         assert made.task.labels == ("O", "B-LOC", "I-LOC", "B-PER")
         assert (made.task.text, made.task.label) == (("tokens", "tags") if name[0] == "b" else ("words", "ner_tags"))
@@ -140,8 +139,8 @@ def test_lines_of_json_stay_what_they_are_in_a_copy(drafted):
 def test_a_copy_of_other_rows_is_not_overwritten(drafted):
     content = csv_of(separator=";") + ";pos\n"
     made = drafted("rows.csv", content, drop_empty=True)
-    assert "the space reads rows.plain.csv, a plain copy; change rows there)" in made.draft.guesses["rows"]
-    assert "\n# Rows are read from rows.plain.csv, a copy of rows.csv: " in made.draft.text
+    assert "the space reads rows.plain.csv, a plain copy; change rows there)" in made.guesses["rows"]
+    assert "\n# Rows are read from rows.plain.csv, a copy of rows.csv: " in made.text
     assert Path("rows.csv").read_text() == content
     assert made.task.source.data_files["train"].endswith("rows.plain.csv")
     assert drafted("rows.csv", content, drop_empty=True)
@@ -152,7 +151,7 @@ def test_a_copy_of_other_rows_is_not_overwritten(drafted):
 
 def test_another_separator_needs_no_copy(drafted):
     made = drafted("rows.csv", csv_of(separator="|"))
-    assert " in rows.csv (bars instead of commas)" in made.draft.guesses["rows"]
+    assert " in rows.csv (bars instead of commas)" in made.guesses["rows"]
     assert [path.name for path in Path.cwd().iterdir() if path.suffix == ".csv"] == ["rows.csv"]
 
 
@@ -165,17 +164,13 @@ COMMENTS = {
 }
 
 
-def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home):
-    for kind in COMMENTS:
-        _is_commented(drafted, kind)
-
-
-def _is_commented(drafted, kind):
+@pytest.mark.parametrize("kind", COMMENTS)
+def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home, kind):
     answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
     rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
     if kind != "multiple-choice":
         rows = [{name: row[name] for name in ("text", "answer")} for row in rows]
-    lines = drafted("rows.jsonl", jsonl(rows), kind=kind, base=QUICKSTART["id"]).draft.text.splitlines()
+    lines = drafted("rows.jsonl", jsonl(rows), kind=kind, base=QUICKSTART["id"]).text.splitlines()
     comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
     metrics, length, passes = COMMENTS[kind]  # passes: 32 steps of 16 rows, or 24 of 8, of 48 training rows
     assert (comments["metrics"], comments["max_length"]) == (metrics, length)
@@ -192,9 +187,9 @@ def test_steps_fit_the_rows(drafted):
         (7_000, 1_056, 132, None, "about 3 passes"),
         (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
     ):
-        space, draft = drafted("rows.csv", "text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
+        space = drafted("rows.csv", "text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
         assert (space.search.max_steps, space.search.report_every, space.task.validation_rows) == (steps, every, scored)
-        assert said in draft.text
+        assert said in space.text
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
@@ -210,39 +205,7 @@ def test_options_and_long_answers_fit_the_space(drafted, in_warm_home):
 def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in_warm_home):
     words = [f"{own} " + " ".join(["word"] * (40 * (i % 100 < 30))) for i, own in enumerate(texts(6000))]
     rows = "text,label\n" + "".join(f"{own},{'ab'[i % 2]}\n" for i, own in enumerate(words))
-    draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"]).draft
+    draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"])
     (warning,) = [own for own in draft.warnings if "longer than max_length" in own]
     assert 1600 < int(warning.split("about ")[1].split()[0].replace(",", "")) < 2000
     assert 40 < drafted("rows.csv", rows, base=QUICKSTART["id"]).task.max_length < 64, "99 of 100 rows fit"
-
-
-# ---- data sets of the hub --------------------------------------------------------------------------------------------
-def test_a_data_set_is_read_as_its_features_say(drafted):
-    """A folder that is laid out as a data set: no hub is reached here."""
-    features = datasets.Features(text=datasets.Value("string"), verdict=datasets.ClassLabel(names=["pos", "neg"]))
-    rows = datasets.Dataset.from_list([{"text": t, "verdict": i % 2} for i, t in enumerate(texts(40))], features)
-    for split in ("train", "test"):
-        rows.to_parquet(Path("my-set") / f"{split}.parquet")
-    task = drafted("my-set", None).task
-    assert (task.source.hub, task.label, task.labels) == (str(Path("my-set").absolute()), "verdict", ("pos", "neg"))
-    assert (task.name, task.source.splits) == ("my-set", {"train": "train", "test": "test"})
-    assert len(load_data(task)["test"]) == 40
-    with pytest.raises(UsageError, match="`--split` must be one of: "):
-        drafted("my-set", None, split="validation")
-
-
-def test_a_data_set_of_several_configurations_lists_them(drafted):
-    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
-    Path("both").mkdir()
-    Path("both/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    Path("both/one.csv").write_text(csv_of())
-    Path("both/two.csv").write_text(csv_of(labels=("bad", "good")))
-    with pytest.raises(TaskDataError, match=r"must be read in one of its configurations: one, two\."):
-        drafted("both", None)
-    task = drafted("both", None, config="two").task
-    assert (task.name, task.source.config, task.labels) == ("both-two", "two", ("bad", "good"))
-
-
-def test_a_data_set_out_of_reach_is_named(drafted):
-    with pytest.raises(LoraxsError, match="no-such-org/no-such-set must be a readable data set"):
-        drafted("no-such-org/no-such-set", None)

@@ -55,10 +55,10 @@ def parse(folder):
 @pytest.fixture(scope="session")
 def faults(parse):
     """Return the fault lines of a text, without the heading."""
-    from loraxs_search.errors import SpaceError
+    from loraxs_search.errors import UsageError
 
     def check(text, *overrides):
-        with pytest.raises(SpaceError) as caught:
+        with pytest.raises(UsageError) as caught:
             parse(text, *overrides)
         return caught.value.message.splitlines()[1:]
 

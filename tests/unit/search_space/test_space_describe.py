@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.search_space.load import load_space
@@ -126,7 +126,7 @@ def test_a_limit_in_bytes_that_no_adapter_meets_is_refused_and_one_that_some_mee
     smallest, largest = described.smallest.size.stored_bytes, described.largest.size.stored_bytes
     assert not described.notes
     with pytest.raises(
-        SpaceError, match=rf"promotion\.max_bytes: .* takes {smallest:,} bytes, but got {smallest - 1:,}"
+        UsageError, match=rf"promotion\.max_bytes: .* takes {smallest:,} bytes, but got {smallest - 1:,}"
     ):
         describe(parse(f"{written}promotion: {{max_bytes: {smallest - 1}}}\n"), MINI)
     (note,) = describe(parse(f"{written}promotion: {{max_bytes: {largest - 1}}}\n"), MINI).notes

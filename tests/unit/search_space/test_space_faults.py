@@ -13,7 +13,7 @@ from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from support.examples import few
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import UsageError
 from loraxs_search.search_space.load import load_space
 
 # What a line becomes | where the fault is told | what is told; first the changed line's key, where it becomes another.
@@ -222,7 +222,7 @@ def test_a_name_and_its_variant_fit_the_registry(text, faults, parse):
 
 def test_a_space_whose_name_no_file_can_have():
     for name in ("x" * 100_000, "~nobody-of-that-name/space.yaml", "a\0b", "\ud800"):
-        with pytest.raises(SpaceError, match="`space` must be") as caught:
+        with pytest.raises(UsageError, match="`space` must be") as caught:
             load_space(name)
         assert len(str(caught.value)) < 400
 
@@ -269,7 +269,7 @@ def test_whatever_is_typed_anywhere_is_taken_or_told(text, parse, typed, start, 
 def _taken_or_told(parse, text):
     try:
         space = parse(text)
-    except SpaceError as error:
+    except UsageError as error:
         assert error.message.count("\n") >= 1
     else:
         assert parse(space.text) == space

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.methods._base import FactorSet
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModelRef
@@ -16,11 +16,11 @@ from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.scaffold.table import read_table
-from loraxs_search.search_space.load import load_space, open_space, parse_space
+from loraxs_search.scaffold.roles import read_table
+from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs
 from loraxs_search.search_space.space import notes
-from loraxs_search.tasks.files import read_questions
+from loraxs_search.tasks.files import question_path
 
 
 def test_every_section_becomes_its_record(parse, text, folder):
@@ -155,7 +155,7 @@ def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
 
 def test_a_missing_file_hints_at_shipped_spaces():
     for missing in ("movie_reviws", "no/such/movie_reviws.yaml"):
-        with pytest.raises(SpaceError, match="there is no") as caught:
+        with pytest.raises(UsageError, match="there is no") as caught:
             load_space(missing)
         assert caught.value.hint.startswith("shipped spaces: movie_reviews, ")
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_space_is_told(tmp_path):
     for content, told, remedy in UNREADABLE:
         file = tmp_path / "f.yaml"
         file.write_bytes(content)
-        with pytest.raises(SpaceError, match=told) as error:
+        with pytest.raises(UsageError, match=told) as error:
             load_space(str(file))
         assert error.value.hint and remedy in error.value.hint, content
 
@@ -198,7 +198,7 @@ def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "movie_reviews").mkdir()
     assert load_space("movie_reviews").name == "movie_reviews"
-    with pytest.raises(SpaceError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a folder"):
         load_space("./movie_reviews")
 
 
@@ -249,7 +249,7 @@ def test_layers_are_not_searched_where_none_are_adapted(parse):
     for methods, remedy in (("[lora-xs, full]", "add `when: {method: [lora-xs]}`"), ("[full]", "leave it out")):
         text = f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n  learning_rate: 1.0e-3\n"
         text += "  rank: 4\n" if "lora-xs" in methods else ""
-        with pytest.raises(SpaceError) as refused:
+        with pytest.raises(UsageError) as refused:
             parse(f"{text}  target_modules: {searched}}}\n")
         assert "space.yaml:" in refused.value.message and remedy in refused.value.message
         assert parse(f"{text}  target_modules: attention\n").methods
@@ -265,17 +265,17 @@ def test_a_mapping_is_a_space(tmp_path, monkeypatch):
     task |= {"data": {"data_files": {"train": Path("rows.jsonl")}}, "columns": {"text": "s", "label": "l"}}
     parameters = {"rank": {"choice": np.array([4, np.int64(8)])}, "learning_rate": np.float32(0.5)}
     task["labels"] = np.array(task["labels"])
-    space = open_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": 3})
+    space = load_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": 3})
     assert space.task.labels == ("no", "yes")
     assert space.task.source.data_files == {"train": str(tmp_path / "rows.jsonl")}
     assert space.parameters["rank"].possible == (4, 8)
     assert space.search.trials == 3
     assert parse_space(space.text, source="s.yaml", folder=tmp_path, name=space.name).parameters == space.parameters
-    with pytest.raises(SpaceError) as caught:
-        open_space({"base_model": "a/b", "parameters": parameters})
+    with pytest.raises(UsageError) as caught:
+        load_space({"base_model": "a/b", "parameters": parameters})
     assert "task: is required" in caught.value.message
     with pytest.raises(UsageError) as refused:
-        open_space(7)
+        load_space(7)
     assert "mapping" in str(refused.value.hint)
 
 
@@ -283,10 +283,10 @@ def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text):
     (folder / "mine.yaml").write_text(text)
     (folder / "base").mkdir(exist_ok=True)
     values = {"parameters.rank": {"choice": np.array([4, 8])}, "parameters.learning_rate": np.float64(0.5)}
-    space = open_space(folder / "mine.yaml", values | {"base_model": folder / "base", "search.trials": np.int64(3)})
+    space = load_space(folder / "mine.yaml", values | {"base_model": folder / "base", "search.trials": np.int64(3)})
     assert (space.parameters["rank"].possible, space.parameters["learning_rate"].possible) == ((4, 8), (0.5,))
     assert (space.base_model.id, space.search.trials) == (str(folder / "base"), 3)
-    assert open_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
+    assert load_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
 
 
 def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
@@ -295,13 +295,13 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
     (tmp_path / "reviews.csv").write_text("text,label\n")  # no space: it is not meant
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
-    with pytest.raises(SpaceError, match="holds rows"):
+    with pytest.raises(UsageError, match="holds rows"):
         load_space("data/tickets.csv")
     for use, wrong, right in (
         (load_space, "reveiws.yaml", "reviews.yaml"),
         (load_space, "reviews", "reviews.yaml"),
         (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
-        (lambda name: read_questions(name, ("text",)), "./data/ticket.csv", "data/tickets.csv"),
+        (question_path, "./data/ticket.csv", "data/tickets.csv"),
     ):
         with pytest.raises(LoraxsError) as caught:
             use(wrong)

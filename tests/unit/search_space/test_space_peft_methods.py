@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.search_space.load import parse_space
-from loraxs_search.search_space.parameters import parameters_of
 from loraxs_search.search_space.space import Space, describe, notes, place_given
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
@@ -47,9 +46,6 @@ def test_such_a_name_stands_where_methods_stand():
     assert "trials of methods mine and scaled cannot share passes" in notes(space)[0]
     assert place_given(space, {"method": "mine", "r": 16})[0] == {"method": "mine", "r": 16}
     assert place_given(space, {"method": "scaled", "r": 16})[1]
-    alone = parse(TEXT, "method=mine")
-    assert (alone.methods, alone.peft_methods.keys()) == (("mine",), {"mine"})
-    assert alone.parameters == parameters_of(space.parameters, ["mine"])
 
 
 def test_what_is_stored_is_counted_before_anything_is_trained():
@@ -84,7 +80,7 @@ FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
     "form": (("2e-1", "{choice: [1.0, 2.0]}"), "mine.d_initial", "search it in `parameters`"),
     "layers": (("d_initial: 2e-1", "target_modules: [query]"), "mine.target_modules", "`target_modules` of `param"),
     "dropout": (("d_initial: 2e-1", "vera_dropout: 0.1"), "mine.vera_dropout", "without dropout"),
-    "name": (("  mine:", "  lora:"), "lora", "a name of its own"),
+    "name": (("  mine:", "  lora:"), "lora", "must be lower-case letters"),
     "searched": (("  r: {", "  rr: {"), "", "must be one of: r, "),
     "fixed": (("  r: {", "  d_initial: {"), "", "is fixed by `peft_methods.mine`"),
     "unnamed": (("scaled]}", "scale]}"), "", "scaled"),
@@ -94,7 +90,7 @@ FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_faults_name_what_was_meant(case):
     change, key, said = FAULTS[case]
-    with pytest.raises(SpaceError) as caught:
+    with pytest.raises(UsageError) as caught:
         parse(TEXT.replace(*change))
     place = f": peft_methods.{key}: " if key else ""
     assert any(place in line and said in line for line in caught.value.message.splitlines()), caught.value.message

@@ -30,7 +30,7 @@ SPACES = shipped_spaces()
 def test_a_shipped_space_is_sound_can_be_copied_and_opens_with_its_command(name, tmp_path):
     space = load_space(name)
     params = space.suggest(create_study().ask())
-    own = parameters_of(space.parameters, [space.method_of(params).name])
+    own = parameters_of(space.parameters, space.method_of(params).name)
     always = {parameter.name for parameter in own.values() if not all(each.when for each in parameter.alternatives)}
     assert space.name == name
     assert always <= set(params) - {"method"} <= set(own)

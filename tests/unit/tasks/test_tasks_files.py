@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
-from loraxs_search.scaffold.table import read_table
+from loraxs_search.scaffold.roles import read_table
 from loraxs_search.tasks.files import read_columns, read_questions
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.rows import MalformedFileError

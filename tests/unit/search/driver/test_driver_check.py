@@ -7,7 +7,7 @@ import json
 import pytest
 
 import loraxs_search
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import UsageError
 from loraxs_search.records.codec import to_json
 
 
@@ -22,5 +22,5 @@ def test_it_is_what_the_command_line_prints(fresh_home, tiny_space, say):
 
 
 def test_it_reports_every_fault(fresh_home, tiny_space):
-    with pytest.raises(SpaceError, match=r"search\.trials[\s\S]*search\.max_steps"):
+    with pytest.raises(UsageError, match=r"search\.trials[\s\S]*search\.max_steps"):
         loraxs_search.check(str(tiny_space), overrides={"search.trials": 0, "search.max_steps": 0})
