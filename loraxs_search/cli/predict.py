@@ -75,10 +75,6 @@ def predict(
     if as_json and (repl or form != "text"):
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
-    if file is not None and file != STDIN:
-        from loraxs_search.tasks.files import question_path
-
-        question_path(file)  # a file that is not there is refused before anything is loaded
     answer = Predictor(folder_of(name, tracking_uri))
     if repl:
         _converse(answer, form)

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from loraxs_search.records.promotion import Decision
 
 
-_WIDTH = 100  # characters of a sample's texts
-
-
 def promote(
     study: str | None = Argument(None, help="Name of the study; default: the newest one."),
     force: bool = Option(False, "--force", help="Promote the finalist whatever the rule says; recorded."),
@@ -43,8 +40,6 @@ def promote(
     Example: loraxs-search promote reviews
     """
     from loraxs_search.api import promote
-    from loraxs_search.registry.manifest import verify
-    from loraxs_search.studies.folder import StudyFolder, list_studies
 
     decision = promote(study, force=force, require=require, tracking_uri=tracking_uri)
     if as_json:
@@ -52,15 +47,6 @@ def promote(
     else:
         verdict = "promoted" if decision.promoted else "not promoted"
         _say_decision(f"{decision.task}: {verdict}, ", decision, "  ")
-        here = decision.winner is not None and decision.study in list_studies()
-        adapter = StudyFolder.open(decision.study).adapter_path(str(decision.winner)) if here else None
-        for sample in verify(adapter).samples if adapter else ():  # none, where it neither writes nor chooses
-            prompt, reference, answer = (
-                " ".join(it.split()) for it in (sample.prompt, sample.reference, sample.answer)
-            )
-            _out.say(f"\n  {prompt if len(prompt) <= _WIDTH else f'...{prompt[-_WIDTH:]}'}")
-            for name, text in (("reference", reference), ("answer", answer)):
-                _out.say(f"    {name}: {text if len(text) <= _WIDTH else f'{text[:_WIDTH]}...'}")
     if decision.promoted:
         _out.tell(f"\nnext: loraxs-search pull {decision.task}")
 

@@ -44,7 +44,7 @@ from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import served
-from loraxs_search.trial.evaluate import as_answers, sample_answers
+from loraxs_search.trial.evaluate import as_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe
 from loraxs_search.trial.snapshot import Snapshot, keep_state, whole_state
 
@@ -391,8 +391,7 @@ class TrialHost:
         loaded, state, indices = self._loaded, self._whole(spec, snapshot, task), np.arange(rows.start, rows.stop)
         with loaded.trained(spec, state, (task or loaded.task).for_candidates) as (model, data):
             scores = loaded.ask(model, data, data.kind.score(data, "test", indices))
-            shown = () if rows.start else loaded.ask(model, data, sample_answers(data))
-            return replace(as_answers(data, "test", indices, scores), samples=tuple(shown))
+            return as_answers(data, "test", indices, scores)
 
     @_between_rounds
     def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:

@@ -78,12 +78,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test row and what an adapter makes of it, as people read them.
+    """A test row that a classifier answers wrongly, as people read it.
 
     Args:
-        prompt: What the adapter was given, its end where it is long.
-        reference: What its answer is held against.
-        answer: What it wrote or chose, its beginning where it is long.
+        prompt: What the adapter was given, its beginning where it is long.
+        reference: The row's label.
+        answer: The label that the adapter gave.
     """
 
     prompt: str
@@ -141,7 +141,6 @@ class Manifest:
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         baselines: What simple models reach on the same rows.
-        samples: The first test rows with its answers, of the finalist of a search for a language model.
         start_from: `name` and `digest` of the adapter that its training started from; None if it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
         lineage: Id of the trial whose params its own was added with; empty if there is none.
@@ -173,7 +172,6 @@ class Manifest:
     baselines: tuple[Baseline, ...] = ()
     format: int = ADAPTER_FORMAT
     kept_step: int | None = None
-    samples: tuple[Sample, ...] = ()
     start_from: Mapping[str, str] | None = None
     lineage: str = ""
     ends: tuple[str, ...] = ()

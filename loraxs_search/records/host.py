@@ -108,7 +108,6 @@ class Answers:
         correct: How many of these were predicted.
         ended: False where the bound on new tokens ended what was written.
         seconds: What it took the device; 0 where that was not measured.
-        samples: Some of these rows, for display.
         wrong: Of a classifier's answers to test rows, the first that are wrong.
         slices: Of test rows, what each has in the columns that the task names as `slices`.
     """
@@ -122,6 +121,5 @@ class Answers:
     correct: tuple[int, ...] | None = None
     ended: tuple[bool, ...] | None = None
     seconds: float = 0.0
-    samples: tuple[Sample, ...] = ()
     wrong: tuple[Sample, ...] = ()
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -272,3 +272,13 @@ class DataReport:
     answers: tuple[AnswerFact, ...] = ()
     constant: ConstantAnswer | None = None
     standard_errors: Mapping[Split, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of shared rows by name, for the record: `test_rows_in_train`, and the same `_folded`.
+
+        And of rows that were cut, where that is counted: `train_rows_cut`.
+        """
+        names = ((f"{it.split}_rows_in_{it.other}", it) for it in self.overlaps)
+        shared = {key: n for name, it in names for key, n in ((name, it.exact), (f"{name}_folded", it.folded))}
+        return shared | {f"{split}_rows_cut": cut for split, cut in self.cut.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from loraxs_search.errors import UsageError
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.finalist import seed_statistics
-from loraxs_search.tasks.asking import asking_code, base_code, between_texts, fenced, loading_code, prompt_section
-from loraxs_search.tasks.baselines import baseline_title
+from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
+from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.tasks.kinds import kind_of
 
 _POOLS = {
@@ -30,7 +32,11 @@ def model_card(manifest: Manifest) -> str:
     pipeline = f"\npipeline_tag: {kind.hub_pipeline}" if kind.hub_pipeline else ""
     on_rows = [("this adapter", _number(manifest.test_metrics.get(task.metric)))]
     for one in manifest.baselines:
-        title = baseline_title(one.name) if one.answer is None else f"always {kind.show(one.answer)}"
+        title = f"the untouched base, {one.name}, asked in the same way" if one.is_untouched else one.name
+        with contextlib.suppress(UsageError):  # it is not installed here
+            title = BASELINES.get(one.name).title
+        if one.answer is not None:
+            title = f"always {kind.show(one.answer)}"
         on_rows.append((title, _number(one.test_metrics.get(task.metric))))
     slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", _number(each.score)) for each in manifest.slices]
     chosen = (
@@ -43,11 +49,6 @@ def model_card(manifest: Manifest) -> str:
         searched.append(f"While they trained, trials were compared by `{task.report_metric}`.")
     if (step := manifest.kept_step) is not None:
         searched.append(f"This is the state of step {step} of {tuned.max_steps}, whose report was the best one.")
-    answers = "\n\n---\n\n".join(
-        f"Prompt:\n\n{fenced(sample.prompt)}\n\nReference:\n\n{fenced(sample.reference)}\n\n"
-        f"Answer:\n\n{fenced(sample.answer)}"
-        for sample in manifest.samples
-    )
     start, source = manifest.start_from, task.source
     started = "" if start is None else f" It started from `{start['name']}` (content `{start['digest'][:16]}`)."
     names = sorted({f"`{path.rpartition('/')[2]}`" for path in source.data_files.values()})  # without their folders
@@ -79,7 +80,6 @@ def model_card(manifest: Manifest) -> str:
         _table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
         chosen,
         " ".join(searched),
-        f"## Answers\n\nThe first test rows, with what this adapter makes of them.\n\n{answers}" if answers else "",
         "" if kind.serving is None else f"## Prompt\n\n{prompt_section(replace(kind.serving, ends=manifest.ends))}",
         "## Size",
         _size_table(manifest),

@@ -33,7 +33,8 @@ from loraxs_search.records.promotion import (
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, loss_bound, p_value, score_of, slice_scores
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_confidence
-from loraxs_search.tasks.baselines import does_fit, fitting_baselines
+from loraxs_search.tasks.baselines import BASELINES as KNOWN_BASELINES
+from loraxs_search.tasks.baselines import fitting_baselines
 from loraxs_search.tasks.kinds import Metric, find_metric, kind_of
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
@@ -139,13 +140,14 @@ def unmeasured(
         has_untouched: Whether it has those of the untouched base.
     """
     kind, known = kind_of(task), {one.name: one for one in baselines}
+    fitting, installed = fitting_baselines(kind), KNOWN_BASELINES.names()
     for one in known.values():
-        if one.is_unmeasured and does_fit(one.name, kind):
+        if one.is_unmeasured and (one.name in fitting or one.name not in installed):
             name = f"the untouched base ({one.name})" if one.is_untouched else one.name
             return f"{name} was not measured: {one.failed}", one.applies
         if not (one.failed or one.answer is not None or one.is_untouched or one.name in (*answered, CONSTANT)):
             return f"the answers of {one.name} to the test rows are missing", True
-    if missing := [name for name in fitting_baselines(kind) if name not in known]:
+    if missing := [name for name in fitting if name not in known]:
         return f"{missing[0]} was not measured", True
     if has_untouched or not (kind.shots or any(one.is_untouched for one in baselines)):
         return None

@@ -16,6 +16,7 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import Serving, Task
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._language_model import DATE, Template
+from loraxs_search.tasks.kinds.labelled import PAIR_SEPARATOR
 
 _DATED = r"""import datetime, re
 day = datetime.date.fromisoformat("{}")  # that of training, where the template writes one
@@ -35,7 +36,7 @@ def prompt_section(serving: Serving) -> str:
     ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
     token = " or ".join(f"`{name}`" for name in serving.ends) or "the end token"
     written = f"Answers are written with {drawn}, and end at {token}, or {' or '.join(ends)}."
-    return "\n\n".join([how, fenced(shown), written])
+    return "\n\n".join([how, _fenced(shown), written])
 
 
 def generation_options(serving: Serving) -> dict[str, Any]:
@@ -78,14 +79,13 @@ print(answer)"""
 
 def between_texts(task: Task) -> str:
     """Return how two texts are put to a tokenizer that joins them with nothing between; nothing of one text."""
-    separator = task.settings.get("pair_separator")
-    if task.text_pair is None or not separator:
+    if task.text_pair is None:
         return ""
     where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
-    return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
+    return f"\n\n{where}, the second one begins with {json.dumps(PAIR_SEPARATOR)}."
 
 
-def fenced(text: str) -> str:
+def _fenced(text: str) -> str:
     """Return text as a block, whatever is in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -6,6 +6,7 @@ untouched base, asked as adapters are, is measured by the driver: `search/driver
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.literals import Split
-from loraxs_search.records.promotion import SHOTS, Baseline
+from loraxs_search.records.promotion import Baseline
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ def _answers(kind: TaskKind, outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return kind.answers(torch.from_numpy(np.ascontiguousarray(outputs.reshape(len(outputs), -1))))
 
 
-class Constant(BaselineModel):
+class _Constant(BaselineModel):
     """The constant answer that is best on the train rows, by the task's metric."""
 
     name: ClassVar = "constant"
@@ -252,7 +253,7 @@ class _Features(BaselineModel):
 
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
-    "baseline", "loraxs_search.baselines", Constant, _TFIDF, _Features
+    "baseline", "loraxs_search.baselines", _Constant, _TFIDF, _Features
 )
 
 
@@ -276,23 +277,11 @@ def measure_baselines(data: PreparedTask, body: nn.Module, device: torch.device)
 
 
 def fitting_baselines(kind: TaskKind) -> list[str]:
-    """Return the names of the baselines that a task of this kind has, in order."""
-    return [name for name in BASELINES.names() if does_fit(name, kind)]
-
-
-def does_fit(name: str, kind: TaskKind) -> bool:
-    """Return whether a task has this baseline; an entry that is not installed here fits."""
-    try:
-        return BASELINES.get(name).fits(kind)
-    except UsageError:
-        return True
-
-
-def baseline_title(name: str) -> str:
-    """Return what a baseline is, as shown to users; its name, where it is not installed here."""
-    if name.endswith(SHOTS):
-        return f"the untouched base, {name}, asked in the same way"
-    try:
-        return BASELINES.get(name).title
-    except UsageError:
-        return name
+    """Return the names of the baselines that a task of this kind has, in order; one that is not installed here fits."""
+    fitting = list[str]()
+    for name in BASELINES.names():
+        with contextlib.suppress(UsageError):
+            if not BASELINES.get(name).fits(kind):
+                continue
+        fitting.append(name)
+    return fitting

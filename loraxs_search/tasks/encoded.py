@@ -222,6 +222,20 @@ class Batch:
     targets: Tensor
     num_tokens: int
 
+    def row_sums(self, values: Tensor) -> Tensor:
+        """Return the sum of each row's values.
+
+        Args:
+            values: One a read, (M,): float32, or bool to be counted.
+        Returns:
+            Shape (B,): float32, or int64 for bool; attached to the graph.
+        """
+        import torch
+
+        if values.dtype is torch.bool:
+            return self.row_sums(values.float()).long()
+        return torch.segment_reduce(values, "sum", lengths=self.counts)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
@@ -286,26 +300,12 @@ _WINDOWS = 8  # at least, where there are batches enough: few rows are mixed ane
 RUN_TOKENS = 128
 
 
-def epoch_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[RowNumbers]:
-    """Plan one epoch: every row exactly once, in batches of `batch_size`; one may be shorter.
-
-    Stateless: the plan depends only on the arguments, on every machine.
-
-    Args:
-        lengths: Tokens of each row, shape (N,).
-    """
-    order = _shuffled(len(lengths), seed, epoch, 0)
-    window = batch_size * min(_WINDOW_BATCHES, max(1, len(lengths) // (batch_size * _WINDOWS)))
-    grouped = [_by_length(lengths, order[start : start + window]) for start in range(0, len(order), window)]
-    batches = [rows[start : start + batch_size] for rows in grouped for start in range(0, len(rows), batch_size)]
-    by_length = np.argsort([lengths[rows].max(initial=0) for rows in batches], kind="stable")
-    return [batches[i] for i in by_length[_shuffled(len(batches), 0, epoch, 1)]]
-
-
 class TrainingBatches:
     """One trial's training batches, each without walking through those before; they cost one plan an epoch.
 
-    The epoch at hand is kept, 4 bytes a row: planned anew it would cost more than the step where rows are many.
+    An epoch has every row exactly once, in batches of `batch_size`; one may be shorter. Its plan depends only on the
+    arguments, on every machine. The epoch at hand is kept, 4 bytes a row: planned anew it would cost more than the step
+    where rows are many.
 
     Args:
         lengths: Tokens of each row, shape (N,); not changed while this lives.
@@ -321,7 +321,13 @@ class TrainingBatches:
         """Return the batch of a step, counted from 0 over all epochs."""
         epoch, index = divmod(step, -(-len(self._lengths) // self._batch_size))
         if epoch != self._epoch:
-            batches = epoch_batches(self._lengths, self._batch_size, seed=self._seed, epoch=epoch)
+            lengths, size = self._lengths, self._batch_size
+            order = _shuffled(len(lengths), self._seed, epoch, 0)
+            window = size * min(_WINDOW_BATCHES, max(1, len(lengths) // (size * _WINDOWS)))
+            grouped = [_by_length(lengths, order[start : start + window]) for start in range(0, len(order), window)]
+            planned = [rows[start : start + size] for rows in grouped for start in range(0, len(rows), size)]
+            by_length = np.argsort([lengths[rows].max(initial=0) for rows in planned], kind="stable")
+            batches = [planned[i] for i in by_length[_shuffled(len(planned), 0, epoch, 1)]]
             self._rows = np.concatenate(batches).astype(np.int32)
             self._starts = np.cumsum([0, *map(len, batches)], dtype=np.int32)
             self._epoch = epoch

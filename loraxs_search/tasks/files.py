@@ -472,22 +472,6 @@ class _QuestionRows:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-def question_path(source: str) -> Path:
-    """Return the path of a file of rows.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    path = Path(source).expanduser()
-    if not source or not path.is_file():
-        got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
-        raise UsageError(
-            f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
-            hint="download it first: only files of this machine are read" if "://" in source else _HINT,
-        )
-    return path
-
-
 def read_questions(
     source: str, columns: Sequence[str], *, piped: bytes | None = None, whole: bool = False
 ) -> _QuestionRows:
@@ -505,7 +489,13 @@ def read_questions(
     """
     path, content, title = Path(_STDIN), piped or b"", ""
     if piped is None:
-        path = question_path(source)
+        path = Path(source).expanduser()
+        if not source or not path.is_file():
+            got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
+            raise UsageError(
+                f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
+                hint="download it first: only files of this machine are read" if "://" in source else _HINT,
+            )
         with disk_faults(path, "--file"):
             content = path.read_bytes()
     else:

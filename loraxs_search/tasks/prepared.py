@@ -66,13 +66,13 @@ class _StoredSplit:
     Args:
         is_file: Whether it is the user's own file, whose faults can be corrected.
         label_names: Those that the data give to the ids of the label column; None without any.
-        read: Given the columns that are wanted, and those that may be missing.
+        read: Given the columns that are wanted.
     """
 
     name: str
     is_file: bool
     label_names: list[str] | None
-    read: Callable[[list[str], frozenset[str]], Columns]
+    read: Callable[[list[str]], Columns]
 
 
 def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
@@ -93,9 +93,9 @@ def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
             hint="paths in `data_files` are relative to the file that declares the task",
         ) from error
 
-    def read(wanted: list[str], spare: frozenset[str]) -> Columns:
+    def read(wanted: list[str]) -> Columns:
         try:
-            columns = read_columns(path, content, [name for name in wanted if name not in spare], list(spare))
+            columns = read_columns(path, content, wanted)
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {path} {error.message}.", hint=error.hint) from error
         warn_of_encoding(path.name, columns.encoding)
@@ -129,7 +129,7 @@ def _hub_split(
     feature = getattr(feature, "feature", feature)  # of a list, that of its items
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def read(wanted: list[str], _: frozenset[str]) -> Columns:
+    def read(wanted: list[str]) -> Columns:
         available = list(renamed.column_names)
         values = renamed.select_columns([name for name in with_parents(wanted) if name in available])[:]
         return replace(with_parts(Columns(available, values), wanted), stored_names=names)
@@ -331,13 +331,12 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str]) -> Rows | None:
     """Return the rows of a split; None of one whose labels are hidden."""
     task, wanted = kind.task, kind.columns
-    spare = kind.spare_in_test if name == "test" else frozenset[str]()
     most = task.source.max_characters if name == "train" else None
-    columns = split.read(_wanted_columns(task, slices), spare)
+    columns = split.read(_wanted_columns(task, slices))
     if not columns.available:
         raise _no_rows(f"Task {task.name}: ", split.name)
     named = [*wanted.items(), *(("slices", column) for column in slices)]
-    if missing := [(key, column) for key, column in named if column not in {*columns.available, *spare}]:
+    if missing := [(key, column) for key, column in named if column not in columns.available]:
         laws = " ".join(unknown_name(key, column, columns.available) for key, column in missing)
         section = missing[0][0].partition(".")[0]
         raise TaskDataError(
@@ -349,7 +348,7 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str
     if name == "test" and kind.hides_answers(columns):
         if split.is_file:
             column = _wanted_columns(task)[-1]
-            values = columns.values.get(column, [])
+            values = columns.values[column]
             hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
             refuse(task, f"`{column}` of test rows must have answers", values, range(len(values)), place, hint)
         return None

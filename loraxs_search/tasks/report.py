@@ -167,16 +167,6 @@ def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: s
     return warnings
 
 
-def overlap_counts(report: DataReport) -> dict[str, int]:
-    """Return the numbers of shared rows by name, for the record: `test_rows_in_train`, and the same `_folded`.
-
-    And of rows that were cut, where that is counted: `train_rows_cut`.
-    """
-    names = ((f"{it.split}_rows_in_{it.other}", it) for it in report.overlaps)
-    shared = {key: n for name, it in names for key, n in ((name, it.exact), (f"{name}_folded", it.folded))}
-    return shared | {f"{split}_rows_cut": cut for split, cut in report.cut.items()}
-
-
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
 
 

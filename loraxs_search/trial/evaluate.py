@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +21,9 @@ from loraxs_search.records.adapter import NUM_WRONG_ROWS, Sample
 from loraxs_search.records.host import Answers
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import Task
-from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
+from loraxs_search.tasks.kinds import RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, fingerprint, load_data, prepare
 
-NUM_SAMPLES = 3  # rows that cards show
 _MOST_SHOWN = 400  # characters of a row that is answered wrongly
 ResultT = TypeVar("ResultT")
 
@@ -50,11 +49,6 @@ def score_rows(model: torch.nn.Module, data: PreparedTask, split: Split, rows: n
         TrialDivergedError: some output is not finite.
     """
     return ask(model, data, data.kind.score(data, split, rows))
-
-
-def sample_answers(data: PreparedTask) -> RequestGenerator[list[Sample]]:
-    """Yield requests, and return the first test rows with the answers to them, as shown to users."""
-    return data.kind.samples(data, "test", np.arange(min(NUM_SAMPLES, data.num_rows("test"))))
 
 
 def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scores: RowScores) -> Answers:
@@ -86,7 +80,7 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
 
 @dataclass(frozen=True)
 class _FolderScores:
-    """An adapter's metrics on a task's test split, and its answers to the rows, with the first ones as samples."""
+    """An adapter's metrics on a task's test split, and its answers to the rows."""
 
     metrics: dict[str, float]
     answers: Answers
@@ -124,5 +118,4 @@ def score_folder(folder: Path, task: Task) -> _FolderScores:
     rows = np.arange(data.num_rows("test"))
     scores = score_rows(model, data, "test", rows)
     metrics = split_metrics(data, "test", scores)
-    samples = tuple(ask(model, data, sample_answers(data)))
-    return _FolderScores(metrics, replace(as_answers(data, "test", rows, scores), samples=samples), *fingerprints)
+    return _FolderScores(metrics, as_answers(data, "test", rows, scores), *fingerprints)

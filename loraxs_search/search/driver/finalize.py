@@ -289,11 +289,10 @@ class Finalization:
             answered, baselines = scored.to_bytes(), folder.baselines() or ()
             chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
         for confirmation in finalist:  # none if it was written before the driver was killed
-            samples = tuple(sample for part in answers for sample in part.samples)
             slices: tuple[SliceScore, ...] = ()
             if task.slices and all(part.predictions for part in answers):  # no champion, no sign
                 slices = slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(answers, task)[1])
-            beside = {"samples": samples, "slices": slices, "by_class": class_report(answers, task)}
+            beside = {"slices": slices, "by_class": class_report(answers, task)}
             self._write(name, confirmation, chosen, beside)
         path = folder.adapter_path(name)
         if verify(path).baselines != chosen.baselines:  # some were measured after it was sealed

@@ -40,7 +40,7 @@ from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
-from loraxs_search.tasks.report import data_warnings, overlap_counts
+from loraxs_search.tasks.report import data_warnings
 
 _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
@@ -421,7 +421,7 @@ class StudyActors:
             "dtype": self.info.dtype,
             "base_digest": self.info.base.weight_digest,
             "data_fingerprint": self.info.data_fingerprint,
-            **overlap_counts(self.info.data),
+            **self.info.data.counts,
             "num_nodes": len(living_nodes()),
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),

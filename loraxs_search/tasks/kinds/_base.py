@@ -46,7 +46,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records.adapter import Prediction, Sample
+from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -70,6 +70,8 @@ class Section(BaseModel):
 Names = Annotated[list[Text], Law(distinct, min_length=1)]
 
 
+_MINUS = {"-1", "-1.0"}
+_HIDDEN = {*_MINUS, "", "None", "nan"}  # what benchmarks store where they hide their labels
 SEPARATOR = "|"  # between the items of a question that is given as one text
 ResultT = TypeVar("ResultT")
 Keys = Mapping[str, Any]
@@ -222,7 +224,6 @@ class TaskKind(ABC):
     columns: Mapping[str, str]
     question_columns: tuple[str, ...]  # the columns of a file that has questions, one for each text
     list_column: str | None = None  # one of these whose text is a list, with `|` between its items
-    spare_in_test: frozenset[str] = frozenset()  # columns that test rows may lack: nothing scored there is made of them
     serving: Serving | None = None  # how a server that writes text asks an adapter; None if none can
 
     def __init__(self, task: Task) -> None:
@@ -283,8 +284,8 @@ class TaskKind(ABC):
         """Return a split's rows, checked.
 
         Args:
-            columns: All of `columns` are there, of a test split maybe without `spare_in_test`, each with one value a
-                row, as stored: text in a CSV file, whatever JSON or Parquet knows elsewhere.
+            columns: All of `columns` are there, each with one value a row, as stored: text in a CSV file, whatever
+                JSON or Parquet knows elsewhere.
             place: Where they are from, for messages.
         Raises:
             TaskDataError: a value is not what it should be; every different one is named, of all columns at once.
@@ -295,8 +296,15 @@ class TaskKind(ABC):
         return blank_rows([rows.texts] if rows.pairs is None else [rows.texts, rows.pairs])
 
     def hides_answers(self, columns: Columns) -> bool:
-        """Whether a test split with these columns hides its labels; then it counts as missing."""
-        return False
+        """Whether a test split has no answer at all, as where a benchmark keeps its labels; then it counts as missing.
+
+        By default, whether each value of the last of `columns` stands for none; a label of the task does not.
+        """
+        names, shown = (
+            set(self.task.labels),
+            {str(value).strip() for value in columns.values[[*self.columns.values()][-1]]},
+        )
+        return shown <= _HIDDEN - names - (_MINUS if _MINUS & names else set())
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         """Yield a sentence for each property of the rows that people should know of before they train on them.
@@ -456,12 +464,6 @@ class TaskKind(ABC):
         Raises:
             TrialDivergedError: a number is not finite.
         """
-
-    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
-        """Yield requests, and return these rows of a split with the answers, for display; by default none: scores of
-        labels and numbers say enough."""
-        yield from ()
-        return []
 
     def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the task's metrics of answers, and what trials are compared by, in that order; arguments are (N,)."""

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records.adapter import Sample
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -335,7 +334,6 @@ def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
     return single[: len(single) - same], behind[: len(behind) - same]
 
 
-_MOST_SHOWN = 1000  # characters of a sample's texts
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
 
 
@@ -490,56 +488,30 @@ class LanguageModelKind(TaskKind):
             extras=None if answers is None else Ragged.of(longer, np.int32),
         )
 
-    # ---- samples -----------------------------------------------------------------------------------------------------
-    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
-        asked = data.encoded(split).take(rows)
-        prompts = prompts_of(asked)
-        every = range(len(asked))
-        shown = [str(data.tokenizer.decode(prompts.row(row), skip_special_tokens=True)) for row in every]
-        predictions = yield from self.predict(data, self.asked_again(asked), shown)
-        references = self.shown_references(data, asked, data.labels(split)[rows])
-        return [
-            Sample(before[-_MOST_SHOWN:], reference[:_MOST_SHOWN], str(answer.label)[:_MOST_SHOWN])
-            for before, reference, answer in zip(shown, references, predictions, strict=True)
-        ]
-
-    def asked_again(self, rows: EncodedRows) -> EncodedRows:
-        """Return rows of a split as questions."""
-        return rows
-
-    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        """Return what the answers to rows of a split are compared with."""
-        return [self.show(label) for label in labels.tolist()]
-
     # ---- training and cheap scores -----------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
-        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+        from loraxs_search.tasks.kinds._token_loss import token_losses
 
-        return row_sums(token_losses(outputs, batch)[0], batch)
+        return batch.row_sums(token_losses(outputs, batch)[0])
 
     def score_tokens(
         self, data: RowSource, source: Split | EncodedRows, rows: npt.NDArray[np.int64]
     ) -> RequestGenerator[RowScores]:
         """Yield one pass over rows of a source, and return losses and how many tokens were predicted, but no answers.
 
-        Where nothing of them is learnt there is no pass.
-
         Raises:
             TrialDivergedError: a loss is not finite.
         """
         encoded = data.encoded(source)
-        if encoded.targets is None:
-            none = np.zeros(len(rows), np.int64)
-            return RowScores(None, none.astype(np.float32), none, none)
         losses, correct = yield ForwardRequest(source, rows, self.sums)
         return RowScores(None, finite(losses), encoded.counts(rows), correct.numpy())
 
     def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         """Return each row's loss, (n,), and how many of its tokens were the likeliest, (n,) int64: a `reduce`."""
-        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+        from loraxs_search.tasks.kinds._token_loss import token_losses
 
         losses, is_likeliest = token_losses(outputs, batch)
-        return row_sums(losses, batch), row_sums(is_likeliest, batch)
+        return batch.row_sums(losses), batch.row_sums(is_likeliest)
 
 
 def prompts_of(rows: EncodedRows) -> Ragged:

@@ -1,4 +1,4 @@
-"""Says which formulas are equal; run as a separate process by `_answers`, since one of them may never end.
+"""Says which formulas are equal; run as a separate process by `text_generation`, since one of them may never end.
 
 Lines of JSON in, [reference, prediction]; lines `true` and `false` out, after a first line `ready`. It imports nothing
 of this package. Time is that of the processor, so that a busy machine changes no answer.

@@ -38,19 +38,6 @@ def token_losses(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
     return _losses(outputs.read, batch.targets, outputs.project, with_gradients)
 
 
-def row_sums(values: Tensor, batch: Batch) -> Tensor:
-    """Return the sum of each row's values.
-
-    Args:
-        values: One a read, (M,): float32, or bool to be counted.
-    Returns:
-        Shape (n,): float32, or int64 for bool; attached to the graph.
-    """
-    if values.dtype is torch.bool:
-        return row_sums(values.float(), batch).long()
-    return torch.segment_reduce(values, "sum", lengths=batch.counts)
-
-
 class _Losses(torch.autograd.Function):
     """Gradients are made in the forward pass, chunk by chunk."""
 

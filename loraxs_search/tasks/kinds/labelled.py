@@ -58,19 +58,10 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
 _MEANT = 5  # values whose nearest label is named
-_HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
 _ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
-
-
-def are_hidden(values: Sequence[Any], names: Sequence[str] = ()) -> bool:
-    """Whether a column has no label at all, as where a benchmark keeps its test labels; a task's own names are some."""
-    hidden = _HIDDEN - set(names)
-    if any(_number(name) == -1 for name in names):
-        hidden -= {"-1", "-1.0"}
-    return all(str(value).strip() in hidden for value in values)
 
 
 def class_ids(
@@ -196,7 +187,7 @@ def _missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterat
         yield f"no {split} row has {what}{shown}, of which nothing is {'learnt' if split == 'train' else 'scored'}"
 
 
-_SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
+PAIR_SEPARATOR = "\n"  # between two texts, where the tokenizer puts nothing
 
 
 class _ColumnsSection(Section):
@@ -226,7 +217,6 @@ class _LabelledSection(Section):
 class _LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
-    asking = frozenset({_SEPARATOR})
     is_linear = True
     problem_type: ClassVar[str]  # as configurations of transformers call it
 
@@ -241,10 +231,9 @@ class _LabelledKind(TaskKind):
     def fields(cls, section: Any) -> dict[str, Any]:
         columns = section.columns
         fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
-        settings = {} if columns.text_pair is None else {_SEPARATOR: "\n"}
         standardized = cls.problem_type == "regression"
         fields |= {"labels": tuple(section.labels), "pooling": section.pooling, "standardized": standardized}
-        return {**fields, "settings": settings}
+        return {**fields, "settings": {}}
 
     @abstractmethod
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
@@ -265,17 +254,14 @@ class _LabelledKind(TaskKind):
         raise_joined(task, errors)
         return Rows(texts[task.text], texts.get(task.text_pair or ""), labels)
 
-    def hides_answers(self, columns: Columns) -> bool:
-        return are_hidden(columns.values[self.task.label], self.task.labels)
-
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         pairs, add = rows.pairs, tokenizer.num_special_tokens_to_add
-        if pairs is not None and add(pair=True) <= add(pair=False):  # the tokenizer puts nothing between two texts
-            pairs = [self.task.settings.get(_SEPARATOR, "") + pair for pair in pairs]
+        if pairs is not None and add(pair=True) <= add(pair=False):
+            pairs = [PAIR_SEPARATOR + pair for pair in pairs]
         _, encoded = _cut_tokens(rows.texts, pairs, tokenizer, self.task.max_length)
         return replace(encoded, targets=Ragged.single(rows.labels))
 
@@ -570,11 +556,6 @@ class TokenClassification(TaskKind):
         refuse(task, f"a row must have as many `{task.label}` as `{task.text}`", sizes, unequal, place)
         return _rows(words, [" ".join(own) for own in of_words])
 
-    def hides_answers(self, columns: Columns) -> bool:
-        values = map(items_of, columns.values[self.task.label])
-        every = [tag for value in values for tag in (value if isinstance(value, list) and value else [value or ""])]
-        return are_hidden(every, self.task.labels)
-
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(value if (own := _listed_words(value)) is None else " ".join(own) for value in row)
 
@@ -606,9 +587,7 @@ class TokenClassification(TaskKind):
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional
 
-        from loraxs_search.tasks.kinds._token_loss import row_sums
-
-        return row_sums(functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none"), batch)
+        return batch.row_sums(functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none"))
 
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         ids, losses = yield ForwardRequest(split, rows, self._ids_and_losses)

@@ -42,7 +42,6 @@ from loraxs_search.tasks.kinds._language_model import (
     with_examples,
     written,
 )
-from loraxs_search.tasks.kinds.labelled import are_hidden
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS, Values
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
 
@@ -481,16 +480,6 @@ class MultipleChoice(LanguageModelKind):
             return Rows(texts, None, labels, extras)
         return Rows(texts, [_shown(own) for own in options], labels, {**extras, _OPTIONS: options})
 
-    def hides_answers(self, columns: Columns) -> bool:
-        names, form = self.task.settings.get("option_names"), self.options
-        known = list(names) if isinstance(names, list | tuple) else []
-        if isinstance(names, str) or form.column is not None:
-            listed = columns.values[names if isinstance(names, str) else str(form.column)]
-            known += [str(item) for own in map(items_of, listed) if isinstance(own, list | tuple) for item in own]
-        else:
-            known += form.fixed or []
-        return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
-
     def asked(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation) -> Rows:
         form = self.options
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
@@ -573,9 +562,6 @@ class MultipleChoice(LanguageModelKind):
             for values in (finite(of_reads[0]), of_reads[1].numpy())
         )
         return choices, choices.scores(losses, self.task.settings["normalize"]), losses, correct
-
-    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        return [own[label] for label, own in zip(labels.tolist(), Choices.of_rows(rows).texts, strict=True)]
 
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:

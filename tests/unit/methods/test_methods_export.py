@@ -86,7 +86,7 @@ def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits, capf
 def test_its_page_says_what_stands_between_two_texts(sealed):
     path = sealed[0] / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["task"] |= {"text": "one", "text_pair": "two", "settings": {"pair_separator": "\n"}}
+    manifest["task"] |= {"text": "one", "text_pair": "two"}
     path.write_text(json.dumps(manifest))
     for form in ("lora", "merged"):
         assert 'the second one begins with "\\n".' in (converted(sealed[0], form) / "README.md").read_text()

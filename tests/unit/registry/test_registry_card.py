@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from support.toy_language import choosing, writing
 
-from loraxs_search.records.adapter import Sample
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline, Refit, SliceScore
 from loraxs_search.records.trial import AdapterSize, PeftSettings
@@ -84,18 +83,17 @@ def test_its_code_is_python_in_a_few_lines(manifest, task):
 
 
 def test_the_card_says_what_stands_between_two_texts(manifest):
-    task = replace(manifest().task, text="first", text_pair="second", settings={"pair_separator": "\n"})
+    task = replace(manifest().task, text="first", text_pair="second")
     between = r'nothing between first and second, the second one begins with "\n".'
     assert between in model_card(manifest(task=task))
-    assert between not in model_card(manifest(task=replace(task, settings={})))
+    assert between not in model_card(manifest(task=replace(task, text_pair=None)))
 
 
 # ---- adapters without a head -----------------------------------------------------------------------------------------
 def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
     generation = {"max_new_tokens": 64, "stop": ["\nQuestion:"]}
     task = writing(prompt="Question: {question}\nAnswer:", generation=generation)
-    samples = (Sample("Question: 1 + 1?\nAnswer:", "2", "The answer is ```2```."),)
-    card = model_card(manifest(task=task, samples=samples))
+    card = model_card(manifest(task=task))
     assert "# turned-words" in card
     assert "pipeline_tag: text-generation" in card
     assert "```text\nQuestion: {question}\nAnswer:\n```" in card
@@ -103,7 +101,6 @@ def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
         'the likeliest token each time, and end at the end token, or after 64 tokens or before `"\\nQuestion:"`.'
         in card
     )
-    assert "Reference:\n\n```text\n2\n```\n\nAnswer:\n\n````text\nThe answer is ```2```.\n````" in card
     assert "| stored, R alone | 400 bytes |" in card
     assert "| head |" not in card
     assert "`loraxs-search pull turned-words --format lora`, and for llama.cpp and Ollama `--format gguf`." in card
@@ -130,12 +127,10 @@ def test_messages_and_drawn_answers_are_said_as_well(manifest):
     assert "do_sample=True, temperature=0.5, top_p=0.9, top_k=0" in code
     assert "eos_token_id=tokenizer.convert_tokens_to_ids(['[TURN]', '[END]'])" in code
     assert "end at `[TURN]` or `[END]`, or after 8 tokens" in card
-    assert "## Answers" not in card
 
 
-def test_the_card_of_one_that_chooses_shows_what_it_chose(manifest):
-    card = model_card(manifest(task=choosing(), samples=(Sample("say w1", "w4", "w1"),)))
-    assert "Answer:\n\n```text\nw1\n```" in card
+def test_the_card_of_one_that_chooses_has_no_prompt(manifest):
+    card = model_card(manifest(task=choosing()))
     assert "## Prompt" not in card
     assert "model.generate" not in card
 

@@ -20,7 +20,7 @@ from loraxs_search.scaffold.roles import read_table
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs
 from loraxs_search.search_space.space import notes
-from loraxs_search.tasks.files import question_path
+from loraxs_search.tasks.files import read_questions
 
 
 def test_every_section_becomes_its_record(parse, text, folder):
@@ -301,7 +301,7 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
         (load_space, "reveiws.yaml", "reviews.yaml"),
         (load_space, "reviews", "reviews.yaml"),
         (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
-        (question_path, "./data/ticket.csv", "data/tickets.csv"),
+        (lambda name: read_questions(name, ("text",)), "./data/ticket.csv", "data/tickets.csv"),
     ):
         with pytest.raises(LoraxsError) as caught:
             use(wrong)

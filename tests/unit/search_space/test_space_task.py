@@ -132,7 +132,7 @@ def test_rows_of_written_answers(hub):
 
 def test_catalogue_names_metrics_and_batches_need_no_torch():
     code = (
-        "import sys; from loraxs_search.tasks.encoded import epoch_batches;"
+        "import sys; from loraxs_search.tasks.encoded import TrainingBatches;"
         "from loraxs_search.tasks.metrics import METRICS;"
         "from pathlib import Path; from loraxs_search.search_space.document import Document;"
         "from loraxs_search.search_space.sections import catalogue_entry, read_task;"

@@ -13,7 +13,6 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records.task import DataSource
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.kinds.labelled import SequenceClassification
 from loraxs_search.tasks.prepared import encode, prepare
 
 
@@ -32,21 +31,10 @@ def pair_task(make_task, rows):
 
 
 def test_pairs_stand_apart_where_the_tokenizer_puts_nothing_between_them(make_task, rows, tokenizer):
-    columns = {"text": "text", "text_pair": "second", "label": "label"}
-    fields = SequenceClassification.fields(SequenceClassification.section.model_validate({"columns": columns}))
-    older = pair_task(make_task, rows)
-    task = replace(older, settings=fields["settings"])
+    task = replace(pair_task(make_task, rows), max_length=64)
     plain, question = byte_tokenizer(), [("good", "It is bad")]
-
-    def text(task):
-        return plain.decode(inputs_of(task, plain, question)["input_ids"][0])
-
-    task, older = replace(task, max_length=64), replace(older, max_length=64)
-    assert text(task) == "good\nIt is bad"
-    assert text(older) == "goodIt is bad"  # as stored adapters were trained
-    assert text(kind_of(task).asked_as(older)) == text(older)
-    same = [inputs_of(each, tokenizer, question)["input_ids"].tolist() for each in (task, older)]
-    assert same[0] == same[1]
+    assert plain.decode(inputs_of(task, plain, question)["input_ids"][0]) == "good\nIt is bad"
+    assert inputs_of(task, tokenizer, question)["input_ids"].tolist() == [tokenizer(*question[0])["input_ids"]]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.files import question_path, question_rows, read_questions
+from loraxs_search.tasks.files import question_rows, read_questions
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():
@@ -161,6 +161,6 @@ def test_what_is_no_file_is_refused():
         ("s3://a", "s3://a"),
     ]:
         with pytest.raises(UsageError) as caught:
-            question_path(name)
+            read_questions(name, ("text",))
         assert message in caught.value.message
         assert ("download it" in caught.value.hint) == (name == "s3://a")

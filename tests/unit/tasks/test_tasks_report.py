@@ -10,7 +10,7 @@ import pytest
 from loraxs_search.records.task import AnswerFact, DataReport, SplitOverlap
 from loraxs_search.tasks.metrics import METRICS
 from loraxs_search.tasks.prepared import load_data, prepare
-from loraxs_search.tasks.report import data_warnings, overlap_counts, standard_error
+from loraxs_search.tasks.report import data_warnings, standard_error
 
 
 def content(*texts, label=0):
@@ -26,7 +26,7 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
     report = prepare(make_task(files), tokenizer).report
     assert report.num_rows == {"train": 4, "validation": 3, "test": 5}
     assert report.repeated == {"train": 0, "validation": 0, "test": 1}
-    assert overlap_counts(report) == {
+    assert report.counts == {
         "validation_rows_in_train": 0,
         "validation_rows_in_train_folded": 1,
         "test_rows_in_train": 2,

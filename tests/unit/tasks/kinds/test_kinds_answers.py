@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.tasks.kinds import _answers
-from loraxs_search.tasks.kinds._answers import Extraction, numbers
+from loraxs_search.tasks.kinds import text_generation
+from loraxs_search.tasks.kinds.text_generation import Extraction
 
 
 def only_number(text):
@@ -24,7 +24,7 @@ def equal_formulas(reference, prediction):
 
 
 def first_number(text):
-    return next(numbers(text), "")
+    return Extraction.model_validate({"as": "number", "regex": "(?s)(.*)"}).find(text)
 
 
 def last_number(text):
@@ -270,7 +270,7 @@ def test_a_formula_that_never_ends_is_unequal_and_the_next_is_compared():
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     broken = tmp_path / "worker.py"
     broken.write_text("raise ImportError('no module named math_verify')")
-    monkeypatch.setattr(_answers, "_WORKER", broken)
+    monkeypatch.setattr(text_generation, "_WORKER", broken)
     with pytest.raises(LoraxsError, match="no module named math_verify") as error:
         equal_formulas("1", "2")
     assert "install math-verify" in str(error.value.hint)

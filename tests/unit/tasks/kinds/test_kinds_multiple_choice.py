@@ -300,15 +300,4 @@ def test_keys_that_contradict_each_other_are_refused(make):
         assert message in broken_laws(make(**keys))
 
 
-def test_a_label_that_names_an_option_is_not_hidden(make, write):
-    for label, keys in [
-        (-1, {"options": ["x", "y"], "option_names": ["-1", "1"]}),
-        ("None", {}),
-        ("-1", {"option_names": "names"}),
-    ]:
-        rows = [row | {"names": ["-1", "1"]} for row in labelled([label] * 40, ["None", "Some"])]
-        task = make(rows, **keys)
-        assert [len(own) for own in load_data(task).values()] == [40, 40, 40]
-
-
 # ---- where options begin ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraxs_search.tasks.encoded import Batch
 from loraxs_search.tasks.kinds import PassOutputs, _token_loss
-from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+from loraxs_search.tasks.kinds._token_loss import token_losses
 
 COUNTS = torch.tensor([5, 1, 4, 7])
 M, WIDTH, VOCABULARY = 17, 6, 11
@@ -138,12 +138,12 @@ def test_logits_are_never_whole_forward_and_backward():
 def test_sums_of_rows_are_those_of_their_reads():
     batch = _batch()
     losses = torch.arange(1.0, M + 1).requires_grad_()
-    sums = row_sums(losses, batch)
+    sums = batch.row_sums(losses)
     assert sums.tolist() == [part.sum().item() for part in losses.split(COUNTS.tolist())]
     (sums * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
     assert losses.grad is not None
     assert losses.grad.tolist() == torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat_interleave(COUNTS).tolist()
     flags = torch.arange(M) % 2 == 0
-    counted = row_sums(flags, batch)
+    counted = batch.row_sums(flags)
     assert counted.dtype is torch.int64
     assert counted.tolist() == [int(part.sum()) for part in flags.split(COUNTS.tolist())]
