@@ -384,16 +384,19 @@ class Promoter:
         with registry.errors(), self.locked() as check:
             if (begun := registry.task_tags(task, CHANGE).get(CHANGE)) is not None:
                 check()
-                change, may_finish = None, False
+                change = None
                 with contextlib.suppress(ValueError):  # pydantic's ValidationError is one
-                    change, may_finish = from_json(_Change, begun), True
+                    change = from_json(_Change, begun)
                 if change is not None and change.decision.action == "rollback":  # unless others changed it since
                     champion = registry.readable_champion(task)
                     target = registry.find(AdapterName(task, None, change.decision.version))
                     is_there = target is not None and target.digest == change.digest
-                    known = (change.champion, change.decision.version)
-                    may_finish = is_there and (champion.version if champion else None) in known
-                if change is not None and may_finish:
+                    if not is_there or (champion and champion.version) not in (
+                        change.champion,
+                        change.decision.version,
+                    ):
+                        change = None
+                if change is not None:
                     finished = self._make(change)
                 else:
                     _logger.warning("a change of the champion of %s was cut short, and cannot be finished", task)
@@ -515,7 +518,7 @@ class Promoter:
                         " it.",
                         hint="promoting took too long and another process took over: decide again",
                     )
-                self._write_lease(owner)
+                self._write(LEASE, f"{owner} {time.time()}")
 
             self._acquire(owner, wait_s)
             try:
@@ -554,7 +557,7 @@ class Promoter:
         while True:
             if not seen or time.monotonic() - seen_at >= TTL_S:
                 try:
-                    self._write_lease(owner)
+                    self._write(LEASE, f"{owner} {time.time()}")
                 except MlflowException:
                     # Of two that insert the tag at once, the server's database refuses one: the other's stands there.
                     if not self._lease():
@@ -576,9 +579,6 @@ class Promoter:
         """Return the lease as it stands; empty if nobody has it."""
         runs = self.registry.task_runs(self.task)
         return str(runs[0].data.tags.get(LEASE, "")) if runs else ""
-
-    def _write_lease(self, owner: str) -> None:
-        self._write(LEASE, f"{owner} {time.time()}")
 
 
 def _owner(lease: str) -> str:

@@ -249,7 +249,7 @@ def loss_bound(metric: Metric, sign: float, first: ScoredRows, second: ScoredRow
         low, high = 0.0, 1.0
         for _ in range(40):  # the chance falls as the margin grows
             middle = (low + high) / 2
-            low, high = (low, middle) if tango(won, lost, len(first.labels), middle) <= level else (middle, high)
+            low, high = (low, middle) if _tango(won, lost, len(first.labels), middle) <= level else (middle, high)
         return high
     from scipy.stats import norm
 
@@ -265,7 +265,7 @@ def loss_bound(metric: Metric, sign: float, first: ScoredRows, second: ScoredRow
     return max(0.0, unseen + math.hypot(unseen, z * deviation) - sign * (scores[0] - scores[1]))
 
 
-def tango(won: int, lost: int, num_rows: int, margin: float) -> float:
+def _tango(won: int, lost: int, num_rows: int, margin: float) -> float:
     """Return the chance of so few losses if the share of rows that are lost exceeds that of rows won by `margin`.
 
     Source: Tango (1998), formulas 12 and 13: the variance is that of the likeliest shares that differ by `margin`.

@@ -49,7 +49,17 @@ def install_factors(key: str, content: bytes, root: Path | None = None, *, unche
         IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
         HomeError: the folder cannot be written.
     """
-    checksum = _true_checksum(content)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        checksum, tensors, digest = str(entry_of(content, "factors")["checksum"]), load(content), hashlib.sha256()
+        for name in _NAMES:
+            digest.update(tensors[name].tobytes())
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"A factor file must be safetensors with a checksum, but: {error}.") from error
+    if (actual := digest.hexdigest()) != checksum:
+        raise IntegrityError(f"A factor file must have checksum {checksum[:16]}..., but got {actual[:16]}...")
     _check_digests(key, checksum)
     path = own = factor_path(key, root)
     if unchecked:
@@ -74,25 +84,6 @@ def _recorded_checksum(path: Path) -> str | None:
         return str(entry_of(path, "factors")["checksum"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a damaged file is made anew by whoever needs it
-
-
-def _true_checksum(content: bytes) -> str:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        recorded = entry_of(content, "factors")["checksum"]
-        tensors = load(content)
-        digest = hashlib.sha256()
-        for name in _NAMES:
-            digest.update(tensors[name].tobytes())
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"A factor file must be safetensors with a checksum, but: {error}.") from error
-    if digest.hexdigest() != recorded:
-        raise IntegrityError(
-            f"A factor file must have checksum {recorded[:16]}..., but got {digest.hexdigest()[:16]}..."
-        )
-    return str(recorded)
 
 
 _logger = logging.getLogger(__name__)

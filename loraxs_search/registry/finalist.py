@@ -139,9 +139,3 @@ def choose(
 def trial_of(trial_id: str) -> str:
     """Return the trial whose recipe an adapter was trained by: of a refit, the trial that it repeats."""
     return trial_id.partition(".")[0]
-
-
-def show_confidence(confidence: float) -> str:
-    """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
-    error = max(1 - confidence, 1e-15)
-    return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")

@@ -32,7 +32,7 @@ from loraxs_search.records.promotion import (
 )
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, loss_bound, p_value, score_of, slice_scores
-from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_confidence
+from loraxs_search.registry.finalist import NOISE, Criterion, better_when
 from loraxs_search.tasks.baselines import BASELINES as KNOWN_BASELINES
 from loraxs_search.tasks.baselines import fitting_baselines
 from loraxs_search.tasks.kinds import Metric, find_metric, kind_of
@@ -607,7 +607,11 @@ def _beside(gain: float, other: str) -> str:
 
 
 def _held_to(comparison: ComparisonRecord) -> str:
-    return f"comparison {comparison.number} on these rows, confidence {show_confidence(comparison.confidence)}"
+    """Return the number and confidence of a comparison, with as many digits as tell it from certainty: 0.999995."""
+    confidence = comparison.confidence
+    digits = max(4, 1 - math.floor(math.log10(max(1 - confidence, 1e-15))))
+    shown = f"{confidence:.{digits}f}".rstrip("0").rstrip(".")
+    return f"comparison {comparison.number} on these rows, confidence {shown}"
 
 
 def _describe_p_value(p: float | None, comparison: ComparisonRecord) -> str:

@@ -142,34 +142,27 @@ def _download(adapter: RegisteredAdapter, registry: Registry, target: Path) -> M
 
 def _fetch(adapter: RegisteredAdapter, registry: Registry, folder: Path) -> None:
     """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
-    listed = dict[str, int]()
-    for name, num_bytes in registry.list_files(adapter.source).items():
+    source, listed = adapter.source, dict[str, int]()
+    for name, num_bytes in registry.list_files(source).items():
         if lies_beside(name, num_bytes is None):
             continue
-        if num_bytes is None:
-            raise IntegrityError(f"{name} must be a file, but it is a folder.")
+        if num_bytes is None or (Path(source.removeprefix("file://")) / name).is_symlink():  # it could lead anywhere
+            raise IntegrityError(f"{name} must be a plain file: no folders, no links.")
         check_file(name, num_bytes)
-        listed[name] = num_bytes
+        listed[name] = num_bytes or MAX_BYTES[Path(name).suffix]
     if not 0 < len(listed) <= _MAX_FILES:
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(listed)}.")
-
-    def fetch(name: str) -> None:
-        path = Path(adapter.source.removeprefix("file://")) / name
-        if path.is_symlink():  # of a folder of this machine: it could lead anywhere
-            raise IntegrityError(f"{path} must be a plain file: no folders, no links.")
-        registry.fetch_file(adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
-
     if MANIFEST in listed:
-        fetch(MANIFEST)
+        registry.fetch_file(source, MANIFEST, folder, listed[MANIFEST])
     manifest = read(folder, adapter.digest)
     for left_over in {path.name for path in folder.iterdir()} - listed.keys():
         (folder / left_over).unlink()
     if unlisted := sorted(listed.keys() - manifest.files.keys() - {MANIFEST}):
         raise IntegrityError(f"{unlisted[0]} is not listed in the manifest.")
-    for name, expected in sorted((name, manifest.files[name]) for name in listed if name != MANIFEST):
+    for name in sorted(listed.keys() - {MANIFEST}):
         path = folder / name
-        if not path.is_file() or path.is_symlink() or file_sha256(path) != expected:
-            fetch(name)
+        if not path.is_file() or path.is_symlink() or file_sha256(path) != manifest.files[name]:
+            registry.fetch_file(source, name, folder, listed[name])
 
 
 # ---- what names meant here -------------------------------------------------------------------------------------------

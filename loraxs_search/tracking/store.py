@@ -61,8 +61,21 @@ def ensure_store(uri: str) -> None:
     elif not path.exists():
         ensure_dir(path.parent)
         with disk_faults(path), file_lock(lock_beside(path)):
-            if not path.exists():
-                _create(path)
+            if path.exists():  # another process was quicker
+                return
+            prepare_environment()
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                # The store's own constructor runs every migration and records where the default experiment keeps
+                # artifacts.
+                store = SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "artifacts"))
+                store.engine.dispose()
+                os.replace(temporary, path)
+            finally:
+                for leftover in path.parent.glob(f"{temporary.name}*"):
+                    leftover.unlink()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -71,22 +84,6 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _create(path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    prepare_environment()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with disk_faults(path):
-        try:
-            # The store's own constructor runs every migration and records where the default experiment keeps artifacts.
-            store = SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "artifacts"))
-            store.engine.dispose()
-            os.replace(temporary, path)
-        finally:
-            for leftover in path.parent.glob(f"{temporary.name}*"):
-                leftover.unlink()
 
 
 # ---- what a study folder knows of it ---------------------------------------------------------------------------------

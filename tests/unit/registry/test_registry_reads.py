@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from loraxs_search.errors import HomeError, IntegrityError, RegistryError, RegistryUnreadableError
+from loraxs_search.errors import IntegrityError, RegistryError, RegistryUnreadableError
 from loraxs_search.registry import store
 from loraxs_search.registry.store import ADAPTER, KIND, Registry
 from loraxs_search.tracking.store import connect
@@ -66,13 +65,6 @@ def test_what_mlflows_client_fetched_is_measured(store_uri, tmp_path):
     with pytest.raises(IntegrityError, match=f"{NAME} must have at most 10 bytes, but 11 came from"):
         Registry(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 10)
     assert Registry(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 11).read_bytes() == bytes(11)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_a_full_disk_is_told_as_one(endless, tmp_path):
-    (tmp_path / NAME).symlink_to("/dev/full")
-    with pytest.raises(HomeError, match=f"No space left to write {tmp_path / NAME}"):
-        Registry(endless).fetch_file(SOURCE, NAME, tmp_path, 2**30)
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------

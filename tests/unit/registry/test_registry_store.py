@@ -11,7 +11,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.promotion import PromotionRule, Refit
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry import changes
@@ -30,16 +30,23 @@ def champion(registry, promoter, task, candidate, make_folder):
     return registry
 
 
-def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, candidate, store_uri):
-    found = champion.champion("movie-reviews")
-    assert (found.version, found.aliases) == (1, ("champion",))
-    assert found.candidate == candidate("t0", 0.80)
-    assert champion.manifest(found.source).trial_id == "t0"
-    assert found.decision.promoted
-    version = connect(store_uri).get_model_version("movie-reviews", "1")
-    assert version.tags["test.accuracy"] == "0.8"
-    assert version.tags["loraxs.study"] == "s1"
-    assert version.description.startswith("accuracy 0.8000 on the test rows")
+def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(registry, promote, store_uri):
+    refits = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
+    decision, version = promote("t0", 320, refits=refits)
+    found = registry.champion("movie-reviews")
+    assert (found.version, version, found.aliases) == (1, 1, ("champion",))
+    assert (found.candidate.refits, found.candidate.test_metrics["accuracy"]) == (refits, 0.8)
+    assert registry.manifest(found.source).trial_id == "t0"
+    assert dataclasses.replace(found.decision, version=1) == decision
+    client = connect(store_uri)
+    model, version = client.get_registered_model("movie-reviews"), client.get_model_version("movie-reviews", "1")
+    assert (version.tags["test.accuracy"], version.tags["loraxs.study"]) == ("0.8", "s1")
+    headline = "version 1, accuracy 0.8000 (0.8033 ± 0.0153 over seeds), 1,000 bytes"
+    assert model.tags["loraxs.champion"] == headline
+    for part in (headline, "- best of 1 on validation rows: t0", "loraxs-search pull movie-reviews:1"):
+        assert part in version.description
+    in_sight = (value for key, value in model.tags.items() if not key.startswith("mlflow."))
+    assert not any("{" in value for value in (*in_sight, *version.tags.values())), "people see these"
 
 
 def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task, candidate, promoter):
@@ -51,19 +58,6 @@ def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task
     with pytest.raises(RegistryError, match="movie-reviews has no champion") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search promote" in str(none.value.hint)
-
-
-def test_promoting_what_was_interrupted_uses_the_version_that_is_there(
-    champion, task, candidate, make_folder, killed_at, promoter
-):
-    folder = make_folder("t1")
-
-    with killed_at("set_registered_model_alias"):
-        promoter.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
-    assert champion.champion("movie-reviews").version == 1
-    assert promoter.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
-    with pytest.raises(RegistryError):
-        champion.resolve("movie-reviews:3")
 
 
 def test_a_changed_folder_or_another_ones_is_not_registered(registry, task, candidate, make_folder, promoter):
