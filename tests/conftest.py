@@ -45,7 +45,7 @@ LONG_FILES = ("test_onnx", "test_stock_peft", "test_base_gguf", "test_hosts_larg
 PARTS = {
     "bases": "other families of base models",
     "browser": "MLflow's UI, and all of our pages, in Chromium",
-    "cluster": "Ray on several nodes: processes, namespaces as hosts, Slurm, `ray up`, KubeRay, an autoscaler, jobs",
+    "cluster": "Ray on several nodes: processes, namespaces as hosts, Slurm, `ray up`, KubeRay, jobs",
     "faults": "what is killed, cut off, full or late, one at a time and at random; its arena and its judge",
     "search": "more whole searches",
     "software": "vLLM, llama.cpp, sentence-transformers, SGLang, Ray Serve, PEFT's own test matrices",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from typing import Any
 
 import pytest
 from faults import chaos
 from faults.arena import missing_means
 from faults.history import History, Op, Promoted, broken_log, is_continued, violations
-from faults.records import Losses, Records, losses
 
 pytestmark = pytest.mark.long(part="faults")
 TRUTH = {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]}
@@ -91,33 +89,6 @@ def test_what_may_be_is_not_blamed_and_what_nobody_has_seen_is_not_judged_to_be_
         assert violations(History(unseen), PROMOTED) == [f"no {kind} has an answer"]
     alike = Promoted(PROMOTED.digests, TRUTH | {"aaa": [[0.205, 0.795]]})
     assert violations(History(GOOD), alike) == ["aaa and bbb answer alike: a wrong answer would not be seen"]
-
-
-@pytest.mark.parametrize(
-    ("told", "missing"),
-    [
-        ((), 2),
-        (((6, 0.5), (12, 0.75)), 0),
-        (((6, 0.5), (12, 0.25)), 2),
-        (((6, 0.5), (6, 0.5), (12, 0.75)), 1),
-    ],
-)
-def test_points_that_mlflow_lacks_doubles_or_changes_are_counted(told, missing):
-    log = {"0": ("COMPLETE", ((6, 0.5), (12, 0.75)))}
-    records = Records(log, {"0": ("COMPLETE", told)}, Counter("0"), 1)
-    assert losses(records, 1) == Losses(missing=missing)
-
-
-def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked():
-    sighted = [own for own in GOOD if own.kind != "fault"]
-    assert "version 1 is pulled where [2] may be" in violations(History(sighted), PROMOTED)
-
-
-def test_a_promotion_that_failed_may_have_moved_the_champion():
-    failed = op("promote", 8, 9, code=1, said="error: the server does not answer", version=None)
-    read = champion(10, 11, 1)
-    assert violations(History([*GOOD, read]), PROMOTED)
-    assert violations(History([*GOOD, failed, read]), PROMOTED) == []
 
 
 LOG = [

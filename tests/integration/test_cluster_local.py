@@ -109,11 +109,8 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
         assert refused.returncode == 1, refused.stderr
         assert "refused the connection" in refused.stderr
         assert "RAY_AUTH_MODE=token" in refused.stderr
-    refused = client(cluster, "doctor", RAY_AUTH_TOKEN="b" * 64)
-    assert refused.returncode == 1
-    assert "refused the connection" in refused.stdout
 
-    # Other versions here than there, and a server that they do not reach.
+    # Other versions here than there.
     other = tmp_path / "other"
     (other / "peft-0.21.99.dist-info").mkdir(parents=True)
     (other / "peft-0.21.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
@@ -124,9 +121,6 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     assert refused.stderr.count(": versions: ") == 3, "one for each node"
     assert "--runtime-env" in refused.stderr
     assert not StudyFolder.exists("unlike"), "nothing is written"
-    away = client(cluster, "doctor", "--tracking-uri", "http://127.0.0.1:9", "--json")
-    assert away.returncode == 1
-    assert [f["verdict"] for f in json.loads(away.stdout) if f["check"] == "mlflow"] == ["fail"] * 4
 
     # Our code goes to every node: the driver's own copy is gone from this machine when a node needs it.
     sent = tmp_path / "sent"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +19,6 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.search.driver.result import SearchResult
-from loraxs_search.search.tune import loop
 
 pytestmark = [
     pytest.mark.long(part="cluster"),
@@ -144,36 +141,3 @@ def test_a_search_begins_without_workers_and_takes_one_host_for_each_gpu_that_co
     assert only_cpus.node_id not in hosts()
     search.result()
     agree("from-zero", 4)
-
-
-HOLDING = """
-import sys, ray
-ray.init(sys.argv[1], log_to_driver=False)
-held = ray.remote(num_cpus=1)(type("Held", (), {})).remote()
-ray.get(held.__ray_ready__.remote())
-print("held", flush=True)
-sys.stdin.read()
-"""
-HELD = "2 CPU, which other work"
-
-
-def test_a_search_says_what_it_waits_for_and_goes_on_with_what_there_is(cluster, tiny_space, agree, monkeypatch):
-    """Other work holds the node at first. Later another one takes its place, which is smaller than its trials ask."""
-    monkeypatch.setattr(loop, "WAIT_S", 2.0)
-    first = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
-    program = [sys.executable, "-c", HOLDING, cluster.address]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        plan = ("search.trials=3", "search.scheduler=none", "search.max_steps=240", "search.report_every=10")
-        search = Search(tiny_space, "waits", cluster.address, *plan, "search.pack_size=1")
-        search.await_that(lambda: any(HELD in text for text in search.view.warnings))
-        assert not search.view.reported.is_set()
-        other.communicate(timeout=60)
-    search.await_that(search.view.reported.is_set)
-    cluster.remove_node(first, allow_graceful=False)
-    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    result = search.result()
-    assert {trial.state for trial in result.trials} == {TrialState.COMPLETE}
-    agree("waits", 3)
-    assert sum(HELD in text for text in search.view.warnings) == 1

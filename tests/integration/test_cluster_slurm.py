@@ -273,20 +273,3 @@ def test_the_time_limit_stops_the_search_and_the_job_goes_on_by_itself(two_nodes
     assert "srun: error" not in log
     assert "Traceback" not in log
     agree(study, 4)
-
-
-def test_a_node_that_loses_its_power_has_the_job_run_again(two_nodes, space, in_search_home, agree):
-    cluster, study = two_nodes.cluster, "cut"
-    job = two_nodes.submit(space(4000), study)
-    two_nodes.wait_for_reports(study, 2, job)
-    worker = cluster.boxes[-1]
-    worker.power_cut()
-    two_nodes.wait_for(lambda: cluster.state(job) == "PENDING", job)
-    reported = num_reports(study)
-    worker.reboot()
-    cluster.start_node(worker)
-    two_nodes.wait_for_requeue(job)
-    two_nodes.wait_for(lambda: cluster.state(job) == "COMPLETED", job)
-    assert 2 <= reported < num_reports(study)
-    assert f"next: loraxs-search promote {study}" in two_nodes.log(job)
-    agree(study, 4)

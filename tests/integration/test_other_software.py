@@ -15,16 +15,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.environments import Environment, environment, version
 from support.spaces import SMOLLM2
-from support.toy_language import save_base, writing
+from support.toy_language import writing
 from support.trials import write
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records.base import BaseModel, BaseModelRef
@@ -225,33 +223,3 @@ def test_sentence_transformers_computes_the_logits_of_texts(make_adapter, tiny_b
 
 
 # ---- SGLang ----------------------------------------------------------------------------------------------------------
-def sglang(made: Environment) -> None:
-    """Install the package alone: what it needs to serve is for GPUs."""
-    made.pip("--no-deps", "sglang==0.5.23")
-    made.pip(version("huggingface_hub"))
-
-
-SGLANG = """
-import importlib.util, json, sys, sysconfig
-path = sysconfig.get_path("purelib") + "/sglang/srt/lora/lora_config.py"
-spec = importlib.util.spec_from_file_location("lora_config", path)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-config = module.LoRAConfig(sys.argv[1])
-print(json.dumps([config.r, config.lora_alpha, config.target_modules, config.lora_added_tokens_size, config.use_dora]))
-"""
-
-
-def test_sglang_reads_a_folder_of_one_rank(make_adapter, in_warm_home, tmp_path, tmp_path_factory):
-    """Its memory takes layers of the rank in the config alone, and scales all of them by alpha / r."""
-    env = environment(tmp_path_factory.mktemp("environments"), "sglang", sglang)
-    save_base(tmp_path / "toy")
-    toy = locate(BaseModelRef(str(tmp_path / "toy")))
-    names = tuple(module.name for module in linear_modules(toy, TaskModel("AutoModelForCausalLM")))
-    made = make_adapter(tmp_path / "adapter", toy, task=writing("other"), rank=4, target_modules=names)
-    folder = converted(made, "lora", ExportOptions(rank=32))
-    rank, alpha, modules, added, dora = json.loads(env.run(SGLANG, str(folder)))
-    assert (rank, alpha, added, dora) == (32, 32, 0, False)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    assert {name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in tensors} == set(modules)
-    assert {value.shape[name.endswith("lora_B.weight")] for name, value in tensors.items()} == {rank}

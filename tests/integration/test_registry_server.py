@@ -26,7 +26,7 @@ from support.toys import TASK, adapter, candidate
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
-from loraxs_search.errors import RegistryError, UnknownTaskError
+from loraxs_search.errors import RegistryError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.records.base import BaseModelRef
@@ -176,15 +176,6 @@ def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
     with record.locked():
         assert changes.LEASE in client.get_run(runs[0]).data.tags
         assert [decision.number for decision in record.registry.decisions(name)] == [1, 2]
-
-
-def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, tmp_path):
-    promote(mlflow_server.uri, "typed", tmp_path / "t0")
-    registry, mistyped = Registry(mlflow_server.uri), Promoter(mlflow_server.uri, "tpyed")
-    for change in (mistyped.rollback, lambda: mistyped.remove(1)):
-        with pytest.raises(UnknownTaskError, match="Did you mean typed"):
-            change()
-    assert "tpyed" not in [summary.task for summary in registry.summaries()]
 
 
 @pytest.mark.long(part="faults")

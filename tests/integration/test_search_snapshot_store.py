@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any, cast
 
 import pytest
 import ray
 from support.studies import state, study
 
-from loraxs_search.errors import ClusterError
 from loraxs_search.home import home
-from loraxs_search.search.cluster import connection
-from loraxs_search.search.cluster.connection import NAMESPACE, connected, start_named
+from loraxs_search.search.cluster.connection import NAMESPACE, start_named
 from loraxs_search.search.hosts.answers import kill
 from loraxs_search.search.hosts.pool import SnapshotStore
 
@@ -38,19 +35,3 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
         assert pid_of(snapshot_store) != first
     finally:
         kill(snapshot_store)
-
-
-class Dying(SnapshotStore):
-    """Dies before it begins, whenever it is started."""
-
-    def __init__(self, name: str, home: str) -> None:
-        os._exit(1)
-
-
-@pytest.mark.long(part="faults")
-def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(ray_here, monkeypatch):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
-    monkeypatch.setattr(connection, "MAX_RESTARTS", 1)
-    _, snapshot_store = start_named(Dying, "dying", str(home()))
-    with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):
-        ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=240)

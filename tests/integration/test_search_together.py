@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from loraxs_search.errors import LoraxsError, TaskDataError
-from loraxs_search.log.events import SearchStarted, ShownEvent
-from loraxs_search.log.study_log import SearchView
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.driver.launch import launch, launch_together
 from loraxs_search.studies.folder import StudyFolder, list_studies
@@ -70,38 +66,3 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(ray_here, in_search_h
         )
     (finished,) = set(list_studies()) - before
     agree(finished, 2)
-
-
-@pytest.mark.long(part="search")
-def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(ray_here, in_search_home, tiny_space):
-    """The first study once had the device until its last trial."""
-    text = re.sub(r"  rank: .*\n  target_modules: .*\n", "", tiny_space.read_text())
-    spaces = [tiny_space.with_name(f"{method}.yaml") for method in ("full", "head-only")]
-    for space in spaces:
-        space.write_text(f"method: {space.stem}\n{text}")
-    plan = ("search.trials=8", "search.max_steps=24", "search.scheduler=none", "promotion.seeds=0")
-    full, head = launch_together([str(space) for space in spaces], overrides=plan)
-    assert {trial.state for result in (full, head) for trial in result.trials} == {TrialState.COMPLETE}
-    begun = [min(trial.reported_at[0] for trial in result.trials) for result in (full, head)]
-    ended = [max(trial.reported_at[-1] for trial in result.trials) for result in (full, head)]
-    assert max(begun) < min(ended)
-
-
-@pytest.mark.long(part="search")
-def test_studies_that_are_searched_together_share_a_full_device(ray_here, in_search_home, tiny_space, ratings, agree):
-    """Nobody asks for a pack size. Each study once had one slot, whatever the device held."""
-    facts: list[SearchStarted] = []
-
-    class Watching(SearchView):
-        def happened(self, event: ShownEvent) -> None:
-            if isinstance(event, SearchStarted):
-                facts.append(event)
-
-    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0")
-    for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
-        agree(result.study, 3)
-        assert not any(trial.state is TrialState.FAIL for trial in result.trials)
-    assert [started.num_slots for started in facts] == [3, 3]
-    assert all("6 trials" in started.why_slots for started in facts)
-    with pytest.raises(LoraxsError, match="pack_size"):
-        launch(str(tiny_space), overrides=("search.pack_size=many",))

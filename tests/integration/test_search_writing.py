@@ -56,13 +56,6 @@ def reports(study: str) -> list[dict[str, float]]:
     return [dict(record.reports[-1].metrics) for record in records if record.state is TrialState.COMPLETE]
 
 
-def have_references(test: Path) -> None:
-    """Give all rows the reference in a column of its own."""
-    for path in test.parent.glob("*.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({**row, "wanted": row["turned"]}) + "\n" for row in rows))
-
-
 def check_alone(study: StudyFolder, folder: Path) -> None:
     """The untouched base was asked with and without examples, and a first champion was held against it."""
     constant, *alone = study.baselines() or ()
@@ -118,19 +111,3 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agr
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card
     check_alone(StudyFolder.open("turned"), folder)
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
-
-
-@pytest.mark.long(part="search")
-def test_trials_may_be_compared_by_what_they_write(shell, agree):
-    have_references(shell.folder / "test.jsonl")
-    changes = ("search.metric=exact_match", "task.validation_rows=20", "task.metrics=[exact_match]")
-    changes += ('task.reference="{wanted}"', "task.generation={max_new_tokens: 1}")
-    shell.ok("launch", "turned.yaml", "--name", "written", *(part for it in changes for part in ("--set", it)))
-    agree("written", 3)
-    assert all({"exact_match", "unparsed", "unended"} <= set(metrics) for metrics in reports("written"))
-    status = shell.run("status", "written")
-    assert "exact_match" in status.stdout
-    assert "of the answers were cut at max_new_tokens=1: raise `generation.max_new_tokens`" in status.stderr
-    shell.ok("promote", "written", "--force")
-    champion, *_ = json.loads(shell.ok("show", "turned-words", "--json"))  # the newest version
-    assert set(champion["candidate"]["test_metrics"]) == {"exact_match", "unparsed", "unended"}

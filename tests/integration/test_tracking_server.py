@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import webbrowser
 from pathlib import Path
 
 import pytest
@@ -176,36 +175,7 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(store_uri, t
     assert len(client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")) == 1
 
 
-def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path):
-    folder = tmp_path / "home"
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    code = "import sys; from loraxs_search.tracking.store import ensure_store; ensure_store(sys.argv[1])"
-    process = _python(code, uri)
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(".mlflow.db.*.tmp")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.3)  # some migrations are done
-    _kill(process)
-    ensure_store(uri)
-    assert connect(uri).search_experiments()
-
-
 # ---- a link ------------------------------------------------------------------------------------------------------
-def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(mlflow_server, say, tmp_path, monkeypatch):
-    server, opened = mlflow_server, []
-    with Tracked("s1", tmp_path / "study", server.uri, "linked") as tracker:
-        tracker.search_started("task: {}\n", SearchPlan())
-        assert tracker.flush(60)
-    monkeypatch.setenv("BROWSER", "any")
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    study_id = (tmp_path / "study" / "tracking.id").read_text()
-    number = connect(server.uri).get_experiment_by_name("linked").experiment_id
-    link = f"{server.uri}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}"
-    command = ("ui", "s1", "--tracking-uri", server.uri)
-    assert say(*command, "--no-open").ok == f"{link}\n"
-    assert opened == []
-    assert say(*command).ok == f"{link}\n"
-    assert opened == [link]
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------
