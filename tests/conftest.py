@@ -48,7 +48,7 @@ PARTS = {
     "cluster": "Ray on several nodes: processes, namespaces as hosts, Slurm, `ray up`, KubeRay, jobs",
     "faults": "what is killed, cut off, full or late, one at a time and at random; its arena and its judge",
     "search": "more whole searches",
-    "software": "vLLM, llama.cpp, sentence-transformers, SGLang, Ray Serve, PEFT's own test matrices",
+    "software": "vLLM, llama.cpp, sentence-transformers, Ray Serve, PEFT's own test matrices",
     "storage": "object stores, NFS, PostgreSQL, accounts, and another machine that goes on from them",
 }
 

@@ -80,15 +80,9 @@ class Cluster:
         for number in range(1, len(self.places)):
             self._await(number)
 
-    def join(self, **env: str) -> Node:
-        """Start one more worker, with an environment of its own, and return when it runs."""
-        self.places.append(Node())
-        self.start_again(len(self.places) - 1, **env)
-        return self.places[-1]
-
-    def start_again(self, number: int, **env: str) -> None:
+    def start_again(self, number: int) -> None:
         """Start a worker that does not run, and return when it does."""
-        self._start_worker(number, **env)
+        self._start_worker(number)
         self._await(number)
 
     def stop(self) -> None:
@@ -96,14 +90,13 @@ class Cluster:
         for place in reversed(self.places):
             place.kill()
 
-    def _start_worker(self, number: int, **env: str) -> None:
-        self._start(number, f"--address={self.address}", "--num-cpus=1", **env)
+    def _start_worker(self, number: int) -> None:
+        self._start(number, f"--address={self.address}", "--num-cpus=1")
 
-    def _start(self, number: int, *options: str, **more_env: str) -> None:
+    def _start(self, number: int, *options: str) -> None:
         place = self.places[number]
         home = self.homes.get(number)
         env = {**os.environ, **self.env, **({"LORAXS_HOME": str(home)} if home else {})}
-        env |= more_env
         env.pop("RAY_ADDRESS", None)
         command = [*place.prefix, str(self.ray), "start", "--block", f"--node-ip-address={place.ip}"]
         command += [f"--temp-dir={self.folder}/n{number}", "--object-store-memory=100000000"]

@@ -259,11 +259,3 @@ def test_a_base_without_a_finite_score_has_answered(folder):
     _, zero, _ = folder.baselines() or ()
     assert math.isnan(zero.test_metrics["loss"])
     assert not lacks_baseline(folder)
-
-
-def test_other_kinds_ask_no_base_alone(folder):
-    hosts = Hosts({})
-    other = alone(folder, hosts, TOY)
-    assert other.is_measured
-    other.measure()
-    assert (folder.baselines(), hosts.asked) == ((CONSTANT,), [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,11 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.recorded_search import FACTS
 from support.studies import study
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.cli.launch import watched
 from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, UsageError
 from loraxs_search.log.events import DriverStarted, TrainingEnded
 from loraxs_search.records.adapter import StartFrom
@@ -25,11 +22,9 @@ from loraxs_search.records.base import BaseModel, Identity
 from loraxs_search.records.host import HostInfo
 from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
-from loraxs_search.search.driver.session import begin_linear_probe, open_study, settled
-from loraxs_search.search.driver.work_items import StudyBaselines
+from loraxs_search.search.driver.session import open_study, settled
 from loraxs_search.search.hosts import answers
 from loraxs_search.search.hosts import pool as hosts_pool
-from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.tracking.store import has_waiting
@@ -77,20 +72,8 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(folder, monkeypatch):
     assert list(folder.journal().history()) == [], "the log is another driver's"
 
 
-@pytest.fixture
-def interrupted(folder, monkeypatch):
-    """Have a search stopped once its log is open."""
-
-    def search() -> None:
-        with pytest.raises(SearchInterruptedError), opened(folder, monkeypatch) as study:
-            study.study.journal.append(DriverStarted(since=0.0))
-            raise SearchInterruptedError("stopped")
-
-    return search
-
-
-def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder, interrupted, monkeypatch):
-    """Nor does anything wait for MLflow then."""
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder, monkeypatch):
+    """Nor does anything wait for MLflow after a search was interrupted."""
 
     @contextlib.contextmanager
     def warning_at_its_end(_folder: object, _lost: object) -> Iterator[None]:
@@ -100,15 +83,17 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder
             folder.journal().append(TrainingEnded(notice="of another driver"))
             logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
 
+    def interrupt() -> None:
+        with pytest.raises(SearchInterruptedError), opened(folder, monkeypatch) as study:
+            study.study.journal.append(DriverStarted(since=0.0))
+            raise SearchInterruptedError("stopped")
+
+    interrupt()
+    assert not has_waiting(folder.path)
     monkeypatch.setattr(module, "mirrored", warning_at_its_end)
-    interrupted()
+    interrupt()
     *_, state, last = (type(event).__name__ for event in folder.journal().history())
     assert (state, last) == ("SearchFinished", "TrainingEnded")
-
-
-def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(folder, interrupted):
-    interrupted()
-    assert not has_waiting(folder.path)
 
 
 @pytest.mark.parametrize("is_resumed", [False, True])
@@ -124,40 +109,6 @@ def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, 
     with pytest.raises(SearchInterruptedError) as interrupted:
         search_study(info, load_space("movie_reviews"), pool, None, stop)
     assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
-
-
-@pytest.mark.parametrize(("waits_for", "trains"), [("the probe", False), ("the baselines", True)])
-def test_ctrl_c_is_heard_while_a_host_is_waited_for(folder, monkeypatch, waits_for, trains):
-    """Before trials train it interrupts the program; then it sets the event that the wait checks at each turn."""
-    looks = list[int]()
-
-    def nothing_yet(answers: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
-        looks.append(len(looks))
-        if looks == [0]:
-            signal.raise_signal(signal.SIGINT)
-        assert len(looks) < 3, "the signal was not heard"
-        return [], answers
-
-    monkeypatch.setattr(answers.ray, "wait", nothing_yet)
-    (folder.path / "space.json").write_text("{}")
-    verb = SimpleNamespace(remote=lambda *_: "")
-    host = SimpleNamespace(serve=verb, baselines=verb)
-    space: Any = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: ("probe",))
-    with (
-        pytest.raises(SearchInterruptedError),
-        watched("sqlite:///mlflow.db", study="s") as (view, stop),
-        opened(folder, monkeypatch, stop) as study,
-    ):
-        actors: Any = study.actors
-        actors.pool = HostPool.__new__(HostPool)
-        actors.pool.host = lambda: host
-        if trains:
-            view.happened(FACTS)
-        if waits_for == "the probe":
-            begin_linear_probe(folder, actors, space, lambda _: None)()
-        session: Any = study
-        session._hear = lambda: None
-        StudyBaselines(folder, actors, folder.info.task).result(session._on_end_step)
 
 
 SPACE = """

@@ -89,20 +89,11 @@ def shown(uri: str) -> tuple[Any, ...]:
     return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
 
 
-def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished):
-    uri = finished.info.tracking_uri
-    with Tracked("s", finished.path, uri, "t") as tracker:
-        tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
-    before = shown(uri)
+def test_an_end_that_a_killed_driver_did_not_record_is_recorded_once_as_it_was(finished):
     for _ in range(2):
         result = resume("s")
         assert (result.wall_s, result.notice) == (75.0, NOTICE)
-    assert shown(uri) == before
-
-
-def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished):
-    resume("s")
-    assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
+        assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
 
 
 @pytest.fixture
@@ -227,16 +218,13 @@ def test_records_wait_while_mlflow_is_away(store_uri, monkeypatch, capsys):
     assert "127.0.0.1:9" in shown["problem"]
 
 
-def test_a_study_at_work_is_left_to_its_driver(store_uri):
-    folder = study("busy", store_uri)
-    with folder.lock():
+def test_a_study_at_work_is_left_to_its_driver_and_one_that_cannot_be_written_keeps_no_other_waiting(
+    store_uri, monkeypatch
+):
+    with study("busy", store_uri).lock():
         assert list(sync("busy")) == [Synced("busy", "running")]
     with pytest.raises(StudyError, match="busy"):
         list(sync("idle"))
-
-
-def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(store_uri, monkeypatch):
-    study("one", store_uri)
     study("two", store_uri)
     lock = StudyFolder.lock
 
@@ -246,4 +234,4 @@ def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(store_uri, monke
         return lock(folder)
 
     monkeypatch.setattr(StudyFolder, "lock", locked)
-    assert set(sync()) == {Synced("two", "unreadable", "No right to write it."), Synced("one", "complete")}
+    assert set(sync()) == {Synced("two", "unreadable", "No right to write it."), Synced("busy", "complete")}

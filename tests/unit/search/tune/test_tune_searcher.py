@@ -163,16 +163,6 @@ def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher):
     assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"
 
 
-def test_five_failures_among_many_trials_end_nothing(make_searcher):
-    searcher = make_searcher(trials=100, max_steps=40)
-    for number in range(30):
-        assert isinstance(searcher.suggest("x"), dict), f"after {number} trials"
-        result = _result(40, f"{number:05d}") if number % 5 else {STEP: 0, FAILED: "it diverged"}
-        searcher.on_trial_complete("x", result)
-    assert states(searcher).count(TrialState.FAIL) == 6
-    assert searcher.early_end is None
-
-
 # ---- steered ---------------------------------------------------------------------------------------------------------
 def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> bool:
     """Have a trial report as Tune does; return whether it goes on."""
