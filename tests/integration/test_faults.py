@@ -5,22 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faults import disks, faulty_host, nodes, stores
+from faults import disks, nodes, stores
 from faults.records import Losses
 from faults.world import World, reasons
 from support.shell import num_reports, wait_for
 
-from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.search.driver.launch import new_study, search_study
-from loraxs_search.search.hosts.host_config import host_config
-from loraxs_search.search.hosts.pool import HostPool
-from loraxs_search.search_space.load import load_space
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.tracking.store import ensure_store
 
 pytestmark = [
     pytest.mark.long(part="faults"),
@@ -60,33 +53,6 @@ def test_mlflow_goes_in_the_middle_and_comes_back_later(world):
         world.resume("away")  # writes what a search that was quicker than the outage could not
         assert store.num_artifacts() > 0
         check(world)
-
-
-def test_each_trial_that_fails_by_itself_has_its_reason_and_the_others_go_on(
-    ray_here, in_search_home, tiny_base, tmp_path
-):
-    """One raises, one runs out of memory, one lacks its metric."""
-    from ray import cloudpickle
-
-    world = World(tmp_path, in_search_home, base=str(tiny_base))
-    space = load_space(str(world.space(trials=6)), overrides=("search.scheduler=none",))
-    uri = resolve_uri(None)
-    ensure_store(uri)
-    info = new_study(space, "spoilt", uri)
-    world.studies["spoilt"] = 6
-    cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
-    pool = HostPool(replace(host_config([space]), make=faulty_host.faulty_host), [space.search])
-    try:
-        search_study(info, space, pool, None, None)
-    finally:
-        pool.close()
-    found = reasons("spoilt")
-    assert found[1] == ("FAIL", "ValueError: something nobody thought of")
-    assert found[2][0] == "FAIL"
-    assert "memory" in found[2][1]
-    assert found[3] == ("FAIL", "`accuracy` must be among a report's metrics, but got f1, loss.")
-    assert "FAIL" not in [found[number][0] for number in (0, 4, 5)]
-    assert world.losses() == Losses()
 
 
 @pytest.mark.parametrize("whose", ["driver", "worker"])

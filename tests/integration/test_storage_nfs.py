@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -141,7 +139,6 @@ def _boot(box: Box, server: str) -> subprocess.Popen[str]:
 
 
 pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(600)]
-CONTRACT = Path(__file__).parents[1] / "unit" / "studies" / "test_studies_buckets.py"
 # Answers each line, an expression. When a second of its clock passes, it says so and waits for a line.
 PROGRAM = f"""
 import logging, subprocess, sys
@@ -178,14 +175,6 @@ def clients():
         pytest.skip(reason)
     with nfs(2, PROGRAM) as made:
         yield made
-
-
-def test_a_share_keeps_the_contract_of_a_storage(clients):
-    few = ["PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", sys.executable, "-m", "pytest", "-p", "xdist", "-p", "pytest_timeout"]
-    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={SHARE}/tests", str(CONTRACT), "-k", "[folder]"]
-    clients[0].send(f"subprocess.run(['env', *{few}, *{options}], capture_output=True, text=True).stdout")
-    said = ast.literal_eval(clients[0].line())
-    assert re.fullmatch(r"\d+ passed, \d+ deselected.*", said.splitlines()[-1]), said
 
 
 def test_of_two_machines_one_creates_an_object_and_both_see_it_so(clients):

@@ -128,7 +128,7 @@ commands = st.lists(
 numbers = iter(range(1_000_000))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commands, st.lists(st.integers(0, 5), max_size=8))
 def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     """A driver that is killed after so many of its writes, and then one that is not: as one that never was."""

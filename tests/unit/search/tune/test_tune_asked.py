@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, drive, report, send, write_space
+from support.asked_driver import PLAN, drive, send, write_space
 from support.studies import TASK, study
 
-from loraxs_search.log.events import DriverStarted, Reopened, TrainingEnded, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.trial import Proposal, TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.search.tune.advancer import CANCELLED, STEP
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -59,59 +56,6 @@ def test_an_added_trial_has_its_sources_params_but_for_those_given(folder):
     records = folder.journal().records
     assert records["00001"].params == {**records["00000"].params, "learning_rate": 0.02}
     assert records["00001"].lineage == "00000"
-
-
-# ---- kills -----------------------------------------------------------------------------------------------------------
-class KilledError(BaseException):
-    """What a test kills a driver with."""
-
-
-@pytest.mark.parametrize("kill_at", range(8))
-def test_killed_between_any_two_writes_a_command_is_carried_out_once(folder, kill_at, monkeypatch):
-    """Every write to the study folder is a place to die: before it, nothing of it is there."""
-    first = drive(folder)
-    first.begin()
-    command = send(folder, "add", *["00000"] * (kill_at % 2), params={"learning_rate": 0.02})
-    writes = []
-
-    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
-        def write_or_die(*arguments: Any, **named: Any) -> Any:
-            writes.append(write)
-            if len(writes) == kill_at + 1:
-                raise KilledError
-            return write(*arguments, **named)
-
-        return write_or_die
-
-    from loraxs_search.log import study_log
-    from loraxs_search.studies import commands
-    from loraxs_search.studies import folder as study_folder
-
-    with monkeypatch.context() as patch:
-        patch.setattr(study_log, "append_lines", dying(study_log.append_lines))
-        patch.setattr(study_folder, "write_atomic", dying(study_folder.write_atomic))
-        patch.setattr(commands.CommandInbox, "remove", dying(commands.CommandInbox.remove))
-        try:
-            first.begin()
-            first.begin()
-        except KilledError:
-            pass
-        else:
-            assert len(writes) <= kill_at, "it was never killed"
-    resumed = drive(folder)
-    names = [resumed.begin() for _ in range(2)]
-    for name in names:
-        assert name is not None
-        resumed.end(name)
-    resumed.run()
-    records = folder.journal().records
-    assert [record.command for record in records.values()].count(command) == 1
-    assert len(records) == PLAN.trials + 1
-    assert list(records) == [f"{number:05d}" for number in range(PLAN.trials + 1)]
-    assert {record.state for record in records.values()} == {TrialState.COMPLETE}
-    assert not list(folder.inbox.waiting())
-    (asked,) = (record for record in records.values() if record.command)
-    assert asked.params["learning_rate"] == 0.02
 
 
 def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder):
@@ -160,32 +104,3 @@ def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_thei
     driver.searcher.on_trial_complete("tune-0-0", {STEP: 10, CANCELLED: True})
     record = made.journal().records["00000"]
     assert (record.state, record.is_cut) == (TrialState.PRUNED, True)
-
-
-def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home):
-    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget=1e-9))
-    write_space(made)
-    journal = made.journal()
-    journal.append(DriverStarted(since=time.time()))
-    proposal = Proposal({}, {})
-    for trial in ("00000", "00001"):
-        journal.append(TrialStarted(trial_id=trial, params={"rank": 4}, proposal=proposal))
-        journal.append(TrialReported(report=report(trial, 10, 0.5)))
-    journal.append(
-        TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget ended at step 10", is_cut=True)
-    )
-    journal.append(TrialEnded(trial_id="00001", state=TrialState.PRUNED, reason="not among the best"))
-    journal.append(TrainingEnded(notice="the time budget is used up"))
-    more = send(made, "extend", time="1h")
-    drive(made).searcher.hear()
-    assert made.journal().answers[more].state == "done"
-    made.journal().append(Reopened(number=1))
-    driver = drive(made)
-    assert made.journal().records["00000"].state is TrialState.RUNNING
-    assert driver.begin() == "00000"
-    assert made.journal().records["00001"].state is TrialState.PRUNED
-    driver.end("00000")
-    assert driver.begin() == "00002"
-    record = made.journal().records["00000"]
-    assert (record.state, [each.step for each in record.reports]) == (TrialState.COMPLETE, [10, 40])
-    assert driver.trials.trials[0].value == 0.5

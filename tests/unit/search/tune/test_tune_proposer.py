@@ -53,15 +53,6 @@ def _history(num_trials: int) -> StudyTrials:
     return history
 
 
-def test_proposals_depend_on_seed_and_history_alone(space):
-    first, second = _history(60), _history(60)
-    params, proposal = Proposer(first, space).propose(5)
-    assert Proposer(second, space).propose(5) == (params, proposal)
-    assert Proposer(_history(0), space).propose(6)[0] != params
-    assert proposal.params.items() <= params.items()
-    assert set(proposal.params) == set(proposal.distributions) == set(space.distributions())
-
-
 def test_a_short_history_proposes_what_optuna_itself_would(space):
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         itself = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=5)
@@ -90,9 +81,9 @@ def test_each_of_several_methods_has_one_of_the_first_trials():
     """Drawn by chance, two trials of two methods are of one method half of the time."""
     rivals = load_space("rivals_movie_reviews")
     history = StudyTrials(rivals.task, rivals.search)
-    own = []
+    proposer, own = Proposer(history, rivals), []
     for number in range(len(rivals.methods) + 1):
-        params, proposal = Proposer(history, rivals).propose(7)
+        params, proposal = proposer.propose(7)
         history.apply(started(number, params, proposal))
         own.append(params["method"])
     assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]
