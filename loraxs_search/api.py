@@ -202,7 +202,7 @@ def pull(
             installed distribution.
         rank: Rank that `lora` is padded to with zeros.
         dtype: `float32` for a `merged` model whose base's own type rounds the update away.
-        precision: How matrices of `onnx` are stored: `fp16` or `int8`.
+        precision: How matrices of `onnx` are stored: `int8`, in a quarter of the bytes.
         out: Folder to copy it to, new or empty; None returns the cache's own.
     Raises:
         RegistryError: no such task, alias or version, or the task has no champion.

@@ -26,7 +26,7 @@ from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.methods.names import FILES
-from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
+from loraxs_search.methods.verification import compare_reference_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModel, BaseModelRef
@@ -131,8 +131,8 @@ class AdapterBank:
         rows = BankRows(self.model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
         logits = torch.stack(rows.logits(inputs)).cpu()
-        kept = kept_logits(logits if self.has_head else logits[:, None])
-        compare_reference_logits(kept, manifest.probe, tolerance(self.model.model))
+        given = logits if self.has_head else logits[:, None]
+        compare_reference_logits(given, manifest.probe, tolerance(self.model.model))
         self._put(name, adapter)
 
     def add(self, name: str, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:

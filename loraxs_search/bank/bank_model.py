@@ -18,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.base_model.attention import use_padded_attention
 from loraxs_search.base_model.layers import head_names, make_identity, matrix, with_labels
 from loraxs_search.base_model.load import load_model, missing_poolers
-from loraxs_search.base_model.packable import check_shared
 from loraxs_search.base_model.reading import place_pooling, resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
@@ -35,16 +34,9 @@ from loraxs_search.engine.layers import (
 from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.errors import IntegrityError, UsageError, unknown_name
 from loraxs_search.factors.verify import agrees, fingerprint
-from loraxs_search.methods.loraxs import (
-    FactorKey,
-    LoraXSConfig,
-    ModuleSettings,
-    checked_factors,
-    current_factor_store,
-    module_settings,
-    split_tensors,
-)
+from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings, checked_factors, current_factor_store
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
+from loraxs_search.methods.names import ROOT, R
 from loraxs_search.methods.verification import check_body
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import to_json
@@ -165,7 +157,7 @@ class BankModel:
 
     def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
         self.base, self.device = base, device
-        self.task_model = replace(task_model, pooling=resolved_pooling(task_model.pooling, base))
+        self.task_model = replace(task_model, pooling=resolved_pooling(task_model.pooling, base)[0])
         self.has_head = task_model.num_outputs is not None  # without one, hidden states are read
         self.model = load_model(base, self.task_model, device=device)
         use_padded_attention(self.model)
@@ -187,7 +179,7 @@ class BankModel:
             and module is not output
         }
         sharing = probe_sharing(self.model, tuple(self._linears))
-        check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
+        sharing.check("Adapters of a bank", "`load_adapter` takes one adapter for all rows")
         self._unpackable = sharing.unpackable
         self._pairs = FactorPairs(self._linears, current_factor_store)
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
@@ -224,7 +216,7 @@ class BankModel:
             IntegrityError: a module of the config is missing, or a tensor has another name or shape than it should.
             BaseModelError: the config was made for other factors, or for another body.
         """
-        r, head = split_tensors(tensors)
+        r, head = _split_tensors(tensors)
         with self._loading, torch.inference_mode():
             kind, own = kind_of(task), self.task_model
             if (kind.model.num_outputs is None) == self.has_head:
@@ -292,7 +284,7 @@ class BankModel:
         settings = {}
         for name in (name for name in self._linears if name in wanted):
             weight = matrix(self._linears[name]).detach()
-            own = module_settings(config, name, *weight.shape)
+            own = ModuleSettings.of(config, name, *weight.shape)
             if (recorded := config.factor_fingerprints.get(name)) is not None:
                 key = (name, own.factor_key, own.rank, own.sigma)
                 if key not in self._fingerprints:
@@ -426,3 +418,22 @@ class BankRows(AdaptedBase):
         """Return what adapters are sorted by: those without one come last."""
         adapter = self._adapters[owner]
         return adapter is None, "" if adapter is None else adapter.layout.sort_key, owner
+
+
+def _split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tell the R of a LoRA-XS adapter by module from head parameters by full name, PEFT's names taken off.
+
+    Raises:
+        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
+    """
+    r, head = {}, {}
+    for key, value in tensors.items():
+        name = key.removeprefix(ROOT)
+        if name == key:
+            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
+        module, _, last = name.rpartition(".")
+        if last == R:
+            r[module] = value
+        else:
+            head[name] = value
+    return r, head

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from loraxs_search.base_model.reading import close_to, dummy_inputs, rounding
+from loraxs_search.base_model.reading import close_to, dummy_inputs, last_states, rounding
 
 _BLOCK_BYTES = 1 << 20
 _BLOCK_QUERIES, _MULTIPLE = 64, 32  # fewer queries make smaller products, which cost more than the keys they leave out
@@ -144,13 +144,14 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
     """
     if model.device.type != "cpu":
         return False
-    AttentionInterface.register(PADDED, padded_attention)
+    AttentionInterface.register(PADDED, _padded_attention)
     AttentionMaskInterface.register(PADDED, eager_mask)
     try:
         inputs = dummy_inputs(model)
-        expected = _hidden_states(model, inputs)
+        real = inputs["attention_mask"].unsqueeze(-1)
+        expected = last_states(model, inputs) * real
         model.set_attn_implementation(PADDED)
-        kept = close_to(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
+        kept = close_to(last_states(model, inputs) * real, expected, _ROUNDING * rounding(model))
     except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
         kept = False
     if not kept:
@@ -158,13 +159,7 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
     return kept
 
 
-def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Return what the body makes of real tokens, shape (n, T, width), and zero at padding."""
-    states: Tensor = model.base_model(**inputs)[0]
-    return states * inputs["attention_mask"].unsqueeze(-1)
-
-
-def padded_attention(
+def _padded_attention(
     _module: nn.Module,
     query: Tensor,
     key: Tensor,

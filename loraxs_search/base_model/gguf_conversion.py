@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import copy
 import errno
-import io
 import os
 import re
-import sys
-import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import gguf
 import torch
@@ -84,30 +81,25 @@ def convert(source: Path, folder: Path) -> None:
             transformers cannot read.
         OSError: the folder cannot be written.
     """
-    before = sys.stderr
-    sys.stderr = _Others(before, threading.get_ident())  # the progress bar of GGUF's reader obeys no setting
-    try:
-        with quiet():
-            try:
-                tokenizer, model = _read_tokenizer(source), _model(source)
-            except MemoryError:
-                raise
-            except Exception as error:
-                # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
-                raise BaseModelError(
-                    f"{source} must be the GGUF file of a causal language model that transformers can read, but:"
-                    f" {first_line(error)}",
-                    hint="reinstall the package that holds it, or use another base model",
-                ) from error
-            try:
-                model.save_pretrained(folder, max_shard_size="50GB")
-                tokenizer.save_pretrained(folder)
-            except SafetensorError as error:  # its own for a full disk
-                found = re.search(r"os error (\d+)", str(error))
-                number = int(found.group(1)) if found else errno.EIO
-                raise OSError(number, os.strerror(number)) from error
-    finally:
-        sys.stderr = before
+    with quiet():
+        try:
+            tokenizer, model = _read_tokenizer(source), _model(source)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
+            raise BaseModelError(
+                f"{source} must be the GGUF file of a causal language model that transformers can read, but:"
+                f" {first_line(error)}",
+                hint="reinstall the package that holds it, or use another base model",
+            ) from error
+        try:
+            model.save_pretrained(folder, max_shard_size="50GB")
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # its own for a full disk
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found.group(1)) if found else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
     mode = (folder / "config.json").stat().st_mode  # the library writes some only for their owner
     for file in folder.iterdir():
         file.chmod(mode)
@@ -134,17 +126,3 @@ def _model(source: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict(), assign=True)
     return model
-
-
-class _Others(io.TextIOBase):
-    """A stream that passes on what threads but one write."""
-
-    def __init__(self, stream: TextIO, silent: int) -> None:
-        self._stream = stream
-        self._silent = silent
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._silent else self._stream.write(text)
-
-    def flush(self) -> None:
-        self._stream.flush()

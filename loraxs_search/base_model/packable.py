@@ -20,20 +20,19 @@ class Sharing:
     fault: str
     unpackable: frozenset[str]
 
+    def check(self, what: str, hint: str) -> None:
+        """Refuse a base whose rows may not share a pass.
 
-def check_shared(sharing: Sharing, what: str, hint: str) -> None:
-    """Refuse a base whose rows may not share a pass.
-
-    Args:
-        what: What shares passes.
-    Raises:
-        BaseModelError: the message has the fault.
-    """
-    if sharing.fault:
-        raise BaseModelError(
-            f"{what} share passes only on a base that computes each row by itself, but of this one {sharing.fault}.",
-            hint=hint,
-        )
+        Args:
+            what: What shares passes.
+        Raises:
+            BaseModelError: the message has the fault.
+        """
+        if self.fault:
+            raise BaseModelError(
+                f"{what} share passes only on a base that computes each row by itself, but of this one {self.fault}.",
+                hint=hint,
+            )
 
 
 def check_packable(names: Collection[str], unpackable: Collection[str]) -> None:

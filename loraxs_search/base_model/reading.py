@@ -30,42 +30,38 @@ _TRAINED: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "l
 Runs = Callable[[], Sequence[tuple[int, Pooling]]]
 
 
-def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
-    """Return the pooling that a base was trained with, `class` where its folder names none, and what is to be said.
+def resolved_pooling(pooling: Pooling, base: BaseModel) -> tuple[Pooling, str]:
+    """Return the pooling that `auto` means on a base, and what is to be said of it; any other is returned as it is.
 
-    sentence-transformers writes it into `modules.json` and the folder of its pooling module. Where the base's class
-    reads the same, as decoders read the last token, it is `class`, which other software knows too.
+    It is the one that the base was trained with: sentence-transformers writes it into `modules.json` and the folder of
+    its pooling module. Where there is none, or the base's class reads the same, as decoders read the last token, it is
+    `class`, which other software knows too.
     """
+    if pooling != "auto":
+        return pooling, ""
     folder = Path(base.path)
-    modules = _read(folder / "modules.json")
-    paths = [str(module["path"]) for module in modules or () if str(module["type"]).rpartition(".")[2] == "Pooling"]
-    pools = (_read(folder / paths[0] / "config.json") if paths else None) or {}
+    listed = folder / "modules.json"
+    modules = json.loads(listed.read_bytes()) if listed.is_file() else []
+    paths = [str(module["path"]) for module in modules if str(module["type"]).rpartition(".")[2] == "Pooling"]
+    own = folder / paths[0] / "config.json" if paths else folder / "absent"
+    pools = json.loads(own.read_bytes()) if own.is_file() else {}
     if mode := pools.get("pooling_mode"):
         names = [mode] if isinstance(mode, str) else list(mode)
     else:
         marked = [key for key, value in pools.items() if key.startswith("pooling_mode_") and value is True]
         names = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in marked]
-    pooling = _TRAINED.get(names[0]) if len(names) == 1 else None
-    if pooling is None:
+    trained = _TRAINED.get(names[0]) if len(names) == 1 else None
+    if trained is None:
         how = " and ".join(names)
         note = f"{base.id} was trained with pooling by {how}; heads read it as its class does" if names else ""
         return "class", note
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
-    own = getattr(config, "classifier_pooling", None)  # ModernBERT's
-    if own is None and pooling == "last" and reads_from_left(config):
+    reads = getattr(config, "classifier_pooling", None)  # ModernBERT's
+    if reads is None and trained == "last" and reads_from_left(config):
         tokenizer = load_tokenizer(base)  # a decoder's class reads the token before it where texts end with padding's
-        own = None if tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id] else "last"
-    return ("class" if own == pooling else pooling), ""
-
-
-def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
-    """Return the pooling that `auto` means on a base; any other is returned as it is."""
-    return trained_pooling(base)[0] if pooling == "auto" else pooling
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes()) if path.is_file() else None
+        reads = None if tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id] else "last"
+    return ("class" if reads == trained else trained), ""
 
 
 class _Hook:

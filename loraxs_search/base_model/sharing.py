@@ -54,7 +54,8 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
         model: The base as it was loaded, its head included; float32 tells more than half precision.
         names: Linear layers that may be adapted.
     """
-    heads = head_names(model)
+    heads, limit = head_names(model), rounding(model)
+    is_exact = limit <= _EXACT
     try:
         first = _look(model, dummy_inputs(model, _ROWS), [*names, *heads])
         few = {name: value[_FEWER] for name, value in dummy_inputs(model, _ROWS).items()}
@@ -63,25 +64,30 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
             few = {name: value[_FEWER] for name, value in dummy_inputs(model, _ROWS, _WIDER).items()}
             wider = _look(model, few)
             # In half precision other shapes round: only the same ones tell what a head makes of padding.
-            same = first if _is_exact(model) else _look(model, dummy_inputs(model, _ROWS))
+            same = first if is_exact else _look(model, dummy_inputs(model, _ROWS))
     except Exception as error:  # noqa: BLE001  # whatever a foreign base does: nothing is known of it
         reason = next(iter(str(error).strip().splitlines()), "without a word")
         return Sharing(f"it takes no made-up rows ({type(error).__name__}: {reason})", frozenset(names))
-    limit = rounding(model)
+
+    def gave_the_same(fewer: _Seen) -> bool:
+        """Whether fewer rows gave what they gave in the first pass; in half precision states tell more."""
+        if is_exact and first.readable.dim() == 2:  # a head's, whose padding no one sees
+            return close_to(fewer.readable, first.readable[_FEWER], _EXACT)
+        if fewer.states is None or first.states is None:
+            return False
+        real = slice(-_WIDTH, None) if padding_side(model.config) == "left" else slice(_WIDTH)
+        return close_to(fewer.states[:, real], first.states[_FEWER], _EXACT if is_exact else _HALF_STATES)
+
     unpackable = frozenset(n for n in names if not _are_rows(first.inputs[n], company.inputs[n], limit, least_dim=3))
     strange = [n for n in heads if n in first.crowded or not _are_rows(first.inputs[n], company.inputs[n], limit, 2)]
     is_fine = {
-        "what a row gives depends on the rows beside it": _same(model, company, first),
+        "what a row gives depends on the rows beside it": gave_the_same(company),
         "what a row gives depends on its padding": bool(changed)
-        and _same(model, wider, first)
+        and gave_the_same(wider)
         and close_to(same.readable, first.readable, _EXACT),
         f"its head {next(iter(strange), '')} is given something else than the batch's rows": not strange,
     }
     return Sharing(next((fault for fault, fine in is_fine.items() if not fine), ""), unpackable)
-
-
-def _is_exact(model: PreTrainedModel) -> bool:
-    return rounding(model) <= _EXACT
 
 
 def _look(model: PreTrainedModel, inputs: dict[str, Tensor], names: Sequence[str] = ()) -> _Seen:
@@ -150,13 +156,3 @@ def _are_rows(first: Sequence[Tensor], company: Sequence[Tensor], limit: float, 
         if not (others - mine[_FEWER]).norm() <= limit * others.norm():
             return False
     return True
-
-
-def _same(model: PreTrainedModel, fewer: _Seen, first: _Seen) -> bool:
-    """Return whether fewer rows gave what they gave in the first pass; in half precision states tell more."""
-    if _is_exact(model) and first.readable.dim() == 2:  # a head's, whose padding no one sees
-        return close_to(fewer.readable, first.readable[_FEWER], _EXACT)
-    if fewer.states is None or first.states is None:
-        return False
-    real = slice(-_WIDTH, None) if padding_side(model.config) == "left" else slice(_WIDTH)
-    return close_to(fewer.states[:, real], first.states[_FEWER], _EXACT if _is_exact(model) else _HALF_STATES)

@@ -114,11 +114,11 @@ def with_setup(base: BaseModel) -> BaseModel:
         return base
     with library_call(base):
         config: dict[str, Any] = AutoConfig.from_pretrained(base.path).to_dict()
-    tokenizer = tokenizer_digest(load_tokenizer(base)) if _has_tokenizer(base) else ""
-    return replace(base, setup=BaseSetup(tokenizer, dict(_numbers(config))))
+    digest = _digest(load_tokenizer(base)) if _has_tokenizer(base) else ""
+    return replace(base, setup=BaseSetup(digest, dict(_numbers(config))))
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of what a tokenizer does, whatever file format or version of a library it was read by."""
     special = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     does = {

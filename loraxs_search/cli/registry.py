@@ -231,9 +231,7 @@ def pull(
     ),
     rank: int | None = Option(None, min=1, help="Pad --format lora to this rank with zeros.", metavar="N"),
     dtype: Literal["float32"] | None = Option(None, help="Type of --format merged; else the base's own."),
-    precision: Literal["fp16", "int8"] | None = Option(
-        None, help="How matrices of --format onnx are stored; else as float32."
-    ),
+    precision: Literal["int8"] | None = Option(None, help="How matrices of --format onnx are stored; else as float32."),
     out: Path | None = Option(None, help="Copy it to this folder, new or empty.", metavar="FOLDER"),
     tracking_uri: _out.TrackingOption = None,
     as_json: _out.JsonOption = False,
@@ -245,8 +243,7 @@ def pull(
     last gave on this machine, with a notice.
 
     PEFT loads the folder: `import loraxs_search, peft; peft.PeftModel.from_pretrained(base, folder)`. Or let
-    `loraxs_search.load_adapter` find the base. On such a model, `merge_and_unload()` returns a plain model, and
-    `add_weighted_adapter(names, weights, "sum")` adds up adapters without heads exactly, since all share one basis.
+    `loraxs_search.load_adapter` find the base. On such a model, `merge_and_unload()` returns a plain model.
 
     Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. A base in bfloat16
     rounds small updates away: you get a warning, and --dtype float32 keeps them. `lora` is exactly the same function as
@@ -259,11 +256,11 @@ def pull(
     vLLM"). `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which Ollama asks as in training; it
     needs the base as a GGUF file.
 
-    `onnx` is for any ONNX runtime, of LoRA-XS classifiers, taggers and regressions with basis `top`. model.onnx has the
+    `onnx` is for any ONNX runtime, of LoRA-XS classifiers and regressions with basis `top`. model.onnx has the
     base; adapters are small files of inputs, which each row brings: one model.onnx serves all of a base, mixed in one
-    batch. It needs the extra, `pip install '.[onnx]'`. README.md has the code that asks it. --precision fp16 stores
-    half the bytes, int8 a little more than a quarter; both compute in float32, at its speed. An export that moves a
-    probability of a few sentences by more than 0.002 (fp16) or 0.05 (int8) is refused.
+    batch. It needs the extra, `pip install '.[onnx]'`. README.md has the code that asks it. --precision int8 stores
+    a little more than a quarter of the bytes, and computes in float32, at its speed. An export that moves a probability
+    of a few sentences by more than 0.05 is refused.
 
     R fits only the weights that it was trained on. Every load compares them, and refuses others. `pull` also brings the
     SVD factors that this machine lacks (cluster/README.md, "Factors").

@@ -29,11 +29,7 @@ _NAMES: Final = ("left", "singular_values", "right")
 _ABOUT: Final = "factors"
 
 
-class _DamagedFileError(Exception):
-    """A factor file that cannot be trusted; raised within this package only."""
-
-
-def content_key(weight: Tensor, *, rank: int, basis: str, driver: str) -> str:
+def _content_key(weight: Tensor, *, rank: int, basis: str, driver: str) -> str:
     """Return the sha256 of everything the factors depend on: the weight's bytes and how they are decomposed."""
     recipe = {
         "algorithm": ALGORITHM_VERSION,
@@ -70,7 +66,7 @@ def _read_factors(path: Path) -> Factors:
 
     Raises:
         FileNotFoundError: there is none.
-        _DamagedFileError: it is truncated, altered, or not a factor file.
+        IntegrityError: it is truncated, altered, or not a factor file.
         HomeError: it may not be read.
     """
     with disk_faults(path):
@@ -80,10 +76,10 @@ def _read_factors(path: Path) -> Factors:
                 # Cloned: a mapped file that another program cuts short would kill this process, not raise.
                 tensors = {name: file.get_tensor(name).clone() for name in _NAMES}
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise _DamagedFileError(str(error)) from error
+            raise IntegrityError(str(error)) from error
     factors = Factors(**tensors, driver=about.get("driver", ""), basis=about.get("basis", ""))
     if about.get("checksum") != checksum(factors):
-        raise _DamagedFileError("the checksum is not that of the content")
+        raise IntegrityError("the checksum is not that of the content")
     mark_used(path)
     return factors
 
@@ -143,17 +139,23 @@ class FactorStore:
             HomeError: the folder cannot be read or written, or is full.
         """
         driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
-        identity = (*_identity(weight), rank, basis, driver)
+        # A weight is known without reading all of it: by its memory, its version, and a sample of its numbers, which
+        # notices `weight.data.add_(...)`: that leaves the version counter unchanged.
+        flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach().T.flatten()
+        sample = tuple(flat[:: max(1, flat.numel() // NUM_SAMPLES)].to("cpu", torch.float64).tolist())
+        layout = (weight.storage_offset(), tuple(weight.shape), weight.stride(), weight.dtype)
+        version = 0 if weight.is_inference() else weight._version
+        identity = (_storage(weight).cdata, version, layout, sample, rank, basis, driver)
         if (remembered := self._memory.get(identity)) is not None:
             return remembered[1]
-        key = content_key(weight, rank=rank, basis=basis, driver=driver)
+        key = _content_key(weight, rank=rank, basis=basis, driver=driver)
         path, factors = factor_path(key, self.root), None
         try:
             factors = _read_factors(path)
         except FileNotFoundError:
             pass
-        except _DamagedFileError as damage:
-            log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
+        except IntegrityError as damage:
+            log.warning("%s is damaged (%s); its factors are computed again.", path, damage.message)
         if factors is None:
             brought = next(self._brought(weight, key, rank=rank, basis=basis, driver=driver), None)
             factors = compute_factors(weight, rank=rank, basis=basis, driver=driver) if brought is None else brought[1]
@@ -171,7 +173,8 @@ class FactorStore:
 
     def identify(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> tuple[str, str]:
         """Return the key of a weight's factor file, and the checksum of the numbers that `get` gives for it."""
-        key = self._key(weight, rank=rank, basis=basis, driver=driver)
+        driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
+        key = _content_key(weight, rank=rank, basis=basis, driver=driver)
         return key, checksum(self.get(weight, rank=rank, basis=basis, driver=driver))
 
     def variants(
@@ -181,23 +184,22 @@ class FactorStore:
 
         Singular vectors of nearly equal singular values are only defined up to a rotation: all are equally good, but
         an R has a meaning in one of them only. `loraxs_search.registry` downloads them; they are checked here.
+
+        Raises:
+            IntegrityError: after the last one, if factors from a registry were not of this weight and were removed.
         """
         driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
-        key = content_key(weight, rank=rank, basis=basis, driver=driver)
+        key = _content_key(weight, rank=rank, basis=basis, driver=driver)
         for path, brought in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
             write_factors(factor_path(key, self.root, checksum(brought)), brought)
             path.unlink(missing_ok=True)
         for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
             try:
                 yield path.suffixes[-2].lstrip("."), _read_factors(path)
-            except (_DamagedFileError, FileNotFoundError) as damage:
+            except (IntegrityError, FileNotFoundError) as damage:
                 log.warning("%s is damaged (%s); it is skipped.", path, damage)
-
-    def refused(
-        self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
-    ) -> IntegrityError | None:
-        """Return why factors of this weight that came from a registry were not taken; None if none were refused."""
-        return self._refused.get(self._key(weight, rank=rank, basis=basis, driver=driver))
+        if key in self._refused:
+            raise self._refused[key]
 
     def prepare(self, weights: Collection[Tensor], *, rank: int, basis: Basis = "top") -> None:
         """Get the factors of many weights ahead of their use, as many at a time as torch has threads.
@@ -213,10 +215,6 @@ class FactorStore:
             for factors in pending:
                 factors.result()
 
-    def _key(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> str:
-        driver = checked_driver(weight, rank=rank, basis=basis, driver=driver)
-        return content_key(weight, rank=rank, basis=basis, driver=driver)
-
     def _brought(
         self, weight: Tensor, key: str, *, rank: int, basis: Basis, driver: str
     ) -> Iterator[tuple[Path, Factors]]:
@@ -227,8 +225,8 @@ class FactorStore:
                 wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)
             except FileNotFoundError:  # another process has stored it
                 continue
-            except _DamagedFileError as damage:
-                wrong = str(damage)
+            except IntegrityError as damage:
+                wrong = damage.message
             if wrong is None:
                 yield path, factors
                 continue
@@ -238,19 +236,6 @@ class FactorStore:
             )
             log.warning("%s", self._refused[key].message)
             path.unlink(missing_ok=True)
-
-
-def _identity(weight: Tensor) -> tuple[object, ...]:
-    """Identify a weight without reading all of it: by its memory, its version, and a sample of its numbers.
-
-    The sample notices `weight.data.add_(...)`, which leaves the version counter unchanged.
-    """
-    flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach().T.flatten()
-    step = max(1, flat.numel() // NUM_SAMPLES)
-    sample = tuple(flat[::step].to("cpu", torch.float64).tolist())
-    layout = (weight.storage_offset(), tuple(weight.shape), weight.stride(), weight.dtype)
-    version = 0 if weight.is_inference() else weight._version
-    return (_storage(weight).cdata, version, layout, sample)
 
 
 def _storage(weight: Tensor) -> StorageWeakRef:

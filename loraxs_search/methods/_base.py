@@ -33,6 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from loraxs_search.errors import UsageError
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
 from loraxs_search.records.adapter import Manifest
@@ -80,14 +81,6 @@ class HeadPlan:
 
 
 @dataclass(frozen=True)
-class FactorSet:
-    """Factors of every adapted layer that are worth having before the first trial."""
-
-    basis: Basis
-    rank: int
-
-
-@dataclass(frozen=True)
 class PlainLora:
     """An adapter as LoRA, whose own scaling is one.
 
@@ -96,7 +89,6 @@ class PlainLora:
         others: What else is stored, the head above all, under the keys that PEFT loads.
         saved: The modules that `others` belong to.
         fan_in_fan_out: Whether the layers keep their weights as (in, out).
-        pooling: What the head reads of the base, for which LoRA's config has no place.
     """
 
     pairs: Mapping[str, Pair]
@@ -104,12 +96,21 @@ class PlainLora:
     saved: Sequence[str] = ()
     task_type: str | None = None
     fan_in_fan_out: bool = False
-    pooling: Pooling = "class"
 
     @property
     def rank(self) -> int:
-        """Rank of each layer's update."""
-        return len(next(iter(self.pairs.values()))[0])
+        """Rank of each layer's update.
+
+        Raises:
+            UsageError: layers have several, for which a file of plain LoRA has no place.
+        """
+        ranks = sorted({len(a) for a, _ in self.pairs.values()})
+        if len(ranks) > 1:
+            raise UsageError(
+                f"An update as plain LoRA must have one rank in all layers, but got {', '.join(map(str, ranks))}.",
+                hint="use --format merged, or the adapter as it is",
+            )
+        return ranks[0]
 
 
 class PackedAdapter(ABC):
@@ -160,7 +161,7 @@ class Method(ABC):
     sized_by: tuple[str, ...] = ()
     """The method's parameters, integers or words, that decide what is stored."""
     packs: ClassVar[bool] = False
-    """Whether trials can share passes, if `can_pack` says so of them. The others train between the rounds of these."""
+    """Whether trials can share passes. The others train between the rounds of these."""
     can_start: ClassVar[bool] = False
     """Whether trials can start from a registered adapter: `start_asset` makes it what they start from."""
     is_baseline: ClassVar[bool] = False
@@ -213,14 +214,6 @@ class Method(ABC):
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
         return with_defaults(self.parameters, params)
 
-    def can_pack(self, params: Params) -> bool:
-        """Whether a trial can share passes; by default all can where `packs` says so.
-
-        Args:
-            params: All parameters of the method.
-        """
-        return self.packs
-
     def slot_bytes(self, params: Params, modules: Modules, num_workers: int) -> int:
         """Return the memory that a packed trial takes on a device, without its head and activations.
 
@@ -242,8 +235,11 @@ class Method(ABC):
             UsageError: they do not fit; the message names a layer.
         """
 
-    def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
-        """Return the factors that trials of a space share, to be computed before the first of them; none by default."""
+    def factor_sets(self, possible: Possible) -> tuple[tuple[Basis, int], ...]:
+        """Return basis and rank of the factors that trials of a space share; they are computed before the first trial.
+
+        There are none by default.
+        """
         return ()
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
@@ -361,7 +357,7 @@ class Method(ABC):
     ) -> PackedAdapter:
         """Return a trial's adapter at its start, with the very numbers that `attach` begins with.
 
-        Only called where `can_pack` says so, as `packed_updates` is.
+        Only called where `packs` says so, as `packed_updates` is.
 
         Args:
             linears: The layers that the trial adapts, by full name, in model order.

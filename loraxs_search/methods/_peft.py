@@ -51,14 +51,6 @@ class PeftMethod(Method):
         """
         return {}
 
-    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
-        """Return where PEFT puts the adapter, and what goes with it."""
-        given = {"target_modules": list(hyper.target_modules), "task_type": head.task_type}
-        if not self.says_pooling:
-            return given | {"modules_to_save": [*head.trained, *head.identity]}
-        own = {"pass_through": list(head.identity), "pooling": head.pooling}
-        return given | {"modules_to_save": list(head.trained)} | own
-
     def size(
         self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
@@ -79,7 +71,12 @@ class PeftMethod(Method):
         for name, layer in layers.items():
             if not isinstance(layer, nn.Linear | Conv1D):  # some tuners take embeddings, which no method here means
                 raise UsageError(f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}.")
-        config = self.config(hyper, self.attachment(hyper, head))
+        attachment = {"target_modules": list(hyper.target_modules), "task_type": head.task_type}
+        if self.says_pooling:
+            own = {"pass_through": list(head.identity), "pooling": head.pooling}
+            config = self.config(hyper, attachment | {"modules_to_save": list(head.trained)} | own)
+        else:
+            config = self.config(hyper, attachment | {"modules_to_save": [*head.trained, *head.identity]})
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers.values())
         exact = tuple(layers.values()) if self.reads_weights else ()
@@ -98,7 +95,7 @@ class PeftMethod(Method):
             raise
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-        base = unloaded(cast("PreTrainedModel", _peft_model(model).get_base_model()))
+        base = unloaded(cast("PreTrainedModel", cast("PeftModel", model).get_base_model()))
         base.requires_grad_(False)
         return base
 
@@ -106,17 +103,20 @@ class PeftMethod(Method):
         return ".modules_to_save." not in name
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
+        import safetensors.torch
+
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
-        stored, learnt = learnt_names(_peft_model(model))
-        needed = {name: tensor for name, tensor in stored.items() if name in learnt}
-        without = None if len(needed) == len(stored) else _num_bytes(needed)
-        return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
+        stored, learnt = self._stored_and_learnt(cast("PeftModel", model))
+        apart = {name: value.clone().contiguous() for name, value in stored.items()}  # some share their memory
+        needed = {name: value for name, value in apart.items() if name in learnt}
+        whole, without = (len(safetensors.torch.save(tensors, {"format": "pt"})) for tensors in (apart, needed))
+        return AdapterSize(own, sum(trained.values()) - own, whole, None if len(needed) == len(apart) else without)
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
         from loraxs_search.base_model.reading import pooling_of
 
-        adapted = _peft_model(model)
+        adapted = cast("PeftModel", model)
         pooling = pooling_of(cast("PreTrainedModel", adapted.get_base_model()))
         if hasattr(adapted.active_peft_config, "body_fingerprint"):
             adapted.active_peft_config.body_fingerprint = list(body_fingerprint)
@@ -153,43 +153,37 @@ class PeftMethod(Method):
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import get_peft_model_state_dict
 
-        from loraxs_search.base_model.reading import pooling_of
-
-        config = model.active_peft_config
-        saved = tuple(config.modules_to_save or ())
+        config, base = model.active_peft_config, cast("PreTrainedModel", model.get_base_model())
+        saved, idle = tuple(config.modules_to_save or ()), tuple(getattr(config, "pass_through", ()))
         state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
         heads = tuple(f"{ROOT}{name}." for name in saved)
+        others = {name: value.detach().cpu().contiguous() for name, value in state.items() if name.startswith(heads)}
+        for name in idle:  # plain PEFT would draw these layers of the head
+            for key, value in base.get_submodule(name).state_dict().items():
+                others[f"{ROOT}{name}.{key}"] = value.detach().cpu().clone()
         layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
         return PlainLora(
             pairs=pairs,
-            others={name: value.detach().cpu().contiguous() for name, value in state.items() if name.startswith(heads)},
-            saved=saved,
+            others=others,
+            saved=(*saved, *idle),
             task_type=config.task_type,
             fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for layer in layers),
-            pooling=pooling_of(cast("PreTrainedModel", model.get_base_model())),
         )
+
+    @staticmethod
+    def _stored_and_learnt(model: PeftModel) -> tuple[dict[str, Tensor], set[str]]:
+        """Return what an adapter's file holds, and the names there of what no seed and no base gives back."""
+        from peft import get_peft_model_state_dict
+
+        state = cast("nn.Module", model).state_dict(keep_vars=True)
+        stored: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER)
+        whole = tuple(f"{ROOT}{name}." for name in getattr(model.peft_config[ADAPTER], "modules_to_save", None) or ())
+        learnt = {name for name, tensor in stored.items() if tensor.requires_grad or name.startswith(whole)}
+        return {name: tensor.detach() for name, tensor in stored.items()}, learnt
 
 
 _CONFIG = FILES[0]
 _POOLED = " on a pool, only for loraxs_search.load_adapter: "
-
-
-def learnt_names(model: PeftModel) -> tuple[dict[str, Tensor], set[str]]:
-    """Return what an adapter's file holds, and the names there of what no seed and no base gives back."""
-    from peft import get_peft_model_state_dict
-
-    state = cast("nn.Module", model).state_dict(keep_vars=True)
-    stored: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER)
-    whole = tuple(f"{ROOT}{name}." for name in getattr(model.peft_config[ADAPTER], "modules_to_save", None) or ())
-    learnt = {name for name, tensor in stored.items() if tensor.requires_grad or name.startswith(whole)}
-    return {name: tensor.detach() for name, tensor in stored.items()}, learnt
-
-
-def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
-    import safetensors.torch
-
-    apart = {name: value.clone().contiguous() for name, value in tensors.items()}  # some share their memory
-    return len(safetensors.torch.save(apart, {"format": "pt"}))
 
 
 @contextlib.contextmanager
@@ -226,14 +220,6 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
     finally:
         for layer, weight in held:
             layer.weight = weight
-
-
-def _peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
-    """Return the model as what `PeftMethod.attach` and `load` make of a base."""
-    from peft import PeftModel
-
-    assert isinstance(model, PeftModel)
-    return model
 
 
 def unloaded(base: PreTrainedModel, *, merge: bool = False) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import method_of
-from loraxs_search.methods.verification import check_reference_logits
+from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.base import BaseModel
 from loraxs_search.tasks.kinds import kind_of
@@ -55,7 +55,7 @@ def load_adapter_folder(
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
     check_ends(manifest, located, body)
     model = method.load(body, folder, device)
-    check_reference_logits(model, manifest.probe)
+    compare_reference_logits(reference_logits(model, manifest.probe.input_ids), manifest.probe, tolerance(model))
     if dtype is not None:
         _cast_body(body, dtype)
     return model

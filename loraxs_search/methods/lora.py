@@ -1,4 +1,4 @@
-"""Plain LoRA as a method: PEFT's own tuner, with rsLoRA and DoRA as its options. Read without torch or PEFT.
+"""Plain LoRA as a method: PEFT's own tuner. Read without torch or PEFT.
 
 Many trials share a pass: y_i += s B A x_i for the rows of each slot. Letters: n rows of T positions each, r a slot's
 rank. Slots need nothing of each other, so ranks are not padded: a slot costs what its own products cost.
@@ -7,14 +7,11 @@ rank. Slots need nothing of each other, so ranks are not padded: a slot costs wh
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params, Sizes
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, NO_ALPHA, ROOT, Shapes, check_ranks
@@ -37,8 +34,7 @@ if TYPE_CHECKING:
 class Lora(PeftMethod):
     """delta_W = scale * B A, with A and B trained: r (in + out) numbers a layer. Trials share passes with LoRA-XS.
 
-    alpha = scale * rank; rsLoRA multiplies by alpha / sqrt(r) in place of alpha / r.
-    A and B start from the trial's seed, in float32 whatever the base is in.
+    alpha = scale * rank. A and B start from the trial's seed, in float32 whatever the base is in.
     """
 
     name: str = "lora"
@@ -49,18 +45,10 @@ class Lora(PeftMethod):
         {
             "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows of A and the columns of B."),
             "scale": ParameterSpec("float", above=True, default=1.0, about="Factor of the update, alpha / r."),
-            "rslora": ParameterSpec(
-                "flag", default=False, about="Multiplies by alpha / sqrt(r) instead, which is `scale` * sqrt(r)."
-            ),
-            "dora": ParameterSpec(
-                "flag",
-                default=False,
-                about="Also trains the length of each row of the weight (DoRA). Such trials train unpacked.",
-            ),
         }
     )
     not_offered: Mapping[str, str] = NO_ALPHA
-    sized_by: tuple[str, ...] = ("rank", "dora")
+    sized_by: tuple[str, ...] = ("rank",)
     packs: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
 
@@ -83,17 +71,11 @@ class Lora(PeftMethod):
         """
         check_ranks(int(params["rank"]), modules)
 
-    def can_pack(self, params: Params) -> bool:
-        """Whether the update is added to the base as it is: DoRA scales its weights."""
-        return not params["dora"]
-
     def stored(self, params: Params, modules: Modules) -> Shapes:
         rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
         for module in modules:
             shapes[f"{module.name}.lora_A.weight"] = (rank, module.in_features)
             shapes[f"{module.name}.lora_B.weight"] = (module.out_features, rank)
-            if params.get("dora"):
-                shapes[f"{module.name}.lora_magnitude_vector"] = (module.out_features,)
         return shapes
 
     # ---- work --------------------------------------------------------------------------------------------------------
@@ -106,8 +88,6 @@ class Lora(PeftMethod):
         return LoraConfig(
             r=rank,
             lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # any number will do
-            use_rslora=bool(params["rslora"]),
-            use_dora=bool(params["dora"]),
             **attachment,
         )
 
@@ -129,12 +109,6 @@ class Lora(PeftMethod):
         return adapted
 
     def plain_lora(self, model: PeftModel) -> PlainLora:
-        if model.active_peft_config.use_dora:
-            raise UsageError(
-                "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales"
-                " them.",
-                hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
-            )
         pairs = {}
         for name, layer in _layers(model).items():
             a, b = _pair_of(layer)
@@ -198,7 +172,7 @@ class _PackedPairs(PackedAdapter):
         import torch
 
         self.modules = tuple(sizes)
-        self.scaling = float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))  # as PEFT's
+        self.scaling = float(config.lora_alpha / config.r)  # as PEFT's
         self._shapes = [shape for size in sizes.values() for shape in ((config.r, size[1]), (size[0], config.r))]
         drawn = _initial_pairs(config, sizes, seed)
         self.vector = torch.cat([side.flatten() for pair in drawn.values() for side in pair]).to(device)
@@ -219,24 +193,15 @@ class _PackedPairs(PackedAdapter):
         return named
 
 
-@dataclass(frozen=True)
-class _SlotPair:
-    """A and B of one slot on one layer, in the dtype of the base, with each worker's float32 gradients of both."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-    grads: Sequence[Pair]
-
-
 class _TrainedPairs:
     """What the slots of a pack add to one layer; a `LayerUpdate`.
 
     Args:
-        pairs: By the index of the slots that adapt this layer.
+        pairs: A and B in the dtype of the base, their scaling, and each worker's float32 gradients of both, by the
+            index of the slots that adapt this layer.
     """
 
-    def __init__(self, pairs: Mapping[int, _SlotPair]) -> None:
+    def __init__(self, pairs: Mapping[int, tuple[Tensor, Tensor, float, Sequence[Pair]]]) -> None:
         self._pairs = pairs
 
     def adapts(self, rows: RowMap) -> bool:
@@ -244,27 +209,27 @@ class _TrainedPairs:
 
     def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> list[Tensor]:
         saved = [x]  # the gradient of A needs it
-        for segment, pair in self._own(rows):
+        for segment, (a, b, scaling, _) in self._own(rows):
             at = rows.positions(x, segment.start, segment.stop)
-            z = x[at].mm(pair.a.T)  # (n T, r)
-            y[at].addmm_(z, pair.b.T, alpha=pair.scaling)
+            z = x[at].mm(a.T)  # (n T, r)
+            y[at].addmm_(z, b.T, alpha=scaling)
             saved.append(z)
         return saved
 
     def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         x, *products = saved
-        for (segment, pair), z in zip(self._own(rows), products, strict=True):
-            at, (grad_a, grad_b) = rows.positions(x, segment.start, segment.stop), pair.grads[rows.worker]
-            g = dy[at].mm(pair.b).mul_(pair.scaling)  # (n T, r)
-            for total, left, right in ((grad_b, dy[at].T, z.mul(pair.scaling)), (grad_a, g.T, x[at])):
+        for (segment, (a, b, scaling, grads)), z in zip(self._own(rows), products, strict=True):
+            at, (grad_a, grad_b) = rows.positions(x, segment.start, segment.stop), grads[rows.worker]
+            g = dy[at].mm(b).mul_(scaling)  # (n T, r)
+            for total, left, right in ((grad_b, dy[at].T, z.mul(scaling)), (grad_a, g.T, x[at])):
                 if left.dtype == total.dtype:
                     total.addmm_(left, right)
                 else:
                     total.add_(left.mm(right))
             if dx is not None:
-                dx[at].addmm_(g, pair.a)
+                dx[at].addmm_(g, a)
 
-    def _own(self, rows: RowMap) -> Iterator[tuple[RowSegment, _SlotPair]]:
+    def _own(self, rows: RowMap) -> Iterator[tuple[RowSegment, tuple[Tensor, Tensor, float, Sequence[Pair]]]]:
         for segment in rows.segments:
             if (pair := self._pairs.get(segment.adapter)) is not None:
                 yield segment, pair
@@ -286,7 +251,7 @@ class _PackedLora:
         dtype = linears[self.modules[0]].get_parameter("weight").dtype
         self._grads: dict[int, Tensor] = {}
         self._rounded: dict[int, Tensor] = {}
-        self._pairs: dict[int, dict[str, _SlotPair]] = {}
+        self._pairs: dict[int, dict[str, tuple[Tensor, Tensor, float, Sequence[Pair]]]] = {}
         for index, slot in self._own.items():
             vector = slot.vector.detach()
             self._grads[index] = vector.new_zeros(num_workers, len(vector))
@@ -294,7 +259,7 @@ class _PackedLora:
                 vector = self._rounded[index] = vector.to(dtype)
             grads = [slot.pairs(own) for own in self._grads[index]]
             self._pairs[index] = {
-                module: _SlotPair(a, b, slot.scaling, [pairs[module] for pairs in grads])
+                module: (a, b, slot.scaling, [pairs[module] for pairs in grads])
                 for module, (a, b) in slot.pairs(vector).items()
             }
 

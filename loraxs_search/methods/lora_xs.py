@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import FactorSet, Modules, PackedAdapter, Params, Possible, Sizes
+from loraxs_search.methods._base import Modules, PackedAdapter, Params, Possible, Sizes
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
@@ -130,9 +129,9 @@ class LoraXS(PeftMethod):
             drawn = sum(int(params["rank"]) * (module.in_features + module.out_features) for module in modules)
         return BYTES_PER_PARAMETER * (own + drawn)
 
-    def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
+    def factor_sets(self, possible: Possible) -> tuple[tuple[Basis, int], ...]:
         bases = (basis for basis in possible["basis"] or () if basis != "gaussian")
-        return tuple(FactorSet(cast("Basis", basis), _factor_rank(possible)) for basis in bases)
+        return tuple((cast("Basis", basis), _factor_rank(possible)) for basis in bases)
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         from safetensors.numpy import load, save
@@ -183,12 +182,12 @@ class LoraXS(PeftMethod):
 
     # ---- work --------------------------------------------------------------------------------------------------------
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[tuple[str, FactorKey]]:
-        from loraxs_search.methods.loraxs import module_settings
+        from loraxs_search.methods.loraxs import ModuleSettings
 
         if hyper.basis != "gaussian":  # whose factors the seed gives back
             config = self.config(hyper, {})
             for name, size in sizes.items():
-                yield name, module_settings(config, name, *size).factor_key
+                yield name, ModuleSettings.of(config, name, *size).factor_key
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraXSConfig:
         from loraxs_search.methods.loraxs import LoraXSConfig
@@ -217,15 +216,8 @@ class LoraXS(PeftMethod):
         """Return the same function as LoRA, exactly, since scale * B R A = (scale * B R) A."""
         from loraxs_search.methods.loraxs import LoraXSLinear
 
-        base, idle = model.get_base_model(), model.active_peft_config.pass_through
-        pairs = {n: layer.to_lora(ADAPTER) for n, layer in base.named_modules() if isinstance(layer, LoraXSLinear)}
-        lora = self.as_plain_lora(model, pairs)
-        identities = {  # plain PEFT would draw these layers of the head
-            f"{ROOT}{name}.{key}": value.detach().cpu().clone()
-            for name in idle
-            for key, value in base.get_submodule(name).state_dict().items()
-        }
-        return replace(lora, others={**lora.others, **identities}, saved=[*lora.saved, *idle])
+        layers = {n: it for n, it in model.get_base_model().named_modules() if isinstance(it, LoraXSLinear)}
+        return self.as_plain_lora(model, {name: layer.to_lora(ADAPTER) for name, layer in layers.items()})
 
     def packed_adapter(
         self, hyper: Hyperparameters, linears: Linears, factors: FactorStore, device: torch.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -19,17 +19,6 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
-
-
-def head_parameter(name: str, owners: Iterable[str]) -> str:
-    """Return the name that a head's parameter has in a trial's model, where PEFT trains a copy of the module.
-
-    Args:
-        name: Full name in the base.
-        owners: Full names of the modules that are trained; one of them holds the parameter.
-    """
-    owner = next(owner for owner in owners if name.startswith(f"{owner}."))
-    return f"{ROOT}{owner}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{owner}.')}"
 
 
 def file_bytes(tensors: Shapes, others: Shapes = MappingProxyType({}), *, root: str = ROOT) -> int:

@@ -10,13 +10,14 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, must_be
 from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
-from loraxs_search.methods._peft import PeftMethod, learnt_names
+from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.literals import ParameterKind
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from loraxs_search.factors.store import FactorStore
 
 _KINDS: dict[str, ParameterKind] = {"int": "int", "float": "float", "bool": "flag", "str": "scalar"}
+_LAW = ParameterSpec("float", low=-math.inf, optional=True)  # PEFT's default counts where a trial leaves a field out
 _TAKEN = "is set by loraxs-search"
 _LAYERS = "must be left out: `target_modules` of `parameters` says which layers are adapted"
 _BY_LOOP = "is not searched: PEFT's own training loop must call it at each step"
@@ -49,7 +51,7 @@ _REFUSED_TYPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def peft_types() -> dict[str, type[PeftConfig]]:
+def _peft_types() -> dict[str, type[PeftConfig]]:
     """Return the configs that `peft_methods` can name, by PEFT's names of their types. Imports PEFT."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -61,35 +63,31 @@ def peft_types() -> dict[str, type[PeftConfig]]:
     }
 
 
-def refused_type(name: str) -> str | None:
-    """Return why a type that PEFT has cannot be searched; None if PEFT has none of this name, or it can."""
-    from peft import PeftType
-
-    if name in peft_types() or name not in set(PeftType):
-        return None
-    return _REFUSED_TYPES.get(name, "adapts no layers that `target_modules` names")
-
-
-def config_fields(peft_type: str) -> dict[str, ParameterSpec | None]:
+def config_fields(peft_type: object) -> dict[str, ParameterSpec | None]:
     """Return the fields of a config that a space may give, each with its law; None for lists and mappings.
 
     Args:
-        peft_type: One of `peft_types`.
+        peft_type: What a space gives as PEFT's name of a type.
+    Raises:
+        ValueError: there is none of this name, or it cannot be searched: a `must` sentence.
     """
+    from peft import PeftType
+
+    known = _peft_types()
+    if not isinstance(peft_type, str) or peft_type not in known:
+        if str(peft_type) not in set(PeftType):
+            raise ValueError(must_be(peft_type, list(known)))
+        reason = _REFUSED_TYPES.get(str(peft_type), "adapts no layers that `target_modules` names")
+        raise ValueError(f"must be another type: PEFT's {peft_type} {reason}")
     specs: dict[str, ParameterSpec | None] = {}
-    for field in dataclasses.fields(peft_types()[peft_type]):
+    for field in dataclasses.fields(known[peft_type]):
         if field.name in REFUSED_FIELDS or field.name == "peft_type":
             continue
         annotation = str(getattr(field.type, "__name__", field.type))
         plain = re.sub(r"typing\.|Optional\[(.*)\]|\bNone\b|[| ]", r"\1", annotation)
         kind = _KINDS.get(plain, "float" if plain == "Union[int,float]" else "scalar")
-        specs[field.name] = None if re.search(r"list|dict|tuple|Config", annotation) else _spec_of(kind)
+        specs[field.name] = None if re.search(r"list|dict|tuple|Config", annotation) else replace(_LAW, kind=kind)
     return specs
-
-
-def _spec_of(kind: ParameterKind) -> ParameterSpec:
-    """Return the law of a field that a space may search, which has PEFT's default where a trial leaves it out."""
-    return ParameterSpec(kind, low=-math.inf, optional=True)
 
 
 class ConfiguredPeft(PeftMethod):
@@ -104,7 +102,7 @@ class ConfiguredPeft(PeftMethod):
     def __init__(self, name: str, settings: PeftSettings) -> None:
         self.name, self.settings = name, settings
         self.title = settings.peft_type
-        self.parameters = {field: _spec_of(kind) for field, kind in settings.searched.items()}
+        self.parameters = {field: replace(_LAW, kind=kind) for field, kind in settings.searched.items()}
         self.not_offered = dict.fromkeys(
             settings.fixed, f"is fixed by `peft_methods.{name}`: leave it out there to search it."
         )
@@ -121,11 +119,30 @@ class ConfiguredPeft(PeftMethod):
         Raises:
             UsageError: PEFT refuses the config, or these layers.
         """
+        from peft import get_peft_model
+        from torch import nn
+
+        def built(config: PeftConfig, device: str) -> PeftModel:
+            root = nn.Module()
+            root.config = {"model_type": "custom"}  # type: ignore[assignment]
+            for module in modules:
+                *parents, last = module.name.split(".")
+                inner = root
+                for part in parents:
+                    if part not in dict(inner.named_children()):
+                        inner.add_module(part, nn.Module())
+                    inner = inner.get_submodule(part)
+                inner.add_module(last, nn.Linear(module.in_features, module.out_features, device=device))
+            return get_peft_model(root, config, adapter_name=ADAPTER, low_cpu_mem_usage=device == "meta")
+
         with self._built(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = self._config(params, {"target_modules": [module.name for module in modules]})
-            model = _on_empty_layers(config, modules)
-        stored, learnt = learnt_names(model)
+            try:
+                model = built(copy.deepcopy(config), "meta")
+            except NotImplementedError:  # PEFT computes with the numbers: any will do
+                model = built(config, "cpu")
+        stored, learnt = self._stored_and_learnt(model)
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         needed = {name: shape for name, shape in shapes.items() if name in learnt}
         tensors = {**head, **identity}
@@ -181,7 +198,7 @@ class ConfiguredPeft(PeftMethod):
         fields: dict[str, Any] = {**copy.deepcopy(self.settings.fixed), **params, **attachment}
         if (start := fields.get("init_lora_weights")) in ("eva", "lora_ga"):
             raise ValueError(f"`init_lora_weights: {start}` is computed from rows, by a separate call.")
-        return peft_types()[self.settings.peft_type](**fields)
+        return _peft_types()[self.settings.peft_type](**fields)
 
     @contextlib.contextmanager
     def _built(self) -> Iterator[None]:
@@ -193,31 +210,6 @@ class ConfiguredPeft(PeftMethod):
                 f" PEFT says: {' '.join(str(error).split())}",
                 hint=f"see PEFT's documentation of {self.settings.peft_type}",
             ) from error
-
-
-def _on_empty_layers(config: PeftConfig, modules: Modules) -> PeftModel:
-    """Build an adapter on linear layers without numbers, or with any where PEFT computes with them."""
-    from peft import get_peft_model
-    from torch import nn
-
-    def built(device: str) -> PeftModel:
-        root = nn.Module()
-        root.config = {"model_type": "custom"}  # type: ignore[assignment]
-        for module in modules:
-            *parents, last = module.name.split(".")
-            inner = root
-            for part in parents:
-                if part not in dict(inner.named_children()):
-                    inner.add_module(part, nn.Module())
-                inner = inner.get_submodule(part)
-            inner.add_module(last, nn.Linear(module.in_features, module.out_features, device=device))
-        own, is_empty = copy.deepcopy(config), device == "meta"
-        return get_peft_model(root, own, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
-
-    try:
-        return built("meta")
-    except NotImplementedError:
-        return built("cpu")
 
 
 class HeadOnly(PeftMethod):
@@ -235,13 +227,9 @@ class HeadOnly(PeftMethod):
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
         from peft import LoraConfig
-
-        return LoraConfig(**attachment)
-
-    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         from peft.utils.constants import DUMMY_TARGET_MODULES
 
-        return super().attachment(hyper, head) | {"target_modules": DUMMY_TARGET_MODULES}
+        return LoraConfig(**{**attachment, "target_modules": DUMMY_TARGET_MODULES})
 
 
 _BASE = "_trained_copy_of"  # in a copy's own dictionary: as a submodule the base would be in its state

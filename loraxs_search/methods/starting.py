@@ -37,10 +37,10 @@ class StartHeader:
     fingerprints: Mapping[str, tuple[float, ...]]
     head: tuple[str, ...] = ()
 
-
-def start_header(digest: str) -> StartHeader:
-    """Return the header of a start that is on this machine."""
-    return from_json(StartHeader, json.dumps(entry_of(existing_path(digest), START)))
+    @classmethod
+    def of(cls, digest: str) -> StartHeader:
+        """Return the header of a start that is on this machine."""
+        return from_json(cls, json.dumps(entry_of(existing_path(digest), START)))
 
 
 def start_tensor(digest: str, name: str) -> Tensor | None:
@@ -113,7 +113,7 @@ def draw_head(
         return kept if kept.keys() == own.keys() else None
 
     digest = hyper.start_from
-    started = stored_in(digest) if digest is not None and {*start_header(digest).head} == own.keys() else None
+    started = stored_in(digest) if digest is not None and {*StartHeader.of(digest).head} == own.keys() else None
     if started is None:
         return stored_in(hyper.linear_probe) or own, fixed, owners
     for name, mean in ((f"{output}.weight", 0.0), (f"{output}.bias", outputs.mean)):

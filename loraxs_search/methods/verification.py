@@ -96,22 +96,13 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 
 
-def check_reference_logits(model: PeftModel | PreTrainedModel, reference: ReferenceLogits) -> None:
-    """Raise unless the model gives the reference logits within the rounding of its precision.
-
-    Raises:
-        BaseModelError: logits differ, are not finite, or are of another shape.
-    """
-    compare_reference_logits(reference_logits(model, reference.input_ids), reference, tolerance(model))
-
-
 def tolerance(model: nn.Module) -> float:
     """Return by how much the logits of another machine may differ: in half precision, kernels round each layer."""
     return _HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else _WHOLE
 
 
 def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = _WHOLE) -> None:
-    """Raise unless logits, shape (rows, labels), are the reference within `atol`.
+    """Raise unless logits, as a model gives them, are the reference within `atol`.
 
     Where logits are larger than 1, so is what rounding makes of them (a language model's of 29: 2e-4 in float32), and
     the difference is held against the largest of them.
@@ -119,7 +110,7 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     Raises:
         BaseModelError: logits differ, are not finite, or are of another shape.
     """
-    expected = torch.tensor(reference.logits, dtype=torch.float32)
+    actual, expected = _kept(actual), torch.tensor(reference.logits, dtype=torch.float32)
     if actual.shape != expected.shape:
         difference = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
     elif not (distance := (actual - expected).abs().max()) <= atol * max(1.0, float(expected.abs().max())):  # NaN too
@@ -132,7 +123,7 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     )
 
 
-def kept_logits(logits: Tensor) -> Tensor:
+def _kept(logits: Tensor) -> Tensor:
     """Return those of logits that are compared: all of one output a row, (rows, labels).
 
     Of logits of each token, (rows, T, vocabulary), a few of each row's last one. Each of them depends on the whole
@@ -150,6 +141,6 @@ def reference_logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[
         rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
         with torch.autocast(model.device.type, enabled=False):
             logits = torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
-            return kept_logits(logits).float().cpu()
+            return _kept(logits).float().cpu()
     finally:
         model.train(was_training)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names, output_head, repeated_layers
-from loraxs_search.base_model.packable import Sharing, check_packable, check_shared
+from loraxs_search.base_model.packable import Sharing, check_packable
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.engine.layers import (
     AdaptedBase,
@@ -42,7 +42,7 @@ from loraxs_search.errors import UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
 from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.methods.names import head_parameter
+from loraxs_search.methods.names import ADAPTER, ROOT
 from loraxs_search.methods.starting import draw_head
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
@@ -297,7 +297,7 @@ class PackedModel(TrainedBase):
         self._stack, layers = repeated_layers(model, self._modules)
         self.prefix = PrefixCache(model, layers, cache_bytes)
         sharing = sharing or probe_sharing(model, tuple(self._modules))
-        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
+        sharing.check("Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
         self.unpackable = sharing.unpackable
         self._checkpointing = GradientCheckpointing(layers, self.context)
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
@@ -311,8 +311,7 @@ class PackedModel(TrainedBase):
         method = method_of(hyper)
         check_packable(hyper.target_modules, self.unpackable)
         _check_target_modules(spec, self._modules)
-        params = method.params(hyper)
-        if not method.can_pack(params):
+        if not method.packs:
             raise UsageError(
                 f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
                 hint="search one study at a time: its trials then take turns",
@@ -322,10 +321,13 @@ class PackedModel(TrainedBase):
         adapter = method.packed_adapter(hyper, linears, self._factors, self.device)
         num_outputs = data.kind.model.num_outputs
         started, fixed, owners = draw_head(self.model, hyper, num_outputs, self._head_parts, data.kind.outputs)
-        size = method.size(params, wanted, *({n: tuple(v.shape) for n, v in own.items()} for own in (started, fixed)))
+        shapes = ({name: tuple(value.shape) for name, value in own.items()} for own in (started, fixed))
+        size = method.size(method.params(hyper), wanted, *shapes)
         head = {name: value.to(self.device).requires_grad_() for name, value in started.items()}
         fixed = {name: value.to(self.device) for name, value in fixed.items()}
-        stored = [head_parameter(name, owners) for name in started]
+        # As a trial's own model names them, where PEFT trains a copy of the module that holds the parameter.
+        owned = [(next(owner for owner in owners if name.startswith(f"{owner}.")), name) for name in started]
+        stored = [f"{ROOT}{o}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{o}.')}" for o, name in owned]
         return Slot(spec, data, adapter, head, stored, size, fixed_head=fixed)
 
     def place(self, slots: Sequence[Slot]) -> None:

@@ -15,13 +15,14 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model.locate import numbers_by_dtype, weight_bytes
+from loraxs_search.base_model.locate import weight_files
 from loraxs_search.base_model.reading import end_with_eos, readable
 from loraxs_search.engine.passes import MEMORY_ERRORS, is_out_of_memory
 from loraxs_search.errors import BaseModelError
@@ -30,6 +31,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, Precision
+from loraxs_search.safetensors_header import numbers_by_dtype
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,12 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
     Raises:
         BaseModelError: it needs more than is free; the hint says what would fit.
     """
-    stored = numbers_by_dtype(Path(base.path))
+    files, stored = weight_files(Path(base.path)), Counter[str]()
+    try:
+        for file in files:
+            stored.update(numbers_by_dtype(file))
+    except ValueError:  # no safetensors, or damaged: loading says what is wrong with it
+        stored.clear()
     numbers = {_DTYPES[name]: count for name, count in stored.items() if name in _DTYPES}
     num_floats, own = sum(numbers.values()), None
     if numbers:  # what `from_pretrained` gives by default: the configuration's, else that of most numbers
@@ -150,7 +157,7 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
 
     def needed(dtype: torch.dtype) -> int:
         if own is None:
-            return weight_bytes(Path(base.path))
+            return sum(file.stat().st_size for file in files)
         return num_floats * (own.itemsize + (dtype.itemsize if dtype != own else 0))
 
     free = free_bytes(device)

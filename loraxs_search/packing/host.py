@@ -17,13 +17,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from loraxs_search import versions
-from loraxs_search.base_model.layers import fold_outputs, matrix
+from loraxs_search.base_model.layers import matrix, output_head
 from loraxs_search.base_model.load import bare_body
-from loraxs_search.base_model.locate import locate, weight_bytes
+from loraxs_search.base_model.locate import locate, weight_files
 from loraxs_search.base_model.packable import Sharing
-from loraxs_search.base_model.reading import trained_pooling
+from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing
 from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.engine.layers import base_of
@@ -40,7 +41,7 @@ from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
 from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import OutputScale, Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import served
@@ -328,7 +329,7 @@ class TrialHost:
         """
         loaded, data = self._loaded, self._loaded.prepared(task, anew=anew)
         loaded.exact_for(data.task)  # so that its head is counted
-        note = trained_pooling(loaded.base)[1] if (task or data.task).pooling == "auto" else ""
+        _, note = resolved_pooling((task or data.task).pooling, loaded.base)
         return HostInfo(
             base=loaded.base,
             modules=loaded.modules,
@@ -340,7 +341,7 @@ class TrialHost:
             device=self._device_name,
             dtype=str(loaded.dtype).removeprefix("torch."),
             versions=versions.installed(versions.TRAINING),
-            base_bytes=weight_bytes(Path(loaded.base.path)),
+            base_bytes=sum(file.stat().st_size for file in weight_files(Path(loaded.base.path))),
             pooling=data.task.pooling,
             num_slots=self._num_slots,
             full_slots=self._full_slots,
@@ -376,7 +377,13 @@ class TrialHost:
         fingerprint = body_fingerprint(loaded.exact)  # before weights change
         with loaded.trained(spec, state, task) as (model, data):
             base = base_of(model)
-            fold_outputs(base, data.kind.outputs)
+            if (outputs := data.kind.outputs) != OutputScale():  # the head then answers in the task's own units
+                layer = base.get_submodule(output_head(base)[0])
+                assert isinstance(layer, nn.Linear)
+                with torch.no_grad():
+                    layer.weight.mul_(outputs.spread)
+                    if layer.bias is not None:
+                        layer.bias.mul_(outputs.spread).add_(outputs.mean)
             reference = make_reference_logits(model, base.config.vocab_size)
             serving = served(data.kind, data.tokenizer, getattr(base, "generation_config", None))
             ends = serving.ends if serving else ()
@@ -579,9 +586,8 @@ class TrialHost:
         Only trials of the first task are ever a pack of one.
         """
         hyper = spec.hyperparameters
-        method = method_of(hyper)
         takes_turns = self._takes_turns and not self._unpackable.isdisjoint(hyper.target_modules)
-        return (takes_turns or not method.can_pack(method.params(hyper))) and self._loaded.is_first(task)
+        return (takes_turns or not method_of(hyper).packs) and self._loaded.is_first(task)
 
     def in_turn(self, run: Callable[[], ResultT], *, on_bare_base: bool = False) -> ResultT:
         """Run a job in the host's own thread, between rounds; on request with every trial off the base."""

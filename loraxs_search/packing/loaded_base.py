@@ -119,7 +119,7 @@ class LoadedBase:
 
     def with_pooling(self, task: Task) -> Task:
         """Return a task with `auto` resolved on this base."""
-        return replace(task, pooling=resolved_pooling(task.pooling, self.base))
+        return replace(task, pooling=resolved_pooling(task.pooling, self.base)[0])
 
     def is_first(self, task: Task | None) -> bool:
         """Whether a task is the one it began with, whatever its reports score on however many validation rows."""

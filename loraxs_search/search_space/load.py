@@ -591,7 +591,7 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
         document.fault((_PEFT_METHODS,), message)
     if not as_mapping(section):
         return read
-    from loraxs_search.methods.peft_methods import REFUSED_FIELDS, config_fields, peft_types, refused_type
+    from loraxs_search.methods.peft_methods import REFUSED_FIELDS, config_fields
 
     for name, given in as_mapping(section).items():
         path, before, config = (_PEFT_METHODS, name), len(document.faults), as_mapping(given)
@@ -599,15 +599,11 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
             law = "must be lower-case letters, digits and hyphens, and not the name of a method of this package"
             document.refuse(path, law, name)
         peft_type = config.get("peft_type")
-        if peft_type not in (known := list(peft_types())):
-            reason = refused_type(str(peft_type))
-            document.refuse(
-                (*path, "peft_type"),
-                f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known),
-                peft_type,
-            )
+        try:
+            fields, fixed = config_fields(peft_type), dict[str, object]()
+        except ValueError as error:
+            document.refuse((*path, "peft_type"), str(error), peft_type)
             continue
-        fields, fixed = config_fields(peft_type), dict[str, object]()
         for field, value in config.items():
             here, spec = (*path, field), fields.get(field)
             if field in REFUSED_FIELDS:
@@ -625,5 +621,5 @@ def _read_peft_methods(document: Document) -> dict[str, PeftSettings]:
         others = {key: spec for key, spec in fields.items() if spec and key not in config}
         searched = {key: spec.kind for key, spec in others.items() if not key.endswith("dropout")}
         if len(document.faults) == before:
-            read[name] = PeftSettings(peft_type, fixed, searched)
+            read[name] = PeftSettings(str(peft_type), fixed, searched)
     return read

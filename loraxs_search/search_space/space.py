@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import both, did_you_mean, one_of
 from loraxs_search.methods import get_method
-from loraxs_search.methods._base import FactorSet, Method, Possible
+from loraxs_search.methods._base import Method, Possible
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.names import Shapes
 from loraxs_search.records.base import BaseModelRef, LinearModule
 from loraxs_search.records.host import LargestTrial
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.literals import Basis, Scalar
 from loraxs_search.records.promotion import PromotionRule
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
@@ -126,8 +126,8 @@ class Space:
             seed=seed,
         )
 
-    def factor_sets(self) -> tuple[FactorSet, ...]:
-        """Return the factors that trials share, to be computed before the first of them."""
+    def factor_sets(self) -> tuple[tuple[Basis, int], ...]:
+        """Return basis and rank of the factors that trials share, to be computed before the first of them."""
         methods = map(self.method, self.methods)
         return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self.possible(m))))
 
@@ -139,12 +139,7 @@ class Space:
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
-        alone = []
-        for method in map(self.method, self.methods):
-            named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
-            if not any(method.can_pack(method.with_defaults(own)) for own in self.reachable(method, named)):
-                alone.append(method.name)
-        return tuple(alone)
+        return tuple(name for name in self.methods if not self.method(name).packs)
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but baselines."""

@@ -106,11 +106,9 @@ custom.TEST_CASES[:] = [
 custom.ALL_PEFT_CONFIG_CLASSES[:] = [MatrixConfig]
 ACTIVE = {"target_modules": ["lin0"], "r": 4, "init_weights": False}
 custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
-    # As "lora", the sum of both by `add_weighted_adapter` is compared with both being active.
-    ("LoRA-XS same", "lora", MatrixConfig, ACTIVE, {**ACTIVE, "r": 3}),
-    # A sum has the largest rank on every module, and lin1 takes 2 at most.
-    ("LoRA-XS different", "lora", MatrixConfig, {**ACTIVE, "r": 1}, {**ACTIVE, "r": 2, "target_modules": ["lin1"]}),
-    ("LoRA-XS sigma", "lora", MatrixConfig, ACTIVE, {**ACTIVE, "sigma": "output", "init_seed": 1}),
+    ("LoRA-XS same", "loraxs", MatrixConfig, ACTIVE, {**ACTIVE, "r": 3}),
+    ("LoRA-XS different", "loraxs", MatrixConfig, {**ACTIVE, "r": 1}, {**ACTIVE, "r": 2, "target_modules": ["lin1"]}),
+    ("LoRA-XS sigma", "loraxs", MatrixConfig, ACTIVE, {**ACTIVE, "sigma": "output", "init_seed": 1}),
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,9 +31,6 @@ from transformers import (
     XLNetConfig,
 )
 
-from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.load import load_model
-from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
 from loraxs_search.packing.bases import Slot
@@ -43,9 +39,8 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.records.trial import TrialSpec
-from loraxs_search.search_space.load import load_space
-from loraxs_search.tasks.kinds import classifier, kind_of
+from loraxs_search.records.trial import PeftSettings, TrialSpec
+from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -168,12 +163,17 @@ class World(TrialBase):
             ),
             self.lora("11"),
             self.lora("12", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
-            self.lora("13", {"rank": 5, "rslora": True}, target_modules=tuple(second), max_grad_norm=0.0),
+            self.lora("13", {"rank": 5, "scale": 0.5}, target_modules=tuple(second), max_grad_norm=0.0),
         ]
 
     def lora(self, trial_id: str, own: Mapping[str, Any] = MappingProxyType({}), **common: Any) -> TrialSpec:
         fields = get_method("lora").fields({"rank": 4, **own}, {})
         return self.spec(trial_id, method="lora", **{"rank": 0, **fields, **common})
+
+    def dora(self, trial_id: str) -> TrialSpec:
+        """Return a trial that cannot share passes: DoRA scales the base's weights."""
+        dora = PeftSettings("LORA", {"use_dora": True, "r": 4}, {})
+        return self.spec(trial_id, method="dora", rank=0, peft=dora)
 
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
@@ -201,19 +201,6 @@ def world(made_world):
     copy = deepcopy(made_world, {id(made_world.data): made_world.data})
     copy.factors = LoadedFactors(copy.model, copy.model, copy.names)
     return copy
-
-
-@pytest.fixture
-def quickstart(in_warm_home, world):
-    """A world on the quickstart's own base and data; of what a trial scores for a snapshot, nothing is compared."""
-    space = load_space("movie_reviews")
-    world.base = locate(space.base_model)
-    world.data = prepare(replace(space.task, validation_rows=16), load_tokenizer(world.base))
-    world.model = load_model(world.base, kind_of(space.task).model)
-    world.modules = linear_modules(world.base, kind_of(space.task).model)
-    world.names = [module.name for module in world.modules]
-    world.factors = LoadedFactors(world.model, world.model, world.names)
-    return world
 
 
 @pytest.fixture

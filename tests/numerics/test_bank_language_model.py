@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,10 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedCon
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.bank import bank as bank_module
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine import passes
-from loraxs_search.engine.generation import Decoding
-from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
@@ -179,22 +174,6 @@ def test_questions_are_answered_as_by_each_adapter_alone(adapters):
     assert len({answer.label for answer in answers}) > 2
 
 
-def test_what_the_questions_to_one_adapter_begin_with_is_computed_once(adapters, monkeypatch):
-    bank, shapes, compute = adapters.bank(), list[torch.Size](), Decoding.compute
-    questions = [f"{' '.join(WORDS[:12])} {prompt}" for prompt in PROMPTS]
-    alone = [bank.predict("first", question)[0] for question in questions]
-
-    def watched(self: Decoding, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        shapes.append(ids.shape)
-        return compute(self, ids, mask)
-
-    monkeypatch.setattr(Decoding, "compute", watched)
-    together = bank.predict("first", questions)
-    assert shapes[0][0] == 1 and shapes[0][1] >= 12
-    assert [answer.label for answer in together] == [answer.label for answer in alone]
-    assert len({answer.label for answer in alone}) > 2
-
-
 def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     modules = ("model.layers.0.self_attn.q_proj",)
     headed = make_adapter(tmp_path / "headed", adapters.base, rank=2, target_modules=modules)
@@ -239,37 +218,3 @@ def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
         (alone,) = loraxs_search.predict(folders[name], [question] if isinstance(question, str) else list(question))
         assert (answer.text, answer.label) == (alone.text, alone.label)
         assert answer.score == (None if alone.score is None else pytest.approx(alone.score, rel=1e-5))
-
-
-def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path, monkeypatch):
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    modules = tuple(module.name for module in linear_modules(base, LANGUAGE_MODEL))
-    bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
-    given = {"options": "choices", "prompt": "say {words} say"}
-    for seed, (rank, targets) in enumerate([(4, modules), (2, modules[:5]), (4, modules)]):
-        folder = tmp_path / str(seed)
-        make_adapter(folder, base, task=choosing(**given), seed=seed, rank=rank, target_modules=targets)
-        bank.load(str(seed), folder)
-    names = [str(number % 3) for number in range(11)]
-    texts = [
-        (" ".join(f"w{(number + i) % 20}" for i in range(9)), "w1 | w2 w4 | w8 w9 w3 | w5") for number in range(11)
-    ]
-    seen, compute = list[tuple[int, int]](), Decoding.compute
-
-    def counted(self: Decoding, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        seen.append((len(ids), len(bank.model.context.row_map.segments)))
-        return compute(self, ids, mask)
-
-    monkeypatch.setattr(Decoding, "compute", counted)
-    monkeypatch.setattr(bank_module, "Engine", partial(Engine, max_tokens=120))  # several passes
-    shared = bank.predict(names, texts)
-    sizes = [num_rows for num_rows, _ in seen]
-    assert sum(sizes[::2]) == len(names) < sum(sizes[1::2])  # several rows behind each prompt
-    assert len(sizes) > 2
-    assert max(num_layouts for _, num_layouts in seen) > 1  # of several adapters
-    monkeypatch.setattr(passes, "_is_worth_sharing", lambda source, rows: False)
-    whole = bank.predict(names, texts)
-    assert [answer.label for answer in shared] == [answer.label for answer in whole]
-    assert [answer.score for answer in shared] == pytest.approx([answer.score for answer in whole], rel=1e-5)
-    assert len({round(answer.score or 0, 6) for answer in whole}) > len(names) / 2

@@ -57,9 +57,8 @@ def test_checkpointing_changes_no_bit(make_world, family):
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
 
 
-@pytest.mark.parametrize("family", families(["llama", "gemma2", "gpt2"]))
-def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path, family):
-    world = DecoderWorld(tmp_path, family)
+def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path):
+    world = DecoderWorld(tmp_path, "llama")
 
     def run(on: bool) -> tuple[list[Snapshot], Any]:
         pack = world.pack(num_workers=2)

@@ -6,31 +6,30 @@ Rows whose two largest logits ever lie within 1e-4 are left out, and counted: ro
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import toy_language
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.families import families
 from support.trials import write
 
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.generation import Decoding, Generation, OpenSequence
 from loraxs_search.engine.layers import AdaptedBase
-from loraxs_search.engine.passes import ask
 from loraxs_search.errors import UsageError
+from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import DataSource
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.kinds import (
-    ForwardRequest,
-    Generated,
-    GenerateRequest,
-    PassOutputs,
-    RequestGenerator,
-    Sampling,
-)
+from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, PassOutputs, Sampling
+from loraxs_search.tasks.prepared import prepare
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 NEW = 20
@@ -231,48 +230,6 @@ def test_sequences_join_and_leave_between_tokens(make_world, family, can_be_join
         assert sequence.margin == pytest.approx(expected.margins[number], abs=1e-4) or not sure[number]
 
 
-def test_a_batch_that_is_never_empty_does_not_grow(make_world):
-    """Rows come one by one, as requests to a server do; each is written as it is with the others."""
-    world, asked = make_world("llama", [2]), request(prompts(count=15))
-    longest = int(asked.source.lengths.max()) + NEW
-    with adapted(world) as model:
-        expected = write(model, asked, tokenizer())
-        generation, widths = Generation(AdaptedBase(model)), list[int]()
-        for _ in range(12):
-            sequences = OpenSequence.of(asked, tokenizer(), model)
-            for sequence in sequences:
-                generation.join([sequence], np.zeros(1, np.int64))
-                generation.step()
-                generation.step()
-                widths.append(max((it.decoding._mask_nS.shape[1] for it in generation._cohorts), default=0))
-            for number, sequence in enumerate(sequences[:10]):
-                sure = expected.margins[number] > MARGIN
-                assert not sure or sequence.tokens[:NEW] == expected.tokens.row(number).tolist()[: len(sequence.tokens)]
-        while len(generation):
-            generation.step()
-    assert max(widths) <= 2 * longest + 33
-    assert len(widths) * 2 > 3 * max(widths)  # it would have grown by two each time
-
-
-def test_texts_stream_without_what_follows_a_stop_string(make_world):
-    world, source = make_world("llama", [2]), prompts()
-    pieces: dict[int, list[str]] = {}
-
-    def asking(stop: tuple[str, ...]) -> RequestGenerator[Generated]:
-        written: Generated = yield request(source, stop=stop)
-        return written
-
-    rows = RowSource(tokenizer())
-    with adapted(world) as model:
-        free = ask(model, rows, asking(()))
-        stop = " ".join(free.texts[plain_row(tokens_of(free))].split()[2:4])
-        listen = lambda row, piece: pieces.setdefault(row, []).append(piece)  # noqa: E731
-        actual = ask(model, rows, asking((stop,)), on_text=listen)
-    assert ["".join(pieces.get(row, [])) for row in range(len(source))] == list(actual.texts)
-    assert max(map(len, pieces.values())) > 5
-    assert all(stop not in "".join(own) for own in pieces.values())
-
-
 # ---- packs -----------------------------------------------------------------------------------------------------------
 def lone(world: DecoderWorld, spec: TrialSpec, asked: GenerateRequest) -> Generated:
     with world.attached(spec) as model:
@@ -381,3 +338,21 @@ def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world):
     assert np.isnan(written["2"].margins).all() and (written["2"].tokens.lengths == 1).all()
     for spec, _ in (trials[0], trials[2]):
         check_sure(lone(world, spec, asked), tokens_of(written[spec.name]))
+
+
+# ---- model -----------------------------------------------------------------------------------------------------------
+def test_the_template_s_end_of_a_turn_ends_what_is_written(tmp_path):
+    """An adapter learns [TURN] behind each answer, with which neither the base nor its tokenizer ends."""
+    toy_language.save_base(tmp_path, chat=True)
+    rows = [{"words": word, "said": "w1 w2"} for word in toy_language.WORDS]
+    files = dict.fromkeys(("train", "validation", "test"), str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = toy_language.writing(source=DataSource(data_files=files), answer="{said}")
+    messages = {"messages": [{"role": "user", "content": "say {words}"}]}
+    task = replace(task, settings={k: v for k, v in task.settings.items() if k != "prompt"} | messages)
+    base = BaseModel("toy", str(tmp_path), "0" * 64)
+    world = DecoderWorld.of(base, [prepare(task, load_tokenizer(base))])
+    spec = world.spec("1", rank=16, learning_rate=0.05, batch_size=16, max_steps=80)
+    metrics = world.lone(spec, world.tasks[0], 80).reports[-1].metrics
+    assert metrics["exact_match"] == 1.0
+    assert metrics["unended"] == 0.0

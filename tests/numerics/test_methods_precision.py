@@ -18,16 +18,10 @@ from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.snapshot import Snapshot
 
-METHODS: dict[str, dict[str, Any]] = {
-    "VERA": {"r": 3},
-    "TINYLORA": {"r": 3, "u": 4},
-    "UNILORA": {"r": 2, "theta_d_length": 16},
-}
+METHODS: dict[str, dict[str, Any]] = {"VERA": {"r": 3}, "TINYLORA": {"r": 3, "u": 4}}
 
 
-@pytest.mark.parametrize(
-    "name", ["VERA", *(pytest.param(name, marks=pytest.mark.long(part="software")) for name in ("TINYLORA", "UNILORA"))]
-)
+@pytest.mark.parametrize("name", METHODS)
 def test_frozen_parts_are_those_of_the_checkpoint(name, make_world):
     world = make_world(dtype=torch.bfloat16)
     spec = world.spec("3", method="mine", rank=0, peft=PeftSettings(name, METHODS[name], {}))

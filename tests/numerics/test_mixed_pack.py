@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,11 @@ from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.methods import get_method
 from loraxs_search.packing import loaded_base
 from loraxs_search.packing.bases import PackedModel
-from loraxs_search.packing.host import TrialHost
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.search.hosts.host_actor import HostActor
-from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -79,7 +74,7 @@ class MixedWorld:
         top = tuple(name for name in self.names if ".1." in name)
         own: dict[str, Any] = {"rank": 3 + number, "scale": (1.0, 2.0, 0.5, 1.0)[number]}
         if number in self.lora:
-            own = {"method": "lora", **get_method("lora").fields({**own, "rslora": number == 1}, {})}
+            own = {"method": "lora", **get_method("lora").fields(own, {})}
         hyper = Hyperparameters(
             **own,
             target_modules=(tuple(self.names), top, tuple(self.names[::2]), tuple(self.names[1::3]))[number],
@@ -134,45 +129,6 @@ def test_a_pack_of_several_kinds_equals_lone_trials(tmp_path, monkeypatch, group
         assert report.train_loss == pytest.approx(lone.reports[-1].train_loss, rel=1e-5)
         assert report.metrics == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
         assert report.size == lone.reports[-1].size
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_path, group):
-    world = MixedWorld(tmp_path, GROUPS[group])
-    config = HostConfig(world.ref, "float32", pack_size=4, largest=LargestTrial(16), make=_one_thread)
-    actor: Any = HostActor(config, 1, "here")
-    infos = [actor.info(data.task) for _, data in world.trials]
-    assert len({info.modules for info in infos}) == 1
-    assert len({info.base.weight_digest for info in infos}) == 1
-    host = actor.serve(lambda host: host, world.trials[0][1].task, None, None)
-    with ThreadPoolExecutor(4) as callers:
-        going = [callers.submit(host.advance, s, 8, None, d.task) for s, d in world.trials]
-        states = [future.result()[1] for future in going]
-    for (spec, data), info, state in zip(world.trials, infos, states, strict=True):
-        task, rows = data.task, range(8)
-        lone = TrialHost(world.ref, task, precision="float32", device="cpu")
-        report, expected = lone.advance(spec, 8, None)
-        assert info.head_parameters == lone.info().head_parameters
-        assert distance(Snapshot.from_bytes(state), Snapshot.from_bytes(expected)) < TOLERANCE
-        confirmed, wanted = host.confirm(spec, expected, task), lone.confirm(spec, expected, task)
-        assert confirmed.files == wanted.files
-        assert confirmed.factors == wanted.factors
-        answers, own = host.answer(spec, expected, rows, task), lone.answer(spec, expected, rows, task)
-        assert answers.labels == own.labels
-        assert answers.predictions == pytest.approx(own.predictions, rel=1e-4, abs=1e-5)
-        assert answers.loss == pytest.approx(own.loss, rel=1e-5)
-        assert [y.name for y in actor.baselines(task)] == [y.name for y in lone.baselines(task)]
-        if data.kind.shots:
-            alone, own = (
-                host.answer_without_adapter("test", rows, 0, task),
-                lone.answer_without_adapter("test", rows, 0, task),
-            )
-            assert alone.predictions == own.predictions
-        assert report.step == 8
-
-
-def _one_thread(config: HostConfig, task: Task, _: int) -> TrialHost:
-    return TrialHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
 
 
 def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(tmp_path, monkeypatch):

@@ -82,8 +82,8 @@ def rows_of(trials: Any, usual: Sequence[str], others: Sequence[str] = ()) -> li
     [
         *rows_of(unlike, ["bert"], ["roberta", "distilbert", "gpt2"]),
         *rows_of(heads, ["roberta"]),
-        *rows_of(pooled, ["bert"], ["roberta", "distilbert", "gpt2", "modernbert"]),
-        *rows_of(tags, ["bert", "llama"], ["roberta", "distilbert", "gpt2"]),
+        *rows_of(pooled, ["bert"], ["modernbert"]),
+        *rows_of(tags, ["bert"], ["gpt2"]),
         *rows_of(texts, ["llama"], [family for family in DECODERS if family != "llama"]),
     ],
 )
@@ -109,18 +109,6 @@ def test_trials_may_join_and_leave_between_rounds(world):
     train(pack, [slots[8], slots[0], slots[4]], 5)
     assert [slot.step for slot in slots] == [8, 7, 7, 4, 9, 4, 4, 4, 5]
     world.check_as_alone(pack, slots)
-
-
-def test_results_do_not_depend_on_company_token_budget_or_workers(world):
-    specs, found = world.mixed_specs(), []
-    for company, max_tokens, num_workers in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
-        pack = world.pack(max_tokens, num_workers)
-        slots = world.join(pack, company)
-        train(pack, slots, 6)
-        found.append(slots[0].snapshot())
-        pack.base.clear()
-    assert world.distance(found[1], found[0]) < TOLERANCE
-    assert world.distance(found[2], found[0]) < TOLERANCE
 
 
 def test_trials_move_between_pack_and_lone_host(world):
@@ -262,7 +250,7 @@ def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world, other_data):
 
 def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world):
     world = make_world(dtype=torch.bfloat16)
-    specs, pack = world.mixed_specs()[:3], world.pack()
+    specs, pack = world.mixed_specs()[::3], world.pack()  # of LoRA-XS and LoRA
     slots = world.join(pack, specs)
     train(pack, slots, 8)
     packed = [slot.snapshot() for slot in slots]
@@ -273,8 +261,8 @@ def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world
 
 
 def test_what_changes_the_base_is_refused_in_a_pack(world):
-    with pytest.raises(UsageError, match="15 of lora"):
-        world.join(world.pack(), [world.lora("15", {"dora": True})])
+    with pytest.raises(UsageError, match="15 of dora"):
+        world.join(world.pack(), [world.dora("15")])
 
 
 def test_slots_are_not_larger_than_the_method_says(world):
@@ -293,11 +281,3 @@ def test_slots_are_not_larger_than_the_method_says(world):
         held = sum(tensor.nbytes for tensor in own) + pack.base.slot_bytes
         pack.base.clear()
         assert held <= said < 2 * held
-
-
-@pytest.mark.long(part="bases")
-def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart):
-    specs, pack = quickstart.mixed_specs(), quickstart.pack(max_tokens=512)
-    slots = quickstart.join(pack, specs)
-    train(pack, slots, 3)
-    quickstart.check_as_alone(pack, slots, 1e-4)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from support.sealed import manifest_of, seal
 from support.toy_ia3 import ToyIA3
+from transformers import AutoModelForSequenceClassification
 
-from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.base_model.load import bare_body
+from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
+from loraxs_search.home import factor_path
 from loraxs_search.methods import METHODS
-from loraxs_search.packing import capacity, loaded_base
+from loraxs_search.packing import capacity
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.promotion import Baseline
+from loraxs_search.registry.factor_sets import factors_at
+from loraxs_search.search.driver.work_items import joined
+from loraxs_search.tasks.baselines import BASELINES
+from loraxs_search.trial.evaluate import score_folder
 from loraxs_search.trial.snapshot import Snapshot
 
 Make = Callable[..., TrialHost]
@@ -40,13 +52,6 @@ def make_host(world):
 @pytest.fixture
 def distance(world):
     return lambda a, b: world.distance(Snapshot.from_bytes(a), Snapshot.from_bytes(b))
-
-
-def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(make_host, monkeypatch):
-    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
-    monkeypatch.setattr(loaded_base, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
-    with pytest.raises(BaseModelError, match=r"0\.00 GiB"):
-        make_host()
 
 
 def test_callers_at_once_get_what_lone_hosts_give(world, make_host, distance):
@@ -85,23 +90,6 @@ def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(world
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
-def test_an_answer_that_memory_does_not_hold_is_given_again(world, make_host, monkeypatch):
-    answers = list[BaseException | None]()
-    answered = Future.set_exception
-
-    def fail_first(future: Future[Any], error: BaseException | None) -> None:
-        answers.append(error)
-        if len(answers) <= 2:
-            raise MemoryError
-        answered(future, error)
-
-    host = make_host()
-    monkeypatch.setattr(Future, "set_exception", fail_first)
-    with pytest.raises(MemoryError):
-        host.decompose(("nowhere",), 4, "top")
-    assert len(answers) == 3
-
-
 def test_a_forgotten_trial_goes_on_from_its_snapshot_and_a_closed_host_takes_no_calls(world, make_host, distance):
     host, spec = make_host(slots=1), world.spec("1")
     _, going_on = host.advance(spec, 6, host.advance(spec, 3, None)[1])
@@ -112,28 +100,6 @@ def test_a_forgotten_trial_goes_on_from_its_snapshot_and_a_closed_host_takes_no_
     host.close()
     with pytest.raises(RuntimeError, match="closed"):
         host.advance(spec, 7, taken_up)
-
-
-def test_two_callers_of_one_trial_are_served_one_after_the_other(world, make_host, distance):
-    host, spec = make_host(), world.spec("1")
-    with ThreadPoolExecutor(3) as callers:
-        answers = [callers.submit(host.advance, spec, 5, None) for _ in range(3)]
-        states = [answer.result()[1] for answer in answers]
-    assert all(distance(state, states[0]) == 0.0 for state in states)
-
-
-def test_confirming_between_rounds_disturbs_nobody(world, make_host, distance):
-    host, spec, other = make_host(), world.spec("1"), world.spec("2")
-    _, state = host.advance(spec, 5, None)
-    with ThreadPoolExecutor(2) as callers:
-        going = callers.submit(host.advance, other, 30, None)
-        confirmation, answers = host.confirm(spec, state), host.answer(spec, state, range(20))
-        disturbed = going.result()[1]
-    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    expected = lone.confirm(spec, state)
-    assert answers == lone.answer(spec, state, range(20))
-    assert confirmation.files == expected.files
-    assert distance(disturbed, lone.advance(other, 30, None)[1]) < 1e-5
 
 
 def sizes_of_rounds(host: TrialHost) -> list[int]:
@@ -264,7 +230,7 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world, mak
 def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(world, make_host, distance, monkeypatch):
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
-    specs, host = [world.spec("1"), world.lora("2"), world.lora("4", {"dora": True}), vectors], make_host(None)
+    specs, host = [world.spec("1"), world.lora("2"), world.dora("4"), vectors], make_host(None)
 
     def drive(spec: Any) -> tuple[Any, bytes]:
         _, state = host.advance(spec, 4, None)
@@ -282,3 +248,121 @@ def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(wor
     assert host.confirm(specs[2], answers[2][1]).files == lone.confirm(specs[2], answers[2][1]).files
     with pytest.raises(UsageError, match="but 3 of toy-ia3 cannot"):
         host.advance(vectors, 9, None, replace(world.data.task, name="another"))
+
+
+# ---- baselines -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def host(world):
+    made = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
+    yield made
+    made.close()
+
+
+def inputs_of(world: Any) -> tuple[Any, ...]:
+    return world.data, bare_body(world.model), torch.device("cpu")
+
+
+def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
+    return [replace(baseline, seconds=0.0) for baseline in found]
+
+
+def test_a_trial_on_the_base_is_not_in_its_features(host, world):
+    before = host.baselines(world.data.task)
+    host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
+    assert numbers(host.baselines(world.data.task)) == numbers(before)
+
+
+def test_their_single_thread_is_not_the_hosts(host):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)  # as another thread of the process does
+        assert host.in_turn(torch.get_num_threads) == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_too_dear_is_decided_by_tokens_and_said(world, monkeypatch):
+    monkeypatch.setattr("loraxs_search.tasks.baselines.MAX_TOKENS", 10)
+    found = BASELINES.get("features")(*inputs_of(world)).measure()
+    assert "tokens, and may read 10" in found.failed
+    assert (found.applies, found.validation_metrics) == (False, {})
+
+
+def test_features_are_means_over_a_rows_own_tokens(world):
+    rows = torch.arange(world.data.num_rows("test")).numpy()
+    found = BASELINES.get("features")(*inputs_of(world)).states("test", rows)
+    with torch.no_grad():
+        for row in rows:
+            states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded
+            torch.testing.assert_close(torch.from_numpy(found[row]), states[0].mean(0), rtol=1e-4, atol=1e-5)
+
+
+# ---- confirmation ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def confirmed(world):
+    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    spec = world.spec("7", learning_rate=0.05)
+    _, snapshot = host.advance(spec, 6, None)
+    return spec, host.confirm(spec, snapshot), host
+
+
+@pytest.fixture
+def scores(world, confirmed):
+    """Metrics and answers on the test split, in two parts as two hosts give them."""
+    spec, _, host = confirmed
+    _, snapshot = host.advance(spec, 6, None)
+    num_rows = world.data.num_rows("test")
+    parts = [host.answer(spec, snapshot, rows) for rows in (range(5), range(5, num_rows))]
+    return joined(parts, world.data.task)
+
+
+@pytest.fixture
+def folder(world, confirmed, tmp_path):
+    spec, confirmation, host = confirmed
+    made = tmp_path / "adapter"
+    made.mkdir()
+    for name, content in confirmation.files.items():
+        (made / name).write_bytes(content)
+    size, digest = host.advance(spec, 6, None)[0].size, host.info().base.weight_digest
+    known = {"base_digest": digest, "data_fingerprint": world.data.data_fingerprint, "size": size}
+    ref, hyper = BaseModelRef(world.base.path), spec.hyperparameters
+    manifest = manifest_of(world.data.task, ref, hyper, spec.trial_id, probe=confirmation.probe, **known)
+    seal(made, manifest)
+    return made
+
+
+def test_answers_come_in_test_order_and_add_up_to_the_score(world, scores):
+    metrics, rows = scores
+    np.testing.assert_array_equal(rows.labels, world.data.labels("test"))
+    assert metrics["accuracy"] == pytest.approx(np.mean(rows.predictions == rows.labels))
+
+
+def test_a_folder_scored_anew_gives_the_same_answers(world, scores, folder):
+    metrics, rows = scores
+    anew = score_folder(folder, world.data.task)
+    assert anew.metrics == pytest.approx(metrics, rel=1e-6)
+    said = anew.answers
+    assert len(said.wrong) == min(20, np.sum(rows.predictions != rows.labels))
+    assert all(sample.reference != sample.answer and sample.prompt for sample in said.wrong)
+    assert (said.predictions, said.labels) == (tuple(rows.predictions.tolist()), tuple(rows.labels.tolist()))
+    assert anew.data_fingerprint == world.data.data_fingerprint
+    assert anew.test_fingerprint == world.data.test_fingerprint
+    other = dataclasses.replace(world.data.task, labels=("x", "y"))
+    with pytest.raises(TaskDataError, match="labels"):
+        score_folder(folder, other)
+
+
+def test_the_factors_it_names_are_those_on_disk(confirmed):
+    spec, confirmation, host = confirmed
+    assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
+    for key, checksum in confirmation.factors.items():
+        assert factors_at(key, checksum, unchecked=True)
+        assert host.factor_file(key) == factor_path(key).read_bytes()
+
+
+def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world, folder):
+    base, same = (AutoModelForSequenceClassification.from_pretrained(world.base.path, num_labels=2) for _ in range(2))
+    PeftModel.from_pretrained(same, str(folder))
+    base.base_model.get_input_embeddings().weight.data.mul_(1.01)
+    with pytest.raises(BaseModelError, match="fingerprint"):
+        PeftModel.from_pretrained(base, str(folder))

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from support.families import families
-from support.trials import same_bits, train
-from torch import Tensor, nn
+from support.trials import train
+from torch import nn
 
 from loraxs_search.base_model.load import load_model
-from loraxs_search.engine import layers
 from loraxs_search.engine.layers import AdaptedLinear
 from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.packing.bases import PackedModel
@@ -81,17 +80,6 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(dee
     assert pack.base.prefix.depth == 2
     assert [slot.step for slot in slots] == [32, 32, 32, 32, 20]
     world.check_as_alone(pack, slots)
-
-
-def test_lanes_and_the_cache_give_the_same_bits_each_time(deep):
-    world, found = deep("bert"), []
-    for _ in range(2):
-        pack = pack_of(world, num_workers=3)
-        slots = world.join(pack, upper_specs(world))
-        train(pack, slots, 4)
-        found.append([slot.snapshot() for slot in slots])
-        pack.base.clear()
-    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_each_row_goes_through_the_skipped_layers_once(deep):
@@ -171,57 +159,3 @@ def test_tasks_in_one_pass_keep_their_rows_apart(deep, other_data):
     assert world.distance(packed[0], world.lone(slots[0].spec, 6)) < TOLERANCE
     world.model, world.data = load_model(world.base, classifier(3)), other_data
     assert world.distance(packed[1], world.lone(slots[1].spec, 6)) < TOLERANCE
-
-
-def test_a_bfloat16_base_is_skipped_too(deep):
-    world = deep("bert", dtype=torch.bfloat16)
-    spec, found = world.spec("1", target_modules=tuple(upper(world))), []
-    for cache_bytes in (None, 0):
-        pack = pack_of(world, cache_bytes)
-        slots = world.join(pack, [spec])
-        train(pack, slots, 10)
-        assert pack.base.prefix.depth == (0 if cache_bytes == 0 else 2)
-        found.append(slots[0].snapshot().parameters)
-        pack.base.clear()
-    assert all(float((found[0][name] - value).norm() / value.norm()) < 0.2 for name, value in found[1].items())
-
-
-@pytest.mark.parametrize(("family", "cache_bytes"), [("bert", None), ("llama", 0)])
-def test_backward_stops_at_the_lowest_adapted_module(deep, monkeypatch, family, cache_bytes):
-    world = deep(family)
-    target = upper(world)[3]  # in the midst of a block
-    pack = pack_of(world, cache_bytes, num_workers=1)
-    slots = world.join(pack, [world.spec("1", target_modules=(target, *upper(world, 3)))])
-    train(pack, slots, 1)
-    entered: list[bool] = []
-    graph: dict[str, bool] = {}
-    hooks = [
-        world.model.get_submodule(name).register_forward_hook(
-            lambda _, args, out, name=name: graph.__setitem__(name, out.requires_grad)
-        )
-        for name in world.names
-        if not name.startswith("score")
-        and (cache_bytes == 0 or int(next(filter(str.isdigit, name.split(".")))) >= NUM_LAYERS - 2)
-    ]
-    hooks.append(
-        world.model.get_submodule(target).register_forward_pre_hook(
-            lambda _, args: entered.append(args[0].requires_grad)
-        )
-    )
-    transposed, matrix = list[nn.Module](), layers.matrix
-    monkeypatch.setattr(layers, "matrix", lambda layer: (transposed.append(layer), matrix(layer))[1])
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        train(pack, slots, 1)
-    for hook in hooks:
-        hook.remove()
-    assert entered and not any(entered)
-    before = [name for name in graph if world.names.index(name) < world.names.index(target)]
-    assert len(before) == (3 if cache_bytes is None else world.names.index(target))
-    assert not any(graph[name] for name in before)
-    assert graph[target]
-    lowest = world.model.get_submodule(target)
-    assert lowest.base_layer not in transposed  # no gradient of its input
-    assert set(transposed) == {world.model.get_submodule(name).base_layer for name in upper(world, 3)}
-    weights = {world.model.get_submodule(name).weight.data_ptr() for name in before}
-    assert saved and not any(tensor.untyped_storage().data_ptr() in weights for tensor in saved)

@@ -7,21 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
-from support.trials import train
 
 from loraxs_search import AdapterBank
-from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.prepared import encode
-from loraxs_search.trial.attach import attach
 from loraxs_search.trial.snapshot import Snapshot
 
-LONG = pytest.mark.long(part="bases")
 FAULT = r"of this one what a row gives depends on its padding\."
 
 
@@ -52,52 +44,6 @@ def check_each_is_as_alone(world: Any, specs: list[Any]) -> TrialHost:
     finally:
         host.close()
     return host
-
-
-@LONG
-def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world):
-    """Its head reads the last position: padding stands on the left, in training, scoring and prediction."""
-    world = make_world("xlnet")
-    with use_factor_store(world.factors):
-        model = attach(world.model, world.spec("1", init_std=0.5))
-    lengths = world.data.lengths("validation")
-    rows = [int(lengths.argmin()), int(lengths.argmax())]
-    batch = world.data.collate("validation", rows).inputs
-    assert batch["attention_mask"][0].tolist() == [0] * int(lengths.max() - lengths.min()) + [1] * int(lengths.min())
-    with torch.no_grad():
-        together = model(**batch).logits
-        alone = torch.cat([model(**world.data.collate("validation", [row]).inputs).logits for row in rows])
-        texts = ["w1 w2", "w3 w4 w5 w6 w7 w8 w9"]
-        source = RowSource(load_tokenizer(world.base))
-        asked = encode(world.data.kind, source.tokenizer, [(text,) for text in texts])
-        predicted = model(**source.collate(asked, [0, 1]).inputs).logits
-        by_itself = torch.cat([model(**source.collate(asked, [row]).inputs).logits for row in (0, 1)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(predicted, by_itself, rtol=1e-4, atol=1e-5)
-
-
-@LONG
-def test_layers_of_xlnet_are_adapted_by_lone_trials_and_the_machine_knows(make_world):
-    world = make_world("xlnet")
-    with pytest.raises(UsageError, match=r"layer\.0\.ff\.layer_1 \(and 3 more\)"):
-        world.pack().join(world.spec("1"), world.data)
-    host = check_each_is_as_alone(world, [world.spec("1"), world.spec("2", rank=8)])
-    assert host._num_slots == 1
-
-
-@LONG
-def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attention(make_world):
-    world = make_world("longformer")
-    pack = world.pack(num_workers=2)
-    shared = tuple(name for name in world.names if ".self." in name)
-    assert {name.rpartition(".")[2] for name in shared} >= {"query_global", "key_global", "value_global"}
-    assert pack.base.unpackable == set(shared)
-    with pytest.raises(UsageError, match="query_global"):
-        pack.join(world.spec("1", target_modules=[name for name in shared if name.endswith("_global")]), world.data)
-    others = tuple(name for name in world.names if name not in shared)
-    slots = world.join(pack, [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2])])
-    train(pack, slots, 10)
-    world.check_as_alone(pack, slots)
 
 
 def test_a_base_whose_rows_depend_on_their_padding_is_refused_by_packs_and_banks(make_world):

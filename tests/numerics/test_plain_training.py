@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -152,28 +151,3 @@ def test_classifiers_train_as_in_plain_peft(make_world, family):
 def test_decoders_train_as_in_plain_peft(tmp_path, family):
     world = DecoderWorld(tmp_path, family)
     check(world, world.tasks)
-
-
-def logits_at_reads(outputs: PassOutputs, batch: Any) -> tuple[torch.Tensor, ...]:
-    assert outputs.project is not None
-    last = batch.counts.cumsum(0) - 1
-    return (outputs.project(outputs.read)[last],)
-
-
-def test_a_pack_gives_plain_peft_s_logits(tmp_path):
-    world = DecoderWorld(tmp_path, "llama")
-    specs = [world.spec(str(i), init_std=0.3, **own) for i, own in enumerate(unlike(world))]
-    data, pack, rows = world.tasks[0], world.pack(num_workers=2), np.arange(20)
-    slots = [pack.join(spec, data) for spec in specs]
-    starts = [slot.snapshot() for slot in slots]
-    read = pack.answer(slots, {spec.name: ForwardRequest("test", rows, logits_at_reads) for spec in specs})
-    pack.base.clear()
-    encoded = data.encoded("test")
-    assert encoded.positions is not None
-    for spec, start in zip(specs, starts, strict=True):
-        plain = Plain(world, spec, data, start)
-        for row in rows.tolist():
-            ids = torch.from_numpy(encoded.ids.row(row).astype(np.int64))[None]
-            with torch.no_grad():
-                expected = plain.model(input_ids=ids).logits[0, int(encoded.positions.row(row)[-1])]
-            torch.testing.assert_close(read[spec.name][0][row], expected, rtol=1e-5, atol=2e-5)

@@ -17,7 +17,7 @@ from support.trials import write
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from loraxs_search.engine import generation, passes
+from loraxs_search.engine import generation
 from loraxs_search.engine.generation import Decoding
 from loraxs_search.engine.passes import PassExecutor, ask
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -183,17 +183,6 @@ def test_layers_that_others_skip_are_computed(make_world):
     torch.testing.assert_close(first, again)
 
 
-def test_prompts_that_save_little_are_computed_whole(make_world, monkeypatch):
-    world, request = make_world("llama"), reading(options(longest=2))
-    monkeypatch.setattr(passes, "Decoding", None)
-    pack = world.pack()
-    packed = pack.answer([pack.join(lively(world), world.tasks[0])], {"1": request})["1"]
-    pack.base.clear()
-    with world.attached(lively(world)) as model:
-        check(packed, model, request)
-        check(read(model, request), model, request)
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_passes_that_memory_cannot_hold_are_made_smaller(make_world, num_workers, monkeypatch):
     world, request, sizes = make_world("llama"), reading(options(4)), list[int]()
@@ -254,21 +243,6 @@ def test_prompts_of_unlike_lengths_are_read_in_passes_of_their_own_and_go_on_as_
     widths = [shape[1] for shape in sizes]
     assert sum(width > 1 for width in widths) >= 3
     assert widths[-1] == 1 and len(set(actual.margins.tolist())) > 5
-
-
-def test_packs_write_behind_what_each_trials_prompts_begin_with(make_world):
-    world = make_world("llama")
-    trials, pack = world.mixed_trials(init_std=0.3, scale=2.0), world.pack(num_workers=2)
-    slots = [pack.join(spec, data) for spec, data in trials]
-    sources = {spec.name: rows(9, alike=SIZE - 2 * i, seed=i) for i, (spec, _) in enumerate(trials)}
-    with counted(world.model) as sizes:
-        written = pack.answer(slots, {n: GenerateRequest(source, np.arange(9), 9) for n, source in sources.items()})
-    pack.base.clear()
-    first = sum(shape.numel() for shape in sizes[:4])
-    assert first < sum(int(source.lengths.sum()) for source in sources.values())
-    for spec, _ in trials:
-        with world.attached(spec) as model:
-            check_written(written[spec.name], model, sources[spec.name])
 
 
 # ---- how far rows begin alike ----------------------------------------------------------------------------------------

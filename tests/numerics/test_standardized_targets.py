@@ -132,24 +132,6 @@ def test_files_answer_in_the_labels_own_units(base, tmp_path, head):
     assert min(answers.labels) >= MEAN - 2 * SPREAD
 
 
-@only_bert
-def test_interrupted_and_packed_trials_are_the_same(base, tmp_path):
-    task = make_task(tmp_path)
-    host = make_host(base, task)
-    spec = make_spec(host)
-    whole, _ = host.advance(spec, 12, None)
-    _, early = make_host(base, task).advance(spec, 5, None)
-    later, _ = make_host(base, task).advance(spec, 12, early)
-    assert later.metrics == whole.metrics
-    packed = TrialHost(base, task, slots=2, precision="float32", device="cpu")
-    try:
-        report, _ = packed.advance(spec, 12, None, task)
-    finally:
-        packed.close()
-    assert report.metrics == pytest.approx(whole.metrics, rel=1e-3)
-    assert report.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
-
-
 @pytest.mark.parametrize("base", ["bert", "llama"], indirect=True, scope="module")
 def test_trials_start_from_the_answers_of_an_adapter(base, tmp_path):
     """Its rows may have had another mean and spread."""

@@ -18,7 +18,6 @@ from loraxs_search.api import load
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.passes import forward
-from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loraxs import use_factor_store
@@ -126,16 +125,3 @@ def of_transformers(folder: Path, texts: list[str]) -> list[str]:
             firsts.setdefault(word, tag)
         answers.append(" ".join(firsts.get(word, "O") for word in range(len(text.split()))))
     return answers
-
-
-def test_a_bank_of_classifiers_takes_no_adapter_that_tags(tmp_path, make_adapter):
-    with use_factor_store(FactorStore(tmp_path / "factors")):
-        world = TaggedWorld(tmp_path, "bert")
-        values = {"rank": 2, "target_modules": tuple(world.names[:2])}
-        tags = make_adapter(tmp_path / "tags", world.base, task=world.data.task, **values)
-        classes = make_adapter(tmp_path / "classes", world.base, **values)
-        for first, second in ((tags, classes), (classes, tags)):
-            bank = AdapterBank.of(str(first))
-            with pytest.raises(UsageError) as caught:
-                bank.load(str(second))
-            assert caught.value.hint == "make another bank for it"

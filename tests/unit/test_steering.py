@@ -308,7 +308,7 @@ def test_a_trial_by_its_number():
 
 
 def test_numpys_numbers_are_numbers():
-    params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "dora": np.bool_(True), "head": "full"}
+    params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "rslora": np.bool_(True), "head": "full"}
     sent = new_command("add", [np.int64(3)], {"trials": np.int64(2)}, params)
     assert sent.trial_ids == ("00003",)
     values = [*sent.arguments.values(), *sent.params.values()]

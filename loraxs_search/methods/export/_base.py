@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 MergedDtype = Literal["float32"]
-OnnxPrecision = Literal["fp16", "int8"]
+OnnxPrecision = Literal["int8"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Letters: n rows of T tokens, m adapted layers, r the rank of a batch, k that of 
 scale and singular values multiplied in, as in `bank/bank_model.py`; A and B are orthonormal, so adapters of any
 sigma share them. A smaller C is filled up with zeros.
 
-A file may store its matrices as float16 or int8, which a runtime makes float32 before it computes. Only standard
+A file may store its matrices as int8, which a runtime makes float32 before it computes. Only standard
 operators read them back. A runtime does so for matrices once, when it loads the file, so they compute as fast as
 float32; rows of an embedding are read back as they are used. Activations, R and the head are float32 always. Operators
 that compute in int8 are faster, and not offered: they change 1.9 % of labels (tests/benchmarks/README.md).
@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from loraxs_search.base_model.reading import dummy_inputs
 from loraxs_search.methods.export._base import OnnxPrecision
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
     from transformers import PreTrainedModel
 
 CORES, NUM_LABELS, LOGITS = "cores", "num_labels", "logits"
@@ -84,7 +83,7 @@ class _RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (self._rows.head.get(f"{self._name}.{part}") for part in ("weight", "bias"))
         assert weight is not None
-        y = torch.bmm(x if x.dim() == 3 else x[:, None], weight.mT)  # (n, T, out)
+        y = torch.bmm(x if x.dim() == 3 else x[:, None], weight.mT)  # (n, T, out): some heads read all positions
         y = y if bias is None else y + bias[:, None]
         return y if x.dim() == 3 else y[:, 0]
 
@@ -93,7 +92,7 @@ class RowGraph(nn.Module):
     """A base that computes what `model` is replaced with: it is changed, for good.
 
     Args:
-        model: A classifier or tagger in float32, without PEFT.
+        model: A classifier in float32, without PEFT.
         pairs: A (k, in) and B (out, k), float32, of each adapted layer, in the order of C.
         head: Names and shapes of the head's parameters that rows bring, all of linear layers.
         tokens: Names of what a tokenizer gives.
@@ -116,11 +115,11 @@ class RowGraph(nn.Module):
             model.set_submodule(name, _RowLinear(name, self._rows))
 
     def forward(self, tokens: list[Tensor], cores: Tensor, num_labels: Tensor, head: list[Tensor]) -> Tensor:
-        """Return logits (n, L), or (n, T, L) of taggers, -inf beyond the labels of a row, whose number is (n, 1)."""
+        """Return logits (n, L), -inf beyond the labels of a row, whose number is (n, 1)."""
         self._rows.cores, self._rows.head = cores, dict(zip(self._head, head, strict=True))
         logits: Tensor = self.model(**dict(zip(self._tokens, tokens, strict=True))).logits
         beyond = torch.arange(logits.shape[-1]) >= num_labels  # (n, L)
-        return logits.masked_fill(beyond[:, None] if logits.dim() == 3 else beyond, float("-inf"))
+        return logits.masked_fill(beyond, float("-inf"))
 
     def exported(self, precision: OnnxPrecision | None) -> bytes:
         """Return the graph as an ONNX file, the same each time: nothing in it says when or where it was made.
@@ -166,91 +165,68 @@ class RowGraph(nn.Module):
             part.ClearField("metadata_props")  # traces of nodes name files of this machine
             part.ClearField("doc_string")
         if precision is not None:
-            _stored_as(model, precision)
+            _store_as_int8(model)
         model.metadata_props.add(key=PRECISION, value=precision or "float32")
         content: bytes = model.SerializeToString(deterministic=True)
         return content
 
 
-def _stored_as(model: ModelProto, precision: OnnxPrecision) -> None:
-    """Replace the matrices of a float32 model by what is read back to nearly the same; it is changed in place."""
-    from onnx import TensorProto as Type
+def _store_as_int8(model: ModelProto) -> None:
+    """Replace the matrices of a float32 model by what is read back to nearly the same; it is changed in place.
 
-    graph, readers = model.graph, dict[str, list[Any]]()
+    A matrix (rows, columns) has a scale for each 32 numbers of a column, those of one output: codes (blocks, 32,
+    columns). A table whose rows are read one by one has one for each 32 of a row: codes (rows, blocks, 32). Where 32 is
+    no divisor, all of them share one.
+    """
+    from onnx import TensorProto as Type
+    from onnx import helper, numpy_helper
+
+    def read_back(codes: str, scales: str, shape: str, output: str) -> list[NodeProto]:
+        numbers, blocks = f"{output}.numbers", f"{output}.blocks"
+        return [
+            helper.make_node("Cast", [codes], [numbers], to=Type.FLOAT),
+            helper.make_node("Mul", [numbers, scales], [blocks]),
+            helper.make_node("Reshape", [blocks, shape], [output]),
+        ]
+
+    graph, readers = model.graph, dict[str, set[tuple[str, int]]]()
     for node in graph.node:
         for place, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node.op_type, place))
-    first, kept, behind = list[Any](), list[Any](), dict[str, Any]()
+            readers.setdefault(name, set()).add((node.op_type, place))
+    nodes, kept, tables = list[Any](), list[Any](), set[str]()
     for tensor in graph.initializer:
         if tensor.data_type != Type.FLOAT or len(tensor.dims) != 2 or np.prod(tensor.dims) < _LEAST:
             kept.append(tensor)
             continue
-        is_table = set(readers.get(tensor.name, ())) == {("Gather", 0)}
-        stored = _Stored(tensor, precision, is_table)
-        kept += stored.tensors
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        (rows, columns), is_table = values.shape, readers.get(name) == {("Gather", 0)}
+        axis, side = (2, columns) if is_table else (1, rows)
+        width = _BLOCK if side % _BLOCK == 0 else side
+        blocks = values.reshape((rows, -1, width) if is_table else (-1, width, columns))
+        scales = np.abs(blocks).max(axis, keepdims=True) / np.float32(127)
+        parts = {
+            "codes": np.round(blocks / np.where(scales == 0, 1, scales)).astype(np.int8),
+            "scales": scales.astype(np.float32),
+            "shape": np.array([columns] if is_table else values.shape),
+        }
+        kept += [numpy_helper.from_array(stored, f"{name}.{part}") for part, stored in parts.items()]
         if is_table:
-            behind[tensor.name] = stored
+            tables.add(name)
         else:
-            first += stored.whole()
-    nodes = list[Any]()
+            nodes += read_back(f"{name}.codes", f"{name}.scales", f"{name}.shape", name)
     for node in graph.node:
-        table = behind.get(node.input[0]) if node.op_type == "Gather" else None
-        nodes += [node] if table is None else table.rows(node.input[1], node.output[0])
-    for field, values in ((graph.node, [*first, *nodes]), (graph.initializer, kept)):
-        del field[:]
-        field.extend(values)
-
-
-class _Stored:
-    """A matrix (rows, columns) as it is stored, and the nodes that read it back.
-
-    int8 has a scale for each 32 numbers of a column, those of one output: codes (blocks, 32, columns). Of a table whose
-    rows are read one by one, for each 32 of a row: codes (rows, blocks, 32). Where 32 is no divisor, for all of them.
-    """
-
-    def __init__(self, tensor: TensorProto, precision: OnnxPrecision, is_table: bool) -> None:
-        from onnx import numpy_helper
-
-        values, self.name = numpy_helper.to_array(tensor), tensor.name
-        self._is_half, (rows, columns) = precision == "fp16", values.shape
-        parts: dict[str, npt.NDArray[Any]] = {"stored": values.astype(np.float16)}
-        if not self._is_half:
-            axis, side = (2, columns) if is_table else (1, rows)
-            width = _BLOCK if side % _BLOCK == 0 else side
-            blocks = values.reshape((rows, -1, width) if is_table else (-1, width, columns))
-            scales = np.abs(blocks).max(axis, keepdims=True) / np.float32(127)
-            codes = np.round(blocks / np.where(scales == 0, 1, scales)).astype(np.int8)
-            shape = {"columns": np.array([columns])} if is_table else {"shape": np.array(values.shape)}
-            parts = {"stored": codes, "scales": scales.astype(np.float32), **shape}
-        self.tensors = [numpy_helper.from_array(part, f"{self.name}.{name}") for name, part in parts.items()]
-
-    def whole(self) -> list[NodeProto]:
-        """Return the nodes that give the matrix under its own name."""
-        return self._read(f"{self.name}.stored", f"{self.name}.scales", f"{self.name}.shape", self.name)
-
-    def rows(self, indices: str, output: str) -> list[NodeProto]:
-        """Return the nodes that give some rows, of whatever shape their indices have."""
-        from onnx import helper
-
-        stored, scales, leading, shape = (f"{output}.{part}" for part in ("stored", "scales", "leading", "shape"))
-        nodes = [helper.make_node("Gather", [f"{self.name}.stored", indices], [stored])]
-        if not self._is_half:
-            nodes += [
-                helper.make_node("Gather", [f"{self.name}.scales", indices], [scales]),
-                helper.make_node("Shape", [indices], [leading]),
-                helper.make_node("Concat", [leading, f"{self.name}.columns"], [shape], axis=0),
-            ]
-        return [*nodes, *self._read(stored, scales, shape, output)]
-
-    def _read(self, stored: str, scales: str, shape: str, output: str) -> list[NodeProto]:
-        from onnx import TensorProto as Type
-        from onnx import helper
-
-        if self._is_half:
-            return [helper.make_node("Cast", [stored], [output], to=Type.FLOAT)]
-        numbers, blocks = f"{output}.numbers", f"{output}.blocks"
-        return [
-            helper.make_node("Cast", [stored], [numbers], to=Type.FLOAT),
-            helper.make_node("Mul", [numbers, scales], [blocks]),
-            helper.make_node("Reshape", [blocks, shape], [output]),
+        if node.op_type != "Gather" or node.input[0] not in tables:
+            nodes.append(node)
+            continue
+        (name, indices), (output,) = node.input, node.output  # indices of any shape
+        codes, scales, leading, shape = (f"{output}.{part}" for part in ("codes", "scales", "leading", "shape"))
+        nodes += [
+            helper.make_node("Gather", [f"{name}.codes", indices], [codes]),
+            helper.make_node("Gather", [f"{name}.scales", indices], [scales]),
+            helper.make_node("Shape", [indices], [leading]),
+            helper.make_node("Concat", [leading, f"{name}.shape"], [shape], axis=0),
+            *read_back(codes, scales, shape, output),
         ]
+    for field, own in ((graph.node, nodes), (graph.initializer, kept)):
+        del field[:]
+        field.extend(own)

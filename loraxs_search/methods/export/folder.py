@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from numbers import Integral
@@ -11,7 +12,6 @@ from typing import Any, get_args
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import disk_faults, exclusive, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import method_of
-from loraxs_search.methods._base import Method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.models import Merged, PlainLoRAFolder
@@ -24,11 +24,6 @@ FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
 )
 _NO_OPTIONS = ExportOptions()
 _VALUES: dict[str, tuple[str, ...]] = {"dtype": get_args(MergedDtype), "precision": get_args(OnnxPrecision)}
-
-
-def formats_of(method: Method) -> list[str]:
-    """Return the names of the formats that a method's adapters can become."""
-    return [name for name, entry in FORMATS.importable().items() if entry.fits(method)]
 
 
 def check_options(form: str, options: ExportOptions) -> None:
@@ -58,21 +53,22 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
 
     Args:
         folder: A verified adapter folder.
+        options: That passed `check_options`.
     Raises:
-        UsageError: the adapter has no such format, or the format no such option.
+        UsageError: the adapter has no such format.
         BaseModelError: the adapter cannot be loaded here.
     """
     import torch
 
     from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
-    check_options(form, options)
     manifest = read_manifest(folder)
     method = method_of(manifest.hyperparameters)
     entry = FORMATS.get(form)
     if not entry.fits(method):
+        known = [NATIVE, *(name for name, other in FORMATS.importable().items() if other.fits(method))]
         raise UsageError(
-            f"`--format` must be one of: {one_of([NATIVE, *formats_of(method)], form)} for an adapter of method"
+            f"`--format` must be one of: {one_of(known, form)} for an adapter of method"
             f" {method.name}, but got {form!r}.",
             hint="leave --format out: native is the adapter as it was trained",
         )
@@ -80,12 +76,11 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
     which = "".join(f"-r{value}" if name == "rank" else f"-{value}" for name, value in options.given.items())
     target = folder.with_name(f"{folder.name}.{form}{which}")
     note = target.with_name(f"{target.name}.json")
-    if _is_whole(target, note, entry):
-        return target
     building = target.with_name(f".{target.name}")
     with disk_faults(target), exclusive(building):
-        if _is_whole(target, note, entry):  # another one was quicker
-            return target
+        with contextlib.suppress(OSError, ValueError):  # one of them is not there or damaged
+            if json.loads(note.read_bytes()) == _digests(target, entry):
+                return target
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed
         building.mkdir()
         try:
@@ -97,13 +92,6 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
-
-
-def _is_whole(folder: Path, note: Path, entry: type[ExportFormat]) -> bool:
-    try:
-        return bool(json.loads(note.read_bytes()) == _digests(folder, entry))
-    except (OSError, ValueError):  # one of them is not there or damaged
-        return False
 
 
 def _digests(folder: Path, entry: type[ExportFormat]) -> dict[str, str]:

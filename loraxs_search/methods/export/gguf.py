@@ -94,18 +94,18 @@ def write_gguf_lora(lora: PlainLora, config: PretrainedConfig, path: Path, *, ba
             f"`--format gguf` must adapt layers that llama.cpp has, but of {config.model_type} it has no {unknown[0]}.",
             hint="use --format lora or merged",
         )
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    rank, heads = lora.rank, {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     with disk_faults(path):
         writer = gguf.GGUFWriter(path, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))  # which it divides by each tensor's rank
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # which it divides by each tensor's rank
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base)
         for module, (a, b) in lora.pairs.items():
             if architecture in _INTERLEAVED and (num_heads := heads.get(module.rpartition(".")[2])):
                 # Of each head the first row of both halves, then the second of both, and so on.
-                rows = b.reshape(num_heads, 2, -1, lora.rank).transpose(1, 2).reshape(b.shape)
+                rows = b.reshape(num_heads, 2, -1, rank).transpose(1, 2).reshape(b.shape)
             else:
                 rows = b
             for side, tensor in (("a", a), ("b", rows)):

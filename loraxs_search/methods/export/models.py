@@ -71,13 +71,14 @@ class PlainLoRAFolder(ExportFormat):
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from loraxs_search.base_model.locate import locate
+        from loraxs_search.base_model.reading import pooling_of
 
         manifest, ref = adapter.manifest, adapter.manifest.base_model
         lora, revision = adapter.method.plain_lora(adapter.peft), locate(ref).revision or ref.revision
         # A name that means something on any machine: the hub's id and commit, or the folder's name.
         is_folder = Path(ref.id).is_absolute()
         base = BaseModelRef(Path(ref.id).name) if is_folder else replace(ref, revision=revision)
-        if lora.pooling == "class":
+        if pooling_of(adapter.base) == "class":
             where = base_code(base).where
             if is_folder:
                 where = (
@@ -109,7 +110,7 @@ config.write_text(json.dumps(json.loads(config.read_text()) | {{"base_model_name
             model = unloaded(adapter.base, merge=True)
             _write_pooled_head(model, adapter, folder)
             pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
-            lora = replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
+            lora = replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION")
         write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
         adapter.tokenizer.save_pretrained(str(folder))
         write_atomic(folder / "README.md", page)
@@ -127,33 +128,27 @@ def write_plain_lora(
         base: The base's name in the file, which servers compare with their own.
         revision: The base's revision in the file; with `base`.
     Raises:
-        UsageError: the adapter's rank is above `rank`, or the head reads a pool.
+        UsageError: the adapter has several ranks, or one above `rank`.
         HomeError: the folder cannot be written.
     """
     from peft import LoraConfig
     from safetensors.torch import save
     from torch.nn.functional import pad
 
-    if lora.pooling != "class":  # LoRA's config cannot say it: whoever loads it would read something else
+    own = lora.rank
+    rank = own if rank is None else rank
+    if rank < own:
         raise UsageError(
-            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
-            f" `pooling: {lora.pooling}`.",
-            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
-        )
-    more = 0 if rank is None else rank - lora.rank
-    if more < 0:
-        raise UsageError(
-            f"`rank` must be at least the adapter's own, {lora.rank}, but got rank={rank}.",
-            hint=f"use --rank {lora.rank} or more",
+            f"`rank` must be at least the adapter's own, {own}, but got rank={rank}.", hint=f"use --rank {own} or more"
         )
     tensors = dict(lora.others)
     for name, (a, b) in lora.pairs.items():
-        tensors[f"{ROOT}{name}.lora_A.weight"] = pad(a.detach().cpu(), (0, 0, 0, more)).contiguous()
-        tensors[f"{ROOT}{name}.lora_B.weight"] = pad(b.detach().cpu(), (0, more)).contiguous()
+        tensors[f"{ROOT}{name}.lora_A.weight"] = pad(a.detach().cpu(), (0, 0, 0, rank - own)).contiguous()
+        tensors[f"{ROOT}{name}.lora_B.weight"] = pad(b.detach().cpu(), (0, rank - own)).contiguous()
     write_atomic(folder / FILES[1], save(tensors, {"format": "pt"}))
     config = LoraConfig(
-        r=lora.rank + more,
-        lora_alpha=lora.rank + more,
+        r=rank,
+        lora_alpha=rank,
         fan_in_fan_out=lora.fan_in_fan_out,
         modules_to_save=list(dict.fromkeys(lora.saved)) or None,
         task_type=lora.task_type,

@@ -1,4 +1,4 @@
-"""A LoRA-XS classifier, tagger or regression for onnxruntime: the base as a graph, the adapter as a few of its inputs.
+"""A LoRA-XS classifier or regression for onnxruntime: the base as a graph, the adapter as a few of its inputs.
 
 `model.onnx` has the base with A and B of each layer. C = scale * R with the singular values, and the head, are inputs
 of each row, in `adapter.safetensors`. So one `model.onnx` serves all adapters whose `onnx.json` has its digest.
@@ -6,12 +6,8 @@ of each row, in `adapter.safetensors`. So one `model.onnx` serves all adapters w
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -21,7 +17,7 @@ from loraxs_search.home import disk_faults, file_sha256, write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
-from loraxs_search.methods.names import ADAPTER
+from loraxs_search.methods.names import ADAPTER, ROOT, R
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
@@ -34,23 +30,22 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 MODEL, ADAPTER_FILE, ABOUT = "model.onnx", "adapter.safetensors", "onnx.json"
-LIMITS: dict[str, float] = {"fp16": 0.002, "int8": 0.05}
-"""How far a probability may move; a number by so much of the largest one, or of 1. Measured: 0.0008 and 0.023."""
-_STORED = "It computes in float32; matrices are stored as {}, which moves answers by {:g} at most on a few sentences."
-_PRECISIONS = {"": "In float32."} | {name: _STORED.format(name, limit) for name, limit in LIMITS.items()}
+MOST_MOVED = 0.05
+"""How far int8 may move a probability; a number by so much of the largest one, or of 1. Measured: 0.023."""
 
 
-def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None, is_tagger: bool) -> str:
+def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
     """Return README.md: what the files are, and the code that asks them."""
     task = manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     answer = "the label's is the largest" if task.labels else "the first one is the number"
-    code, of, shown = ("", "row", "logits")
-    if is_tagger:
-        code, of, shown = _TAGS, "token", "tags"
+    stored = "In float32."
+    if precision is not None:
+        stored = f"It computes in float32; matrices are stored as {precision}, which moves answers by {MOST_MOVED:g} at"
+        stored += " most on a few sentences."
     return f"""# {task.registered_name}
 
-A LoRA-XS adapter for `{manifest.base_model.id}`, for any ONNX runtime. {_PRECISIONS[precision or ""]}
+A LoRA-XS adapter for `{manifest.base_model.id}`, for any ONNX runtime. {stored}
 
 - `{MODEL}`: the base, with the frozen A and B of each layer. The same for all adapters whose `{ABOUT}` has its sha256.
 - `{ADAPTER_FILE}`: what a row brings, each without its first axis: `cores` (C = scale * R with the singular values, for
@@ -79,30 +74,13 @@ def logits(texts, adapters):
         filled = [np.pad(v, [(0, most - size) for most, size in zip(widest, v.shape)]) for v in values]
         inputs[name] = np.stack(filled)
     return session.run(None, inputs)[0]
-{code}
+
 texts = [{texts}]
-print({shown}(texts, [adapter] * len(texts)))
+print(logits(texts, [adapter] * len(texts)))
 ```
 
-Of a {of}'s logits, {answer}; beyond its row's `num_labels` they are -inf. Rows may bring adapters of other tasks, whose
+Of a row's logits, {answer}; beyond its row's `num_labels` they are -inf. Rows may bring adapters of other tasks, whose
 `max_length` may differ.{between_texts(task)}
-"""
-
-
-_TAGS = """
-def tags(texts, adapters):
-    "The tag of each word: that of its first token; O where the text is longer than max_length."
-    texts = [" ".join(text.split()) for text in texts]
-    options = {"truncation": True, "max_length": about["max_length"], "padding": True}
-    spans, found = tokenizer(texts, return_offsets_mapping=True, **options)["offset_mapping"], []
-    for text, own, ids in zip(texts, spans, logits(texts, adapters).argmax(-1)):
-        end, row = -1, []
-        for word in text.split():
-            start, end = end + 1, end + 1 + len(word)
-            first = [about["labels"][i] for (left, right), i in zip(own, ids) if left < end and right > start][:1]
-            row.append(first[0] if first else "O")
-        found.append(row)
-    return found
 """
 
 
@@ -116,21 +94,21 @@ _SENTENCES = (
     "Das Publikum war begeistert, die Kritik nicht.",
     "Anna Berg of Northwind joined the board in Geneva on 3 May.",
 )
-_MOST_BYTES = (1 << 31) - (1 << 20)  # a file of protobuf is below 2 GiB
 
 
 class ONNX(ExportFormat):
-    """Of LoRA-XS adapters of the basis `top` with a head, which answers for a row or for each of its tokens."""
+    """Of LoRA-XS adapters of the basis `top` with a head that answers for a row."""
 
     name: ClassVar[str] = "onnx"
     options: ClassVar[frozenset[str]] = frozenset({"precision"})
-    layout: ClassVar[int] = 2
+    layout: ClassVar[int] = 3
 
     @classmethod
     def fits(cls, method: Method) -> bool:
         return method.serves_in_bank
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        import torch
         from safetensors.torch import save
 
         from loraxs_search.base_model.reading import pooling_of
@@ -142,12 +120,11 @@ class ONNX(ExportFormat):
                 f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
                 hint=extra_hint("onnx"),
             )
-        is_tagger = kind_of(task).model.auto_class == "AutoModelForTokenClassification"  # it answers for each token
-        if not is_tagger and kind_of(task).model.auto_class != "AutoModelForSequenceClassification":
+        if kind_of(task).model.auto_class != "AutoModelForSequenceClassification":
             raise UsageError(
-                f"`--format onnx` must be of an adapter with a head, but {task.registered_name} is of kind"
-                f" {task.kind}.",
-                hint="use --format merged, and an exporter of your own; language models may follow later",
+                f"`--format onnx` must be of an adapter whose head answers for a whole row, but {task.registered_name}"
+                f" is of kind {task.kind}.",
+                hint="use --format merged, and an exporter of your own; other kinds may follow later",
             )
         config = cast("LoraXSConfig", adapter.peft.active_peft_config)  # of the one method that banks serve
         if config.basis != "top":
@@ -160,12 +137,14 @@ class ONNX(ExportFormat):
         inputs = _inputs(adapter, list(pairs))
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
         pooling = pooling_of(adapter.base)
-        key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
         exactness = tolerance(adapter.peft)  # of a half-precision base, whose A and B PEFT rounds
-        asked = _asked(adapter)
-        if not _take_shared(folder, key):
-            model = cast("Any", unloaded(adapter.base)).float()
-            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
+        limit = {"truncation": True, "max_length": task.max_length}
+        encoded = adapter.tokenizer(list(_SENTENCES), padding=True, return_tensors="pt", **limit)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        with torch.no_grad():
+            asked = ids, mask, cast("Any", adapter.peft).float().eval()(input_ids=ids, attention_mask=mask).logits
+        model = cast("Any", unloaded(adapter.base)).float()
+        write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, manifest, precision))
         _check_answers(folder / MODEL, inputs, manifest, asked, precision, exactness)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
         about = {
@@ -179,14 +158,13 @@ class ONNX(ExportFormat):
             "padding_side": adapter.tokenizer.padding_side,
             "precision": precision or "float32",
             "pooling": pooling,
-            "answers": "first token of each word" if is_tagger else "row",
             "token_inputs": tokens,
             "row_inputs": list(inputs),
-            "model": {"key": key, "sha256": file_sha256(folder / MODEL)},
+            "model": {"sha256": file_sha256(folder / MODEL)},
         }
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", _onnx_page(manifest, precision, is_tagger))
+        write_atomic(folder / "README.md", _onnx_page(manifest, precision))
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
@@ -196,7 +174,6 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
 
     from loraxs_search.base_model.layers import linear_modules, matrix
     from loraxs_search.base_model.locate import locate
-    from loraxs_search.base_model.packable import check_shared
     from loraxs_search.base_model.sharing import probe_sharing
     from loraxs_search.factors.compute import resolve_driver
     from loraxs_search.methods.loraxs import LoraXSLinear, checked_factors, current_factor_store
@@ -204,7 +181,7 @@ def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tup
     base, ref = adapter.base, adapter.manifest.base_model
     modules = linear_modules(locate(ref), kind_of(adapter.manifest.task).model)
     sharing = probe_sharing(base, tuple(module.name for module in modules))
-    check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
+    sharing.check("Rows of an ONNX graph", "use --format lora or merged")
     layers = {m.name: base.get_submodule(m.name) for m in modules if m.name not in sharing.unpackable}
     adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLinear)}
     if wrong := [name for name in adapted if name not in layers]:
@@ -234,14 +211,15 @@ def _inputs(adapter: LoadedAdapter, modules: list[str]) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
     from loraxs_search.methods.export._onnx_graph import CORES, NUM_LABELS
-    from loraxs_search.methods.loraxs import LoraXSLinear, split_tensors
+    from loraxs_search.methods.loraxs import LoraXSLinear
 
     own = {n: layer.core(ADAPTER) for n, layer in adapter.base.named_modules() if isinstance(layer, LoraXSLinear)}
     rank = max(len(core) for core in own.values())
     cores = torch.zeros(len(modules), rank, rank)
     for name, core in own.items():
         cores[modules.index(name), : len(core), : len(core)] = core.detach()
-    _, head = split_tensors(get_peft_model_state_dict(adapter.peft, save_embedding_layers=False))
+    stored = get_peft_model_state_dict(adapter.peft, save_embedding_layers=False)
+    head = {name.removeprefix(ROOT): value for name, value in stored.items() if not name.endswith(f".{R}")}
     num_labels = torch.tensor([adapter.base.config.num_labels])
     return {CORES: cores, NUM_LABELS: num_labels, **{name: head[name].float().contiguous() for name in sorted(head)}}
 
@@ -267,11 +245,6 @@ def _graph(
                 hint="use --format merged, or search with `head: output`",
             )
     graph: RowGraph = RowGraph(model, pairs, head, tokens)
-    if (num_bytes := 4 * sum(parameter.numel() for parameter in graph.parameters())) > _MOST_BYTES:
-        raise UsageError(
-            f"An ONNX file must be below 2 GiB, but {base} has {num_bytes:,} bytes in float32.",
-            hint="use --format merged, or a smaller base",
-        )
     try:
         return graph.exported(precision)
     except Exception as error:
@@ -282,58 +255,6 @@ def _graph(
             f" {type(cause).__name__}: {reason}",
             hint="use --format merged",
         ) from error
-
-
-def _key(
-    adapter: LoadedAdapter,
-    config: LoraXSConfig,
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
-    inputs: list[str],
-    tokens: list[str],
-) -> str:
-    """Return a digest of all that a graph is made of: adapters of one key have the same file."""
-    from loraxs_search.base_model.locate import locate
-    from loraxs_search.base_model.reading import pooling_of
-    from loraxs_search.base_model.tokenizer import with_setup
-
-    located = with_setup(locate(adapter.manifest.base_model))
-    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", *_EXTRA[:2])]
-    pooling = pooling_of(adapter.base)
-    parts = [ONNX.layout, located.weight_digest, located.setup, type(adapter.base).__name__, pooling, versions]
-    digest = hashlib.sha256(repr([*parts, inputs, tokens, config.pass_through, list(pairs)]).encode())
-    for pair in pairs.values():
-        for factor in pair:
-            digest.update(factor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _take_shared(folder: Path, key: str) -> bool:
-    """Link the file of another adapter's export, whose graph is the same; return whether there is one."""
-    for about in sorted(folder.parent.glob(f"*.{ONNX.name}*/{ABOUT}")):
-        try:
-            model = json.loads(about.read_bytes())["model"]
-            if model["key"] != key or file_sha256(about.with_name(MODEL)) != model["sha256"]:
-                continue
-            try:
-                os.link(about.with_name(MODEL), folder / MODEL)
-            except OSError:  # a disk without links
-                shutil.copyfile(about.with_name(MODEL), folder / MODEL)
-        except (OSError, ValueError, LookupError, TypeError):  # removed meanwhile, or damaged
-            (folder / MODEL).unlink(missing_ok=True)
-            continue
-        return True
-    return False
-
-
-def _asked(adapter: LoadedAdapter) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sentences as tokens, ids and mask (n, T), and logits of an adapter, which is float32 from then on."""
-    import torch
-
-    limit = {"truncation": True, "max_length": adapter.manifest.task.max_length}
-    tokens = adapter.tokenizer(list(_SENTENCES), padding=True, return_tensors="pt", **limit)
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    with torch.no_grad():
-        return ids, mask, cast("Any", adapter.peft).float().eval()(input_ids=ids, attention_mask=mask).logits
 
 
 def _check_answers(
@@ -347,12 +268,25 @@ def _check_answers(
     """Refuse a file whose answers to a few sentences are too far from the adapter's in float32.
 
     Args:
+        asked: Tokens and mask, (n, T), and the adapter's logits.
         exactness: How far a number may move where matrices are float32, as a share of the largest one, or of 1.
     """
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from loraxs_search.methods.export._onnx_graph import NUM_LABELS
+
     ids, mask, expected = asked
-    logits, base = _logits(path, ids, mask, inputs), manifest.base_model.id
-    if logits.dim() == 3:
-        logits, expected = logits[mask.bool()], expected[mask.bool()]
+    ids, mask = (torch.cat([it, it[:1]]) for it in (ids, mask))  # beside a row without an adapter
+    given: dict[str, Any] = dict(zip(_TOKENS, (ids, mask, torch.zeros_like(ids)), strict=True))
+    for name, value in inputs.items():
+        given[name] = value.expand(len(ids), *value.shape).clone()
+        given[name][-1] *= name == NUM_LABELS
+    with disk_faults(path):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
+    logits, base = torch.from_numpy(session.run(None, feed)[0][:-1]), manifest.base_model.id
     what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
     if precision is None:
         if not moved <= exactness:  # NaN too
@@ -364,29 +298,9 @@ def _check_answers(
         return
     if manifest.task.labels:
         what, moved = "a probability", float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
-    if not moved <= LIMITS[precision]:
+    if not moved <= MOST_MOVED:
         raise UsageError(
-            f"`--precision {precision}` must move {what} by at most {LIMITS[precision]:g}, but it moves one by"
-            f" {moved:.3g} on {base}.",
-            hint="use --precision fp16, or none for float32" if precision == "int8" else "leave --precision out",
+            f"`--precision {precision}` must move {what} by at most {MOST_MOVED:g}, but it moves one by {moved:.3g} on"
+            f" {base}.",
+            hint="leave --precision out: matrices are float32 then",
         )
-
-
-def _logits(path: Path, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return what a file gives for rows of tokens (n, T) that bring these inputs, beside a row without an adapter."""
-    import numpy as np
-    import onnxruntime
-    import torch
-
-    from loraxs_search.methods.export._onnx_graph import NUM_LABELS
-
-    ids, mask = (torch.cat([it, it[:1]]) for it in (ids, mask))
-    given: dict[str, Any] = dict(zip(_TOKENS, (ids, mask, torch.zeros_like(ids)), strict=True))
-    for name, value in inputs.items():
-        rows = value.expand(len(ids), *value.shape).clone()
-        rows[-1] *= name == NUM_LABELS
-        given[name] = rows
-    with disk_faults(path):
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
-    return torch.from_numpy(session.run(None, feed)[0][:-1])

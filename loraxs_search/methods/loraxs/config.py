@@ -1,24 +1,21 @@
-"""What a LoRA-XS adapter is, as stored in `adapter_config.json`, and at one module; and how PEFT learns of `LORAXS`.
+"""What a LoRA-XS adapter is, as stored in `adapter_config.json`, and at one module.
 
-`register_peft_method` takes only names that `PeftType` has, so it is given one.
+PEFT registers only methods whose names `PeftType` has, so it is given one.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from peft.config import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import PeftType, register_peft_method
+from peft.utils import PeftType
 from torch import Tensor
 
-from loraxs_search.errors import IntegrityError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.factors.compute import Driver, FactorKey, resolve_driver
-from loraxs_search.methods.names import ROOT, R
 from loraxs_search.records.literals import Basis, Pooling, Sigma, factor_bucket
 
 NAME = "LORAXS"
@@ -38,12 +35,6 @@ LORAXS = PeftType[NAME]
 
 # PEFT 0.21.2 asks each model for this name, which transformers 5.24 has deprecated; a user can do nothing about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-def register(config_cls: type, model_cls: type) -> None:
-    """Make PEFT build `model_cls` for configs of `config_cls`. A second call does nothing."""
-    if LORAXS not in PEFT_TYPE_TO_TUNER_MAPPING:
-        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
 
 
 @dataclass
@@ -162,6 +153,26 @@ class ModuleSettings:
     sigma: Sigma
     factor_key: FactorKey
 
+    @classmethod
+    def of(cls, config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:
+        """Return what a config means for the module of this name and size.
+
+        Raises:
+            UsageError: the rank is above min(out, in).
+        """
+        size = min(out_features, in_features)
+        if config.r > size:
+            raise UsageError(
+                f"`r` must be in 1..{size}, but got r={config.r} for {module} ({out_features} x {in_features}).",
+                hint=f"use r <= {size}, or leave this module out of target_modules",
+            )
+        if config.basis == "gaussian":  # its ranks do not nest
+            key = FactorKey(config.basis, config.r, "exact", str(config.init_seed))
+        else:
+            driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
+            key = FactorKey(config.basis, min(config.factor_rank or factor_bucket(config.r), size), driver)
+        return cls(config.r, config.scale, config.sigma, key)
+
     def scale_core(self, singular_values: Tensor) -> Tensor:
         """Return the factor of each entry of R when A and B are kept orthonormal, shape (rank, rank).
 
@@ -173,42 +184,3 @@ class ModuleSettings:
         left, right = _POWERS[self.sigma]
         s = singular_values[: self.rank]
         return self.scale * s[:, None].pow(left) * s.pow(right)
-
-
-def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:
-    """Resolve `config` for the module of this name and size.
-
-    Raises:
-        UsageError: the rank is above min(out, in).
-    """
-    size = min(out_features, in_features)
-    if config.r > size:
-        raise UsageError(
-            f"`r` must be in 1..{size}, but got r={config.r} for {module} ({out_features} x {in_features}).",
-            hint=f"use r <= {size}, or leave this module out of target_modules",
-        )
-    if config.basis == "gaussian":  # its ranks do not nest
-        key = FactorKey(config.basis, config.r, "exact", str(config.init_seed))
-    else:
-        driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
-        key = FactorKey(config.basis, min(config.factor_rank or factor_bucket(config.r), size), driver)
-    return ModuleSettings(config.r, config.scale, config.sigma, key)
-
-
-def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tell the R of a LoRA-XS adapter by module from head parameters by full name, PEFT's names taken off.
-
-    Raises:
-        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
-    """
-    r, head = {}, {}
-    for key, value in tensors.items():
-        name = key.removeprefix(ROOT)
-        if name == key:
-            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
-        module, _, last = name.rpartition(".")
-        if last == R:
-            r[module] = value
-        else:
-            head[name] = value
-    return r, head

@@ -29,7 +29,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
 from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings
 from loraxs_search.methods.names import R
-from loraxs_search.methods.starting import start_header, start_tensor
+from loraxs_search.methods.starting import StartHeader, start_tensor
 
 _stack: list[FactorStore] = [FactorStore()]
 
@@ -90,7 +90,7 @@ def starting_r(
     if factors is None or digest is None or r is None:
         generator = None if config.init_seed is None else _generator(f"{config.init_seed}:{module}")
         return torch.empty(settings.rank, settings.rank).normal_(std=config.init_std, generator=generator)
-    header, margin = start_header(digest), settings.rank - r.shape[0]
+    header, margin = StartHeader.of(digest), settings.rank - r.shape[0]
     expected = header.fingerprints.get(module)
     if expected is not None and not agrees(expected, fingerprint(*factors().ab(r.shape[0], settings.sigma))):
         raise BaseModelError(
@@ -132,9 +132,6 @@ def checked_factors(
         for name, other in store.variants(weight, rank=key.rank, basis=key.basis, driver=key.driver):
             if agrees(expected, fingerprint(*other.ab(settings.rank, settings.sigma))):
                 return other, key._replace(variant=name)
-        refused = store.refused(weight, rank=key.rank, basis=key.basis, driver=key.driver)
-        if refused is not None:
-            raise refused
     got, wanted = (", ".join(f"{number:.6g}" for number in numbers) for numbers in (actual, expected))
     raise BaseModelError(
         f"Factor fingerprints must agree within {FINGERPRINT_TOLERANCE:g}, but {module} got [{got}] where the"
@@ -228,12 +225,9 @@ class LoraXSLinear(nn.Module, BaseTunerLayer):
     def core(self, adapter_name: str) -> Tensor:
         """Return the core between orthonormal factors: scale * R, multiplied by the singular values, shape (r, r)."""
         r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
-        return torch.mul(r, settings.scale_core(self.factors_of(adapter_name).singular_values).to(r.device))
-
-    def factors_of(self, adapter_name: str) -> Factors:
-        """Return the factors of the base weight that an adapter was trained in, at their stored rank."""
         weight, recorded = self._weight_to_decompose(), self._recorded[adapter_name]
-        return checked_factors(weight, self.settings[adapter_name], self.module, recorded)[0]
+        factors, _ = checked_factors(weight, settings, self.module, recorded)  # those that it was trained in
+        return torch.mul(r, settings.scale_core(factors.singular_values).to(r.device))
 
     def to_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return the same update as LoRA factors: A (r, in) and scale * B R (out, r), float32, no decomposition."""

@@ -1,7 +1,4 @@
-"""The tuner that PEFT builds for `LORAXS` configs, and weighted sums of its adapters.
-
-A sum is one adapter, and exact, since updates of one basis differ only in their R.
-"""
+"""The tuner that PEFT builds for `LORAXS` configs."""
 
 from __future__ import annotations
 
@@ -14,16 +11,14 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.layers import head_names, is_identity, keep_head_float32, make_identity
 from loraxs_search.base_model.reading import place_pooling, pooling_of
-from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.factors.verify import fingerprint
-from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, module_settings
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.layer import LoraXSLinear
 from loraxs_search.methods.verification import check_body
 from loraxs_search.records.literals import Pooling
@@ -50,8 +45,9 @@ class LoraXSModel(BaseTuner):
             BaseModelError: the config has the fingerprint of another body.
             UsageError: an adapter on the model trains other layers of the head, or reads another pool.
         """
-        config = _checked(self.peft_config[adapter_name])
-        others = [_checked(other) for name, other in self.peft_config.items() if name != adapter_name]
+        configs = cast("dict[str, LoraXSConfig]", self.peft_config)  # PEFT makes this tuner for no others
+        config = configs[adapter_name]
+        others = [other for name, other in configs.items() if name != adapter_name]
         if others and others[0].pooling != config.pooling:
             raise UsageError(
                 f"Adapters on one model must read the same pool, but got {others[0].pooling} and {config.pooling}.",
@@ -100,73 +96,6 @@ class LoraXSModel(BaseTuner):
             )
         return merged
 
-    @torch.no_grad()
-    def add_weighted_adapter(
-        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
-    ) -> None:
-        """Add the adapter whose update is the weighted sum of others': exact, whatever their ranks, scales and sigmas.
-
-        It is on every module that one of them adapts, at the largest of their ranks.
-
-        Args:
-            combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
-        Raises:
-            UsageError: an adapter is unknown, has its own head, or has another basis or factor rank; or a module has no
-                room for the largest rank.
-        """
-        if combination_type not in ("linear", "cat"):
-            raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
-        if len(adapters) != len(weights) or not adapters:
-            raise UsageError(f"`weights` must be one for each adapter, but got {len(weights)} for {len(adapters)}.")
-        if adapter_name in self.peft_config:
-            return
-        if unknown := [name for name in adapters if name not in self.peft_config]:
-            raise UsageError(unknown_name("adapters", unknown[0], self.peft_config))
-        configs = {name: _checked(self.peft_config[name]) for name in adapters}
-        if headed := [name for name, own in configs.items() if own.modules_to_save or own.pass_through]:
-            raise UsageError(
-                f"Only adapters without a head of their own can be summed, but {headed[0]} has one.",
-                hint="heads of different tasks mean different things; merge such adapters one by one",
-            )
-        rank = max(config.r for config in configs.values())
-        fingerprints, factor_ranks = dict[str, list[float]](), list[int]()
-        for name in configs:
-            for module, layer in _layers_with(self.model, name).items():
-                known = {layer.settings[other].factor_key for other in configs if other in layer.settings}
-                if len(known) > 1:
-                    raise UsageError(
-                        f"Adapters must be of one basis and factor rank to be summed, but {module} has {sorted(known)}."
-                    )
-                # Those of the summed adapters, even if this machine would compute others.
-                fingerprints[module] = list(fingerprint(*layer.factors_of(name).ab(rank, "none")))
-                factor_ranks.append(layer.settings[name].factor_key.rank)
-        first = configs[adapters[0]]
-        self.peft_config[adapter_name] = LoraXSConfig(
-            r=rank,
-            target_modules=list(fingerprints),
-            sigma="none",
-            basis=first.basis,
-            init_seed=first.init_seed,
-            factor_driver=first.factor_driver,
-            factor_rank=max(factor_ranks),
-            factor_fingerprints=fingerprints,
-            body_fingerprint=first.body_fingerprint,
-            init_std=0.0,
-            task_type=first.task_type,
-            base_model_name_or_path=first.base_model_name_or_path,
-        )
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except BaseException:
-            del self.peft_config[adapter_name]
-            raise
-        for layer in _layers_with(self.model, adapter_name).values():
-            total: Tensor = layer.loraxs_R[adapter_name]  # zero; its scale is 1, its sigma `none`
-            for name, weight in zip(adapters, weights, strict=True):
-                if name in layer.settings:
-                    core = layer.core(name)
-                    total += weight * pad(core, (0, rank - len(core)) * 2)
-
     def _create_and_replace(
         self,
         peft_config: PeftConfig,
@@ -177,7 +106,7 @@ class LoraXSModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config, layer = _checked(peft_config), target
+        config, layer = cast("LoraXSConfig", peft_config), target
         if not isinstance(layer, LoraXSLinear):
             # torch's attention reads the weight of its `out_proj` and never calls it: an adapter there does nothing.
             if not isinstance(target, nn.Linear | Conv1D) or isinstance(parent, nn.MultiheadAttention):
@@ -187,7 +116,7 @@ class LoraXSModel(BaseTuner):
                     hint="name the layers inside it, or leave it out with exclude_modules",
                 )
             layer = LoraXSLinear(target, current_key)
-        settings = module_settings(config, current_key, layer.out_features, layer.in_features)
+        settings = ModuleSettings.of(config, current_key, layer.out_features, layer.in_features)
         layer.update_layer(adapter_name, settings, config)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -205,11 +134,6 @@ class LoraXSModel(BaseTuner):
                 hint="`loraxs_search.AdapterBank` computes rows of many adapters in one pass",
             )
         yield
-
-
-def _checked(config: PeftConfig) -> LoraXSConfig:
-    assert isinstance(config, LoraXSConfig)  # PEFT makes this tuner for no others
-    return config
 
 
 def _layers_with(model: nn.Module, adapter_name: str) -> dict[str, LoraXSLinear]:

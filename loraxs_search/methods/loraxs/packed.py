@@ -21,7 +21,7 @@ from loraxs_search.engine.layers import RowMap, RowSegment
 from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings, module_settings
+from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.layer import factors_for, starting_r
 from loraxs_search.methods.names import ADAPTER, ROOT, R
 
@@ -42,7 +42,7 @@ class PackedR(PackedAdapter):
         drawn = []
         for name, layer in linears.items():
             weight = matrix(layer).detach()
-            own = self.settings[name] = module_settings(config, name, weight.shape[0], weight.shape[1])
+            own = self.settings[name] = ModuleSettings.of(config, name, weight.shape[0], weight.shape[1])
             factors = partial(factors_for, weight, own.factor_key, name, store)
             drawn.append(starting_r(config, own, name, factors))
         self.r = torch.stack(drawn).to(device).requires_grad_()
@@ -55,7 +55,7 @@ class PackedR(PackedAdapter):
 
 
 @dataclass(frozen=True)
-class FactorPair:
+class _FactorPair:
     """A (k, in) and B transposed (k, out), orthonormal whatever an adapter's sigma.
 
     Both contiguous: with 8 columns, a CPU took twice as long for products with their transposes in memory.
@@ -76,7 +76,7 @@ class FactorPairs:
     def __init__(self, linears: Mapping[str, nn.Module], store: Callable[[], FactorStore]) -> None:
         self._linears, self._store = linears, store
         self._variants: dict[tuple[str, FactorKey], Factors] = {}
-        self._pairs: dict[tuple[str, FactorKey, int], FactorPair] = {}
+        self._pairs: dict[tuple[str, FactorKey, int], _FactorPair] = {}
 
     def factors(self, module: str, key: FactorKey) -> Factors:
         """Return the whole factors of a module's weight."""
@@ -88,7 +88,7 @@ class FactorPairs:
         """Use these factors, another machine's, for a key that names their variant."""
         self._variants[module, key] = factors
 
-    def pair(self, module: str, key: FactorKey, rank: int) -> FactorPair:
+    def pair(self, module: str, key: FactorKey, rank: int) -> _FactorPair:
         """Return the pair of a rank; beyond the factors' own it is zero, which no adapter of them uses."""
         if (module, key, rank) not in self._pairs:
             weight = self._linears[module].get_parameter("weight")
@@ -96,7 +96,9 @@ class FactorPairs:
             known = min(rank, factors.rank)
             a, b = factors.ab(known, "none")
             more = (0, 0, 0, rank - known)
-            self._pairs[module, key, rank] = FactorPair(pad(a, more).to(weight), pad(b.T, more).to(weight).contiguous())
+            self._pairs[module, key, rank] = _FactorPair(
+                pad(a, more).to(weight), pad(b.T, more).to(weight).contiguous()
+            )
         return self._pairs[module, key, rank]
 
     def keep(self, rank: int, keys: Collection[FactorKey]) -> None:
@@ -111,7 +113,7 @@ class FactorPairs:
 _MOST_BY_EVERY_CORE = 1 << 18  # numbers that rows computed by every core may be
 
 
-def add_core_update_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor) -> Tensor:
+def add_core_update_(x: Tensor, y: Tensor, pair: _FactorPair, cores: Tensor) -> Tensor:
     """Add B C_i A x_i to y, in place, and return z = A x, shape (m T, k).
 
     Args:
@@ -135,7 +137,7 @@ def _rows(segments: Sequence[RowSegment]) -> Iterator[tuple[int, slice]]:
         yield segment.adapter, slice(segment.start - segments[0].start, segment.stop - segments[0].start)
 
 
-class TrainedCores:
+class _TrainedCores:
     """What the slots of a pack add to one layer; a `LayerUpdate`.
 
     Args:
@@ -145,7 +147,7 @@ class TrainedCores:
     """
 
     def __init__(
-        self, cores: Tensor, grads: Tensor, pairs: Sequence[FactorPair], pair_of_slot: tuple[int | None, ...]
+        self, cores: Tensor, grads: Tensor, pairs: Sequence[_FactorPair], pair_of_slot: tuple[int | None, ...]
     ) -> None:
         self.cores = cores
         self._grads, self._pairs, self._pair_of_slot = grads, pairs, pair_of_slot
@@ -239,7 +241,7 @@ class PackedCores:
         packed = self._cores.nbytes + self._grads.nbytes
         return packed // len(self._slots) + max(scale.nbytes for scale in self._scales)
 
-    def update(self, module: str) -> TrainedCores:
+    def update(self, module: str) -> _TrainedCores:
         """Return what is added to the output of one of `modules`."""
         keys = [
             None if slot is None or module not in slot.settings else slot.settings[module].factor_key
@@ -249,7 +251,7 @@ class PackedCores:
         pairs = [self._pairs.pair(module, key, self._rank) for key in known]
         pair_of_slot = tuple(None if key is None else known.index(key) for key in keys)
         i = self.modules.index(module)
-        return TrainedCores(self._cores[i], self._grads[:, i], pairs, pair_of_slot)
+        return _TrainedCores(self._cores[i], self._grads[:, i], pairs, pair_of_slot)
 
     @torch.no_grad()
     def begin(self) -> None:

@@ -83,7 +83,7 @@ def check(space: SpaceSource, *, data: bool = False, overrides: Overrides = ()) 
         mean_length = float(prepared.lengths("train").mean())
         pack_size = _expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
         warnings, shown = data_warnings(report, rows, loaded.task.metric), first_rows(prepared, 2)
-    pooling = resolved_pooling(loaded.task.pooling, base)
+    pooling, _ = resolved_pooling(loaded.task.pooling, base)
     return CheckedSpace(loaded.name, base.weight_digest, rows, report, pack_size, warnings, description, pooling, shown)
 
 

@@ -25,10 +25,9 @@ from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import method_of
-from loraxs_search.methods._base import FactorSet
 from loraxs_search.records.base import Identity
 from loraxs_search.records.host import HostInfo
-from loraxs_search.records.literals import Scalar, SearchDevice
+from loraxs_search.records.literals import Basis, Scalar, SearchDevice
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialSpec
@@ -379,10 +378,10 @@ class StudyActors:
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
         sets, task, host = self._space.factor_sets(), self._space.task, self.pool.host()
 
-        def ask(names: Sequence[str], each: FactorSet) -> ObjectRef[None]:
-            return on_host(lambda host: host.decompose(names, each.rank, each.basis), task)(host)
+        def ask(names: Sequence[str], basis: Basis, rank: int) -> ObjectRef[None]:
+            return on_host(lambda host: host.decompose(names, rank, basis), task)(host)
 
-        pending = [ask(part, each) for each in sets for part in parts]
+        pending = [ask(part, basis, rank) for basis, rank in sets for part in parts]
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
         if work * len(sets) <= _SHORT_WORK:
             return

@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.bases import (
-    BERT,
-    DECODERS,
-    GEMMA2,
-    GEMMA3,
-    MISTRAL,
-    SMOLLM,
-    byte_tokenizer,
-    language_model,
-    save_language_model,
-)
+from support.bases import BERT, DECODERS, GEMMA2, SMOLLM, language_model, save_language_model
 from support.families import families
 from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
 
 from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.load import check_projection, load_model
+from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import Projection, last_states
 from loraxs_search.base_model.tokenizer import load_tokenizer
@@ -76,53 +66,17 @@ def test_what_a_configuration_does_to_logits_is_done(config, name, value):
     assert not torch.allclose(Projection(model)(states), expected, rtol=0.1)
 
 
-class _Shifted(LlamaForCausalLM):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(*args, **kwargs)
+def test_a_base_that_makes_logits_in_a_way_of_its_own_is_refused(tmp_path, monkeypatch):
+    base, own = locate(BaseModelRef(id=str(save_language_model(tmp_path / "m", SMOLLM)))), LlamaForCausalLM.forward
+
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        outputs = own(*args, **kwargs)
         outputs.logits = outputs.logits * 2
         return outputs
 
-
-def test_a_base_that_makes_logits_in_a_way_of_its_own_is_refused():
-    check_projection(LlamaForCausalLM(SMOLLM))
-    with pytest.raises(BaseModelError, match="_Shifted"):
-        check_projection(_Shifted(SMOLLM))
-
-
-@pytest.mark.parametrize(("config", "reach"), [(MISTRAL, 7), (GEMMA2, 20), (GEMMA3, 20)])
-def test_windows_are_shorter_than_the_rows(config, reach):
-    """Two layers of a window of four see seven tokens back; a full layer sees all."""
-    model = language_model(config)
-    other = IDS.clone()
-    other[:, 0] += 50
-    changed = (model(input_ids=IDS).logits != model(input_ids=other).logits).any(-1)
-    assert changed.sum(1).tolist() == [reach] * 2
-
-
-def test_tokenizer_writes_any_text_and_has_a_chat_template(tmp_path):
-    folder = save_language_model(tmp_path / "m")
-    tokenizer = load_tokenizer(locate(BaseModelRef(id=str(folder))))
-    text = "12 naïve\n你好 <end>"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer("<end>a")["input_ids"][0] == tokenizer.eos_token_id == 1
-    turn = [{"role": "user", "content": "hi"}]
-    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    assert chat == "<begin>user: hi<end><begin>assistant: "
-    assert byte_tokenizer(chat=False).chat_template is None
-
-
-@pytest.mark.long(part="bases")
-def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2):
-    model, tokenizer = load_model(smollm2, LANGUAGE_MODEL), load_tokenizer(smollm2)
-    assert (model.dtype, len(linear_modules(smollm2, LANGUAGE_MODEL))) == (torch.bfloat16, 210)
-    turn = [{"role": "user", "content": "What is the capital of France?"}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        for _ in range(8):
-            following = Projection(model)(last_states(model, {"input_ids": ids})[:, -1:]).argmax(-1)
-            ids = torch.cat([ids, following], dim=1)
-    assert "Paris" in tokenizer.decode(ids[0, -8:])
+    monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
+    with pytest.raises(BaseModelError, match="LlamaForCausalLM makes them in another way"):
+        load_model(base, LANGUAGE_MODEL)
 
 
 def test_a_tokenizer_without_a_limit_has_that_of_the_models_positions(tmp_path):

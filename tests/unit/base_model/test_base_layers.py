@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from loraxs_search.base_model.layers import head_names, linear_modules, parameter_shapes
+from loraxs_search.base_model.layers import fresh_head, head_names, linear_modules, parameter_shapes
 from loraxs_search.base_model.load import load_model
 from loraxs_search.errors import BaseModelError
 from loraxs_search.tasks.kinds import classifier
@@ -66,19 +67,46 @@ def test_no_weights_are_read(make_base):
     assert linear_modules(base, classifier(1, problem_type="regression")) == before
 
 
-def test_quickstart_has_six_linears_in_six_layers(quickstart):
-    assert len(linear_modules(quickstart, classifier(2))) == 36
-
-
-def test_unknown_architecture_is_a_clear_error(make_base):
+@pytest.mark.parametrize(
+    ("model_type", "said"), [("nonesuch", "nonesuch"), ("clip_vision_model", "AutoModelForSequenceClassification")]
+)
+def test_what_transformers_has_not_is_a_clear_error(make_base, model_type, said):
     base = make_base("bert")
-    (Path(base.path) / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
-    with pytest.raises(BaseModelError, match="nonesuch"):
+    (Path(base.path) / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(BaseModelError, match=said):
         linear_modules(base, classifier(2))
 
 
-def test_model_without_a_classification_head_is_a_clear_error(make_base):
-    base = make_base("bert")
-    (Path(base.path) / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
-    with pytest.raises(BaseModelError, match="AutoModelForSequenceClassification"):
-        linear_modules(base, classifier(2))
+# ---- head ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def model(make_base, family):
+    return load_model(make_base(family), classifier(3))
+
+
+def test_same_seed_same_head_whatever_happened_before(model):
+    torch.manual_seed(1)
+    first = fresh_head(model, 7)
+    torch.rand(11)
+    second, other = fresh_head(model, 7), fresh_head(model, 8)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_fresh_head_has_all_head_parameters_and_touches_nothing(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    head = fresh_head(model, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(head) == {n for n, _ in model.named_parameters() if n.split(".")[0] in head_names(model)}
+    assert all(value.dtype == torch.float32 for value in head.values())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_drawn_as_the_models_own_initialisation_does(make_base):
+    bert = fresh_head(load_model(make_base("bert"), classifier(300)), 0)
+    assert bert["classifier.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert not bert["classifier.bias"].any()
+    modern = fresh_head(load_model(make_base("modernbert"), classifier(300)), 0)
+    cut = 0.880  # the standard deviation that is left of 1 when a normal is cut at twice it, ModernBERT's default
+    assert modern["classifier.weight"].std().item() == pytest.approx(cut * 16**-0.5, rel=0.05)
+    assert modern["head.dense.weight"].std().item() == pytest.approx(cut * 0.02 / math.sqrt(4), rel=0.2)

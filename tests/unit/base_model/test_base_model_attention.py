@@ -10,7 +10,7 @@ from support.bases import BART, BERT, GEMMA2, LLAMA, base
 from torch import Tensor
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from loraxs_search.base_model.attention import PADDED, _blocks, padded_attention, use_padded_attention
+from loraxs_search.base_model.attention import PADDED, _blocks, _padded_attention, use_padded_attention
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import end_with_eos
@@ -30,7 +30,7 @@ def check_is_plain(length: int, key_heads: int, mask: Tensor | None, dtype: torc
     exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
     rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     expected = eager(*exact, None if mask is None else mask.double())
-    found, weights = padded_attention(torch.nn.Identity(), *rounded, mask)
+    found, weights = _padded_attention(torch.nn.Identity(), *rounded, mask)
     assert weights is None and found.shape == (3, length, 4, value_width) and found.is_contiguous()
     upstream = torch.randn_like(expected)
     gradients = zip(
@@ -90,7 +90,7 @@ def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead):
     steps = torch.arange(150)[:, None] + 250 - torch.arange(400)
     mask = torch.zeros(3, 1, 150, 400).masked_fill(steps < -ahead, torch.finfo(torch.float32).min)
     mask[0, ..., :100] = torch.finfo(mask.dtype).min
-    found, _ = padded_attention(torch.nn.Identity(), q, k, v, mask)
+    found, _ = _padded_attention(torch.nn.Identity(), q, k, v, mask)
     torch.testing.assert_close(found, eager(q, k, v, mask), rtol=1e-5, atol=1e-6)
     seen = {block.queries.start: block.keys.stop for block in _blocks(q, k, mask)}
     assert list(seen.values()) == ([400, 400] if ahead else [346, 400])
@@ -101,7 +101,7 @@ def test_one_query_behind_many_keys_sees_them_all():
     q, k, v = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 300, 8), torch.randn(3, 2, 300, 8)
     mask = torch.zeros(3, 1, 1, 300)
     mask[0, ..., :100] = torch.finfo(mask.dtype).min
-    found, _ = padded_attention(torch.nn.Identity(), q, k, v, mask)
+    found, _ = _padded_attention(torch.nn.Identity(), q, k, v, mask)
     torch.testing.assert_close(found, eager(q, k, v, mask), rtol=1e-5, atol=1e-6)
 
 
@@ -154,8 +154,8 @@ def test_a_base_that_asks_for_more_or_takes_no_made_up_row_keeps_its_own():
 def test_dropout_and_attention_of_another_kind_are_refused():
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(NotImplementedError, match="softcap"):
-        padded_attention(torch.nn.Identity(), q, q, q, None, softcap=30.0)
+        _padded_attention(torch.nn.Identity(), q, q, q, None, softcap=30.0)
     with pytest.raises(NotImplementedError, match=r"dropout=0\.1"):
-        padded_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1)
-    found, _ = padded_attention(torch.nn.Identity(), q, q, q, None, softcap=None, output_attentions=False)
-    assert torch.equal(found, padded_attention(torch.nn.Identity(), q, q, q, None)[0])
+        _padded_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1)
+    found, _ = _padded_attention(torch.nn.Identity(), q, q, q, None, softcap=None, output_attentions=False)
+    assert torch.equal(found, _padded_attention(torch.nn.Identity(), q, q, q, None)[0])

@@ -1,16 +1,222 @@
-"""Batches of several tasks as one.
-
-When two results of a base are taken for the same, and what rows are made up.
-"""
+"""What a head reads of its base: the pool, whichever class it is of, however rows are padded."""
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
-from support.bases import BART, BERT, XLNET, base
+from support.bases import BART, BERT, XLNET, base, byte_tokenizer
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
-from loraxs_search.base_model.reading import close_to, dummy_inputs, joined, rounding
+from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.reading import (
+    close_to,
+    dummy_inputs,
+    joined,
+    place_pooling,
+    pooling_of,
+    resolved_pooling,
+    rounding,
+)
+from loraxs_search.records.literals import Pooling
+from loraxs_search.tasks.kinds import classifier
+
+IDS = [[5, 6, 7, 8, 9], [10, 11, 12]]
+POOLED: list[Pooling] = ["cls", "mean", "last"]
 
 
+def rows(width: int, side: str = "right") -> dict[str, Tensor]:
+    """Return rows of 5 and 3 tokens, padded to a width."""
+    padded = [[0] * (width - len(own)) + own if side == "left" else own + [0] * (width - len(own)) for own in IDS]
+    real = [[int(token > 0) for token in own] for own in padded]
+    return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(real)}
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    found: Tensor = model(**inputs).logits
+    return found
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(pooling, make_base, family):
+    """Each row alone, without padding, gives what it gives beside others; and the numbers are those of its states."""
+    base = make_base(family)
+    model = load_model(base, classifier(3, pooling))
+    assert pooling_of(model) == pooling
+    together = logits(model, rows(9))
+    for index, ids in enumerate(IDS):
+        alone = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        torch.testing.assert_close(logits(model, alone), together[index : index + 1], atol=1e-5, rtol=1e-4)
+        place_pooling(model, "class")
+        with torch.no_grad():
+            states = model.base_model(**alone)[0]
+        place_pooling(model, pooling)
+        with torch.no_grad():
+            read = model.base_model(**alone)
+        expected = {"cls": states[:, 0], "mean": states.mean(1), "last": states[:, -1]}[pooling]
+        torch.testing.assert_close(read[0], expected[:, None].expand_as(states))
+        if "pooler_output" in read:
+            torch.testing.assert_close(read.pooler_output, expected)
+    assert not torch.allclose(together[0], together[1], atol=1e-4)
+
+
+def test_pools_do_not_depend_on_the_side_of_padding():
+    from loraxs_search.base_model.reading import pool
+
+    states = torch.randn(2, 9, 4)
+    for side in ("left", "right"):
+        mask = rows(9, side)["attention_mask"]
+        own = [states[row][mask[row].bool()] for row in range(2)]
+        expected: dict[Pooling, Tensor] = {
+            "cls": torch.stack([x[0] for x in own]),
+            "mean": torch.stack([x.mean(0) for x in own]),
+            "last": torch.stack([x[-1] for x in own]),
+        }
+        for pooling, value in expected.items():
+            torch.testing.assert_close(pool(states, mask, pooling), value)
+
+
+def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(make_base):
+    base, inputs = make_base("bert"), rows(6)
+    plain = logits(load_model(base, classifier(2)), inputs)
+    model = load_model(base, classifier(2, "mean"))
+    mean = logits(model, inputs)
+    assert not torch.allclose(mean, plain, atol=1e-4)
+    place_pooling(model, "mean")
+    place_pooling(model, "mean")
+    assert torch.equal(logits(model, inputs), mean)
+    copied = copy.deepcopy(model)
+    place_pooling(model, "class")
+    assert torch.equal(logits(model, inputs), plain)
+    assert torch.equal(logits(copied, inputs), mean)
+
+
+def test_the_pool_of_a_base_in_half_precision_is_taken_in_float32(make_base):
+    model = load_model(make_base("roberta"), classifier(2, "mean"), dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert model.base_model(**rows(6))[0].dtype == torch.float32
+    assert logits(model, rows(6)).dtype == torch.float32
+
+
+def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base, family):
+    base, inputs = make_base(family), rows(7)
+    model = load_model(base, classifier(2))
+    expected = []
+    for index, pooling in enumerate(["mean", "class"]):
+        place_pooling(model, pooling)  # type: ignore[arg-type]
+        expected.append(logits(model, inputs)[index])
+    place_pooling(model, "class", lambda: [(1, "mean"), (1, "class")])
+    torch.testing.assert_close(logits(model, inputs), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+# ---- what a base was trained with ------------------------------------------------------------------------------------
+def encoder(folder: Path, **pooling: Any) -> None:
+    """Make a folder one of sentence-transformers, with this configuration of its pooling."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("bert", MEAN, "mean"),
+        ("bert", MEAN | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ("bert", {"pooling_mode_lasttoken": True}, "last"),
+        ("bert", {"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ("llama", {"pooling_mode_lasttoken": True}, "class"),  # which reads the last token
+        ("llama", MEAN, "mean"),
+        ("modernbert", MEAN, "mean"),
+        ("modernbert", {"pooling_mode_cls_token": True}, "class"),  # as its configuration says
+    ],
+)
+def test_auto_is_what_a_sentence_encoders_folder_says(name, given, expected, make_base):
+    base = make_base(name)
+    encoder(Path(base.path), **given)
+    assert resolved_pooling("auto", base) == (expected, "")
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(pads, make_base):
+    """Its class reads the token before that one, since it looks for the last one that is not padding.
+
+    A tokenizer without a padding token pads with the one that ends texts.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    base = make_base("llama")
+    tokenizer = byte_tokenizer()
+    if not pads:
+        tokenizer.pad_token = None
+        config = AutoConfig.from_pretrained(base.path)
+        config.pad_token_id = None
+        config.save_pretrained(base.path)
+    pad = (tokenizer.pad_token, tokenizer.pad_token_id) if pads else (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {pad[0]}", None, [pad])
+    tokenizer.save_pretrained(base.path)
+    encoder(Path(base.path), pooling_mode_lasttoken=True)
+    assert resolved_pooling("auto", base) == ("last", "")
+
+
+def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base):
+    base = make_base("modernbert")
+    config = AutoConfig.from_pretrained(base.path)
+    config.classifier_pooling = "mean"
+    config.save_pretrained(base.path)
+    encoder(Path(base.path), **MEAN)
+    assert resolved_pooling("auto", base) == ("class", "")
+    pooled = load_model(base, classifier(2, "mean"))
+    torch.testing.assert_close(
+        logits(load_model(base, classifier(2)), rows(7)), logits(pooled, rows(7)), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_decoder_reads_the_last_token_by_itself(make_base):
+    base = make_base("llama")
+    model, inputs = load_model(base, classifier(2)), rows(7)
+    padding = inputs["attention_mask"] == 0
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(padding, model.config.pad_token_id)
+    plain = logits(model, inputs)
+    place_pooling(model, "last")
+    torch.testing.assert_close(logits(model, inputs), plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"pooling_mode_max_tokens": True}, "max"), (MEAN | {"pooling_mode_cls_token": True}, "cls and mean")],
+)
+def test_what_is_no_pool_of_ours_is_said(given, said, make_base):
+    base = make_base("bert")
+    encoder(Path(base.path), **given)
+    pooling, note = resolved_pooling("auto", base)
+    assert pooling == "class" and said in note
+
+
+def test_other_bases_are_read_as_their_class_does(make_base):
+    assert resolved_pooling("auto", make_base("bert")) == ("class", "")
+
+
+def test_the_quickstarts_base_was_trained_with_its_mean(quickstart):
+    assert resolved_pooling("auto", quickstart) == ("mean", "")
+    assert [resolved_pooling(given, quickstart)[0] for given in ("class", "cls")] == ["class", "cls"]
+    assert pooling_of(load_model(quickstart, classifier(2, "auto"))) == "mean"
+
+
+# ---- model reading ---------------------------------------------------------------------------------------------------
 def test_segments_that_one_batch_lacks_are_zero_in_its_rows():
     segmented = {"input_ids": torch.tensor([[5, 6]]), "token_type_ids": torch.tensor([[0, 1]])}
     plain = {"input_ids": torch.tensor([[7, 8, 9]])}

@@ -14,11 +14,8 @@ from transformers import (
     DebertaV2Config,
     GPT2Config,
     LongformerConfig,
-    ModernBertConfig,
     NystromformerConfig,
     PreTrainedModel,
-    RobertaConfig,
-    T5Config,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -29,26 +26,19 @@ from loraxs_search.base_model.tokenizer import padding_side
 
 SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
 OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])
-GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=1)
 GPT2_PADDED_WITH_ITS_END = GPT2Config(
     vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=5, bos_token_id=5, eos_token_id=5
 )
 LONGFORMER = LongformerConfig(**SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1, sep_token_id=2)
-T5 = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
-MODERN = ModernBertConfig(**SMALL, pad_token_id=0, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=1)
 CONVOLVED = ConvBertConfig(**SMALL, embedding_size=32)
 NYSTROM = NystromformerConfig(**SMALL, num_landmarks=64, segment_means_seq_len=64)
 SPARSE = BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4, sep_token_id=2)
-ROBERTA = RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=1)
 
 
 def layers_of(model: PreTrainedModel) -> list[str]:
     heads = head_names(model)
     linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     return [name for name in linears if name.split(".")[0] not in heads and any(map(str.isdigit, name.split(".")))]
-
-
-LONG = pytest.mark.long(part="bases")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +52,6 @@ LONG = pytest.mark.long(part="bases")
         (OWN_POSITIONS, torch.bfloat16, ("pos_key_proj",)),
         (XLNET, torch.float32, ("layer_1", "layer_2")),
         (LONGFORMER, torch.bfloat16, ("query", "key", "value", "query_global", "key_global", "value_global")),
-        *(pytest.param(config, torch.bfloat16, (), marks=LONG) for config in (ROBERTA, MODERN, GPT2, T5)),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,42 +22,6 @@ def matrix(out_features: int, in_features: int, seed: int = 0) -> torch.Tensor:
 shapes_and_ranks = st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 10**6)).flatmap(
     lambda t: st.tuples(st.just(t), st.integers(1, min(t[0], t[1])), st.integers(1, min(t[0], t[1])))
 )
-
-
-def test_full_rank_factors_rebuild_the_weight():
-    weight = matrix(24, 40)
-    factors = compute_factors(weight, rank=24)
-    rebuilt = factors.left @ torch.diag(factors.singular_values) @ factors.right
-    torch.testing.assert_close(rebuilt, weight, atol=2e-6, rtol=0)
-    torch.testing.assert_close(factors.left.T @ factors.left, torch.eye(24), atol=1e-6, rtol=0)
-    torch.testing.assert_close(factors.right @ factors.right.T, torch.eye(24), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_sigma_places_the_singular_values(sigma):
-    weight = matrix(12, 30)
-    u, s, vt = np.linalg.svd(weight.numpy().astype(np.float64), full_matrices=False)
-    a, b = compute_factors(weight, rank=12).ab(5, sigma)
-    on_a = {"input": s, "sqrt": np.sqrt(s)}.get(sigma, np.ones_like(s))[:5]
-    on_b = {"output": s, "sqrt": np.sqrt(s)}.get(sigma, np.ones_like(s))[:5]
-    np.testing.assert_allclose(np.abs(a.numpy()), np.abs(on_a[:, None] * vt[:5]), atol=1e-5)
-    np.testing.assert_allclose(np.abs(b.numpy()), np.abs(u[:, :5] * on_b), atol=1e-5)
-    np.testing.assert_allclose(
-        b @ a, (u[:, :5] * (on_a * on_b)) @ vt[:5], atol=1e-5
-    )  # signs of A and B belong together
-    assert a.dtype == b.dtype == torch.float32
-    assert a.is_contiguous()
-    assert b.is_contiguous()
-
-
-@pytest.mark.parametrize(
-    ("basis", "expected"),
-    [("top", [8, 7, 6]), ("bottom", [1, 2, 3]), ("middle", [5, 4, 6])],
-)
-def test_basis_chooses_singular_values(basis, expected):
-    weight = torch.zeros(8, 9)
-    weight.diagonal().copy_(torch.arange(1.0, 9.0))
-    assert compute_factors(weight, rank=3, basis=basis).singular_values.tolist() == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=40)

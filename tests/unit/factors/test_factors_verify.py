@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraxs_search.errors import IntegrityError
 from loraxs_search.factors import store as store_module
 from loraxs_search.factors.compute import Factors, compute_factors, fault
-from loraxs_search.factors.store import FactorStore, checksum, content_key, write_factors
+from loraxs_search.factors.store import FactorStore, _content_key, checksum, write_factors
 from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
 from loraxs_search.home import factor_path
 
@@ -168,7 +169,7 @@ def brought(tmp_path):
     """Put factors aside as a pull does; returns where."""
 
     def bring(weight: torch.Tensor, factors: Factors) -> Path:
-        key = content_key(weight, rank=RANK, basis=factors.basis, driver=factors.driver)
+        key = _content_key(weight, rank=RANK, basis=factors.basis, driver=factors.driver)
         path = factor_path(key, tmp_path, checksum(factors), is_checked=False)
         write_factors(path, factors)
         return path
@@ -207,7 +208,6 @@ def test_honest_factors_lie_beside_the_machines_own_where_it_has_some(tmp_path, 
         assert (name, torch.equal(found.left, honest.left)) == (checksum(honest)[:16], True)
     assert not aside.exists()
     assert factor_path(store.identify(weight, rank=RANK)[0], tmp_path, checksum(honest)).exists()
-    assert store.refused(weight, rank=RANK) is None
     assert torch.equal(FactorStore(tmp_path).get(weight, rank=RANK).left, own.left)
 
 
@@ -221,9 +221,10 @@ def test_crafted_factors_are_never_used_and_removed_with_a_word(tmp_path, brough
     aside = brought(weight, crafted)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(store.get(weight, rank=RANK).left, expected.left)
-        assert list(store.variants(weight, rank=RANK)) == []
+        with pytest.raises(IntegrityError, match="must be of its weight") as refused:
+            list(store.variants(weight, rank=RANK))
     assert f"must be of its weight, but {aside.name} is not" in caplog.text
-    assert "tell whoever keeps the registry" in str(store.refused(weight, rank=RANK).hint)
+    assert "tell whoever keeps the registry" in str(refused.value.hint)
     assert [path for path in tmp_path.rglob("*.safetensors") if checksum(crafted)[:16] in path.name] == []
 
 

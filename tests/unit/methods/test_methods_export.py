@@ -92,20 +92,6 @@ def test_its_page_says_what_stands_between_two_texts(sealed):
         assert 'the second one begins with "\\n".' in (converted(sealed[0], form) / "README.md").read_text()
 
 
-def test_it_is_made_once_without_a_word_and_again_when_it_was_changed(sealed, capfd):
-    folder, _ = sealed
-    capfd.readouterr()
-    made = converted(folder, "lora")
-    assert capfd.readouterr() == ("", "")
-    inode = (made / "adapter_model.safetensors").stat().st_ino
-    assert converted(folder, "lora") == made
-    assert (made / "adapter_model.safetensors").stat().st_ino == inode
-    whole = (made / "adapter_model.safetensors").read_bytes()
-    (made / "adapter_model.safetensors").write_bytes(whole[:-1] + b"x")
-    assert (converted(folder, "lora") / "adapter_model.safetensors").read_bytes() == whole
-    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
-
-
 def test_a_rank_below_its_own_is_refused(sealed):
     folder, _ = sealed
     with pytest.raises(UsageError, match="`rank`"):

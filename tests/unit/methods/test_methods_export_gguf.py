@@ -102,22 +102,6 @@ def test_what_is_read_back_is_the_update(name, tmp_path):
         torch.testing.assert_close(tensors[f"{stored}.lora_b"] @ tensors[f"{stored}.lora_a"], rows @ a)
 
 
-def test_reordered_rows_turn_as_the_base_turns_them():
-    """Rotary positions of llama.cpp on its rows are those of transformers on its own, reordered."""
-    half, num_heads = 4, 2
-    angles = torch.rand(half)
-    q = torch.randn(num_heads * 2 * half, 1)
-    first, second = q.reshape(num_heads, 2, half).unbind(1)
-    turned = torch.stack(
-        [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], 1
-    ).reshape(-1, 1)
-    even, odd = at_neighbours(q, num_heads).reshape(num_heads, half, 2).unbind(2)
-    neighbours = torch.stack(
-        [even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()], 2
-    ).reshape(-1, 1)
-    torch.testing.assert_close(neighbours, at_neighbours(turned, num_heads))
-
-
 def test_a_base_or_a_layer_that_llama_cpp_lacks_is_refused(tmp_path):
     for config, layer, match in (
         (Qwen3MoeConfig(**SMALL), "q_proj", "--format gguf.*llama.*qwen3_moe"),

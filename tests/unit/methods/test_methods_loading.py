@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
 
@@ -18,10 +18,21 @@ from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loading import _cast_body, load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
+from loraxs_search.methods.verification import (
+    body_fingerprint,
+    check_body,
+    compare_reference_logits,
+    make_reference_logits,
+    reference_logits,
+    tolerance,
+)
 from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.registry.factor_sets import install_factors
+
+
+def check_reference_logits(model, reference):
+    compare_reference_logits(reference_logits(model, reference.input_ids), reference, tolerance(model))
 
 
 @pytest.fixture
@@ -251,19 +262,6 @@ def test_factors_that_are_not_the_weights_are_refused_and_named(
         torch.testing.assert_close(found, logits(trained, inputs), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("has_own", [False, True])
-def test_honest_factors_from_a_registry_are_checked_and_used(
-    train_elsewhere, folder, inputs, logits, tmp_path, has_own
-):
-    elsewhere, there, expected = train_elsewhere(_flipped)
-    with use_factor_store(FactorStore(tmp_path / "here")) as here:
-        if has_own:
-            load_adapter_folder(folder)
-        for file in there.glob("*/*.safetensors"):
-            install_factors(file.stem, file.read_bytes(), here.root, unchecked=True)
-        torch.testing.assert_close(logits(load_adapter_folder(elsewhere), inputs), expected, atol=1e-6, rtol=0)
-
-
 def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, trained, inputs, logits, tmp_path):
     elsewhere, there, expected = trained_elsewhere
     with use_factor_store(FactorStore(tmp_path / "here")) as here:
@@ -275,3 +273,69 @@ def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, train
         torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
         model.set_adapter("elsewhere")
         torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=0)
+
+
+# ---- verification ----------------------------------------------------------------------------------------------------
+CHANGED = {
+    "bert": ["embeddings.word_embeddings.weight", "encoder.layer.1.output.LayerNorm.weight"],
+    "roberta": ["encoder.layer.0.intermediate.dense.bias", "encoder.layer.1.attention.self.key.weight"],
+    "gpt2": ["wpe.weight", "h.1.mlp.c_fc.bias"],
+    "llama": ["embed_tokens.weight", "layers.1.mlp.up_proj.weight"],
+}
+TARGET = {"bert": "query", "roberta": "query", "gpt2": "c_attn", "llama": "q_proj"}
+
+
+@pytest.fixture
+def saved(adapt, family, make_base, tmp_path):
+    model = adapt(family, target_modules=[TARGET[family]])
+    model.active_peft_config.body_fingerprint = list(body_fingerprint(make_base(family)))
+    model.save_pretrained(str(tmp_path))
+    return str(tmp_path)
+
+
+def test_the_same_base_is_taken_whatever_its_head(saved, family, make_base):
+    base = make_base(family)
+    for name, parameter in base.named_parameters():
+        if not name.startswith(base.base_model_prefix):
+            parameter.data.zero_()
+    PeftModel.from_pretrained(base, saved)
+
+
+def test_another_one_is_refused_and_left_as_it_was(saved, family, make_base, layers):
+    for changed in CHANGED[family]:
+        base = make_base(family)
+        base.base_model.get_parameter(changed).data.flatten()[::7] += 0.01
+        with pytest.raises(BaseModelError, match="fingerprint"):
+            PeftModel.from_pretrained(base, saved)
+        assert not any(layer.settings for layer in layers(base).values())
+
+
+def test_adapters_that_are_there_already_do_not_count(saved, family, make_base, layers):
+    model = get_peft_model(make_base(family), LoraXSConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    model.load_adapter(saved, "second")
+    assert any("second" in layer.settings for layer in layers(model).values())
+    assert model.peft_config["second"].body_fingerprint == list(body_fingerprint(make_base(family)))
+
+
+def test_precision_counts_as_little_as_its_rounding(saved, family, make_base):
+    base = make_base(family)
+    for parameter in base.parameters():  # as a checkpoint in bfloat16 holds them
+        parameter.data = parameter.data.bfloat16().float()
+    assert body_fingerprint(base.bfloat16()) == body_fingerprint(base.float())
+    assert body_fingerprint(make_base(family).bfloat16()) == pytest.approx(body_fingerprint(make_base(family)))
+    expected = LoraXSConfig.from_pretrained(saved).body_fingerprint
+    check_body(expected, make_base(family).half())
+    with pytest.raises(BaseModelError, match="body must have"):
+        check_body(expected, make_base(family, seed=1).half())
+
+
+def test_every_column_of_a_large_weight_is_read_and_an_empty_one_is_no_trouble():
+    model = torch.nn.Module()
+    model.large = torch.nn.Parameter(torch.ones(4096, 64))
+    model.none = torch.nn.Parameter(torch.empty(0))
+    before = body_fingerprint(model)
+    for column in range(64):
+        model.large.data[:, column] = 2.0
+        assert body_fingerprint(model) != before, column
+        model.large.data[:, column] = 1.0
+    assert body_fingerprint(model) == before

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.methods._base import HeadPlan
+from loraxs_search.methods._base import HeadPlan, PlainLora
 from loraxs_search.methods.export.models import write_plain_lora
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.methods.loraxs import LoraXSConfig, ModuleSettings
+from loraxs_search.methods.names import file_bytes
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters
-from loraxs_search.search_space.load import load_space
 
 HEAD = HeadPlan(trained=("classifier",), task_type="SEQ_CLS")
 TARGETS = {
@@ -48,14 +52,7 @@ def shake(model: nn.Module) -> None:
         value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(2)), alpha=0.2)
 
 
-@pytest.mark.parametrize(
-    ("params", "own"),
-    [
-        ({}, {}),
-        ({"scale": 0.5, "rslora": True}, {"lora_alpha": 2, "use_rslora": True}),
-        ({"dora": True}, {"use_dora": True}),
-    ],
-)
+@pytest.mark.parametrize(("params", "own"), [({}, {}), ({"scale": 0.5}, {"lora_alpha": 2})])
 def test_it_begins_with_the_numbers_of_stock_peft(make_base, inputs, logits, params, own):
     model, other = attached(make_base(), **params), make_base()
     torch.manual_seed(5)
@@ -71,16 +68,7 @@ def test_it_begins_in_float32_whatever_the_base_is_in(make_base):
     assert all(torch.equal(pairs(halved)[name], value) for name, value in pairs(whole).items())
 
 
-def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base, inputs, logits):
-    model = attached(make_base("gpt2"), "gpt2", dora=True)
-    torch.testing.assert_close(logits(model, inputs), logits(make_base("gpt2"), inputs), atol=1e-6, rtol=1e-5)
-    shake(model)
-    expected = logits(model, inputs)
-    model.merge_adapter()
-    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("family", "params"), [("bert", {"rslora": True, "scale": 3.0}), ("gpt2", {"scale": 0.5})])
+@pytest.mark.parametrize(("family", "params"), [("bert", {"scale": 3.0}), ("gpt2", {"scale": 0.5})])
 def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, inputs, logits, tmp_path):
     model = attached(make_base(family), family, **params)
     shake(model)
@@ -115,16 +103,11 @@ def test_rank_is_held_against_the_smaller_side(name):
         method.check(method.with_defaults({"rank": 9}), modules)
 
 
-def test_its_options_are_true_or_false_in_yaml():
-    given = "parameters={rank: 4, learning_rate: 1.0e-3, rslora: {choice: [yes, no]}, dora: %s}"
-    space = load_space("movie_reviews", overrides=["method=lora", given % "true"])
-    assert list(space.parameters["rslora"].possible or ()) == [True, False]
-    modules = (LinearModule("bert.encoder.layer.0.attention.self.query", 24, 24),)
-    drawn = space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "rslora": True, "dora": True}, modules, 0)
-    assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True}
-    for wrong in ("1", "on top", "{int: [0, 1]}"):
-        with pytest.raises(UsageError, match=r"parameters\.dora"):
-            load_space("movie_reviews", overrides=["method=lora", given % wrong])
+def test_an_update_of_several_ranks_is_no_file_of_plain_lora(tmp_path):
+    pairs = {f"layer.{rank}": (torch.ones(rank, 4), torch.ones(4, rank)) for rank in (2, 3)}
+    with pytest.raises(UsageError, match="one rank in all layers, but got 2, 3"):
+        write_plain_lora(PlainLora(pairs, {}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 PARTS = (
@@ -148,3 +131,54 @@ for name in sys.argv[1:]:
 def test_its_parts_may_be_what_imports_peft_first():
     """Importing PEFT imports LoRA-XS, and what that needs."""
     subprocess.run([sys.executable, "-c", IMPORT_EACH_FIRST, *PARTS], check=True)
+
+
+# ---- lora xs ---------------------------------------------------------------------------------------------------------
+HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+
+
+def test_factors_are_stored_at_a_bucket_that_all_trials_of_a_space_share():
+    for largest, stored in ((1, 64), (64, 64), (65, 128), (300, 512)):
+        factor_rank = LoraXS().fields({}, {"rank": (1, largest)})["factor_rank"]
+        assert factor_rank == stored
+        for config in (LoraXSConfig(r=1, factor_rank=factor_rank), LoraXSConfig(r=largest)):
+            assert ModuleSettings.of(config, "q", 1536, 4096).factor_key.rank == stored
+            if largest < 384:
+                assert ModuleSettings.of(config, "q", 1536, 384).factor_key.rank == min(stored, 384)
+
+
+def test_bytes_are_those_of_the_file_that_peft_would_write():
+    shapes = {"a.b.loraxs_R": (3, 3), "z": (5,), "a.a.loraxs_R": (3, 3), "classifier.weight": (2, 7)}
+    for root in ("base_model.model.", ""):
+        named = {f"{root}{name}": torch.zeros(shape) for name, shape in shapes.items()}
+        assert file_bytes(shapes, root=root) == len(safetensors.torch.save(named, {"format": "pt"}))
+
+
+def test_its_params_come_back_out_of_a_record_with_the_records_defaults():
+    method = get_method("lora-xs")
+    params = {"rank": 8, "basis": "bottom"}
+    record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
+    assert method.params(record) == method.with_defaults(params)
+    assert (record.factor_rank, record.method_params) == (128, {})
+
+
+def test_a_method_is_known_without_torch():
+    code = "import sys, loraxs_search.methods as m; m.get_method('lora-xs'); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_trial_with_factors_of_its_own_takes_room_for_them():
+    modules = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24))
+    needed = {
+        basis: LoraXS().slot_bytes(LoraXS().with_defaults({"rank": 4, "basis": basis}), modules, 2)
+        for basis in ("top", "gaussian")
+    }
+    assert needed["gaussian"] - needed["top"] == 4 * 4 * (24 + 8 + 24 + 24)
+    assert LoraXS().factor_sets({"rank": (4,), "basis": ("gaussian",)}) == ()
+
+
+def test_no_trial_starts_from_an_adapter_whose_factors_were_drawn():
+    start = dataclasses.replace(HYPER, basis="gaussian")
+    with pytest.raises(UsageError) as refused:
+        LoraXS().check_start(start, LoraXS().params(start), (LinearModule("q", 8, 8),))
+    assert refused.value.hint == "name an adapter of another basis"

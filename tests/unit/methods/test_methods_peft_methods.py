@@ -12,7 +12,7 @@ from torch import nn
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
-from loraxs_search.methods.peft_methods import peft_types
+from loraxs_search.methods.peft_methods import _peft_types
 from loraxs_search.records.base import LinearModule
 from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
@@ -51,7 +51,7 @@ def test_what_would_change_the_shared_base_is_refused(peft_type, fixed):
 
 @pytest.mark.long(part="software")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("peft_type", peft_types())
+@pytest.mark.parametrize("peft_type", _peft_types())
 def test_every_type_is_counted_trained_stored_and_loaded(peft_type, tmp_path):
     base = bases.base(bases.BERT, noise=0.05).requires_grad_(False)
     own = hyper(base, peft_type, **NEEDED.get(peft_type, {}))

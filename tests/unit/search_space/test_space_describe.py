@@ -106,7 +106,7 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
 
 def test_what_some_trial_could_not_be_is_refused(parse):
     """The search would meet it sooner or later."""
-    own = "  rank: {int: [2, 4000]}\n  dora: {choice: [true, false]}\nmethod: lora\n"
+    own = "  rank: {int: [2, 4000]}\nmethod: lora\n"
     with pytest.raises(UsageError, match="but got rank=4000"):
         describe(parse(SPACE + own), MINI)
 

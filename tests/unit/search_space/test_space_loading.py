@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.methods._base import FactorSet
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import LargestTrial
@@ -207,9 +206,9 @@ def sized(rank):
 
 
 def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
-    assert parse(text).factor_sets() == (FactorSet("top", 64),)
+    assert parse(text).factor_sets() == (("top", 64),)
     chosen = parse(text, "parameters.basis={choice: [middle, bottom]}", "parameters.rank={choice: [4, 8, 100]}")
-    assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("bottom", 128))
+    assert chosen.factor_sets() == (("middle", 128), ("bottom", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
     assert parse(text).largest() == LargestTrial(16, (("lora-xs", sized(16)), ("lora-xs", sized(4))))

@@ -14,7 +14,6 @@ from optuna.trial import FixedTrial
 from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
-from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import LinearModule
 from loraxs_search.search_space.parameters import COMMON
@@ -128,7 +127,7 @@ def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse):
 def test_factors_bytes_and_sizes_are_each_methods_own(parse):
     text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")
     space = parse(text.replace("[input, both], when: {method: ranked, rank: 8}", "[input, both]"))
-    assert [(each.basis, each.rank) for each in space.factor_sets()] == [("top", 128)]
+    assert [*space.factor_sets()] == [("top", 128)]
     assert space.largest().batch_size == 16
     assert max(params["rank"] for _, params in space.largest().adapters) == 100
     modules = tuple(LinearModule(module.name, 128, 128) for module in MODULES)
@@ -152,19 +151,6 @@ def test_those_that_cannot_share_passes_are_named_once(parse):
     alone = parse(TEXT, "method={choice: [ia3, ranked]}", parameters)
     assert (alone.is_packable, notes(alone)) == (False, ())
     assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
-
-
-def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(parse, monkeypatch):
-    monkeypatch.setitem(METHODS._entries, "lora", Lora)
-    rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
-    some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
-    assert (some.is_packable, some.unpackable_methods) == (True, ())
-    assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
-    for options in ("dora: true", "dora: {choice: [true]}"):
-        none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
-        assert (none.is_packable, none.unpackable_methods, notes(none)) == (False, ("lora",), ())
-    every = parse(TEXT, "method=lora", "parameters={rslora: {choice: [true, false]}" + rest)
-    assert (every.is_packable, notes(every)) == (True, ())
 
 
 def test_a_whole_choice_may_be_overridden(parse):

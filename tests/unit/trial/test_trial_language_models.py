@@ -11,7 +11,7 @@ import torch
 from support.toy_language import save_base, save_rows, writing
 
 import loraxs_search
-from loraxs_search.base_model.attention import padded_attention
+from loraxs_search.base_model.attention import _padded_attention
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError
@@ -76,9 +76,9 @@ def own_attention(monkeypatch):
 
     def watched(module, query, key, *others, **more):
         seen.append(key.shape[2])
-        return padded_attention(module, query, key, *others, **more)
+        return _padded_attention(module, query, key, *others, **more)
 
-    monkeypatch.setattr("loraxs_search.base_model.attention.padded_attention", watched)
+    monkeypatch.setattr("loraxs_search.base_model.attention._padded_attention", watched)
     return seen
 
 

@@ -12,13 +12,9 @@ from peft import PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.factors.store import FactorStore, write_factors
-from loraxs_search.home import factor_path
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
-from loraxs_search.registry.factor_sets import install_factors
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear
 
 
 # ---- made ------------------------------------------------------------------------------------------------------------
@@ -187,22 +183,6 @@ def test_disabled_adapters_leave_the_base_bit_for_bit(adapt, make_base, family, 
         assert torch.equal(logits(model, inputs), expected)
 
 
-def test_adapters_are_switched_and_deleted(adapt, inputs, logits, layers):
-    model = adapt()
-    first = logits(model, inputs)
-    common = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5}
-    model.add_adapter("second", LoraXSConfig(r=6, init_seed=9, **common))
-    assert torch.equal(logits(model, inputs), first)
-    model.set_adapter("second")
-    assert (logits(model, inputs) - first).abs().max() > 1e-3
-    trained = {name.split(".")[-1] for name, p in model.named_parameters() if "loraxs_R" in name and p.requires_grad}
-    assert trained == {"second"}
-    with pytest.warns(UserWarning, match="second was active which is now deleted"):
-        model.delete_adapter("second")
-    assert torch.equal(logits(model, inputs), first)
-    assert all(set(layer.settings) == {"default"} == set(layer.loraxs_R) for layer in layers(model).values())
-
-
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_saved_is_loaded_alone_or_beside_another(adapt, make_base, family, inputs, logits, tmp_path, low_cpu_mem_usage):
     model, options = adapt(family), {"low_cpu_mem_usage": low_cpu_mem_usage}
@@ -238,15 +218,6 @@ def test_an_adapter_in_another_basis_is_refused(adapt, make_base, tmp_path, chan
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(BaseModelError, match="query"):
         PeftModel.from_pretrained(make_base(), str(tmp_path))
-
-
-def test_the_last_projection_alone_can_be_the_head(make_base, adapt, inputs, logits, tmp_path):
-    model = adapt("roberta", task_type=None, modules_to_save=["classifier.out_proj"])
-    expected = logits(model, inputs)
-    model.save_pretrained(str(tmp_path))
-    head = [k for k in load_file(tmp_path / "adapter_model.safetensors") if not k.endswith("loraxs_R")]
-    assert sorted(head) == [f"base_model.model.classifier.out_proj.{p}" for p in ("bias", "weight")]
-    assert torch.equal(logits(PeftModel.from_pretrained(make_base("roberta"), str(tmp_path)), inputs), expected)
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
@@ -293,106 +264,3 @@ def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing(make_bas
         layer.unmerge()
     assert torch.equal(layer.weight, base)
     assert layer.weight.dtype == torch.bfloat16
-
-
-def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
-    layer = next(iter(layers(adapt(target_modules=["query"])).values()))
-    layer.loraxs_R["default"].data[0, 0] = torch.nan
-    before = layer.weight.clone()
-    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems"):
-        layer.merge(safe_merge=True)
-    assert torch.equal(layer.weight, before)
-    assert not layer.merged
-
-
-def test_a_base_is_plain_after_unloading_and_can_carry_another_adapter(adapt, make_base, family, inputs, logits):
-    model = adapt(family)
-    expected, config = logits(model, inputs), copy.deepcopy(model.peft_config["default"])
-    again = get_peft_model(model.unload(), config).eval()
-    assert torch.equal(logits(again, inputs), expected)
-    plain, untouched = again.merge_and_unload(safe_merge=True), make_base(family)
-    assert [type(m) for m in plain.modules()] == [type(m) for m in untouched.modules()]
-    assert plain.state_dict().keys() == untouched.state_dict().keys()
-
-
-# ---- summed ----------------------------------------------------------------------------------------------------------
-def unlike_adapters():
-    """Three adapters without a head, of unlike rank, scale, sigma and modules."""
-    sizes = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=40)).eval()
-    common = {"init_std": 0.5, "task_type": "CAUSAL_LM"}
-    first = LoraXSConfig(r=4, target_modules=["q_proj", "v_proj"], scale=2.0, init_seed=1, **common)
-    model = get_peft_model(base, first, adapter_name="first")
-    second = LoraXSConfig(r=7, target_modules=["v_proj", "down_proj"], sigma="sqrt", init_seed=2, **common)
-    model.add_adapter("second", second)
-    model.add_adapter("third", LoraXSConfig(r=3, target_modules="all-linear", sigma="output", init_seed=3, **common))
-    return model.eval()
-
-
-SUMMANDS = [("first", 0.5), ("second", -2.0), ("third", 1.5), ("first", 0.25)]
-
-
-def test_a_sum_is_the_sum_of_the_updates_and_is_saved_and_loaded(layers, inputs, logits, tmp_path):
-    model = unlike_adapters()
-    names, weights = zip(*SUMMANDS, strict=True)
-    model.add_weighted_adapter([*names], [*weights], "sum", "cat")
-    model.add_weighted_adapter(["first"], [7.0], "sum")  # a known name is left as it is
-    for layer in layers(model).values():
-        expected = sum(weight * layer.get_delta_weight(name) for name, weight in SUMMANDS if name in layer.settings)
-        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, atol=1e-5, rtol=1e-4)
-    model.set_adapter("sum")
-    expected = logits(model, inputs)
-    model.save_pretrained(str(tmp_path), selected_adapters=["sum"])
-    model.set_adapter("first")
-    model.delete_adapter("sum")
-    model.load_adapter(str(tmp_path / "sum"), "again")
-    model.set_adapter("again")
-    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("adapters", "weights", "options", "match"),
-    [
-        (["frist"], [1.0], {}, "first"),
-        (["first", "second"], [1.0], {}, "got 1 for 2"),
-        (["first"], [1.0], {"combination_type": "svd"}, "combination_type"),
-        (["first", "bottom"], [1.0, 1.0], {}, "one basis"),
-        (["first", "headed"], [1.0, 1.0], {}, "headed has one"),
-    ],
-)
-def test_what_cannot_be_summed_is_refused_and_adds_nothing(adapters, weights, options, match):
-    model = unlike_adapters()
-    model.add_adapter("bottom", LoraXSConfig(r=2, target_modules=["q_proj"], basis="bottom"))
-    model.add_adapter("headed", LoraXSConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
-    with pytest.raises(UsageError, match=match):
-        model.add_weighted_adapter(adapters, weights, "sum", **options)
-    assert "sum" not in model.peft_config
-
-
-def test_a_sum_keeps_the_factors_of_the_machine_that_trained_them(layers, tmp_path):
-    plain, there, here = (FactorStore(tmp_path / name) for name in ("plain", "there", "here"))
-    with use_factor_store(plain):
-        for layer in layers(unlike_adapters()).values():
-            weight, rank = layer.get_base_layer().weight.detach(), next(iter(layer.settings.values())).factor_key.rank
-            factors = plain.get(weight, rank=rank)
-            signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
-            flipped = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
-            write_factors(factor_path(plain.identify(weight, rank=rank)[0], there.root), flipped)
-    with use_factor_store(there):
-        trained = unlike_adapters()
-        trained.save_pretrained(str(tmp_path / "saved"))
-        trained.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
-        expected = {name: layer.get_delta_weight("sum") for name, layer in layers(trained).items()}
-    with use_factor_store(here):
-        unlike_adapters()  # this machine has factors of its own
-        for file in there.root.glob("*/*.safetensors"):
-            install_factors(file.stem, file.read_bytes(), here.root)
-        model = unlike_adapters()
-        model.set_adapter("second")
-        for name in ("first", "third"):
-            model.delete_adapter(name)
-            model.load_adapter(str(tmp_path / "saved" / name), name)
-        model.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
-        for name, layer in layers(model).items():
-            torch.testing.assert_close(layer.get_delta_weight("sum"), expected[name], atol=1e-5, rtol=1e-4)

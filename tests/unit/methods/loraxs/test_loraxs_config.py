@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 
@@ -11,8 +12,9 @@ from peft import PeftConfig, get_peft_config
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
+import loraxs_search.methods.loraxs
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSModel, register
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSModel
 from loraxs_search.methods.loraxs.config import LORAXS
 
 
@@ -53,7 +55,7 @@ def test_the_member_behaves_as_any_other_and_registering_twice_is_harmless():
     assert LORAXS == LORAXS.name == LORAXS.value == "LORAXS"
     assert pickle.loads(pickle.dumps(LORAXS)) is copy.deepcopy(LORAXS) is LORAXS
     assert len({*PeftType}) == len(PeftType)
-    register(LoraXSConfig, LoraXSModel)
+    importlib.reload(loraxs_search.methods.loraxs)
     assert PEFT_TYPE_TO_TUNER_MAPPING[LORAXS] is LoraXSModel
     assert PEFT_TYPE_TO_PREFIX_MAPPING[LORAXS] == "loraxs_"
     assert isinstance(get_peft_config({"peft_type": "LORAXS", "r": 3}), LoraXSConfig)

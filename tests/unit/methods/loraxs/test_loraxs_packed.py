@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.engine.layers import AdaptedLinear, PassContext, RowMap, RowSegment
+from loraxs_search.engine.layers import RowMap, RowSegment
 from loraxs_search.factors.compute import FactorKey
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
-from loraxs_search.methods.loraxs.packed import FactorPair, FactorPairs, PackedCores, TrainedCores, add_core_update_
+from loraxs_search.methods.loraxs.packed import FactorPairs, _FactorPair, _TrainedCores, add_core_update_
 
 IN, OUT = 8, 6
 
 
-def a_pair(rank: int) -> FactorPair:
-    return FactorPair(torch.randn(rank, IN, dtype=torch.float64), torch.randn(rank, OUT, dtype=torch.float64))
+def a_pair(rank: int) -> _FactorPair:
+    return _FactorPair(torch.randn(rank, IN, dtype=torch.float64), torch.randn(rank, OUT, dtype=torch.float64))
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 3), st.booleans())
@@ -40,7 +38,7 @@ def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared
         one = add_core_update_(x.view(-1, IN), y.clone().view(-1, OUT), pair, cores[slots[:1]] if shared else cores)
         grads = [torch.zeros(1, rows, rank, rank, dtype=torch.float64) for _ in range(2)]
         for at, given_dx in zip(grads, (dx, None), strict=True):
-            update = TrainedCores(cores.detach(), at, [pair], (0,) * rows)
+            update = _TrainedCores(cores.detach(), at, [pair], (0,) * rows)
             saved = update.add_(x.detach().view(-1, IN), flat if given_dx is dx else flat.clone(), layer)
             update.backward_(dy.view(-1, OUT), given_dx, saved, layer)
     torch.testing.assert_close(saved[0], one)
@@ -61,25 +59,13 @@ def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many)
     slots = torch.tensor(order[: len(sizes)]).repeat_interleave(torch.tensor(sizes))
     expected = y.clone()
     z = add_core_update_(x, expected, pair, cores[slots])
-    update = TrainedCores(cores, torch.zeros(1), [pair], (0,) * 6)
+    update = _TrainedCores(cores, torch.zeros(1), [pair], (0,) * 6)
     with pytest.MonkeyPatch.context() as patch:
         if many:
             patch.setattr(packed, "_MOST_BY_EVERY_CORE", 0)
         (saved,) = update.add_(x, y, RowMap(segments, torch.device("cpu")))
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(saved, z)
-
-
-@dataclass
-class OneSlot:
-    """What a pack knows of a trial."""
-
-    settings: dict[str, ModuleSettings]
-    r: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        rank = next(iter(self.settings.values())).rank
-        self.r = torch.randn(len(self.settings), rank, rank, requires_grad=True)
 
 
 def settings(rank: int, basis: str = "top", sigma: str = "input", scale: float = 1.0) -> ModuleSettings:
@@ -96,60 +82,6 @@ def linears():
 def pairs(linears, tmp_path):
     store = FactorStore(tmp_path / "factors")
     return FactorPairs(linears, lambda: store)
-
-
-@pytest.mark.parametrize("companies", [[(0, 1, 2)], [(0, 2), (1,)]], ids=["one method", "beside another method's"])
-def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs, companies):
-    slots = [
-        OneSlot({"first": settings(2), "second": settings(2)}),
-        OneSlot({"second": settings(3, "bottom", "sqrt", 0.5)}),
-        OneSlot({"first": settings(4, sigma="none", scale=2.0)}),
-    ]
-    context = PassContext()
-    packed = [
-        PackedCores([slot if i in own else None for i, slot in enumerate(slots)], linears, pairs, num_workers=2)
-        for own in companies
-    ]
-    assert packed[0].modules == ["first", "second"]
-    layers = {
-        name: AdaptedLinear(linears[name], context, [cores.update(name) for cores in packed if name in cores.modules])
-        for name in linears
-    }
-    x = torch.randn(6, 2, IN)
-    alone = [slot.r.detach().clone().requires_grad_() for slot in slots]
-    for _ in range(2):  # gradients of a round are its own
-        for cores in packed:
-            cores.begin()
-        for worker, start in enumerate((0, 3)):
-            rows = RowMap([RowSegment(slot, slot, slot + 1) for slot in range(3)], torch.device("cpu"), worker)
-            for name, layer in layers.items():
-                with context.computing(rows):
-                    y = layer(x[start : start + 3])
-                expected = [
-                    _alone(linears, pairs, slot, r, name, row)
-                    for slot, r, row in zip(slots, alone, x[start : start + 3], strict=True)
-                ]
-                torch.testing.assert_close(y, torch.stack(expected))
-                y.square().sum().backward()
-        for cores in packed:
-            cores.collect()
-    for slot, r in zip(slots, alone, strict=True):
-        total = sum(
-            _alone(linears, pairs, slot, r, name, x[row]).square().sum()
-            for name in linears
-            for row in (slots.index(slot), slots.index(slot) + 3)
-        )
-        torch.testing.assert_close(slot.r.grad, torch.autograd.grad(total, r)[0])
-
-
-def _alone(linears, pairs, slot: OneSlot, r: Tensor, module: str, x: Tensor) -> Tensor:
-    """The method's own formula: y = W x + scale B R A x with sigma's factors."""
-    y = linears[module](x)
-    if module not in slot.settings:
-        return y
-    own = slot.settings[module]
-    a, b = pairs.factors(module, own.factor_key).ab(own.rank, own.sigma)
-    return y + own.scale * x @ a.T @ r[list(slot.settings).index(module)].T @ b.T
 
 
 def test_a_pair_is_made_once_forgotten_with_its_rank_and_zero_beyond_its_factors(linears, pairs):
