@@ -210,7 +210,7 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     chosen = parse(text, "parameters.basis={choice: [middle, bottom]}", "parameters.rank={choice: [4, 8, 100]}")
     assert chosen.factor_sets() == (("middle", 128), ("bottom", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
-    assert [each.basis for each in conditional] == ["bottom", "top"]
+    assert [basis for basis, _ in conditional] == ["bottom", "top"]
     assert parse(text).largest() == LargestTrial(16, (("lora-xs", sized(16)), ("lora-xs", sized(4))))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
     assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", sized(32)), ("lora-xs", sized(4))))
