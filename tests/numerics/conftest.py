@@ -23,12 +23,10 @@ from transformers import (
     EuroBertConfig,
     GPT2Config,
     LlamaConfig,
-    LongformerConfig,
     ModernBertConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     RobertaConfig,
-    XLNetConfig,
 )
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
@@ -61,16 +59,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "llama": lambda: LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
     "convbert": lambda: ConvBertConfig(**SMALL, intermediate_size=48, embedding_size=32),
-    "longformer": lambda: LongformerConfig(
-        **SMALL, intermediate_size=48, attention_window=8, max_position_embeddings=64, sep_token_id=3
-    ),
     "modernbert": lambda: ModernBertConfig(
         **SMALL, intermediate_size=48, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=3
     ),
     "eurobert": lambda: EuroBertConfig(
         **SMALL, intermediate_size=48, num_key_value_heads=4, bos_token_id=2, eos_token_id=3, mask_token_id=1
     ),
-    "xlnet": lambda: XLNetConfig(vocab_size=VOCAB, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0),
 }
 
 

@@ -153,23 +153,6 @@ def test_a_prompt_that_no_row_continues_plays_no_part(make_world, size):
         check(read(model, request), model, request)
 
 
-@pytest.mark.parametrize("family", families(FAMILIES))
-def test_packs_read_what_whole_rows_give(make_world, family):
-    world = make_world(family)
-    trials, pack = world.mixed_trials(init_std=0.2), world.pack(max_tokens=120, num_workers=2)
-    slots = [pack.join(spec, data) for spec, data in trials]
-    sources = [options(i, 4 + i) for i in range(len(trials))]
-    asked = {
-        spec.name: reading(source, np.arange(len(source))[::-1].copy())
-        for (spec, _), source in zip(trials, sources, strict=True)
-    }
-    actual = pack.answer(slots, asked)
-    pack.base.clear()
-    for spec, _ in trials:
-        with world.attached(spec) as model:
-            check(actual[spec.name], model, asked[spec.name])
-
-
 def test_layers_that_others_skip_are_computed(make_world):
     world, request = make_world("llama"), reading(options(2))
     spec = world.spec("1", init_std=0.2, target_modules=tuple(name for name in world.names if ".1." in name))

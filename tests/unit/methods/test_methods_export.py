@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,25 +46,6 @@ def test_the_lora_folder_is_what_a_server_looks_for(sealed):
     tensors = load_file(made / "adapter_model.safetensors")
     ranks = {(v.shape[0] if "lora_A" in k else v.shape[1]) for k, v in tensors.items() if ".lora_" in k}
     assert ranks == {8}
-
-
-def test_ray_serve_llm_finds_and_loads_a_lora_folder_by_its_task(sealed, s3_bucket, tmp_path):
-    """By its own code: a folder of the bucket is a model, `BASE:FOLDER`."""
-    from ray.llm._internal.common.utils.cloud_utils import CloudFileSystem
-    from ray.llm._internal.common.utils.lora_utils import get_lora_model_ids
-    from ray.llm._internal.serve.core.configs.llm_config import LoraConfig
-    from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
-
-    made, given = converted(sealed[0], "lora"), LoraConfig(dynamic_lora_loading_path=f"{s3_bucket}/adapters")
-    CloudFileSystem.upload_files(str(made), f"{given.dynamic_lora_loading_path}/movie-words.de")
-    (name,) = get_lora_model_ids(given.dynamic_lora_loading_path, "org/base")
-    assert name == "org/base:movie-words.de"
-    loader = LoraModelLoader(str(tmp_path / "cache"))
-    loaded = asyncio.run(loader.load_model_from_config(name, SimpleNamespace(lora_config=given)))
-    found, expected = (
-        {it.name: it.read_bytes() for it in folder.iterdir()} for folder in (Path(loaded.local_path), made)
-    )
-    assert found == expected
 
 
 def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits, capfd):

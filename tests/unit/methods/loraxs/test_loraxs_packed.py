@@ -22,32 +22,6 @@ def a_pair(rank: int) -> _FactorPair:
     return _FactorPair(torch.randn(rank, IN, dtype=torch.float64), torch.randn(rank, OUT, dtype=torch.float64))
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 3), st.booleans())
-def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared):
-    """y_i + B C_i A x_i, each row with a core of its own, or one for all."""
-    pair, slots = a_pair(rank), torch.tensor([0] * rows if shared else range(rows))
-    x = torch.randn(rows, positions, IN, dtype=torch.float64, requires_grad=True)
-    cores = torch.randn(rows, rank, rank, dtype=torch.float64, requires_grad=True)
-    y, dy = torch.randn(2, rows, positions, OUT, dtype=torch.float64)
-    expected = y + torch.einsum("ko,nkj,ji,nti->nto", pair.b_t, cores[slots], pair.a, x)
-    expected.backward(dy)
-    flat, dx = y.clone().view(-1, OUT), torch.zeros(rows * positions, IN, dtype=torch.float64)
-    segments = [RowSegment(0, 0, rows)] if shared else [RowSegment(i, i, i + 1) for i in range(rows)]
-    layer = RowMap(segments, torch.device("cpu"))
-    with torch.no_grad():
-        one = add_core_update_(x.view(-1, IN), y.clone().view(-1, OUT), pair, cores[slots[:1]] if shared else cores)
-        grads = [torch.zeros(1, rows, rank, rank, dtype=torch.float64) for _ in range(2)]
-        for at, given_dx in zip(grads, (dx, None), strict=True):
-            update = _TrainedCores(cores.detach(), at, [pair], (0,) * rows)
-            saved = update.add_(x.detach().view(-1, IN), flat if given_dx is dx else flat.clone(), layer)
-            update.backward_(dy.view(-1, OUT), given_dx, saved, layer)
-    torch.testing.assert_close(saved[0], one)
-    torch.testing.assert_close(flat.view_as(y), expected.detach())
-    torch.testing.assert_close(dx.view_as(x), x.grad)
-    torch.testing.assert_close(grads[0][0], cores.grad)
-    assert torch.equal(*grads)
-
-
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4), st.permutations(range(6)), st.booleans())
 def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many):
     """Few rows are computed by every core at once, many slot by slot; a slot that has diverged harms no other."""
