@@ -204,15 +204,14 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
     from loraxs_search.machine import single_thread
 
     held = [(layer, weight) for layer in layers if isinstance(weight := layer.weight, nn.Parameter)]
+    exact = [weight if factors is None else factors.checkpoint_weight(weight) for _, weight in held]
     try:
-        for layer, weight in held:
-            exact = weight if factors is None else factors.checkpoint_weight(weight)
-            layer.weight = nn.Parameter(exact.detach().to("cpu", copy=True), requires_grad=False)
+        for (layer, _), weight in zip(held, exact, strict=True):
+            layer.weight = nn.Parameter(weight.detach().to("cpu", copy=True), requires_grad=False)
         with single_thread() if held else contextlib.nullcontext():
             yield
-        for layer, weight in held:
-            exact = weight if factors is None else factors.checkpoint_weight(weight)
-            if not torch.equal(cast("Tensor", layer.weight).cpu(), exact.cpu()):
+        for (layer, _), weight in zip(held, exact, strict=True):
+            if not torch.equal(cast("Tensor", layer.weight).cpu(), weight.cpu()):
                 raise UsageError(
                     "A method must leave the base's weights as they are, but this one starts by changing them.",
                     hint="choose another start (a field such as `init_weights`): the base is shared by all trials",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +29,6 @@ from loraxs_search.search.driver.work_items import joined
 from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.trial.evaluate import score_folder
 from loraxs_search.trial.snapshot import Snapshot
-
-Make = Callable[..., TrialHost]
 
 
 @pytest.fixture

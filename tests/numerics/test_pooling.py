@@ -17,17 +17,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules, repeated_layers
-from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.load import load_model, missing_poolers
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import place_pooling, pool, pooling_of
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted
+from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
 from loraxs_search.packing.host import TrialHost
@@ -38,9 +39,8 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import classifier
 
-from .conftest import VOCAB, save_base
+from .conftest import FAMILIES, VOCAB, save_base, tokenizer
 
-TOLERANCE = 1e-5
 LONG = pytest.mark.long(part="bases")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -226,3 +226,35 @@ def test_a_configuration_that_has_a_place_for_it_says_the_pool(family, pooling, 
     if family == "modernbert":
         with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
             converted(folder, "lora")
+
+
+# ---- a checkpoint without the pooler that its head reads -------------------------------------------------------------
+def test_an_adapter_on_a_checkpoint_without_its_pooler_is_the_same_wherever_it_is_loaded(make_adapter, tmp_path):
+    """Whatever others draw for the pooler; the base was saved with the head for masked words, as many are."""
+    torch.manual_seed(0)
+    config = FAMILIES["bert"]()
+    assert isinstance(config, BertConfig)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    base = BaseModel(id="poolerless", path=str(tmp_path / "base"), weight_digest="0" * 64)
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+    model = load_adapter_folder(make_adapter(tmp_path / "native", base, rank=4, target_modules=names), base=base)
+    expected, drawn = logits(model), list[Tensor]()
+    write_plain_lora(get_method("lora-xs").plain_lora(model), tmp_path / "lora")
+    for seed, form in enumerate(("native", "native", "lora")):
+        torch.manual_seed(seed)
+        there = plain(base)
+        drawn.append(logits(there))
+        torch.testing.assert_close(
+            logits(PeftModel.from_pretrained(there, str(tmp_path / form)).eval()), expected, **CLOSE
+        )
+    assert not torch.allclose(drawn[0], drawn[1], atol=1e-3)
+    bank = AdapterBank(base)
+    bank.load("it", tmp_path / "native")
+    torch.testing.assert_close(torch.stack(bank.logits(["it"] * 4, inputs())), expected, **CLOSE)
+
+
+def test_a_pooler_that_is_there_is_left_as_it_is(base):
+    model = load_model(base, classifier(2))
+    assert missing_poolers(model) == ()
+    torch.testing.assert_close(logits(model), logits(plain(base)))

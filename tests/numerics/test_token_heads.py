@@ -30,7 +30,6 @@ from loraxs_search.trial.evaluate import score_rows
 
 from .conftest import WORDS, World, save_base
 
-TOLERANCE = 1e-5
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
 
 

@@ -20,7 +20,6 @@ from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.names import FILES, ROOT
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import (
     asking_code,
     base_code,
@@ -85,19 +84,13 @@ class PlainLoRAFolder(ExportFormat):
                     f"where `{base.id}` is the folder of the base: put its path in. Its weights must have the sha256"
                     f" {manifest.base_digest}"
                 )
-            page = f"""# {manifest.task.registered_name}
-
-A {adapter.method.title} adapter for `{base.id}` as plain LoRA, exactly.
-
-With transformers and PEFT, from this folder, {where}:
-
-```python
-import peft, transformers
+            lead = f"A {adapter.method.title} adapter for `{base.id}` as plain LoRA, exactly.\n\n"
+            lead += f"With transformers and PEFT, from this folder, {where}:"
+            code = f"""import peft, transformers
 {loading_code(kind_of(manifest.task), base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
-model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{between_texts(manifest.task)}
-{_asked_as_in_training(adapter.serving)}"""
+model = peft.PeftModel.from_pretrained(base, ".").eval()"""
+            page = _page(adapter, lead, code)
         else:  # pool and head become modules of sentence-transformers
             placing = ""
             if base.package is not None or "/" not in base.id:  # the hub does not have it
@@ -198,16 +191,10 @@ class Merged(ExportFormat):
                 bos_token_id=adapter.tokenizer.bos_token_id,
                 pad_token_id=adapter.tokenizer.pad_token_id,
             )
-        page = f"""# {task.registered_name}
-
-{notice}
-
-```python
-import transformers
+        code = f"""import transformers
 model = transformers.{kind_of(task).model.auto_class}.from_pretrained(".").eval()
-tokenizer = transformers.AutoTokenizer.from_pretrained(".")
-```{between_texts(task)}
-{_asked_as_in_training(serving)}""".replace("\n\n\n", "\n")
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")"""
+        page = _page(adapter, notice, code)
         if is_pooled:
             page = _encoding_page(adapter, notice)
             _write_pooled_head(merged, adapter, folder)
@@ -325,29 +312,18 @@ def _encoding_page(adapter: LoadedAdapter, notice: str = "", before: str = "") -
     task = adapter.manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     outputs = f"a row's logits of {json.dumps(task.labels, ensure_ascii=False)}" if task.labels else "a row's number"
-    page = f"""# {task.name}
-
-{notice}
-
-A sentence encoder whose embeddings are what the head gives, {outputs}:
-
-```python
-{before}import sentence_transformers
+    lead = f"A sentence encoder whose embeddings are what the head gives, {outputs}:"
+    code = f"""{before}import sentence_transformers
 model = sentence_transformers.SentenceTransformer(".")
-logits = model.encode([{texts}])
-```{between_texts(task)}
-"""
-    return page.replace("\n\n\n", "\n")
+logits = model.encode([{texts}])"""
+    return _page(adapter, f"{notice}\n\n{lead}" if notice else lead, code)
 
 
-def _asked_as_in_training(serving: Serving | None) -> str:
-    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written."""
-    if serving is None:
-        return ""
-    return f"""
-{prompt_section(serving)}
-
-```python
-{asking_code(serving)}
-```
-"""
+def _page(adapter: LoadedAdapter, lead: str, code: str) -> str:
+    """Return README.md: what the folder is, the code that loads it and, where texts are written, how it is asked."""
+    task, serving = adapter.manifest.task, adapter.serving
+    page = f"# {task.registered_name}\n\n" + (f"{lead}\n\n" if lead else "")
+    page += f"```python\n{code}\n```{between_texts(task)}\n"
+    if serving is not None:
+        page += f"\n{prompt_section(serving)}\n\n```python\n{asking_code(serving)}\n```\n"
+    return page
