@@ -1,4 +1,4 @@
-"""loraxs-search status [STUDY], studies ls|rm, gc; and what steers a search: stop, finish, add, extend"""
+"""loraxs-search status [STUDY], studies rm, gc; and what steers a search: stop, finish, add, extend"""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def status(
     if study is None and watch:
         raise UsageError("`--watch` must be given with a study.", hint="`loraxs-search status` lists them")
     if study is None:
-        summaries = list(study_summaries())
-        columns, rows = ("study", "task", "state", "trials", "created"), [summary.cells for summary in summaries]
+        summaries, columns = study_summaries(), ("study", "task", "state", "trials", "created")
+        rows = [[getattr(summary, name) for name in columns] for summary in summaries]
         _out.print_warnings([summary.problem for summary in summaries if summary.problem])
         if as_csv:
             _out.print_csv([columns, *rows])
@@ -114,23 +114,7 @@ def status(
         _out.tell(f"{seen.study} runs on {seen.place}, or was killed there; `resume` finds out")
 
 
-app = typer.Typer(help="The studies of this machine: list, remove.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.command("ls")
-def _ls(as_json: _out.JsonOption = False) -> None:
-    """List all studies, newest first.
-
-    It is the list of `status`, with the size of each and whether records wait for MLflow. --json has the folders.
-
-    Example: loraxs-search studies ls
-    """
-    summaries = list(study_summaries(sizes=True))
-    columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
-    value = [asdict(summary) | {"path": str(summary.path)} for summary in summaries]
-    rows = [(*it.cells, _out.shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
-    _out.emit(as_json, value, _out.table(columns, rows, right=frozenset({"bytes"})))
-    _out.print_warnings([summary.problem for summary in summaries if summary.problem and not as_json])
+app = typer.Typer(help="The studies of this machine.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("rm")

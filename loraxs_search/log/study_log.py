@@ -206,7 +206,6 @@ class StudyLog:
         commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
             out; `answers` has those that it has decided on.
         last_at: When the last event was recorded, seconds since 1970.
-        num_drivers: How many drivers have worked on the study, one after the other.
         notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
         num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
         is_reopened: Whether the search continues after it had ended: earlier candidates no longer count.
@@ -223,7 +222,6 @@ class StudyLog:
         self.reports: list[TrialReport] = []
         self.commands: dict[str, Command] = {}
         self.answers: dict[str, events.Answered] = {}
-        self.num_drivers = 0
         self.notice: str | None = None
         self.num_reopenings, self.is_reopened = 0, False
         self.has_report = self.is_finished = False
@@ -340,7 +338,6 @@ class StudyLog:
             case events.Reopened():
                 self.notice, self.is_reopened, self.num_reopenings = None, True, event.number
             case events.DriverStarted():
-                self.num_drivers += 1
                 self.is_finished = self.has_report = False
             case events.BaselinesMeasured():
                 self._baselines = event.baselines

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.base import Identity
@@ -110,7 +111,8 @@ def _read(name: str) -> _Study:
     state, candidates, identity = folder.state(), folder.candidates() or (), folder.identity.read()
     if identity is None and candidates:
         identity = Identity(candidates[0].base_digest, candidates[0].data_fingerprint)
-    rule, has_probe, trials, method = folder.checkpoint_selection, folder.has_probe, list[_Trial](), ""
+    has_probe = folder.assets().get(PROBE, NOTHING) != NOTHING  # else heads cannot start at it
+    rule, trials, method = folder.checkpoint_selection, list[_Trial](), ""
     for record in folder.journal().records.values():
         if record.state is TrialState.RUNNING:
             continue
@@ -144,10 +146,8 @@ def _check_alike(one: _Study, other: _Study) -> None:
     """Refuse two studies whose scores are not of one task, the same rows and one base; the message has the values."""
     first, second = one.identity, other.identity
     if first is None or second is None:
-        known = ((one, first), (other, second))  # read once: a driver may write one meanwhile
-        differences = [
-            f"{study.folder.name} has not loaded its rows yet" for study, identity in known if identity is None
-        ]
+        unread = [study.folder.name for study in (one, other) if study.identity is None]
+        differences = [f"{name} has not loaded its rows yet" for name in unread]
     else:
         tasks = one.folder.info.task, other.folder.info.task
         names = [each.name for each in dataclasses.fields(Task) if each.name not in _NOT_COMPARED]

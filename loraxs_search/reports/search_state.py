@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,37 +14,6 @@ from loraxs_search.log.study_log import apply_to_trials
 from loraxs_search.records.literals import sign_of
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, row_of
-
-
-def _expected_steps(
-    trials: Sequence[tuple[int, TrialState]], num_trials: int, max_steps: int, report_every: int
-) -> float:
-    """Return how many steps all trials of a search will have trained in the end.
-
-    A trial is expected to continue from a report as often as those before it did; where none has got so far, always. So
-    it is the most that there can be, until the first trials are stopped early.
-
-    Args:
-        trials: How far each has come, and its state.
-        num_trials: Those that are still to come included.
-    """
-    rungs, share = [*range(report_every, max_steps, report_every), max_steps], dict[int, float]()
-    for rung in rungs[:-1]:  # the share that was not stopped, of those that got there and whose fate is known
-        passed = sum(rung < steps for steps, _ in trials)  # failed trials say nothing of it
-        stopped = sum(steps == rung and state is TrialState.PRUNED for steps, state in trials)
-        share[rung] = passed / (passed + stopped) if passed + stopped else 1.0
-
-    def to_come(steps: int) -> float:
-        """Return the steps that a trial is expected to train beyond these, where it has not been stopped."""
-        expected, chance, last = 0.0, 1.0, steps
-        for rung in rungs:
-            if rung > steps:
-                expected += chance * (rung - last)
-                last, chance = rung, chance * share.get(rung, 1.0)
-        return expected
-
-    running = sum(to_come(steps) for steps, state in trials if state is TrialState.RUNNING)
-    return sum(steps for steps, _ in trials) + running + max(0, num_trials - len(trials)) * to_come(0)
 
 
 class _Pace:
@@ -183,13 +152,34 @@ class SearchState:
 
     @cached_property
     def trial_steps(self) -> float:
-        """How many steps trials are expected to have trained in the end."""
+        """How many steps trials are expected to have trained in the end.
+
+        A trial is expected to continue from a report as often as those before it did; where none has got so far,
+        always. So it is the most that there can be, until the first trials are stopped early.
+        """
         if (facts := self.facts) is None:
             return 0.0
-        trained = [(trial.step, trial.state) for trial in self.trials.values()]
-        if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(steps for steps, _ in trained))
-        return _expected_steps(trained, self.num_trials, facts.max_steps, facts.report_every)
+        trials, share = list(self.trials.values()), dict[int, float]()
+        trained = sum(trial.step for trial in trials)
+        if self.phase is not None and self.num_ended == len(trials) and trials:  # there come no more
+            return float(trained)
+        rungs = [*range(facts.report_every, facts.max_steps, facts.report_every), facts.max_steps]
+        for rung in rungs[:-1]:  # the share that was not stopped, of those that got there and whose fate is known
+            passed = sum(rung < trial.step for trial in trials)  # failed trials say nothing of it
+            stopped = sum(trial.step == rung and trial.state is TrialState.PRUNED for trial in trials)
+            share[rung] = passed / (passed + stopped) if passed + stopped else 1.0
+
+        def to_come(steps: int) -> float:
+            """Return the steps that a trial is expected to train beyond these, where it has not been stopped."""
+            expected, chance, last = 0.0, 1.0, steps
+            for rung in rungs:
+                if rung > steps:
+                    expected += chance * (rung - last)
+                    last, chance = rung, chance * share.get(rung, 1.0)
+            return expected
+
+        running = sum(to_come(trial.step) for trial in trials if trial.state is TrialState.RUNNING)
+        return trained + running + max(0, self.num_trials - len(trials)) * to_come(0)
 
     @property
     def refit_steps(self) -> int:

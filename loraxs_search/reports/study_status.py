@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Literal, overload
 
 from loraxs_search.errors import StudyError
-from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import read_events
 from loraxs_search.records.promotion import Baseline
@@ -93,8 +88,6 @@ class _StudySummary:
 
     Args:
         trials: How many have ended, of how many.
-        num_bytes: What its folder takes; 0 where that was not asked for.
-        is_waiting: Whether records wait for MLflow; False where that was not asked for, or cannot be read.
         problem: Why the study cannot be read; then nothing else is known.
     """
 
@@ -103,57 +96,30 @@ class _StudySummary:
     state: str
     trials: str
     created: str
-    path: Path
-    num_bytes: int = 0
-    is_waiting: bool = False
     problem: str = ""
 
-    @property
-    def cells(self) -> tuple[str, str, str, str, str]:
-        """Return what every list shows of it."""
-        return self.study, self.task, self.state, self.trials, self.created
 
-
-def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
-    """Yield a line for each study, newest first; an unreadable study does not hide the others.
+def study_summaries() -> list[_StudySummary]:
+    """Return a line for each study, newest first; an unreadable study does not hide the others.
 
     Folders without `study.json` come last: what a broken fetch, or the removal of a study in use, has left.
-
-    Args:
-        sizes: Look at every file of each, too.
     """
-    for name in [*list_studies(), *broken_studies()]:
-        path = studies_root() / name
-        line = partial(_StudySummary, name, path=path, num_bytes=_num_bytes(path) if sizes else 0)
-        if not StudyFolder.exists(name):
-            problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
-            yield line("-", "incomplete", "-", "-", problem=problem)
-            continue
+    lines = []
+    for name in list_studies():
         try:
             folder = StudyFolder.open(name)
-            journal = folder.journal()
+            journal, info = folder.journal(), folder.info
             counts = Progress.of(journal.records.values(), steered(folder, journal).whole_plan)
-            state, is_waiting = folder.state(), False
-            if sizes:
-                from loraxs_search.tracking.store import has_waiting
-
-                is_waiting = has_waiting(path)
+            created = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created_at))
+            trials = f"{counts.ended}/{counts.num_trials}"
+            lines.append(_StudySummary(name, info.task.registered_name, folder.state(), trials, created))
         except StudyError as error:
-            yield line("-", "unreadable", "-", "-", problem=error.message)
-            continue
-        task, trials = folder.info.task.registered_name, f"{counts.ended}/{counts.num_trials}"
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-        yield line(task, state, trials, created, is_waiting=is_waiting)
-
-
-def _num_bytes(folder: Path) -> int:
-    """Return the bytes of a study's files."""
-    total = 0
-    for path in paths_under(folder):
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # replaced or removed by now, or another user's
-            status = path.lstat()
-            total += status.st_size * stat.S_ISREG(status.st_mode)
-    return total
+            lines.append(_StudySummary(name, "-", "unreadable", "-", "-", error.message))
+    for name in broken_studies():
+        remedy = f"remove it with `loraxs-search studies rm {name} --force`"
+        problem = f"{studies_root() / name} has no study.json; {remedy}"
+        lines.append(_StudySummary(name, "-", "incomplete", "-", "-", problem))
+    return lines
 
 
 @dataclass(frozen=True)
@@ -196,7 +162,7 @@ def status(study: str | None = None) -> StudyStatus | list[_StudySummary]:
     Raises:
         StudyError: there is no such study, or it is damaged.
     """
-    return list(study_summaries()) if study is None else study_status(StudyFolder.open(study))
+    return study_summaries() if study is None else study_status(StudyFolder.open(study))
 
 
 def study_status(folder: StudyFolder) -> StudyStatus:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, TrackingError, unknown_name
 from loraxs_search.home import (
     disk_faults,
@@ -287,11 +286,6 @@ class StudyFolder:
     def assets(self) -> Mapping[str, str]:
         """Return the digests of the study's assets by name."""
         return self._assets.read() or {}
-
-    @property
-    def has_probe(self) -> bool:
-        """Whether heads can start at a linear probe; without one, `head_init: probe` means `random`."""
-        return self.assets().get(PROBE, NOTHING) != NOTHING
 
     def read_asset(self, digest: str) -> bytes:
         """Return an asset.

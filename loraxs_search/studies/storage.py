@@ -208,7 +208,8 @@ class _SharedFolder:
         self._path(key).unlink(missing_ok=True)
 
     def keys(self, prefix: str) -> Iterable[str]:
-        return [str(path.relative_to(self._folder)) for path in paths_under(self._path(prefix)) if path.is_file()]
+        paths = (path for path in paths_under(self._path(prefix)) if path.is_file())
+        return [str(path.relative_to(self._folder)) for path in paths if not path.name.startswith(".")]
 
     def versions(self, prefix: str) -> Mapping[str, str]:
         versions = {key: _version_at(self._folder / key) for key in self.keys(prefix)}
@@ -234,10 +235,6 @@ def _version_at(path: Path) -> str | None:
 
 def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"  # file systems over a network may make up inode numbers
-
-
-def _is_whole(key: str) -> bool:
-    return not key.rpartition("/")[2].startswith(".")  # as temporary files do
 
 
 class Storage:
@@ -325,7 +322,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            return sorted(filter(_is_whole, self._objects.keys(prefix)))
+            return sorted(self._objects.keys(prefix))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.
@@ -334,7 +331,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            return {key: version for key, version in self._objects.versions(prefix).items() if _is_whole(key)}
+            return dict(self._objects.versions(prefix))
 
     @contextlib.contextmanager
     def _faults(self, what: str, key: str) -> Iterator[None]:

@@ -79,4 +79,4 @@ def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_varian
     said = say("pull", "t.de")
     assert said.code == 1
     assert "loraxs-search resume german" in said.err
-    assert [line.split()[1] for line in say("studies", "ls").out.splitlines()[1:]] == ["t.de"]
+    assert [line.split()[1] for line in say("status").out.splitlines()[1:]] == ["t.de"]

@@ -19,25 +19,6 @@ def reviews(store_uri):
     return searched("reviews", [Tried({"rank": 2}, 0.8), Tried({"rank": 4}, 0.9)])
 
 
-def test_studies_are_listed_as_status_lists_them(say, reviews):
-    listed, status = say("studies", "ls").ok.splitlines(), say("status").ok.splitlines()
-    assert [line.split()[:4] for line in listed[1:]] == [line.split()[:4] for line in status[1:]]
-    assert listed[0].split() == ["study", "task", "state", "trials", "created", "bytes", "for", "MLflow"]
-    (facts,) = json.loads(say("studies", "ls", "--json").ok)
-    assert facts["path"] == str(reviews.path)
-    assert facts["num_bytes"] > 0
-    assert json.loads(say("status", "--json").ok)[0] == {
-        name: facts[name] for name in ("study", "task", "state", "trials", "created")
-    }
-
-
-def test_a_damaged_study_is_listed(say, reviews):
-    (reviews.path / "study.json").write_text("{")
-    said = say("studies", "ls")
-    assert "unreadable" in said.ok
-    assert "A study's files must be whole" in said.err
-
-
 def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
     assert say("studies", "rm", "reviews", "revews").is_error(1, "but got 'revews'")
     assert reviews.path.is_dir()
@@ -45,7 +26,7 @@ def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
 
 def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
     (reviews.path / "study.json").unlink()
-    listed = say("studies", "ls")
+    listed = say("status")
     assert listed.ok.splitlines()[1].split()[:3] == ["reviews", "-", "incomplete"]
     assert "`loraxs-search studies rm reviews --force`" in listed.err
     assert say("studies", "rm", "reviews").is_error(1, "has none.", "--force")

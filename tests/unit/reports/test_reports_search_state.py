@@ -129,7 +129,6 @@ def test_the_same_events_in_the_order_of_a_journal_say_the_same():
 def test_refits_are_counted_and_their_time_measured_by_themselves(state):
     for event in finishing():
         state.happened(event)
-    assert not state.is_training
     assert state.phase is not None
     assert (state.phase.done, state.phase.total) == (80, 160)
     assert state.trial_steps == 180, "no trial is still to come"

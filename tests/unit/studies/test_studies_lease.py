@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +23,11 @@ from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.storage import Storage
 
 MakeClock = Callable[..., Any]
+STARTED = TrialStarted(trial_id="00000", params={"rank": 4})
+
+
+def ended(reason: str) -> TrialEnded:
+    return TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=reason)
 
 
 # ---- taking and keeping ----------------------------------------------------------------------------------------------
@@ -59,36 +63,22 @@ def test_of_two_who_take_it_at_the_same_moment_one_is_refused(storage, machine, 
     first.renew()
 
 
-def test_a_sign_of_life_that_was_written_and_reported_lost_counts(storage, machine, make_clock):
+def test_a_sign_of_life_that_was_written_and_reported_lost_counts(storage, machine, make_clock, monkeypatch):
     """A connection that broke after the server had written: the next try finds another version, of its own."""
     machine("one")
-    unsure = UnsureStorage(storage.uri)
-    lease = Lease(unsure, "s", make_clock())
+    lease, write = Lease(storage, "s", make_clock()), Storage.write
     lease.take()
-    with unsure.losing_answers(), pytest.raises(StorageError, match="no answer"):
-        lease.renew()
+
+    def unanswered(*given: Any) -> str:
+        write(*given)
+        raise StorageError("no answer came")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", unanswered)
+        with pytest.raises(StorageError, match="no answer"):
+            lease.renew()
     for _ in range(2):
         lease.renew()
-
-
-class UnsureStorage(Storage):
-    """Writes, and may then lose the answer."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self._loses = False
-
-    @contextlib.contextmanager
-    def losing_answers(self) -> Iterator[None]:
-        self._loses = True
-        yield
-        self._loses = False
-
-    def write(self, key: str, content: bytes, version: str | None) -> str:
-        written = super().write(key, content, version)
-        if self._loses:
-            raise StorageError("no answer came")
-        return written
 
 
 def test_an_object_that_is_just_being_written_is_somebodys(storage, machine, make_clock):
@@ -113,9 +103,8 @@ def test_another_container_of_this_machine_is_another_place(storage, machine, ma
     first = Lease(storage, "s", make_clock())
     first.take()
     home.rename(tmp_path / "in the first container")
-    clock = make_clock(first.renew)
     with pytest.raises(StudyError, match="one on one"):
-        Lease(storage, "s", clock).take()
+        Lease(storage, "s", make_clock(first.renew)).take()
     first.renew()
 
 
@@ -134,26 +123,50 @@ def test_one_that_is_held_is_renewed(storage, machine, monkeypatch):
         within(slow.beat)
 
 
+def test_the_time_of_a_sign_of_life_counts_from_before_it_was_written(storage, machine, make_clock, monkeypatch):
+    machine("one")
+    own, write = Lease(storage, "s", clock := make_clock()), Storage.write
+    own.take()
+
+    def slow(*args: Any) -> str:
+        clock.sleep(LEASE_S)
+        return write(*args)
+
+    monkeypatch.setattr(Storage, "write", slow)
+    own.renew()
+    assert not own.is_sure, "others have waited as long as they must"
+
+
 # ---- a driver that was taken over ------------------------------------------------------------------------------------
-def test_who_was_taken_over_writes_no_more(storage, machine, make_clock, slow_threads):
+def fetch_now(storage: Storage, make_clock: MakeClock) -> StudyFolder:
+    """Fetch a study from a driver that shows no sign of life, without waiting for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraxs_search.studies.lease.Clock", make_clock)
+        return fetch("s", storage)
+
+
+def test_who_was_taken_over_writes_no_more_and_what_was_under_way_is_replaced(
+    storage, machine, make_clock, slow_threads
+):
     """It slept, or was cut off, and does not know of it."""
-    lost = threading.Event()
+    lost, key = threading.Event(), "s/journal.jsonl"
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set, make_clock()) as old:
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         old.copy()
         machine("two")
         second = fetch_now(storage, make_clock)
         with Mirror(second, storage, pytest.fail, make_clock()) as new:
-            second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
+            storage.write(key, b"what was under way for a minute", storage.versions("s")[key])
+            second.journal().append(ended("there"))
             new.copy()
-            there = storage.get("s/journal.jsonl")
-            first.journal().append(TrialEnded(trial_id="00000", state=TrialState.FAIL, reason="here"))
+            assert (there := storage.get(key)) == (second.path / "journal.jsonl").read_bytes()
+            first.journal().append(ended("here"))
             with pytest.raises(StudyError, match="one on two"):
                 old.copy()
-            assert storage.get("s/journal.jsonl") == there
+            assert storage.get(key) == there
     assert lost.is_set()
-    assert storage.get("s/journal.jsonl") == there
+    assert storage.get(key) == there
 
 
 def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(storage, machine, make_clock, slow_threads):
@@ -163,31 +176,6 @@ def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(storage,
         key = "s/space.yaml"
         storage.write(key, b"late", storage.versions("s")[key])
     assert storage.get(key) == first.space_path.read_bytes()
-
-
-def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
-    storage, machine, make_clock, slow_threads
-):
-    first = study(machine("one"), storage)
-    with Mirror(first, storage, lambda: None, make_clock()) as old:
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
-        old.copy()
-        machine("two")
-        second = fetch_now(storage, make_clock)
-        with Mirror(second, storage, pytest.fail, make_clock()) as new:
-            late = b"what was under way to the storage for a minute"
-            storage.write("s/journal.jsonl", late, storage.versions("s")["s/journal.jsonl"])
-            second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
-            new.copy()
-            assert storage.get("s/journal.jsonl") == (second.path / "journal.jsonl").read_bytes()
-        old.lost_to = StudyError("as its heartbeat would say")
-
-
-def fetch_now(storage: Storage, make_clock: MakeClock) -> StudyFolder:
-    """Fetch a study from a driver that shows no sign of life, without waiting for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loraxs_search.studies.lease.Clock", make_clock)
-        return fetch("s", storage)
 
 
 def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
@@ -200,7 +188,7 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
     with Mirror(first, storage, pytest.fail, clock) as kept:
         storage.beats.clear()
         clock.time += LEASE_S
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         with pytest.raises(StorageError, match="30 s"):
             kept.copy()
         assert storage.get("s/journal.jsonl") is None
@@ -216,24 +204,9 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(storage, machine,
     lost = threading.Event()
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set) as kept:
-        machine("two")
         storage.create("s/lease/00000002.json", json.dumps({"token": "theirs", "host": "two"}).encode())
         within(lost)
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
     assert "one on two took over" in str(kept.lost_to)
     assert storage.get("s/journal.jsonl") is None
     assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]
-
-
-def test_the_time_of_a_sign_of_life_counts_from_before_it_was_written(storage, machine, make_clock, monkeypatch):
-    machine("one")
-    own, write = Lease(storage, "s", clock := make_clock()), Storage.write
-    own.take()
-
-    def slow(*args: Any) -> str:
-        clock.sleep(LEASE_S)
-        return write(*args)
-
-    monkeypatch.setattr(Storage, "write", slow)
-    own.renew()
-    assert not own.is_sure, "others have waited as long as they must"

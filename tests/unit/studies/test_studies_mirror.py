@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.studies import mirrored_study as study
 from support.studies import state
-from support.studies import study as new_study
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import TrainingEnded, TrialEnded, TrialReported, TrialStarted
@@ -28,12 +27,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.1)
 
 
-def study(home: Path, storage: Storage, name: str = "s") -> StudyFolder:
-    return new_study(name, f"sqlite:///{home}/mlflow.db", storage=storage.uri)
+DONE = TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done")
 
 
-def keep(folder: StudyFolder, storage: Storage, lost: Callable[[], None] = lambda: None) -> Mirror:
-    return Mirror(folder, storage, lost)
+def keep(folder: StudyFolder, storage: Storage) -> Mirror:
+    return Mirror(folder, storage, lambda: None)
 
 
 def report(trial_id: str, step: int) -> TrialReport:
@@ -48,10 +46,6 @@ def begin(folder: StudyFolder, *steps: int) -> None:
         journal.append(TrialReported(report=report("00000", step)))
 
 
-def fail(error: OSError) -> None:
-    raise error
-
-
 def test_another_machine_goes_on_with_what_was_written(each_storage, machine):
     storage = each_storage
     first = study(machine("one"), storage)
@@ -62,11 +56,13 @@ def test_another_machine_goes_on_with_what_was_written(each_storage, machine):
         (first.path / "adapters" / "00000").mkdir(parents=True)
         (first.path / "adapters" / "00000" / "manifest.json").write_text("{}")
         first.write_baselines([Baseline("constant", {"accuracy": 0.5}, answer=0)])
+    # States are copied before the journal; a trial that it lacks yet gets its number here with other params.
+    storage.write("s/snapshots/00001.safetensors", b"state of another", None)
     home = machine("two")
     second = fetch("s", storage)
     assert second.path == home / "studies" / "s"
     assert second.journal().records == first.journal().records
-    assert second.snapshots.read("00000") == state("00000", "4")
+    assert (second.snapshots.read("00000"), second.snapshots.read("00001")) == (state("00000", "4"), None)
     assert second.space_path.read_text() == "task: sst2\n"
     assert (second.path / "space.json").read_text() == "{}"
     assert second.baselines() == first.baselines()
@@ -74,18 +70,6 @@ def test_another_machine_goes_on_with_what_was_written(each_storage, machine):
     assert second.info.storage == storage.uri
     assert second.info.tracking_uri == f"sqlite:///{home}/mlflow.db", "the first machine's database is not here"
     assert not (second.path / "mlflow.offset").exists(), "so all is recorded anew"
-
-
-def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(storage, machine):
-    """States are copied before the journal; the trial that gets the number here has other params."""
-    first = study(machine("one"), storage)
-    with keep(first, storage):
-        begin(first, 2, 4)
-    storage.write("s/snapshots/00001.safetensors", b"state of another", None)
-    machine("two")
-    second = fetch("s", storage)
-    assert second.snapshots.read("00000") == state("00000", "4")
-    assert second.snapshots.read("00001") is None
 
 
 def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(storage, machine, tmp_path):
@@ -111,14 +95,16 @@ def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(st
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
+        second.journal().append(DONE)
         (second.path / "mlflow.offset").write_text(str(second.journal_path.stat().st_size))
     machine("one")
     write = mirror.write_atomic
     with monkeypatch.context() as patch:
 
         def dying(path: Path, content: bytes | str) -> None:
-            write(path, content) if path.name != "study.json" else fail(OSError(errno.EIO, "killed"))
+            if path.name == "study.json":
+                raise OSError(errno.EIO, "killed")
+            write(path, content)
 
         patch.setattr(mirror, "write_atomic", dying)
         with pytest.raises(OSError, match="killed"):
@@ -138,7 +124,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(storage, machine
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
+        second.journal().append(DONE)
         second.write_candidates([])
     machine("one")
     with pytest.raises(StudyError, match="another driver continued"), keep(StudyFolder.open("s"), storage):
@@ -160,14 +146,6 @@ def test_a_study_whose_driver_died_before_its_first_copy_goes_on_here(storage, m
     assert fetch("s", storage).info.study_id == first.info.study_id
 
 
-def test_a_study_of_another_storage_is_not_taken_for_one_of_this(storage, machine, tmp_path):
-    machine("one")
-    (tmp_path / "other").mkdir()
-    study(machine("one"), Storage(str(tmp_path / "other")))
-    with pytest.raises(StudyError, match="'s'"):
-        fetch("s", storage)
-
-
 def test_two_histories_of_one_study_are_refused(storage, machine):
     first = study(machine("one"), storage)
     with keep(first, storage):
@@ -175,7 +153,7 @@ def test_two_histories_of_one_study_are_refused(storage, machine):
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
+        second.journal().append(DONE)
     second.journal().append(TrainingEnded(notice=""))
     assert fetch("s", storage).journal().notice == "", "killed before the last copy, it is ahead here"
     machine("one")
@@ -184,13 +162,18 @@ def test_two_histories_of_one_study_are_refused(storage, machine):
         fetch("s", storage)
 
 
-def test_names_in_the_storage_are_known(storage, machine):
+def test_names_in_the_storage_are_known_and_a_study_of_another_is_not_taken_for_one_of_it(storage, machine, tmp_path):
+    (storage_elsewhere := tmp_path / "other").mkdir()
     with keep(study(machine("one"), storage), storage):
         pass
     with pytest.raises(StudyError, match=r": s, .*'sx'"):
         fetch("sx", storage)
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):
+        fetch("s", storage)
+    study(machine("three"), Storage(str(storage_elsewhere)))
+    storage.delete("s/study.json")
+    with pytest.raises(StudyError, match="'s'"):
         fetch("s", storage)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.studies import SlowStorage, within
@@ -18,25 +16,24 @@ from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import PATIENCE_S, Mirror
 from loraxs_search.studies.storage import Storage
 
-MakeClock = Callable[..., Any]
+STARTED = TrialStarted(trial_id="00000", params={"rank": 4})
 
 
 def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage, machine, make_clock, quick_threads):
     slow = SlowStorage(storage.uri)
     first = study(machine("one"), slow)
+
+    def next_beat() -> None:
+        slow.beat.clear()
+        within(slow.beat)
+
     with Mirror(first, slow, pytest.fail):
         slow.gate.clear()
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         within(slow.held)
         machine("two")
-        for _ in range(3):
-
-            def next_beat() -> None:
-                slow.beat.clear()
-                within(slow.beat)
-
-            with pytest.raises(StudyError, match="one on one"):
-                Lease(Storage(storage.uri), "s", make_clock(next_beat)).take()
+        with pytest.raises(StudyError, match="one on one"):
+            Lease(Storage(storage.uri), "s", make_clock(next_beat)).take()
         slow.gate.set()
     assert Storage(storage.uri).get("s/journal.jsonl") is not None
 
@@ -44,7 +41,8 @@ def test_a_slow_copy_does_not_make_its_driver_seem_dead(storage, machine, make_c
 def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
     storage, machine, quick_threads, monkeypatch, caplog
 ):
-    read, failed, broken = Path.read_bytes, threading.Event(), threading.Event()
+    read, write = Path.read_bytes, Storage.write
+    failed, broken, copied = threading.Event(), threading.Event(), threading.Event()
 
     def read_or_fail(path: Path) -> bytes:
         if broken.is_set() and path.name == "journal.jsonl" and path.parent == first.path:
@@ -52,20 +50,18 @@ def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
             raise OSError(errno.EIO, "Input/output error")
         return read(path)
 
-    first = study(machine("one"), storage)
-    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
-    copied, write = threading.Event(), Storage.write
-
     def write_and_say(store: Storage, key: str, content: bytes, version: str | None) -> str:
         written = write(store, key, content, version)
         if key == "s/journal.jsonl":
             copied.set()
         return written
 
+    first = study(machine("one"), storage)
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
     monkeypatch.setattr(Storage, "write", write_and_say)
     with Mirror(first, storage, pytest.fail):
         broken.set()
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         within(failed)
         broken.clear()
         within(copied)
@@ -79,7 +75,7 @@ def test_a_copy_that_is_not_whole_at_the_end_says_so(storage, machine, make_cloc
 
     first = study(machine("one"), storage)
     with Mirror(first, storage, pytest.fail, make_clock()):
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         monkeypatch.setattr(Storage, "write", away)
     assert "is not whole in" in caplog.text
     assert "`loraxs-search resume s` copies what it lacks" in caplog.text
@@ -102,17 +98,13 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still_and_then_more_and_more_
 
     with Mirror(first, slow, pytest.fail, clock):
         slow.gate.clear()
-        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        first.journal().append(STARTED)
         within(slow.held)
-        after(*[PATIENCE_S / 3] * 2, PATIENCE_S / 3 - 1)
-        assert said == []
-        after(1.0)
-        assert ["stood still for 60 s, the search continues: the storage is slow" in text for text in said] == [True]
-        after(*[PATIENCE_S / 3] * 2, PATIENCE_S / 3 - 1)
-        assert len(said) == 1
-        after(1.0)
-        assert len(said) == 2
-        assert "stood still for 120 s" in said[1]
+        for still_s, number in ((PATIENCE_S, 0), (2 * PATIENCE_S, 1)):
+            after(*[PATIENCE_S / 3] * 2, PATIENCE_S / 3 - 1)
+            assert len(said) == number
+            after(1.0)
+            assert f"stood still for {still_s:.0f} s, the search continues: the storage is slow" in said[number]
         slow.gate.set()
     assert said[2] == f"the copy of study 's' in {slow.uri} continues"
 
