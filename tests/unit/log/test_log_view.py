@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from support.reports import report
 from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError
@@ -22,7 +23,7 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import SearchView, StudyLog
 from loraxs_search.records.task import AnswerFact, ConstantAnswer, DataReport
-from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
+from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -47,10 +48,6 @@ class Watching(SearchView):
         return [type(event).__name__ for event in self.new]
 
 
-def report(trial_id: str, step: int, score: float) -> TrialReport:
-    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
-
-
 @pytest.fixture
 def folder(store_uri):
     return new_study("s", store_uri)
@@ -61,50 +58,44 @@ def view():
     return Watching()
 
 
-def driver_of(folder: StudyFolder, view: SearchView | None) -> StudyLog:
-    """Return the log as a driver opens it."""
-    log = StudyLog(folder.journal_path, "s", view)
+def driver_of(folder: StudyFolder, view: SearchView | None) -> tuple[StudyLog, list[TrialEvent]]:
+    """Return the log as a driver opens it, and what it is followed by."""
+    log, followed = StudyLog(folder.journal_path, "s", view), list[TrialEvent]()
     log.append(DriverStarted(since=0.0))
-    return log
-
-
-def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder, view):
-    log, followed = driver_of(folder, view), list[TrialEvent]()
     log.follow = followed.append
+    return log, followed
+
+
+def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder, view, monkeypatch):
+    log, followed = driver_of(folder, view)
     log.say(STARTED)
     log.append(TrialStarted(trial_id="00000", params={}))
     for _ in range(2):  # what is said twice counts once
         log.append(TrialReported(report=report("00000", 4, 0.5)))
         log.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
-    assert view.shown == ["SearchStarted", "TrialStarted", "TrialReported", "TrialEnded"]
+    seen = ["SearchStarted", "TrialStarted", "TrialReported", "TrialEnded"]
+    assert view.shown == seen
     assert list(folder.journal().history())[1:] == view.new
     assert followed == view.new[1:]
-
-
-def test_what_the_file_cannot_take_has_not_happened(folder, view, monkeypatch):
-    log, followed = driver_of(folder, view), list[TrialEvent]()
-    log.follow = followed.append
-    log.say(STARTED)
 
     def full(*_: object, **__: object) -> None:
         raise HomeError("No space left to write it.")
 
     monkeypatch.setattr("loraxs_search.log.study_log.append_lines", full)
     with pytest.raises(HomeError):
-        log.append(TrialStarted(trial_id="00000", params={}))
-    assert (log.records, followed, view.shown) == ({}, [], ["SearchStarted"])
+        log.append(TrialStarted(trial_id="00001", params={}))
+    assert (list(log.records), len(followed), view.shown) == (["00000"], 3, seen), "it has not happened"
     log.say(Warned(text="look"))  # what is only shown does not end the search
-    assert view.shown == ["SearchStarted", "Warned"]
+    assert view.shown == [*seen, "Warned"]
 
 
 def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
-    log = driver_of(folder, None)
+    log, _ = driver_of(folder, None)
     log.append(TrialStarted(trial_id="00000", params={}))
     log.append(TrialReported(report=report("00000", 4, 0.6)))
     reports = (report("00000", 4, 0.6), report("00000", 8, 0.7))
     folder.snapshots.write("00000", Snapshot("00000", 8, {}, {}, reports, 1.0, 10).to_bytes())
-    again, followed = driver_of(folder, view), list[TrialEvent]()
-    again.follow = followed.append
+    again, followed = driver_of(folder, view)
     folder.snapshots.recover(again)
     assert folder.journal().records["00000"].reports == reports
     assert [event.report for event in followed if isinstance(event, TrialReported)] == [reports[1]]
@@ -115,7 +106,7 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder, view):
 
 
 def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(folder, caplog):
-    log = driver_of(folder, None)
+    log, _ = driver_of(folder, None)
     for trial in ("00000", "00001"):
         log.append(TrialStarted(trial_id=trial, params={}))
         folder.snapshots.write(trial, Snapshot(trial, 4, {}, {}, (report(trial, 4, 0.6),), 1.0, 10).to_bytes())
@@ -130,11 +121,19 @@ def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(f
     log = StudyLog(folder.journal_path, "s", view)
     log.phase("loading")
     log.append(DriverStarted(since=0.0))
+    data = DataReport(
+        {"train": 8, "validation": 2, "test": 2},
+        tokens={"train": {"median": 3, "longest": 9}},
+        answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
+        constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
+        standard_errors={"test": {"accuracy": {"error": 0.1, "reach": 0.5}}},
+    )
+    log.say(DataRead(metric="accuracy", num_rows=data.num_rows, report=data))
     log.counted(1, 2, "steps")
     log.close()
     log.phase("writing")
-    assert [type(event).__name__ for event in folder.journal().history()] == ["DriverStarted", "Phase"]
-    assert view.shown == ["Phase"] * 3
+    assert list(folder.journal().history())[1:] == view.new[1:3]
+    assert view.shown == ["Phase", "DataRead", "Phase", "Phase"]
 
 
 # ---- what fails in front of people stops no search -------------------------------------------------------------------
@@ -168,16 +167,3 @@ def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(folder, mon
     with log.saying_warnings():
         logging.getLogger("loraxs_search.tracking").warning("MLflow is away")
     assert "ValueError: no" in capsys.readouterr().err
-
-
-def test_what_rows_are_like_is_kept_for_who_watches(folder, view):
-    log = driver_of(folder, view)
-    data = DataReport(
-        {"train": 8, "validation": 2, "test": 2},
-        tokens={"train": {"median": 3, "longest": 9}},
-        answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
-        constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
-        standard_errors={"test": {"accuracy": {"error": 0.1, "reach": 0.5}}},
-    )
-    log.say(DataRead(metric="accuracy", num_rows=data.num_rows, report=data))
-    assert list(folder.journal().history())[1:] == view.new

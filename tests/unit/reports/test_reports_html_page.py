@@ -72,23 +72,15 @@ def tried(*params, score=0.5, states=(), **options) -> StudyFolder:
     return searched("s", trials, finished=RUNNING not in states, **options)
 
 
-def several_methods() -> StudyFolder:
-    xs = [{"method": "lora-xs", "rank": 4, "scale": 0.1 * number, "sigma": True} for number in range(6)]
-    return tried(*xs, *[{"method": "lora", "rank": "auto"}] * 6)
-
-
-def less_is_better() -> StudyFolder:
-    task = replace(TASK, report_metric="loss", report_direction="minimize")
-    return tried(*({"learning_rate": 10.0**-i} for i in range(5)), task=task)
-
-
+LESS = replace(TASK, report_metric="loss", report_direction="minimize")
 RANKS = [{"rank": i} for i in range(4)]
+XS = [{"method": "lora-xs", "rank": 4, "scale": 0.1 * number, "sigma": True} for number in range(6)]
 STUDIES = {
     "nothing tried": lambda: study("s"),
     "none complete": lambda: tried(*RANKS, states=(PRUNED, FAIL, RUNNING, RUNNING)),
     "all alike": lambda: searched("s", [Tried({"rank": 4, "scale": 1.0}, 0.8)] * 12),
-    "several methods": several_methods,
-    "less is better": less_is_better,
+    "several methods": lambda: tried(*XS, *[{"method": "lora", "rank": "auto"}] * 6),
+    "less is better": lambda: tried(*({"learning_rate": 10.0**-i} for i in range(5)), task=LESS),
 }
 
 

@@ -17,7 +17,6 @@ from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.page import write_report
 from loraxs_search.reports.html.summary import ReportFacts, duration, summary
-from loraxs_search.reports.leaderboard import leaderboard_table
 from loraxs_search.search_space.load import load_space
 
 
@@ -70,19 +69,15 @@ def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
     assert said.notes == ("The search was interrupted: 1 of 2 trials ended, 1 begun, 0 to come.",)
 
 
-def test_where_less_is_better_a_lower_loss_beats(fresh_home):
+def test_where_less_is_better_a_lower_loss_beats_and_without_a_score_nothing_was_found(fresh_home):
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     folder = searched("s", [Tried({}, 0.3), Tried({}, 0.2)], task=task, finished=False)
     folder.write_baselines([Baseline("zero-shot", {"loss": 0.5}), Baseline("tfidf", {"accuracy": 0.9})])
     said = of(folder)
     assert said.verdict == "It beats every baseline on the validation rows; the nearest, zero-shot (0.5000), by 0.3000."
     assert said.opening == (said.found, said.verdict)
-
-
-def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
-    said = of(searched("s", [Tried({}, 0.5, state=TrialState.FAIL)]))
-    assert said.found == "No trial has a score: nothing was found."
-    assert said.verdict == ""
+    none = of(searched("none", [Tried({}, 0.5, state=TrialState.FAIL)]))
+    assert (none.found, none.verdict) == ("No trial has a score: nothing was found.", "")
 
 
 def test_a_class_that_is_never_answered_is_named(folder, monkeypatch):
@@ -118,14 +113,6 @@ def test_times_are_in_units_for_people():
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
-    facts = ReportFacts.of(folder)
-    table = leaderboard_table(facts.rows, facts.task, is_page=True)
-    sizes = ("R", "bytes", "device s", "wall s")
-    assert table.columns == ("trial", "state", "step", "accuracy", "test accuracy", *sizes, "rank")
-    assert [row[0] for row in table.cells] == ["00000", "00001"]
-
-
 def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):
     folder = recorded_search("s", 120)
     rows = tables_of(write_report(folder).read_text())["What failed, and why."]

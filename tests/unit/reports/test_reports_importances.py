@@ -13,18 +13,15 @@ from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, Tria
 from loraxs_search.reports.importances import MIN_TRIALS, Importances
 
 METHODS = CategoricalDistribution(["lora-xs", "lora"])
-SCALE, RATE, OTHER_RATE = (
-    FloatDistribution(0, 1),
-    FloatDistribution(1e-4, 1e-2, log=True),
-    FloatDistribution(1e-5, 1e-3),
-)
+SCALE, RATE = FloatDistribution(0, 1), FloatDistribution(1e-4, 1e-2, log=True)
+OTHER_RATE = FloatDistribution(1e-5, 1e-3)
 
 
 class Recorder:
     """Writes trials into the log of a study, as a driver does."""
 
     def __init__(self, folder):
-        self.journal, self.num_trials = folder.journal(), 0
+        self.folder, self.journal, self.num_trials = folder, folder.journal(), 0
 
     def remember(self, score, params, state=TrialState.COMPLETE):
         of = {"method": METHODS, "scale": SCALE, "learning_rate": RATE}
@@ -38,40 +35,35 @@ class Recorder:
 
 
 @pytest.fixture
-def folder(fresh_home):
-    return study("s")
+def recorder(fresh_home):
+    return Recorder(study("s"))
 
 
-@pytest.fixture
-def recorder(folder):
-    return Recorder(folder)
-
-
-def test_what_decides_weighs_most(folder, recorder):
+def test_what_decides_weighs_most(recorder):
     for number in range(20):
         recorder.remember(number / 20, {"scale": number / 20, "learning_rate": 1e-3 + (number * 7 % 20) * 1e-4})
-    found = Importances.of(folder)
+    found = Importances.of(recorder.folder)
     assert list(found.values) == ["scale", "learning_rate"]
     assert found.values["scale"] > 0.6
     assert sum(found.values.values()) == pytest.approx(1.0)
     assert (found.num_trials, found.quantile, found.why) == (20, 0.25, "")
 
 
-def test_a_parameter_of_some_trials_and_one_with_two_ranges_keep_their_names(folder, recorder):
+def test_a_parameter_of_some_trials_and_one_with_two_ranges_keep_their_names(recorder):
     for number in range(24):
         xs = number % 2 == 0
         rate = {"learning_rate": 1e-3} if xs else {"learning_rate[1]": 1e-4}
         params = {"method": "lora-xs" if xs else "lora", **rate, **({"scale": number / 24} if xs else {})}
         recorder.remember(number / 24 if xs else 0.1, params)
-    found = Importances.of(folder)
+    found = Importances.of(recorder.folder)
     assert set(found.values) == {"method", "scale", "learning_rate"}
     assert next(iter(found.values)) == "scale", "among the trials that have one"
 
 
-def test_only_complete_trials_count_and_too_few_are_none(folder, recorder):
+def test_only_complete_trials_count_and_too_few_are_none(recorder):
     for _ in range(MIN_TRIALS - 1):
         recorder.remember(0.5, {"scale": 0.5})
     recorder.remember(0.5, {"scale": 0.1}, TrialState.PRUNED)
     recorder.remember(0.5, {"scale": 0.1}, TrialState.FAIL)
-    found = Importances.of(folder)
+    found = Importances.of(recorder.folder)
     assert (found.values, found.num_trials, found.why) == ({}, 9, "they need 10 complete trials")
