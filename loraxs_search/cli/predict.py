@@ -98,8 +98,8 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> Non
     from loraxs_search.tasks.files import read_questions
 
     whole, piped = form != "text", sys.stdin.buffer.read() if file == STDIN else None
-    read = read_questions(file, answer.columns, piped=piped, whole=whole)
-    parts = answer.in_parts(read.rows, read.place, _AT_ONCE)
+    questions, place, columns = read_questions(file, answer.columns, piped=piped, whole=whole)
+    parts = answer.in_parts(questions, place, _AT_ONCE)
     if as_json:
         _out.print_json([prediction for part in parts for prediction in part])
         return
@@ -107,7 +107,7 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> Non
     for predictions in parts:
         if whole:
             numbers = range(done, done + len(predictions))
-            rows = [{name: own[number] for name, own in read.columns.items()} for number in numbers]
+            rows = [{name: own[number] for name, own in columns.items()} for number in numbers]
             _write_rows(rows, predictions, form, header=not done)
         else:
             _print(predictions)

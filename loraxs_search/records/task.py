@@ -201,6 +201,17 @@ class Serving:
     top_p: float = 1.0
     ends: tuple[str, ...] = ()
 
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The arguments of a `GenerationConfig` that writes as `predict` does, but for what ends an answer.
+
+        It takes the place of the base's own, whose penalties `predict` does not know.
+        """
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": bool(self.temperature)}
+        if self.temperature:
+            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return options
+
 
 @dataclass(frozen=True)
 class SplitOverlap:

@@ -306,4 +306,4 @@ def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:
         return []
     shares = {"unparsed": best.unparsed, "unended": best.unended}
     known = {name: share for name, share in shares.items() if share is not None}
-    return [f"trial {best.trial_id}: {sentence}" for _, sentence in kind_of(task).score_warnings(known)]
+    return [f"trial {best.trial_id}: {sentence}" for sentence in kind_of(task).score_warnings(known)]

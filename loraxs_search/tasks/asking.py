@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import Serving, Task
@@ -36,23 +36,13 @@ def prompt_section(serving: Serving) -> str:
     ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
     token = " or ".join(f"`{name}`" for name in serving.ends) or "the end token"
     written = f"Answers are written with {drawn}, and end at {token}, or {' or '.join(ends)}."
-    return "\n\n".join([how, _fenced(shown), written])
-
-
-def generation_options(serving: Serving) -> dict[str, Any]:
-    """Return the arguments of a `GenerationConfig` that writes as `predict` does, but for what ends an answer.
-
-    It takes the place of the base's own, whose penalties `predict` does not know.
-    """
-    options: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
-    if serving.temperature:
-        options |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
-    return options
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))  # whatever is in the text
+    return f"{how}\n\n{fence}text\n{shown}\n{fence}\n\n{written}"
 
 
 def asking_code(serving: Serving) -> str:
     """Return lines of Python that ask `model` with `tokenizer`, using only transformers."""
-    options = ", ".join(f"{name}={value!r}" for name, value in generation_options(serving).items())
+    options = ", ".join(f"{name}={value!r}" for name, value in serving.generation_options.items())
     ends = f"tokenizer.convert_tokens_to_ids({list(serving.ends)!r})" if serving.ends else "tokenizer.eos_token_id"
     stop = f", stop_strings={list(serving.stop)!r}, tokenizer=tokenizer" if serving.stop else ""
 
@@ -83,13 +73,6 @@ def between_texts(task: Task) -> str:
         return ""
     where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
     return f"\n\n{where}, the second one begins with {json.dumps(PAIR_SEPARATOR)}."
-
-
-def _fenced(text: str) -> str:
-    """Return text as a block, whatever is in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "float32") -> str:

@@ -149,6 +149,12 @@ class EncodedRows:
             return tokens, set()
         return whole, set(places)
 
+    def prompts_alone(self) -> Ragged:
+        """Return what stands in each row before the first token that is learnt."""
+        assert self.positions is not None  # there is no head
+        ends = self.positions.values[self.positions.starts] + 1
+        return Ragged.of([self.ids.row(row)[:end] for row, end in enumerate(ends)], np.int32)
+
     def take(self, indices: Indices) -> EncodedRows:
         """Return the rows of `indices`, in that order; token ids are shared."""
         of_rows = ("ids", "positions", "targets", "prompt_of", "lost", "extras")

@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, So
 log = logging.getLogger(__name__)
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # and how messages call them
+READ_AS = "%s is read as %s, since it is not UTF-8"
 _LISTED = 5
 _QUOTES = 'a field that begins with a double quote ends with one, and has "" for each one in it'
 _LONGEST_NAME = 10  # characters of a column's name in a script that writes no spaces: longer ones are sentences
@@ -355,12 +356,6 @@ def _decoded(content: bytes) -> tuple[str, str]:
     )
 
 
-def warn_of_encoding(name: str, encoding: str) -> None:
-    """Say that a file is read in another encoding than UTF-8, if it is."""
-    if encoding:
-        log.warning("%s is read as %s, since it is not UTF-8", name, encoding)
-
-
 def _read_parquet(content: bytes, chosen: Sequence[str] | None, wanted: Sequence[str]) -> Columns:
     from pyarrow import parquet
 
@@ -457,25 +452,17 @@ _TEXT = ".txt"
 _STDIN = "standard input"
 
 
-@dataclass(frozen=True)
-class _QuestionRows:
-    """Rows to be answered.
-
-    Args:
-        rows: Each with the values of the adapter's columns.
-        place: Where they stand, for messages.
-        columns: All columns of the source in its order, where they were asked for.
-    """
-
-    rows: list[tuple[Any, ...]]
-    place: SourceLocation
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+# Rows to be answered, each with the values of the adapter's columns; where they stand; all columns of the source in its
+# order, where they were asked for.
+_Questions = tuple[list[tuple[Any, ...]], SourceLocation, Mapping[str, Sequence[Any]]]
 
 
 def read_questions(
     source: str, columns: Sequence[str], *, piped: bytes | None = None, whole: bool = False
-) -> _QuestionRows:
-    """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
+) -> _Questions:
+    """Return the rows of a file, each with these columns, their place, and the source's columns.
+
+    Where both have only one column, its name is not asked for.
 
     Args:
         source: The path of a file that training data may stand in, or of a .txt with a text in each line, of which a
@@ -522,7 +509,8 @@ def read_questions(
         text, encoding = _decoded(_unpacked(path, content))
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
-    warn_of_encoding(source, encoding)
+    if encoding:
+        log.warning(READ_AS, source, encoding)
     if len(columns) > 1:
         raise UsageError(
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
@@ -542,14 +530,15 @@ _NAMED = "%s: %r is read as the name of its column, not as a text"
 _HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
 
 
-def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _QuestionRows:
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _Questions:
     read = read_columns(path, content, columns, None if whole else ())
     names, values = read.available, dict(read.values)
     if len(names) == len(columns) == 1 and not values and names[0].strip():
         log.warning(_NAMED, source, names[0])
         read = read_columns(path, content, names)
         values = {columns[0]: read.values[names[0]]}
-    warn_of_encoding(source, read.encoding)
+    if read.encoding:
+        log.warning(READ_AS, source, read.encoding)
     for name in columns:
         if name not in values and any(other.strip() for other in names):
             near = meant(name, names)
@@ -577,8 +566,8 @@ def _question_rows(
     columns: Sequence[str],
     place: SourceLocation,
     kept: Mapping[str, Sequence[Any]],
-) -> _QuestionRows:
+) -> _Questions:
     rows = list(zip(*(values.get(name, ()) for name in columns), strict=True))
     if not rows:
         raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
-    return _QuestionRows(rows, place, kept)
+    return rows, place, kept

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
-from loraxs_search.tasks.files import file_format, label_names, read_columns, warn_of_encoding
+from loraxs_search.tasks.files import READ_AS, file_format, label_names, read_columns
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 from loraxs_search.tasks.report import data_report
 from loraxs_search.tasks.rows import (
@@ -50,6 +51,9 @@ from loraxs_search.tasks.rows import (
 if TYPE_CHECKING:
     import datasets
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 def _wanted_columns(task: Task, slices: Sequence[str] = ()) -> list[str]:
@@ -98,7 +102,8 @@ def _file_split(task: Task, split: Split, name: str) -> _StoredSplit:
             columns = read_columns(path, content, wanted)
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {path} {error.message}.", hint=error.hint) from error
-        warn_of_encoding(path.name, columns.encoding)
+        if columns.encoding:
+            log.warning(READ_AS, path.name, columns.encoding)
         return columns
 
     names = None
@@ -214,7 +219,11 @@ def load_splits(hub: str | None, config: str | None, revision: str | None, who: 
     """
     import datasets
 
-    place, hidden, cache_dir = _place(hub, config), datasets.are_progress_bars_disabled(), _cache()
+    place, hidden, cache_dir = (
+        _place(hub, config),
+        datasets.are_progress_bars_disabled(),
+        ensure_dir(home() / "datasets"),
+    )
     with disk_faults(cache_dir):
         try:
             datasets.disable_progress_bars()
@@ -283,10 +292,6 @@ def _split_name(written: str) -> str:
 
 def _place(hub: str | None, config: str | None) -> str:
     return f"{hub}{f' ({config})' if config else ''}"
-
-
-def _cache() -> Path:
-    return ensure_dir(home() / "datasets")
 
 
 _MAX_VALUES = 50  # of a slice column; with more it tells rows apart rather than groups
@@ -464,7 +469,7 @@ def _tokenize(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, ke
         TaskDataError: a row gives no token at all, or the kind refuses rows: of a thousand, all are named.
         HomeError: the cache cannot be written.
     """
-    path = ensure_dir(_cache() / "tokens") / f"{key}.safetensors"
+    path = ensure_dir(home() / "datasets" / "tokens") / f"{key}.safetensors"
     try:
         arrays = load(path.read_bytes())
         mark_used(path)

@@ -216,16 +216,6 @@ class Rows:
         return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place, slices)
 
 
-def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLocation) -> list[str]:
-    """Return a text column.
-
-    Raises:
-        TaskDataError: something is no text, or no valid Unicode; every different one is named.
-    """
-    refuse(task, f"`{column}` must be text", values, [i for i, it in enumerate(values) if not is_text(it)], place)
-    return list(values)
-
-
 def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
     """Return the rows in which each of these columns is empty or white space."""
     return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]

@@ -20,14 +20,7 @@ from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.names import FILES, ROOT
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.tasks.asking import (
-    asking_code,
-    base_code,
-    between_texts,
-    generation_options,
-    loading_code,
-    prompt_section,
-)
+from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -186,7 +179,7 @@ class Merged(ExportFormat):
             _logger.warning("%s", notice)
         if serving is not None:  # stop strings need a tokenizer at each call, so they stay out
             merged.generation_config = GenerationConfig(
-                **generation_options(serving),
+                **serving.generation_options,
                 eos_token_id=adapter.tokenizer.convert_tokens_to_ids(list(serving.ends)),
                 bos_token_id=adapter.tokenizer.bos_token_id,
                 pad_token_id=adapter.tokenizer.pad_token_id,

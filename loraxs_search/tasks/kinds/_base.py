@@ -45,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
@@ -197,8 +197,22 @@ class RowScores:
     ended: npt.NDArray[np.bool_] | None = None
 
 
+def finite(values: Tensor, what: str = "Logits") -> Tensor:
+    """Return what a pass computed, detached.
+
+    Raises:
+        TrialDivergedError: a number is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        raise TrialDivergedError(f"{what} must be finite, but some are NaN or infinite.")
+    return values.detach()
+
+
 # A `ForwardRequest` is answered with a tuple of tensors, a `GenerateRequest` with a `Generated`.
 RequestGenerator = Generator[Request, Any, ResultT]
+Scoring = RequestGenerator[RowScores]
+Predicting = RequestGenerator[list[Prediction]]
+RowNumbers = npt.NDArray[np.int64]
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
@@ -354,17 +368,18 @@ class TaskKind(ABC):
             raise TaskDataError(f"{who} given {takes}, but got {shortened(got)}.", hint=hint)
         got, of_file = ("got", "") if place is None else (f"{place.name} has", f" of {place.name}")
         where = place or SourceLocation("the request")
-        for values in ([row[i] for row in texts] for i in range(len(names))):
-            if faults := [row for row, value in enumerate(values) if not isinstance(value, str)]:
-                raise TaskDataError(
-                    f"{who} given {takes}, but {got} {where.values(values, faults)}.",
-                    hint="give each text as text: in quotes in JSON, as a str in Python",
-                )
-            if faults := [row for row, value in enumerate(values) if not is_text(value)]:
-                raise TaskDataError(
-                    f"{who} given valid Unicode, but {got} {where.values(values, faults)}.",
-                    hint="it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
-                )
+        laws: list[tuple[str, str, Callable[[Any], bool]]] = [
+            (takes, "give each text as text: in quotes in JSON, as a str in Python", lambda it: isinstance(it, str)),
+            (
+                "valid Unicode",
+                "it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
+                is_text,
+            ),
+        ]
+        for law, hint, is_fine in laws:
+            for values in zip(*texts, strict=True):
+                if faults := [row for row, value in enumerate(values) if not is_fine(value)]:
+                    raise TaskDataError(f"{who} given {law}, but {got} {where.values(values, faults)}.", hint=hint)
         if blank := [number for number, row in enumerate(texts) if not "".join(row).strip()]:
             more = f" ({len(blank)} such rows)" if len(blank) > 1 else ""
             raise TaskDataError(
@@ -407,7 +422,7 @@ class TaskKind(ABC):
 
     # ---- scoring: generators, between passes -------------------------------------------------------------------------
     @abstractmethod
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         """Yield requests, and return the answers to these rows of a split, and their losses.
 
         Where `reports_answers` is False, answers that cost more than the losses are left out.
@@ -440,9 +455,7 @@ class TaskKind(ABC):
         own = {key: value for key, value in trained.settings.items() if key in self.asking}
         return replace(task, settings=rows | own, max_length=trained.max_length, standardized=False)
 
-    def base_alone(
-        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
-    ) -> RequestGenerator[RowScores]:
+    def base_alone(self, data: RowSource, split: Split, rows: RowNumbers, shots: int) -> Scoring:
         """Yield requests, and return the scores of the base without an adapter, with worked examples in each prompt.
 
         Args:
@@ -452,9 +465,7 @@ class TaskKind(ABC):
         raise NotImplementedError(f"{self.name} declares no `shots`.")
 
     @abstractmethod
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         """Yield requests, and return the answer to each question.
 
         Args:
@@ -491,9 +502,8 @@ class TaskKind(ABC):
             measured["loss"] = float(scores.losses.sum() / np.float32(scores.counts.sum()))
         return measured
 
-    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:  # for kinds
-        """Yield what an adapter's scores show to be wrong with how it is asked: the metric, and a sentence with the
-        remedy."""
+    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[str]:  # for kinds
+        """Yield what an adapter's scores show to be wrong with how it is asked, each a sentence with the remedy."""
         yield from ()
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------

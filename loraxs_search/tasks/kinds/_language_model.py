@@ -20,10 +20,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records.literals import Split, Text
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
@@ -32,10 +31,12 @@ from loraxs_search.tasks.kinds._base import (
     ForwardRequest,
     Keys,
     PassOutputs,
-    RequestGenerator,
+    RowNumbers,
     RowScores,
+    Scoring,
     Section,
     TaskKind,
+    finite,
 )
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined, refuse
 
@@ -268,49 +269,6 @@ _MOST_DRAWN = 10_000  # rows that examples are chosen from
 _BETWEEN = "\n\n"  # after an example, where the prompt is a text
 
 
-def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: int, room: int) -> EncodedRows:
-    """Return rows with worked examples before each prompt: rows of train that are whole, always the same ones.
-
-    They are joined in the tokens of training: of a text, with an empty line between them; of messages, as turns of one
-    chat. What is longer than the base's context loses tokens from its left, but for the begin token.
-
-    Examples are drawn at random; where answers repeat, each of them as often as may be. A file may be sorted by its
-    answers: its first rows would have the base say the same each time.
-
-    Args:
-        rows: Of a split: prompts with answers that are learnt.
-        room: Tokens that each prompt leaves free at least.
-    """
-    tokenizer, train, answers = data.tokenizer, data.encoded("train"), data.labels("train")
-    assert train.targets is not None  # they are learnt
-    # Tokens that only the first prompt begins with; between an answer and the next prompt; the one that ends an answer.
-    head, between = _turns(prompt, tokenizer)
-    end = prompt.end_id(tokenizer)
-    whole = np.arange(len(train)) if train.lost is None else np.flatnonzero(train.lost == 0)
-    seen, drawn = Counter[Any](), list[tuple[int, int]]()
-    for number in np.random.default_rng(0).permutation(whole)[:_MOST_DRAWN].tolist():
-        drawn.append((seen[answers[number]], number))
-        seen[answers[number]] += 1
-
-    def later(ids: list[int]) -> list[int]:
-        return ids[len(head) :] if head and ids[: len(head)] == head else ids
-
-    chosen = [number for _, number in sorted(drawn, key=itemgetter(0))[:shots]]
-    prompts, before = prompts_of(train.take(np.array(chosen, np.int64))), list[int]()
-    for place, number in enumerate(chosen):
-        asked, answer = prompts.row(place).tolist(), train.targets.row(number).tolist()
-        before += [*(later(asked) if before else asked), *(answer[:-1] if answer[-1] == end else answer), *between]
-    prompts, ids, places = prompts_of(rows), list[list[int]](), list[list[int]]()
-    for number in range(len(rows)):
-        asked = prompts.row(number).tolist()
-        rest = rows.ids.row(number)[len(asked) :].tolist()
-        context = tokenizer.model_max_length - max(room, len(rest))
-        kept = _cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
-        ids.append(kept + rest)
-        places.append(list(range(len(kept) - 1, len(kept) + len(rest))))
-    return EncodedRows(Ragged.of(ids, np.int32), positions=Ragged.of(places, np.int32), targets=rows.targets)
-
-
 def _turns(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the tokens that only the first prompt begins with, and those that stand between two turns.
 
@@ -488,15 +446,59 @@ class LanguageModelKind(TaskKind):
             extras=None if answers is None else Ragged.of(longer, np.int32),
         )
 
+    # ---- worked examples ---------------------------------------------------------------------------------------------
+    def with_examples(self, data: RowSource, rows: EncodedRows, shots: int, room: int) -> EncodedRows:
+        """Return rows with worked examples before each prompt: rows of train that are whole, always the same ones.
+
+        They are joined in the tokens of training: of a text, with an empty line between them; of messages, as turns of
+        one chat. What is longer than the base's context loses tokens from its left, but for the begin token.
+
+        Examples are drawn at random; where answers repeat, each of them as often as may be. A file may be sorted by its
+        answers: its first rows would have the base say the same each time.
+
+        Args:
+            rows: Of a split: prompts with answers that are learnt.
+            shots: How many examples; 0 leaves rows as they are.
+            room: Tokens that each prompt leaves free at least.
+        """
+        if not shots:
+            return rows
+        tokenizer, train, answers = data.tokenizer, data.encoded("train"), data.labels("train")
+        assert train.targets is not None  # they are learnt
+        # Tokens that only the first prompt begins with; between an answer and the next prompt; that end an answer.
+        head, between = _turns(self.prompt, tokenizer)
+        end = self.prompt.end_id(tokenizer)
+        whole = np.arange(len(train)) if train.lost is None else np.flatnonzero(train.lost == 0)
+        seen, drawn = Counter[Any](), list[tuple[int, int]]()
+        for number in np.random.default_rng(0).permutation(whole)[:_MOST_DRAWN].tolist():
+            drawn.append((seen[answers[number]], number))
+            seen[answers[number]] += 1
+
+        def later(ids: list[int]) -> list[int]:
+            return ids[len(head) :] if head and ids[: len(head)] == head else ids
+
+        chosen = [number for _, number in sorted(drawn, key=itemgetter(0))[:shots]]
+        prompts, before = train.take(np.array(chosen, np.int64)).prompts_alone(), list[int]()
+        for place, number in enumerate(chosen):
+            asked, answer = prompts.row(place).tolist(), train.targets.row(number).tolist()
+            before += [*(later(asked) if before else asked), *(answer[:-1] if answer[-1] == end else answer), *between]
+        prompts, ids, places = rows.prompts_alone(), list[list[int]](), list[list[int]]()
+        for number in range(len(rows)):
+            asked = prompts.row(number).tolist()
+            rest = rows.ids.row(number)[len(asked) :].tolist()
+            context = tokenizer.model_max_length - max(room, len(rest))
+            kept = _cut_prompt([*before, *(later(asked) if before else asked)], context, tokenizer)
+            ids.append(kept + rest)
+            places.append(list(range(len(kept) - 1, len(kept) + len(rest))))
+        return EncodedRows(Ragged.of(ids, np.int32), positions=Ragged.of(places, np.int32), targets=rows.targets)
+
     # ---- training and cheap scores -----------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from loraxs_search.tasks.kinds._token_loss import token_losses
 
         return batch.row_sums(token_losses(outputs, batch)[0])
 
-    def score_tokens(
-        self, data: RowSource, source: Split | EncodedRows, rows: npt.NDArray[np.int64]
-    ) -> RequestGenerator[RowScores]:
+    def score_tokens(self, data: RowSource, source: Split | EncodedRows, rows: RowNumbers) -> Scoring:
         """Yield one pass over rows of a source, and return losses and how many tokens were predicted, but no answers.
 
         Raises:
@@ -504,7 +506,7 @@ class LanguageModelKind(TaskKind):
         """
         encoded = data.encoded(source)
         losses, correct = yield ForwardRequest(source, rows, self.sums)
-        return RowScores(None, finite(losses), encoded.counts(rows), correct.numpy())
+        return RowScores(None, finite(losses, "Losses").numpy(), encoded.counts(rows), correct.numpy())
 
     def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         """Return each row's loss, (n,), and how many of its tokens were the likeliest, (n,) int64: a `reduce`."""
@@ -512,22 +514,3 @@ class LanguageModelKind(TaskKind):
 
         losses, is_likeliest = token_losses(outputs, batch)
         return batch.row_sums(losses), batch.row_sums(is_likeliest)
-
-
-def prompts_of(rows: EncodedRows) -> Ragged:
-    """Return the prompt of each row of a split: what stands before the first token that is learnt."""
-    assert rows.positions is not None  # there is no head
-    ends = rows.positions.values[rows.positions.starts] + 1
-    return Ragged.of([rows.ids.row(row)[:end] for row, end in enumerate(ends)], np.int32)
-
-
-def finite(losses: Tensor) -> npt.NDArray[np.float32]:
-    """Return losses as an array.
-
-    Raises:
-        TrialDivergedError: one is not finite.
-    """
-    values: npt.NDArray[np.float32] = losses.numpy()
-    if not np.isfinite(values).all():
-        raise TrialDivergedError("Losses must be finite, but some are NaN or infinite.")
-    return values

@@ -32,19 +32,22 @@ from loraxs_search.tasks.kinds._base import (
     ForwardRequest,
     Keys,
     PassOutputs,
-    RequestGenerator,
+    Predicting,
+    RowNumbers,
     RowScores,
+    Scoring,
     Section,
     TaskKind,
+    finite,
 )
 from loraxs_search.tasks.metrics import CLASS_METRICS, NUMBER_METRICS, OUTSIDE, TAG_METRICS, Values, find_entities
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
     SourceLocation,
-    check_texts,
     collected,
     composed,
+    is_text,
     items_of,
     raise_joined,
     refuse,
@@ -64,7 +67,7 @@ _MOST = float(np.finfo(np.float32).max)
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
 
 
-def class_ids(
+def _class_ids(
     values: Sequence[Any], task: Task, place: SourceLocation, stored_names: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Return label ids, shape (N,), from label names or ids.
@@ -179,6 +182,12 @@ def _read(  # each is a part of the message, or of what is read
     return result
 
 
+def _check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLocation) -> list[str]:
+    """Return a text column; refuse what is no text, or no valid Unicode."""
+    refuse(task, f"`{column}` must be text", values, [i for i, it in enumerate(values) if not is_text(it)], place)
+    return list(values)
+
+
 def _missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterator[str]:
     """Warn of answers that no row of a split has."""
     if missing:
@@ -248,7 +257,7 @@ class _LabelledKind(TaskKind):
         task, errors, texts = self.task, list[TaskDataError](), dict[str, list[str]]()
         for column in filter(None, (task.text, task.text_pair)):
             with collected(errors):
-                texts[column] = check_texts(columns.values[column], task, column, place)
+                texts[column] = _check_texts(columns.values[column], task, column, place)
         with collected(errors):
             labels = self.read_labels(columns, place)
         raise_joined(task, errors)
@@ -266,18 +275,12 @@ class _LabelledKind(TaskKind):
         return replace(encoded, targets=Ragged.single(rows.labels))
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
         return RowScores(self.answers(outputs), losses.numpy(), np.ones(len(rows), np.int64))
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return outputs.read, self.loss(outputs, batch)
-
-
-def _finite(outputs: Tensor) -> Tensor:
-    if not bool(outputs.isfinite().all()):
-        raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
-    return outputs.detach()
 
 
 def classifier(
@@ -340,22 +343,19 @@ class SequenceClassification(_LabelledKind):
         return {} if labels is None or len(labels) == 2 else {"f1": f"{len(labels)} labels"}
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
-        return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
+        return _class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
-        counts = {split: self._counts(own.labels) for split, own in rows.items()}
+        most = len(self.task.labels)
+        counts = {split: np.bincount(own.labels.astype(np.int64), minlength=most) for split, own in rows.items()}
         for label in np.argsort(-counts["train"], kind="stable"):
             yield AnswerFact(self.task.labels[label], {split: int(own[label]) for split, own in counts.items()})
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
-        labels = self.task.labels
         for split, own in rows.items():
-            missing = [name for name, count in zip(labels, self._counts(own.labels), strict=True) if not count]
+            there = set(own.labels.tolist())
+            missing = [name for label, name in enumerate(self.task.labels) if label not in there]
             yield from _missing_warnings(split, "the label", missing)
-
-    def _counts(self, labels: Values) -> npt.NDArray[np.int64]:
-        """Return how many rows have each label of the task, (labels,)."""
-        return np.bincount(labels.astype(np.int64), minlength=len(self.task.labels))
 
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional
@@ -363,19 +363,17 @@ class SequenceClassification(_LabelledKind):
         return functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none")
 
     def answers(self, outputs: Tensor) -> Values:
-        return _finite(outputs).argmax(-1).cpu().numpy()
+        return finite(outputs).argmax(-1).cpu().numpy()
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         targets = np.zeros((len(labels), len(self.task.labels)), np.float32)
         targets[np.arange(len(labels)), labels.astype(np.int64)] = 1
         return targets
 
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
         answers = []
-        for text, shares in zip(shown, _finite(outputs).softmax(-1).tolist(), strict=True):
+        for text, shares in zip(shown, finite(outputs).softmax(-1).tolist(), strict=True):
             probabilities = dict(zip(self.task.labels, shares, strict=True))
             best = max(probabilities, key=probabilities.__getitem__)
             answers.append(Prediction(text, best, probabilities[best], probabilities))
@@ -451,18 +449,14 @@ class Regression(_LabelledKind):
         return (outputs.read.float().squeeze(-1) - (batch.targets.float() - scale.mean) / scale.spread).square()
 
     def answers(self, outputs: Tensor) -> Values:
-        numbers: Values = (
-            _finite(outputs).squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean
-        ).numpy()
+        numbers: Values = (finite(outputs).squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean).numpy()
         return numbers
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         standard = (labels.astype(np.float64) - self.outputs.mean) / self.outputs.spread
         return standard.astype(np.float32)[:, None]
 
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
         answers = self.answers(outputs).tolist()
         return [Prediction(text, None, number) for text, number in zip(shown, answers, strict=True)]
@@ -544,9 +538,9 @@ class TokenClassification(TaskKind):
                 where = place.take(np.repeat(np.arange(len(own)), [len(items) for items in own]))
                 flat = [item for items in own for item in items]
                 if name == task.text:
-                    check_texts(flat, task, name, where)
+                    _check_texts(flat, task, name, where)
                 else:
-                    tags = (task.labels[i] for i in class_ids(flat, task, where, columns.stored_names).tolist())
+                    tags = (task.labels[i] for i in _class_ids(flat, task, where, columns.stored_names).tolist())
                     own = [list(islice(tags, len(items))) for items in own]
                 lists[name] = own
         raise_joined(task, errors)
@@ -589,46 +583,57 @@ class TokenClassification(TaskKind):
 
         return batch.row_sums(functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none"))
 
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         ids, losses = yield ForwardRequest(split, rows, self._ids_and_losses)
         encoded = data.encoded(split).take(rows)
-        answers = np.array([" ".join(tags) for tags in self._answers(ids, encoded)], object)
+        answers = np.array([" ".join(tags) for tags, _ in self._answers(ids, encoded)], object)
         return RowScores(answers, losses.numpy(), encoded.counts(np.arange(len(rows))))
 
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
-        (ids,) = yield ForwardRequest(questions, np.arange(len(questions)), self._ids)
-        lengths = [_words_and_reads(questions, row)[0] for row in range(len(questions))]
-        return [_prediction(*it) for it in zip(shown, lengths, self._answers(ids, questions), strict=True)]
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
+        ids, *_ = yield ForwardRequest(questions, np.arange(len(questions)), self._ids_and_losses)
+        answers = []
+        for text, (tags, lengths) in zip(shown, self._answers(ids, questions), strict=True):
+            if sum(lengths) + len(lengths) - 1 < len(
+                text
+            ):  # it is no list of words, and has more white space than that
+                spans = [match.span() for match in re.finditer(r"\S+", text)]
+            else:  # words of a list, which may have white space inside, with a space between
+                ends = [end + number for number, end in enumerate(accumulate(lengths))]
+                spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+            edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
+            entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
+            answers.append(Prediction(text, " ".join(tags), None, entities=entities))
+        return answers
 
     def _ids_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
-        return *self._ids(outputs, batch), self.loss(outputs, batch)
+        """Return the likeliest tag at each read of a row, filled up to `max_length`, (n, max_length), int16.
 
-    def _ids(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the likeliest tag at each read of a row, filled up to `max_length`, (n, max_length), int16."""
+        And each row's loss, (n,), if something is learnt of it.
+        """
         import torch
 
         likeliest = outputs.read.argmax(-1).masked_fill(~outputs.read.isfinite().all(-1), _NOT_FINITE).short()
         columns = torch.arange(self.task.max_length, device=likeliest.device)
         ids = likeliest.new_zeros(len(batch.counts), self.task.max_length)
-        return (ids.masked_scatter(columns[None] < batch.counts[:, None], likeliest),)
+        ids = ids.masked_scatter(columns[None] < batch.counts[:, None], likeliest)
+        return (ids, self.loss(outputs, batch)) if len(batch.targets) else (ids,)
 
-    def _answers(self, ids: Tensor, encoded: EncodedRows) -> list[list[str]]:
-        """Return the tag of each word of these rows.
+    def _answers(self, ids: Tensor, encoded: EncodedRows) -> list[tuple[list[str], list[int]]]:
+        """Return the tag of each word of these rows, and the words' lengths in characters.
 
         Raises:
             TrialDivergedError: some output is not finite.
         """
         if bool((ids == _NOT_FINITE).any()):
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        assert encoded.extras is not None  # `encode` made them
         answers = []
         for row, own in enumerate(ids.tolist()):
-            lengths, places = _words_and_reads(encoded, row)
-            tags = [OUTSIDE] * len(lengths)
-            for place, tag in zip(places, own, strict=False):
+            num_words, *numbers = encoded.extras.row(row).tolist()
+            tags = [OUTSIDE] * num_words
+            for place, tag in zip(numbers[num_words:], own, strict=False):
                 tags[place] = self.task.labels[tag]
-            answers.append(tags)
+            answers.append((tags, numbers[:num_words]))
         return answers
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
@@ -680,21 +685,3 @@ def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> d
             tokens[number] = token
         start = end + 1
     return tokens
-
-
-def _words_and_reads(encoded: EncodedRows, row: int) -> tuple[list[int], list[int]]:
-    """Return how many characters each word of a row has, and which words are read."""
-    assert encoded.extras is not None  # `encode` made them
-    num_words, *numbers = encoded.extras.row(row).tolist()
-    return numbers[:num_words], numbers[num_words:]
-
-
-def _prediction(text: str, lengths: Sequence[int], tags: Sequence[str]) -> Prediction:
-    if sum(lengths) + len(lengths) - 1 < len(text):  # it is no list of words, and has more white space than that
-        spans = [match.span() for match in re.finditer(r"\S+", text)]
-    else:  # words of a list, which may have white space inside, with a space between
-        ends = [end + number for number, end in enumerate(accumulate(lengths))]
-        spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
-    entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
-    return Prediction(text, " ".join(tags), None, entities=entities)

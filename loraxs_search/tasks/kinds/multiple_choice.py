@@ -29,19 +29,14 @@ from loraxs_search.tasks.kinds._base import (
     ForwardRequest,
     Keys,
     PassOutputs,
+    Predicting,
     RequestGenerator,
+    RowNumbers,
     RowScores,
-)
-from loraxs_search.tasks.kinds._language_model import (
-    LanguageModelKind,
-    PromptSection,
-    Template,
-    continued_ids,
+    Scoring,
     finite,
-    prompts_of,
-    with_examples,
-    written,
 )
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, PromptSection, Template, continued_ids, written
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS, Values
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
 
@@ -517,31 +512,26 @@ class MultipleChoice(LanguageModelKind):
         return replace(encoded, extras=choices.packed())
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         if not self.reports_answers:
             return (yield from self.score_tokens(data, split, rows))
         return (yield from self._scored(data.encoded(split).take(rows)))
 
-    def base_alone(
-        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
-    ) -> RequestGenerator[RowScores]:
+    def base_alone(self, data: RowSource, split: Split, rows: RowNumbers, shots: int) -> Scoring:
         asked = data.encoded(split).take(rows)
-        if shots:
-            room = max(len(option) for own in Choices.of_rows(asked).tokens for option in own)
-            longer = with_examples(asked, self.prompt, data, shots=shots, room=room)
-            asked = replace(longer, extras=asked.extras)
+        room = max(len(option) for own in Choices.of_rows(asked).tokens for option in own)
+        longer = self.with_examples(data, asked, shots, room)
+        asked = replace(longer, extras=asked.extras)
         return (yield from self._scored(asked))
 
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         choices, scores, _, _ = yield from self._option_scores(questions)
         best = [int(own.argmax()) for own in scores]
         shares = [float(1 / np.exp(own - own[one]).sum()) for own, one in zip(scores, best, strict=True)]
         answers = [own[one] for own, one in zip(choices.texts, best, strict=True)]
         return [Prediction(*it) for it in zip(shown, answers, shares, strict=True)]
 
-    def _scored(self, asked: EncodedRows) -> RequestGenerator[RowScores]:
+    def _scored(self, asked: EncodedRows) -> Scoring:
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
         choices, scores, losses, correct = yield from self._option_scores(asked)
         answers = np.array([own.argmax() for own in scores], np.int64)
@@ -553,13 +543,13 @@ class MultipleChoice(LanguageModelKind):
         """Yield a pass over all options of rows; return the options, each row's scores of them, (options,), and of all
         K the loss and how many tokens were the likeliest."""
         choices = Choices.of_rows(asked)
-        rows, places = choices.behind(prompts_of(asked))
+        rows, places = choices.behind(asked.prompts_alone())
         assert rows.positions is not None
         width = int(rows.positions.lengths.max())
         of_reads = yield ForwardRequest(rows, np.arange(len(rows)), partial(_read_losses, width))
         losses, correct = (
             np.array([values[row, reads].sum() for row, reads in places], values.dtype)
-            for values in (finite(of_reads[0]), of_reads[1].numpy())
+            for values in (finite(of_reads[0], "Losses").numpy(), of_reads[1].numpy())
         )
         return choices, choices.scores(losses, self.task.settings["normalize"]), losses, correct
 

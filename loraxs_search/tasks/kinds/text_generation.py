@@ -7,6 +7,7 @@ prediction is empty where no answer was found.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -34,19 +35,15 @@ from loraxs_search.tasks.kinds._base import (
     Generated,
     GenerateRequest,
     Keys,
+    Predicting,
     RequestGenerator,
+    RowNumbers,
     RowScores,
     Sampling,
+    Scoring,
     Section,
 )
-from loraxs_search.tasks.kinds._language_model import (
-    LanguageModelKind,
-    PromptSection,
-    Template,
-    continued_ids,
-    prompts_of,
-    with_examples,
-)
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, PromptSection, Template, continued_ids
 from loraxs_search.tasks.metrics import TEXT_METRICS, Values, first_of
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, composed, raise_joined
 
@@ -201,23 +198,13 @@ class Extraction(Section):
             if extract.get("as", "text") != "text":
                 yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
-    def find(self, text: str, *, patient: bool = True) -> str:
-        """Return the answer in a text, in canonical form; the empty text where there is none.
-
-        Args:
-            patient: Whether a text on which `regex` takes too long has no answer, and others continue.
-        Raises:
-            TimeoutError: `regex` takes too long on this text, and this is not patient.
-        """
+    def find(self, text: str) -> str:
+        """Return the answer in a text, in canonical form; the empty text where there is none."""
         part = text
         if self.regex is not None:
-            try:
-                match = regex.search(self.regex, text, timeout=MATCH_SECONDS)
-            except TimeoutError:
-                if not patient:
-                    raise TimeoutError(text) from None
-                match = None
-            part = (match and match[1]) or ""
+            part = ""
+            with contextlib.suppress(TimeoutError):
+                part = ((match := regex.search(self.regex, text, timeout=MATCH_SECONDS)) and match[1]) or ""
         elif self.after is not None:
             _, marker, behind = text.rpartition(self.after)
             behind = behind.lstrip(" \t\r\n:") if marker else ""
@@ -247,10 +234,8 @@ class Extraction(Section):
         Args:
             texts: Of one source. Either all have the answer where `after` or `regex` says, or all are nothing else.
             whole: These are whole answers, as the model learns to write them.
-        Raises:
-            TimeoutError: `regex` takes too long on this one of them.
         """
-        found = [self.find(text, patient=False) for text in texts]
+        found = list(map(self.find, texts))
         if whole or any(found):
             return found
         return [self.bare(text) for text in texts]
@@ -407,21 +392,14 @@ class TextGeneration(LanguageModelKind):
                         hint="write their answers, or remove the rows",
                     )
             with collected(errors):
-                try:
-                    labels = self.extraction.references(references, whole="reference" not in settings)
-                except TimeoutError as error:
-                    slow = place.values(references, [references.index(error.args[0])])
-                    raise TaskDataError(
-                        f"{who} `extract.regex` must be found or missed in {MATCH_SECONDS:g} seconds, but"
-                        f" takes longer in {place.name} on {slow}.",
-                        hint="write it without a repetition inside a repetition, such as (a+)+",
-                    ) from None
+                labels = self.extraction.references(references, whole="reference" not in settings)
                 if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
                     what = "reference" if "reference" in settings else "answer"
                     raise TaskDataError(
                         f"{who} `extract` must find something in each row's {what}, but in {place.name} it finds"
                         f" nothing in {place.values(references, lost)}.",
-                        hint="correct `extract` or `reference`, or correct or remove the rows",
+                        hint="correct `extract` or `reference`, or correct or remove the rows; a `regex` that takes"
+                        f" longer than {MATCH_SECONDS:g} seconds finds nothing",
                     )
         raise_joined(self.task, errors)
         return Rows(texts, None, np.array(labels, object), {**extras, _ANSWERS: answers})
@@ -488,11 +466,12 @@ class TextGeneration(LanguageModelKind):
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
-        scores = yield from self.score_tokens(data, split, rows)
-        if not self.reports_answers:
-            return scores
-        return (yield from self._with_answers(scores, data, data.encoded(split).take(rows), data.labels(split)[rows]))
+    def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
+        return (yield from self._scored(data, split, rows, data.labels(split)[rows]))
+
+    def base_alone(self, data: RowSource, split: Split, rows: RowNumbers, shots: int) -> Scoring:
+        asked = self.with_examples(data, data.encoded(split).take(rows), shots, self.generation.max_new_tokens)
+        return (yield from self._scored(data, asked, np.arange(len(asked)), data.labels(split)[rows]))
 
     def asked_as(self, trained: Task) -> Task:
         """Have the answer looked for where the adapter writes it, and compared in the form that this task says."""
@@ -510,30 +489,19 @@ class TextGeneration(LanguageModelKind):
         settings = {"reference": str(answer.removesuffix(stop)), **others}
         return replace(task, settings=settings | ({"extract": extract} if extract else {}))
 
-    def base_alone(
-        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
-    ) -> RequestGenerator[RowScores]:
-        asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
-        if shots:
-            asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
-        scores = yield from self.score_tokens(data, asked, np.arange(len(asked)))
-        if not self.reports_answers:
-            return scores
-        return (yield from self._with_answers(scores, data, asked, data.labels(split)[rows]))
-
-    def predict(
-        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         written = yield from self._write(data, questions)
         return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
 
-    def _with_answers(
-        self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
-    ) -> RequestGenerator[RowScores]:
-        """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
-        prompts = prompts_of(rows)
-        if rows.extras is not None:  # no worked examples stand before them
-            pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
+    def _scored(self, data: RowSource, source: Split | EncodedRows, rows: RowNumbers, references: Values) -> Scoring:
+        """Yield what scores these rows of a source and, where reports need answers, what writes them."""
+        scores = yield from self.score_tokens(data, source, rows)
+        if not self.reports_answers:
+            return scores
+        asked = data.encoded(source).take(rows)
+        prompts = asked.prompts_alone()
+        if asked.extras is not None:  # no worked examples stand before them
+            pairs = [(asked.extras.row(number), prompts.row(number)) for number in range(len(asked))]
             prompts = Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32)
         written = yield from self._write(data, EncodedRows(prompts))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
@@ -551,21 +519,19 @@ class TextGeneration(LanguageModelKind):
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written
 
-    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[str]:
         if (cut := metrics.get("unended", 0.0)) >= _OFTEN:
             yield (
-                "unended",
                 f"{cut:.0%} of the answers were cut at max_new_tokens={self.generation.max_new_tokens}: raise"
-                " `generation.max_new_tokens`, or end answers by a text in `generation.stop`",
+                " `generation.max_new_tokens`, or end answers by a text in `generation.stop`"
             )
         if (lost := metrics.get("unparsed", 0.0)) >= _OFTEN:
             yield (
-                "unparsed",
                 f"`extract` found nothing in {lost:.0%} of the answers, which count as wrong: let `extract` find what"
                 " the model writes, or train longer"
                 if "extract" in self.task.settings
                 else f"{lost:.0%} of the answers are empty, and count as wrong: train longer, or give the model"
-                " another `prompt`",
+                " another `prompt`"
             )
 
 

@@ -126,7 +126,7 @@ def test_what_excel_writes_is_read_and_said(tmp_path, load, caplog, encoding):
     (tmp_path / "d.csv").write_bytes(content)
     read = read_table(tmp_path / "d.csv")
     assert ("\u201cfive \u20ac\u201d" in read.columns["text"].values, "instead of UTF-8" in read.remark) == (True, True)
-    assert ("\u201cfive \u20ac\u201d",) in read_questions(str(tmp_path / "d.csv"), ["text"]).rows
+    assert ("\u201cfive \u20ac\u201d",) in read_questions(str(tmp_path / "d.csv"), ["text"])[0]
 
 
 FAULTS = [

@@ -68,14 +68,14 @@ NAMED = "is read as the name of its column"
 
 def piped(content):
     raw = content if isinstance(content, bytes) else content.encode()
-    return [text for (text,) in read_questions("-", ("text",), piped=raw).rows]
+    return [text for (text,) in read_questions("-", ("text",), piped=raw)[0]]
 
 
 def test_only_line_ends_end_a_line(tmp_path):
     """Others, that Python's `splitlines` knows, are in texts that people copy from the web."""
     texts = ["a\x0cb \x85 c\u2028d", "so so"]
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    assert read_questions(str(tmp_path / "texts.txt"), ("text",)).rows == [(text,) for text in texts]
+    assert read_questions(str(tmp_path / "texts.txt"), ("text",))[0] == [(text,) for text in texts]
 
 
 def test_standard_input_may_have_columns(caplog):
@@ -123,7 +123,7 @@ def test_standard_input_that_cannot_be_read():
 
 def test_the_header_of_a_file_of_one_column_may_be_a_text(tmp_path, caplog):
     (tmp_path / "rows.csv").write_text("so so\nfine\n")
-    assert read_questions(str(tmp_path / "rows.csv"), ("text",)).rows == [("fine",)]
+    assert read_questions(str(tmp_path / "rows.csv"), ("text",))[0] == [("fine",)]
     assert NAMED in caplog.text
 
 

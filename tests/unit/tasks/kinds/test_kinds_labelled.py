@@ -13,7 +13,7 @@ from torch.nn import functional
 from loraxs_search.errors import TaskDataError
 from loraxs_search.tasks.encoded import Batch
 from loraxs_search.tasks.kinds import PassOutputs, kind_of
-from loraxs_search.tasks.kinds.labelled import Regression, class_ids
+from loraxs_search.tasks.kinds.labelled import Regression, SequenceClassification
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
 
@@ -29,7 +29,8 @@ def read(make_task):
     """Read labels of a task that has these names; the first row stands in line 2."""
 
     def ids(values, names, stored=None):
-        return class_ids(values, make_task(labels=names), PLACE, stored).tolist()
+        columns = Columns(["text", "label"], {"text": ["x"] * len(values), "label": values}, stored_names=stored)
+        return SequenceClassification(make_task(labels=names)).read(columns, PLACE).labels.tolist()
 
     return ids
 
