@@ -35,13 +35,13 @@ _MAX_ROWS, _MAX_BAR = 15, 50
 _WITH_BYTES = 100  # columns from which stored bytes have one
 
 
-def draw(state: SearchState, console: Console, now: float, began: float, notice: str, server: str) -> RenderableType:
+def draw(state: SearchState, console: Console, now: float, began: float, notice: str, uri: str) -> RenderableType:
     """Return a search as it stands, for a terminal of this size.
 
     Args:
         began: When the view did.
         notice: What is to be seen to the end; empty where nothing is.
-        server: Address of MLflow, as shown to users; empty for the embedded store.
+        uri: Address of MLflow; empty without any.
     """
     passed = _text(f"{_clock(now - began)}  ", style="dim")
     if (facts := state.facts) is None:
@@ -59,7 +59,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     above: list[RenderableType] = [_text(title, style="bold", **cut), progress]
     above += [_text(f"{label:<9}", style="dim", **cut).append_text(text) for label, text in lines]
     below = [_text(f"note: {note}", style="yellow", **cut) for note in facts.notes]
-    below.append(_text(live_text.browse(state.study, server), style="dim", **cut))
+    below.append(_text(live_text.browse(state.study, uri), style="dim", **cut))
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
     left_rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
@@ -139,12 +139,12 @@ class LiveView:
     A thread draws, while the search's own thread says what happens.
 
     Args:
-        server: Address of MLflow, as shown to users; empty for the embedded store.
+        uri: Address of MLflow; empty without any.
         began: When the clock that it shows begins, seconds since 1970; now by default.
     """
 
-    def __init__(self, server: str, began: float | None = None) -> None:
-        self._server, self.state, self._lock = server, SearchState(), threading.RLock()
+    def __init__(self, uri: str, began: float | None = None) -> None:
+        self._uri, self.state, self._lock = uri, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
         below = sys.stderr  # what draws has to steer the terminal
         while isinstance(below, PlainText):
@@ -181,7 +181,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return draw(self.state, self._console, time.time(), self._began, self._notice, self._server)
+            return draw(self.state, self._console, time.time(), self._began, self._notice, self._uri)
 
 
 class _ResizedLive(Live):

@@ -18,7 +18,7 @@ from typer.exceptions import Exit
 from loraxs_search.cli import _out
 from loraxs_search.cli.live_text import LinesView, browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
-from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.reports.study_status import study_status
 from loraxs_search.studies.folder import StudyFolder
 
@@ -68,7 +68,7 @@ def _interrupts(
 
 
 @contextmanager
-def watched(tracking_uri: str, *, study: str = "") -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
+def _watched(tracking_uri: str, *, study: str = "") -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
     """Yield a view of a search, and an event that Ctrl-C sets: a live table on a terminal, plain lines in a pipe.
 
     Args:
@@ -95,13 +95,8 @@ def shown(tracking_uri: str) -> AbstractContextManager[LiveView | LinesView]:
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from loraxs_search.cli._live import LiveView
 
-        return LiveView(server_of(tracking_uri))
-    return nullcontext(LinesView(sys.stderr, server_of(tracking_uri)))
-
-
-def server_of(uri: str) -> str:
-    """Return the address of an MLflow server as people may see it; empty for an embedded store, which has none."""
-    return "" if sqlite_path(uri) is not None else uri
+        return LiveView(tracking_uri)
+    return nullcontext(LinesView(sys.stderr, tracking_uri))
 
 
 def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: bool = False) -> None:
@@ -122,7 +117,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
         _out.tell(f"\nstudy {document.study}: {counted(len(document.trials), 'trial')} in {document.wall_s:.0f} s")
         _out.print_summary(document.study)
         _out.print_warnings(document.warnings)
-        _out.tell(browse(document.study, server_of(folder.info.tracking_uri)))
+        _out.tell(browse(document.study, folder.info.tracking_uri))
         if any(row.candidate_score is not None for row in document.trials):
             _out.tell(f"next: loraxs-search promote {document.study}")
             continue
@@ -182,7 +177,7 @@ def launch(
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
     options |= {"storage": storage, "overrides": tuple(overrides or ())}
     if len(spaces) == 1:
-        with watched(resolve_uri(tracking_uri)) as (view, stop):
+        with _watched(resolve_uri(tracking_uri)) as (view, stop):
             result = launch(spaces[0], name=name, view=view, stop=stop, **options)
         show_results([result], as_json)
         return
@@ -190,14 +185,14 @@ def launch(
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    server, views = server_of(resolve_uri(tracking_uri)), dict[str, LinesView]()
+    uri, views = resolve_uri(tracking_uri), dict[str, LinesView]()
 
     def view_of(study: str) -> LinesView:
-        views[study] = LinesView(sys.stderr, server, label=study)
+        views[study] = LinesView(sys.stderr, uri, label=study)
         return views[study]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _interrupts(LinesView(sys.stderr, server).say, lambda: False, lambda: views) as stop:
+    with _interrupts(LinesView(sys.stderr, uri).say, lambda: False, lambda: views) as stop:
         results = launch_together(spaces, views=view_of, stop=stop, **options)
     show_results(results, as_json, in_list=True)
 
@@ -226,7 +221,7 @@ def resume(
     from loraxs_search.search.driver.launch import resume
 
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
-    with watched(uri, study=study) as (view, stop):
+    with _watched(uri, study=study) as (view, stop):
         result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
     show_results([result], as_json)
 

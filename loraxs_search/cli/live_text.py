@@ -13,6 +13,7 @@ from loraxs_search.cli._out import plain
 from loraxs_search.errors import counted
 from loraxs_search.log import events
 from loraxs_search.log.events import Phase
+from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records.literals import Split
 from loraxs_search.records.task import DataReport
 from loraxs_search.reports.leaderboard import row_of
@@ -37,13 +38,9 @@ def phase_in_words(phase: Phase) -> str:
     return phase.text if phase.total is None else f"{phase.text}: {phase.done:,} of {phase.total:,} {phase.unit}"
 
 
-def browse(study: str, server: str) -> str:
-    """Return how to see the trials of a study in MLflow.
-
-    Args:
-        server: Its address, as shown to users; empty for the embedded store.
-    """
-    return f"browse the trials: loraxs-search ui {study}" + (f" ({server})" if server else "")
+def browse(study: str, uri: str) -> str:
+    """Return how to see the trials of a study in MLflow, which is at `uri`; only a server's address is shown."""
+    return f"browse the trials: loraxs-search ui {study}" + (f" ({uri})" if uri and sqlite_path(uri) is None else "")
 
 
 _WIDTHS: Mapping[Split, int] = {"train": 8, "validation": 10, "test": 8}  # columns of a terminal
@@ -117,16 +114,16 @@ class LinesView:
     """Writes one line an event, with the seconds since the start.
 
     Args:
-        server: Address of MLflow, as shown to users; empty for the embedded store.
+        uri: Address of MLflow; empty without any.
         label: What each line begins with, so that studies differ.
         began: When the seconds begin, since 1970.
         warns: Whether to write warnings too; where logging does, they would be there twice.
     """
 
     def __init__(
-        self, out: TextIO, server: str, label: str = "", *, began: float | None = None, warns: bool = False
+        self, out: TextIO, uri: str, label: str = "", *, began: float | None = None, warns: bool = False
     ) -> None:
-        self._out, self._server, self._warns = out, server, warns
+        self._out, self._uri, self._warns = out, uri, warns
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
         self.state, self._counted_at = SearchState(), 0.0
@@ -168,7 +165,7 @@ class LinesView:
                 then = f"then {counted(event.num_refits, 'refit')} of {counted(event.max_steps, 'step')}"
                 lines = [f"study {event.study}: {what}, {counted(event.num_slots, 'slot')}{why}"]
                 lines += [then] if event.num_refits else []
-                lines += [*(f"note: {note}" for note in event.notes), browse(event.study or "", self._server)]
+                lines += [*(f"note: {note}" for note in event.notes), browse(event.study or "", self._uri)]
             case events.TrialReported() | events.TrialEnded():
                 trial, metric = state.trials[event.trial_id], state.facts.metric if state.facts else ""
                 value = row_of(trial, metric).score

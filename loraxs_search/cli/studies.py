@@ -13,7 +13,6 @@ import typer
 from typer import Argument, Option
 
 from loraxs_search.cli import _out
-from loraxs_search.cli.launch import server_of
 from loraxs_search.cli.live_text import LinesView, phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Warned
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
 
 def _follow(folder: StudyFolder) -> None:
     """Show a study's search until nobody works on it: drawn on a terminal, as lines in a pipe; wiped at the end."""
-    server, began = server_of(folder.info.tracking_uri), folder.info.created_at
+    uri, began = folder.info.tracking_uri, folder.info.created_at
     shown: AbstractContextManager[LiveView | LinesView] = nullcontext(
-        LinesView(sys.stdout, server, began=began, warns=True)
+        LinesView(sys.stdout, uri, began=began, warns=True)
     )
     if is_terminal := sys.stdout.isatty() and sys.stderr.isatty():
         from loraxs_search.cli._live import LiveView
 
-        shown = LiveView(server, began)
+        shown = LiveView(uri, began)
     try:
         with shown as view:
             for event in follow(folder.name):
