@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.task import DataSource, Task
-from loraxs_search.registry.changes import Promoter
 from loraxs_search.studies.folder import list_studies
 
 
@@ -62,27 +57,3 @@ def test_a_home_that_is_a_file(say, fresh_home):
 
 def test_a_port_that_is_taken(say, store_uri, make_listener):
     assert say("ui", "--port", str(make_listener())).is_error(1, "must be free", "--port")
-
-
-def test_a_task_without_a_champion(say, store_uri):
-    task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-    decision, version = Promoter(store_uri, task.name).promote(PromotionRule(), task, [], {}, study="in-vain")
-    assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
-    assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
-    told = say("history", "hopeless").out
-    assert (
-        "refused  no trial of in-vain\n    no trial of a method that may be promoted has trained all its steps" in told
-    )
-
-
-# ---- after a search --------------------------------------------------------------------------------------------------
-def test_a_pulled_file_that_was_changed(say, adapter):
-    weights = adapter / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert say("predict", str(adapter), "fine").is_error(1, "adapter_model.safetensors must have sha256", "pull")
-
-
-def test_an_adapter_of_another_base(say, adapter):
-    manifest = adapter / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_digest": "0" * 64}))
-    assert say("predict", str(adapter), "fine").is_error(1, "was trained on", "0000000000000000", "no meaning")

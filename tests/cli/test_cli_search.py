@@ -40,16 +40,6 @@ def test_a_search_leaves_a_report_in_its_folder_and_in_mlflow(searched, ask):
 
 
 # ---- status ----------------------------------------------------------------------------------------------------------
-def test_status_shows_the_study(searched, ask):
-    assert ["reviews", "movie-reviews", "finished", "2/2"] in [
-        line.split()[:4] for line in ask("status").ok.splitlines()
-    ]
-    assert ask("status", "reviews").ok.splitlines()[0] == searched.launched.stdout.splitlines()[0]
-    printed = json.loads(ask("status", "reviews", "--json").ok)
-    assert printed["progress"]["num_trials"] == 2
-    assert all(trial["reason"] for trial in printed["trials"])
-
-
 def test_check_foretells_what_is_stored(ask):
     trial = json.loads(ask("status", "reviews", "--json").ok)["trials"][0]
     fixed = [
@@ -62,12 +52,6 @@ def test_check_foretells_what_is_stored(ask):
 
 
 # ---- promote, pull, predict ------------------------------------------------------------------------------------------
-def test_promotion_says_what_and_why(searched):
-    assert searched.promoted.stdout.startswith("movie-reviews: promoted, trial 0000")
-    assert "there was no champion" in searched.promoted.stdout
-    assert "next: loraxs-search pull movie-reviews" in searched.promoted.stderr
-
-
 def test_a_refusal_is_a_result(ask):
     done = ask("promote", "reviews", "--json")
     assert done.code == 0
@@ -117,30 +101,6 @@ def test_the_registry_is_listed_and_shown(ask):
     card = (Path(folder) / "README.md").read_text()
     assert "trained from 1 other seeds" in card
     assert re.search(r"base model \| 9\d,\d{3},\d{3} bytes", card)
-
-
-def test_minds_are_not_changed_by_accident(ask):
-    for args, printed in (
-        (("rollback", "movie-reviews"), "must have a champion before it"),
-        (("rm", "movie-reviews:1"), "A version with an alias must not be removed"),
-        (("rm", "movie-reviews"), "`version` must be given"),
-    ):
-        done = ask(*args)
-        assert done.code == 1, done.err
-        assert printed in done.err
-        assert "hint: " in done.err
-
-
-def test_a_pulled_model_can_be_whole(ask, tmp_path):
-    out = tmp_path / "merged"
-    printed = json.loads(ask("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json").ok)
-    assert printed == {"format": "merged", "name": "movie-reviews", "path": str(out)}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}
-    assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
-    again = ask("pull", "movie-reviews", "--out", str(out))
-    assert again.code == 2
-    assert "`--out` must name a new or empty folder" in again.err
-    assert ask("pull", "movie-reviews", "--rank", "8").code == 2
 
 
 def test_what_a_reader_leaves_unread_is_no_error(searched):

@@ -39,19 +39,18 @@ def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
 def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
     study = searched("reviews", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED), Tried({"rank": 4}, 0.9)])
     study.snapshots.write("00000", state("00000"))
-    for name in ("tokens/a.safetensors", "tokens/b.safetensors"):
-        write_atomic(fresh_home / "datasets" / name, "x" * 10_000)
-    age(old := fresh_home / "datasets" / "tokens" / "a.safetensors")
+    tokens = fresh_home / "datasets" / "tokens"
+    for name in "ab":
+        write_atomic(tokens / f"{name}.safetensors", "x" * 10_000)
+    age(tokens / "a.safetensors")
     planned = say("gc", "--dry-run")
     (row,) = (line for line in planned.ok.splitlines() if line.startswith("rows and tokens"))
     assert row.split()[3:7] == ["1", "12.3", "KB", "1"]
     assert "would free 12.3 KB" in planned.err
     assert "kept: 1 of rows and tokens, used not long ago" in planned.err
-    assert old.exists()
+    assert (tokens / "a.safetensors").exists()
     done = json.loads(say("gc", "--json").ok)
-    assert [item["path"] for item in done if not item["kept"]] == [
-        str(fresh_home / "datasets" / "tokens" / "a.safetensors")
-    ]
+    assert [item["path"] for item in done if not item["kept"]] == [str(tokens / "a.safetensors")]
     assert "freed 12.3 KB" not in say("gc").err
     assert say("gc", "--older-than", "0d").ok
     assert not (study.path / "snapshots" / "00000.safetensors").exists()

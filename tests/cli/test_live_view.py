@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from support.recorded_search import FACTS, begun, ended, finishing, training
+from support.recorded_search import FACTS, begun, ended, training
 from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
@@ -80,15 +80,6 @@ def test_a_search_says_that_it_is_to_finish_and_compares_what_is_scored(state):
     assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
     (early := SearchState()).happened(FACTS)
     assert "best" not in drawn(early, 80)
-
-
-def test_refits_are_counted(state):
-    for event in finishing():
-        state.happened(event)
-    lines = drawn(state, 80, now=1120.0).splitlines()
-    assert "about 20 s left" in lines[1]
-    assert lines[2] == "now      training the best 1 again from 2 fresh seeds: 80 of 160 steps"
-    assert lines[4].rstrip() == "steps    260 of about 340 (160 in refits)"
 
 
 def test_before_the_first_trial_there_is_a_line(state):

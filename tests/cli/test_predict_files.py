@@ -189,14 +189,6 @@ def test_a_row_that_cannot_be_answered_is_told_before_any_is(say, adapter, make_
         assert said.is_error(1, *message)
 
 
-def test_a_text_of_a_megabyte_and_rows_of_several_columns(say, adapter, writer, tmp_path):
-    long = table(tmp_path / "long.csv", [["text"], ["fine " * 200_000]])
-    assert say("predict", str(adapter), "--file", str(long), "--format", "jsonl").code == 0
-    (tmp_path / "lines.txt").write_text("w1\n")
-    said = say("predict", str(writer), "--file", str(tmp_path / "lines.txt"))
-    assert said.is_error(2, "A row of this task has first, second, but a line of", "has one text", ".csv with these")
-
-
 def test_rows_come_from_one_place(say, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("loraxs_search.predictor.Predictor", None)  # what is refused loads nothing
     assert say("predict", str(adapter)).is_error(2, "but got none of them", "--file - reads standard input")

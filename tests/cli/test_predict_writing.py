@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-import pytest
-import torch
-from peft import PeftModelForCausalLM
 from support.toy_language import choosing
 
 import loraxs_search
 from loraxs_search.cli._main import run
-from loraxs_search.errors import UsageError
-from loraxs_search.methods.export.folder import converted
 
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
 
@@ -54,29 +49,6 @@ def test_one_that_chooses_says_how_likely_and_hears_nothing(say, make_headless):
     (answer,) = loraxs_search.predict(folder, "w1\nw2", on_text=lambda _, piece: heard.append(piece))
     assert heard == []
     assert say("predict", str(folder), "w1\nw2").out == f"{answer.label}\t{answer.score:.3f}\tw1 w2\n"
-
-
-def test_it_loads_as_a_language_model_and_converts(writer, adapter):
-    model = loraxs_search.load_adapter(writer)
-    assert isinstance(model, PeftModelForCausalLM)
-    with pytest.raises(UsageError, match="must be of an adapter without a head"):
-        converted(adapter, "gguf")
-    made = converted(writer, "gguf")
-    assert {path.name for path in made.iterdir()} == {"adapter.gguf", "Modelfile", "README.md"}
-    assert "--lora adapter.gguf -no-cnv -n 6 --temp 0 -p" in (made / "README.md").read_text()
-    merged = type(model.get_base_model()).from_pretrained(converted(writer, "merged"))
-    ids = torch.arange(4, 16)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make_headless):
-    chooser = str(make_headless(choosing(options="choices")))
-    said = say("predict", chooser, "w1")
-    assert said.is_error(2, "takes 2 texts a row, but got 1 text", "words then choices, separated by |")
-    said = say("predict", chooser, "w1", "w2")
-    assert said.is_error(1, "the options of a row must be two or more, but the request has ('w1', 'w2')")
-    assert say("predict", chooser, "w1", "w2 | ").is_error(1, "the options of a row must each have text")
 
 
 def test_a_prompt_that_is_cut_is_said(say, writer, caplog):

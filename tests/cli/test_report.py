@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import webbrowser
 from pathlib import Path
 
@@ -38,10 +37,3 @@ def test_an_unknown_study_and_a_place_that_cannot_be_written_are_errors(say, fol
     for path in ("/proc/r.html", "/proc/no/folder/r.html", f"/{'x' * 300}/r.html"):
         assert say("report", "reviews", "--output", path).is_error(1, "must be writable")
     assert say("report").code == 2
-
-
-def test_no_device_is_replaced_by_a_report(say, folder, tmp_path):
-    device = tmp_path / "pipe"
-    os.mkfifo(device)
-    assert say("report", "reviews", "--output", str(device)).is_error(2, "must be a file")
-    assert device.is_fifo()

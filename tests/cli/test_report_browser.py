@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import pytest
@@ -55,19 +54,6 @@ def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sidewa
                 text = seen.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
                 assert text not in (grounds[theme], "rgb(107, 118, 132)"), "the theme's colour, not the figure's own"
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 25)"}
-
-
-@pytest.mark.long(part="browser")
-def test_it_works_in_the_frame_of_an_artifact_viewer(browser, report, tmp_path):
-    """As MLflow shows HTML: a frame of a foreign origin, which may run scripts and nothing else."""
-    viewer = tmp_path / "viewer.html"
-    content = escape(report.read_text())
-    viewer.write_text(f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{content}"></iframe>')
-    with opened(browser, viewer) as seen:
-        frame = seen.page.frame_locator("iframe")
-        frame.get_by_role("link", name="Quality against bytes").click()
-        frame.locator("#quality_and_bytes .main-svg").first.wait_for()
-        assert seen.errors == []
 
 
 @pytest.mark.long(part="browser")

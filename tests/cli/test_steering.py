@@ -59,9 +59,6 @@ def test_what_is_refused_says_why_and_what_to_do(say, folder):
     for line, code, parts in REFUSED:
         assert say(*line).is_error(code, *parts)
     assert not list(folder.inbox.waiting())
-
-
-def test_the_answer_as_json(say, folder):
     assert json.loads(say("stop", "s", "1", "--json").ok)["state"] == "queued"
 
 

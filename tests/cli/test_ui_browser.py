@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,14 +78,6 @@ def _said(message: Any) -> str:
     return f"{message.text} {message.location.get('url', '')}"
 
 
-@pytest.fixture
-def shoot(page, tmp_path):
-    """Keep a picture of the page."""
-    folder = Path(os.environ.get("LORAXS_TEST_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda name: page.screenshot(path=str(folder / f"{name}.png"))
-
-
 def cells(page: Any, column: str) -> list[str]:
     """The texts of a column of the table of runs, from top to bottom."""
     page.locator(f'[role=gridcell][col-id="{column}"]').first.wait_for()
@@ -98,7 +89,7 @@ def cells(page: Any, column: str) -> list[str]:
     return [text for _, text in sorted(by_row.items())]
 
 
-def test_the_printed_link_shows_the_trials_of_the_study_best_first(page, link, shoot):
+def test_the_printed_link_shows_the_trials_of_the_study_best_first(page, link):
     assert TRAINING in link
     page.goto(link)
     page.get_by_role("link", name="#0 r").first.wait_for()
@@ -111,17 +102,3 @@ def test_the_printed_link_shows_the_trials_of_the_study_best_first(page, link, s
     for name in cells(page, "attributes.`Run Name`"):
         assert re.fullmatch(r"#[01] r\d+ \S+ lr .*", name.splitlines()[-1]), name  # after the colour of its dot
     page.get_by_text("Sequence classification into negative, positive.").first.wait_for()
-    shoot("1-trials")
-
-
-def test_a_trial_has_its_data_its_model_and_a_curve_over_steps(page, link, shoot):
-    page.goto(link)
-    page.get_by_role("link", name="#0 r").first.click()
-    for shown in ("accuracy", "stored_bytes", "learning_rate", "Parent run"):
-        page.get_by_text(shown, exact=True).first.wait_for()
-    page.get_by_text(re.compile(r"movie-reviews \([0-9a-f]{16}\)")).first.wait_for()
-    page.get_by_role("link", name="movie-reviews", exact=True).last.wait_for()  # the version that it became
-    shoot("2-trial")
-    page.get_by_role("tab", name="Model metrics").or_(page.get_by_text("Model metrics", exact=True)).first.click()
-    page.locator(".js-plotly-plot").first.wait_for()
-    shoot("3-curves")

@@ -23,30 +23,21 @@ def registry(tmp_path, monkeypatch):
     return EntryPoints("toy", GROUP, OWN)
 
 
-def test_own_entries_come_first_and_cannot_be_taken(registry):
+def test_entries_are_had_by_their_names_and_the_packages_own_cannot_be_taken(registry):
     assert registry.names() == ["own", "theirs", "gone"]
-    assert registry.get("own") is OWN
+    assert (registry.get("own"), registry.get("theirs")) == (OWN, "from outside")
     with pytest.raises(ValueError, match=r"`toy`.*'own'"):
         registry.register("own", "another")
-
-
-def test_what_a_distribution_brings_is_had_by_its_name(registry):
-    assert registry.get("theirs") == "from outside"
-
-
-def test_what_is_registered_here_is_had_too(registry):
     registry.register("mine", "registered")
     registry.register("mine", "registered")  # as when a notebook's cell runs twice
-    assert registry.names() == ["own", "mine", "theirs", "gone"]
+    assert registry.names() == ["own", "theirs", "mine", "gone"]
     assert registry.get("mine") == "registered"
+    assert registry.importable() == {"own": OWN, "mine": "registered", "theirs": "from outside"}
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_first(registry):
+def test_what_is_unknown_or_cannot_be_imported_is_refused(registry):
     with pytest.raises(UsageError, match=r"`toy`.*: theirs, gone, own, .*'their'"):
         registry.get("their")
-
-
-def test_an_entry_that_cannot_be_imported_says_from_where(registry):
     with pytest.raises(UsageError, match=r"`toy` gone .*toy_entries:NOTHING"):
         registry.get("gone")
 
@@ -66,7 +57,3 @@ def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(source, error, t
     assert registry.importable() == {"own": OWN}
     with pytest.raises(UsageError, match=rf"`toy` broken .*toy_broken:WORD, but: {error}"):
         registry.get("broken")
-
-
-def test_what_cannot_be_imported_is_left_out_of_the_importable(registry):
-    assert registry.importable() == {"own": OWN, "theirs": "from outside"}

@@ -6,15 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.aged import age, base_name
-from support.sealed import seal
+from support.sealed import promote
 from support.studies import TASK
+from support.toys import adapter
 
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Candidate, PromotionRule
-from loraxs_search.records.trial import AdapterSize, Hyperparameters
-from loraxs_search.registry.changes import Promoter
 
 
 @pytest.fixture
@@ -50,29 +46,7 @@ def sealed():
     """Write a sealed adapter that stands on a base and factors."""
 
     def make(folder: Path, study: str = "s", *, base_digest: str = "b" * 64, factors: dict[str, str]) -> Path:
-        folder.mkdir(parents=True)
-        (folder / "adapter_model.safetensors").write_bytes(b"R")
-        (folder / "README.md").write_text("card")
-        hyper = Hyperparameters(rank=4, target_modules=("a",), learning_rate=1e-3, head_learning_rate=1e-2)
-        manifest = Manifest(
-            task=TASK,
-            base_model=BaseModelRef("org/base"),
-            base_digest=base_digest,
-            data_fingerprint="data",
-            study=study,
-            trial_id="00000",
-            params={"rank": 4},
-            hyperparameters=hyper,
-            validation_metrics={"accuracy": 0.9},
-            test_metrics={"accuracy": 0.9},
-            size=AdapterSize(16, 10, 400),
-            probe=ReferenceLogits((), ()),
-            versions={},
-            created_at="2026-01-01T00:00:00Z",
-            factors=factors,
-        )
-        seal(folder, manifest)
-        return folder
+        return adapter(folder, "00000", task=TASK, study=study, base_digest=base_digest, factors=factors)
 
     return make
 
@@ -82,8 +56,6 @@ def register(sealed, tmp_path):
     """Register an adapter as champion of the task `t`."""
 
     def make(uri: str, *, base_digest: str, factors: dict[str, str]) -> None:
-        folder = sealed(tmp_path / "promoted", base_digest=base_digest, factors=factors)
-        candidate = Candidate("s", "00000", TASK.name, {"accuracy": 0.9}, {"accuracy": 0.9}, 400, "data", base_digest)
-        Promoter(uri, TASK.name).promote(PromotionRule(), TASK, [candidate], {"00000": folder}, True)
+        promote(sealed(tmp_path / "promoted", base_digest=base_digest, factors=factors), uri)
 
     return make

@@ -41,34 +41,65 @@ def why(path: Path) -> str:
     return reason
 
 
-def files_of(home: Path) -> set[str]:
-    return {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
-
-
 def factor_file(home: Path, factors: dict[str, str]) -> Path:
     (key,) = factors
     return home / "factors" / key[:2] / f"{key}.safetensors"
 
 
-# ---- what goes -------------------------------------------------------------------------------------------------------
-def test_what_nobody_needs_goes_and_a_dry_run_removes_nothing(fresh_home, base, factors):
+# ---- what goes, and what stays ---------------------------------------------------------------------------------------
+def test_what_is_needed_stays_and_all_else_goes(fresh_home, store_uri, base, factors, register, sealed, tmp_path):
+    registered, finished, named, unused = (factors(seed) for seed in range(4))
+    register(store_uri, base_digest=base("registered"), factors=registered)
+    digest = base("finished")
+    done = searched("done", [Tried({"rank": 2}, 0.8)], identity=Identity(digest, "data"))
+    sealed(done.adapter_path("00000"), "done", base_digest=digest, factors=finished)
     base("unused")
-    lone = factor_file(fresh_home, factors(0))
-    for name in (
-        "datasets/tokens/a.safetensors",
-        *(f"datasets/glue/sst2/0.0.0/c0ffee/{name}" for name in ("dataset_info.json", "glue-train.arrow")),
-        f"states/{STATE}",
-        f"assets/dd/{'d' * 64}.safetensors",
-    ):
+    new, old = ("a" * 64, "c" * 64)
+    for pulled_digest in (new, old):
+        sealed(fresh_home / "adapters" / pulled_digest, factors=named if pulled_digest == new else {})
+        write_atomic(fresh_home / "adapters" / f"{pulled_digest}.lora-r8" / "adapter_config.json", "{}")
+        write_atomic(fresh_home / "adapters" / f"{pulled_digest}.lora-r8.json", "{}")
+    pulled(fresh_home, "reviews", new)
+    rows = [f"datasets/glue/sst2/0.0.0/c0ffee/{name}" for name in ("dataset_info.json", "glue-train.arrow")]
+    others = ["datasets/tokens/a.safetensors", *rows, f"states/{STATE}", f"assets/dd/{'d' * 64}.safetensors"]
+    own = [  # what people keep in the home
+        *("studies/.git/config", "studies/done/snapshots/notes.md", "studies/done/clones/notes.md"),
+        *("studies/done/.notes/day", "adapters/.DS_Store", "base_models/.venv/bin", "datasets/.cache.tmp"),
+        *("base_models/my-model/config.json", "datasets/mine/tickets.csv", "datasets/gold.parquet"),
+        *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
+    ]
+    for name in (*others, *own):
         write_atomic(fresh_home / name, "x" * 5000)
-    age(fresh_home)
+    write_atomic(tmp_path / "elsewhere" / "a.arrow", "x")
+    link = fresh_home / "states" / f"{'e' * 16}.20.{'b' * 32}.safetensors"
+    link.symlink_to(tmp_path / "elsewhere" / "a.arrow")
+    (fresh_home / "datasets" / "folders").symlink_to(tmp_path / "elsewhere")
+    age(tmp_path), age(fresh_home)
+    bases = fresh_home / "base_models"
+    for path, needed in (
+        (factor_file(fresh_home, registered), "needed by t:1"),
+        (bases / base_name("registered"), "needed by t:1"),
+        (factor_file(fresh_home, finished), "needed by study done"),
+        (bases / base_name("finished"), "needed by study done"),
+        (factor_file(fresh_home, named), "needed by `pull reviews`"),
+        (fresh_home / "adapters" / f"{new}.lora-r8", "needed by `pull reviews`"),
+        (link, "a link leads out of the state folder"),
+    ):
+        assert why(path) == needed
     planned = collect(MONTH_S, dry_run=True)
-    assert lone.is_file()
-    assert [done.path for done in planned if not done.kept] == gone()
-    left = {name for name in files_of(fresh_home) if not name.startswith(".")}
-    assert {name.split("/")[0] for name in left} == {"base_models"}, "the digests of files, a line each"
-    assert sum(done.num_bytes for done in planned) >= 5 * 4096
-    assert collect(MONTH_S) == []
+    going = {done.path for done in planned if not done.kept}
+    assert going == {
+        *(factor_file(fresh_home, unused), bases / base_name("unused")),
+        *(fresh_home / "adapters" / name for name in (old, f"{old}.lora-r8", f"{old}.lora-r8.json")),
+        *(fresh_home / name for name in others),
+    }
+    assert all(path.exists() for path in going), "a dry run removes nothing"
+    assert sum(done.num_bytes for done in planned if not done.kept) >= 5 * 4096
+    assert set(gone()) == going
+    assert not any(path.exists() for path in going)
+    assert all((fresh_home / name).is_file() for name in (*own, "mlflow.db"))
+    assert (tmp_path / "elsewhere" / "a.arrow").read_text() == "x"
+    assert gone() == []
 
 
 def test_what_was_used_not_long_ago_stays(fresh_home, factors):
@@ -82,19 +113,6 @@ def test_what_was_used_not_long_ago_stays(fresh_home, factors):
 
 
 # ---- what stays ------------------------------------------------------------------------------------------------------
-def test_what_a_registered_version_needs_stays(fresh_home, store_uri, base, factors, register):
-    needed, unused = factors(0), factors(1)
-    digest, other = base("needed"), base("unused")
-    register(store_uri, base_digest=digest, factors=needed)
-    assert digest != other
-    age(fresh_home)
-    assert why(factor_file(fresh_home, needed)) == "needed by t:1"
-    assert why(fresh_home / "base_models" / base_name("needed")) == "needed by t:1"
-    assert set(gone()) == {factor_file(fresh_home, unused), fresh_home / "base_models" / base_name("unused")}
-    assert (fresh_home / "mlflow.db").is_file()
-    assert (fresh_home / "artifacts").is_dir()
-
-
 def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, base, factors, monkeypatch):
     base("b")
     path = factor_file(fresh_home, factors(0))
@@ -127,18 +145,6 @@ def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, fa
     assert why(path) == "needed by study open, which is not finished"
     (folder.path / "study.json").write_text("{")
     assert why(path) == "needed by study open, which is not finished", "what a damaged one needs is not known"
-
-
-def test_what_a_finished_study_needs_stays(fresh_home, store_uri, base, factors, sealed):
-    digest, needed = base("b"), factors(0)
-    folder = searched("done", [Tried({"rank": 2}, 0.8)], identity=Identity(digest, "data"))
-    sealed(folder.adapter_path("00000"), "done", base_digest=digest, factors=needed)
-    age(fresh_home)
-    assert (
-        why(factor_file(fresh_home, needed))
-        == why(fresh_home / "base_models" / base_name("b"))
-        == "needed by study done"
-    )
 
 
 def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_extended(fresh_home, store_uri):
@@ -195,20 +201,6 @@ def test_a_study_that_goes_on_while_gc_looks_keeps_its_states(go_on, fresh_home,
     assert len(names) == 2
 
 
-def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, sealed):
-    needed = factors(0)
-    new, old = ("a" * 64, "c" * 64)
-    for digest in (new, old):
-        sealed(fresh_home / "adapters" / digest, factors=needed if digest == new else {})
-        write_atomic(fresh_home / "adapters" / f"{digest}.lora-r8" / "adapter_config.json", "{}")
-        write_atomic(fresh_home / "adapters" / f"{digest}.lora-r8.json", "{}")
-    pulled(fresh_home, "reviews", new)
-    age(fresh_home)
-    assert why(fresh_home / "adapters" / f"{new}.lora-r8") == "needed by `pull reviews`"
-    assert why(factor_file(fresh_home, needed)) == "needed by `pull reviews`"
-    assert {path.name for path in gone()} == {old, f"{old}.lora-r8", f"{old}.lora-r8.json"}
-
-
 def test_pulled_adapters_of_removed_versions_go(fresh_home, store_uri, base, register, sealed):
     register(store_uri, base_digest=base("b"), factors={})
     (known,) = (digest for _, digest, _ in Registry(store_uri).manifests())
@@ -261,19 +253,6 @@ def test_while_a_search_runs_what_it_may_use_stays(fresh_home, base, factors):
     assert path in gone()
 
 
-def test_a_link_that_leads_out_is_left_alone(fresh_home, tmp_path):
-    elsewhere = tmp_path / "elsewhere" / "rows"
-    write_atomic(elsewhere / "a.arrow", "x")
-    (fresh_home / "datasets").mkdir(parents=True)
-    (fresh_home / "datasets" / "tokens").symlink_to(elsewhere)
-    (fresh_home / "states").mkdir()
-    (fresh_home / "states" / STATE).symlink_to(elsewhere / "a.arrow")
-    age(tmp_path)
-    assert gone() == []
-    assert (elsewhere / "a.arrow").read_text() == "x"
-    assert why(fresh_home / "states" / STATE) == "a link leads out of the state folder"
-
-
 # ---- what killed processes leave -------------------------------------------------------------------------------------
 def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home, store_uri):
     study("kept")
@@ -292,22 +271,6 @@ def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home,
     age(fresh_home)
     assert set(gone()) == set(half)
     assert (fresh_home / "studies" / "kept" / "study.json").is_file()
-
-
-def test_what_people_keep_in_the_home_stays(fresh_home, store_uri):
-    study("kept")
-    searched("done", [Tried({"rank": 2}, 0.8)])
-    own = [
-        *("studies/.git/config", "studies/done/snapshots/notes.md", "studies/done/clones/notes.md"),
-        *("studies/kept/.notes/day", "studies/kept/adapters/.00000.old/manifest.json", "adapters/.DS_Store"),
-        *("base_models/.venv/bin", "base_models/my-model/config.json", "datasets/.cache.tmp"),
-        *("datasets/mine/tickets.csv", "datasets/gold.parquet"),
-        *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
-    ]
-    for name in own:
-        write_atomic(fresh_home / name, "x")
-    age(fresh_home)
-    assert gone() == []
 
 
 DIES = """

@@ -204,17 +204,6 @@ def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
     assert (tmp_path / "elsewhere" / "study.json").is_file()
 
 
-def test_who_comes_too_late_is_refused_and_leaves_nothing(store_uri, fresh_home):
-    """It has opened the study; then the study goes."""
-    late = study("reviews", store_uri)
-    remove_study("reviews")
-    with pytest.raises(StudyError) as refused, late.lock():
-        pass
-    assert "loraxs-search status" in str(refused.value.hint)
-    assert list((fresh_home / "studies").iterdir()) == []
-    study("reviews", store_uri)
-
-
 def test_a_study_that_promote_decides_about_is_neither_removed_nor_taken_up(store_uri, monkeypatch):
     """`promote` writes into the study: half of it would come back."""
     folder = searched("reviews", [Tried({"rank": 2}, 0.8)])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 from dataclasses import fields
 from pathlib import Path
 
@@ -44,16 +43,6 @@ def test_every_section_becomes_its_record(parse, text, folder):
     assert parse(text, "search.scheduler=none").search.params == {"n_startup_trials": 10}
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
-
-
-def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
-    space = parse(
-        text, "search.trials=9", "task.labels=['on', 'off', '2024-01-01']", "task.metrics=[accuracy]", "promotion="
-    )
-    assert pickle.loads(pickle.dumps(space)) == space
-    again = parse(space.text)
-    assert again == space
-    assert again.task.labels == ("on", "off", "2024-01-01")
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
