@@ -132,7 +132,9 @@ def test_a_fault_is_told_with_its_line_and_key(text, faults, section):
 
 
 # Laws between two keys cannot be checked where the other one is wrong.
-HANG_ON_OTHERS = r"search\.metric$|promotion\.(metric|direction|guards)$|task\.(slices|direction|metrics|labels)|.*\.when"
+HANG_ON_OTHERS = (
+    r"search\.metric$|promotion\.(metric|direction|guards)$|task\.(slices|direction|metrics|labels)|.*\.when"
+)
 ALONE = [fault for fault in FAULTS if not re.match(HANG_ON_OTHERS, fault[2])]
 
 
