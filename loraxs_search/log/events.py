@@ -6,11 +6,13 @@ A line holds the name of the class under `event`, the time under `at`, and each 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from loraxs_search.log import clock
+from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Direction, Scalar, Split
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
@@ -29,6 +31,21 @@ class Event:
 
     at: float = field(default_factory=lambda: clock.steady_time())  # noqa: PLW0108  # tests hold it still
     study: str | None = None
+
+    def to_line(self) -> bytes:
+        """Return the event as its line, newline included."""
+        named = {}
+        for each in fields(self):
+            default = each.default_factory() if each.default_factory is not MISSING else each.default
+            if each.name not in ("at", "study") and getattr(self, each.name) != default:
+                named[each.name] = getattr(self, each.name)
+        line = {"event": type(self).__name__, **named, "at": self.at}
+        text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
+        if (
+            "\\ud" in text
+        ):  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
+            text = json.dumps(json.loads(text), ensure_ascii=False)
+        return text.encode(errors="replace") + b"\n"
 
 
 # ---- what the state of a search is made of ---------------------------------------------------------------------------

@@ -7,7 +7,6 @@ over by readers and cut off by the next write.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Protocol, TypeVar, get_args
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log import clock, events
-from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
@@ -53,32 +52,6 @@ def lines_from(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
         return
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def append_lines(path: Path, end: int, lines: bytes, *, flush_to_device: bool = False) -> int:
-    """Write lines, newlines included, at an offset, whatever stands behind it; the kernel has them when this returns.
-
-    The file is created by its first lines.
-
-    Args:
-        end: The offset behind the last whole line.
-    Returns:
-        The offset behind the new ones.
-
-    Raises:
-        HomeError: no space left, or no right to write; the lines before are as they were.
-    """
-    with disk_faults(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)  # not emptied
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            file.truncate(end)
-            file.seek(end)
-            left = memoryview(lines)
-            while left:  # a disk that fills up takes a part
-                left = left[file.write(left) :]
-            if flush_to_device:
-                os.fsync(file.fileno())
-    return end + len(lines)
 
 
 def unreadable(path: Path, error: OSError) -> StudyError:
@@ -116,20 +89,6 @@ def _damaged(path: Path, at: int) -> StudyError:
     return StudyError(
         f"Every line of a journal must be an event, but {path} is damaged at byte {at}.", hint=DAMAGED_HINT
     )
-
-
-def to_line(event: events.LoggedEvent) -> bytes:
-    """Return an event as its line, newline included."""
-    fields = {}
-    for each in dataclasses.fields(event):
-        default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
-        if each.name not in ("at", "study") and getattr(event, each.name) != default:
-            fields[each.name] = getattr(event, each.name)
-    line = {"event": type(event).__name__, **fields, "at": event.at}
-    text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
-    if "\\ud" in text:  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
-        text = json.dumps(json.loads(text), ensure_ascii=False)
-    return text.encode(errors="replace") + b"\n"
 
 
 # ---- what follows from events ----------------------------------------------------------------------------------------
@@ -301,8 +260,18 @@ class StudyLog:
             if is_known:
                 return None
             # What decides anything is on the device before it is acted on; a snapshot has the reports, too.
-            is_decisive = not isinstance(event, events.TrialReported | events.WatchedEvent)
-            self._end = append_lines(self._path, self._end, to_line(event), flush_to_device=is_decisive)
+            is_decisive, line = not isinstance(event, events.TrialReported | events.WatchedEvent), event.to_line()
+            with disk_faults(self._path):
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)  # not emptied
+                with os.fdopen(descriptor, "wb", buffering=0) as file:
+                    file.truncate(self._end)  # of whatever stands behind the last whole line
+                    file.seek(self._end)
+                    left = memoryview(line)
+                    while left:  # a disk that fills up takes a part
+                        left = left[file.write(left) :]
+                    if is_decisive:
+                        os.fsync(file.fileno())
+            self._end += len(line)
             self._apply(event)
             self._is_drivers |= isinstance(event, events.DriverStarted)
         if isinstance(event, events.TrialEvent):

@@ -179,6 +179,19 @@ class Manifest:
     slices: tuple[SliceScore, ...] = ()
     by_class: ClassReport | None = None
 
+    @staticmethod
+    def check_format(found: int | None, place: str) -> None:
+        """Refuse an adapter that is described in another form than this version reads.
+
+        Raises:
+            IntegrityError: it is.
+        """
+        if found != ADAPTER_FORMAT:
+            raise IntegrityError(
+                f"`format` must be {ADAPTER_FORMAT}, but got {found} in {place}.",
+                hint="use the version of loraxs-search that made the adapter, or search again with this one",
+            )
+
     @classmethod
     def parse(cls, content: bytes, place: str) -> Manifest:
         """Read the bytes of a `manifest.json`.
@@ -189,22 +202,9 @@ class Manifest:
             IntegrityError: it is damaged, or of another format.
         """
         try:
-            check_format(from_json(dict[str, Any], content).get("format"), place)
+            cls.check_format(from_json(dict[str, Any], content).get("format"), place)
             return from_json(cls, content)
         except ValueError as error:  # pydantic's ValidationError is one
             raise IntegrityError(
                 f"{place} is not an adapter manifest: {error}", hint="pull the adapter again"
             ) from error
-
-
-def check_format(found: int | None, place: str) -> None:
-    """Refuse an adapter that is described in another form than this version reads.
-
-    Raises:
-        IntegrityError: it is.
-    """
-    if found != ADAPTER_FORMAT:
-        raise IntegrityError(
-            f"`format` must be {ADAPTER_FORMAT}, but got {found} in {place}.",
-            hint="use the version of loraxs-search that made the adapter, or search again with this one",
-        )

@@ -40,7 +40,7 @@ from loraxs_search.errors import (
 )
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import all_pages, check_server, get, prepare_environment, redact, sqlite_path
-from loraxs_search.records.adapter import Manifest, check_format
+from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.promotion import Candidate, Decision
 from loraxs_search.records.task import MAX_NAME
@@ -627,7 +627,7 @@ def _registered(version: Any, model: Any) -> RegisteredAdapter:
     """
     tags, number = version.tags, int(version.version)
     try:
-        check_format(int(tags[FORMAT]), f"version {number}")
+        Manifest.check_format(int(tags[FORMAT]), f"version {number}")
         digest = tags[DIGEST]
         if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it names a folder of the cache
             raise ValueError(f"`digest` must be 64 hex digits, but got {digest!r}")

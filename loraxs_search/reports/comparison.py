@@ -109,8 +109,6 @@ class _Study:
 def _read(name: str) -> _Study:
     folder = StudyFolder.open(name)
     state, candidates, identity = folder.state(), folder.candidates() or (), folder.identity.read()
-    if identity is None and candidates:
-        identity = Identity(candidates[0].base_digest, candidates[0].data_fingerprint)
     has_probe = folder.assets().get(PROBE, NOTHING) != NOTHING  # else heads cannot start at it
     rule, trials, method = folder.checkpoint_selection, list[_Trial](), ""
     for record in folder.journal().records.values():
@@ -365,15 +363,11 @@ def _grouped(studies: Sequence[_Study], by: str, against: str | None) -> dict[Sc
     numbers = sorted(value for value in grouped if isinstance(value, int | float))
     order: list[Scalar | None] = [*numbers, *(value for value in grouped if not isinstance(value, int | float))]
     if against is not None:
-        labels = [_label(value) for value in order]
+        labels = ["-" if value is None else str(value) for value in order]
         if against not in labels:
             raise UsageError(unknown_name("--against", against, labels), hint=_HINT)
         order.insert(0, order.pop(labels.index(against)))
     return {value: grouped[value] for value in order}
-
-
-def _label(value: Scalar | None) -> str:
-    return "-" if value is None else str(value)
 
 
 def _group(
@@ -398,7 +392,7 @@ def _group(
     )
     return _ComparedGroup(
         value=value,
-        label=_label(value),
+        label="-" if value is None else str(value),
         studies=tuple(dict.fromkeys(trial.study for trial in used)),
         num_trials=len(trials),
         steps=sum(trial.steps for trial in used),

@@ -11,7 +11,7 @@ import pytest
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.log.study_log import read_events, to_line
+from loraxs_search.log.study_log import read_events
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
@@ -70,7 +70,7 @@ class Study:
     def take(self, event: LoggedEvent) -> None:
         with tempfile.TemporaryDirectory() as folder:  # as its line in the log says it
             path = Path(folder) / "journal.jsonl"
-            path.write_bytes(to_line(event))
+            path.write_bytes(event.to_line())
             ((read, _),) = read_events(path, None)
         assert read is not None
         self.events.append(read)

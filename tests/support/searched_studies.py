@@ -25,7 +25,7 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.log.study_log import StudyLog, to_line
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Scalar
@@ -114,7 +114,7 @@ def searched(
     if trials and trials[0].times:
         events = [DriverStarted(since=BEGAN, at=BEGAN + 15.0), *sorted(events, key=lambda event: event.at)]
         events += [TrainingEnded(notice="", at=events[-1].at)] if finished else []
-    folder.journal_path.write_bytes(b"".join(map(to_line, events)))
+    folder.journal_path.write_bytes(b"".join(event.to_line() for event in events))
     if finished:
         folder.write_candidates([])
     return folder

@@ -181,7 +181,10 @@ def _report_page(facts: ReportFacts) -> str:
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    head, script = summary(facts), _template("report.js")
+    head = summary(facts)
+    template, script, style = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.html.j2", "report.js", "report.css")
+    )
     trials = leaderboard_table(facts.rows, facts.task, is_page=True)
     words = [facts.word(facts.journal.records[row.trial_id].state) for row in facts.rows]
     cells = tuple((cell[0], word, *cell[2:]) for word, cell in zip(words, trials.cells, strict=True))
@@ -207,7 +210,7 @@ def _report_page(facts: ReportFacts) -> str:
     run = " ".join(f"'sha256-{digest}'" for digest in digests)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return (
-        environment.from_string(_template("report.html.j2"))
+        environment.from_string(template)
         .render(
             facts=facts,
             title=f"{facts.info.name}: {facts.task.registered_name}",
@@ -231,7 +234,7 @@ def _report_page(facts: ReportFacts) -> str:
             settings=_settings_table(facts),
             command=_repeat_command(facts),
             space=read_text(facts.folder.space_path),
-            style=_template("report.css"),
+            style=style,
             scripts=scripts,
             policy=f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:",
         )
@@ -256,10 +259,6 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
         raise UsageError(f"A report must be a file, but {path} is none.", hint="name a file that does not exist yet")
     write_atomic(path, _report_page(ReportFacts.of(folder)))
     return path
-
-
-def _template(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _moment(seconds: float) -> str:

@@ -26,7 +26,7 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.log.study_log import append_lines, read_events, to_line
+from loraxs_search.log.study_log import read_events
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
@@ -64,7 +64,7 @@ def path(tmp_path):
 
 
 def write(path: Path, *events: LoggedEvent) -> None:
-    append_lines(path, 0, b"".join(map(to_line, events)))
+    path.write_bytes(b"".join(event.to_line() for event in events))
 
 
 def read(path: Path) -> list[LoggedEvent]:

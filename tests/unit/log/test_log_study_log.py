@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.reports import report
 
+from loraxs_search.home import disk_faults
 from loraxs_search.log import study_log
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import (
@@ -24,7 +28,7 @@ from loraxs_search.log.events import (
     TrialStarted,
     Warned,
 )
-from loraxs_search.log.study_log import StudyLog, append_lines
+from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.tune.time_budget import TimeBudget
@@ -148,19 +152,20 @@ def test_threads_may_note_while_the_driver_records(path, monkeypatch):
     journal, at_once = StudyLog(path), list[int]()
     journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
 
-    def slowly(*arguments: Any, **options: Any) -> int:
+    @contextlib.contextmanager
+    def slowly(path: Path) -> Iterator[None]:
         at_once.append(1)
         assert len(at_once) == 1
         time.sleep(0)  # another thread's turn
-        end = append_lines(*arguments, **options)
+        with disk_faults(path):
+            yield
         at_once.pop()
-        return end
 
     def note(number: int) -> None:
         for _ in range(50):
             journal.append(Warned(study="mine", at=1.0, text=f"from thread {number} " + "x" * 500))
 
-    monkeypatch.setattr(study_log, "append_lines", slowly)
+    monkeypatch.setattr(study_log, "disk_faults", slowly)
     threads = [threading.Thread(target=note, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()

@@ -81,7 +81,7 @@ def test_what_happens_to_a_trial_reaches_file_view_and_follower(folder, view, mo
     def full(*_: object, **__: object) -> None:
         raise HomeError("No space left to write it.")
 
-    monkeypatch.setattr("loraxs_search.log.study_log.append_lines", full)
+    monkeypatch.setattr("loraxs_search.log.study_log.disk_faults", full)
     with pytest.raises(HomeError):
         log.append(TrialStarted(trial_id="00001", params={}))
     assert (list(log.records), len(followed), view.shown) == (["00000"], 3, seen), "it has not happened"

@@ -173,12 +173,6 @@ def test_a_study_that_has_loaded_nothing_is_compared_with_none(fresh_home):
         compare("new")
 
 
-def test_an_old_study_is_known_by_its_candidates(fresh_home):
-    confirm(searched("old", [tried(0.5)], identity=None), "00000", [0.5])
-    searched("one", [tried(0.5)])
-    assert compare("old", "one", by="study").budget == 1
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
