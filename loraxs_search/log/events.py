@@ -41,9 +41,8 @@ class Event:
                 named[each.name] = getattr(self, each.name)
         line = {"event": type(self).__name__, **named, "at": self.at}
         text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
-        if (
-            "\\ud" in text
-        ):  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
+        # Maybe half a character, as in a file's name that is no text: no reader takes a line with it.
+        if "\\ud" in text:
             text = json.dumps(json.loads(text), ensure_ascii=False)
         return text.encode(errors="replace") + b"\n"
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 from support.recorded_search import FACTS, begun, ended, finishing, reported, training
 
-from loraxs_search.log.events import Phase, RowsScored, SearchEnded, TrialsAdvanced
+from loraxs_search.log.events import (
+    Phase,
+    RowsScored,
+    SearchEnded,
+    SearchStarted,
+    TrialEnded,
+    TrialReported,
+    TrialsAdvanced,
+)
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -39,13 +47,12 @@ def test_steps_since_the_last_report_count_until_the_next_one(state):
     state.happened(advanced)
     assert (state.trials["00002"].step, state.rows(1)[0].step) == (40, 57)
     assert state.steps_done == steps + 17, "an older answer, one of a trial that has ended and one of a refit add none"
-    last = [event for event in training() if type(event).__name__ == "TrialReported" and event.trial_id == "00002"][-1]
+    last = [event for event in training() if isinstance(event, TrialReported) and event.trial_id == "00002"][-1]
     state.happened(replace(last, report=replace(last.report, step=60), at=1090.0))
     assert state.steps_done == steps + 20
     assert [row.trial_id for row in state.rows(2)] == ["00002", "00003"]
     state.happened(replace(advanced, steps={"00002": 79}))
-    again = next(event for event in training() if type(event).__name__ == "SearchStarted")
-    state.happened(replace(again, at=1100.0))
+    state.happened(replace(FACTS, at=1100.0))
     assert state.steps_done == steps + 20, "what a killed driver has heard of is forgotten"
 
 
@@ -55,25 +62,14 @@ def test_steps_since_the_last_report_count_until_the_next_one(state):
 def test_the_best_is_held_against_the_best_baseline(direction, best, mark, lead):
     state = SearchState()
     for event in training():
-        state.happened(replace(event, direction=direction) if type(event).__name__ == "SearchStarted" else event)
+        state.happened(replace(event, direction=direction) if isinstance(event, SearchStarted) else event)
     assert state.best is not None
     assert state.best_baseline is not None
     assert (state.best[0], state.best_baseline[0]) == (f"{best:05d}", mark)
     assert state.sign * (state.best[1] - state.best_baseline[1]) == pytest.approx(lead)
-
-
-def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state):
     state.baselines.clear()
-    assert state.best_baseline is None
-    state.happened(
-        RowsScored(study="mine", at=0.0, what="baseline", split="validation", name="tfidf", metrics={"mse": 1.0})
-    )
-    assert state.best_baseline is None
-    state.happened(
-        RowsScored(
-            study="mine", at=0.0, what="baseline", split="validation", name="odd", metrics={"pearson": float("nan")}
-        )
-    )
+    for name, metrics in (("of another metric", {"mse": 1.0}), ("odd", {"pearson": float("nan")})):
+        state.happened(RowsScored(study="mine", what="baseline", split="validation", name=name, metrics=metrics))
     assert state.best_baseline is None
 
 
@@ -89,7 +85,7 @@ def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state):
     assert state.seconds_left(9999.0) == pytest.approx(240 / (180 / 8999)), "it is late: the pace up to now counts"
     limited = SearchState()
     for event in training():
-        limited.happened(replace(event, time_left_s=90.0) if type(event).__name__ == "SearchStarted" else event)
+        limited.happened(replace(event, time_left_s=90.0) if isinstance(event, SearchStarted) else event)
     assert limited.seconds_left(1080.0) == pytest.approx(10), "the time budget"
 
 
@@ -151,7 +147,7 @@ def test_the_share_that_went_on_is_expected_to_go_on():
         state.happened(replace(FACTS, num_trials=num_trials, max_steps=max_steps, report_every=report_every))
         for number, (step, how) in enumerate(trials):
             for event in (begun(number, 1000.0), reported(number, step, 0.5, 1001.0), ended(number, how, 1002.0)):
-                if type(event).__name__ != "TrialEnded" or how is not RUNNING:
+                if not isinstance(event, TrialEnded) or how is not RUNNING:
                     state.happened(event)
         return state.trial_steps
 

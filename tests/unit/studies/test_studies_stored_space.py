@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.studies import study
@@ -20,15 +19,11 @@ TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  le
 MODULES = [LinearModule("layer.0.attention.query", 8, 8)]
 
 
-def launched(fresh_home: Path) -> tuple[StudyFolder, Space]:
+def test_defaults_are_those_of_the_launch(fresh_home, monkeypatch):
     space = parse_space(TEXT, source="s.yaml", folder=fresh_home)
     plan = {"task": space.task, "base_model": space.base_model, "search": space.search, "promotion": space.promotion}
     info = replace(study("first").info, name="s", space_folder=space.folder, **plan)
-    return StudyFolder.create(info, space.text, space), space
-
-
-def test_defaults_are_those_of_the_launch(fresh_home, monkeypatch):
-    folder, space = launched(fresh_home)
+    folder = StudyFolder.create(info, space.text, space)
     assert list(folder.space().parameters) == ["rank", "learning_rate"], "in the order of the file: samplers draw in it"
     params = {"rank": 2, "learning_rate": 0.001}
     before = space.hyperparameters(params, MODULES, 0)
