@@ -133,12 +133,11 @@ LOSSES = {  # kinds of things, and what it takes to have one back
     "base models": "unpacked or converted again from their package, if it is installed",
     "rows and tokens": "the next search of their task reads and tokenises its data again",
     "pulled adapters": "pulled again by their version's number",
-    "large states": "a trial that continues from one trains from the start again",
     "copies of assets": "the next trial of their study brings them again",
     "leftovers": "nothing",
 }
 # The folders of the home in which these things lie.
-FOLDERS = ("studies", "factors", "base_models", "datasets", "adapters", "states", "assets")
+FOLDERS = ("studies", "factors", "base_models", "datasets", "adapters", "assets")
 _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is a user's own, and stays.
 _BY_CONTENT = r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors"
@@ -191,8 +190,6 @@ def _look(home: Path, needs: _Needs, idle: bool) -> Iterator[tuple[str, Path, st
             yield "rows and tokens", path, searching
     for path in named("adapters", r"[0-9a-f]{64}(\..*)?"):  # and what they were converted to
         yield "pulled adapters", path, needed(needs.adapters, path.name.partition(".")[0])
-    for path in named("states", r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors"):  # of trials, left on their node
-        yield "large states", path, unfinished or searching
     for path in named("assets", _BY_CONTENT, "**/*"):  # what trials start from; each study keeps its own
         yield "copies of assets", path, searching
     # What killed processes have left half made or half removed. An adapter that was put aside while it was replaced

@@ -88,7 +88,6 @@ class Slot:
         self.batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
-        self._retrained = 0
         self._losses: list[float] = []
 
     @property
@@ -117,7 +116,6 @@ class Slot:
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             size=self._size,
-            retrained_steps=self._retrained,
             scoring_s=scoring_s,
         )
         self._losses.clear()
@@ -140,18 +138,14 @@ class Slot:
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             study=self.spec.study,
-            retrained_steps=self._retrained,
             frozen=self._frozen,
         )
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a trial's state."""
-        self._retrained = snapshot.retrained_steps
         self.step, self._reports = snapshot.step, snapshot.reports
         self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
-        if not snapshot.parameters:  # the state was lost: it starts anew
-            return
         check_frozen(snapshot, self._frozen)
         stored = [(self.parameters, snapshot.parameters)]
         if snapshot.moments:

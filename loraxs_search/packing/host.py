@@ -22,11 +22,10 @@ from torch import nn
 from loraxs_search import versions
 from loraxs_search.base_model.layers import matrix, output_head
 from loraxs_search.base_model.load import bare_body
-from loraxs_search.base_model.locate import locate, weight_files
+from loraxs_search.base_model.locate import weight_files
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.engine.layers import base_of
 from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError, TrialCancelledError
@@ -39,7 +38,7 @@ from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
-from loraxs_search.records.literals import MAX_STATE_BYTES, Basis, Precision, Split
+from loraxs_search.records.literals import Basis, Precision, Split
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.task import OutputScale, Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
@@ -47,7 +46,7 @@ from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.prepared import served
 from loraxs_search.trial.evaluate import as_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.snapshot import Snapshot, keep_state, whole_state
+from loraxs_search.trial.snapshot import Snapshot
 
 # Trials that are in step are scored in one evaluation, and their scheduler decides about all of them at once. A trial
 # that comes soon after the others have begun joins them, and they wait for it before they are scored; one that comes
@@ -185,14 +184,13 @@ class TrialHost:
         device: `auto` takes the first accelerator this process sees, else the CPU.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that continue together are scored together.
-        max_state_bytes: Larger states of trials stay on the node.
         gather_s: How long the very first round waits for the next of the trials that are starting.
 
     Raises:
         BaseModelError: several `slots` are given, and the base does not compute each row by itself.
     """
 
-    def __init__(  # noqa: PLR0913  # each is a keyword
+    def __init__(  # each is a keyword
         self,
         base: BaseModelRef,
         task: Task,
@@ -203,17 +201,14 @@ class TrialHost:
         device: str = "auto",
         linger_s: float = LINGER_S,
         gather_s: float = 0.0,
-        max_state_bytes: int = MAX_STATE_BYTES,
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-        self._ref = base
         loaded = self._loaded = LoadedBase(base, task, precision=precision, device=device)
         # Now: another thread of a process may have its own number of threads, and no trial has put its adapter on yet.
         threads = f"cpu, {torch.get_num_threads()} threads"
         self._device_name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else threads
         self._bare_body = bare_body(loaded.model)
-        self._max_state_bytes = max_state_bytes
         self._takes_turns = slots is None or slots == 1
         names = frozenset(module.name for module in loaded.modules)
         sharing = probe_sharing(loaded.exact, names)
@@ -320,14 +315,9 @@ class TrialHost:
 
     # ---- what is asked of the bare base ------------------------------------------------------------------------------
     @_between_rounds
-    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
-        """Describe base, rows and device; a task that is new to the host is read first.
-
-        Args:
-            anew: Read the rows again; where they differ from those in use, trials that start or resume later use
-                the new ones.
-        """
-        loaded, data = self._loaded, self._loaded.prepared(task, anew=anew)
+    def info(self, task: Task | None = None) -> HostInfo:
+        """Describe base, rows and device; a task that is new to the host is read first."""
+        loaded, data = self._loaded, self._loaded.prepared(task)
         loaded.exact_for(data.task)  # so that its head is counted
         _, note = resolved_pooling((task or data.task).pooling, loaded.base)
         return HostInfo(
@@ -349,11 +339,6 @@ class TrialHost:
             unpackable=frozenset() if self._takes_turns and loaded.is_first(task) else self._unpackable,
         )
 
-    def base_changed(self) -> bool:
-        """Whether the base on disk, its weights, tokenizer or configuration, differs from what was loaded."""
-        found, base = with_setup(locate(self._ref)), self._loaded.base
-        return (found.weight_digest, found.setup) != (base.weight_digest, base.setup)
-
     @_between_rounds
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; quick when they are on disk. Changes no result."""
@@ -366,7 +351,7 @@ class TrialHost:
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default.
         """
-        loaded, hyper, state = self._loaded, spec.hyperparameters, self._whole(spec, snapshot, task)
+        loaded, hyper, state = self._loaded, spec.hyperparameters, Snapshot.from_bytes(snapshot)
         method = method_of(hyper)
         weights = {name: matrix(loaded.exact.get_submodule(name)) for name in hyper.target_modules}
         sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
@@ -395,7 +380,7 @@ class TrialHost:
 
         They are answers whatever the task's reports are scored by.
         """
-        loaded, state, indices = self._loaded, self._whole(spec, snapshot, task), np.arange(rows.start, rows.stop)
+        loaded, state, indices = self._loaded, Snapshot.from_bytes(snapshot), np.arange(rows.start, rows.stop)
         with loaded.trained(spec, state, (task or loaded.task).for_candidates) as (model, data):
             scores = loaded.ask(model, data, data.kind.score(data, "test", indices))
             return as_answers(data, "test", indices, scores)
@@ -507,7 +492,7 @@ class TrialHost:
         slot = known.pop(spec.name, None)
         if slot is not None and slot.spec == spec and slot.data is data and slot.step == step:
             return slot
-        return pack.join(spec, data, whole_state(snapshot))
+        return pack.join(spec, data, snapshot)
 
     def _pack(self, is_unpacked: bool) -> Pack:
         """Return the pack that computes a trial; nothing of the other one is on the base."""
@@ -519,24 +504,6 @@ class TrialHost:
         """Take every trial off the base."""
         self._shared.base.clear()
         self._unpacked.base.clear()
-
-    def _whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None) -> Snapshot:
-        """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
-
-        Raises:
-            LoraxsError: training it again does not succeed.
-        """
-        given = Snapshot.from_bytes(snapshot)
-        state = whole_state(given)
-        if state is None or not state.parameters:
-            is_unpacked = self._is_unpacked(spec, task)
-            slot = self._slot(spec, state, task, is_unpacked)
-            while slot.step < given.step:
-                for error in self._pack(is_unpacked).step([slot]).values():
-                    raise error
-            state = slot.snapshot()
-            self._clear()
-        return state
 
     def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
         """Train every trial by one step, score together those that have reached theirs, and return the others."""
@@ -560,8 +527,9 @@ class TrialHost:
                     self._idle[slot.name] = slot
                     while len(self._idle) > self._num_slots:
                         self._idle.pop(next(iter(self._idle)))
-                is_last = slot.done and not method_of(slot.spec.hyperparameters).has_adapter
-                state = keep_state(request.spec, slot.snapshot(), self._max_state_bytes, is_last=is_last)
+                state = slot.snapshot()
+                if slot.done and not method_of(slot.spec.hyperparameters).has_adapter:  # nobody asks for its weights
+                    state = replace(state, parameters={}, moments={})
                 metric = slot.data.task.search_metric
                 peers = {  # step and score of the other trials of the same study
                     other.spec.trial_id: (other.slot.step, own[metric])
@@ -569,7 +537,7 @@ class TrialHost:
                     if other is not request and other.spec.study == request.spec.study
                     if not isinstance(own := scores[other.spec.name], LoraxsError) and metric in own
                 }
-                request.answer.set_result((replace(report, peers=peers), state))
+                request.answer.set_result((replace(report, peers=peers), state.to_bytes()))
             if reached:
                 self._expected += 0 if reached[0].is_unpacked else len(reached)
                 with self._changed:

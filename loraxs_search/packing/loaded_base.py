@@ -98,23 +98,18 @@ class LoadedBase:
         self.modules = linear_modules(self.base, model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
 
-    def prepared(self, task: Task | None = None, *, anew: bool = False) -> PreparedTask:
-        """Return a task's data, the first task's for None.
+    def prepared(self, task: Task | None = None) -> PreparedTask:
+        """Return a task's data, the first task's for None; they are read once.
 
-        Args:
-            anew: Read them again; the same rows are the same object.
         Raises:
             TaskDataError: the data do not fit the declaration.
         """
         task = self.with_pooling(task or self.task)
         key = to_json(task)
-        known = self._prepared.get(key)
-        if known is None or anew:
+        if key not in self._prepared:
             shapes = parameter_shapes(self.base, kind_of(task).model)[0]["output"] if task.standardized else ()
             has_bias = any(name.endswith(".bias") for name in shapes)
-            fresh = prepare(task, load_tokenizer(self.base), has_bias=has_bias)
-            if known is None or (fresh.data_fingerprint, fresh.slices) != (known.data_fingerprint, known.slices):
-                self._prepared[key] = fresh
+            self._prepared[key] = prepare(task, load_tokenizer(self.base), has_bias=has_bias)
         return self._prepared[key]
 
     def with_pooling(self, task: Task) -> Task:

@@ -21,7 +21,6 @@ Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SearchDevice = Literal["auto", "gpu", "cpu"]
 
-MAX_STATE_BYTES = 64_000_000  # of weights, moments and reports of a trial, to travel with each report
 MAX_AUTO_PACK_SIZE = 64  # the largest pack that `pack_size: auto` takes
 
 # How pydantic reads a record that is a section of a space file. The docstrings of such a record and of its fields stand

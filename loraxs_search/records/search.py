@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 
 from loraxs_search.records.literals import (
     DERIVED,
-    MAX_STATE_BYTES,
     SECTION,
     Count,
     Direction,
     Law,
-    NotNegative,
     Precision,
     Scalar,
     SearchDevice,
@@ -121,10 +119,6 @@ class SearchPlan:
     seed: Annotated[int, Law(ge=0, lt=2**32)] = 0
     """Random start of the sampler and of each trial. It repeats a whole search only with one trial at a time, since
     proposals depend on which trial reports first.
-    """
-    max_state_mb: NotNegative = MAX_STATE_BYTES / 1e6
-    """Megabytes up to which the state of a trial travels to the driver with each report. A larger state stays on its
-    node; if the node is lost, the trial starts again.
     """
     # A file has the keys that its scheduler and sampler declare beside those above.
     params: Mapping[str, Scalar] = field(default_factory=dict, metadata=DERIVED)

@@ -167,8 +167,6 @@ class TrialReport:
         num_tokens: Real (unpadded) training tokens seen so far.
         peers: Trials of the study that were scored in the same evaluation: id to (step, value of the metric that
             running trials are compared by).
-        retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
-            node.
         host: The node and device that trained it, for display; empty if that was not recorded.
     """
 
@@ -180,7 +178,6 @@ class TrialReport:
     num_tokens: int
     size: AdapterSize
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    retrained_steps: int = 0
     host: str = ""
     scoring_s: float = 0.0
 

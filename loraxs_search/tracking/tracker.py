@@ -337,8 +337,6 @@ class Tracker:
                     self._reopen(run_id)
                 case log_events.TrialReported(report=report):
                     costs = {name: getattr(report, name) for name in ("train_loss", "device_s", "num_tokens")}
-                    if report.retrained_steps:
-                        costs["retrained_steps"] = report.retrained_steps
                     batch.add(costs | dict(report.metrics), event.at, report.step)
                     if report.step == next(iter(reports)):
                         size = {name: value for name, value in vars(report.size).items() if value is not None}

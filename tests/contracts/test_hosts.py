@@ -190,6 +190,14 @@ def test_an_adapter_is_written_and_asked_between_rounds(host, make_spec, task):
     assert host.advance(other, 4, others, task)[0].step == 4
 
 
+def test_of_a_method_without_an_adapter_no_weights_are_kept_in_the_end(host, make_spec, task):
+    spec = make_spec("14", method="full", rank=0, learning_rate=1e-4, max_steps=4)
+    first, early = host.advance(spec, 2, None, task)
+    last, state = host.advance(spec, 4, early, task)
+    assert numbers(early)
+    assert (numbers(state), read_reports(state)) == ({}, (first, last))
+
+
 def test_reports_and_candidates_may_be_scored_by_different_metrics(host, make_spec, task):
     spec, by_f1 = make_spec("12"), replace(task, report_metric="f1", report_direction="maximize", validation_rows=20)
     first, state = host.advance(spec, 2, None, by_f1)
@@ -209,10 +217,9 @@ def test_baselines_are_measured_beside_a_trial(host, make_spec, task):
 
 def test_it_says_what_it_has_loaded(host, task):
     info = host.info(task)
-    assert host.info(task, anew=True) == info
+    assert host.info(task) == info
     assert info.num_rows["train"] > 0
     assert info.num_slots >= 1
-    assert not host.base_changed()
 
 
 def test_a_second_task_is_served_where_trials_share_passes(host, make_spec, task):

@@ -45,7 +45,8 @@ def in_search_home(fresh_home, search_home, monkeypatch):
 def ray_here(search_home):
     """One Ray for all tests that search in this process: `launch` uses a connection that is there already.
 
-    A new host takes longer than all else of a short search: searches with the same settings share hosts.
+    A new host takes longer than all else of a short search: searches with the same settings share hosts. A test that
+    changes files of a base or of rows clears what this returns.
     """
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.hosts import pool
@@ -67,6 +68,7 @@ def ray_here(search_home):
     with pytest.MonkeyPatch.context() as here:
         here.setenv("LORAXS_HOME", str(search_home))
         _RAY.enter_context(connected(None))
+    return started
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of the test
@@ -128,7 +130,7 @@ def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
     def config(spaces: Sequence[Space]) -> HostConfig:
         made = real(spaces)
         slots = 2 if made.pack_size == "auto" else made.pack_size
-        return replace(made, make=make, pack_size=slots, largest=LargestTrial(), body=None)  # the same for all spaces
+        return replace(made, make=make, pack_size=slots, largest=LargestTrial())  # the same for all spaces
 
     monkeypatch.setattr(host_config, "host_config", config)
 

@@ -84,8 +84,10 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
     ):
         before = own_files[what].read_bytes()
         change(what, own_files[what])
+        ray_here.clear()
         with pytest.raises(StudyError, match=rf"must go on with .* {differs}\."):
             resume("changed")
         own_files[what].write_bytes(before)
+    ray_here.clear()
     assert len(resume("changed").trials) == 3
     assert StudyFolder.open("changed").identity.read() == begun

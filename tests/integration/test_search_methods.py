@@ -28,7 +28,7 @@ parameters:
 def test_baselines_are_compared_and_no_candidates(search, tiny_space, agree):
     text = tiny_space.read_text()
     tiny_space.write_text(text[: text.index("parameters:")] + SPACE + text[text.index("search:") :])
-    plan = ("search.trials=10", "search.scheduler=none", "search.pack_size=3", "search.max_state_mb=1")
+    plan = ("search.trials=10", "search.scheduler=none", "search.pack_size=3")
     result = search("methods", *plan, "promotion.seeds=1", "promotion.candidates=2")
     agree("methods", 10)
     folder = StudyFolder.open("methods")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,35 +164,6 @@ def test_a_pass_that_memory_does_not_hold_takes_for_ever(world, make_host):
     hook = host._loaded.model.register_forward_pre_hook(runs_out)
     assert capacity.time_pass(host._loaded.model, 64) == float("inf")
     hook.remove()
-
-
-def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(make_world, make_host, distance):
-    world = make_world()
-    base, task, spec = BaseModelRef(id=world.base.path), world.data.task, world.spec("1")
-
-    def lone() -> TrialHost:
-        return TrialHost(base, task, precision="float32", device="cpu")
-
-    host = make_host(of=world)
-    first = host.info()
-    _, before = host.advance(spec, 5, None)
-    assert host.info(anew=True) == first
-    assert distance(host.advance(spec, 10, before)[1], lone().advance(spec, 10, None)[1]) < 1e-5
-    file = Path(task.source.data_files["train"])
-    file.write_text(file.read_text().replace('"label": 0', '"label": 1'))
-    assert host.info() == first
-    assert host.info(anew=True).data_fingerprint not in ("", first.data_fingerprint)
-    found = host.advance(replace(spec, study="another"), 5, None)[1]
-    assert distance(found, lone().advance(spec, 5, None)[1]) < 1e-5 < distance(found, before)
-
-
-def test_a_host_knows_when_its_base_was_replaced(make_world, make_host):
-    world = make_world()
-    host = make_host(of=world)
-    assert not host.base_changed()
-    weights = Path(world.base.path) / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    assert host.base_changed()
 
 
 def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(make_world, fresh_home):

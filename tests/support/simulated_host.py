@@ -40,15 +40,10 @@ class SimulatedHost:
         self._state = np.zeros(STATE_FLOATS, np.float32)
         self._unwanted: dict[str, threading.Event] = {}
 
-    def info(self, task: Task, *, anew: bool = False) -> HostInfo:
+    def info(self, task: Task) -> HostInfo:
         rows: dict[Any, int] = {"train": 1000, "validation": 500, "test": 500}
         base = BaseModel(id="simulated", path="", weight_digest="0" * 64)
         return HostInfo(base, modules(), 770, "0" * 64, rows, "simulated", "float32", {}, self._num_slots)
-
-    def base_changed(self) -> bool:
-        return False
-
-    def close(self) -> None: ...
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
 

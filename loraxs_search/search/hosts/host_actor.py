@@ -65,21 +65,30 @@ class HostActor:
         threading.Thread(target=_end_with_unborn_threads, name="unborn-threads", daemon=True).start()
         self._config, self._threads, self._address = config, threads, address
         self._host: TrialHost | None = None
-        self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
+        self._loaded: dict[str, Identity] = {}  # by task: base and rows
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
 
     @ray.method
     def info(self, task: Task) -> HostInfo:
-        """Describe base, rows and device as their files are now, whatever an earlier search has loaded here."""
+        """Describe base, rows and device; what is not loaded yet is loaded."""
         with self._loading:
-            return self._load(task)
+            if self._host is None:
+                _, verdict, differs, hint = compare_versions(with_python(), self._config.versions)
+                if verdict == "fail":
+                    message = f"Every node must have the driver's versions, but {self._address} has {differs}."
+                    raise ClusterError(message, hint=hint)
+                self._home_in_use.enter_context(in_use())
+                self._host = self._config.make(self._config, task, self._threads)
+            info = self._host.info(task)
+            self._loaded[to_json(task)] = info.identity
+            return info
 
     @ray.method
     def serve(
         self, work: Callable[[TrialHost], Any], task: Task, spec: TrialSpec | None, identity: Identity | None
     ) -> Any:
-        """Do some work on the host with this task's rows, and what a trial starts from; what differs is read again.
+        """Do some work on the host, which has this task's rows, and what a trial starts from.
 
         Args:
             spec: The trial that asks, if one does: its study's identity counts.
@@ -92,8 +101,8 @@ class HostActor:
         try:
             with self._loading:
                 try:
-                    if (known := self._loaded.get(to_json(task))) is None or identity not in (None, known):
-                        self._load(task)
+                    if to_json(task) not in self._loaded:
+                        cast("Any", self).info(task)
                 except (BaseModelError, TaskDataError) as error:
                     if spec is None and identity is None:
                         raise
@@ -131,25 +140,6 @@ class HostActor:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _unfit(self, why: str, hint: str | None) -> ClusterError:
         return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
-
-    def _load(self, task: Task) -> HostInfo:
-        """Bring base and rows up to date with their files; unchanged ones stay loaded."""
-        if self._host is not None and self._host.base_changed():
-            self._host.close()
-            self._host = None
-            self._loaded.clear()
-        if self._host is None:
-            _, verdict, differs, hint = compare_versions(with_python(), self._config.versions)
-            if verdict == "fail":
-                message = f"Every node must have the driver's versions, but {self._address} has {differs}."
-                raise ClusterError(message, hint=hint)
-            self._home_in_use.enter_context(in_use())
-            self._host = self._config.make(self._config, task, self._threads)
-            info = self._host.info(task)
-        else:
-            info = self._host.info(task, anew=True)
-        self._loaded[to_json(task)] = info.identity
-        return info
 
 
 HostProxy = ActorProxy[HostActor]

@@ -350,9 +350,6 @@ class StudySearcher(_Unpickled, Searcher):
             step, state, is_cut = result[STEP], TrialState.PRUNED, False
             if step >= self._plan.max_steps:
                 state, reason = TrialState.COMPLETE, f"trained all {step} steps"
-                reports = self._log.records[name].reports
-                if reports and (steps := reports[-1].retrained_steps):
-                    reason += f", {steps} of them again from the start: its state was on a node that is lost"
             elif name in self._scheduler.stopped:
                 reason = self._scheduler.stopped[name]
             elif name in self._state.stopping:

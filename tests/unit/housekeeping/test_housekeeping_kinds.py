@@ -28,7 +28,6 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.studies.folder import StudyFolder
 
 MONTH_S = 30 * DAY_S
-STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
 
 
 def gone(**options):
@@ -61,17 +60,17 @@ def test_what_is_needed_stays_and_all_else_goes(fresh_home, store_uri, base, fac
         write_atomic(fresh_home / "adapters" / f"{pulled_digest}.lora-r8.json", "{}")
     pulled(fresh_home, "reviews", new)
     rows = [f"datasets/glue/sst2/0.0.0/c0ffee/{name}" for name in ("dataset_info.json", "glue-train.arrow")]
-    others = ["datasets/tokens/a.safetensors", *rows, f"states/{STATE}", f"assets/dd/{'d' * 64}.safetensors"]
+    others = ["datasets/tokens/a.safetensors", *rows, f"assets/dd/{'d' * 64}.safetensors"]
     own = [  # what people keep in the home
         *("studies/.git/config", "studies/done/snapshots/notes.md", "studies/done/clones/notes.md"),
         *("studies/done/.notes/day", "adapters/.DS_Store", "base_models/.venv/bin", "datasets/.cache.tmp"),
         *("base_models/my-model/config.json", "datasets/mine/tickets.csv", "datasets/gold.parquet"),
-        *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
+        *("factors/mine.safetensors", "assets/mine.safetensors"),
     ]
     for name in (*others, *own):
         write_atomic(fresh_home / name, "x" * 5000)
     write_atomic(tmp_path / "elsewhere" / "a.arrow", "x")
-    link = fresh_home / "states" / f"{'e' * 16}.20.{'b' * 32}.safetensors"
+    link = fresh_home / "assets" / "dd" / f"{'e' * 64}.safetensors"
     link.symlink_to(tmp_path / "elsewhere" / "a.arrow")
     (fresh_home / "datasets" / "folders").symlink_to(tmp_path / "elsewhere")
     age(tmp_path), age(fresh_home)
@@ -139,7 +138,6 @@ def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, fa
     path = factor_file(fresh_home, factors(0))
     folder = searched("open", [Tried({"rank": 2}, 0.8)], finished=False)
     folder.snapshots.write("00000", state("00000"))
-    write_atomic(fresh_home / "states" / STATE, "x")
     age(fresh_home)
     assert gone() == []
     assert why(path) == "needed by study open, which is not finished"

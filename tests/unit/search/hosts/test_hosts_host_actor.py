@@ -70,19 +70,13 @@ class LoadedHost:
         self._disk, self._base = disk, disk.base
         self._rows: dict[str, str] = {}
 
-    def info(self, task: Task, *, anew: bool = False) -> HostInfo:
-        if anew or task.name not in self._rows:
+    def info(self, task: Task) -> HostInfo:
+        if task.name not in self._rows:
             rows = self._disk.rows[task.name]
             if rows is None:
                 raise TaskDataError(f"{task.name}.csv must be there.", hint="put it there")
             self._rows[task.name] = rows
         return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=self._rows[task.name])
-
-    def base_changed(self) -> bool:
-        return self._disk.base != self._base
-
-    def close(self) -> None:
-        self._base = "closed"
 
     def advance(self, spec: TrialSpec, until: int, snapshot: Any, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
@@ -114,30 +108,6 @@ def begun_with(base: str, rows: str) -> TrialSpec:
     return replace(SPEC, identity=Identity(base, rows))
 
 
-def test_a_warm_host_has_the_rows_and_weights_of_now():
-    disk = Disk()
-    host = actor(disk)
-    assert host.info(TASK).identity == Identity("base", "rows of t")
-    disk.rows["t"] = "edited"
-    assert host.info(TASK).identity == Identity("base", "edited")
-    assert advance(host, begun_with("base", "edited"), TASK) == ("base", "edited")
-    assert disk.num_loads == 1
-    disk.base = "other weights"
-    assert host.info(TASK).identity == Identity("other weights", "edited")
-    assert disk.num_loads == 2
-
-
-def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs():
-    """As on a second node: trials are given to it without more ado."""
-    disk = Disk()
-    host = actor(disk)
-    advance(host, begun_with("base", "rows of t"), TASK)
-    disk.rows["t"], disk.base = "edited", "other weights"
-    assert advance(host, begun_with("other weights", "edited"), TASK) == ("other weights", "edited")
-    assert confirm(host, begun_with("other weights", "edited"), TASK) == ("other weights", "edited")
-    assert disk.num_loads == 2
-
-
 @pytest.mark.parametrize(
     ("call", "changed"), [(advance, "rows"), (confirm, "weights"), (answer_without_adapter, "rows")]
 )
@@ -152,8 +122,6 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
     with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {differs}\.") as caught:
         call(host, spec, TASK)
     assert "launch a new study" in (caught.value.hint or "")
-    disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
-    assert advance(host, spec, TASK) == ("base", "rows of t")
 
 
 def test_a_node_without_the_rows_is_at_fault_to_its_trials():
