@@ -110,22 +110,28 @@ def time_pass(model: PreTrainedModel, num_tokens: int) -> float:
     return min(seconds)
 
 
-def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
-    """Return `wanted`, or with a warning the number of slots that the free memory holds, at least one."""
+def fitting_slots(
+    wanted: int,
+    modules: Sequence[LinearModule],
+    largest: LargestTrial,
+    head_parameters: int,
+    num_workers: int,
+    device: torch.device,
+) -> int:
+    """Return `wanted`, or with a warning the number of slots that the free memory holds, at least one.
+
+    A slot takes, outside activations, what the largest one does with all of these modules adapted.
+    """
+    methods = [(get_method(name), params) for name, params in largest.adapters]
+    adapters = [method.slot_bytes(method.with_defaults(params), modules, num_workers) for method, params in methods]
+    # Each of the head's numbers with its gradient and two moments; in the pack a gradient for each worker.
+    slot_bytes = max(adapters, default=0) + 4 * head_parameters * (4 + num_workers)
     fitting = max(1, int(_MEMORY_SHARE * free_bytes(device) / max(1, slot_bytes)))
     if fitting < wanted:
         log.warning(
             "pack_size is %d, but memory holds the state of %d trials only: %d are used", wanted, fitting, fitting
         )
     return min(wanted, fitting)
-
-
-def slot_bytes(modules: Sequence[LinearModule], largest: LargestTrial, head_parameters: int, num_workers: int) -> int:
-    """Return the memory of the largest slot outside activations, all of these modules being adapted."""
-    methods = [(get_method(name), params) for name, params in largest.adapters]
-    adapters = [method.slot_bytes(method.with_defaults(params), modules, num_workers) for method, params in methods]
-    # Each of the head's numbers with its gradient and two moments; in the pack a gradient for each worker.
-    return max(adapters, default=0) + 4 * head_parameters * (4 + num_workers)
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

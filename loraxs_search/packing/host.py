@@ -234,8 +234,9 @@ class TrialHost:
         if self._takes_turns and sharing.unpackable == names:
             self._full_slots = slots = 1
         head_parameters = max(loaded.head_parameters.values())
-        each = capacity.slot_bytes(loaded.modules, largest, head_parameters, executor.num_workers)
-        self._num_slots = capacity.fitting_slots(slots or self._full_slots, each, loaded.device)
+        self._num_slots = capacity.fitting_slots(
+            slots or self._full_slots, loaded.modules, largest, head_parameters, executor.num_workers, loaded.device
+        )
         self._linger_s, self._gather_s = linger_s, gather_s
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()

@@ -19,7 +19,7 @@ from loraxs_search.errors import LoraxsError, StudyError, TrialCancelledError, T
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.host import LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.search.hosts.host_config import HostConfig, training_host
+from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
@@ -49,7 +49,7 @@ def make(space, warm_home):
         with pytest.MonkeyPatch.context() as patch:
             if name == "unpacked":
                 patch.setattr("loraxs_search.packing.host.probe_sharing", lambda _, names: Sharing("", names))
-            return training_host(config, space.task, torch.get_num_threads())
+            return HostConfig.make(config, space.task, torch.get_num_threads())
 
     return host
 

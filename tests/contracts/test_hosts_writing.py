@@ -13,7 +13,7 @@ from loraxs_search.records.host import Answers, LargestTrial
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.driver.work_items import joined as joined_answers
-from loraxs_search.search.hosts.host_config import HostConfig, training_host
+from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.load import parse_space
 
 SPACE = """
@@ -52,7 +52,7 @@ def host(request, space, warm_home):
             2 if request.param else 1,
             LargestTrial(4, (("lora-xs", {"rank": 4}),)),
         )
-        made = training_host(config, space.task, torch.get_num_threads())
+        made = HostConfig.make(config, space.task, torch.get_num_threads())
         yield made
         made.close()
 

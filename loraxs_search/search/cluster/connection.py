@@ -153,11 +153,37 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the log has reasons
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import AuthenticationError, RayError
 
     is_brought = ray.is_initialized()  # by a program, which keeps its connection
     if not is_brought:
-        _start(address, runtime_env)
+        env = None if address is None else job_environment(runtime_env)
+        check_answers(address)
+        on_sigterm, home_before = signal.getsignal(signal.SIGTERM), os.environ.get("LORAXS_HOME")
+        # Ray's processes here inherit it: a runtime environment would have to be made first.
+        os.environ["LORAXS_HOME"] = str(home())
+        try:
+            ray.init(
+                address=address or "local",
+                namespace=NAMESPACE,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=env,
+            )
+        except AuthenticationError as error:
+            raise _token_error(address) from error
+        except Exception as error:  # Ray raises plain ones too, such as for a node that takes more than 30 s to start
+            where = f"a Ray cluster at {address}" if address else "Ray on this machine"
+            hint = "check that it runs: `ray status --address ADDRESS`" if address else _LOCAL_HINT
+            raise ClusterError(f"{where} must be reachable, but: {str(error).rstrip('.')}.", hint=hint) from error
+        finally:
+            if home_before is None:
+                del os.environ["LORAXS_HOME"]
+            else:
+                os.environ["LORAXS_HOME"] = home_before
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
     try:
         yield
     except RayError as error:  # raise our own in its place, where there is one
@@ -167,40 +193,6 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     finally:
         if not is_brought:
             ray.shutdown()
-
-
-def _start(address: str | None, runtime_env: str | None) -> None:
-    """Connect this process to the cluster, or to a Ray that is started here."""
-    import ray
-    from ray.exceptions import AuthenticationError
-
-    env = None if address is None else job_environment(runtime_env)
-    check_answers(address)
-    on_sigterm, home_before = signal.getsignal(signal.SIGTERM), os.environ.get("LORAXS_HOME")
-    # Ray's processes here inherit it: a runtime environment would have to be made first.
-    os.environ["LORAXS_HOME"] = str(home())
-    try:
-        ray.init(
-            address=address or "local",
-            namespace=NAMESPACE,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=env,
-        )
-    except AuthenticationError as error:
-        raise _token_error(address) from error
-    except Exception as error:  # Ray raises plain ones too, such as for a node that takes more than 30 s to start
-        where = f"a Ray cluster at {address}" if address else "Ray on this machine"
-        hint = "check that it runs: `ray status --address ADDRESS`" if address else _LOCAL_HINT
-        raise ClusterError(f"{where} must be reachable, but: {str(error).rstrip('.')}.", hint=hint) from error
-    finally:
-        if home_before is None:
-            del os.environ["LORAXS_HOME"]
-        else:
-            os.environ["LORAXS_HOME"] = home_before
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
 
 
 _LOST_HINT = (
@@ -253,13 +245,6 @@ def living_nodes() -> list[Node]:
     return sorted(nodes, key=lambda node: (node.address, node.node_id))
 
 
-def here() -> str:
-    """Return the id of the node that this process runs on."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
 # How often Ray starts a process of a search anew. One that dies so often dies of what will not change: each call to it
 # then fails, where callers would wait for ever.
 MAX_RESTARTS = 100
@@ -278,7 +263,8 @@ def start_named(kind: type[ActorT], *args: object) -> tuple[str, ActorProxy[Acto
 
     name = f"{kind.__name__}-{uuid.uuid4().hex}"
     again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
-    actor = ray.remote(kind).options(name=name, namespace=NAMESPACE, **pinned(here()), **again)
+    here = pinned(ray.get_runtime_context().get_node_id())
+    actor = ray.remote(kind).options(name=name, namespace=NAMESPACE, **here, **again)
     return name, actor.remote(*args)
 
 

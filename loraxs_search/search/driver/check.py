@@ -99,7 +99,7 @@ def _expected_pack_size(
     import torch
 
     from loraxs_search.engine.passes import workers_for
-    from loraxs_search.packing.capacity import fitting_slots, full_slots, slot_bytes, token_budget
+    from loraxs_search.packing.capacity import fitting_slots, full_slots, token_budget
 
     if not space.is_packable:
         return unshared(space.methods)
@@ -111,5 +111,5 @@ def _expected_pack_size(
     fills = full_slots(device, budget, num_workers, largest.batch_size * row_tokens)
     asked = space.search.pack_size
     wanted = fills if asked == "auto" else asked
-    slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
+    slots = fitting_slots(wanted, modules, largest, head_parameters, num_workers, device)
     return choose_pack_size(asked, fits=slots, fills=fills, num_trials=space.search.trials, num_devices=1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _GATHER_S = 1.0  # between the first calls of trials that start together
 
 
-def training_host(config: HostConfig, task: Task, threads: int) -> TrialHost:
+def _training_host(config: HostConfig, task: Task, threads: int) -> TrialHost:
     """Return the host that trains."""
     import torch  # here, so that the driver, the snapshot store and the directory stay without it
 
@@ -51,7 +51,7 @@ class HostConfig:
     precision: Precision
     pack_size: int | Literal["auto"]
     largest: LargestTrial
-    make: Callable[[HostConfig, Task, int], TrialHost] = training_host
+    make: Callable[[HostConfig, Task, int], TrialHost] = _training_host
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

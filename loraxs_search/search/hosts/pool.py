@@ -31,9 +31,9 @@ from loraxs_search.records.literals import Basis, Scalar, SearchDevice
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialSpec
-from loraxs_search.search.cluster.connection import expected_versions, here, living_nodes, pinned, start_named
+from loraxs_search.search.cluster.connection import expected_versions, living_nodes, pinned, start_named
 from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared
-from loraxs_search.search.hosts.answers import HOST_LOST, LOOK_EVERY_S, Ask, await_answer, kill, on_host
+from loraxs_search.search.hosts.answers import HOST_LOST, Ask, kill, on_host
 from loraxs_search.search.hosts.host_actor import HostActor, HostProxy
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space, describe
@@ -44,6 +44,7 @@ from loraxs_search.tasks.report import data_warnings
 _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 MAX_CALLERS = 1000  # inside a host at once: Ray makes a thread for each when the actor starts; others wait before it
+_LOOK_EVERY_S = 0.5
 _MAX_LOSSES = 3  # of hosts, until nobody is asked any more
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
@@ -159,22 +160,25 @@ class HostPool:
         """Ask one host and await the answer; a host that dies, or whose node does, is replaced a few times.
 
         Args:
-            on_loop_step: As of `await_answer`.
+            on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside.
             begun: What a host was asked before; it is waited for first.
         Raises:
             RayError: hosts keep dying; one of `HOST_LOST`.
             ClusterError: the host's node is not fit for the search.
         """
-        if begun is not None:
-            with contextlib.suppress(*HOST_LOST):
-                return await_answer(begun, on_loop_step)
-        host = self.host()
-        for _ in range(_MAX_LOSSES):
-            try:
-                return await_answer(ask(host), on_loop_step)
-            except HOST_LOST:
+        host, answer, losses_left = None, begun, _MAX_LOSSES + (begun is not None)
+        while True:
+            if answer is None:
                 host = self.host(lost=host)
-        return await_answer(ask(host), on_loop_step)
+                answer = ask(host)
+            try:
+                while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
+                    on_loop_step()
+                return ray.get(answer)
+            except HOST_LOST:
+                if not losses_left:
+                    raise
+                answer, losses_left = None, losses_left - 1
 
     def share(self, info: HostInfo, space: Space, plan: SearchPlan) -> tuple[PackSize, SlotCounter]:
         """Choose how many trials share a device, the same for all studies; return also how many a study may run."""
@@ -259,7 +263,7 @@ class HostPool:
         A GPU if there is any; else the driver's own node if it offers CPUs, another that does, the driver's own at
         last. It stays while its node lives, unless a GPU comes.
         """
-        nodes, own = living_nodes(), here()
+        nodes, own = living_nodes(), str(ray.get_runtime_context().get_node_id())
         with_gpu = [node.node_id for node in nodes if node.num_gpus > 0 and self._device != "cpu"]
         with_cpu = [node.node_id for node in nodes if node.num_cpus > 0]
         place = (with_gpu[0], "0") if with_gpu else (with_cpu[0] if with_cpu and own not in with_cpu else own, None)
@@ -298,10 +302,6 @@ class SnapshotStore:
     @functools.cached_property
     def _folder(self) -> StudyFolder:  # the snapshot store starts before there is one
         return StudyFolder.open(self._name)
-
-    @ray.method
-    def ready(self) -> None:
-        """Return once this process has started."""
 
     @ray.method
     def read_asset(self, digest: str) -> bytes:
@@ -359,7 +359,6 @@ class StudyActors:
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.pack_size, self.slot_counter = pool.share(self.info, space, study.search)
-            await_answer(self.snapshot_store.ready.remote(), check_stop)
         except BaseException:
             self.close()
             raise
@@ -387,7 +386,7 @@ class StudyActors:
             return
         total, reported_at = len(pending), time.monotonic()
         while pending:
-            done, pending = ray.wait(pending, timeout=LOOK_EVERY_S)
+            done, pending = ray.wait(pending, timeout=_LOOK_EVERY_S)
             self.check_stop()
             with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
                 ray.get(done)

@@ -18,6 +18,10 @@ def rank(value: int, method: str = "lora-xs") -> LargestTrial:
     return LargestTrial(16, ((method, {"rank": value}),))
 
 
+def fitting(wanted: int, largest: LargestTrial, head_parameters: int = 0) -> int:
+    return capacity.fitting_slots(wanted, MODULES, largest, head_parameters, 2, CPU)
+
+
 def test_the_budget_is_what_half_of_the_free_memory_holds_within_bounds(free):
     free(2 * 1000 * PER_TOKEN)
     assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 1000
@@ -56,29 +60,26 @@ def test_an_accelerator_is_full_where_twice_the_tokens_gain_less_than_a_tenth(se
 
 
 def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):
-    free(10 * 2**20)
+    each = 4 * 6 * 64 * (384 + 1536) * len(MODULES)  # LoRA's A and B
+    free(10 * each)
     with caplog.at_level(logging.WARNING):
-        assert capacity.fitting_slots(64, 2**20, CPU) == 5
+        assert fitting(64, rank(64, "lora")) == 5
     assert "pack_size is 64, but memory holds the state of 5 trials only" in caplog.text
     caplog.clear()
-    assert capacity.fitting_slots(4, 2**20, CPU) == 4
+    assert fitting(4, rank(64, "lora")) == 4
     assert not caplog.text
     free(0)
-    assert capacity.fitting_slots(4, 2**20, CPU) == 1
+    assert fitting(4, rank(64, "lora")) == 1
 
 
-def test_a_slot_is_as_large_as_its_largest_adapter():
-    assert capacity.slot_bytes(MODULES * 4, rank(16), 770, 2) < 2**20
-    numbers = 64 * (384 + 1536) * len(MODULES)  # LoRA's A and B
-    assert capacity.slot_bytes(MODULES, rank(64, "lora"), 0, 2) == 4 * 6 * numbers
+def test_a_slot_is_as_large_as_its_largest_adapter_and_its_head(free):
+    free(2 * 1000 * 2**20)
+    assert fitting(10**6, rank(16), 770) > 1000, "a slot takes less than a megabyte"
     both = LargestTrial(16, (*rank(256).adapters, *rank(4, "lora").adapters))
-    assert capacity.slot_bytes(MODULES, both, 0, 2) == capacity.slot_bytes(MODULES, rank(256), 0, 2)
-
-
-def test_a_deep_head_is_most_of_a_slot():
+    assert fitting(10**6, both) == fitting(10**6, rank(256)) < fitting(10**6, rank(4, "lora"))
     head = 1_051_650  # RoBERTa-large's: parameters, gradient and two moments, a gradient for each worker
-    with_head, without = (capacity.slot_bytes(MODULES, rank(16), size, 2) for size in (head, 0))
-    assert with_head - without == 4 * 6 * head
+    free(2 * 10 * 4 * 6 * head)
+    assert fitting(10**6, LargestTrial(16), head) == 10
 
 
 def test_this_machine_has_free_memory():

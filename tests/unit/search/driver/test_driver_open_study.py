@@ -23,7 +23,6 @@ from loraxs_search.records.host import HostInfo
 from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
 from loraxs_search.search.driver.session import open_study, settled
-from loraxs_search.search.hosts import answers
 from loraxs_search.search.hosts import pool as hosts_pool
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.studies.folder import StudyFolder
@@ -101,10 +100,9 @@ def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, 
     """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
     monkeypatch.setattr(hosts_pool, "start_named", lambda *_: ("snapshots", None))
     monkeypatch.setattr(hosts_pool, "kill", lambda actor: None)
-    monkeypatch.setattr(answers.ray, "wait", lambda asked, **_: ([], asked))
     folder, stop = study("s"), threading.Event()
     info = folder.info if is_resumed else replace(folder.info, name="new")
-    pool: Any = SimpleNamespace(ask=lambda verb, check_stop: answers.await_answer("reference", check_stop))
+    pool: Any = SimpleNamespace(ask=lambda ask, check_stop: check_stop())
     stop.set()
     with pytest.raises(SearchInterruptedError) as interrupted:
         search_study(info, load_space("movie_reviews"), pool, None, stop)

@@ -44,7 +44,8 @@ def make(monkeypatch):
     def made(*nodes: Node, **plan: Any) -> HostPool:
         monkeypatch.setattr(pool, "expected_versions", dict)
         monkeypatch.setattr(pool, "living_nodes", lambda: list(nodes))
-        monkeypatch.setattr(pool, "here", lambda: nodes[-1].node_id)
+        here = SimpleNamespace(get_node_id=lambda: nodes[-1].node_id)
+        monkeypatch.setattr(pool.ray, "get_runtime_context", lambda: here)
         monkeypatch.setattr(pool, "start_named", lambda *_: ("directory", Directory()))
         monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
         return HostPool(CONFIG, [SearchPlan(**plan)])
