@@ -33,9 +33,8 @@ from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.home import home, write_atomic
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
-from loraxs_search.packing.bases import PackedModel, PeftBase
-from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.host import LoadedBase
+from loraxs_search.packing.pack import Pack, PackedModel, PeftBase
 from loraxs_search.records.literals import Scalar, Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space

@@ -31,9 +31,8 @@ from transformers import (
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
-from loraxs_search.packing.bases import Slot
-from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.host import LoadedFactors
+from loraxs_search.packing.pack import Pack, Slot
 from loraxs_search.records.base import BaseModel
 from loraxs_search.records.literals import Pooling
 from loraxs_search.records.task import DataSource, Task

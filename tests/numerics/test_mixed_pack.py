@@ -14,10 +14,9 @@ from support.trials import run_alone, train
 
 from loraxs_search.engine.passes import PassExecutor
 from loraxs_search.methods import get_method
-from loraxs_search.packing import loaded_base
-from loraxs_search.packing.bases import PackedModel
-from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing import host as module
+from loraxs_search.packing.host import LoadedBase
+from loraxs_search.packing.pack import Pack, PackedModel
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -133,13 +132,13 @@ def test_a_pack_of_several_kinds_equals_lone_trials(tmp_path, monkeypatch, group
 
 def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(tmp_path, monkeypatch):
     """A second body beside the first may be more than the device holds."""
-    devices, load = [], loaded_base.load_model
+    devices, load = [], module.load_model
 
     def watched(*arguments: Any, **options: Any) -> Any:
         devices.append(str(options["device"]))
         return load(*arguments, **options)
 
-    monkeypatch.setattr(loaded_base, "load_model", watched)
+    monkeypatch.setattr(module, "load_model", watched)
     tasks = make_tasks(tmp_path)
     loaded = LoadedBase(BaseModelRef(id=str(tmp_path)), tasks[WITH_HEAD[0]], precision="float32", device="cpu:0")
     loaded.exact_for(tasks[WITH_HEAD[1]])

@@ -16,8 +16,7 @@ from torch import nn
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.layers import AdaptedLinear
 from loraxs_search.engine.passes import PassExecutor
-from loraxs_search.packing.bases import PackedModel
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pack import Pack, PackedModel
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
 

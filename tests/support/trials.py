@@ -19,9 +19,8 @@ from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import Engine, PassExecutor, Requester
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.bases import PackedModel, PeftBase, Slot
-from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.host import LoadedFactors
+from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
 from loraxs_search.records.base import BaseModel, LinearModule
 from loraxs_search.records.task import TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
