@@ -7,8 +7,6 @@ import getpass
 import hashlib
 import logging
 import math
-import os
-import platform
 import re
 import threading
 import time
@@ -27,7 +25,6 @@ from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experim
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import TrialReport, TrialState
 from loraxs_search.tracking.store import KIND, OFFSET, STUDY, STUDY_ID, connect, ensure_store, read_offset, study_id
-from loraxs_search.versions import with_python
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -318,7 +315,7 @@ class Tracker:
 
     def _write_trial(self, trial_id: str, events: Sequence[log_events.LoggedEvent]) -> None:
         first = events[0]
-        name = run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
+        name = _run_name(trial_id, first.params) if isinstance(first, log_events.TrialStarted) else trial_id
         run_id = self._run(trial_id, self._started_at.get(trial_id, first.at), name)
         batch, reports = _Batch(self._client, run_id), self._reports[trial_id]
         for event in events:
@@ -497,7 +494,7 @@ def _ms(at: float) -> int:
     return round(at * 1000)
 
 
-def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
+def _run_name(trial_id: str, params: Mapping[str, Any]) -> str:
     """Return a trial's number and its params, as many as fit; an id that is no number stands as it is."""
     parts = [f"#{int(trial_id)}" if re.fullmatch(r"\d+", trial_id) else trial_id]
     for name in (*(name for name in _FIRST if name in params), *(name for name in params if name not in _FIRST)):
@@ -513,21 +510,3 @@ def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
             break
         parts.append(part)
     return " ".join(parts)
-
-
-# ---- what a search runs on: tags of its run --------------------------------------------------------------------------
-def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
-    """Return the tags of a search's run that say its versions and its hardware.
-
-    Args:
-        gpus: Names of the GPUs that the caller found.
-    """
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    facts = {"host": platform.node(), "cpu": cpu, "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
-    with contextlib.suppress(ValueError, OSError):  # no such name on this system
-        facts["memory_gib"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}"
-    versions = {f"version.{name}": version for name, version in with_python().items()}
-    return versions | {f"hardware.{name}": value for name, value in facts.items()}

@@ -27,7 +27,7 @@ from support.ports import free_port
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
-from faults.world import World, kill_tree, outputs, signal_all, tree
+from faults.world import World, kill_tree, outputs, signal_all
 from loraxs_search.errors import StorageError
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
@@ -315,19 +315,6 @@ class Arena:
                 found[digest] = [[answer[label] for label in predictor.labels] for answer in answers]
         return found
 
-    def keep_evidence(self, folder: Path) -> None:
-        """Copy logs of studies and of Ray, and write where each process stands, if py-spy is on PATH."""
-        for study in (self.world.home / "studies").iterdir():
-            shutil.copytree(study, folder / study.name)
-        shutil.copytree(self.cluster.folder, folder / "ray", symlinks=True, ignore=_sockets)
-        drivers = [process.pid for own in self._drivers.values() for process in own if process.poll() is None]
-        nodes_of_ray = [node.process.pid for node in self.cluster.places if node.process is not None]
-        pythons = [each for pid in (*drivers, *nodes_of_ray) for each in tree(pid) if "python" in each.name()]
-        if spy := shutil.which("py-spy"):
-            for each in pythons:
-                with (folder / f"{each.pid}.txt").open("w") as file:
-                    subprocess.run([spy, "dump", "--pid", str(each.pid)], stdout=file, stderr=file, check=False)
-
     def close(self) -> None:
         """End what people have started."""
         self.stop_serving()
@@ -372,10 +359,6 @@ def arena(warm: Path) -> Iterator[Arena]:
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
         place.start_serving()
         yield place
-
-
-def _sockets(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not (Path(folder) / name).is_file() and not (Path(folder) / name).is_dir()]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Random faults in random combinations, while people search, promote, pull and ask a server; then every answer judged.
 
-    python tests/faults/chaos.py [--minutes 5] [--seed 0] [--json FILE] [--history FOLDER] [--keep N,N,...]
-                                 [--kinds A,B,...]
+    python tests/faults/chaos.py [--minutes 5] [--seed 0] [--history FOLDER] [--keep N,N,...] [--kinds A,B,...]
 
 An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
 both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
@@ -40,14 +39,10 @@ _PAUSE_S = 0.3
 
 # ---- an episode ------------------------------------------------------------------------------------------------------
 class Episode:
-    """People and faults at once, and the rules that must hold for them.
+    """People and faults at once, and the rules that must hold for them."""
 
-    Args:
-        evidence: A folder to make for what helps to understand a search that does not end.
-    """
-
-    def __init__(self, place: Arena, faults: Sequence[Fault], evidence: Path | None = None) -> None:
-        self._place, self._faults, self._evidence = place, faults, evidence
+    def __init__(self, place: Arena, faults: Sequence[Fault]) -> None:
+        self._place, self._faults = place, faults
         self.history = place.history
         self._over = threading.Event()
         self._broken = list[str]()
@@ -74,8 +69,6 @@ class Episode:
             thread.join(max(0.0, end - time.monotonic()))
         stuck = [study for study, thread in zip(STUDIES, searches, strict=True) if thread.is_alive()]
         self._over.set()
-        if stuck and self._evidence is not None:
-            self._place.keep_evidence(self._evidence)
         for study in stuck:
             self._place.signal_driver(study, signal.SIGKILL)
         for thread in [*searches, *around]:
@@ -153,7 +146,7 @@ class Episode:
 def run_episode(faults: Sequence[Fault], warm: Path, history: Path | None = None) -> tuple[list[str], History]:
     """Return the rules that an episode breaks, and what was done in it."""
     with arena(warm) as place:
-        found = Episode(place, faults, history and history.with_suffix("")).run()
+        found = Episode(place, faults).run()
         if history is not None:
             place.history.write(history)
         return found, place.history
@@ -167,7 +160,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", help="numbers of the faults to make, of the first episode alone")
     parser.add_argument("--kinds", help="kinds of faults to make alone, by their names in kinds.py")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--history", type=Path, help="a folder for one file an episode")
     parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
     arguments = parser.parse_args()
@@ -199,8 +191,6 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
     made = Counter(kind for episode in episodes for kind in episode["hits"])
     broken = [episode["seed"] for episode in episodes if episode["violations"]]
     print(json.dumps({"episodes": len(episodes), "hits": dict(made), "broken seeds": broken}, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(episodes, indent=2) + "\n")
     return 1 if broken else 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from support.boxes import Way
 
 from faults.arena import SEARCH_S, STORED, STUDIES, Arena
-from faults.world import no_more_memory, slowed, titled, tree
+from faults.world import titled, tree
 from loraxs_search.studies.lease import LEASE_S
 
 FAULTS_FOR_S = 100.0  # of an episode
@@ -132,31 +132,11 @@ def _clock_wrong(place: Arena, victim: int) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[bool]:
-    """Give the worker's hosts and trials not one page more: what they ask for fails.
-
-    Ray's own processes are spared: without one of its agents a node ends, as by a power cut.
-    """
-    node = place.worker(victim)
-    own = tree(node.process.pid) if node.process else []
-    found = [*titled(own, "HostActor"), *titled(own, "TrialAdvancer")]
-    with no_more_memory(found):
-        yield bool(found)
-
-
-@contextlib.contextmanager
 def _worker_memory_full(place: Arena, victim: int) -> Iterator[bool]:
     """Have the worker's kernel say that its memory is full: Ray's monitor ends what runs there, again and again."""
     place.box(victim).say_memory(left=False)
     yield True
     place.box(victim).say_memory(left=True)
-
-
-@contextlib.contextmanager
-def _worker_slow(place: Arena, victim: int) -> Iterator[bool]:
-    node = place.worker(victim)
-    with slowed(node.process.pid) if node.process else contextlib.nullcontext():
-        yield node.process is not None
 
 
 def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
@@ -167,13 +147,6 @@ def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextMan
         place.box(victim).join()
 
     return strike
-
-
-@contextlib.contextmanager
-def _cable_slow(place: Arena, victim: int) -> Iterator[bool]:
-    place.box(victim).slow(delay_s=0.1, jitter_s=0.1, loss=0.05)
-    yield True
-    place.box(victim).slow()
 
 
 def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
@@ -222,13 +195,10 @@ KINDS = {
     "trial process killed": FaultKind(_process_killed("TrialAdvancer"), "worker {}"),
     "worker's power cut": FaultKind(_power_cut, "worker {}"),
     "worker frozen": FaultKind(_worker_frozen, "worker {}"),
-    "worker slow": FaultKind(_worker_slow, "worker {}"),
-    "worker's memory used up": FaultKind(_worker_memory_used_up, "worker {}"),
     "worker's memory full": FaultKind(_worker_memory_full, "worker {}"),
     "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
     "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
     "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
-    "worker's cable slow": FaultKind(_cable_slow, "worker {}"),
     "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
     "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
     "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),

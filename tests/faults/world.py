@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,48 +153,3 @@ def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> N
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-
-
-_STOPPED_S, _RUNS_S = 0.09, 0.01
-
-
-@contextlib.contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """Let a process and all under it, whenever they began, run a tenth of the time."""
-    over = threading.Event()
-
-    def beat() -> None:
-        processes = set(tree(pid))
-        while not over.is_set():
-            signal_all(processes, signal.SIGSTOP)
-            began_since = set(tree(pid)) - processes
-            signal_all(began_since, signal.SIGSTOP)
-            over.wait(_STOPPED_S)
-            processes |= began_since
-            signal_all(processes, signal.SIGCONT)
-            processes = {process for process in processes if process.is_running()}
-            over.wait(_RUNS_S)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def no_more_memory(pids: Iterable[int]) -> Iterator[None]:
-    """Let processes have the memory that they have: what they ask for beyond that fails."""
-    limits = dict[int, tuple[int, int]]()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            limits[pid] = resource.prlimit(pid, resource.RLIMIT_DATA)
-            resource.prlimit(pid, resource.RLIMIT_DATA, (psutil.Process(pid).memory_info().data, limits[pid][1]))
-    try:
-        yield
-    finally:
-        for pid, before in limits.items():
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_DATA, before)

@@ -23,7 +23,8 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
-from loraxs_search.tracking.tracker import Tracker, environment_tags
+from loraxs_search.tracking.tracker import Tracker
+from loraxs_search.versions import with_python
 
 
 class Tracked:
@@ -54,7 +55,9 @@ class Tracked:
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
     ) -> None:
-        run = {"space_yaml": space_yaml, "plan": plan, "params": dict(params or {}), "tags": environment_tags(gpus)}
+        versions = {f"version.{name}": version for name, version in with_python().items()}
+        tags = versions | {"hardware.gpus": ", ".join(gpus)}
+        run = {"space_yaml": space_yaml, "plan": plan, "params": dict(params or {}), "tags": tags}
         self.journal.append(DriverStarted(since=time.time(), **run))
 
     def trial_started(

@@ -64,7 +64,7 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tracking.tracker import environment_tags
+from loraxs_search.versions import with_python
 
 _logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.2  # for commands
@@ -282,7 +282,8 @@ class SearchSession:
             "task.kind": task.kind,
             **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
         }
-        tags = environment_tags(gpus)
+        versions = {f"version.{name}": version for name, version in with_python().items()}
+        tags = versions | {"hardware.gpus": ", ".join(gpus)}
         log.append(DriverStarted(since=started_at, space_yaml=space.text, plan=plan, params=params, tags=tags))
         if not log.records:
             log.say(DataRead(metric=task.metric, num_rows=actors.info.num_rows, report=actors.info.data))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -103,22 +102,6 @@ def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_bu
     assert promote("t1", 330, rescore=scored_anew(rows(320)))[0].promoted
     (Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors").unlink()
     assert promote("t2", 200, forced=True)[0].forced
-
-
-def test_two_people_who_name_their_studies_alike_meet_each_other(
-    registry, task, candidate, make_folder, tmp_path, promoter
-):
-    def promote(person, right):
-        found = candidate("t0", right / 400, study_id=person, base_model="org/Tiny")
-        path = tmp_path / f"{person}.safetensors"
-        path.write_bytes(rows(right).to_bytes())
-        folder = make_folder("t0", created_at=person).rename(tmp_path / person)
-        return promoter.promote(RULE, task, [found], {"t0": folder}, predictions={"t0": path})[0]
-
-    assert promote("alice", 320).promoted
-    better = promote("bob", 360)
-    assert (better.promoted, better.version) == (True, 2)
-    assert better.p_value == pytest.approx(2**-40)
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -254,23 +237,6 @@ def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(regis
     assert registry.champion("movie-reviews").version == 2, "it beats the first version again"
 
 
-def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(
-    registry, with_versions, promote, promoter
-):
-    with_versions(1)
-    for number in (3, 4, 5):  # before the alias moves, after it, and before the last write
-        before = registry.champion("movie-reviews").version
-        dying = functools.partial(
-            promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(require="constant", confidence=0)
-        )
-        assert not killed_before_write(number, dying)
-        held = registry.champion("movie-reviews").version
-        assert (held != before) is (number != 3)
-        promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(require="constant", confidence=0))
-        assert promoter.rollback().version == held
-    assert killed_before_write(6, lambda: promote("t1", 340))
-
-
 def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(registry, promote, store_uri, killed_at, promoter):
     with killed_at("set_registered_model_tag", SHOWN):
         promote("t0", 300)
@@ -317,23 +283,6 @@ def test_a_change_that_was_killed_touches_no_version_of_a_task_that_was_made_ane
     make_anew("f" * 64)
     assert promoter.rollback(to=1).version == 1
     assert registry.champion(name).digest == "f" * 64
-
-
-def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(
-    registry, with_versions, promote, monkeypatch, promoter
-):
-    class FastClock(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.now(tz) + timedelta(hours=1)
-
-    with_versions(1)
-    with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.registry.changes.datetime", FastClock)
-        promote("t1", 340)
-    promote("t2", 380)
-    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 3]
-    assert promoter.rollback().version == 2
 
 
 def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(

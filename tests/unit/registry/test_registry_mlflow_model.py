@@ -16,7 +16,6 @@ import pytest
 import torch
 from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
-from support.rows import TAGS as LABELS
 from support.sealed import promote, seal
 from support.toy_language import choosing, save_base
 
@@ -29,7 +28,7 @@ from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
@@ -38,9 +37,6 @@ from loraxs_search.tracking.store import connect
 
 URI = "models:/task-2@champion"
 TEXTS = ["a moving, funny film", "two hours that I will never get back", "so so"]
-TAGGING = Task(
-    "tags", "token-classification", DataSource(), "text", "tags", "f1", "maximize", ("f1",), labels=tuple(LABELS)
-)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +50,7 @@ def make(make_adapter, tiny_base, tmp_path):
 
     def make(task: Task | None = None) -> Path:
         base, modules = tiny_base, ("bert.encoder.layer.0.attention.self.query",)
-        if task is not None and task is not TAGGING:
+        if task is not None:
             base = tmp_path / "base"
             save_base(base)
             body = TaskModel("AutoModelForCausalLM")
@@ -81,10 +77,9 @@ def content(folder: Path) -> dict[str, bytes]:
     ("task", "rows"),
     [
         (None, {"text": TEXTS}),
-        (TAGGING, {"text": ["Ada Lovelace works", "for Bell Labs in Paris"]}),
         (choosing(options="choices"), {"choices": [["w1", "w2"], "w3 | w4 | w5"], "words": ["w1 w2", "w3"]}),
     ],
-    ids=["classes", "tags", "chooses"],
+    ids=["classes", "chooses"],
 )
 def test_mlflow_answers_as_predict_does(make, store_uri, task, rows):
     frame = pd.DataFrame({"id": "other", **rows}).iloc[::-1]
@@ -181,16 +176,6 @@ def test_a_version_is_pulled_as_it_was_promoted(files, store_uri, tmp_path):
     pulled = pull("task-2", uri=store_uri, cache=tmp_path / "cache")
     assert content(pulled) == content(tmp_path / "adapter")
     assert pulled.name == folder_digest(tmp_path / "adapter") == folder_digest(files)
-
-
-def test_what_only_resembles_mlflows_files_is_refused(files, store_uri, tmp_path):
-    (files / "MLmodel").unlink()
-    for name in ("MLmodel/", "MLmodel.yaml", "mlmodel", "uv.lock"):
-        path = files / name
-        path.mkdir() if name.endswith("/") else path.write_text("")
-        with pytest.raises(IntegrityError):
-            pull("task-2", uri=store_uri, cache=tmp_path / "cache")
-        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def test_a_promotion_that_was_killed_is_made_whole_by_the_next(make, store_uri, killed_at):

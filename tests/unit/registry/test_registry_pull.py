@@ -204,15 +204,6 @@ def test_a_new_champion_is_seen_at_once(promoted, store_uri, fresh_home, task, c
         assert verify(pull("movie-reviews", uri=store_uri)).trial_id == f"t{number}"
 
 
-def test_pulls_of_one_adapter_at_once_all_get_it(promoted, store_uri, fresh_home):
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(4) as threads:
-        found = set(threads.map(lambda _: pull("movie-reviews", uri=store_uri), range(8)))
-    assert found == {fresh_home / "adapters" / folder_digest(promoted)}
-    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
-
-
 def test_a_digest_that_could_lead_out_of_the_cache_is_refused(promoted, store_uri, fresh_home, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     for digest in ("../../elsewhere", "..", "A" * 64, "f" * 63):

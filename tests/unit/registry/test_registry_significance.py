@@ -131,16 +131,6 @@ def test_means_over_tokens_are_exchanged_as_sums_of_rows():
     assert chance + p_value(metric, sign, theirs, ours) >= 1, "ties count against both"
 
 
-def test_means_over_other_tokens_cannot_be_compared():
-    counts, losses = np.array([2, 3, 1]), np.array([1.0, 2.0, 0.5])
-    ours = tokens(losses, counts, counts)
-    assert p_value("loss", -1.0, ours, tokens(losses, counts + 1, counts)) is None, "another tokenizer"
-    assert p_value("loss", -1.0, ours, ScoredRows.of([""] * 3, [""] * 3)) is None, "without losses"
-    without = ScoredRows.of([""] * 3, [""] * 3, losses.tolist(), counts.tolist())
-    assert p_value("loss", -1.0, ours, without) is not None
-    assert p_value("token_accuracy", 1.0, ours, without) is None
-
-
 def test_rows_with_tokens_and_slices_survive_their_file_which_is_not_code():
     full = tokens(np.array([1.5, 0.25]), np.array([2, 1]), np.array([1, 0]))
     read = ScoredRows.from_bytes(full.to_bytes())
@@ -246,7 +236,11 @@ def test_a_few_rows_that_are_answered_alike_do_not_show_that_nothing_is_lost():
     assert loss_bound(METRICS["matthews"], 1.0, ScoredRows(once, labels), right, 0.025) > 0.04
 
 
-def test_other_rows_are_not_compared():
+def test_other_rows_and_means_over_other_tokens_are_not_compared():
     ours = noisy(LABELS, 0.9, 1)
     assert p_value("accuracy", 1.0, ours, noisy(1 - LABELS, 0.9, 1)) is None
     assert p_value("accuracy", 1.0, ours, noisy(LABELS[:-1], 0.9, 1)) is None
+    counts, losses = np.array([2, 3, 1]), np.array([1.0, 2.0, 0.5])
+    ours, without = tokens(losses, counts, counts), ScoredRows.of([""] * 3, [""] * 3)
+    assert p_value("loss", -1.0, ours, tokens(losses, counts + 1, counts)) is None, "another tokenizer"
+    assert p_value("loss", -1.0, ours, without) is None

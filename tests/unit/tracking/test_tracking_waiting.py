@@ -44,21 +44,6 @@ def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracke
     assert later.trouble is None
 
 
-def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
-    log_batch = MlflowClient.log_batch
-
-    def slow(client: MlflowClient, *batch: Any, **options: Any) -> None:
-        time.sleep(0.3)
-        log_batch(client, *batch, **options)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", slow)
-    tracker = open_tracker()
-    record(tracker)
-    assert tracker.close(timeout=0.1)
-    assert set(look().children) == {"t0", "t1", "t2"}
-    assert "away" not in caplog.text
-
-
 def test_a_store_that_says_nothing_is_waited_for_as_long_as_asked(open_tracker, record, monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: over.wait(30))
