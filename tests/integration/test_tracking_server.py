@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
@@ -68,12 +67,6 @@ def _kill(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _offset(study: Path) -> str:
-    """Return how far MLflow has got in a study's log."""
-    path = study / "mlflow.offset"
-    return path.read_text() if path.exists() else ""
-
-
 @pytest.fixture(scope="module")
 def promoted(mlflow_server, tmp_path_factory):
     """A folder of three adapters, two of which have become champion on the server, one after the other."""
@@ -129,50 +122,6 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
 
 
 # ---- a tracker that dies ---------------------------------------------------------------------------------------------
-_TELL_UNTIL_KILLED = """
-import sys, time
-from pathlib import Path
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
-from loraxs_search.records.search import SearchPlan
-from support.tracked import Tracked
-folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-tracker = Tracked("s1", folder, uri, "exp")
-tracker.search_started("task: {}", SearchPlan())
-hyperparameters = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
-for number in range(first, 100000):
-    trial_id = f"t{number}"
-    tracker.trial_started(trial_id, {"rank": 4}, hyperparameters)
-    for step in (40, 80):
-        report = TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, AdapterSize(16, 10, 400))
-        tracker.trial_reported(report)
-        print(trial_id, step, flush=True)
-    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0)
-    time.sleep(0.02)
-"""
-
-
-def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(store_uri, tmp_path):
-    told: dict[str, set[int]] = {}
-    for round_number, num_lines in enumerate((1, 40)):
-        before = _offset(tmp_path / "study")
-        process = _python(_TELL_UNTIL_KILLED, tmp_path / "study", store_uri, 1000 * round_number)
-        assert process.stdout is not None
-        for _ in range(num_lines):
-            trial_id, step = process.stdout.readline().split()
-            told.setdefault(trial_id, set()).add(int(step))
-        while round_number == 1 and _offset(tmp_path / "study") == before:
-            assert process.poll() is None
-            time.sleep(0.01)  # then the writer is in the middle of a batch
-        _kill(process)
-
-    tracker = Tracked("s1", tmp_path / "study", store_uri, "exp")
-    assert tracker.close(120)
-    found = _points(store_uri)
-    assert all(len(steps) == len(set(steps)) for steps in found.values())
-    assert all(steps <= set(found[trial_id]) for trial_id, steps in told.items())
-    client = connect(store_uri)
-    experiment = client.get_experiment_by_name("exp")
-    assert len(client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")) == 1
 
 
 # ---- a link ------------------------------------------------------------------------------------------------------

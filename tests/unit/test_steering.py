@@ -174,21 +174,17 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
 
 # ---- senders ---------------------------------------------------------------------------------------------------------
-def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder):
+def test_a_command_for_a_study_that_nobody_runs_is_queued_and_counts_where_the_next_one_is_decided_on(folder):
     before = (folder.path / "journal.jsonl").read_bytes()
     answer = send("s", new_command("stop", ["1"]))
     assert (folder.path / "journal.jsonl").read_bytes() == before, "a decision changes nothing"
     assert answer.state == "queued"
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
-    assert take(folder) != []
-    assert list(state(folder).stopping) == ["00001"]
-
-
-def test_what_waits_counts_where_the_next_command_is_decided_on(folder):
     send("s", new_command("finish"))
     with pytest.raises(CommandError, match="about to end"):
         send("s", new_command("finish"))
-    assert len(take(folder)) == 1
+    assert len(take(folder)) == 2
+    assert list(state(folder).stopping) == ["00001"]
 
 
 def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(folder, monkeypatch):
@@ -302,12 +298,9 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, m
         decide(command, seen)
 
 
-def test_a_trial_by_its_number():
+def test_trials_are_named_by_their_numbers_and_numpys_numbers_are_numbers():
     given = {"3": "00003", "00004": "00004", "123456": "123456", "0": "00000", "9" * 5000: "9" * 5000, 5: "00005"}
     assert new_command("stop", [*given, "3"]).trial_ids == tuple(given.values())
-
-
-def test_numpys_numbers_are_numbers():
     params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "rslora": np.bool_(True), "head": "full"}
     sent = new_command("add", [np.int64(3)], {"trials": np.int64(2)}, params)
     assert sent.trial_ids == ("00003",)

@@ -84,10 +84,11 @@ def test_a_base_without_one_is_said_once_and_trials_of_a_resumed_study_start_as_
 
 
 @pytest.mark.parametrize("kind", [ClusterError, HomeError])
-def test_a_node_that_is_not_fit_ends_the_search(make, kind):
+def test_a_node_that_is_not_fit_ends_the_search_and_hosts_that_are_lost_do_not(make, kind):
     with pytest.raises(kind):
         make(HostStub(kind("No space left.")))()
     assert not make.folder.assets()
+    assert make(HostStub(HOST_LOST[0]()))() is None, "heads start at random"
 
 
 def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make):
@@ -98,11 +99,6 @@ def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fit
         make(HostStub(FITTED), stop=stop)()
     assert not make.folder.assets()
     assert make(HostStub(FITTED))() is not None
-
-
-def test_where_none_can_be_had_heads_start_at_random(make, caplog):
-    assert make(HostStub(HOST_LOST[0]()))() is None
-    assert "heads start at random" in caplog.text
 
 
 def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make):

@@ -8,6 +8,7 @@ How Ray Tune asks our schedulers.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -86,48 +87,43 @@ def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes():
     assert ends(-1, PENDING)
 
 
-class Late:
-    """A loop whose deadline may be over, at a time that the test sets; its trial may report."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
-        self.deadline: Any = SimpleNamespace(is_over=False)
-        self._watch = LoopWatch(self.deadline, pytest.fail, nobody)
-        self._watch.on_trial_start(0, [], RUNNING)
-
-    def report(self, after_s: float) -> None:
-        self.now += after_s
-        self._watch.on_trial_result(0, [], RUNNING, {})
-
-    def ends(self, after_s: float) -> bool:
-        self.now += after_s
-        return self._watch.is_late([RUNNING, PENDING])
-
-
-def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_search(monkeypatch):
+def test_a_silent_trial_holds_the_search_after_its_time_only_as_long_as_a_report_may_take(monkeypatch):
     """Its host may be stuck: alive, and without an answer."""
-    late = Late(monkeypatch)
-    late.report(10.0)
-    assert not late.ends(10 * GRACE_S)
-    late.deadline.is_over = True
-    assert [late.ends(0.0), late.ends(GRACE_S)] == [False, False]
-    late.deadline.is_over = False  # it was extended
-    assert not late.ends(GRACE_S)
-    late.deadline.is_over = True
-    assert [late.ends(0.0), late.ends(GRACE_S), late.ends(1.0)] == [False, False, True]
+    now = [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
 
+    def late(*reports_after_s: float) -> tuple[Any, Callable[..., list[bool]]]:
+        deadline: Any = SimpleNamespace(is_over=False)
+        watch = LoopWatch(deadline, pytest.fail, nobody)
+        watch.on_trial_start(0, [], RUNNING)
+        for after_s in reports_after_s:
+            now[0] += after_s
+            watch.on_trial_result(0, [], RUNNING, {})
 
-def test_reports_that_take_long_are_waited_for_longer(monkeypatch):
-    late = Late(monkeypatch)
-    late.report(GRACE_S)
-    late.report(1.0)
-    late.deadline.is_over = True
-    assert [late.ends(0.0), late.ends(2 * GRACE_S), late.ends(1.0)] == [False, False, True]
-    first = Late(monkeypatch)
-    assert not first.ends(3 * GRACE_S)
-    first.deadline.is_over = True
-    assert [first.ends(0.0), first.ends(3 * GRACE_S), first.ends(1.0)] == [False, False, True], "nothing is known yet"
+        def ends(*after_s: float) -> list[bool]:
+            found = []
+            for each in after_s:
+                now[0] += each
+                found.append(watch.is_late([RUNNING, PENDING]))
+            return found
+
+        return deadline, ends
+
+    deadline, ends = late(10.0)
+    assert ends(10 * GRACE_S) == [False]
+    deadline.is_over = True
+    assert ends(0.0, GRACE_S) == [False, False]
+    deadline.is_over = False  # it was extended
+    assert ends(GRACE_S) == [False]
+    deadline.is_over = True
+    assert ends(0.0, GRACE_S, 1.0) == [False, False, True]
+    deadline, ends = late(GRACE_S, 1.0)
+    deadline.is_over = True
+    assert ends(0.0, 2 * GRACE_S, 1.0) == [False, False, True], "reports take long"
+    deadline, ends = late()
+    assert ends(3 * GRACE_S) == [False]
+    deadline.is_over = True
+    assert ends(0.0, 3 * GRACE_S, 1.0) == [False, False, True], "nothing is known yet"
 
 
 def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch):
@@ -198,13 +194,10 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha)
     assert asha.stopped == stopped
     assert list(stopped) == ["00001"]
     assert scheduler.on_trial_result(nothing, nothing, {STEP: 4, FAILED: "it ended"}) == "CONTINUE"
-
-
-def test_each_trial_stops_at_its_first_report_after_the_deadline():
     searcher = searching(SCHEDULERS.get("none")(PLAN, METRIC, "maximize"))
     assert asked(_TuneScheduler(searcher), "00000", 4, 0.8) == "CONTINUE"
     searcher._budget = budget(60.0, time.time() - 61)
-    assert asked(_TuneScheduler(searcher), "00000", 8, 0.8) == "STOP"
+    assert asked(_TuneScheduler(searcher), "00000", 8, 0.8) == "STOP", "the deadline is over"
 
 
 def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha):

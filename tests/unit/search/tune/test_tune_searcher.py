@@ -192,19 +192,15 @@ def test_a_stopped_trial_ends_at_its_next_report(started):
     assert started.to_cancel == []
 
 
-def test_a_stop_that_comes_with_the_last_report_is_no_stop(started):
-    started._state.stopping["00000"] = "stopped by a person"
-    assert not report(started, "x", 160, "00000")
-    assert states(started)[0] is TrialState.COMPLETE
-
-
 def test_finishing_lets_the_running_trials_train(started):
+    started._state.stopping["00000"] = "stopped by a person"
     started._state.finishing = "finished by a person"
     report(started, "x", 160, "00000")
     assert started.suggest("z") is None, "more may be asked for while a trial trains"
     report(started, "y", 160, "00001")
     assert started.suggest("z") == Searcher.FINISHED
     assert (started.is_short, started.notice) == (False, "finished by a person")
+    assert states(started)[0] is TrialState.COMPLETE, "a stop that comes with the last report is no stop"
 
 
 WHY = "`loss` must be finite, but got nan."
