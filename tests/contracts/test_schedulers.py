@@ -59,6 +59,14 @@ def test_a_decision_has_a_reason_and_is_the_same_after_restarts_and_when_a_repor
         assert resumed.stopped == undisturbed.stopped
 
 
+def test_each_report_is_decided_on_once(monkeypatch):
+    scheduler, asked = new("none"), list[int]()
+    monkeypatch.setattr(scheduler, "decide", lambda latest, _: asked.append(latest.step))
+    for step in (EVERY, EVERY, 2 * EVERY, EVERY):
+        scheduler.report(report("00000", step, 0.5))
+    assert asked == [EVERY, 2 * EVERY]
+
+
 @every_scheduler
 @given(rounds=ROUNDS)
 def test_a_spared_trial_is_never_stopped(name, rounds):

@@ -72,9 +72,11 @@ def test_a_decision_costs_the_same_with_many_trials_behind_it():
 
 
 def test_trials_that_were_scored_together_are_held_against_each_other_whichever_reports_first():
-    reports = together({"00000": 0.5, "00001": 0.8, "00002": 0.6, "00003": 0.9}, 4)
-    for order in (reports, reports[::-1]):
-        stopped = asha(*order).stopped
+    scores = {"00000": 0.5, "00001": 0.8, "00002": 0.6, "00003": 0.9}
+    reports, losses = together(scores, 4), together({name: -score for name, score in scores.items()}, 4)
+    for order in (1, -1):
+        assert asha(*losses[::order], direction="minimize").stopped.keys() == {"00000", "00002"}
+        stopped = asha(*reports[::order]).stopped
         assert stopped.keys() == {"00000", "00002"}
         assert stopped["00002"] == "ASHA stopped it at step 4: 0.6 is not among the best 1/2 that reached this step"
 

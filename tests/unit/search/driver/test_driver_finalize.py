@@ -158,7 +158,7 @@ def test_of_equal_scores_the_smallest_trial_comes_first_then_the_oldest(fresh_ho
 def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folder, monkeypatch, caplog):
     """The others count their steps, also between reports, and are not trained again after a kill."""
     hosts, counted = Hosts(10), list[tuple[Any, ...]]()
-    budget: Any = SimpleNamespace(left_s=65.0, fitting=lambda *_: (3, 3))
+    budget: Any = SimpleNamespace(left_s=65.0, fitting=lambda *_: (2, 3))
     end = ending(folder, hosts, monkeypatch, counted=lambda *done: counted.append(done))
     found = [each.trial_id for each in end.validate(budget)]
     assert hosts.asked == [(f"{trial}.1", step) for trial in ("00001", "00002", "00000") for step in (10, 20)]
@@ -178,11 +178,11 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folde
 
 def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(folder, monkeypatch):
     folder.confirmed.validation("00000").write({"accuracy": 0.71})
-    hosts, budget = Hosts(5), cast("Any", SimpleNamespace(left_s=2.0, fitting=lambda *_: (2, 0)))
-    end = ending(folder, hosts, monkeypatch, seeds=0, validation_rows=5)
-    assert [each.trial_id for each in end.validate(budget)] == ["00001", "00000"]
-    assert hosts.asked == [("00001", 20)]
-    assert [each.trial_id for each in end.validate(FREE)] == ["00001", "00002", "00000"]
+    hosts, budget = Hosts(5), cast("Any", SimpleNamespace(left_s=2.0, fitting=lambda *_: (2, 1)))
+    end = ending(folder, hosts, monkeypatch, seeds=1, validation_rows=5)
+    assert [each.trial_id for each in end.validate(budget)] == ["00001", "00001.1", "00000"]
+    assert hosts.asked == [("00001.1", 10), ("00001.1", 20), ("00001", 20), ("00001.1", 20)]
+    assert {each.trial_id[:5] for each in end.validate(FREE)} == {"00000", "00001", "00002"}
 
 
 def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(folder, monkeypatch):
