@@ -193,13 +193,18 @@ class Recorded(Advancers):
 
     def __init__(self) -> None:
         nothing: Any = None
-        super().__init__(nothing, nothing, {"00000": cast("Any", SimpleNamespace(step=0))})
-        self.started = list[str]()
+        super().__init__(nothing, nothing, {"00000": cast("Any", SimpleNamespace(step=4))})
+        self.started, self.after = list[str](), set[int]()
 
     def _start(self, node_id: str) -> Any:
         self.started.append(node_id)
         number = len(self.started)
-        return SimpleNamespace(advance=SimpleNamespace(remote=lambda *_: number))
+
+        def advance(_slot: str, _spec: str, _place: Place, after: int) -> int:
+            self.after.add(after)
+            return number
+
+        return SimpleNamespace(advance=SimpleNamespace(remote=advance))
 
 
 def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(monkeypatch):
@@ -221,3 +226,4 @@ def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(mo
     assert (advance("c"), len(killed)) == (4, 2)
     advancers.close()
     assert len(killed) == 4
+    assert advancers.after == {4}, "the step of the last report that the search has"
