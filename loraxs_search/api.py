@@ -64,7 +64,7 @@ def promote(
         raise StudyError("There is no study yet.", hint="start one with `loraxs-search launch movie_reviews`")
     folder = StudyFolder.open(study or names[0])
     _finished(folder)
-    with folder.lock(to_read=True):  # nobody extends the study, removes it or decides about it meanwhile
+    with folder.lock():  # nobody extends the study, removes it or decides about it meanwhile
         candidates, confirmed = _finished(folder), folder.confirmed
         uri = resolve_uri(tracking_uri) if tracking_uri else folder.store_uri()
         task, rule = folder.info.task, folder.info.promotion

@@ -177,22 +177,14 @@ def is_locked(path: Path) -> bool:
 
     filelock can only ask by taking the lock, which needs the right to write and would refuse two who ask at once.
     """
-    with shared_lock(path) as is_free:
-        return not is_free
-
-
-@contextlib.contextmanager
-def shared_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file beside others that read, without writing; yields whether it is held by no writer."""
-    with contextlib.ExitStack() as stack:
-        try:
-            fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:  # nobody has ever held it
-            pass
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:  # nobody has ever held it
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

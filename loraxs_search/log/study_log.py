@@ -332,13 +332,9 @@ class StudyLog:
                 if isinstance(one, events.TrialEvent):
                     self.show(one, is_known=True)
 
-    def phase(self, text: str) -> None:
-        """Say that other work begins."""
-        self._phase = text
-        self.say(events.Phase(text=text))
-
-    def counted(self, done: int, total: int, unit: str) -> None:
-        """Say how far the present work has got."""
+    def phase(self, text: str = "", done: int | None = None, total: int | None = None, unit: str = "") -> None:
+        """Say that other work begins, or without a text how far the present work has got."""
+        self._phase = text or self._phase
         self.say(events.Phase(text=self._phase, done=done, total=total, unit=unit))
 
     def show(self, event: events.ShownEvent, *, is_known: bool = False) -> None:

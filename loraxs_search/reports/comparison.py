@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
@@ -138,31 +138,6 @@ def _read(name: str) -> _Study:
             )
         )
     return _Study(folder, state, candidates, identity, trials)
-
-
-def _check_alike(one: _Study, other: _Study) -> None:
-    """Refuse two studies whose scores are not of one task, the same rows and one base; the message has the values."""
-    first, second = one.identity, other.identity
-    if first is None or second is None:
-        unread = [study.folder.name for study in (one, other) if study.identity is None]
-        differences = [f"{name} has not loaded its rows yet" for name in unread]
-    else:
-        tasks = one.folder.info.task, other.folder.info.task
-        names = [each.name for each in dataclasses.fields(Task) if each.name not in _NOT_COMPARED]
-        pairs: list[tuple[str, object, object]] = [
-            *((f"task.{name}", *(getattr(task, name) for task in tasks)) for name in names),
-            ("data fingerprint", first.data_fingerprint[:16], second.data_fingerprint[:16]),
-            ("base digest", first.base_digest[:16], second.base_digest[:16]),
-        ]
-        differences = [
-            f"{name} is {shortened(left)} and {shortened(right)}" for name, left, right in pairs if left != right
-        ]
-    if differences:
-        raise StudyError(
-            f"Studies that are compared must have one task, the same rows and one base, but {one.folder.name} and "
-            f"{other.folder.name} differ: {'; '.join(differences)}.",
-            hint="compare studies of one task; each task has its own comparison",
-        )
 
 
 # ---- differences: two groups that were both tested are compared by paired rows, others by their seeds ----------------
@@ -307,9 +282,27 @@ def compare(
             hint="name it once: its trials are grouped by --by",
         )
     opened = [_read(name) for name in studies]
+    one = opened[0]
     for other in opened[1:]:
-        _check_alike(opened[0], other)
-    info = opened[0].folder.info
+        unread = [study.folder.name for study in (one, other) if study.identity is None]
+        differences = [f"{name} has not loaded its rows yet" for name in unread]
+        if one.identity is not None and other.identity is not None:
+            tasks, identities = [study.folder.info.task for study in (one, other)], (one.identity, other.identity)
+            names = [each.name for each in dataclasses.fields(Task) if each.name not in _NOT_COMPARED]
+            pairs: list[Any] = [  # a name, and what either has
+                *((f"task.{name}", *(getattr(task, name) for task in tasks)) for name in names),
+                ("data fingerprint", *(identity.data_fingerprint[:16] for identity in identities)),
+                ("base digest", *(identity.base_digest[:16] for identity in identities)),
+            ]
+            unlike = [pair for pair in pairs if pair[1] != pair[2]]
+            differences = [f"{name} is {shortened(left)} and {shortened(right)}" for name, left, right in unlike]
+        if differences:
+            raise StudyError(
+                f"Studies that are compared must have one task, the same rows and one base, but {one.folder.name} and "
+                f"{other.folder.name} differ: {'; '.join(differences)}.",
+                hint="compare studies of one task; each task has its own comparison",
+            )
+    info = one.folder.info
     task, by_value = info.task, _grouped(opened, by, against)
     budget = min(map(len, by_value.values()))
     finalists = dict[str, tuple[Candidate, Path]]()

@@ -12,17 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import HomeError, LoraxsError, StudyError, TrackingError, unknown_name
-from loraxs_search.home import (
-    disk_faults,
-    ensure_dir,
-    file_lock,
-    home,
-    is_locked,
-    shared_lock,
-    sync_folder,
-    write_atomic,
-)
+from loraxs_search.errors import LoraxsError, StudyError, TrackingError, unknown_name
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, sync_folder, write_atomic
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
@@ -234,37 +225,29 @@ class StudyFolder:
         return "finished" if self.candidates() is not None else "interrupted"
 
     @contextlib.contextmanager
-    def lock(self, *, to_read: bool = False) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the study as its only driver; the system lets go of it when the process dies.
 
         Whoever asks whether it is held, holds it for a moment.
 
-        Args:
-            to_read: Keep drivers out also of a study that this process may not write to.
         Raises:
             StudyError: another process holds it, or the study is gone.
+            HomeError: this user may not write to it.
         """
         from filelock import Timeout
 
         with contextlib.ExitStack() as held:
-            is_held = True
             try:
                 with disk_faults(self.path):
                     held.enter_context(file_lock(self._lock_path).acquire(timeout=_PROBE_S))
-            except Timeout:
-                is_held = False
-            except HomeError:
-                if not to_read:
-                    raise
-                is_held = held.enter_context(shared_lock(self._lock_path))
-            except FileNotFoundError:
-                if (self.path / "study.json").is_file():
-                    raise
-            if not is_held:
+            except Timeout as error:
                 raise StudyError(
                     f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
                     hint=f"watch it with `loraxs-search status {self.name}`",
-                )
+                ) from error
+            except FileNotFoundError:
+                if (self.path / "study.json").is_file():
+                    raise
             if not (self.path / "study.json").is_file():  # removed since it was opened; the lock may have made a folder
                 with contextlib.suppress(OSError):
                     if [path.name for path in self.path.iterdir()] == ["study.lock"]:
@@ -272,8 +255,7 @@ class StudyFolder:
                 raise StudyError(
                     f"Study {self.name!r} was removed meanwhile.", hint="`loraxs-search status` lists what is left"
                 )
-            if not to_read:
-                self._restore_adapters()
+            self._restore_adapters()
             yield
 
     def write_asset(self, name: str, content: bytes) -> str:

@@ -295,7 +295,7 @@ class ScriptedDriver:
     def finish(self) -> None:
         self.journal.append(TrainingEnded(notice=""))
         self.journal.phase("training the best 1 again from 1 fresh seeds")
-        self.journal.counted(20, 40, "steps")
+        self.journal.phase(done=20, total=40, unit="steps")
         self.journal.say(Warned(text="many answers were cut"))
         self.journal.say(RowsScored(what="baseline", split="validation", name="constant", metrics={"accuracy": 0.4}))
         self.journal.say(RowsScored(what="candidate", name="00000", split="validation", metrics={"accuracy": 0.6}))

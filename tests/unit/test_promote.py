@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
-import filelock
 import pytest
 from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
-from loraxs_search.errors import HomeError, StudyError
+from loraxs_search.errors import HomeError
 from loraxs_search.housekeeping import collect, remove_study
 from loraxs_search.records.promotion import Baseline, PromotionRule
 from loraxs_search.registry.changes import Promoter
@@ -118,18 +116,3 @@ def test_require_constant_is_for_one_decision_and_recorded(finalist, store_uri):
     decision = loraxs_search.promote("s", require="constant", tracking_uri=store_uri)
     assert "no better than the constant answer" in decision.reasons[-1]
     assert "`require: constant`, for this decision" in loraxs_search.history("t", tracking_uri=store_uri)[-1].reasons
-
-
-def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(finalist, store_uri, monkeypatch):
-    folder = finalist("s", 20)
-
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with folder.lock():
-        monkeypatch.setattr(filelock.UnixFileLock, "_acquire", denied)  # root may write everywhere
-        with pytest.raises(StudyError, match="one driver at a time"):
-            loraxs_search.promote("s", tracking_uri=store_uri)
-    unlocked = contextlib.nullcontext(lambda: None)
-    monkeypatch.setattr("loraxs_search.registry.changes.Promoter.locked", lambda _: unlocked)
-    assert loraxs_search.promote("s", tracking_uri=store_uri).comparisons[0].number == 1

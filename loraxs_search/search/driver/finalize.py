@@ -238,7 +238,7 @@ class Finalization:
 
     def _count_refits(self) -> None:
         total = len(self._refit_steps) * self._space.search.max_steps
-        self._log.counted(sum(self._refit_steps.values()), total, "steps")
+        self._log.phase(done=sum(self._refit_steps.values()), total=total, unit="steps")
 
     # ---- test rows ---------------------------------------------------------------------------------------------------
     def seal(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -312,7 +312,7 @@ class Finalization:
 
         def finished(done: int) -> None:
             if unit and items:
-                self._log.counted(done, len(items), unit)
+                self._log.phase(done=done, total=len(items), unit=unit)
 
         finished(0)
         pool = self._actors.pool

@@ -129,7 +129,7 @@ def test_what_is_said_before_and_after_a_drivers_work_is_shown_and_not_written(f
         standard_errors={"test": {"accuracy": {"error": 0.1, "reach": 0.5}}},
     )
     log.say(DataRead(metric="accuracy", num_rows=data.num_rows, report=data))
-    log.counted(1, 2, "steps")
+    log.phase(done=1, total=2, unit="steps")
     log.close()
     log.phase("writing")
     assert list(folder.journal().history())[1:] == view.new[1:3]

@@ -54,7 +54,7 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home, say):
         assert rows == {"00000": ("RUNNING", 33), "00001": ("RUNNING", 47)}
         driver.end("00000", TrialState.PRUNED)
         driver.journal.phase("training the best trial again")
-        driver.journal.counted(20, 40, "steps")
+        driver.journal.phase(done=20, total=40, unit="steps")
         assert "now: training the best trial again: 20 of 40 steps" in say("status", "s").err
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import fcntl
 import shutil
 import subprocess
@@ -125,39 +124,19 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing(one):
         assert not one.is_running()
 
 
-class Refusing:
-    """In the place of the study's lock."""
-
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-
-    def acquire(self, timeout: float) -> None:
-        raise self.error
-
-
 @pytest.mark.parametrize("survives", ["nothing", "the folder of the lock"])
 def test_a_study_that_is_removed_before_it_is_locked_is_gone(one, survives, monkeypatch):
     shutil.rmtree(one.path)
     if survives == "nothing":  # it goes between the making of its folder and that of its lock
-        monkeypatch.setattr(folder_module, "file_lock", lambda _: Refusing(FileNotFoundError()))
+
+        class Late:
+            def acquire(self, timeout: float) -> None:
+                raise FileNotFoundError
+
+        monkeypatch.setattr(folder_module, "file_lock", lambda _: Late())
     with pytest.raises(StudyError, match="was removed meanwhile"), one.lock():
         pytest.fail("it is gone")
     assert not one.path.exists()
-
-
-def test_a_study_that_may_not_be_written_can_be_kept_as_it_is_while_it_is_read(one, monkeypatch):
-    with one.lock():
-        pass
-    denied = Refusing(PermissionError(errno.EACCES, "Permission denied"))
-    monkeypatch.setattr(folder_module, "file_lock", lambda _: denied)
-    with pytest.raises(HomeError), one.lock():
-        pytest.fail("it may not be written")
-    with one.lock(to_read=True), (one.path / "study.lock").open() as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with (one.path / "study.lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StudyError, match="another process is at work"), one.lock(to_read=True):
-            pytest.fail("its driver is at work")
 
 
 # ---- states and adapters of trials -----------------------------------------------------------------------------------
