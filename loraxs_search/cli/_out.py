@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -135,18 +134,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: froze
         ]
         texts.append("  ".join(cells).rstrip())
     return "\n".join(texts)
-
-
-def print_csv(rows: Iterable[Sequence[object]]) -> None:
-    """Print rows of a table as CSV; what has no value is an empty cell."""
-    for row in rows:
-        cells = ["" if cell is None else cell for cell in row]
-        # With lines that end in \n, Python leaves a lone \r unquoted, which ends a row for whoever reads it.
-        needs_quotes = any("\r" in str(cell) for cell in cells)
-        writer = csv.writer(
-            sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL
-        )
-        writer.writerow(cells)
 
 
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -224,8 +225,14 @@ def _write_rows(
             is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
             print(_out.strict_json(json.dumps(written, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
             continue
-        nested = (list, tuple, dict)
         cells = [
-            json.dumps(it, ensure_ascii=False, default=str) if isinstance(it, nested) else it for it in written.values()
+            json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
+            for value in written.values()
         ]
-        _out.print_csv([*([list(written)] if header and not number else []), cells])
+        for line in ([list(written)] if header and not number else []) + [cells]:
+            # With lines that end in \n, Python leaves a lone \r unquoted, which ends a row for whoever reads it.
+            is_quoted = any("\r" in str(cell) for cell in line)
+            writer = csv.writer(
+                sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL
+            )
+            writer.writerow(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +52,19 @@ def _copy(
 
     Example: loraxs-search spaces copy movie_reviews mine.yaml
     """
-    from loraxs_search.home import shipped_space_path
-    from loraxs_search.search_space.document import portable_text
+    from loraxs_search.home import SHIPPED, shipped_space_path
 
-    path = target or Path(f"{shipped_space_path(name).stem}.yaml")
+    shipped = shipped_space_path(name)
+    path = target or Path(f"{shipped.stem}.yaml")
     if path.exists():
         raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
-    write_atomic(path, portable_text(shipped_space_path(name)))
+    # Data files, and the schema for editors, are found from any folder.
+    text = re.sub(
+        r"(?m)^([^#\n]*: )(data/[\w./-]+)",
+        lambda found: found[1] + json.dumps(str(SHIPPED / found[2]), ensure_ascii=False),
+        shipped.read_text(encoding="utf-8"),
+    )
+    write_atomic(path, text.replace("$schema=", f"$schema={SHIPPED}/", 1))
     print(path)
 
 

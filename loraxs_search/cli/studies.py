@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,7 +18,6 @@ from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Warned
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import seconds_of
-from loraxs_search.reports.leaderboard import LeaderboardRow
 from loraxs_search.reports.study_status import study_status, study_summaries
 from loraxs_search.reports.study_status import watch as follow
 from loraxs_search.steering import describe
@@ -53,7 +52,6 @@ def status(
     watch: bool = Option(
         False, "--watch", help="Show the search while it runs, until it ends; Ctrl-C leaves the view."
     ),
-    as_csv: bool = Option(False, "--csv", help="Print CSV, each param in its own column."),
     as_json: _out.JsonOption = False,
 ) -> None:
     """List all studies, or the trials of one.
@@ -67,31 +65,20 @@ def status(
 
     Example: loraxs-search status reviews --watch
     """
-    if as_csv and as_json:
-        raise UsageError("`--csv` must be the only form of output, but got --json too.", hint="leave one of them out")
     if study is None and watch:
         raise UsageError("`--watch` must be given with a study.", hint="`loraxs-search status` lists them")
     if study is None:
         summaries, columns = study_summaries(), ("study", "task", "state", "trials", "created")
         rows = [[getattr(summary, name) for name in columns] for summary in summaries]
         _out.print_warnings([summary.problem for summary in summaries if summary.problem])
-        if as_csv:
-            _out.print_csv([columns, *rows])
-        else:
-            _out.emit(as_json, [dict(zip(columns, row, strict=True)) for row in rows], _out.table(columns, rows))
-        if not (summaries or as_csv or as_json):
+        _out.emit(as_json, [dict(zip(columns, row, strict=True)) for row in rows], _out.table(columns, rows))
+        if not (summaries or as_json):
             _out.tell("\nno studies yet: start one with `loraxs-search launch movie_reviews`")
         return
     folder = StudyFolder.open(study)
     if watch and folder.state() == "running":
         _follow(folder)
     seen = study_status(folder)
-    if as_csv:
-        names = list(dict.fromkeys(name for row in seen.trials for name in row.params))
-        keys = [field.name for field in fields(LeaderboardRow) if field.name != "params"]
-        cells = [[*(getattr(row, key) for key in keys), *map(row.params.get, names)] for row in seen.trials]
-        _out.print_csv([[*keys, *(f"params.{name}" for name in names)], *cells])
-        return
     if as_json:
         _out.print_json(seen)
         return

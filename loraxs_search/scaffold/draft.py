@@ -59,7 +59,6 @@ _SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder 
 _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
-_FEW_ROWS = 200
 _MAX_SHOWN = 20  # classes that are listed
 # The budget without a GPU, and what a core computes in a second: half of what a search with scores has been timed at.
 _SECONDS, _OPERATIONS = 600, 1e11
@@ -157,7 +156,7 @@ def draft_space(
             line = f"  {key}: {_in_yaml(value)}"
             if value is not None:
                 lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
-    warnings += _warnings(table, roles, measured, is_carved=bool(missing))
+    warnings += _different_labels(table, roles) if roles.kind == CLASSES else []
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
 
     if copy is not None:
@@ -335,7 +334,6 @@ class _Measured:
     max_length: int
     reason: str
     answer_tokens: int = 0
-    cut: int = 0
     mean_tokens: float = 0.0
 
 
@@ -379,7 +377,6 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         length,
         f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
         answer_tokens=max(own, default=0) + 2 if roles.kind == WRITING else 0,
-        cut=-(-sum(each > length for each in sampled) * table.num_rows // len(sampled)),
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
     )
 
@@ -473,35 +470,16 @@ def _guesses(
     return guesses
 
 
-def _warnings(table: Table, roles: Roles, measured: _Measured, *, is_carved: bool) -> list[str]:
-    """Return what makes the result of a search less sure than it looks."""
-
-    def rows(number: int) -> str:
-        return f"{number} row{'s' * (number != 1)}"
-
-    warnings, counts = list[str](), roles.label_counts
-    if is_carved and table.num_rows < _FEW_ROWS:
-        scored = max(1, round(table.num_rows / 10))
-        error = f", with a standard error of up to {(0.25 / scored) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
-        warnings.append(f"{table.num_rows} rows are few: a tenth, {rows(scored)}, is scored{error}")
-    if measured.cut:
-        lost = "prompts lose their beginnings" if roles.kind in (WRITING, CHOOSING) else "ends are cut off"
-        warnings.append(f"about {rows(measured.cut)} longer than max_length: their {lost}")
-    if roles.kind != CLASSES:
-        return warnings
-    labels_by_text: dict[tuple[str, ...], dict[str, int]] = {}  # with the first row of each
-    for row, (label, *texts) in enumerate(
-        zip(*(table.columns[name].texts for name in (roles.label, *roles.texts)), strict=True)
-    ):
-        labels_by_text.setdefault(tuple(texts), {}).setdefault(label, row)
-    if twice := [labels for labels in labels_by_text.values() if len(labels) > 1]:
-        shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items())
-        verb = "texts have" if len(twice) > 1 else "text has"
-        warnings.append(f"{len(twice)} {verb} different labels, such as {shown}")
-    rarest = min(counts, key=lambda name: counts[name])
-    if counts[rarest] * 10 < table.num_rows / len(counts):
-        warnings.append(f"label {rarest!r} is rare ({rows(counts[rarest])}): accuracy says little of it, see macro_f1")
-    return warnings
+def _different_labels(table: Table, roles: Roles) -> list[str]:
+    """Return a warning of texts that have several labels; none where each has one."""
+    first_rows: dict[tuple[str, ...], dict[str, int]] = {}  # of each text, by its label
+    columns = (table.columns[name].texts for name in (roles.label, *roles.texts))
+    for row, (label, *texts) in enumerate(zip(*columns, strict=True)):
+        first_rows.setdefault(tuple(texts), {}).setdefault(label, row)
+    twice = [labels for labels in first_rows.values() if len(labels) > 1]
+    shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items()) if twice else ""
+    verb = "texts have" if len(twice) > 1 else "text has"
+    return [f"{len(twice)} {verb} different labels, such as {shown}"] if twice else []
 
 
 def _in_yaml(value: Any) -> str:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -212,35 +211,6 @@ def shown(value: object) -> str:
     """Return a value as it would be written in the file, shortened when it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-_SCHEMA = re.compile(r"(?m)^(# yaml-language-server: \$schema=)(?!/|\w+:)(\S+)$")
-_PLAIN = re.compile(r"[\w./+-]+")
-
-
-def portable_text(path: Path) -> str:
-    """Return a space file's text with its relative paths made absolute, comments and layout kept.
-
-    Data files, a base model given as a folder, and the schema for editors are then found from any folder the text is
-    put into.
-    """
-    text = path.read_text(encoding="utf-8")
-
-    def keys(node: Any) -> dict[str, yaml.Node]:
-        return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
-
-    sections = keys(yaml.compose(text))
-    base = sections.get("base_model")
-    base = keys(base).get("id", base)
-    nodes = [base] if isinstance(base, yaml.ScalarNode) and base.value.startswith(".") else []  # else a hub id
-    files = keys(keys(keys(sections.get("task")).get("data")).get("data_files")).values()
-    nodes += [it for it in files if isinstance(it, yaml.ScalarNode) and not it.value.startswith(("/", "~"))]
-    # The last one first, so that the places of the others hold.
-    for node in sorted(nodes, key=lambda node: int(node.start_mark.index), reverse=True):
-        absolute = str((path.parent / node.value).resolve())
-        written = absolute if _PLAIN.fullmatch(absolute) else json.dumps(absolute, ensure_ascii=False)
-        text = text[: node.start_mark.index] + written + text[node.end_mark.index :]
-    return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
 
 
 _REMEDIES = {  # by what PyYAML says

@@ -88,9 +88,7 @@ def test_before_the_first_trial_there_is_a_line(state):
     early.happened(Phase(study=None, at=1.0, text="starting Ray"))
     assert drawn(early, 60).strip() == "1:20  starting Ray"
     assert drawn(early, 60, notice="stopping").strip() == "1:20  stopping"
-
-
-def test_a_small_window_has_the_first_trials_and_the_notice(state):
+    # A small window has the first trials and the notice.
     lines = drawn(state, 60, rows=12, notice="stopping; Ctrl-C again ends at once").splitlines()
     assert len(lines) < 12
     assert "notice   stopping; Ctrl-C again ends at once" in [line.rstrip() for line in lines]

@@ -1,16 +1,14 @@
-"""`status` of studies that run, have ended, wait for somebody, or are another machine's; as CSV and as events."""
+"""`status` of studies that run, have ended, wait for somebody, or are another machine's; as events."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
 from collections.abc import Callable
 
 import pytest
-from support.searched_studies import ScriptedDriver, Tried, searched
+from support.searched_studies import ScriptedDriver
 from support.studies import study
 
 from loraxs_search import watch
@@ -80,36 +78,11 @@ def storage_folder(tmp_path):
     return folder
 
 
-# ---- CSV -------------------------------------------------------------------------------------------------------------
-def rows_of(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def test_csv_has_every_field_and_param(say):
-    trials = [Tried(PARAMS, 0.8), Tried({"rank": 8, 'odd, "name"': "a,b"}, 0.7, state=TrialState.FAIL)]
-    searched("mine", trials)
-    first, second = rows_of(say("status", "mine", "--csv").ok)
-    assert (first["trial_id"], first["state"], first["step"], first["score"]) == ("00000", "COMPLETE", "20", "0.8")
-    assert first["params.target_modules"] == "query+value"
-    assert first["params.learning_rate"] == "0.002"
-    assert (second["score"], second["params.learning_rate"]) == ("", "")
-    assert second['params.odd, "name"'] == "a,b"
-    printed = json.loads(say("status", "mine", "--json").ok)["trials"][0]
-    assert set(first) == (set(printed) - {"params"}) | {f"params.{name}" for name in (*PARAMS, 'odd, "name"')}
-
-
-def test_studies_are_listed_as_csv_too(say):
-    searched("mine", [Tried(PARAMS, 0.8)])
-    (row,) = rows_of(say("status", "--csv").ok)
-    assert (row["study"], row["task"], row["state"], row["trials"]) == ("mine", "t", "finished", "1/1")
-
-
 def test_an_interrupted_study_is_told_and_ends(driver, say):
     *_, last = watch("mine")
     assert last.state == "interrupted"
     assert say("status", "mine", "--watch").ok.splitlines()[1].split()[:2] == ["00000", "INTERRUPTED"]
 
 
-def test_contrary_options_are_refused(say):
-    assert say("status", "mine", "--csv", "--json").is_error(2, "`--csv` must be the only form of output")
+def test_what_is_watched_is_a_study(say):
     assert say("status", "--watch").is_error(2, "`--watch` must be given with a study")

@@ -113,11 +113,6 @@ def test_many_labels_that_look_alike_are_no_mistakes(draft):
     assert "did you mean 'delivery_late'?" in caught.value.message
 
 
-def test_a_rare_label_is_said(draft):
-    _, made = draft(labelled({"good": 100, "odd": 2}))
-    assert any("'odd' is rare" in warning for warning in made.warnings)
-
-
 # ---- options in columns ----------------------------------------------------------------------------------------------
 OPTIONS: list[tuple[Sequence[str], list[str], list[str] | None]] = [
     (["option_a", "option_b", "option_c"], list("ABC"), None),

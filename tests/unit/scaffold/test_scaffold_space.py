@@ -202,10 +202,7 @@ def test_options_and_long_answers_fit_the_space(drafted, in_warm_home):
     assert drafted("write.jsonl", jsonl(rows), **chosen, kind="text-generation").task.max_length > 90
 
 
-def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in_warm_home):
+def test_of_many_rows_99_of_100_fit(drafted, in_warm_home):
     words = [f"{own} " + " ".join(["word"] * (40 * (i % 100 < 30))) for i, own in enumerate(texts(6000))]
     rows = "text,label\n" + "".join(f"{own},{'ab'[i % 2]}\n" for i, own in enumerate(words))
-    draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"])
-    (warning,) = [own for own in draft.warnings if "longer than max_length" in own]
-    assert 1600 < int(warning.split("about ")[1].split()[0].replace(",", "")) < 2000
-    assert 40 < drafted("rows.csv", rows, base=QUICKSTART["id"]).task.max_length < 64, "99 of 100 rows fit"
+    assert 40 < drafted("rows.csv", rows, base=QUICKSTART["id"]).task.max_length < 64

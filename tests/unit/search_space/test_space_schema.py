@@ -11,7 +11,7 @@ from jsonschema import Draft7Validator
 
 from loraxs_search.home import SHIPPED, shipped_space_path, shipped_spaces
 from loraxs_search.records.search import seconds_of
-from loraxs_search.search_space.document import parse_document, portable_text
+from loraxs_search.search_space.document import parse_document
 from loraxs_search.search_space.schema import reference_text, schema_text
 
 LINE = "# yaml-language-server: $schema="
@@ -46,7 +46,6 @@ def test_a_shipped_space_validates_and_leads_to_the_schema():
         assert faults(parse_document(path.read_text(), name).data) == []
         (line,) = (line for line in path.read_text().splitlines() if line.startswith(LINE))
         assert (path.parent / line.removeprefix(LINE)).is_file()
-        assert f"{LINE}{path.with_name('space.schema.json')}\n" in portable_text(path)
 
 
 def test_a_time_is_one_to_editors_where_check_takes_it():

@@ -19,7 +19,6 @@ from optuna.study import create_study
 
 import loraxs_search
 from loraxs_search.home import shipped_space_path, shipped_spaces
-from loraxs_search.search_space.document import portable_text
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.parameters import parameters_of
 
@@ -27,7 +26,7 @@ SPACES = shipped_spaces()
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_a_shipped_space_is_sound_can_be_copied_and_opens_with_its_command(name, tmp_path):
+def test_a_shipped_space_is_sound_can_be_copied_and_opens_with_its_command(name, say, tmp_path):
     space = load_space(name)
     params = space.suggest(create_study().ask())
     own = parameters_of(space.parameters, space.method_of(params).name)
@@ -35,7 +34,9 @@ def test_a_shipped_space_is_sound_can_be_copied_and_opens_with_its_command(name,
     assert space.name == name
     assert always <= set(params) - {"method"} <= set(own)
     copy = tmp_path / f"{name}.yaml"
-    copy.write_text(portable_text(shipped_space_path(name)))
+    assert say("spaces", "copy", name, str(copy)).ok
+    schema = shipped_space_path(name).with_name("space.schema.json")
+    assert f"\n# yaml-language-server: $schema={schema}\n" in copy.read_text()
     assert replace(load_space(str(copy)), text="", source="", folder="") == replace(
         space, text="", source="", folder=""
     )
@@ -67,22 +68,3 @@ def test_an_installed_package_finds_its_spaces_inside_itself(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str(tmp_path / "loraxs_search" / "_spaces" / "movie_reviews.yaml")
-
-
-def test_every_relative_path_is_found_and_nothing_else_is_touched(tmp_path):
-    (tmp_path / "a b").mkdir()
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        "# data/train.csv\n"
-        "task: {name: t, data: {data_files: {train: 'a b/train.csv', test: /abs/test.csv, validation: ../up.csv}}}\n"
-        "base_model: {id: ./bases/mine, revision: data/train.csv}  # ./bases/mine\n"
-    )
-    assert portable_text(path) == (
-        "# data/train.csv\n"
-        f'task: {{name: t, data: {{data_files: {{train: "{tmp_path}/a b/train.csv", test: /abs/test.csv,'
-        f" validation: {tmp_path.parent}/up.csv}}}}}}\n"
-        f"base_model: {{id: {tmp_path}/bases/mine, revision: data/train.csv}}  # ./bases/mine\n"
-    )
-    for text in ("base_model: org/name\n", "base_model: ~/bases/mine\n", ""):  # no relative folder
-        path.write_text(text)
-        assert portable_text(path) == text
