@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -197,27 +196,6 @@ def show_baselines(task: str, space: Space) -> None:
         print(f"{task}, {space.task.metric}, {baseline.name}: {reached or baseline.failed}", flush=True)
 
 
-def leave_one_out(found: dict[str, dict[str, float]]) -> None:
-    """Print for each task what the arm that the others choose loses there, and how many random arms would equal it.
-
-    Args:
-        found: By task and arm the mean of the seeds.
-    """
-    for task, scores in found.items():
-        others = [own for other, own in found.items() if other != task]
-        chosen = min(scores, key=lambda arm: sum(max(own.values()) - own[arm] for own in others))
-        ordered, regret = sorted(scores.values()), max(scores.values()) - scores[chosen]
-        # Of k arms without repetition, the i-th lowest of n is the best with chance C(i, k - 1) / C(n, k).
-        best_of = [
-            sum(comb(i, k - 1) * value for i, value in enumerate(ordered)) / comb(len(ordered), k)
-            for k in range(1, len(ordered) + 1)
-        ]
-        trials = next(k for k, best in enumerate(best_of, 1) if best >= scores[chosen] - 1e-9)
-        print(
-            f"{task}: the others choose {chosen}, {scores[chosen]:.3f}, regret {regret:.3f}, worth {trials} random arms"
-        )
-
-
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -228,7 +206,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
     parser.add_argument("--split", default="validation", choices=["validation", "test"], help="rows that are scored")
     parser.add_argument("--baselines", action="store_true", help="also print what word counts and others reach")
-    parser.add_argument("--leave-one-out", action="store_true", help="also print what arms lose that others choose")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -237,7 +214,6 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
     suffix = "" if arguments.split == "validation" else f" {arguments.split}"
-    means: dict[str, dict[str, float]] = {}
     for task in arguments.tasks:
         spaces = {
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
@@ -256,9 +232,6 @@ def main() -> None:
         show(task, next(iter(spaces.values())).task.metric, scores)
         if arguments.baselines:
             show_baselines(task, next(iter(spaces.values())))
-        means[task] = {arm: float(np.mean(own[str(arguments.steps)])) for arm, own in scores.items()}
-    if arguments.leave_one_out:
-        leave_one_out(means)
 
 
 if __name__ == "__main__":

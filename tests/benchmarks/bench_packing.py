@@ -10,10 +10,6 @@ arithmetic for real (unpadded) tokens, over that time, as a share of the machine
 
 adapts the last two layers only. What enters them is cached, for every row before the time is taken; `--no-prefix` adds
 a line without that. `efficiency` counts the work of all layers still.
-
-    python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --pooling class mean --at-most 1.25
-
-guards what a head on the mean of the tokens costs: it needs the last layer at all tokens, not at the first one alone.
 """
 
 from __future__ import annotations
@@ -68,9 +64,9 @@ class Row:
 
 
 class Bench:
-    def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None, pooling: str = "auto") -> None:
+    def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None) -> None:
         self._arguments = arguments
-        space = load_space("movie_reviews", overrides=(f"task.pooling={pooling}",))
+        space = load_space("movie_reviews")
         self.resident = LoadedBase(base or space.base_model, space.task)
         modules = self.resident.modules
         self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
@@ -244,30 +240,19 @@ def common_parser(doc: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = common_parser(__doc__)
     parser.add_argument("--no-prefix", action="store_true", help="time each number of slots without the cache as well")
-    parser.add_argument("--pooling", nargs="+", default=["auto"], help="what the head reads; a table for each")
-    parser.add_argument("--at-most", type=float, help="fail where a pooling takes this times the first one's time")
     arguments = parser.parse_args()
-    tables: dict[str, list[Row]] = {}
-    for pooling in arguments.pooling:
-        bench = Bench(arguments, pooling=pooling)
-        device, dtype = str(bench.resident.device), str(bench.resident.dtype).removeprefix("torch.")
-        print(f"{device}, {dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
-        rows = tables[pooling] = [bench.lone()]
-        for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
-            rows.append(bench.packed(count, prefix=prefix))
-            print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
-        print("\n".join(table(rows)))
-    rows = [row for of_pooling in tables.values() for row in of_pooling]
+    bench = Bench(arguments)
+    device, dtype = str(bench.resident.device), str(bench.resident.dtype).removeprefix("torch.")
+    print(f"{device}, {dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
+    rows = [bench.lone()]
+    for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
+        rows.append(bench.packed(count, prefix=prefix))
+        print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
+    print("\n".join(table(rows)))
     found = dict(versions.installed(versions.TRAINING))
     facts = {"device": device, "dtype": dtype, "versions": found, "gemm_peak": bench.peak, "load": os.getloadavg()}
     chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
     script.keep_numbers(arguments, {**facts, "arguments": chosen, "rows": [asdict(row) for row in rows]})
-    first, *others = tables.values()
-    ratios = [theirs.ms_per_step / own.ms_per_step for rows in others for own, theirs in zip(first, rows, strict=True)]
-    if ratios:
-        print(f"times the first pooling's time: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
-    if arguments.at_most and max(ratios, default=0.0) > arguments.at_most:
-        raise SystemExit(f"a pooling must take at most {arguments.at_most} times the first one's time.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Is the announced score right, and how often does luck become champion? Simulated with the project's own rule.
 
-    python tests/benchmarks/bench_promotion.py [--searches 4000] [--chains 1000] [--smaller] [--seed 0] [--json FILE]
+    python tests/benchmarks/bench_promotion.py [--searches 4000] [--chains 1000] [--seed 0] [--json FILE]
     python tests/benchmarks/bench_promotion.py --quick
 
 All adapters of a simulated search are equally good: 80 % of all rows right, and two of them agree on 83 % (a row has a
@@ -14,9 +14,7 @@ and two refits of each are scored on validation rows; the best there is scored o
 - error: how often an equally good finalist replaces the champion.
 
 A chain is 20 searches one after another on the same rows, from no champion. Its drift is the last champion's announced
-score above the truth. With `--smaller`, smaller finalists come that are one point worse than the champion, or as good;
-the best of 20 equal finalists comes, the others' uses of the test rows known or forgotten; and the bounded permutation
-test is compared with two million exchanges.
+score above the truth.
 
 On few test rows two equally good adapters meet once: how often is the difference significant, and is one promoted?
 """
@@ -35,10 +33,9 @@ import script
 
 from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.registry import evidence
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.registry.finalist import choose
-from loraxs_search.registry.promotion import SHARE_MARGIN, PromotionTest, Scored
+from loraxs_search.registry.promotion import PromotionTest, Scored
 from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -180,48 +177,6 @@ def chain(rule: Rule, num_trials: int, num_chains: int, seed: int) -> dict[str, 
     }
 
 
-def smaller(num_rows: int, worse: float, tries: int, num_chains: int, seed: int) -> float:
-    """Return how often one of `tries` smaller finalists replaces a champion that it is truly `worse` than."""
-    replaced = 0
-    for number in range(num_chains):
-        world, judge = World(np.random.default_rng((seed, number)), num_rows), ValidationRowsChoose(SHARE_MARGIN)
-        judge.meet(world.adapters(1)[0])
-        replaced += any(judge.meet(world.adapters(1, 999 - step, worse)[0]) for step in range(tries))
-    return replaced / num_chains
-
-
-def after_removal(num_chains: int, seed: int) -> dict[str, float]:
-    """Return how often the best of 20 equal finalists replaces a champion: all uses known, or the others' forgotten."""
-    replaced = {"uses known": 0, "uses forgotten": 0}
-    for number in range(num_chains):
-        for name in replaced:
-            world, judge = World(np.random.default_rng((seed, number))), ValidationRowsChoose()
-            judge.meet(world.adapters(1)[0])
-            finalists = world.adapters(CHAIN)
-            seen = [one.candidate.key for one in finalists] if name == "uses known" else []
-            replaced[name] += judge.meet(max(finalists, key=score), seen)
-    return {name: count / num_chains for name, count in replaced.items()}
-
-
-def tails() -> dict[str, dict[str, float]]:
-    """Compare the bounded permutation test with two million exchanges, where a gain is far out."""
-    found = {}
-    for metric, sign in (("spearman", 1.0), ("mse", -1.0), ("macro_f1", 1.0)):
-        random, labels = np.random.default_rng(0), np.random.default_rng(1).normal(size=300)
-        for size in (1.2, 1.25, 1.3):
-            if metric == "macro_f1":
-                ids = (labels > 0).astype(int)
-                one, other = (np.where(random.random(300) < share, ids, 1 - ids) for share in (0.8, 2.0 - size - 0.05))
-                both = [ScoredRows(said, ids) for said in (one, other)]
-            else:
-                both = [ScoredRows(labels + random.normal(size=300) * spread, labels) for spread in (1.0, size)]
-            bounded, draws = p_value(METRICS[metric], sign, *both), evidence.MAX_DRAWS
-            evidence.MAX_DRAWS = 2_000_000
-            found[f"{metric}, {size}"] = {"bounded": bounded or 0, "drawn": p_value(METRICS[metric], sign, *both) or 0}
-            evidence.MAX_DRAWS = draws
-    return found
-
-
 def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
     """Return how often an adapter replaces an equally good one on few test rows, and how often `p_value` is <= 0.05."""
     found: dict[str, dict[str, float]] = {}
@@ -270,21 +225,12 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=4000)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smaller", action="store_true", help="margins, uses of test rows and bounded tests alone")
     parser.add_argument("--quick", action="store_true", help="200 searches and 40 chains")
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
-    if arguments.smaller:
-        tries = {f"one point worse, 30 tries, {n:,} rows": smaller(n, 0.01, 30, sizes[1], 3) for n in (200, 1000, 2000)}
-        equal = {f"as good, {n:,} rows": smaller(n, 0.0, 1, sizes[1], 4) for n in (500, 2_000, 10_000)}
-        found = {"smaller finalists": {"replace the champion": tries | equal}}
-        found |= {"best of 20 equal finalists": {"replaces the champion": after_removal(sizes[1], 5)}}
-        found |= {"bounded permutation tests": tails()}
-    else:
-        found = measure(sizes[0], sizes[1], arguments.seed) | {
-            "equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)
-        }
+    found = measure(sizes[0], sizes[1], arguments.seed)
+    found |= {"equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)}
     for rule, rows in found.items():
         print(f"\n{rule}")
         for name, values in rows.items():

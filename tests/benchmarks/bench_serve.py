@@ -1,36 +1,28 @@
 """What a server of adapters answers in a second, and how long a client waits.
 
     python tests/benchmarks/bench_serve.py --json serve.json
-    python tests/benchmarks/bench_serve.py --shows writing --vllm ~/vllm/bin/vllm
+    python tests/benchmarks/bench_serve.py --shows writing
 
 Clients are another process that asks one text at a time over connections that stay open; each request names an adapter
 drawn at random. Adapters are random, of rank 8 on all linear layers of the quickstart's base, made in memory, and texts
 are the shipped film reviews. `front` is the same application over an engine that answers without computing: the CPU
 time of the server's process for each request is what HTTP costs. `peft` is the same application over PEFT's own mixed
-batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another;
-with `--vllm`, a command in an environment of its own, it asks vLLM the same in turn, with eight adapters of the same
-rank and layers as `pull --format lora` writes them. `moves TASK` asks a task of your registry that has two versions,
-and rolls it back and forth meanwhile. `--quick` only shows that it runs.
+batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another.
+`--quick` only shows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import multiprocessing
 import os
 import random
-import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,20 +30,16 @@ from typing import Any
 import psutil
 import script
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
-from loraxs_search.methods import get_method
-from loraxs_search.methods.export.models import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Task
-from loraxs_search.records.trial import Hyperparameters, TrialSpec
-from loraxs_search.registry.changes import Promoter
-from loraxs_search.registry.store import Registry
+from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
@@ -59,12 +47,9 @@ from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data
-from loraxs_search.trial.attach import attach
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
 
-from support.environments import clean_variables
-from support.ports import free_port
 from support.sealed import manifest_of
 
 RANK, PORT_WAIT_S = 8, 0.05
@@ -152,13 +137,8 @@ def serve(way: str, count: int, pipe: Connection, options: argparse.Namespace) -
     import uvicorn
 
     torch.manual_seed(0)
-    if way == "moves":
-        from loraxs_search.mlflow_uri import resolve_uri
-
-        server = Server(ServedModels([options.task], uri=resolve_uri()))
-    else:
-        space = "movie_reviews_text" if way == "writing" else "movie_reviews"
-        server = Server(RandomModels(space, count), limits=Limits(rows_at_once=options.rows))
+    space = "movie_reviews_text" if way == "writing" else "movie_reviews"
+    server = Server(RandomModels(space, count), limits=Limits(rows_at_once=options.rows))
     if way == "front":
         _front(server)
     if way == "peft":
@@ -278,37 +258,6 @@ def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-@contextlib.contextmanager
-def vllm(command: str, count: int) -> Iterator[int]:
-    """Run vLLM with plain LoRA adapters of SmolLM2, and yield its port."""
-    space, port = load_space("movie_reviews_text"), free_port()
-    base, model = locate(space.base_model), kind_of(space.task).model
-    modules = tuple(module.name for module in linear_modules(base, model))
-    with tempfile.TemporaryDirectory() as folder:
-        adapters = [Path(folder, f"adapter-{number}") for number in range(count)]
-        for seed, path in enumerate(adapters):
-            own = _adapter(path.name, space.task, base.id).manifest
-            hyper = replace(own.hyperparameters, target_modules=modules, init_std=0.05, seed=seed)
-            adapted = attach(load_model(base, model), TrialSpec("0", {}, hyper))
-            assert isinstance(adapted, PeftModel)
-            path.mkdir()
-            write_plain_lora(get_method("lora-xs").plain_lora(adapted), path, base=base.path)
-        line = [*shlex.split(command), "serve", base.path, "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
-        line += ["--max-loras", str(count), "--max-lora-rank", str(RANK), "--generation-config", "vllm"]
-        line += ["--max-model-len", "512", "--no-enable-prefix-caching"]  # each prompt is asked twice
-        line += ["--lora-modules", *(f"{path.name}={path}" for path in adapters)]
-        with Path(folder, "log").open("wb") as log:
-            process = subprocess.Popen(line, env=clean_variables(), stdout=log, stderr=log)
-        try:
-            while not _answers(port):
-                assert process.poll() is None, Path(folder, "log").read_text()[-4000:]
-                time.sleep(PORT_WAIT_S)
-            yield port
-        finally:
-            process.terminate()
-            process.wait()
-
-
 async def _written(port: int, bodies: Sequence[Any], at_once: bool) -> int:
     """Return how many tokens the answers have."""
     answers = list[tuple[int, str, bytes]]()
@@ -318,67 +267,31 @@ async def _written(port: int, bodies: Sequence[Any], at_once: bool) -> int:
 
 
 def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure eight adapters that write at once, and one after another, here and in vLLM, in turn."""
+    """Measure eight adapters that write at once, and one after another, in turn."""
     texts = load_data(load_space("movie_reviews").task)["test"].texts
     rows, rates = list[dict[str, Any]](), dict[str, list[float]]()
-    with contextlib.ExitStack() as servers:
-        ports = {"": servers.enter_context(Serving("writing", 8, options)).port}
-        if options.vllm:
-            ports["vLLM, "] = servers.enter_context(vllm(options.vllm, 8))
+    with Serving("writing", 8, options) as server:
         for round_ in range(options.rounds + 1):
             prompts = [f"Review: {text}\nSentiment:" for text in texts[8 * round_ : 8 * round_ + 8]]
             bodies = [
                 {"model": f"adapter-{n}", "prompt": prompt, "max_tokens": options.tokens, "temperature": 0}
                 for n, prompt in enumerate(prompts)
             ]
-            for whose, port in ports.items():
-                for at_once, how in ((True, "at once"), (False, "in turn")):
-                    way, started = f"{whose}{how}", time.perf_counter()
-                    rate = asyncio.run(_written(port, bodies, at_once)) / (time.perf_counter() - started)
-                    if round_:
-                        rates.setdefault(way, []).append(rate)
-                        rows.append({"way": way, "tokens_per_s": rate, "load": os.getloadavg()[0]})
-                        print(f"{way}: {rate:.1f} tokens/s, load {os.getloadavg()[0]:.1f}", flush=True)
+            for at_once, way in ((True, "at once"), (False, "in turn")):
+                started = time.perf_counter()
+                rate = asyncio.run(_written(server.port, bodies, at_once)) / (time.perf_counter() - started)
+                if round_:
+                    rates.setdefault(way, []).append(rate)
+                    rows.append({"way": way, "tokens_per_s": rate, "load": os.getloadavg()[0]})
+                    print(f"{way}: {rate:.1f} tokens/s, load {os.getloadavg()[0]:.1f}", flush=True)
     medians = {way: statistics.median(own) for way, own in rates.items()}
     print(f"eight adapters at once: {medians['at once'] / medians['in turn']:.2f} times one after another")
-    for way in ("at once", "in turn") if options.vllm else ():
-        print(f"{way}: {medians[way] / medians[f'vLLM, {way}']:.2f} times vLLM")
-    return rows
-
-
-def moves(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ask a task while its champion moves back and forth."""
-    from loraxs_search.mlflow_uri import resolve_uri
-
-    registry = Registry(resolve_uri())
-    texts = load_data(load_space("movie_reviews").task)["test"].texts[:512]
-    bodies = [{"model": options.task, "input": text} for text in texts]
-    rows = []
-    with Serving("moves", 1, options) as server, ThreadPoolExecutor(1) as pool:
-        versions = [version.version for version in registry.versions(options.task)][:2]
-        cold = f"{options.task}:{versions[-1]}"
-        started = time.perf_counter()
-        asyncio.run(Client(server.port).ask("/classify", {"model": cold, "input": texts[0]}))
-        print(f"cold adapter: {time.perf_counter() - started:.2f} s")
-        for round_ in range(options.rounds):
-            load = pool.submit(asyncio.run, _load(server.port, 32, 8.0, bodies, "/classify"))
-            time.sleep(2.0)
-            champion = registry.champion(options.task)
-            assert champion is not None
-            target = next(version for version in versions if version != champion.version)
-            Promoter(registry.uri, options.task).rollback(target)
-            moved, digest = time.perf_counter(), registry.resolve(options.task).digest
-            found = load.result()
-            new = [at for at, _, _, given in found if given == digest and at > moved]
-            failed = sum(status != 200 for _, _, status, _ in found)
-            rows.append({"first_new_s": min(new) - moved if new else None, "failed": failed, "asked": len(found)})
-            print(f"move {round_}: {rows[-1]}", flush=True)
     return rows
 
 
 def main() -> None:
     parser = script.parser(__doc__)
-    parser.add_argument("--shows", nargs="+", default=["classifying"], choices=["classifying", "writing", "moves"])
+    parser.add_argument("--shows", nargs="+", default=["classifying"], choices=["classifying", "writing"])
     parser.add_argument("--adapters", nargs="+", type=int, default=[1, 1024, 10_000])
     parser.add_argument("--peft-adapters", type=int, default=64)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 32, 256])
@@ -386,14 +299,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="rows of a pass, at most")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer that is written")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--vllm", help="command that runs vLLM; its variables are those of this process")
-    parser.add_argument("--task", default="movie-reviews")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.adapters, options.peft_adapters, options.clients, options.seconds = [4], 2, [2], 0.5
         options.tokens, options.rounds = 4, 1
-    shows = {"classifying": classifying, "writing": writing, "moves": moves}
+    shows = {"classifying": classifying, "writing": writing}
     found = {show: shows[show](options) for show in options.shows}
     script.keep_numbers(options, found)
 

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from support.boxes import Way
-
 from faults.arena import SEARCH_S, STORED, STUDIES, Arena
 from faults.world import titled, tree
 from loraxs_search.studies.lease import LEASE_S
@@ -139,14 +137,11 @@ def _worker_memory_full(place: Arena, victim: int) -> Iterator[bool]:
     place.box(victim).say_memory(left=True)
 
 
-def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[bool]:
-        place.box(victim).cut(way)
-        yield True
-        place.box(victim).join()
-
-    return strike
+@contextlib.contextmanager
+def _cable_cut(place: Arena, victim: int) -> Iterator[bool]:
+    place.box(victim).cut()
+    yield True
+    place.box(victim).join()
 
 
 def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
@@ -196,9 +191,7 @@ KINDS = {
     "worker's power cut": FaultKind(_power_cut, "worker {}"),
     "worker frozen": FaultKind(_worker_frozen, "worker {}"),
     "worker's memory full": FaultKind(_worker_memory_full, "worker {}"),
-    "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
-    "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
-    "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
+    "worker's cable cut": FaultKind(_cable_cut, "worker {}"),
     "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
     "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
     "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),

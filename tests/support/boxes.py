@@ -2,49 +2,28 @@
 
 A box is a set of namespaces. It is ended by the pid of its first process: the kernel then ends all others in it. The
 pid namespace matters: `ray stop` ends every Ray that it sees in /proc. A box has the machine's programs; its own are
-/tmp, /run and /dev/shm, empty at each start, and /home and /root, its disk. Delay and loss are made in user space
-(`cable.py`), since not every kernel has `tc netem`.
+/tmp, /run and /dev/shm, empty at each start, and /home and /root, its disk.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
-import json
 import os
 import secrets
 import shlex
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 _ROOT = Path(__file__).parents[2]
 _NAMESPACES = ("--net", "--uts", "--pid", "--mount", "--ipc")
-_CABLE = Path(__file__).with_name("cable.py")
 _SSHD = Path("/usr/sbin/sshd")
 _USER_ID = 4242
-_SIOCETHTOOL = 0x8946
-_OFFLOADS = (0x1F, 0x24, 0x17)  # set TSO, GSO, checksums of what is sent: <linux/ethtool.h>
-
-Way = Literal["both", "out", "in"]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One way of a cable: seconds of delay and the most that is added to it, and the share of frames that are lost."""
-
-    delay_s: float = 0.0
-    jitter_s: float = 0.0
-    loss: float = 0.0
 
 
 # ---- what is missing here --------------------------------------------------------------------------------------------
@@ -87,9 +66,6 @@ class Box:
     pid: int = 0
     _process: subprocess.Popen[str] | None = None
     _served: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _cable: subprocess.Popen[str] | None = None
-    _quality: Line = field(default_factory=Line)
-    _cut: Way | None = None
 
     @property
     def name(self) -> str:
@@ -145,11 +121,9 @@ class Box:
         self.pid = self._said("pid")
         plug, inner = self._interface("v"), self._interface("p")
         _ip("link", "add", plug, "type", "veth", "peer", "name", inner, "address", f"02:00:00:00:00:{self.number:02x}")
-        for end in (plug, inner):
-            _send_whole_frames(end)
         _ip("link", "set", inner, "netns", str(self.pid))
         _ip("link", "set", plug, "arp", "off")  # this machine must not answer on it what others are asked
-        self._plug_in()
+        self.join()
         process.stdin.write(f"{inner}\n")
         process.stdin.flush()
         self._said("ready")
@@ -158,7 +132,6 @@ class Box:
         """End everything on it at once. Nobody is told: no connection is closed."""
         if self._process is None:
             return
-        self._end_cable()
         with contextlib.suppress(subprocess.CalledProcessError):  # a start that failed had none yet
             _ip("link", "del", self._interface("v"))
         with self._process:  # it ends when all in the box have
@@ -194,52 +167,13 @@ class Box:
         self.run("bash", "-c", f"umount {said}" if left else full).check_returncode()
 
     # ---- cable -------------------------------------------------------------------------------------------------------
-    def cut(self, way: Way = "both") -> None:
-        """Pull its cable; or lose all that it sends (`out`), or all that it is sent (`in`)."""
-        self._cut = way
-        self._plug_in()
+    def cut(self) -> None:
+        """Pull its cable."""
+        _ip("link", "set", self._interface("v"), "down")
 
     def join(self) -> None:
-        """Plug its cable in again; one that was slow still is."""
-        self._cut = None
-        self._plug_in()
-
-    def slow(self, delay_s: float = 0.0, jitter_s: float = 0.0, loss: float = 0.0) -> None:
-        """Give it a cable that is slow or lossy, each way; without arguments a good one."""
-        self._quality = Line(delay_s, jitter_s, loss)
-        self._plug_in()
-
-    def _plug_in(self) -> None:
-        plug = self._interface("v")
-        self._end_cable()
-        if self._cut == "both":
-            _ip("link", "set", plug, "down")
-        elif self._cut is None and self._quality == Line():
-            _ip("link", "set", plug, "master", f"{self.network}b", "up")
-        else:
-            self._start_cable(plug)
-
-    def _start_cable(self, plug: str) -> None:
-        near, far = self._interface("q"), self._interface("r")
-        _ip("link", "add", far, "type", "veth", "peer", "name", near)
-        for end in (far, near):
-            _send_whole_frames(end)
-        _ip("link", "set", far, "master", f"{self.network}b", "up")
-        _ip("link", "set", near, "arp", "off", "up")
-        _ip("link", "set", plug, "nomaster", "up")
-        ways: tuple[Way, Way] = ("out", "in")
-        lines = [json.dumps(asdict(Line(loss=1.0) if self._cut == way else self._quality)) for way in ways]
-        command = [sys.executable, "-I", "-S", str(_CABLE), plug, near, *lines]
-        self._cable = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        assert self._cable.stdout is not None
-        assert self._cable.stdout.readline() == "ready\n"
-
-    def _end_cable(self) -> None:
-        if self._cable is not None:
-            with self._cable:
-                self._cable.kill()
-            self._cable = None
-            _ip("link", "del", self._interface("r"))
+        """Plug its cable in."""
+        _ip("link", "set", self._interface("v"), "master", f"{self.network}b", "up")
 
     def _interface(self, kind: str) -> str:
         return f"{self.network}{kind}{self.number}"
@@ -290,7 +224,6 @@ def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), s
             script = _start_script(f"box{number}", f"{net}.{number}", disk, shown, sshd=sshd)
             made.boxes.append(Box(number, f"{net}.{number}", name, script, disk))
         _ip("link", "add", f"{name}b", "type", "bridge")
-        _send_whole_frames(f"{name}b")
         _ip("address", "add", f"{made.ip}/24", "dev", f"{name}b")
         _ip("link", "set", f"{name}b", "up")
         for box in made.boxes:
@@ -364,15 +297,6 @@ def _start_script(name: str, ip: str, disk: Path, shown: Sequence[Path], *, sshd
     # Bash, as pid 1, collects those whose parents have ended.
     lines += ["echo ready", "sleep infinity </dev/null >/dev/null & wait"]
     return "\n".join(lines)
-
-
-def _send_whole_frames(interface: str) -> None:
-    """Have an interface compute checksums and cut packets itself: a cable in user space passes on what it reads."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for setting in _OFFLOADS:
-            value = array.array("I", [setting, 0])
-            request = struct.pack("16sP16x", interface.encode(), value.buffer_info()[0])
-            fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
 def _ip(*arguments: str) -> None:
