@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,10 +26,8 @@ def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tupl
     Args:
         arrivals: Round to who comes before it.
     """
-    active: list[AdvanceRequest] = []
-    waiting: list[AdvanceRequest] = []
-    scored: list[tuple[int, list[str]]] = []
-    number = 0
+    active, waiting, number = list[AdvanceRequest](), list[AdvanceRequest](), 0
+    scored = list[tuple[int, list[str]]]()
     while active or waiting or number <= max(arrivals):
         waiting += arrivals.get(number, [])
         admitted, waiting = admit(active, waiting, num_slots)
@@ -52,57 +51,10 @@ def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each():
     assert admitted == [b, c]
     assert left == [again, d]
     assert admit([b, c], left, 3) == ([again], [d])
-
-
-@given(st.lists(st.sampled_from("abcdefgh"), max_size=30), st.integers(1, 4), st.data())
-def test_no_trial_starves_whoever_comes_and_goes(arrivals, num_slots, data):
-    """Whoever waits is passed by those only who came before, or whose own trial is in; all are served in the end."""
-    active: list[AdvanceRequest] = []
-    waiting = [request(name) for name in arrivals]
-    served: list[AdvanceRequest] = []
-    while active or waiting:
-        before = list(waiting)
-        admitted, waiting = admit(active, waiting, num_slots)
-        assert sorted(map(id, admitted + waiting)) == sorted(map(id, before))
-        inside = [w.spec.name for w in active + admitted]
-        assert len(set(inside)) == len(inside) <= num_slots
-        if waiting and len(inside) < num_slots:
-            assert all(w.spec.name in inside for w in waiting)
-        for late in admitted:
-            passed = before[: before.index(late)]
-            assert all(w in admitted or w.spec.name in inside for w in passed)
-        active += admitted
-        assert active
-        done = data.draw(st.sampled_from(active))
-        active.remove(done)
-        served.append(done)
-    assert len(served) == len(arrivals)
-
-
-def test_a_trial_that_comes_soon_after_the_others_is_scored_with_them():
-    assert play({0: [request("a", 40), request("b", 40)], 10: [request("c", 40)]}, 3) == [(49, ["a", "b", "c"])]
-
-
-def test_a_trial_that_comes_late_begins_when_the_others_are_scored():
-    assert play({0: [request("a", 40)], 11: [request("c", 40)]}, 2) == [(39, ["a"]), (79, ["c"])]
-
-
-def test_a_trial_waits_for_one_score_at_most_whoever_trains_on():
-    """Others that report often would keep it out for ever."""
     going, late = request("a", 100), request("c", 200)
     assert admit([going], [late], 2) == ([], [late])
-    late.may_start = True
+    late.may_start = True  # it waits for one score at most: others that report often would keep it out for ever
     assert admit([going], [late], 2) == ([late], [])
-
-
-def test_a_trial_that_reports_sooner_than_all_others_does_not_wait():
-    assert play({0: [request("a", 40)], 11: [request("c", 10)]}, 2) == [(20, ["c"]), (39, ["a"])]
-
-
-def test_trials_that_start_one_after_another_come_into_step():
-    """The third is more than ten steps behind the first: it waits, and the fourth begins with it."""
-    arrivals = {10 * place: [request(name, 40)] for place, name in enumerate("abcd")}
-    assert play(arrivals, 4) == [(49, ["a", "b"]), (89, ["c", "d"])]
 
 
 @given(
@@ -115,3 +67,22 @@ def test_every_trial_is_scored_once_whenever_it_comes(comers, num_slots):
         arrivals.setdefault(number, []).append(request(str(place), num_steps))
     names = [name for _, together in play(arrivals, num_slots) for name in together]
     assert sorted(names) == sorted(str(place) for place in range(len(comers)))
+
+
+@pytest.mark.parametrize(
+    ("comers", "num_slots", "scored"),
+    [
+        # One that comes soon after the others is scored with them; one that comes late begins when they are scored.
+        ([("a", 0, 40), ("b", 0, 40), ("c", 10, 40)], 3, [(49, ["a", "b", "c"])]),
+        ([("a", 0, 40), ("c", 11, 40)], 2, [(39, ["a"]), (79, ["c"])]),
+        # One that reports sooner than all others does not wait.
+        ([("a", 0, 40), ("c", 11, 10)], 2, [(20, ["c"]), (39, ["a"])]),
+        # They come into step: c is more than ten steps behind a, so it waits, and d begins with it.
+        ([("a", 0, 40), ("b", 10, 40), ("c", 20, 40), ("d", 30, 40)], 4, [(49, ["a", "b"]), (89, ["c", "d"])]),
+    ],
+)
+def test_trials_in_step_are_scored_together(comers, num_slots, scored):
+    arrivals: dict[int, list[AdvanceRequest]] = {}
+    for name, number, num_steps in comers:
+        arrivals.setdefault(number, []).append(request(name, num_steps))
+    assert play(arrivals, num_slots) == scored

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,46 +49,26 @@ INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, 
 SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
 
 
-class Disk:
-    """A node's files: weights, and the rows of each task, by content."""
+class Host:
+    """Trains on the weights and on the rows, by task, that it was made with."""
 
-    def __init__(self) -> None:
-        self.base = "base"
-        self.rows: dict[str, str | None] = {"t": "rows of t", "other": "rows of other"}
-        self.num_loads = 0
-
-    def make(self, config: HostConfig, task: Task, threads: int) -> Any:
-        self.num_loads += 1
-        return LoadedHost(self)
-
-
-class LoadedHost:
-    """Keeps what it has read, and trains on that."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk, self._base = disk, disk.base
-        self._rows: dict[str, str] = {}
+    def __init__(self, base: str, rows: dict[str, str | None]) -> None:
+        self._base, self._rows = base, rows
 
     def info(self, task: Task) -> HostInfo:
-        if task.name not in self._rows:
-            rows = self._disk.rows[task.name]
-            if rows is None:
-                raise TaskDataError(f"{task.name}.csv must be there.", hint="put it there")
-            self._rows[task.name] = rows
-        return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=self._rows[task.name])
+        if (rows := self._rows[task.name]) is None:
+            raise TaskDataError(f"{task.name}.csv must be there.", hint="put it there")
+        return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=rows)
 
-    def advance(self, spec: TrialSpec, until: int, snapshot: Any, task: Task) -> tuple[str, str]:
-        return self._base, self._rows[task.name]
+    def answered(self, *given: Any) -> tuple[str, str | None]:
+        return self._base, self._rows[given[-1].name]
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> tuple[str, str]:
-        return self._base, self._rows[task.name]
-
-    def answer_without_adapter(self, split: str, rows: range, shots: int, task: Task) -> tuple[str, str]:
-        return self._base, self._rows[task.name]
+    advance = confirm = answer_without_adapter = answered
 
 
-def actor(disk: Disk) -> HostActor:
-    return HostActor(replace(CONFIG, make=disk.make), 1, "10.0.0.7")
+def actor(base: str = "base", t: str | None = "rows of t", other: str | None = "rows of other") -> HostActor:
+    """Return a host's process on a node with these files."""
+    return HostActor(replace(CONFIG, make=lambda *_: Host(base, {"t": t, "other": other})), 1, "10.0.0.7")
 
 
 def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
@@ -109,71 +88,59 @@ def begun_with(base: str, rows: str) -> TrialSpec:
 
 
 @pytest.mark.parametrize(
-    ("call", "changed"), [(advance, "rows"), (confirm, "weights"), (answer_without_adapter, "rows")]
+    ("call", "files", "differs"),
+    [
+        (advance, {"t": "edited"}, "data fingerprint edited, not rows of t"),
+        (confirm, {"base": "other weights"}, "weight digest other weights, not base"),
+        (answer_without_adapter, {"t": "edited"}, "data fingerprint edited, not rows of t"),
+    ],
 )
-def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call, changed):
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call, files, differs):
     """Trials, refits, confirmations and the untouched base go through these calls."""
-    disk = Disk()
-    if changed == "rows":
-        disk.rows["t"], differs = "edited", "data fingerprint edited, not rows of t"
-    else:
-        disk.base, differs = "other weights", "weight digest other weights, not base"
-    host, spec = actor(disk), begun_with("base", "rows of t")
+    spec = begun_with("base", "rows of t")
+    assert call(actor(), spec, TASK) == ("base", "rows of t")
     with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {differs}\.") as caught:
-        call(host, spec, TASK)
+        call(actor(**files), spec, TASK)
     assert "launch a new study" in (caught.value.hint or "")
 
 
 def test_a_node_without_the_rows_is_at_fault_to_its_trials():
-    disk = Disk()
-    host, disk.rows["t"] = actor(disk), None
     with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*t\.csv") as caught:
-        advance(host, SPEC, TASK)
+        advance(actor(t=None), SPEC, TASK)
     assert caught.value.hint == "put it there"
     with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
-        host.info(TASK)
-    disk.rows["t"], disk.rows["other"] = "rows of t", None
+        actor(t=None).info(TASK)
+    host = actor(other=None)
     assert advance(host, SPEC, TASK) == ("base", "rows of t")
     with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other\.csv"):
         advance(host, SPEC, OTHER)
 
 
 def test_studies_that_share_a_host_are_each_held_to_their_own_rows():
-    disk = Disk()
-    host = actor(disk)
+    host = actor()
     assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
     assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
     with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
         advance(host, begun_with("base", "rows of other"), TASK)
-    assert advance(host, begun_with("base", "rows of t"), TASK) == ("base", "rows of t")
-
-
-def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates():
-    disk, study = Disk(), replace(TASK, validation_rows=10, report_metric="f1", report_direction="maximize")
-    host = actor(disk)
-    for task in (study, study.for_candidates, study):
-        assert advance(host, begun_with("base", "rows of t"), task) == ("base", "rows of t")
-    assert disk.num_loads == 1
 
 
 def test_another_version_is_refused_with_node_package_and_both():
-    disk, own = Disk(), with_python()
-    HostActor(replace(CONFIG, make=disk.make, versions=own | {"mlflow": "2.0.0"}), 1, "10.0.0.7").info(TASK)
-    assert disk.num_loads == 1, "only the driver needs MLflow"
-    other = HostActor(replace(CONFIG, make=disk.make, versions=own | {"peft": "0.0.1"}), 1, "10.0.0.7")
+    own = with_python()
+
+    def with_driver(**versions: str) -> HostActor:
+        config = replace(CONFIG, make=lambda *_: Host("base", {"t": "rows"}), versions=own | versions)
+        return HostActor(config, 1, "10.0.0.7")
+
+    with_driver(mlflow="2.0.0").info(TASK)  # only the driver needs MLflow
     with pytest.raises(ClusterError, match=r"10\.0\.0\.7 has peft .*, the driver has 0\.0\.1\.") as caught:
-        other.info(TASK)
+        with_driver(peft="0.0.1").info(TASK)
     assert "--runtime-env" in (caught.value.hint or "")
 
 
 def test_a_disk_that_is_full_is_named_with_its_node():
-    disk = Disk()
-
-    def full(*_: object) -> None:
+    def full(_: object) -> None:
         raise HomeError("No space left.", hint="free some space")
 
-    disk.make = lambda *_: SimpleNamespace(advance=full, info=lambda *_, **__: INFO)  # type: ignore[method-assign]
-    host = actor(disk)
     with pytest.raises(HomeError, match=r"On node 10\.0\.0\.7: No space left") as caught:
-        advance(host, SPEC, TASK)
+        actor().serve(full, TASK, SPEC, None)
     assert caught.value.hint == "free some space"
