@@ -115,6 +115,7 @@ class _StoredRows:
     heads: Mapping[str, nn.Module]
 
 
+@dataclass
 class _StoredCores(LayerUpdate):
     """What the adapters of a bank add to one layer.
 
@@ -122,22 +123,22 @@ class _StoredCores(LayerUpdate):
         module: Full name of the layer.
     """
 
-    def __init__(self, module: str, pairs: FactorPairs) -> None:
-        self._module, self._pairs = module, pairs
+    module: str
+    pairs: FactorPairs
 
     def adapts(self, rows: RowMap) -> bool:
         layouts = (segment.adapter.layout for segment in rows.segments)
-        return any(layout is not None and self._module in layout.factors for layout in layouts)
+        return any(layout is not None and self.module in layout.factors for layout in layouts)
 
     def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> tuple[Tensor, ...]:
         for segment in rows.segments:
             layout, vectors = segment.adapter.layout, segment.adapter.vectors
-            if layout is None or self._module not in layout.factors:
+            if layout is None or self.module not in layout.factors:
                 continue
-            start, (rank, _) = layout.places[self._module]
+            start, (rank, _) = layout.places[self.module]
             cores = vectors[:, start : start + rank * rank].view(-1, rank, rank).to(x.dtype)  # (n or 1, r, r)
             at = rows.positions(x, segment.start, segment.stop)
-            add_core_update_(x[at], y[at], self._pairs.pair(self._module, layout.factors[self._module], rank), cores)
+            add_core_update_(x[at], y[at], self.pairs.pair(self.module, layout.factors[self.module], rank), cores)
         return ()
 
 

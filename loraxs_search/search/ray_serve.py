@@ -132,7 +132,7 @@ class _Replica:
 
     def check_health(self) -> None:
         """Raise if nothing is computed any more: Ray Serve then replaces this replica."""
-        self._server.engine.check_alive()
+        self._server.engine.submit(())
 
 
 def build_app(args: dict[str, Any] | ServeArgs) -> serve.Application:

@@ -185,7 +185,7 @@ class Server:
 
     async def ready(self) -> Any:
         """Say that requests are computed, whether the registry can be read, and which names keep an older adapter."""
-        self.engine.check_alive()
+        self.engine.submit(())  # is refused where nothing is computed any more
         registry = "ok" if self.models.registry_error is None else "away"
         faults = {"refused": faults} if (faults := self.models.faults()) else {}
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank), **faults}

@@ -112,15 +112,6 @@ class ServingEngine:
         """Rows that wait for a pass, or to be written."""
         return sum(job.num_rows for job in (*self._waiting, *self._joining))
 
-    def check_alive(self) -> None:
-        """Refuse to go on without the computing thread.
-
-        Raises:
-            RefusedError: it has ended.
-        """
-        if not self._thread.is_alive():
-            raise _stopped()
-
     def start(self) -> None:
         """Begin to compute."""
         self._thread.start()
@@ -133,7 +124,7 @@ class ServingEngine:
         self._thread.join()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue the jobs of one request: all of them or, where too many rows wait, none.
+        """Queue the jobs of one request, maybe none: all of them or, where too many rows wait, none.
 
         Requests take turns, row by row: one that comes now is not behind all rows of a large one.
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from loraxs_search.bank.bank import AdapterBank
@@ -64,11 +63,7 @@ class ServedAdapter:
     digest: str
     folder: Path
     manifest: Manifest
-
-    @cached_property
-    def kind(self) -> TaskKind:
-        """What its answers are; rows of one kind are reduced together."""
-        return kind_of(self.manifest.task)
+    kind: TaskKind  # what its answers are; rows of one kind are reduced together
 
 
 @dataclass
@@ -266,7 +261,8 @@ class ServedModels:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _pulled(self, name: str) -> ServedAdapter:
         folder, version = pull_version(name, uri=self.uri)
-        return ServedAdapter(AdapterName.parse(name).task, version, folder.name, folder, verify(folder))
+        manifest, task = verify(folder), AdapterName.parse(name).task
+        return ServedAdapter(task, version, folder.name, folder, manifest, kind_of(manifest.task))
 
     def _fitting(self, name: str) -> ServedAdapter:
         """Pull an adapter of this server's base.

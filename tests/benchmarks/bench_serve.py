@@ -86,7 +86,7 @@ class RandomModels(ServedModels):
 def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
     hyper = Hyperparameters(rank=RANK, target_modules=(), learning_rate=1e-3, head_learning_rate=1e-3)
     manifest = manifest_of(task, load_space("movie_reviews").base_model, hyper)
-    return ServedAdapter(name, 1, name, Path(), manifest)
+    return ServedAdapter(name, 1, name, Path(), manifest, kind_of(task))
 
 
 def _front(server: Server) -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from support import same_answer_as
 from support.bases import SMOLLM, byte_tokenizer, language_model
-from support.plugins import write_distribution
 from support.same_answer_as import SameAnswerAs
 from support.text_tasks import writing_task
 
@@ -149,16 +144,3 @@ def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_oth
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)
     assert found[-1].failed == "ValueError: no"
     assert found[-1].is_unmeasured
-
-
-def test_another_distribution_brings_one(tmp_path, monkeypatch):
-    entries = {"loraxs_search.baselines": {SameAnswerAs.name: "SameAnswerAs", "gone": "Missing"}}
-    write_distribution(tmp_path / "site", "same_answer_as", Path(same_answer_as.__file__).read_text(), entries)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")
-    code = (
-        "import sys; from loraxs_search.tasks.baselines import BASELINES;"
-        "print(*BASELINES.names(), BASELINES.get('same-answer-as').title, sep=', ');"
-        "assert not {'torch', 'transformers', 'sklearn', 'datasets'} & set(sys.modules), 'names are read without these'"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == f"constant, tfidf, features, {SameAnswerAs.name}, gone, {SameAnswerAs.title}"

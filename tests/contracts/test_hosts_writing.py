@@ -10,7 +10,6 @@ import torch
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.records.host import Answers, LargestTrial
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -103,15 +102,10 @@ def test_answers_carry_what_metrics_are_taken_of(host, space, spec):
     assert joined(parts, lambda part: part.losses) == pytest.approx(list(whole.losses or ()), rel=1e-4)
 
 
-def test_candidates_are_scored_by_what_they_write(host, space, spec):
-    task: Task = space.task
-    _, state = host.advance(spec, 2, None, task)
-    report, _ = host.advance(spec, 2, state, task.for_candidates)
-    assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
-
-
-def test_an_adapter_knows_what_ends_its_answers(host, space, spec):
+def test_candidates_are_scored_by_what_they_write_and_know_what_ends_their_answers(host, space, spec):
     _, state = host.advance(spec, 2, None, space.task)
+    report, _ = host.advance(spec, 2, state, space.task.for_candidates)
+    assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
     assert host.confirm(spec, state, space.task).ends == ("[END]",)
 
 

@@ -1,4 +1,4 @@
-"""What every method keeps: the package's own, one from outside of it, a toy, and some of PEFT's by their config."""
+"""What every method keeps: the package's own, one from outside of it, a toy, and one of PEFT's by its config."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.parameters import COMMON
-from loraxs_search.search_space.space import Space, describe
+from loraxs_search.search_space.space import Space, describe, notes
 from loraxs_search.trial.attach import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
@@ -43,30 +43,13 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     ),
     "lora": ({"rank": 2}, {"rank": 4, "scale": 2.0}),
     "vera": ({"r": 3}, {"r": 40, "d_initial": 0.5}),
-    "ia3": ({},),
-    "tinylora": ({"r": 2}, {"r": 40, "u": 5, "weight_tying": 0.5}),
-    "oft": ({}, {"block_share": True}),
-    "lokr": ({"r": 4}, {"r": 2, "decompose_both": True}),
     "full": ({},),
     "head-only": ({},),
     "toy-ia3": ({}, {"side": "input"}),
 }
-PEFT: dict[str, dict[str, Any]] = {  # what a space's `peft_methods` says of those that PEFT brings
-    "vera": {"peft_type": "VERA"},
-    "ia3": {"peft_type": "IA3", "feedforward_modules": r".*(intermediate\.dense|down_proj)"},
-    "tinylora": {"peft_type": "TINYLORA"},
-    "oft": {"peft_type": "OFT", "r": 0, "oft_block_size": 4},
-    "lokr": {"peft_type": "LOKR"},
-}
-METHODS_HERE = [  # one of PEFT's, which draws its matrices from a seed, stands for all
-    pytest.param(name, marks=pytest.mark.long(part="software")) if name in {*PEFT} - {"vera"} else name for name in OWN
-]
+PEFT = {"vera": {"peft_type": "VERA"}}  # of a space's `peft_methods`: others are in `test_methods_peft_methods.py`
 TRAINED = {"head-only": {False}}  # the adapter's numbers, the head's
-BASES = {
-    "bert": bases.BERT,
-    "roberta": RobertaConfig(**bases.SMALL),
-    "llama": bases.LLAMA,
-}  # of one, two, no head layers
+BASES = {"roberta": RobertaConfig(**bases.SMALL), "llama": bases.LLAMA}  # of two head layers, and none
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -74,20 +57,16 @@ on_llama = pytest.mark.parametrize("base", ["llama"], indirect=True)
 HEADS = (("roberta", "output"), ("llama", "full"))
 
 
-def cases() -> Iterator[Any]:
-    """Yield each method on a base and a head; those that pack on both."""
-    for number, name in enumerate(OWN):
-        for base, head in HEADS if name in ("lora-xs", "lora") else HEADS[number % 2 :][:1]:
-            is_long = name in {*PEFT} - {"vera"}
-            yield pytest.param(name, base, head, marks=[pytest.mark.long(part="software")] * is_long)
-    for name in OWN:
-        yield pytest.param(name, "bert", "full", marks=pytest.mark.long(part="bases"))
+# Each method on a base and a head; those that pack on both.
+CASES = [
+    (name, base, head)
+    for number, name in enumerate(OWN)
+    for base, head in (HEADS if name in ("lora-xs", "lora") else HEADS[number % 2 :][:1])
+]
+each_head = pytest.mark.parametrize(("method", "base", "head"), CASES, indirect=["method", "base"])
 
 
-each_head = pytest.mark.parametrize(("method", "base", "head"), [*cases()], indirect=["method", "base"])
-
-
-@pytest.fixture(params=METHODS_HERE)
+@pytest.fixture(params=OWN)
 def method(request, toy_method):
     name = request.param
     return space_of(name, {key: value for own in OWN[name] for key, value in own.items()}).method(name)
@@ -355,22 +334,14 @@ def test_each_form_of_a_folder_is_the_same_function(method, tiny_base, in_warm_h
         changes["peft"] = getattr(method, "settings", None)
         folder = make_adapter(tmp_path / str(number), located, **{**changes, "init_std": 0.5})
         expected = logits(load_adapter_folder(folder, base=located))
-        forms = [name for name, entry in FORMATS.importable().items() if entry.fits(method)]
-        for form in forms:
-            if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_export_gguf.py
-                with pytest.raises(LoraxsError, match=r"`--format gguf`.* head"):
-                    converted(folder, form)
-                continue
-            if form == "onnx":  # not for PEFT: tests/numerics/test_onnx.py
-                continue
+        forms = {name for name, entry in FORMATS.importable().items() if entry.fits(method)}
+        for form in {"lora", "merged"} & forms:
             made = converted(folder, form)
             model = AutoModelForSequenceClassification.from_pretrained(made if form == "merged" else tiny_base)
             model = model if form == "merged" else PeftModel.from_pretrained(model, str(made))
             torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
-        for form in {*FORMATS.names()} - {*forms}:
-            with pytest.raises(
-                LoraxsError, match=f"`--format` must be one of: native, .*for an adapter of method {method.name}, but"
-            ):
+        for form in {*FORMATS.names()} - forms:
+            with pytest.raises(LoraxsError, match=f"must be one of: native, .*for an adapter of method {method.name}"):
                 converted(folder, form)
 
 
@@ -378,6 +349,25 @@ def test_each_form_of_a_folder_is_the_same_function(method, tiny_base, in_warm_h
 def test_the_head_alone_needs_a_task_with_one():
     with pytest.raises(UsageError, match="head-only for text-gen"):
         load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])
+
+
+def test_baselines_are_candidates_only_where_the_rule_names_them():
+    methods = "method={choice: [lora-xs, full, head-only]}"
+    parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
+    space = load_space("movie_reviews", overrides=[methods, parameters])
+    assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
+    assert "method full trains a copy of the base" in notes(space)[0]
+    named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
+    assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
+    for given, message in {
+        "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
+        "[vera]": "promotion.methods: must be among the space's methods: ",
+        "[lora-xs, lora-xs]": "promotion.methods: must name each once",
+        "7": "promotion.methods: must be a list, but got 7.",
+    }.items():
+        with pytest.raises(SpaceError) as caught:
+            load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
+        assert message in caught.value.message
 
 
 @on_llama

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import FixedTrial
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
@@ -111,25 +112,8 @@ def test_every_proposal_is_one_of_the_space(name):
     for space in (space_of(text, name) for text in SPACES):
         drawn = Study(space).run(9)
         for params in drawn:
-            assert space.suggest(_Given(space.drawn_params(params))) == params
+            assert space.suggest(FixedTrial(space.drawn_params(params))) == params  # who warns of what is out of range
         assert len({params["learning_rate"] for params in drawn}) == 9
-
-
-class _Given:
-    """A trial that has these params, and holds them to what they are asked for from."""
-
-    def __init__(self, params: dict[str, Scalar]) -> None:
-        self._params = params
-
-    def suggest_categorical(self, name: str, choices: Any) -> Scalar:
-        assert self._params[name] in choices
-        return self._params[name]
-
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> Scalar:
-        assert low <= float(self._params[name]) <= high
-        return self._params[name]
-
-    suggest_int = suggest_float
 
 
 @every_sampler
@@ -155,8 +139,17 @@ def test_trials_that_people_add_and_that_run_together_differ(name):
         added.append(params["learning_rate"])
     assert len({*added, *(study.start()[1]["learning_rate"] for _ in range(5))}) == 8
     study = Study(study.space)
-    study.run(9)
-    assert len({study.start()[1]["learning_rate"] for _ in range(3)}) == 3
+    study.run(8)
+    for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
+        number = len(study.trials.trials)
+        params, proposal = study.proposer.add(given, 5)
+        assert params.items() >= given.items()
+        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
+        study.end(f"{number:05d}", params)
+    resumed = Study(study.space, study.lines)
+    drawn = [study.start()[1] for _ in range(3)]
+    assert len({params["learning_rate"] for params in drawn}) == 3
+    assert resumed.start()[1] == drawn[0], "what people added is in the log"
 
 
 @pytest.mark.parametrize(("name", "num_trials"), [("tpe", 30), ("gp", 9)])
@@ -195,20 +188,6 @@ def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_d
     assert Study(space, again.events).start() == again.start()
 
 
-@every_sampler
-def test_it_goes_on_after_trials_that_a_person_added(name):
-    study = Study(space_of(CONDITIONAL, name))
-    study.run(8)
-    for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
-        number = len(study.trials.trials)
-        params, proposal = study.proposer.add(given, 5)
-        assert params.items() >= given.items()
-        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
-        study.end(f"{number:05d}", params)
-    study.run(2)
-    assert Study(study.space, study.events).start() == study.start()
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 @every_sampler
 def test_a_score_that_is_no_number_ends_no_search(name):
@@ -237,18 +216,16 @@ def test_a_space_of_one_choice_or_nothing_is_searched(name):
         assert len({params["rank"] for params in study.run(16)}) == number
 
 
-def test_what_is_drawn_at_random_is_said():
+def test_what_is_drawn_at_random_and_where_too_few_trials_are_complete_is_said():
     assert notes(space_of(CONDITIONAL, "tpe")) == ()
-    (drawn,) = notes(space_of(CONDITIONAL, "gp"))
-    assert "init_std (conditional) at random" in drawn
-
-
-def test_where_too_few_trials_are_complete_is_said():
     plain = CONDITIONAL.replace("  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}\n", "")
-    (few,) = notes(space_of(plain, "gp", "search.trials=8", "search.n_startup_trials=10"))
-    assert "10 complete trials on, and the search has 8" in few
-    (stopped,) = notes(space_of(plain, "gp", "search.scheduler=asha"))
-    assert "scheduler: none" in stopped
+    for text, overrides, says in [
+        (CONDITIONAL, (), "init_std (conditional) at random"),
+        (plain, ("search.trials=8", "search.n_startup_trials=10"), "10 complete trials on, and the search has 8"),
+        (plain, ("search.scheduler=asha",), "scheduler: none"),
+    ]:
+        (note,) = notes(space_of(text, "gp", *overrides))
+        assert says in note
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from random import Random
 
@@ -15,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.sealed import seal
 from support.studies import study
 from transformers import PreTrainedTokenizerFast
 
@@ -32,9 +30,7 @@ from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import Candidate, PromotionRule
 from loraxs_search.records.task import DataSource, Task
-from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import install_factors
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import encode
@@ -263,27 +259,6 @@ def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
         bank.load("no-such-task")
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------------
-def test_the_adapters_are_touched_by_one_thread_at_a_time(base, folders, inputs):
-    bank, seen = AdapterBank(base), set()
-
-    def watched(name):
-        def method(self, *args, **others):
-            assert bank._lock.locked()
-            seen.add(name)
-            return getattr(OrderedDict, name)(self, *args, **others)
-
-        return method
-
-    methods = ("__setitem__", "__getitem__", "__delitem__", "move_to_end")
-    bank._adapters = type("Watched", (OrderedDict,), {name: watched(name) for name in methods})()
-    bank.load("a", folders["a"])
-    bank.logits(["a"] * 6, inputs)
-    bank.predict(["a"], ["so so"])
-    bank.evict("a")
-    assert seen == set(methods)
-
-
 # ---- what is evicted -------------------------------------------------------------------------------------------------
 def test_a_bank_is_a_dictionary_that_forgets_the_least_recently_used(base, folders):
     """It has space for three small adapters, or for a large and a small one."""
@@ -316,28 +291,6 @@ def test_a_bank_is_a_dictionary_that_forgets_the_least_recently_used(base, folde
     small = AdapterBank(base, max_bytes=100)
     with pytest.raises(UsageError, match="must hold an adapter"):
         small.load("a", folders["a"])
-
-
-# ---- the registry ----------------------------------------------------------------------------------------------------
-def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inputs, tmp_path):
-    """By task, and by version, as the README does."""
-    folder = folders["a"]
-    manifest = from_json(Manifest, (folder / "manifest.json").read_bytes())
-    numbers = {"accuracy": 0.9}
-    candidate = Candidate("s", "0", "task-2", numbers, numbers, 1000, "", base.weight_digest)
-    sealed = tmp_path / "sealed"
-    shutil.copytree(folder, sealed)
-    seal(sealed, manifest)
-    decision, version = Promoter(store_uri, "task-2").promote(
-        PromotionRule(), manifest.task, [candidate], {"0": sealed}, True
-    )
-    assert (decision.promoted, version) == (True, 1)
-    bank = AdapterBank.of("task-2", tracking_uri=store_uri)
-    bank.load("first", "task-2:1", tracking_uri=store_uri)
-    assert bank.names == ["task-2", "first"]
-    expected = AdapterBank(base)
-    expected.load("a", folder)
-    assert close(bank.logits(["task-2", "first"] * 3, inputs), expected.logits(["a"] * 6, inputs))
 
 
 # ---- factors of another machine --------------------------------------------------------------------------------------

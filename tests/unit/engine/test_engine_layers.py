@@ -66,6 +66,24 @@ def row_map(slots: Sequence[int], worker: int = 0) -> RowMap:
     return RowMap([RowSegment(slot, row, row + 1) for row, slot in enumerate(slots)], CPU, worker)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12),
+    st.lists(st.none() | st.integers(0, 2), min_size=6, max_size=6),
+)
+def test_runs_are_a_partition_of_the_adapted_rows(slots_and_sizes, labels):
+    edges = [0, *itertools.accumulate(size for _, size in slots_and_sizes)]
+    rows = RowMap([RowSegment(slot, edges[i], edges[i + 1]) for i, (slot, _) in enumerate(slots_and_sizes)], CPU)
+    slot_of_row = [slot for slot, size in slots_and_sizes for _ in range(size)]
+    assert rows.num_rows == len(slot_of_row)
+    found = [(run.start, run.stop, run.label, run.slots.tolist()) for run in rows.runs(tuple(labels))]
+    covered = {row: (slot, label) for start, _, label, slots in found for row, slot in enumerate(slots, start)}
+    assert covered == {r: (s, labels[s]) for r, s in enumerate(slot_of_row) if labels[s] is not None}
+    assert sum(stop - start for start, stop, _, _ in found) == len(covered)  # no row twice
+    assert all(
+        a[1] <= b[0] and (a[1] < b[0] or a[2] != b[2]) for a, b in itertools.pairwise(found)
+    )  # as long as they can be
+
+
 slots_of_rows = st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=6)
 slots_of_update = st.lists(st.integers(0, SLOTS - 1), max_size=SLOTS)
 
@@ -210,7 +228,7 @@ class Patient(nn.Module):
         return self.inner(x)
 
 
-def test_threads_do_not_see_each_others_weights():
+def test_threads_do_not_see_each_others_weights_and_nothing_stays_of_a_pass_that_fails():
     """`functional_call` puts values into a module that all threads share."""
     num = 3
     module, context = Patient(num), PassContext()
@@ -233,3 +251,6 @@ def test_threads_do_not_see_each_others_weights():
         thread.join()
     for worker, own in enumerate(heads):
         torch.testing.assert_close(outputs[worker], alone(module, own, x))
+    with pytest.raises(ZeroDivisionError), context.computing(row_map([0])):
+        raise ZeroDivisionError
+    assert context.row_map is None

@@ -17,12 +17,16 @@ pytestmark = [
 TEXT = "<b>a fine film</b>"
 
 
-def test_tasks_can_be_tried(encoder, decoder):
+def test_a_key_is_asked_for_and_tasks_can_be_tried(registry, encoder, decoder):
     expected = encoder.classify("task-2", TEXT)
     words = decoder.classify("two", {"first": "w1", "second": "w2"})["data"][0]["label"]
-    with chromium() as browser:
+    locked = Server(ServedModels(["task-2", "task-1"], uri=registry[0]), keys=["sesame"])
+    with running(locked) as url, chromium() as browser:
         page = browser.new_page()
-        page.goto(encoder.url)
+        page.goto(url)
+        page.fill("#key", "sesame")
+        page.press("#key", "Tab")
+        page.wait_for_selector("#model option", state="attached")
         page.select_option("#model", "task-2")
         page.fill("textarea", TEXT)
         page.click("button")
@@ -47,17 +51,3 @@ def test_tasks_can_be_tried(encoder, decoder):
         page.click("button")
         page.wait_for_selector("output p")
         assert page.inner_text("output").strip() == (words or "(no text)")
-
-
-@pytest.mark.long(part="browser")
-def test_a_key_is_asked_for(registry, encoder):
-    server = Server(ServedModels(["task-2"], uri=registry[0]), keys=["sesame"])
-    with running(server) as url, chromium() as browser:
-        page = browser.new_page()
-        page.goto(url)
-        page.fill("#key", "sesame")
-        page.press("#key", "Tab")
-        page.wait_for_selector("#model option", state="attached")
-        page.fill("textarea", TEXT)
-        page.click("button")
-        page.wait_for_selector(".bar")
