@@ -365,7 +365,7 @@ def test_baselines_are_candidates_only_where_the_rule_names_them():
         "[lora-xs, lora-xs]": "promotion.methods: must name each once",
         "7": "promotion.methods: must be a list, but got 7.",
     }.items():
-        with pytest.raises(SpaceError) as caught:
+        with pytest.raises(UsageError) as caught:
             load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
         assert message in caught.value.message
 

@@ -146,7 +146,7 @@ def test_trials_that_people_add_and_that_run_together_differ(name):
         assert params.items() >= given.items()
         study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
         study.end(f"{number:05d}", params)
-    resumed = Study(study.space, study.lines)
+    resumed = Study(study.space, study.events)
     drawn = [study.start()[1] for _ in range(3)]
     assert len({params["learning_rate"] for params in drawn}) == 3
     assert resumed.start()[1] == drawn[0], "what people added is in the log"
