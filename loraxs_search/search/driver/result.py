@@ -154,13 +154,12 @@ def sync(study: str | None = None) -> Iterator[Synced]:
     Raises:
         StudyError: there is no such study.
     """
-    if study is not None:
-        yield _sync(StudyFolder.open(study))
-        return
-    for name in list_studies():
+    for name in list_studies() if study is None else [study]:
         try:
             yield _sync(StudyFolder.open(name))
         except LoraxsError as error:  # the others are brought over all the same
+            if study is not None:
+                raise
             yield Synced(name, "unreadable", error.message)
 
 

@@ -131,7 +131,7 @@ class StudySearcher(_Unpickled, Searcher):
         plan, actors, folder = self._plan, self._actors, self._study.folder
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
-            if self.early_end is not None or not self.is_short:
+            if self.failing or self.out_of_time or not self.is_short:
                 break
             watch = LoopWatch(self._budget, self.abort, actors.slot_counter.have_left)
             with contextlib.closing(Advancers(folder.info, actors, self._log.records)) as advancers:
@@ -201,11 +201,6 @@ class StudySearcher(_Unpickled, Searcher):
         return self.fatal_error is not None or self._is_stopped()
 
     @property
-    def early_end(self) -> str | None:
-        """Why no more trials are proposed although the budget is not used up; None while there is no such reason."""
-        return self.failing or self.out_of_time
-
-    @property
     def out_of_time(self) -> str | None:
         """Return a message when the time budget is used up, else None."""
         if not self._budget.is_over:
@@ -217,7 +212,7 @@ class StudySearcher(_Unpickled, Searcher):
     def notice(self) -> str:
         """Why the search ends before its budget; empty where it uses it up."""
         has_budget = self._study.num_proposed < self._study.plan.trials
-        return self.early_end or (self._state.finishing if has_budget else None) or ""
+        return self.failing or self.out_of_time or (self._state.finishing if has_budget else None) or ""
 
     @property
     def is_short(self) -> bool:
@@ -271,7 +266,7 @@ class StudySearcher(_Unpickled, Searcher):
     def suggest(self, trial_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
         """Return the next trial: an unfinished one, one that people asked for, or one that the sampler proposes."""
         self.hear()
-        if self.must_end or self.early_end is not None or not (self.trial_ids or self.is_short):
+        if self.must_end or self.failing or self.out_of_time or not (self.trial_ids or self.is_short):
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
         if not self.is_short or len(self.trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None  # Tune's loop continues while a trial trains
