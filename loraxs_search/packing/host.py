@@ -61,7 +61,7 @@ from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, prepare, served
-from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
+from loraxs_search.trial.attach import attach, check_frozen, detach
 from loraxs_search.trial.evaluate import as_answers
 from loraxs_search.trial.linear_probe import fit_linear_probe
 from loraxs_search.trial.snapshot import Snapshot
@@ -176,8 +176,9 @@ class LoadedBase:
         try:
             check_frozen(snapshot, method_of(spec.hyperparameters).frozen_cosines(model))
             with torch.no_grad():
-                for name, parameter in trained_parameters(model).items():
-                    parameter.copy_(snapshot.parameters[name])
+                for name, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(snapshot.parameters[name])
             yield model, data
         finally:
             detach(model, spec)

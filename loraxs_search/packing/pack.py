@@ -64,7 +64,7 @@ from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import Batch, TrainingBatches
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial.attach import attach, check_frozen, detach, trained_parameters
+from loraxs_search.trial.attach import attach, check_frozen, detach
 from loraxs_search.trial.evaluate import split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -230,7 +230,8 @@ class PeftBase(TrainedBase):
         self.clear()
         method = method_of(spec.hyperparameters)
         self._attached = model, _ = attach(self._base, spec, self._factors, data.kind.outputs), spec
-        self.model, base, trained = model, base_of(model), trained_parameters(model)
+        self.model, base = model, base_of(model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         own = {name: p for name, p in trained.items() if method.is_adapter(name, model)}
         head = {name: p for name, p in trained.items() if name not in own}
         self._adapter = _PeftAdapter(own)

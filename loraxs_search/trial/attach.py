@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names, output_head
@@ -71,8 +70,3 @@ def check_frozen(snapshot: Snapshot, frozen: Sequence[float]) -> None:
             " decomposition of the base gives others.",
             hint="search with TinyLoRA on machines with one kind of processor and one version of torch",
         )
-
-
-def trained_parameters(model: PeftModel | PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return what is trained of a model that `attach` returned, by its names in a snapshot."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -94,7 +94,7 @@ REFUSED = [
     ([], command("stop", name="c9"), "one trial or more"),
     ([], command("finish", "00001", name="c9"), "no trial"),
     ([], command("extend", name="c9"), "got neither"),
-    ([], command("extend", name="c9", trials=False), "got False"),
+    ([], command("extend", name="c9", trials=True), "got True"),
     ([], command("stpo", "00001", name="c9"), "one of: stop, "),
     ([command("finish")], command("finish", name="c9"), "about to end"),
     ([TrainingEnded(notice="")], command("finish", name="c9"), "nothing to finish"),
