@@ -84,7 +84,7 @@ def candidate_trials(
     return list(chosen.values())[: rule.candidates]
 
 
-def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
+def _refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
     """Return the recipe of a trial with its `number`-th fresh seed, 1 for the first."""
     hyper = replace(spec.hyperparameters, seed=spec.hyperparameters.seed + number * _SEED_STRIDE)
     return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
@@ -155,7 +155,7 @@ class Finalization:
         """
         confirmed, task, seeds = self._confirmed, self._space.task, self._space.promotion.seeds
         specs = [self._actors.spec(record.trial_id, record.params) for record in self.best]
-        wanted = [refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
+        wanted = [_refit_spec(spec, number) for number in range(1, seeds + 1) for spec in specs]
         missing, limit = [spec for spec in wanted if not confirmed.refit(spec.trial_id).path.exists()], None
         fitting = missing  # the first of each trial come first
         if (room := budget.fitting(len(self.best), len(missing))) is not None:
@@ -346,7 +346,7 @@ class Finalization:
             kept = selection.select(record.reports)
             metrics = kept.metrics
             if refit is not None:
-                spec, metrics = refit_spec(spec, int(name.rpartition(".")[2])), refit.validation_metrics
+                spec, metrics = _refit_spec(spec, int(name.rpartition(".")[2])), refit.validation_metrics
             step = None if selection.checkpoint == "last" else read_reports(self._snapshot(name))[-1].step
             self._adapters[name] = _Trained(spec, metrics, kept.size, step, record.lineage)
         return self._adapters[name]
