@@ -38,8 +38,8 @@ sys.exit(main())
 def test_a_search_loses_its_hosts_and_its_driver_is_terminated_and_loses_nothing(
     in_search_home, tiny_space, agree, descendants
 ):
-    """First its hosts are killed, then the driver, then the next one gets SIGTERM. All states stay on their node."""
-    name, options = "killed", [*SLOWER, "--set", "search.max_state_mb=0", "--set", "promotion.seeds=0"]
+    """First its hosts are killed, then the driver, then the next one gets SIGTERM."""
+    name, options = "killed", [*SLOWER, "--set", "promotion.seeds=0"]
     options += ["--set", "search.checkpoint=best", "--set", "search.metric=f1"]
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *options) as driver:
         wait_for(driver, lambda: StudyFolder.exists(name) and num_reports(name) >= 2)
@@ -67,7 +67,6 @@ def test_a_search_loses_its_hosts_and_its_driver_is_terminated_and_loses_nothing
         assert after[trial_id].reports[: len(record.reports)] == record.reports
         assert after[trial_id].params == record.params
     assert "FAIL" not in {record.state.value for record in after.values()}
-    assert {report.retrained_steps for record in after.values() for report in record.reports} == {0}
     # The state of each trial's best report is its adapter, whoever trained it to there.
     for record in (record for record in after.values() if record.state is TrialState.COMPLETE):
         best = max(record.reports, key=lambda report: (report.metrics["f1"], -report.step))
