@@ -20,7 +20,8 @@ from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.home import factor_path
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
-from loraxs_search.packing.host import TrialHost
+from loraxs_search.packing import host as host_module
+from loraxs_search.packing.host import LoadedBase, TrialHost
 from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.promotion import Baseline
 from loraxs_search.registry.factor_sets import factors_at
@@ -164,6 +165,20 @@ def test_a_pass_that_memory_does_not_hold_takes_for_ever(world, make_host):
     hook = host._loaded.model.register_forward_pre_hook(runs_out)
     assert capacity.time_pass(host._loaded.model, 64) == float("inf")
     hook.remove()
+
+
+def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(world, other_data, monkeypatch):
+    """A second body beside the first may be more than the device holds."""
+    devices, load = [], host_module.load_model
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        devices.append(str(options["device"]))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(host_module, "load_model", watched)
+    loaded = LoadedBase(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu:0")
+    loaded.exact_for(other_data.task)
+    assert devices == ["cpu:0", "cpu"]
 
 
 def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(make_world, fresh_home):
