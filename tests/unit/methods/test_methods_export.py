@@ -144,6 +144,7 @@ def test_the_code_beside_an_export_runs_where_the_base_is_in_a_package(
         monkeypatch.chdir(form)
         exec("".join(re.findall(r"```python\n(.*?)```", (form / "README.md").read_text(), flags=re.S)), space := {})
         assert space["tokenizer"]("a").input_ids == [2]
+        assert space["model"].config.id2label == {0: "no", 1: "yes"}
         with torch.no_grad():
             answers = space["model"](input_ids=inputs["input_ids"]).logits
         torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-4)
