@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import Engine, Lengths, PassExecutor, _plan_writing, workers_for
-from loraxs_search.tasks.encoded import TrainingBatches
 
 Wanted = Mapping[str, Lengths]
 WANTED = st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=40), min_size=1, max_size=9).map(
     lambda rows: {str(trial): np.array(own, dtype=np.int32) for trial, own in enumerate(rows)}
 )
-
-
-def padding(wanted: Wanted, passes: Sequence[Any]) -> float:
-    """Return padded tokens over real ones."""
-    return sum(shared.num_tokens for shared in passes) / sum(int(own.sum()) for own in wanted.values())
 
 
 @given(WANTED, st.integers(90, 700))
@@ -44,23 +38,6 @@ def test_a_plan_is_a_partition_within_budget(wanted, max_tokens):
             assert wanted[share.name][share.positions].max() <= shared.width
             served.update((share.name, int(position)) for position in share.positions)
     assert served == Counter((name, position) for name, own in wanted.items() for position in range(len(own)))
-    again = PassExecutor(2).plan(wanted, max_tokens)
-    assert [[s.positions.tolist() for s in p.shares] for p in passes] == [
-        [s.positions.tolist() for s in p.shares] for p in again
-    ]
-
-
-@pytest.mark.parametrize(("num_trials", "mean"), [(4, 90), (32, 24)])
-def test_little_is_padded_for_the_batches_that_trials_draw(num_trials, mean):
-    """Lengths as in movie reviews (5 to 64, mean 27) and as in long reviews, batches of 16 as trials draw them."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.gamma(4.0, mean / 4.0, size=6000).astype(np.int32) + 3, 5, 64 if mean == 24 else 512)
-    ratios = []
-    for step in range(12):
-        rows = [TrainingBatches(lengths, 16, seed).at(step) for seed in range(num_trials)]
-        wanted = {str(i): lengths[batch] for i, batch in enumerate(rows)}
-        ratios.append(padding(wanted, PassExecutor(1).plan(wanted, 3072)))
-    assert np.mean(ratios) < 1.05
 
 
 def test_no_row_is_padded_beyond_the_positions_of_a_base():

@@ -112,22 +112,6 @@ def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folder
     assert models.faults() == {}
 
 
-def test_one_list_says_which_names_are_looked_up_again(registry, folders, monkeypatch, follow):
-    uri, promote = registry
-    for name in ("two", "three", "number"):
-        promote(folders[name])
-    models, resolve, asked = follow(["task-2", "task-3", "task-1"], uri=uri), Registry.resolve, []
-    models.refresh()
-    monkeypatch.setattr(Registry, "resolve", lambda self, name: asked.append(name) or resolve(self, name))
-    models.refresh()
-    assert asked == []
-    new = promote(folders["two-again"])
-    asked.clear()
-    models.refresh()
-    assert set(asked) == {"task-2"}
-    assert models.find("task-2").digest == new
-
-
 def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, folders, follow):
     uri, promote = registry
     promote(folders["two"])
@@ -185,12 +169,3 @@ def test_a_client_that_sends_half_a_body_does_not_hold_up_the_end(registry, enco
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=120)
     assert process.returncode == 0
-
-
-def test_a_request_is_cut_into_passes_whatever_its_last_row_is(encoder):
-    async def cut(last):
-        body = ClassifyBody(model="task-2", input=["some text"] * 20 + [last])
-        jobs = body.jobs(encoder.server.models.find("task-2"), Limits(rows_at_once=8))
-        return [job.num_rows for job in jobs]
-
-    assert asyncio.run(cut("x")) == asyncio.run(cut("x" * 900)) == [8, 8, 5]
