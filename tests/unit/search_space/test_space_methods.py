@@ -78,6 +78,12 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
     }
 
 
+def test_forms_behind_one_that_always_holds_for_a_method_are_none_of_its_values(parse):
+    space = parse(TEXT.replace("log_uniform", "choice"))
+    assert space.possible_values("lora-xs", "learning_rate") == (1e-3, 1e-2)
+    assert space.possible_values("ia3", "learning_rate") == (5e-5,)
+
+
 def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse):
     space = parse(TEXT)
     assert space.distributions() == {
