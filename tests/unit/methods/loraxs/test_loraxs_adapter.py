@@ -1,4 +1,4 @@
-"""An adapter's life in PEFT: made, switched, saved, loaded, merged, summed, deleted; and what is refused."""
+"""An adapter's life in PEFT: made, switched, saved, loaded, merged, deleted; and what is refused."""
 
 from __future__ import annotations
 
@@ -183,6 +183,22 @@ def test_disabled_adapters_leave_the_base_bit_for_bit(adapt, make_base, family, 
         assert torch.equal(logits(model, inputs), expected)
 
 
+def test_adapters_are_switched_and_deleted(adapt, inputs, logits, layers):
+    model = adapt()
+    first = logits(model, inputs)
+    common = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5}
+    model.add_adapter("second", LoraXSConfig(r=6, init_seed=9, **common))
+    assert torch.equal(logits(model, inputs), first)
+    model.set_adapter("second")
+    assert (logits(model, inputs) - first).abs().max() > 1e-3
+    trained = {name.split(".")[-1] for name, p in model.named_parameters() if "loraxs_R" in name and p.requires_grad}
+    assert trained == {"second"}
+    with pytest.warns(UserWarning, match="second was active which is now deleted"):
+        model.delete_adapter("second")
+    assert torch.equal(logits(model, inputs), first)
+    assert all(set(layer.settings) == {"default"} == set(layer.loraxs_R) for layer in layers(model).values())
+
+
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_saved_is_loaded_alone_or_beside_another(adapt, make_base, family, inputs, logits, tmp_path, low_cpu_mem_usage):
     model, options = adapt(family), {"low_cpu_mem_usage": low_cpu_mem_usage}
@@ -264,3 +280,23 @@ def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing(make_bas
         layer.unmerge()
     assert torch.equal(layer.weight, base)
     assert layer.weight.dtype == torch.bfloat16
+
+
+def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
+    layer = next(iter(layers(adapt(target_modules=["query"])).values()))
+    layer.loraxs_R["default"].data[0, 0] = torch.nan
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems"):
+        layer.merge(safe_merge=True)
+    assert torch.equal(layer.weight, before)
+    assert not layer.merged
+
+
+def test_a_base_is_plain_after_unloading_and_can_carry_another_adapter(adapt, make_base, family, inputs, logits):
+    model = adapt(family)
+    expected, config = logits(model, inputs), copy.deepcopy(model.peft_config["default"])
+    again = get_peft_model(model.unload(), config).eval()
+    assert torch.equal(logits(again, inputs), expected)
+    plain, untouched = again.merge_and_unload(safe_merge=True), make_base(family)
+    assert [type(m) for m in plain.modules()] == [type(m) for m in untouched.modules()]
+    assert plain.state_dict().keys() == untouched.state_dict().keys()
