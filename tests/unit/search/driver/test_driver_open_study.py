@@ -66,6 +66,9 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(folder, monkeypatch):
     monkeypatch.setattr(module, "mirrored", lost_at_once)
     with pytest.raises(StudyError, match="took over"), opened(folder, monkeypatch, stop) as study:
         seen.append((study.is_stopped(), stop.is_set()))
+        study._hear = lambda: None
+        with pytest.raises(SearchInterruptedError):
+            study._on_end_step()
         study.actors.check_stop()
     assert seen == [(True, False)]
     assert list(folder.journal().history()) == [], "the log is another driver's"
