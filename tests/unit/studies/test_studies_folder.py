@@ -215,6 +215,7 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
     assert folder.earlier_finalists() == ("00000",)
     StudyFolder.create(info("new"), "").set_candidates_aside()  # of none there is nothing to set aside
     confirm(folder, "00001", [0.8], [1, 1], [1, 1])
+    assert folder.earlier_finalists() == ("00000",), "the other one is of now"
     folder.set_candidates_aside()
     assert folder.earlier_finalists() == ("00000", "00001")
     assert folder.confirmed.finalists() == ("00000", "00001"), "what they have answered is not asked again"

@@ -151,7 +151,7 @@ def test_who_was_taken_over_writes_no_more_and_what_was_under_way_is_replaced(
     """It slept, or was cut off, and does not know of it."""
     lost, key = threading.Event(), "s/journal.jsonl"
     first = study(machine("one"), storage)
-    with Mirror(first, storage, lost.set, make_clock()) as old:
+    with Mirror(first, storage, lost.set, clock := make_clock()) as old:
         first.journal().append(STARTED)
         old.copy()
         machine("two")
@@ -162,9 +162,11 @@ def test_who_was_taken_over_writes_no_more_and_what_was_under_way_is_replaced(
             new.copy()
             assert (there := storage.get(key)) == (second.path / "journal.jsonl").read_bytes()
             first.journal().append(ended("here"))
+            first.write_adapter("00000", {"a": b"here"})  # which the other one lacks
+            clock.time += 2  # what was seen a moment ago counts
             with pytest.raises(StudyError, match="one on two"):
                 old.copy()
-            assert storage.get(key) == there
+            assert (storage.get(key), storage.get("s/adapters/00000/a")) == (there, None)
     assert lost.is_set()
     assert storage.get(key) == there
 

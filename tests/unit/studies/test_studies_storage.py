@@ -177,7 +177,9 @@ def test_an_object_is_not_there_before_it_is_whole_and_of_one_that_cannot_be_wri
         with pytest.raises(StorageError, match="No space left"):
             storage.create("s/a", b"whole")
     assert (seen, list((Path(storage.uri) / "s").iterdir())) == ([None], [])
-    assert storage.create("s/a", b"whole")
+    (Path(storage.uri) / "s" / ".a.tmp").touch()  # of who was killed
+    version = storage.create("s/a", b"whole")
+    assert (storage.keys("s"), storage.versions("s")) == (["s/a"], {"s/a": version})
 
 
 def test_without_hard_links_one_of_many_makes_an_object_and_a_copy_is_whole_or_not_there(storage, monkeypatch):
