@@ -58,11 +58,8 @@ def test_what_is_clear_is_taken(load):
         ("d.csv", "\ufeff" + CSV),
         ("d.csv", CSV.replace("\n", "\r")),
         ("d.csv", CSV.replace("w3,", "\n  \n,\nw3,")),
-        ("d.csv", CSV.replace("text,label", "text , label")),
         ("d.csv", CSV.replace(",1", ",1.0").replace(",0", ",0.0")),
         ("d.csv", "text,label,x,x\n" + ROWS.replace("\n", ",a,b\n")),
-        ("d.csv", "text,label\n" + ROWS.replace("\n", ",\n")),
-        ("d.csv", CSV.replace("text,label", "text,label,note")),
         ("d.parquet", PARQUET),
         ("d.json", "[" + ",\n ".join(f'{{"text": "w{i}", "label": {i % 2}}}' for i in range(30)) + "]\n"),
         ("d.jsonl", "".join(f'{{"text": "w{i}", "label": {i % 2}}}\n\n' for i in range(30))),
@@ -72,30 +69,24 @@ def test_what_is_clear_is_taken(load):
         assert load(name, content) == WANTED
 
 
-def test_a_text_may_hold_separators_quotes_and_lines(load):
-    texts = ["a, b", 'say ""so""', "one\ntwo"]
-    rows = load("d.csv", CSV + "".join(f'"{text}",1\n' for text in texts))
-    assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
-
-
 TEXTS = [
-    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"),
-    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "one\tthing\nmore", "I came,\nI saw", "yours,,\nAnn"),
+    "Tom,\nso, so\nyours, Ann",
+    "for 10,000\nonly",
+    "a,b\n\nc,d\nend",
+    "1,2,3\n4,5\n6",
+    "x,y\n3,4\nend",
+    'say "so"',
 ]
 
 
 def test_what_is_in_the_lines_of_a_text_is_its_own(load):
     """Lines that are rows by themselves have the label of a row."""
     turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
-    noted = "text,label,note\n" + ROWS.replace("\n", ",\n")
     for text in TEXTS:
-        assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
-        assert (text, 1) in load("d.csv", f'{noted}"{text}",1,\n')
-        assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
-
-
-def test_one_of_many_texts_of_several_lines_may_look_like_rows(load):
-    """Whoever wrote the others has quoted on purpose."""
+        quoted = text.replace('"', '""')
+        assert (text, 1) in load("d.csv", f'{CSV}"{quoted}",1\n')
+        assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{quoted}"\n')
+    # One of many texts of several lines may look like rows: whoever wrote the others has quoted on purpose.
     others = "".join(f'"{i} one\nend",1\n' for i in range(20))
     assert ("so,1\nend", 0) in load("d.csv", f'{CSV}{others}"so,1\nend",0\n')
 
@@ -104,12 +95,7 @@ def test_values_stay_as_they_are_written(load):
     read = read_columns(Path("d.csv"), b"text,note\na\nb,x\n", ["text"], ["note"])
     assert read.values == {"text": ["a", "b"], "note": ["", "x"]}, "a row may end before what nobody needs"
     assert {("NA", 0), ("None", 1), ("123", 0)} <= set(load("d.csv", CSV + "NA,0\nNone,1\n123,0\n"))
-    many = "".join(f"w{i},{i % 2}\n" for i in range(20_000))
-    assert ("late", 1) in load("d.csv", f"text,label\n{many}late,positive\n")
-
-
-def test_a_text_may_be_longer_than_csv_takes_by_default(load):
-    assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n")
+    assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n"), "longer than csv takes by default"
 
 
 def test_the_header_shows_what_separates_values(load):
@@ -135,15 +121,9 @@ FAULTS = [
     ("d.csv", CSV + "a, b,1\nc,0\nd\n", r"a field for each of the 2 columns, but line 32 has 3, line 34 has 1\."),
     ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
     ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 continues to line 33"),
-    (
-        "d.tsv",
-        "label\ttext\n" + "1\tso\n0\tfine\n" * 15 + '1\t"bad\n0\tend"\n',
-        r"the one in line 32 continues to line 33",
-    ),
     ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 continues to line 33"),
     ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 continues to line 34"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
-    ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),
     ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
     ("d.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"must hold objects, but line 2 has \[1\]"),
     ("d.jsonl", '{"text": "a", "text": "b", "label": 1}\n', r"line 1 cannot be read: an object names a key twice"),
@@ -170,41 +150,26 @@ def test_a_faulty_file_is_told_with_the_place(load, capfd):
         assert capfd.readouterr() == ("", "")
 
 
-def test_a_column_that_parquet_has_twice(load):
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([0]), pa.array([1])], names=["text", "label", "label"])
+def test_a_faulty_parquet_file(load):
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([0]), pa.array([1])], names=["text", "label", "label"])
     with pytest.raises(TaskDataError, match="has 'label' twice"):
-        load("d.parquet", in_parquet(table))
-
-
-def test_a_text_of_parquet_that_is_no_text(load):
+        load("d.parquet", in_parquet(twice))
     table = pa.table({"text": [f"word{i}" for i in range(30)], "label": [0, 1] * 15})
     content = in_parquet(table, compression="none", use_dictionary=False)
     with pytest.raises(TaskDataError, match="Parquet"):
         load("d.parquet", content.replace(b"word7", b"wor\xff7"))
 
 
-@given(
-    st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.conll", "d.csv.gz", "d.json.zst"]),
-    st.binary(),
-)
+@given(st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.conll", "d.csv.gz"]), st.binary())
 def test_whatever_a_file_holds_is_read_or_told(name, content):
-    try:
-        columns = read_columns(Path(name), content, ["text", "label"])
-    except MalformedFileError as error:
-        assert error.message and error.hint
-    else:
-        assert set(columns.values) <= set(columns.available)
-
-
-@given(st.sampled_from(["d.csv", "d.tsv", "d.jsonl", "d.json", "d.conll"]), st.text())
-def test_whatever_text_a_file_holds_is_read_or_told(name, text):
-    header = {"d.csv": "text,label\n", "d.tsv": "text\tlabel\n", "d.jsonl": "", "d.json": "[", "d.conll": ""}[name]
-    try:
-        columns = read_columns(Path(name), (header + text).encode(), ["text", "label"])
-    except MalformedFileError as error:
-        assert error.message and error.hint
-    else:
-        assert all(len(values) == len(columns.lines or ()) for values in columns.values.values())
+    for each in (content, b"[" + content, b"text,label\n" + content.decode("utf-8", "ignore").encode()):
+        try:
+            columns = read_columns(Path(name), each, ["text", "label"])
+        except MalformedFileError as error:
+            assert error.message and error.hint
+        else:
+            assert set(columns.values) <= set(columns.available)
+            assert len({len(values) for values in columns.values.values()}) <= 1
 
 
 # ---- CoNLL -----------------------------------------------------------------------------------------------------------
@@ -220,7 +185,7 @@ Oslo\tNNP  I-NP  B-LOC
 """
 
 
-def test_sentences_are_read_from_conll():
+def test_sentences_are_read_from_conll_and_a_line_with_other_columns_is_a_fault():
     columns = read_columns(Path("d.conll"), CONLL.encode(), ["tokens", "tags"])
     assert columns.available == ["tokens", "2", "3", "tags"]
     assert columns.values == {"tokens": [["Ada", "left"], ["#", "Oslo"]], "tags": [["B-PER", "O"], ["O", "B-LOC"]]}
@@ -228,9 +193,6 @@ def test_sentences_are_read_from_conll():
     assert read_columns(Path("d.conll"), CONLL.encode(), ["tokens"], ["tags"]).values.keys() == {"tokens", "tags"}
     alone = read_columns(Path("d.conll.gz"), gzip.compress(b"Ada\nleft\n\n\nOslo"), ["tokens", "tags"])
     assert (alone.available, alone.values) == (["tokens"], {"tokens": [["Ada", "left"], ["Oslo"]]})
-
-
-def test_a_line_of_conll_with_another_number_of_columns_is_a_fault():
     with pytest.raises(MalformedFileError, match="line 2 has 3") as caught:
         read_columns(Path("d.conll"), b"Ada B-PER\nNew York B-LOC\n", ["tokens", "tags"])
     assert "a word and its tag on each line" in caught.value.hint

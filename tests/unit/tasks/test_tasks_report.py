@@ -19,7 +19,7 @@ def content(*texts, label=0):
 
 def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, tokenizer):
     files = {
-        "train": content("a good film", "dull", "very fine", "w1", label=1),
+        "train": content("a good film", "dull", "very fine", "w1", label=1),  # labels play no part
         "validation": content("Dull", "w5", "w6"),
         "test": content("a good film", "a good film", "A  Good film\n", "w5", "w7"),
     }
@@ -35,15 +35,12 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
         "test_rows_in_validation_folded": 1,
         **{f"{split}_rows_cut": 0 for split in files},
     }
-
-
-def test_of_a_pair_both_texts_count(make_task, tokenizer):
-    def pairs(*seconds):
-        return [{"text": "a film", "second": second, "label": 0} for second in seconds]
-
-    files = {"train": pairs("one", "two"), "validation": pairs("three"), "test": pairs("two", "four")}
-    report = prepare(make_task(files, text_pair="second"), tokenizer).report
-    assert [(it.exact, it.folded) for it in report.overlaps] == [(0, 0), (1, 1), (0, 0)]
+    pairs = {
+        split: [{"text": "a", "second": second, "label": 0} for second in own]
+        for split, own in {"train": "ab", "validation": "c", "test": "bd"}.items()
+    }
+    of_pairs = prepare(make_task(pairs, text_pair="second"), tokenizer).report.overlaps
+    assert [(it.exact, it.folded) for it in of_pairs] == [(0, 0), (1, 1), (0, 0)], "of a pair both texts count"
 
 
 def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows, tokenizer):
@@ -51,17 +48,15 @@ def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it
     task = make_task({"train": [{**row, "text": row["text"].upper()} for row in rows(60)] + rows(60)})
     report = prepare(task, tokenizer).report
     shared = [warning for warning in data_warnings(report, {}, "none") if "are also in" in warning]
-    first = report.overlaps[0]
     loaded = load_data(task)
     folded = {split: [text.casefold() for text in own.texts] for split, own in loaded.items()}
     row = next(i for i, text in enumerate(folded["validation"]) if text in folded["train"])
     own, other = loaded["validation"].place, loaded["train"].place
     places = f"{own.row(row)} and {other.row(folded['train'].index(folded['validation'][row]))}, "
     assert shared[0].startswith(
-        f"{first.folded} of 12 validation rows are also in train up to case and white space,"
-        f" since {first.source} has them twice, such as {places}"
+        f"{report.overlaps[0].folded} of 12 validation rows are also in train up to case and white space,"
+        f" since train.jsonl has them twice, such as {places}"
     )
-    assert first.source == "train.jsonl"
     assert shared[0].endswith("a score on them measures memory; remove them there")
 
 
@@ -78,30 +73,24 @@ def test_each_warning_says_what_and_how_much():
         },
     )
     scored = {"train": 500, "validation": 29, "test": 1}
-    shared, also, repeated, blank, cut, nothing, few = data_warnings(report, scored, "accuracy")
-    for warning, parts in (
-        (shared, ("89 of 100 test rows are also in train", "80 letter for letter", "memory")),
-        (also, ("2 of 100 test rows are also in validation", "trials are chosen")),
-        (repeated, ("5 of 500 train",)),
-        (blank, ("3 of 500 train",)),
-        (cut, ("3 of 29 validation", "beginnings")),
-        (nothing, ("1 test row is",)),
-        (few, ("0.08 on the 29 validation rows", "0.16 apart", "50 rows")),
-    ):
+    said = [
+        ("89 of 100 test rows are also in train", "80 letter for letter", "memory"),
+        ("2 of 100 test rows are also in validation", "trials are chosen"),
+        ("5 of 500 train",),
+        ("3 of 500 train",),
+        ("3 of 29 validation", "beginnings"),
+        ("1 test row is",),
+        ("0.08 on the 29 validation rows", "0.16 apart", "50 rows"),
+    ]
+    for warning, parts in zip(data_warnings(report, scored, "accuracy"), said, strict=True):
         assert all(part in warning for part in parts), warning
     # A few repeated texts among many rows are usual.
-    assert (
-        data_warnings(
-            replace(report, overlaps=(), blank={}, cut={}, standard_errors={}, repeated={"train": 4}),
-            scored,
-            "accuracy",
-        )
-        == []
-    )
+    few = replace(report, overlaps=(), blank={}, cut={}, standard_errors={}, repeated={"train": 4})
+    assert data_warnings(few, scored, "accuracy") == []
 
 
 # ---- lengths, answers, what a score is worth -------------------------------------------------------------------------
-def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, tokenizer):
+def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, tokenizer, rows):
     files = {
         "train": [*content(*(f"w{i}" for i in range(6))), *content("good " * 30, label=1)],
         "validation": content("w7", "w8 w9"),
@@ -119,31 +108,18 @@ def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, t
     assert (report.constant.answer, report.constant.scores["test"]) == ("negative", {"accuracy": 0.5})
     assert report.standard_errors["validation"]["accuracy"]["reach"] == 0
     assert any("1 of 7 train rows are longer" in it for it in data_warnings(report, report.num_rows, "accuracy"))
+    some = prepare(make_task(files | {"validation": rows(30)}, validation_rows=10), tokenizer).report
+    assert sum(fact.values["validation"] for fact in some.answers) == 10, "of validation the rows that are scored"
+    assert some.num_rows["validation"] == 30
 
 
-def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows):
-    files = {"train": rows(40), "validation": rows(30, "good w"), "test": rows(12, "bad w")}
-    report = prepare(make_task(files, validation_rows=10), tokenizer).report
-    assert sum(fact.values["validation"] for fact in report.answers) == 10
-    assert report.num_rows["validation"] == 30
-
-
-def test_a_share_has_the_error_of_a_share():
-    labels = np.array([0, 1] * 50)
-    known = standard_error(METRICS["accuracy"], labels, 0)
-    assert known["reach"] == 0.5
-    assert known["error"] == pytest.approx(np.sqrt(0.75 * 0.25 / 100))
-    # Rows that are nearly all alike need more of them: little lies between the constant answer and the right one.
-    rare = standard_error(METRICS["accuracy"], np.array([0] * 95 + [1] * 5), 0)
-    assert rare["error"] / rare["reach"] > 3 * known["error"] / known["reach"]
-
-
-def test_other_errors_are_those_of_other_draws_of_rows():
-    for name in ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"]:
+def test_a_standard_error_is_that_of_other_draws_of_rows():
+    known = standard_error(METRICS["accuracy"], np.array([0, 1] * 50), 0)
+    assert known == pytest.approx({"reach": 0.5, "error": np.sqrt(0.75 * 0.25 / 100)})
+    for name in ["macro_f1", "pearson", "spearman", "mse"]:
         draw, metric = np.random.default_rng(1), METRICS[name]
-        is_number = name in ("pearson", "spearman", "mse")
-        every = draw.normal(size=20_000) if is_number else draw.integers(2, size=20_000)
-        constant = 0.0 if is_number else 1
+        every = draw.integers(2, size=20_000) if name == "macro_f1" else draw.normal(size=20_000)
+        constant = 1 if name == "macro_f1" else 0.0
         answers = np.where(draw.random(len(every)) < 0.5, every, constant)
         draws = [draw.integers(len(every), size=200) for _ in range(300)]
         spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
