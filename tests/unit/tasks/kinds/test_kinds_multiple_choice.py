@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,6 @@ from support.characters import characters
 from support.text_tasks import broken_laws, choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records.task import Task
 from loraxs_search.tasks.encoded import Ragged, RowSource
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.multiple_choice import Choices
@@ -28,32 +28,15 @@ def make(write):
 def test_a_question_gives_the_prompts_columns_and_then_the_options(make):
     kind = kind_of(make(prompt="{q} {extra}?"))
     assert kind.question_texts == ("q", "extra", "choices, separated by |")
-    assert kind.question_columns == ("q", "extra", "choices")
     rows = kind.questions([("one", "two", "a |b| c"), ("three", "four", ["x | y", "z"])])
     assert rows.texts == ["one two?", "three four?"]
-    assert kind.shown(("Which?", "x", ["a", 2])) == "Which? | x | a | 2"
     assert rows.extras["options"] == [[" a", " b", " c"], [" x | y", " z"]]
-    assert kind_of(make(labelled([0]), options=["x", "y"])).question_texts == ("q",)
+    assert kind.shown(("Which?", "x", ["a", 2])) == "Which? | x | a | 2"
     assert kind_of(make(options=[" {a}", " {b}"])).question_texts == ("q", "a", "b")
-
-
-def test_options_that_the_prompt_shows_are_asked_for_once(make):
-    kind = kind_of(make(prompt="{q} {choices}?"))
-    assert kind.question_texts == ("q", "choices, separated by |")
-    assert kind.questions([("one", "a|b")]).texts == ['one ["a", "b"]?']
-    assert load_data(kind.task)["train"].texts[0] == 'Sky ["blue", "red"]?'
-
-
-def test_a_question_with_one_option_is_refused(make):
+    once = kind_of(make(prompt="{q} {choices}?"))  # options that the prompt shows are asked for once
+    assert once.questions([("one", "a|b")]).texts == ['one ["a", "b"]?']
     with pytest.raises(TaskDataError, match=r"two or more, .*row 2"):
-        kind_of(make()).questions([("one", "a|b"), ("two", "a")])
-
-
-def test_an_option_without_a_token_is_refused(make):
-    task = make(labelled([0, 1, 0]), options=["x", "\N{SNOWMAN}"])
-    assert len(prepare(task, characters()).encoded("train")) == 3
-    with pytest.raises(TaskDataError, match="each option must have a token"):
-        prepare(task, characters(drops=True))
+        once.questions([("one", "a|b"), ("two", "a")])
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
@@ -61,7 +44,7 @@ def shown(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(np.asarray(ids).tolist()))
 
 
-def test_the_right_options_tokens_are_learnt_and_nothing_else(make):
+def test_the_right_options_tokens_are_learnt_and_every_option_fits(make):
     tokenizer = characters(begins=True)
     data = prepare(make(normalize="bytes"), tokenizer)
     rows = data.encoded("train")
@@ -69,29 +52,19 @@ def test_the_right_options_tokens_are_learnt_and_nothing_else(make):
     assert [shown(tokenizer, rows.targets.row(i)) for i in (0, 1)] == ["▁blue", "▁33"]
     assert rows.positions.row(0).tolist() == [4, 5, 6, 7, 8]
     assert data.report.cut == {"train": 0, "validation": 0, "test": 0}
-
-
-def test_a_prompt_is_cut_from_its_left_so_that_every_option_fits(make):
-    tokenizer = characters(begins=True)
-    rows = [{"q": "abcdefgh", "choices": ["a", "bbbb"], "answer": 0}, {"q": "xy", "choices": ["a", "b"], "answer": 1}]
-    task = Task(**{**make(rows).__dict__, "max_length": 9})
+    long = [{"q": "abcdefgh", "choices": ["a", "bbbb"], "answer": 0}, {"q": "xy", "choices": ["a", "b"], "answer": 1}]
+    task = replace(make(long), max_length=9)
     for _ in ("computed", "from the cache"):
         data = prepare(task, tokenizer)
-        encoded = data.encoded("train")
-        assert [shown(tokenizer, encoded.ids.row(i)) for i in (0, 1)] == ["<s>gh?▁", "<s>xy?▁"]
-        assert data.report.cut == {"train": 1, "validation": 1, "test": 1}
-
-
-def test_an_option_that_does_not_fit_is_refused_with_its_row(make):
-    rows = [*labelled([0] * 1500), {"q": "long", "choices": ["a", "b" * 30], "answer": 0}]
-    task = Task(**{**make(rows).__dict__, "max_length": 20})
-    with pytest.raises(TaskDataError) as error:
-        prepare(task, characters(begins=True))
-    path = task.source.data_files["train"]
-    assert f"but in {path} those of 'long?' (line 1501) do not: the longest has 31 tokens, and max_length=20." in str(
-        error.value
-    )
+        rows = data.encoded("train")
+        assert [shown(tokenizer, rows.ids.row(i)) for i in (0, 1)] == ["<s>gh?▁", "<s>xy?▁"]
+        assert data.report.cut["train"] == 1
+    task = replace(make([*labelled([0] * 1500), {"q": "long", "choices": ["a", "b" * 30], "answer": 0}]), max_length=20)
+    with pytest.raises(TaskDataError, match=r"'long\?' \(line 1501\) do not: the longest has 31 tokens") as error:
+        prepare(task, tokenizer)
     assert "raise `max_length` above 31" in error.value.hint
+    with pytest.raises(TaskDataError, match="each option must have a token"):
+        prepare(make(labelled([0, 1, 0]), options=["x", "\N{SNOWMAN}"]), characters(drops=True))
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -105,48 +78,39 @@ def answered(asking, tokenizer, **losses):
             values[row, column] = losses.get(token, 0.0)
     with pytest.raises(StopIteration) as stop:
         asking.send((values, (values == 0).long()))
-    return request, stop.value.value
+    return request.source, stop.value.value
 
 
 def test_the_likeliest_option_wins_after_normalising(make):
     for normalize, second in [("none", 0), ("tokens", 2), ("bytes", 2)]:
         data = prepare(make(normalize=normalize), characters())
         asking = data.kind.score(data, "test", np.array([1, 0]))
-        of_tokens = {"1": 1.0, "2": 1.5, "3": 0.625, "b": 3.0, "r": 2.0}
-        _, scores = answered(asking, data.tokenizer, **of_tokens)
+        _, scores = answered(asking, data.tokenizer, **{"1": 1.0, "2": 1.5, "3": 0.625, "b": 3.0, "r": 2.0})
         assert scores.predictions.tolist() == [second, 1]
         assert scores.losses.tolist() == [1.25, 3.0], "those of the right options"
-        assert scores.losses.dtype == np.float32
-        assert scores.counts.tolist() == [3, 5]
-        assert scores.correct.tolist() == [1, 4]
+        assert (scores.counts.tolist(), scores.correct.tolist()) == ([3, 5], [1, 4])
     (of_bytes,) = Choices([[[1], [2, 3]]], [["é", "b"]], [0]).scores(np.array([2.0, 1.0], np.float32), "bytes")
     assert of_bytes.tolist() == [-1.0, -1.0]
 
 
 def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
     data = prepare(make(), characters())
-    request, _ = answered(data.kind.score(data, "test", np.array([1, 0])), data.tokenizer)
-    rows = request.source.with_prompts()
+    asked, _ = answered(data.kind.score(data, "test", np.array([1, 0])), data.tokenizer)
+    rows = asked.with_prompts()
     assert [shown(data.tokenizer, rows.ids.row(i)) for i in range(len(rows))] == ["Sum?▁3", "Sky?▁blu", "Sky?▁re"]
     assert [shown(data.tokenizer, rows.targets.row(i)) for i in range(len(rows))] == ["▁1233", "▁blue", "▁red"]
     assert rows.positions.row(0).tolist() == [3, 4, 4, 4, 5]
-    choices = Choices.of_rows(data.encoded("test"))
-    parts, _ = choices.behind(Ragged.of([[7, 8, 9]] * 2, np.int32))
-    assert (parts.prompt_of.tolist(), parts.prompts.row(1).tolist()) == ([0, 0, 1], [7, 8])
-    assert parts.ids.row(2)[0] == 9
-    whole = parts.with_prompts()
-    assert (whole.prompts, whole.ids.row(2)[:3].tolist()) == (None, [7, 8, 9])
-    assert whole.positions.row(2).tolist() == [2, 3, 3, 3, 4]
+    parts, _ = Choices.of_rows(data.encoded("test")).behind(Ragged.of([[7, 8, 9]] * 2, np.int32))
+    assert (parts.prompt_of.tolist(), parts.prompts.row(1).tolist(), parts.ids.row(2)[0]) == ([0, 0, 1], [7, 8], 9)
 
 
 @pytest.mark.parametrize("shots", [0, 4])
 def test_the_base_alone_is_asked_with_worked_examples(make, shots):
     rows = [{"q": f"q{i}", "choices": ["yes", "no"], "answer": i % 2} for i in range(6)]
     data = prepare(make(rows), characters(begins=True))
-    asking = data.kind.base_alone(data, "test", np.array([4]), shots)
-    request, scores = answered(asking, data.tokenizer, n=1.0)
-    asked = shown(data.tokenizer, request.source.with_prompts().ids.row(0))
-    *before, last = asked.removeprefix("<s>").split("\n\n")
+    asked, scores = answered(data.kind.base_alone(data, "test", np.array([4]), shots), data.tokenizer, n=1.0)
+    text = shown(data.tokenizer, asked.with_prompts().ids.row(0))
+    *before, last = text.removeprefix("<s>").split("\n\n")
     assert last == "q4?▁ye"
     assert sorted(example.partition("?▁")[2] for example in before) == ["no", "no", "yes", "yes"][:shots]
     assert scores.predictions.tolist() == [0] == data.labels("test")[[4]].tolist()
@@ -154,49 +118,32 @@ def test_the_base_alone_is_asked_with_worked_examples(make, shots):
 
 def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     kind, tokenizer = kind_of(make()), characters()
-    source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c")])
-    asking = kind.predict(source, questions, ["Sky", "x"])
-    of_tokens = {"r": np.log(4), "b": np.log(4 / 3)}
-    _, (first, second) = answered(asking, tokenizer, **of_tokens)
-    assert (first.text, first.label) == ("Sky", "blue")
+    questions = encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c"), ("z", "Z\u00fcich  2|b")])
+    asking = kind.predict(RowSource(tokenizer), questions, ["Sky", "x", "z"])
+    _, (first, second, third) = answered(asking, tokenizer, r=np.log(4), b=np.log(4 / 3))
+    assert (first.text, first.label, second.score) == ("Sky", "blue", pytest.approx(1 / 3))
     assert first.score == pytest.approx(0.75)
-    assert second.score == pytest.approx(1 / 3)
-    assert kind.show(1) == "B"
-    assert kind_of(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
-    unknown = encode(kind, tokenizer, [("z", "Z\u00fcrich  2|b")])
-    _, (own,) = answered(kind.predict(source, unknown, ["z"]), tokenizer, b=9)
-    assert own.label == "Z\u00fcrich  2", "whatever the tokenizer makes of it"
-    assert kind.constants(np.array([2, 0, 2])) == [2, 0]
+    assert third.label == "Z\u00fcich  2", "whatever the tokenizer makes of it"
+    assert (kind.show(1), kind_of(make(labelled([0]), options=[" no", " yes"])).show(1)) == ("B", "yes")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def test_options_of_a_column_are_part_of_what_a_row_is(make):
     rows = load_data(make())["train"]
-    assert rows.texts == ["Sky?", "Sum?"]
-    assert rows.pairs == ["blue | red", "1 | 2 | 33"]
+    assert (rows.texts, rows.pairs) == (["Sky?", "Sum?"], ["blue | red", "1 | 2 | 33"])
     assert rows.extras == {"options": [[" blue", " red"], [" 1", " 2", " 33"]]}
-    assert (rows.labels.tolist(), rows.labels.dtype) == ([0, 2], np.int64)
-
-
-def test_a_column_gets_a_space_where_the_prompt_has_none_and_a_template_is_as_written(make):
-    for prompt, options, first in [
+    for prompt, options, first in [  # a column gets a space where the prompt has none; a template is as written
         ("{q}? ", "choices", "blue"),
         ("{q}", "choices", " blue"),
-        ("{q}?", "{choices}", "blue"),
         ("{q}?", "->{choices}.", "->blue."),
     ]:
         assert load_data(make(prompt=prompt, options=options))["train"].extras["options"][0][0] == first
-
-
-def test_options_from_templates_are_fixed_or_filled(make):
     fixed = load_data(make(labelled(["no", "yes"]), options=[" no", " yes"]))["train"]
     assert (fixed.pairs, fixed.extras, fixed.labels.tolist()) == (None, {}, [0, 1])
     filled = load_data(make([{"q": "q", "x": 1, "y": 2.5, "answer": "B"}] * 2, options=[" {x}", " {y} {x}"]))["train"]
-    assert filled.extras["options"][0] == [" 1", " 2.5 1"]
-    assert filled.labels.tolist() == [1, 1]
+    assert (filled.extras["options"][0], filled.labels.tolist()) == ([" 1", " 2.5 1"], [1, 1])
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
 ARC = [  # most rows have letters and some numbers
     {"q": "q0", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answer": "B"},
     {"q": "q1", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answer": "3"},
@@ -217,8 +164,7 @@ def test_labels_are_indices_letters_texts_or_names(make):
         (labelled([True, False], ["false", "true"]), {}, [1, 0]),
         (labelled(["A", "B"], ["A", "B"]), {}, [0, 1]),  # letters and texts say the same
         (labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"]), {}, [1, 0]),
-        (labelled([1, 3.0]), {"option_names": ["1", "2", "3"]}, [0, 2]),
-        (labelled([True, False]), {"option_names": ["false", "maybe", "true"]}, [2, 0]),
+        (labelled([True, 3.0]), {"option_names": ["true", "2", "3"]}, [0, 2]),
         (ARC, {"options": "choices.text", "option_names": "choices.label"}, [1, 2]),
         ([{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}], {}, [1]),
         (equal("x"), {}, [0]),
@@ -237,17 +183,16 @@ def test_rows_that_do_not_fit_are_refused(make):
         (labelled(["B", "A"], ["B", "A"]), {}, "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean"),
         (labelled([0, 3, 1, 3]), {}, "has 3 (line 2 and 1 more row)."),
         (labelled(["A", "D", "B"]), {}, f"letter, from A, {OTHERS}"),
-        (labelled(["aa", "d", "b"], ["aa", "b"]), {}, f"text {OTHERS}"),
         (labelled([None, "z"]), {}, "must be the index, letter or text of an option, but"),
         (labelled(["1", "0"]), {"option_names": ["1", "2", "3"]}, "must be one of the names of its row's options"),
         ([row | {"names": None} for row in labelled(["a"])], NAMES, "`option_names` must hold a name for each option"),
         (equal("A", names=["A", "A", "B"]), NAMES, "`option_names` must hold names that differ from each other, but"),
         ([{"q": "q", "choices": ["a", ["b"]], "answer": 0}], {}, "options of a row must be a list of texts or"),
         ([{"q": "q", "choices": "[" * 100_000, "answer": 0}], {}, "be a list of texts or numbers"),
-        (None, {"prompt": "{qq}?"}, "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'."),
-        (None, {"options": ["{q}", "{y}"]}, "`options.{y}` must be one of"),
+        (labelled([0]), {"prompt": "{qq}?"}, "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'."),
+        (labelled([0]), {"options": ["{q}", "{y}"]}, "`options.{y}` must be one of"),
     ]:
-        assert said in refused(make(rows, **keys) if rows else make(**keys))
+        assert said in refused(make(rows, **keys))
 
 
 def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
@@ -256,7 +201,7 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
         {"q": None, "choices": ["x", "y"], "answer": 1},
         {"q": "c", "choices": None, "answer": 0},
         {"q": "d", "choices": ["x", " "], "answer": 0},
-        {"q": "e", "choices": ["x", " x"], "answer": 0},
+        {"q": "e", "choices": ["x", " x"], "answer": 0},  # odd, and data sets have such rows
         {"q": "f", "choices": ["x", "y"], "answer": 2},
         {"q": "g", "choices": ["x", None], "answer": 0},
     ]
@@ -268,36 +213,21 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
         "`q` must have a value in each row, but PLACE has None (line 2)",
         "as it is in 2 other rows, but PLACE has 2 (line 6)",
     ):
-        path = make(rows).source.data_files["train"]
-        assert law.replace("PLACE", path) in message, law
-    assert message.startswith("Task choice has 15 faults:"), (
-        "five in each of three splits; line 5 is odd, and data sets have such rows"
-    )
+        assert law.replace("PLACE", make(rows).source.data_files["train"]) in message, law
+    assert message.startswith("Task choice has 15 faults:"), "five in each of three splits"
 
 
 def test_keys_that_contradict_each_other_are_refused(make):
+    turns = [{"role": "user", "content": "{q}"}, {"role": "assistant", "content": "x"}]
     for keys, message in [
         ({"prompt": None}, "`prompt` must be given, or else `messages`, but got neither."),
-        ({"messages": [{"role": "user", "content": "{q}"}]}, "`messages`, but got both."),
+        ({"messages": turns[:1]}, "`messages`, but got both."),
+        ({"prompt": None, "messages": turns}, "`messages` must end with a message of the user, but the last one is of"),
         ({"options": [" yes"]}, '`options` must be two or more, but got [" yes"].'),
         ({"options": [" yes", "yes"]}, "`options` must differ from each other"),
-        ({"options": [" yes", " "]}, "`options` must each have text"),
-        (
-            {"options": [" yes", " no"], "option_names": ["1"]},
-            "`option_names` must name each of the 2 options, but got",
-        ),
-        (
-            {"options": [" x", " y"], "option_names": ["A", "A"]},
-            '`option_names` must differ from each other, but got ["A", "A"]',
-        ),
         ({"options": "{a} {b}"}, "`options` must name the one column that holds lists, but got '{a} {b}'."),
+        ({"options": [" yes", " no"], "option_names": ["1"]}, "`option_names` must name each of the 2 options, but"),
+        ({"options": [" x", " y"], "option_names": ["A", "A"]}, "`option_names` must differ from each other, but got"),
         ({"prompt": "{q} {answer}"}, "`label` must be no column of the prompt"),
-        (
-            {"prompt": None, "messages": [{"role": "user", "content": "{q}"}, {"role": "assistant", "content": "x"}]},
-            "`messages` must end with a message of the user, but the last one is of the assistant.",
-        ),
     ]:
         assert message in broken_laws(make(**keys))
-
-
-# ---- where options begin ---------------------------------------------------------------------------------------------

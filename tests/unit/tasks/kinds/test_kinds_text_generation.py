@@ -13,9 +13,11 @@ from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records.task import DataSource
-from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, kind_of
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, Ragged, kind_of
 from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare, served
+
+TURN = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}], "answer": "{a}"}
+SYSTEM = TURN | {"messages": [{"role": "system", "content": "{n}"}, {"role": "user", "content": "{q}"}]}
 
 
 @pytest.fixture
@@ -24,8 +26,12 @@ def make(write):
     return partial(writing_task, write)
 
 
-def warned(task):
-    return prepare(task, characters()).report.warnings
+def row(**changes):
+    return {"q": "x", "a": "x", "n": "1"} | changes
+
+
+def labels_of(task):
+    return load_data(task)["test"].labels.tolist()
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -34,49 +40,29 @@ def test_labels_are_references_in_canonical_form(make):
     assert rows.texts == ["Two and two?", "Six and six?", "One and six?"]
     assert rows.extras == {"answer": [" The answer is 4", " The answer is 12", " The answer is 7"]}
     assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "O")
+    assert labels_of(make()) == ["The answer is 4", "The answer is 12", "The answer is 7"]
+    assert labels_of(make(extract=NUMBER["extract"])) == ["4", "12", "7"]
 
 
-def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
-    rows = [{"q": "a" * size, "a": "b" * 9} for size in (3, 25, 40)]
-    task = make(rows=rows, max_length=32)
-    data = prepare(task, characters())
-    asking = data.kind.base_alone(data, "test", np.arange(3), 0)
-    next(asking)
-    scored = asking.send((torch.zeros(3), torch.zeros(3).long())).source.ids
-    asked = encode(data.kind, data.tokenizer, [(row["q"],) for row in rows]).ids
-    assert [scored.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
-    assert scored.lengths.tolist() == [4, 26, 31]
-    assert data.lengths("test").max() <= 32  # with the answers, which are learnt
-
-
-def test_a_report_counts_the_tokens_of_whole_rows_last_one_included(make):
+def test_the_answer_and_its_end_are_learnt_and_shown(make):
     data = prepare(make(), characters())
-    most = max(len(data.encoded("train").whole_row(row)[0]) for row in range(data.num_rows("train")))
+    rows, tokenizer = data.encoded("train"), data.tokenizer
+    ids, positions, targets = rows.ids.row(0), rows.positions.row(0), rows.targets.row(0)
+    assert tokenizer.decode(ids) == "Two and two? The answer is 4"
+    assert tokenizer.decode(targets) == " The answer is 4</s>"
+    assert ids[positions[0]] == tokenizer.convert_tokens_to_ids("?")
+    assert ids[positions[1:]].tolist() == targets[:-1].tolist()
+    shown = {"text": "Two and two?[[ The answer is 4</s>]]", "answer": "The answer is 4"}
+    assert first_rows(data, 1) == [shown]
+    most = max(len(rows.whole_row(number)[0]) for number in range(3))
     assert data.report.tokens["train"]["longest"] == most
     cut = prepare(make(max_length=most - 1), characters()).report
     assert cut.cut["train"] > 0
     assert cut.tokens["train"]["longest"] == most, "longer than `max_length`, since rows are cut"
-
-
-def test_a_row_is_shown_as_the_model_sees_it_with_trained_tokens_marked(make):
-    row, *_ = first_rows(prepare(make(), characters()), 1)
-    assert row == dict(
-        zip(("text", "answer"), ("Two and two?[[ The answer is 4</s>]]", "The answer is 4"), strict=True)
-    )
-
-
-def test_without_reference_the_answer_is_held_against_itself(make):
-    assert load_data(make())["test"].labels.tolist() == ["The answer is 4", "The answer is 12", "The answer is 7"]
-    found = load_data(make(extract=NUMBER["extract"]))["test"]
-    assert found.labels.tolist() == ["4", "12", "7"]
-
-
-def test_a_test_file_without_answers_is_refused(make, write):
-    task = make([{"q": f"w{i}", "a": "x", "n": "1"} for i in range(30)])
-    hidden = write("hidden.jsonl", [{"q": "w", "a": "", "n": ""}] * 3)
-    files = {"train": task.source.data_files["train"], "test": hidden}
-    with pytest.raises(TaskDataError, match=r"hidden\.jsonl"):
-        load_data(replace(task, source=DataSource(data_files=files)))
+    chat = prepare(make(**TURN), characters(chat=CHAT))
+    rows = chat.encoded("train")
+    assert chat.tokenizer.decode(rows.ids.row(0)) == "<|user|>Two and two<|end|><|assistant|>The answer is 4"
+    assert chat.tokenizer.decode(rows.targets.row(0)) == "The answer is 4<|end|>"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -86,146 +72,80 @@ def test_keys_that_make_no_sense_are_refused(make):
         ({"prompt": "why?"}, "`prompt` must name a column in braces"),
         ({"answer": "{a"}, "`answer` must close each brace"),
         ({"extract": {"after": "x", "regex": "(y)"}}, "`extract` must have one of: after, regex, but got both"),
-        ({"generation": {"top_p": 0.9}}, "`generation.top_p` must stand beside a `temperature` above 0"),
-        ({"generation": {"seed": 1, "temperature": 0.0}}, "`generation.seed` must stand beside"),
+        ({"generation": {"seed": 1, "temperature": 0.0}}, "`generation.seed` must stand beside a `temperature` above"),
     ]:
         assert message in broken_laws(make(**keys))
 
 
-def row(**changes):
-    return {"q": "x", "a": "x", "n": "1"} | changes
-
-
 STOPS = {"generation": {"max_new_tokens": 20, "stop": ["answer is"]}}
-EXTRACT = {"extract": NUMBER["extract"]}
 NO_ANSWER = "each row must have an answer, but"
 
 
-def test_rows_that_do_not_fit_are_refused(make):
+def test_rows_that_do_not_fit_are_refused(make, monkeypatch):
+    monkeypatch.setattr("loraxs_search.tasks.kinds.text_generation.MATCH_SECONDS", 0.01)
+    ages = {"extract": {"regex": "((?:a|aa)+|is .+)$"}}
     for rows, keys, said in [
         ([row(a=" \n"), row(a=" \n")], {}, "rows.jsonl has rows without: line 4 and 1 more row."),
         ([row(a="The answer is (C)", n="C")], NUMBER, "rows.jsonl it finds nothing in 'C' (line 4)"),
-        ([row(a="Nobody knows")], EXTRACT, "' Nobody knows' (line 4)"),
+        ([row(a="Nobody knows")], {"extract": NUMBER["extract"]}, "' Nobody knows' (line 4)"),
+        ([row(a="a" * 60 + "!")], ages, "seconds finds nothing"),
         ([row(q=" ", n="")], {}, "each row must have text, but"),
         ([row(q=" ", n="\n")], {"prompt": "{q} and {n}?"}, "(line 4)"),
         ([row(q=float("nan"))], {}, "`q` must be finite in each row, but"),
         ([row(q="o\udfff")], {}, "`q` must be Unicode, without half of a surrogate pair in each row, but"),
+        ([], {**NUMBER, "test": [{"q": "x", "a": "x"}]}, "`reference.{n}` must be one of: "),
+        ([], {**NUMBER, "test": [row(a="")]}, NO_ANSWER),  # with references it is no hidden one
+        ([], {"test": [row(a="")] * 3}, "`a` of test rows must have answers"),
     ]:
         message = refused(make([*SUMS, *rows], **keys))
         assert said in message
-        assert message.count(NO_ANSWER) in (0, 3), "once for each split"
+        assert message.count(NO_ANSWER) in (0, 1 if "test" in keys else 3), "once for each split"
         assert not (NO_ANSWER in message and "extract" in message), "each fault once"
 
 
-def test_test_rows_need_an_answer_and_a_reference(make):
-    for test, said in [
-        ([{"q": row["q"], "a": row["a"]} for row in SUMS], "`reference.{n}` must be one of: "),
-        ([{**row, "a": ""} for row in SUMS], NO_ANSWER),  # with references it is no hidden one
-    ]:
-        assert said in refused(make(SUMS, test=test, **NUMBER))
-
-
 def test_what_people_should_know_of_their_rows_is_said(make):
+    long = {"generation": {"max_new_tokens": 17}}
+    ended = {"answer": " {a}##", "generation": {"max_new_tokens": 20, "stop": ["##"]}}
     for rows, keys, said in [
-        ([row(a="no")], STOPS, "3 of 4 train answers have the stop string 'answer is' in them"),
-        ([], {"prompt": "{q} {a}:"}, "gives the answer away"),
-        (
-            [],
-            {"generation": {"max_new_tokens": 17}},
-            "1 of 3 train answers have more than max_new_tokens=17 tokens, the",
-        ),
-        ([], {"answer": " {q} {a}"}, None),
+        ([row(a="no")], STOPS, ["3 of 4 train answers have the stop string 'answer is' in them"]),
+        ([], {"prompt": "{q} {a}:"}, ["gives the answer away"]),
+        ([], long, ["1 of 3 train answers have more than max_new_tokens=17 tokens, the"]),
+        ([], {"answer": " {q} {a}", "generation": {"max_new_tokens": 40}}, []),
+        ([], ended, []),  # it is learnt, and no part of what is compared
     ]:
-        warnings = warned(make([*SUMS, *rows], **keys))
-        assert any((said or "gives the answer away") in it for it in warnings) == bool(said)
+        warnings = prepare(make([*SUMS, *rows], **keys), characters()).report.warnings
+        assert all(any(part in warning for warning in warnings) for part in said)
+        assert said or not warnings
+    assert labels_of(make(**ended)) == [row["a"] for row in SUMS]
 
 
-def test_a_stop_string_may_end_the_answers(make):
-    """The way to end answers where a base has no end token: it is learnt, and no part of what is compared."""
-    task = make(answer=" {a}##", generation={"max_new_tokens": 20, "stop": ["##"]})
-    rows = load_data(task)["train"]
-    assert rows.labels.tolist() == [row["a"] for row in SUMS]
-    assert rows.extras["answer"] == [f" {row['a']}##" for row in SUMS]
-    assert not warned(task)
-
-
-def test_the_base_must_have_space_for_what_is_written(make):
-    task = make(max_length=500)
-    with pytest.raises(TaskDataError, match=r"512 .*max_length=500"):
-        prepare(task, characters())
-
-
-def test_without_an_end_token_a_stop_string_is_needed(make):
-    tokenizer = characters()
-    tokenizer.eos_token = None
-    with pytest.raises(TaskDataError, match=r"`generation\.stop`"):
-        prepare(make(), tokenizer)
-    prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), tokenizer)
-
-
-# ---- each fault once, with what it breaks ----------------------------------------------------------------------------
-def test_an_end_token_in_an_answer_is_refused(make):
-    task = make([*SUMS, {"q": "x", "a": "so</s>", "n": "1"}])
-    with pytest.raises(TaskDataError, match=r"</s> .* 'x\?' \(line 4\)"):
-        prepare(task, characters())
-
-
-def test_a_regular_expression_that_takes_ages_is_refused(make, monkeypatch):
-    monkeypatch.setattr("loraxs_search.tasks.kinds.text_generation.MATCH_SECONDS", 0.01)
-    rows = [*SUMS, {"q": "x", "a": "a" * 60 + "!", "n": "1"}]
-    said = refused(make(rows, extract={"regex": "((?:a|aa)+|is .+)$"}))
-    assert "seconds finds nothing" in said
-    assert "(line 4)" in said
-
-
-# ---- chat templates --------------------------------------------------------------------------------------------------
-def test_a_chat_template_that_does_not_take_the_messages_is_told(make):
-    for template, says in [
-        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
-        ("{{ messages[0].parts[0].text }}", "has no attribute 'parts'"),
+def test_what_does_not_fit_the_base_is_refused(make):
+    endless = characters()
+    endless.eos_token = None
+    for keys, tokenizer, said in [
+        ({"max_length": 500}, characters(), r"512 .*max_length=500"),
+        ({}, endless, r"`generation\.stop`"),
+        ({"rows": [*SUMS, row(a="so</s>")]}, characters(), r"</s> .* 'x\?' \(line 4\)"),
+        (SYSTEM, characters(chat="{{ raise_exception('No system') }}"), "No system"),
+        (SYSTEM, characters(chat="{{ messages[0].parts[0].text }}"), "has no attribute 'parts'"),
     ]:
-        task = make(prompt=None, messages=[{"role": "system", "content": "so"}, {"role": "user", "content": "{q}"}])
-        ((fault, _),) = kind_of(task).tokenizer_faults(characters(chat=template))
-        assert says in fault
-
-
-# ---- tokens ----------------------------------------------------------------------------------------------------------
-def test_the_answer_and_its_end_are_learnt(make):
-    data = prepare(make(), characters())
-    rows, tokenizer = data.encoded("train"), data.tokenizer
-    ids, positions, targets = rows.ids.row(0), rows.positions.row(0), rows.targets.row(0)
-    assert tokenizer.decode(ids) == "Two and two? The answer is 4"
-    assert tokenizer.decode(targets) == " The answer is 4</s>"
-    assert ids[positions[0]] == tokenizer.convert_tokens_to_ids("?")
-    assert ids[positions[1:]].tolist() == targets[:-1].tolist()
-
-
-def test_a_chat_ends_as_the_template_ends_a_turn(make):
-    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}], answer="{a}")
-    data = prepare(task, characters(chat=CHAT))
-    rows = data.encoded("train")
-    assert data.tokenizer.decode(rows.ids.row(0)) == "<|user|>Two and two<|end|><|assistant|>The answer is 4"
-    assert data.tokenizer.decode(rows.targets.row(0)) == "The answer is 4<|end|>"
+        with pytest.raises(TaskDataError, match=said):
+            prepare(make(**keys), tokenizer)
+    prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), endless)
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------
-def texts_written(*texts, ended=True, margins=1.0):
-    n = len(texts)
-    tokens = Ragged.of([[1]] * n, np.int32)
-    return Generated(list(texts), tokens, np.full(n, ended), np.full(n, margins, np.float32))
-
-
-def answered(asking, data, texts, **changes):
+def answered(asking, texts, ended=True):
     """Answer the loss with 1 a row, and what is written with texts; return the scores and the `GenerateRequest`."""
-    request, write = next(asking), None
+    request, write, n = next(asking), None, len(texts)
     try:
         while True:
             if isinstance(request, ForwardRequest):
-                n = len(request.rows)
-                request = asking.send((torch.ones(n), torch.zeros(n, dtype=torch.int64)))
+                size = len(request.rows)
+                request = asking.send((torch.ones(size), torch.zeros(size, dtype=torch.int64)))
             else:
-                write = request
-                request = asking.send(texts_written(*texts, **changes))
+                write, tokens = request, Ragged.of([[1]] * n, np.int32)
+                request = asking.send(Generated(texts, tokens, np.full(n, ended), np.full(n, 1.0, np.float32)))
     except StopIteration as stop:
         return stop.value, write
 
@@ -233,167 +153,118 @@ def answered(asking, data, texts, **changes):
 def test_what_is_written_is_scored_by_its_answer(make):
     data = prepare(make(**NUMBER), characters())
     texts = ["Well, The answer is $4.00.", "The answer is 13", "no"]
-    scores, write = answered(data.kind.score(data, "test", np.array([0, 1, 2])), data, texts, ended=False)
-    assert isinstance(write, GenerateRequest)
+    scores, write = answered(data.kind.score(data, "test", np.array([0, 1, 2])), texts, ended=False)
     assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]
     assert (write.max_new_tokens, write.stop, write.sampling) == (20, (), None)
     assert scores.predictions.tolist() == ["4", "13", ""]
-    measured = data.kind.measure_scores(scores, data.labels("test"))
-    assert measured == pytest.approx(
+    assert data.kind.measure_scores(scores, data.labels("test")) == pytest.approx(
         {"exact_match": 1 / 3, "unparsed": 1 / 3, "unended": 1.0, "loss": 3 / scores.counts.sum()}
     )
-
-
-def test_sampling_is_asked_for(make):
     generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     data = prepare(make(generation=generation), characters())
-    _, write = answered(data.kind.score(data, "test", np.array([0])), data, ["x"])
+    _, write = answered(data.kind.score(data, "test", np.array([0])), ["x"])
     assert (write.sampling.seed, write.sampling.temperature, write.sampling.top_p) == (3, 0.5, 0.9)
     assert write.stop == ("z",)
 
 
+def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
+    rows = [{"q": "a" * size, "a": "b" * 9} for size in (3, 25, 40)]
+    data = prepare(make(rows=rows, max_length=32), characters())
+    _, write = answered(data.kind.base_alone(data, "test", np.arange(3), 0), ["x"] * 3)
+    asked = encode(data.kind, data.tokenizer, [(row["q"],) for row in rows]).ids
+    assert [write.source.ids.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
+    assert asked.lengths.tolist() == [4, 26, 31]
+    assert data.lengths("test").max() <= 32  # with the answers, which are learnt
+
+
 # ---- baselines ------------------------------------------------------------------------------------------------------
 def shown(data, shots):
-    """What the untouched base is asked: the prompts that it continues, and the rows whose loss is taken."""
+    """The prompt that the untouched base continues; its loss is taken of the same, with the answer."""
     asking = data.kind.base_alone(data, "test", np.array([2]), shots)
-    read = next(asking)
+    read = next(asking).source
     write = asking.send((torch.ones(1), torch.zeros(1, dtype=torch.int64)))
-    decode = data.tokenizer.decode
-    targets = read.source.targets.row(0)
-    asked, whole = decode(write.source.ids.row(0)), decode(read.source.ids.row(0))
-    assert read.source.ids.row(0)[read.source.positions.row(0)[1:]].tolist() == targets[:-1].tolist()
-    assert whole == asked + decode(targets[:-1])
+    targets = read.targets.row(0)
+    asked = data.tokenizer.decode(write.source.ids.row(0))
+    assert read.ids.row(0)[read.positions.row(0)[1:]].tolist() == targets[:-1].tolist()
+    assert data.tokenizer.decode(read.ids.row(0)) == asked + data.tokenizer.decode(targets[:-1])
     return asked
 
 
-def test_worked_examples_stand_before_the_prompt(make):
+def test_worked_examples_stand_before_the_prompt_balanced_by_answer_and_always_the_same(make):
     data = prepare(make(), characters(begins=True))
     assert shown(data, 0) == "<s>One and six?"
     first, second, asked = shown(data, 2).removeprefix("<s>").split("\n\n")
-    pairs = {f"{row['q']}? {row['a']}" for row in SUMS}
     assert first != second
-    assert {first, second} < pairs
+    assert {first, second} < {f"{row['q']}? {row['a']}" for row in SUMS}
     assert asked == "One and six?"
-
-
-def test_worked_examples_are_balanced_by_answer_and_always_the_same(make):
-    """In a file that is sorted by its answers, with one that is rare."""
+    # In a file that is sorted by its answers, with one that is rare.
     rows = [{"q": f"q{i}", "a": "no" if i < 80 else "yes" if i < 98 else "maybe", "n": "1"} for i in range(100)]
     data = prepare(make(rows), characters())
     asked = shown(data, 4)
-    answers = [part.partition("? ")[2] for part in asked.split("\n\n")[:-1]]
-    assert sorted(answers[:3]) == ["maybe", "no", "yes"]
+    assert sorted(part.partition("? ")[2] for part in asked.split("\n\n")[:3]) == ["maybe", "no", "yes"]
     assert shown(data, 4) == asked
     assert asked.split("\n\n")[0] != "q0? no"
-
-
-def test_worked_examples_are_turns_of_a_chat(make):
-    messages = [{"role": "system", "content": "Say it"}, {"role": "user", "content": "{q}"}]
-    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
-    turns = [f"<|user|>{row['q']}<|end|><|assistant|>{row['a']}<|end|>" for row in SUMS]
-    last = "<|user|>One and six<|end|><|assistant|>"
-    assert shown(data, 1) in [f"<|system|>Say it<|end|>{turn}{last}" for turn in turns]
+    # What does not fit loses its beginning.
+    data = prepare(make([row(q=f"{i} " * 20) for i in range(9)], max_length=60), characters(begins=True))
+    data.tokenizer.model_max_length = 90
+    asked = shown(data, 4)
+    assert (asked[:3], asked[-7:]) == ("<s>", "2 2 2 ?")
+    assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
 
 
 @pytest.mark.parametrize(
-    ("template", "turns"),
+    ("keys", "template", "turns"),
     [
-        (SPACED, "<s><|user|>{q}<|assistant|>{a}</s><|user|>One and six<|assistant|>"),
-        (THINKING, "<|user|>{q}<|end|><|assistant|>::{a}<|end|><|user|>One and six<|end|><|assistant|>::"),
+        (TURN, CHAT, "<|user|>{q}<|end|><|assistant|>{a}<|end|><|user|>One and six<|end|><|assistant|>"),
+        (TURN, SPACED, "<s><|user|>{q}<|assistant|>{a}</s><|user|>One and six<|assistant|>"),
+        (TURN, THINKING, "<|user|>{q}<|end|><|assistant|>::{a}<|end|><|user|>One and six<|end|><|assistant|>::"),
     ],
-    ids=["spaced", "thinking"],
+    ids=["chat", "spaced", "thinking"],
 )
-def test_templates_that_write_something_before_an_answer_make_turns_too(make, template, turns):
-    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}], answer="{a}")
-    assert shown(prepare(task, characters(chat=template)), 1) in [turns.format(**row) for row in SUMS]
+def test_worked_examples_are_turns_of_a_chat(make, keys, template, turns):
+    data = prepare(make(**keys), characters(chat=template))
+    assert shown(data, 1) in [turns.format(**row) for row in SUMS]
 
 
-def test_a_system_message_of_the_row_is_kept(make):
-    messages = [{"role": "system", "content": "{n}"}, {"role": "user", "content": "{q}"}]
-    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
-    assert shown(data, 1).count("<|system|>") == 2
-
-
-def test_examples_that_do_not_fit_lose_their_beginning(make):
-    rows = [{"q": f"{i} " * 20, "a": "x", "n": "1"} for i in range(9)]
-    data = prepare(make(rows, max_length=60), characters(begins=True))
-    data.tokenizer.model_max_length = 90
-    asked = shown(data, 4)
-    assert asked.startswith("<s>")
-    assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
-    assert asked.endswith("2 2 2 ?")
+def test_a_system_message_stands_once_unless_it_is_the_rows(make):
+    fixed = SYSTEM | {"messages": [{"role": "system", "content": "Say it"}, *TURN["messages"]]}
+    for keys, times in ((fixed, 1), (SYSTEM, 2)):
+        assert shown(prepare(make(**keys), characters(chat=CHAT)), 1).count("<|system|>") == times
 
 
 def test_an_adapter_is_served_as_it_was_trained(make):
-    serving = kind_of(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
+    kind, chat = (kind_of(make(**keys)) for keys in ({"generation": {"stop": ["z"], "temperature": 0.5}}, TURN))
+    serving = kind.serving
     assert (serving.prompt, serving.messages, serving.stop) == ("{q}?", (), ("z",))
-    assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
-    chat = kind_of(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
-    assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
-
-
-def test_what_ends_an_answer_is_of_base_tokenizer_and_chat(make):
-    chat = kind_of(make(prompt=None, messages=[{"role": "user", "content": "{q}"}]))
+    assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (128, 0.5, 1.0)
+    assert (chat.serving.prompt, chat.serving.messages) == (None, (("user", "{q}"),))
     tokenizer, settings = characters(chat=CHAT), GenerationConfig(eos_token_id=[2, 3])
-    assert served(kind_of(make()), tokenizer, None).ends == ("</s>",)
+    assert served(kind, tokenizer, None).ends == ("</s>",)
     assert served(chat, tokenizer, settings).ends == ("<s>", "</s>", "<|end|>")
-    assert served(chat, tokenizer, None).messages == (("user", "{q}"),)
 
 
 # ---- a champion that was trained to be asked in another way ----------------------------------------------------------
-def asked(task, trained):
-    return kind_of(task).asked_as(trained)
-
-
 def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_references(make):
-    task = make(**NUMBER)
-    trained = make(
-        messages=[{"role": "user", "content": "{q}"}],
-        prompt=None,
-        answer=" #### {n}",
-        extract={"after": "####"},
-        generation={"max_new_tokens": 5},
-        max_length=48,
-    )
-    own = asked(task, trained)
-    assert own.settings == {
+    task, own = make(**NUMBER), {"answer": " #### {n}", "generation": {"max_new_tokens": 5}}
+    trained = make(**TURN | own, extract={"after": "####"}, max_length=48)
+    asked = kind_of(task).asked_as(trained)
+    assert asked.settings == {
         **{key: trained.settings[key] for key in ("messages", "answer", "generation")},
         "reference": "{n}",
         "extract": {"after": "####", "as": "number"},  # looked for where it is written, compared as the task says
     }
-    assert (own.name, own.source, own.metrics, own.max_length) == (task.name, task.source, task.metrics, 48)
-    kind = kind_of(own)
-    assert load_data(own)["test"].labels.tolist() == load_data(task)["test"].labels.tolist() == ["4", "12", "7"]
-    assert kind.extraction.find(" so #### 12. ") == "12"
+    assert (asked.name, asked.source, asked.metrics, asked.max_length) == (task.name, task.source, task.metrics, 48)
+    assert labels_of(asked) == labels_of(task) == ["4", "12", "7"]
+    with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
+        kind_of(task).asked_as(replace(task, kind="multiple-choice"))
 
 
 def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
     task = make(extract={"after": "The answer is"})
-    own = asked(task, make(answer=" {n}", extract=None))
-    assert own.settings["reference"] == task.settings["answer"]
-    assert "after" not in own.settings["extract"]
-    other = load_data(own)["test"].labels.tolist()
-    assert other != load_data(task)["test"].labels.tolist(), "then the two cannot be compared, and that is said"
-
-
-@pytest.mark.parametrize("stop", ["END", "}"])
-def test_references_that_are_the_whole_answer_lack_the_stop_string(make, stop):
-    answer = " {a}" + stop.replace("}", "}}")
-    task = make(answer=answer, generation={"max_new_tokens": 20, "stop": [stop]})
-    own = load_data(asked(task, make(prompt="Q: {q}")))["test"]
-    assert own.labels.tolist() == load_data(task)["test"].labels.tolist() == [row["a"] for row in SUMS]
-    bare = make(generation={"max_new_tokens": 20, "stop": ["}"]})
-    assert asked(bare, make(prompt="Q: {q}")).settings["reference"] == " {a}"
-
-
-def test_an_adapter_that_writes_nothing_but_its_answer_is_searched_for_no_other_place(make):
-    bare = make(**NUMBER)
-    bare = replace(bare, settings={k: v for k, v in bare.settings.items() if k != "extract"})
-    task = replace(bare, settings={**bare.settings, "extract": {"after": "The answer is"}})
-    assert "extract" not in asked(task, bare).settings
-
-
-def test_an_adapter_of_another_kind_is_refused(make):
-    task = make(**NUMBER)
-    with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
-        asked(task, replace(task, kind="multiple-choice"))
+    asked = kind_of(task).asked_as(make(answer=" {n}", extract=None))
+    assert asked.settings["reference"] == task.settings["answer"]
+    assert "after" not in asked.settings.get("extract", {})
+    for stop in ("END", "}"):  # without the stop string
+        task = make(answer=" {a}" + stop.replace("}", "}}"), generation={"max_new_tokens": 20, "stop": [stop]})
+        asked = kind_of(task).asked_as(make(prompt="Q: {q}"))
+        assert labels_of(asked) == labels_of(task) == [row["a"] for row in SUMS]
