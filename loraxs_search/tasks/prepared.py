@@ -28,7 +28,7 @@ from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, user_path, write_atomic
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Split
-from loraxs_search.records.task import DataReport, Serving, Task
+from loraxs_search.records.task import DataReport, DataSource, Serving, SplitSource, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.files import READ_AS, file_format, label_names, read_columns
 from loraxs_search.tasks.kinds import TaskKind, kind_of
@@ -154,8 +154,8 @@ def _find_splits(task: Task) -> dict[Split, _StoredSplit]:
     if source.data_files:
         place, available = "data_files", list[str](source.data_files)
     else:
-        place = _place(source.hub, source.config)
-        loaded = load_splits(source.hub, source.config, source.revision, who)
+        place = _place(source)
+        loaded = _load_splits(source, who)
         available = list(loaded)
     declared: dict[Split, str] = dict(source.splits) or {name: name for name in SPLITS if name in available}
     declared.setdefault("train", "train")
@@ -174,8 +174,8 @@ def _find_splits(task: Task) -> dict[Split, _StoredSplit]:
                 splits[split] = _hub_split(task, loaded[name], place, written)
     raise_joined(task, errors)
     for split, other in source.elsewhere.items():
-        place, name = _place(other.hub, other.config), _split_name(other.split)
-        loaded = load_splits(other.hub, other.config, other.revision, who)
+        place, name = _place(other), _split_name(other.split)
+        loaded = _load_splits(other, who)
         if name not in loaded:
             raise TaskDataError(
                 f"{who}{unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
@@ -208,29 +208,29 @@ _CONFIGS = re.compile(r"pick one among the available configs: \[(?P<names>[^\]]*
 _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
 
 
-def load_splits(hub: str | None, config: str | None, revision: str | None, who: str = "") -> datasets.DatasetDict:
+def _load_splits(source: DataSource | SplitSource, who: str) -> datasets.DatasetDict:
     """Load a data set.
 
     Args:
-        who: What messages begin with: the task that it is for, if there is one yet.
+        who: What messages begin with: the task that it is for.
     Raises:
         TaskDataError: it is missing, or has several configurations and none was named.
         HomeError: the cache cannot be written.
     """
     import datasets
 
-    place, hidden, cache_dir = (
-        _place(hub, config),
-        datasets.are_progress_bars_disabled(),
-        ensure_dir(home() / "datasets"),
-    )
+    place, hidden = _place(source), datasets.are_progress_bars_disabled()
+    cache_dir = ensure_dir(home() / "datasets")
     with disk_faults(cache_dir):
         try:
             datasets.disable_progress_bars()
-            cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
-            loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+            cache, files = _cache_for(str(source.hub), cache_dir), dict[str, list[str]]()
+            loaded = datasets.load_dataset(source.hub, source.config, revision=source.revision, cache_dir=str(cache))
             if cache != cache_dir:  # a folder of this machine
-                files = datasets.load_dataset_builder(hub, config, cache_dir=str(cache)).config.data_files or {}
+                files = (
+                    datasets.load_dataset_builder(source.hub, source.config, cache_dir=str(cache)).config.data_files
+                    or {}
+                )
         except Exception as error:
             # Parsers, decompressors, file systems and the hub's client each have their own family of errors.
             cause = error.__cause__ or error  # a full disk hides there
@@ -242,7 +242,7 @@ def load_splits(hub: str | None, config: str | None, revision: str | None, who: 
                 names = configs["names"].replace("'", "")
                 raise TaskDataError(
                     f"{who}{place} must be read in one of its configurations: {names}.",
-                    hint="name it: `data.config` in a space, --config for `init`",
+                    hint="name it under `config`",
                 ) from error
             raise TaskDataError(
                 f"{who}{place} must be a readable data set, but: {first_line(cause)}",
@@ -290,8 +290,8 @@ def _split_name(written: str) -> str:
     return match["split"] if match else written
 
 
-def _place(hub: str | None, config: str | None) -> str:
-    return f"{hub}{f' ({config})' if config else ''}"
+def _place(source: DataSource | SplitSource) -> str:
+    return f"{source.hub}{f' ({source.config})' if source.config else ''}"
 
 
 _MAX_VALUES = 50  # of a slice column; with more it tells rows apart rather than groups
@@ -332,6 +332,10 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
     return np.array(sorted(sorted(range(n), key=keys.__getitem__)[:limit]), dtype=np.int64)
 
 
+_MINUS = {"-1", "-1.0"}
+_HIDDEN = {*_MINUS, "", "None", "nan"}  # what benchmarks store where they hide their labels
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str]) -> Rows | None:
     """Return the rows of a split; None of one whose labels are hidden."""
@@ -347,13 +351,13 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str
         raise TaskDataError(
             f"Task {task.name}: {laws} Place: {split.name}.", hint=f"name the data's own columns under `{section}`"
         )
-    if not columns.values[list(wanted.values())[-1]]:
+    place, column, names = SourceLocation(split.name, columns.lines), _wanted_columns(task)[-1], set(task.labels)
+    values = columns.values[column]
+    if not values:
         raise _no_rows(f"Task {task.name}: ", split.name)
-    place = SourceLocation(split.name, columns.lines)
-    if name == "test" and kind.hides_answers(columns):
+    hidden = _HIDDEN - names - (_MINUS if _MINUS & names else set())  # a label of the task is none of them
+    if name == "test" and {str(value).strip() for value in values} <= hidden:
         if split.is_file:
-            column = _wanted_columns(task)[-1]
-            values = columns.values[column]
             hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
             refuse(task, f"`{column}` of test rows must have answers", values, range(len(values)), place, hint)
         return None

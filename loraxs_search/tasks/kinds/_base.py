@@ -70,8 +70,6 @@ class Section(BaseModel):
 Names = Annotated[list[Text], Law(distinct, min_length=1)]
 
 
-_MINUS = {"-1", "-1.0"}
-_HIDDEN = {*_MINUS, "", "None", "nan"}  # what benchmarks store where they hide their labels
 SEPARATOR = "|"  # between the items of a question that is given as one text
 ResultT = TypeVar("ResultT")
 Keys = Mapping[str, Any]
@@ -308,17 +306,6 @@ class TaskKind(ABC):
     def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:  # for kinds to use
         """Return the rows without anything to read: each of their texts is empty or white space."""
         return blank_rows([rows.texts] if rows.pairs is None else [rows.texts, rows.pairs])
-
-    def hides_answers(self, columns: Columns) -> bool:
-        """Whether a test split has no answer at all, as where a benchmark keeps its labels; then it counts as missing.
-
-        By default, whether each value of the last of `columns` stands for none; a label of the task does not.
-        """
-        names, shown = (
-            set(self.task.labels),
-            {str(value).strip() for value in columns.values[[*self.columns.values()][-1]]},
-        )
-        return shown <= _HIDDEN - names - (_MINUS if _MINUS & names else set())
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         """Yield a sentence for each property of the rows that people should know of before they train on them.

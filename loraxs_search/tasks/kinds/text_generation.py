@@ -223,7 +223,11 @@ class Extraction(Section):
             every = [*_numbers(text)]  # of a text that has one alone, such as `12 apples`
             return every[0] if len(every) == 1 else ""
         if self.form == "math":  # what is in its last whole box, or its first formula
-            return next(filter(_is_whole, _formulas(text)), "")
+            for formula in _formulas(text):
+                depths = [0, *(depth for _, depth in _depths(formula))]
+                if min(depths) >= 0 and not depths[-1]:  # else it was cut, and does not count
+                    return formula
+            return ""
         if self.after is None:
             return text.strip(" \t\r\n\0")
         return text.strip().partition("\n")[0].rstrip(_SENTENCE_END)
@@ -281,12 +285,6 @@ def _depths(text: str) -> Iterator[tuple[int, int]]:
         if len(match[0]) == 1:
             depth += 1 if match[0] == "{" else -1
             yield match.start(), depth
-
-
-def _is_whole(formula: str) -> bool:
-    """Whether the braces of a formula are closed; else it was cut, and does not count."""
-    depths = [depth for _, depth in _depths(formula)]
-    return not depths or (min(depths) >= 0 and depths[-1] == 0)
 
 
 _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`

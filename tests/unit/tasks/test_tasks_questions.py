@@ -70,7 +70,7 @@ def test_standard_input_is_lines_of_text_or_what_its_first_line_shows(caplog):
         ('text\n"so so"\n', ["so so"]),
         ('[{"review": "so so"}]', ["so so"]),
         ('"Review"\n"so, so"\nfine\n', ["so, so", "fine"]),
-        ('review\nso, so\n"fine", he said\n', ["so, so", '"fine", he said']),
+        ('\nreview\nso, so\n"fine", he said\n', ["so, so", '"fine", he said']),
         (chinese, chinese.split("\n")),
         ("so,so\n", ["so,so"]),
         ("so\rso\nfine\r\nok\r\n\r\r\n", ["so\rso", "fine", "ok"]),

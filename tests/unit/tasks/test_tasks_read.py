@@ -184,6 +184,9 @@ def test_any_change_of_a_row_changes_the_fingerprint(make_task, rows):
     for split in ("train", "validation", "test"):
         assert len({printed("w0", split=split), printed("dull", split=split), printed("w0", "w1", split, 1)}) == 3
     assert printed("good film", "w1") != printed("good", " filmw1")
+    pairs = [{**row, "second": "a"} for row in rows(12)], [{**row, "second": "b"} for row in rows(12)]
+    first, second = (load_data(make_task({"train": own}, text_pair="second")) for own in pairs)
+    assert fingerprint(first) != fingerprint(second)
 
 
 def test_fixed_subset_is_fixed_ascending_and_mixed():

@@ -179,10 +179,19 @@ def test_what_math_verify_holds_equal_is_equal_and_one_that_never_ends_is_not():
     assert equal_formulas(*pairs) == list(pairs.values())
 
 
-def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    broken = tmp_path / "worker.py"
-    broken.write_text("raise ImportError('no module named math_verify')")
-    monkeypatch.setattr(text_generation, "_WORKER", broken)
+DYING = """import sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print(str("die" not in line or sys.exit(1)).lower(), flush=True)
+"""
+
+
+def test_a_pair_that_ends_the_process_is_unequal_and_a_missing_library_is_named(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    monkeypatch.setattr(text_generation, "_WORKER", worker)
+    worker.write_text(DYING)
+    assert equal_formulas(("1", "2"), ("die", "x"), ("3", "4"), ("die", "y")) == [True, False, True, False]
+    worker.write_text("raise ImportError('no module named math_verify')")
     with pytest.raises(LoraxsError, match="no module named math_verify"):
         equal_formulas(("1", "2"))
 
