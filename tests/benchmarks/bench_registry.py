@@ -37,15 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the s
 from support.servers import MlflowServer, postgres
 from support.toys import TASK, adapter, candidate
 
-_ONCE = """
-import time, sys
-began = time.perf_counter()
-from pathlib import Path
-from loraxs_search.registry.pull import pull
-pull(sys.argv[1], uri=sys.argv[2], cache=Path(sys.argv[3]))
-print(1000 * (time.perf_counter() - began))
-"""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -55,7 +46,6 @@ class Row:
         cached_ms: Pulling what is in the cache.
         cold_ms: Pulling it into an empty cache.
         factors_ms: Pulling it into an empty home: the factors of its base come too.
-        first_ms: Pulling what is in the cache as a process's first act.
         ls_page_ms, ls_ms: Listing the first hundred tasks, and all.
         command_s, command_factors_s: `loraxs-search pull` of what is in the cache and into an empty home, start to end.
         ls_command_s: `loraxs-search ls --limit 100`.
@@ -67,7 +57,6 @@ class Row:
     cached_ms: float
     cold_ms: float
     factors_ms: float
-    first_ms: float
     ls_page_ms: float
     ls_ms: float
     command_s: float
@@ -80,7 +69,7 @@ def promoted(uri: str, folder: Path) -> None:
     """Promote one adapter of the usual size of this package, with the factors of a base that is as large as MiniLM."""
     adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=_factors())
     found = replace(candidate("t0", 0.8), stored_bytes=17_000)
-    Promoter(uri, TASK.name).promote(PromotionRule(confidence=0), TASK, [found], {"t0": folder})
+    Promoter(uri, TASK.name).promote(PromotionRule(), TASK, [found], {"t0": folder}, forced=True)
 
 
 def _factors() -> dict[str, str]:
@@ -172,8 +161,6 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         with elsewhere(folder / f"home-{time.monotonic_ns()}"):
             run("pull", TASK.name)
 
-    once = [sys.executable, "-c", _ONCE, TASK.name, uri, str(cache)]
-    first = [float(subprocess.check_output(once, text=True)) for _ in range(5)]
     run("pull", TASK.name)
     return Row(
         store,
@@ -182,7 +169,6 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         cached_ms=median_ms(lambda: pull(TASK.name, uri=uri, cache=cache), 20),
         cold_ms=median_ms(cold, 5),
         factors_ms=median_ms(bare, 5),
-        first_ms=statistics.median(first),
         ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
         ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
         command_s=median_ms(lambda: run("pull", TASK.name), 5) / 1000,

@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +93,8 @@ def train(config: dict[str, Any]) -> None:
     tune.report({"accuracy": scores["eval_accuracy"], "train_s": train_s})
 
 
-def search(
-    config: dict[str, Any],
-    train: Callable[[dict[str, Any]], None] = train,
-    metric: str = "accuracy",
-    mode: str = "max",
-    rates: tuple[str, ...] = ("learning_rate", "head_learning_rate"),
-) -> dict[str, Any]:
-    """Run all trials; return their scores and the wall time of the whole.
-
-    Args:
-        train: Trains and scores one trial, and reports `metric` and `train_s`.
-        rates: What Optuna proposes; `config` has a lower and an upper bound of each.
-    """
+def search(config: dict[str, Any]) -> dict[str, Any]:
+    """Run all trials; return their scores and the wall time of the whole. `config` has bounds of both rates."""
     started = time.perf_counter()
     import ray
     from ray import tune
@@ -118,7 +106,7 @@ def search(
     space = {
         **{name: config[name] for name in ("data", "base", "rank", "steps", "batch_size", "max_length", "gpu")},
         "seed": tune.randint(0, 2**31),
-        **{name: tune.loguniform(*config[name]) for name in rates},
+        **{name: tune.loguniform(*config[name]) for name in ("learning_rate", "head_learning_rate")},
     }
     resources = {"cpu": 1, "gpu": 0.5 if config["gpu"] else 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +114,8 @@ def search(
             tune.with_resources(train, resources),
             param_space=space,
             tune_config=tune.TuneConfig(
-                metric=metric,
-                mode=mode,
+                metric="accuracy",
+                mode="max",
                 num_samples=config["trials"],
                 search_alg=ConcurrencyLimiter(
                     OptunaSearch(seed=0, points_to_evaluate=config["points"]), max_concurrent=2
@@ -148,7 +136,7 @@ def search(
     ray.shutdown()
     return {
         "wall_s": time.perf_counter() - started,
-        metric: [metrics[metric] for metrics in found],
+        "accuracy": [metrics["accuracy"] for metrics in found],
         "train_s": [metrics["train_s"] for metrics in found],
     }
 
