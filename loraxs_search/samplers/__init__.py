@@ -86,9 +86,7 @@ class _GP(Sampler):
                 return together
 
         return KnownSpaceGP(
-            seed=seed,
-            n_startup_trials=int(self.params["n_startup_trials"]),
-            warn_independent_sampling=False,
+            seed=seed, n_startup_trials=int(self.params["n_startup_trials"]), warn_independent_sampling=False
         )
 
     def faults(self) -> Iterator[str]:

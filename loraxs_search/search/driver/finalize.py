@@ -120,11 +120,7 @@ class Finalization:
     """
 
     def __init__(
-        self,
-        study: SteeredStudy,
-        space: Space,
-        actors: StudyActors,
-        on_loop_step: Callable[[], None],
+        self, study: SteeredStudy, space: Space, actors: StudyActors, on_loop_step: Callable[[], None]
     ) -> None:
         self._folder, self._log, self._confirmed = study.folder, study.journal, study.folder.confirmed
         self._space, self._actors, self._on_loop_step = space, actors, on_loop_step

@@ -394,10 +394,7 @@ class LoopWatch(_Unpickled, Callback):
     """
 
     def __init__(
-        self,
-        budget: TimeBudget,
-        unfit: Callable[[Any], None],
-        ask_anew: Callable[[Mapping[str, float], bool], bool],
+        self, budget: TimeBudget, unfit: Callable[[Any], None], ask_anew: Callable[[Mapping[str, float], bool], bool]
     ) -> None:
         self._budget, self._unfit, self._ask_anew = budget, unfit, ask_anew
         self._lost_at: dict[str, float] = {}
