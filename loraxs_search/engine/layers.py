@@ -152,7 +152,6 @@ class LayerUpdate(Protocol):
 
     def adapts(self, rows: RowMap) -> bool:
         """Whether any of these rows is adapted on this layer; where none is, `add_` is not called."""
-        ...
 
     def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> Sequence[Tensor]:
         """Add to y, in place, and return the tensors that `backward_` will need: they are held until then.
@@ -163,7 +162,6 @@ class LayerUpdate(Protocol):
             x: What enters the layer, shape (n T, in), in the dtype of the base; read only.
             y: What leaves it, shape (n T, out), a view: the base's output and what other updates have added.
         """
-        ...
 
     def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
         """Add this update's part to dx, in place, and its parameters' gradients to what the worker has gathered.
@@ -188,19 +186,15 @@ class SlotUpdates(Protocol):
     @property
     def slot_bytes(self) -> int:
         """Memory that one slot takes here, in addition to its own."""
-        ...
 
     def update(self, module: str) -> LayerUpdate:
         """Return what is added to the output of one of `modules`; slots are numbered as they were given."""
-        ...
 
     def begin(self) -> None:
         """Read every slot's current tensors, and set gradients to zero."""
-        ...
 
     def collect(self) -> None:
         """Set `grad` of every slot's tensors: summed over all passes, worker by worker in their order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -315,12 +309,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        _: Tensor,
-        base_layer: nn.Module,
-        updates: Sequence[LayerUpdate],
-        rows: RowMap,
+        ctx: Any, x: Tensor, _: Tensor, base_layer: nn.Module, updates: Sequence[LayerUpdate], rows: RowMap
     ) -> Tensor:
         y, saved = _added(x, base_layer, updates, rows)
         ctx.save_for_backward(*chain.from_iterable(saved))

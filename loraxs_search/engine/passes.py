@@ -542,11 +542,7 @@ class Engine:
         return results
 
     def _read_behind(
-        self,
-        requesters: Requesters,
-        reads: ForwardRequests,
-        sources: Mapping[str, EncodedRows],
-        begun: Decoding | None,
+        self, requesters: Requesters, reads: ForwardRequests, sources: Mapping[str, EncodedRows], begun: Decoding | None
     ) -> _Results:
         """Compute rows behind the prompts that they share, prompt by prompt, each with all rows that continue it.
 

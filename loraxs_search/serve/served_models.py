@@ -88,14 +88,7 @@ class ServedModels:
         UsageError: there is no task to serve, or one does not fit the others.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        uri: str,
-        max_bytes: int | None = None,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, tasks: Sequence[str], *, uri: str, max_bytes: int | None = None, device: str = "cpu") -> None:
         self.tasks, self.uri = tuple(tasks), uri
         self.registry_error: str | None = None  # why the registry cannot be read
         self.num_switches = 0  # names that have come to mean another adapter
