@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def report(
     study: str = Argument(help="Name of a study, running or not."),
     output: Path | None = Option(None, help="The file; default: report.html in the study's folder.", dir_okay=False),
-    show: bool = Option(False, "--open", help="Open it in the browser."),
 ) -> None:
     """Write the report of a study: one HTML file, for any browser.
 
@@ -33,16 +32,11 @@ def report(
 
     The file's path is printed.
 
-    Example: loraxs-search report reviews --open
+    Example: loraxs-search report reviews
     """
     from loraxs_search.reports.html.page import write_report
 
-    path = write_report(StudyFolder.open(study), output)
-    print(path)
-    if show:
-        import webbrowser
-
-        webbrowser.open(path.absolute().as_uri())
+    print(write_report(StudyFolder.open(study), output))
 
 
 def compare(

@@ -23,7 +23,7 @@ from yaml.constructor import SafeConstructor
 from loraxs_search.errors import UsageError, must_be, one_of
 
 KeyPath = tuple[str | int, ...]
-BEHIND_FILES = 1_000_000_000  # no file has so many lines
+_BEHIND_FILES = 1_000_000_000  # no file has so many lines
 _SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
 _CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
@@ -92,7 +92,7 @@ class Document:
 
     def put(self, override: str, index: int) -> None:
         """Put `dotted.path=YAML value` into the data; faults are at the override, which sorts behind the whole file."""
-        place = (BEHIND_FILES, index, f"--set {override}")
+        place = (_BEHIND_FILES, index, f"--set {override}")
         path, equals, text = override.partition("=")
         keys: KeyPath = tuple(path.strip().split("."))
         if not equals or not all(keys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,10 @@ def folder(fresh_home):
     return recorded_search("reviews", 12)
 
 
-def test_it_prints_the_file_and_opens_it_when_asked(say, folder, monkeypatch):
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+def test_it_prints_the_file(say, folder):
     path = Path(say("report", "reviews").ok.strip())
     assert path == folder.path / "report.html"
     assert path.read_text().startswith("<!DOCTYPE html>")
-    assert opened == []
-    assert say("report", "reviews", "--open").ok.strip() == str(path)
-    assert opened == [path.as_uri()]
 
 
 def test_it_writes_where_it_is_asked_to(say, folder, tmp_path):
