@@ -128,7 +128,7 @@ FAULTS = [
     ("d.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"must hold objects, but line 2 has \[1\]"),
     ("d.jsonl", '{"text": "a", "text": "b", "label": 1}\n', r"line 1 cannot be read: an object names a key twice"),
     ("d.jsonl", "[" * 100_000, r"line 1 cannot be read"),
-    ("d.json", '[{"text": "a", "label": 1},\n\n{"text": "b", "label": 7}]', r"has 7 \(line 3\)"),
+    ("d.json", '[\n{"text": "a", "label": 1},\n{"text": "b", "label": 7}]', r"has 7 \(line 3\)"),
     (
         "d.json",
         '[{"text": "a", "label": 1}\n{"text": "b", "label": 7}]',
