@@ -105,6 +105,17 @@ def test_tfidf_predicts_numbers_and_the_one_label_of_train(prepared):
     assert (found.failed, found.validation_metrics, found.test_metrics) == ("", {"accuracy": 0.75}, {"accuracy": 0.5})
 
 
+def test_features_are_means_over_a_rows_own_tokens(prepared):
+    class Body(torch.nn.Module):
+        def forward(self, input_ids, **_):
+            return (input_ids[..., None].float(),)
+
+    data = prepared([(f"w{i} " * (1 + i % 5), i % 2) for i in range(9)])
+    rows = np.array([3, 0, 4, 8])
+    found = BASELINES.get("features")(data, Body(), torch.device("cpu")).states("test", rows)
+    assert found[:, 0].tolist() == pytest.approx([data.encoded("test").ids.row(row).mean() for row in rows])
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 def test_rows_that_have_changed_are_not_scored(prepared):
     data = prepared(numbered({"bad": 0, "good": 1}, 10))
