@@ -68,14 +68,9 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
     Raises:
         StudyError, HomeError: as `Tracker`.
     """
-    return Tracker(
-        folder.name,
-        folder.path,
-        uri,
-        folder.info.task.registered_name,
-        folder.checkpoint_selection,
-        is_ours=None if folder.info.storage is None else lambda: mirror is not None and mirror.is_sure,
-    )
+    info, selection = folder.info, folder.checkpoint_selection
+    is_ours = None if info.storage is None else lambda: mirror is not None and mirror.is_sure
+    return Tracker(folder.name, folder.path, uri, info.task.registered_name, selection, is_ours=is_ours)
 
 
 def lacks_baseline(folder: StudyFolder) -> bool:

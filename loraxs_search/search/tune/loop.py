@@ -43,8 +43,6 @@ ONE_LOSS_S = 60.0
 WAIT_S = 15.0  # without a slot for any trial, until it is asked why
 GRACE_S = 300.0  # after the deadline, for the last reports of trials that run; longer where reports take long
 
-_MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
-
 _SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ")
 _FEWEST, _SHARE = 5, 0.9  # trials that decide whether all fail; those of them that have to
 
@@ -128,7 +126,7 @@ class StudySearcher(_Unpickled, Searcher):
             StudyError: trials are left since they would fail, or all have failed.
             LoraxsError: an error that is not a trial's.
         """
-        plan, actors, folder = self._plan, self._actors, self._study.folder
+        actors, folder = self._actors, self._study.folder
         while not self.must_end:
             self.begin_loop()  # trials that are left ask for a slot of the nodes of now
             if self.failing or self.out_of_time or not self.is_short:
@@ -137,10 +135,7 @@ class StudySearcher(_Unpickled, Searcher):
             with contextlib.closing(Advancers(folder.info, actors, self._log.records)) as advancers:
                 slots = SlotManager()
                 slots.advancers = advancers
-                # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
-                most = max(plan.trials, _MIN_WAITING)
-                scheduler, storage = _TuneScheduler(self), folder.path / "tune"
-                controller = make_controller(self, scheduler, watch, slots, storage, plan.max_failures, most)
+                controller = make_controller(self, _TuneScheduler(self), watch, slots, folder.path / "tune", self._plan)
                 try:
                     while not controller.is_finished():
                         self.hear()

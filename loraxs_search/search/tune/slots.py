@@ -35,6 +35,7 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
 from loraxs_search.search.hosts.answers import kill
@@ -208,26 +209,19 @@ class SlotManager(PlacementGroupResourceManager):
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
+_MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
 # Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
 # together set up one after the other.
 _SETTING_UP = threading.Lock()
 
 
 def make_controller(
-    searcher: Searcher,
-    scheduler: TrialScheduler,
-    watch: Callback,
-    slots: SlotManager,
-    storage: Path,
-    max_failures: int,
-    max_pending: int,
+    searcher: Searcher, scheduler: TrialScheduler, watch: Callback, slots: SlotManager, storage: Path, plan: SearchPlan
 ) -> TuneController:
     """Return what `Tuner.fit` makes, which takes no slots. It reports nothing, and handles no signals.
 
     Args:
         storage: Where Tune writes its snapshots.
-        max_failures: Losses of a trial's host, until the trial has failed.
-        max_pending: Trials that may wait for slots.
     """
     outlive_lost_processes()
     search = SearchGenerator(searcher)
@@ -239,7 +233,7 @@ def make_controller(
             storage_path=str(storage),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
             trial_dirname_creator=lambda trial: trial.trial_id,
-            max_failures=max_failures,
+            max_failures=plan.max_failures,
         )
         search.add_configurations([experiment])
     controller = TuneController(
@@ -251,7 +245,8 @@ def make_controller(
         reuse_actors=True,
         resource_manager_factory=lambda: slots,
     )
-    controller.update_max_pending_trials(max_pending)
+    # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+    controller.update_max_pending_trials(max(plan.trials, _MIN_WAITING))
     return controller
 
 
