@@ -19,7 +19,7 @@ from loraxs_search.errors import RegistryError, StudyError, UnknownTaskError, Us
 from loraxs_search.home import disk_faults, remove_whole
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.promotion import Candidate, Decision
+from loraxs_search.records.search import Candidate, Decision
 from loraxs_search.records.task import Task
 from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
 from loraxs_search.registry.manifest import verify

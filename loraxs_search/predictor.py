@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from loraxs_search.records.base import BaseModel
+    from loraxs_search.records.task import BaseModel
     from loraxs_search.tasks.encoded import RowSource
     from loraxs_search.tasks.kinds import SourceLocation
 

@@ -244,7 +244,7 @@ def s3_bucket(s3_server, tmp_path, monkeypatch):
 def quickstart_base(warm_home):
     """The quickstart's base, unpacked once per session."""
     from loraxs_search.base_model.locate import locate
-    from loraxs_search.records.base import BaseModelRef
+    from loraxs_search.records.task import BaseModelRef
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
@@ -255,7 +255,7 @@ def quickstart_base(warm_home):
 def smollm2(warm_home):
     """SmolLM2-135M-Instruct, converted once per session: a decoder that has learnt something."""
     from loraxs_search.base_model.locate import locate
-    from loraxs_search.records.base import BaseModelRef
+    from loraxs_search.records.task import BaseModelRef
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))

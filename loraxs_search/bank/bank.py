@@ -29,8 +29,7 @@ from loraxs_search.methods.names import FILES
 from loraxs_search.methods.verification import compare_reference_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.base import BaseModel, BaseModelRef
-from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.task import BaseModel, BaseModelRef, Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.folder import kept_adapter
 from loraxs_search.tasks.encoded import RowSource

@@ -33,15 +33,14 @@ from loraxs_search.engine.layers import (
 )
 from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.errors import IntegrityError, UsageError, unknown_name
-from loraxs_search.factors.verify import agrees, fingerprint
+from loraxs_search.factors.store import agrees, fingerprint
 from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings, checked_factors, current_factor_store
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.methods.names import ROOT, R
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records.base import BaseModel
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Pooling, Sigma
-from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.task import BaseModel, Task, TaskModel
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 

@@ -23,8 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from loraxs_search.errors import BaseModelError, first_line
-from loraxs_search.records.base import BaseModel, LinearModule
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModel, LinearModule, TaskModel
 
 Shapes = dict[str, tuple[int, ...]]
 

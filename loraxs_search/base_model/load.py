@@ -32,8 +32,7 @@ from loraxs_search.base_model.reading import (
 )
 from loraxs_search.base_model.tokenizer import pad_token_id
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.records.base import BaseModel
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModel, TaskModel
 
 
 def checked_device(name: torch.device | str) -> torch.device:

@@ -39,7 +39,7 @@ from loraxs_search.home import (
     user_path,
     write_atomic,
 )
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import BaseModel, BaseModelRef
 
 log = logging.getLogger(__name__)
 

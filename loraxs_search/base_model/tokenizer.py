@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from loraxs_search.base_model.layers import library_call
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModel, BaseSetup
+from loraxs_search.records.task import BaseModel, BaseSetup
 
 _UNLIMITED = 10**9  # tokenizers that set no limit say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard_table, value_cell
 

@@ -13,7 +13,7 @@ from typer.exceptions import Exit
 from loraxs_search.cli import _out
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import both, counted
-from loraxs_search.records.promotion import BASE_MODEL_ROWS
+from loraxs_search.records.search import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.check import CheckedSpace

@@ -12,7 +12,7 @@ from loraxs_search.errors import counted
 from loraxs_search.reports.leaderboard import value_cell
 
 if TYPE_CHECKING:
-    from loraxs_search.records.promotion import Decision
+    from loraxs_search.records.search import Decision
 
 
 def promote(

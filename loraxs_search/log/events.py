@@ -14,8 +14,7 @@ from typing import Literal
 from loraxs_search.log import clock
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Direction, Scalar, Split
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command, SearchPlan
+from loraxs_search.records.search import Baseline, Command, SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Hyperparameters, Proposal, TrialReport, TrialState
 

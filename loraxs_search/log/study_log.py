@@ -20,8 +20,7 @@ from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log import clock, events
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command
+from loraxs_search.records.search import Baseline, Command
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 
 JOURNAL = "journal.jsonl"  # in a study's folder

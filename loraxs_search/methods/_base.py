@@ -37,8 +37,8 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.literals import Basis, Pooling, Scalar
+from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModel
+from loraxs_search.records.task import BaseModel
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import served
 

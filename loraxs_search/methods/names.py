@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 ROOT = "base_model.model."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loraxs_search.base_model.reading import end_with_eos
 from loraxs_search.errors import BaseModelError
-from loraxs_search.factors.verify import agrees, fingerprint_of_all
+from loraxs_search.factors.store import agrees, fingerprint_of_all
 from loraxs_search.records.adapter import ReferenceLogits
 
 if TYPE_CHECKING:  # importing peft imports `methods.loraxs`, which needs this module

@@ -51,12 +51,11 @@ from loraxs_search.methods.verification import body_fingerprint, make_reference_
 from loraxs_search.packing import capacity
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.adapter import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.literals import Basis, Precision, Split
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.task import OutputScale, Task, TaskModel
+from loraxs_search.records.search import Baseline
+from loraxs_search.records.task import BaseModelRef, OutputScale, Task, TaskModel
 from loraxs_search.records.trial import TrialReport, TrialSpec
 from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.tasks.kinds import RequestGenerator, kind_of

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraxs_search.records.base import Identity
 from loraxs_search.records.literals import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma
+from loraxs_search.records.task import Identity
 
 
 @dataclass(frozen=True)

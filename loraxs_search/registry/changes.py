@@ -29,7 +29,7 @@ from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_uri import artifact_root, ensure_experiment, sqlite_path
 from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Action, Baseline, Candidate, Decision, PromotionRule
+from loraxs_search.records.search import Action, Baseline, Candidate, Decision, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.finalist import Criterion, choose, seed_statistics

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.records.promotion import AnswerFlips, SliceScore
+from loraxs_search.records.search import AnswerFlips, SliceScore
 from loraxs_search.tasks.kinds import Metric
 
 Values = npt.NDArray[Any]

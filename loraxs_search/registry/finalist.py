@@ -13,7 +13,7 @@ from typing import Literal
 
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.literals import Direction, sign_of
-from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import Task
 
 NOISE = 1e-9  # 0.805 - 0.800 > 0.005 in floating point: a bound is met when missed by no more than this

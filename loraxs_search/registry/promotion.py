@@ -18,7 +18,7 @@ import numpy as np
 
 from loraxs_search.errors import counted
 from loraxs_search.records.literals import sign_of
-from loraxs_search.records.promotion import (
+from loraxs_search.records.search import (
     MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,
     SLICE_LOSS,

@@ -42,7 +42,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import all_pages, check_server, get, prepare_environment, redact, sqlite_path
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import Candidate, Decision
+from loraxs_search.records.search import Candidate, Decision
 from loraxs_search.records.task import MAX_NAME
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from loraxs_search.records.literals import Scalar, sign_of
-from loraxs_search.records.promotion import Baseline, Candidate
-from loraxs_search.records.search import CheckpointSelection
+from loraxs_search.records.search import Baseline, Candidate, CheckpointSelection
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState
 

@@ -11,8 +11,7 @@ from typing import Literal, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import read_events
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command, SearchPlan
+from loraxs_search.records.search import Baseline, Command, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.search_state import SearchState

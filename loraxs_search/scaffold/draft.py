@@ -17,7 +17,7 @@ from typing import Any
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import SHIPPED, disk_faults, file_sha256, home, write_atomic
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,

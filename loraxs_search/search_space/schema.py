@@ -18,9 +18,8 @@ from pydantic import TypeAdapter
 from loraxs_search.home import shipped_tasks
 from loraxs_search.methods import METHODS
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space.document import keys_of

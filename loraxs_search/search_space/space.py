@@ -15,12 +15,10 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods._base import Method, Possible
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.names import Shapes
-from loraxs_search.records.base import BaseModelRef, LinearModule
-from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.literals import Basis, Scalar
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModelRef, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.search_space.document import fail_with, shown

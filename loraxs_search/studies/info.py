@@ -11,11 +11,9 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import write_atomic
 from loraxs_search.log.study_log import DAMAGED_HINT, unreadable
 from loraxs_search.records.adapter import StartFrom
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModelRef, Task
 
 RecordT = TypeVar("RecordT")
 

@@ -12,8 +12,7 @@ import json
 import re
 from typing import NamedTuple
 
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import Serving, Task
+from loraxs_search.records.task import BaseModelRef, Serving, Task
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._language_model import DATE, Template
 from loraxs_search.tasks.kinds.labelled import PAIR_SEPARATOR
@@ -116,7 +115,7 @@ def base_code(base: BaseModelRef, options: str = "") -> _BaseCode:
         return _BaseCode("", arguments, "where the hub or its cache has the base")
     sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
     find = f"""from loraxs_search.base_model.locate import locate
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).path
 """
     where = (

@@ -13,8 +13,7 @@ from loraxs_search.base_model.layers import head_names, output_head
 from loraxs_search.base_model.load import missing_poolers
 from loraxs_search.base_model.reading import pooling_of
 from loraxs_search.errors import BaseModelError
-from loraxs_search.factors.store import FactorStore
-from loraxs_search.factors.verify import agrees
+from loraxs_search.factors.store import FactorStore, agrees
 from loraxs_search.methods import method_of
 from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.starting import draw_head

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names, output_head
-from loraxs_search.records.host import LinearProbe
+from loraxs_search.records.adapter import LinearProbe
 from loraxs_search.tasks.encoded import Batch, eval_batches
 from loraxs_search.tasks.kinds import PassOutputs, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask, fixed_subset

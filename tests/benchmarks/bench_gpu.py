@@ -29,7 +29,7 @@ from transformers import AutoModel, LlamaConfig, PretrainedConfig, RobertaConfig
 from loraxs_search.base_model.layers import matrix
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.search_space.load import load_space
 
 POSITIONS = 514

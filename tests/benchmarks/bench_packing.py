@@ -39,7 +39,7 @@ from loraxs_search.base_model.layers import repeated_layers
 from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.packing.host import LoadedBase
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
 

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import script
 
-from loraxs_search.records.promotion import Candidate, Decision, PromotionRule
+from loraxs_search.records.search import Candidate, Decision, PromotionRule
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.registry.finalist import choose

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 import torch
 
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import PromotionRule
 from loraxs_search.records.trial import AdapterSize
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.pull import pull

@@ -12,8 +12,7 @@ from support.terminal import Terminal
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from support.toys import TASK, adapter, candidate
 
 from loraxs_search.cli.launch import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import Baseline, PromotionRule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.search.driver.result import SearchResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.studies import TASK, study
 
-from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.search import Candidate
 
 CANDIDATE = Candidate("done", "0", TASK.name, {"accuracy": 0.9}, {"accuracy": 0.9}, 100, "data", "base")
 

@@ -11,7 +11,7 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 from support.toys import adapter
 
-from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import PromotionRule
 
 LABELS = [0, 1] * 100
 LANGUAGES = ["de"] * 40 + ["en"] * 150 + ["fr"] * 10

@@ -17,7 +17,7 @@ from support.text_tasks import writing_task
 
 from loraxs_search.base_model.load import bare_body
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import SHOTS, Baseline
+from loraxs_search.records.search import SHOTS, Baseline
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.baselines import (
     BASELINES,

@@ -19,7 +19,7 @@ from loraxs_search.methods.export._base import ExportFormat, ExportOptions, Load
 from loraxs_search.methods.export.folder import FORMATS, check_options, converted
 from loraxs_search.methods.loading import read_manifest
 from loraxs_search.methods.names import NATIVE
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 
 
 class ToyFormat(ExportFormat):

@@ -17,7 +17,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.errors import LoraxsError, StudyError, TrialCancelledError, TrialDivergedError, UsageError
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.load import parse_space

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.toy_language import save_base, save_rows
 
-from loraxs_search.records.host import Answers, LargestTrial
+from loraxs_search.records.adapter import Answers, LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig

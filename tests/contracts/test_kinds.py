@@ -21,10 +21,9 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import ask, forward
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records.base import BaseModel
+from loraxs_search.records.adapter import Answers
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.host import Answers
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModel, DataSource, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.encoded import RowSource

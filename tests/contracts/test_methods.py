@@ -27,8 +27,8 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import body_fingerprint
-from loraxs_search.records.base import BaseModelRef, LinearModule
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import BaseModelRef, LinearModule
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.parameters import COMMON

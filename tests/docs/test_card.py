@@ -12,8 +12,8 @@ from support.spaces import QUICKSTART
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.search import Candidate, PromotionRule
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import verify

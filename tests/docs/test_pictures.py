@@ -9,7 +9,7 @@ from support.searched_studies import recorded_search
 from support.studies import TASK
 
 from loraxs_search.records.adapter import ClassReport, ClassScores
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.reports.html.page import write_report
 from loraxs_search.reports.html.summary import ReportFacts
 

@@ -119,7 +119,7 @@ def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
     from ray import cloudpickle
     from support import simulated_host
 
-    from loraxs_search.records.host import LargestTrial
+    from loraxs_search.records.adapter import LargestTrial
     from loraxs_search.search.driver.launch import launch
     from loraxs_search.search.hosts import host_config
 

@@ -25,9 +25,8 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier
 

@@ -29,9 +29,9 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_uri import ensure_experiment
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.promotion import Decision, PromotionRule
+from loraxs_search.records.search import Decision, PromotionRule
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at
@@ -51,7 +51,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.toys import TASK, adapter, candidate
-from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import PromotionRule
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter
 changes._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for

@@ -15,8 +15,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_uri import check_server
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import folder_digest, verify

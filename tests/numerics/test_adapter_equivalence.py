@@ -14,9 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.factors.compute import compute_factors
-from loraxs_search.factors.store import FactorStore
-from loraxs_search.factors.verify import agrees, fingerprint
-from loraxs_search.methods.export.models import write_plain_lora
+from loraxs_search.factors.store import FactorStore, agrees, fingerprint
+from loraxs_search.methods.export.folder import write_plain_lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.tasks.kinds import classifier

@@ -18,7 +18,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import BaseModel, BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import VOCAB, save_base

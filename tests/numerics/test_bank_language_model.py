@@ -25,8 +25,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.base import BaseModel, BaseModelRef
-from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.tasks.kinds import KINDS, Prompt, Sampling
 
 from .conftest import SMALL, WORDS, tokenizer

@@ -24,8 +24,7 @@ from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.generation import Decoding, Generation, OpenSequence
 from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.errors import UsageError
-from loraxs_search.records.base import BaseModel
-from loraxs_search.records.task import DataSource
+from loraxs_search.records.task import BaseModel, DataSource
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged
 from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, PassOutputs, Sampling

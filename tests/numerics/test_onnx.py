@@ -27,9 +27,8 @@ from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.export.onnx import MOST_MOVED
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.literals import Pooling
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import FAMILIES, SMALL, VOCAB, WORDS, save_base

@@ -22,8 +22,8 @@ from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing import host as host_module
 from loraxs_search.packing.host import LoadedBase, TrialHost
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.search.driver.work_items import joined
 from loraxs_search.tasks.baselines import BASELINES

@@ -11,7 +11,7 @@ import pytest
 from loraxs_search import AdapterBank
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.trial.snapshot import Snapshot
 
 FAULT = r"of this one what a row gives depends on its padding\."

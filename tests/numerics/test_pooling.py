@@ -27,14 +27,12 @@ from loraxs_search.base_model.reading import place_pooling, pool, pooling_of
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.export.models import write_plain_lora
+from loraxs_search.methods.export.folder import converted, write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.literals import Pooling
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.kinds import classifier

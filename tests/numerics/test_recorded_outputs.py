@@ -27,8 +27,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import DataSource
+from loraxs_search.records.task import BaseModelRef, DataSource
 from loraxs_search.tasks.kinds import GenerateRequest, Sampling
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial.attach import attach, detach

@@ -23,9 +23,8 @@ from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.card import model_card
 from loraxs_search.search_space.load import parse_space

@@ -27,7 +27,7 @@ from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import PeftSettings, TrialSpec
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial.attach import attach, detach

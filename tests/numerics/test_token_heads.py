@@ -21,8 +21,7 @@ from loraxs_search.engine.passes import forward
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.tasks.kinds import TokenClassification, kind_of
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation

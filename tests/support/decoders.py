@@ -25,8 +25,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.records.base import BaseModel
-from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModel, DataSource, Task, TaskModel
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind

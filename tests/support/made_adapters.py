@@ -10,9 +10,8 @@ import torch
 
 from loraxs_search.base_model.load import load_model
 from loraxs_search.methods.verification import make_reference_logits
-from loraxs_search.records.base import BaseModel, BaseModelRef
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.attach import attach

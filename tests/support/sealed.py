@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.records.adapter import Manifest, ReferenceLogits
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Candidate, PromotionRule
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import Candidate, PromotionRule
+from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify

@@ -26,12 +26,10 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.base import Identity
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule, Refit
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import Baseline, Candidate, PromotionRule, Refit, SearchPlan
+from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search_space.load import parse_space

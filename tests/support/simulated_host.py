@@ -16,13 +16,11 @@ import numpy as np
 import safetensors.numpy
 
 from loraxs_search.errors import TrialCancelledError, TrialDivergedError
-from loraxs_search.records.adapter import ReferenceLogits
-from loraxs_search.records.base import BaseModel, LinearModule
+from loraxs_search.records.adapter import Answers, Confirmation, HostInfo, LinearProbe, ReferenceLogits
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import Answers, Confirmation, HostInfo, LinearProbe
 from loraxs_search.records.literals import Basis, Split
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import Baseline
+from loraxs_search.records.task import BaseModel, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.studies.snapshots import read_reports

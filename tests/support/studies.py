@@ -9,10 +9,8 @@ import uuid
 from pathlib import Path
 
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.search import PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.storage import Storage

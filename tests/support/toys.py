@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Baseline, Candidate
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.search import Baseline, Candidate
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.evidence import ScoredRows
 from support.sealed import manifest_of, seal

@@ -20,8 +20,7 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import CheckpointSelection, SearchPlan
+from loraxs_search.records.search import Baseline, CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking.tracker import Tracker
 from loraxs_search.versions import with_python

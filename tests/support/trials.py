@@ -21,8 +21,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import LoadedFactors
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
-from loraxs_search.records.base import BaseModel, LinearModule
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModel, LinearModule, TaskModel
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest, begin_ids, token_ids

@@ -13,7 +13,7 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.live_text import LinesView
 from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 

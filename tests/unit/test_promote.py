@@ -10,7 +10,7 @@ from support.searched_studies import Tried, confirm, searched
 import loraxs_search
 from loraxs_search.errors import HomeError
 from loraxs_search.housekeeping import collect, remove_study
-from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import Baseline, PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies.folder import StudyFolder

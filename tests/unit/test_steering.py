@@ -29,8 +29,7 @@ from loraxs_search.steering import (
     steered,
     take_commands,
 )
-from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.folder import CommandInbox, StudyFolder
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.storage import Storage
 

@@ -25,8 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.base_model.layers import matrix
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors.compute import FactorKey, Factors
-from loraxs_search.factors.store import FactorStore
-from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
+from loraxs_search.factors.store import FINGERPRINT_TOLERANCE, FactorStore, agrees, fingerprint
 from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings
 from loraxs_search.methods.names import R
 from loraxs_search.methods.starting import StartHeader, start_tensor

@@ -14,7 +14,7 @@ from loraxs_search.errors import LoraxsError, StorageError, TrackingError, count
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.search import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard

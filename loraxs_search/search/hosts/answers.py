@@ -10,8 +10,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle, ActorProxy
 from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RaySystemError
 
-from loraxs_search.records.base import Identity
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import TrialReport, TrialSpec
 
 if TYPE_CHECKING:

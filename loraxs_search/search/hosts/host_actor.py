@@ -15,11 +15,10 @@ from ray.actor import ActorProxy
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
 from loraxs_search.home import in_use
-from loraxs_search.records.base import Identity
+from loraxs_search.records.adapter import HostInfo
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import HostInfo
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.task import Task
+from loraxs_search.records.search import Baseline
+from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.node_checks import compare_versions

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, Precision
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.search_space.space import Space
 
 if TYPE_CHECKING:

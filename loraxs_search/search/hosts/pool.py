@@ -25,11 +25,10 @@ from loraxs_search.base_model.packable import check_packable
 from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import method_of
-from loraxs_search.records.base import Identity
-from loraxs_search.records.host import HostInfo
+from loraxs_search.records.adapter import HostInfo
 from loraxs_search.records.literals import Basis, Scalar, SearchDevice
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import expected_versions, living_nodes, pinned, start_named
 from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared

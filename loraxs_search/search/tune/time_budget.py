@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraxs_search.log.clock import steady_time
-from loraxs_search.records.promotion import BASE_MODEL_ROWS
+from loraxs_search.records.search import BASE_MODEL_ROWS
 from loraxs_search.records.trial import TrialState
 from loraxs_search.steering import SteeredStudy
 from loraxs_search.tasks.kinds import kind_of

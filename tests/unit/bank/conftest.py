@@ -8,7 +8,7 @@ import torch
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 
 MODULES = tuple(f"encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 TARGETS = tuple(f"bert.{name}" for name in MODULES)

@@ -17,8 +17,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.predictor import Predictor
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModelRef, TaskModel
 
 TASKS = {
     "one": writing(prompt="say {words}"),

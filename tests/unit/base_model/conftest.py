@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model.locate import locate
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.task import BaseModel, BaseModelRef
 
 VOCAB = 64
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -16,8 +16,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import Projection, last_states
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModelRef, TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -16,8 +16,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, HomeError
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModelRef, TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 REF = BaseModelRef(id="org/gguf-carrier", package="gguf-carrier")

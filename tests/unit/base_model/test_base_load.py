@@ -18,7 +18,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import _digest, load_tokenizer, with_setup
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 HEADS = {

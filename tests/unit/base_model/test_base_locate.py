@@ -21,7 +21,7 @@ import pytest
 from loraxs_search.base_model import locate as locate_module
 from loraxs_search.base_model.locate import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -316,7 +316,7 @@ ASK = """
 import json
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 try:
     locate(BaseModelRef(id="org/gated"))
 except LoraxsError as error:

@@ -14,7 +14,7 @@ from loraxs_search.base_model.attention import PADDED, _blocks, _padded_attentio
 from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import end_with_eos
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
 

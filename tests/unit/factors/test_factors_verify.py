@@ -18,8 +18,15 @@ import torch
 from loraxs_search.errors import IntegrityError
 from loraxs_search.factors import store as store_module
 from loraxs_search.factors.compute import Factors, compute_factors, fault
-from loraxs_search.factors.store import FactorStore, _content_key, checksum, write_factors
-from loraxs_search.factors.verify import FINGERPRINT_TOLERANCE, agrees, fingerprint
+from loraxs_search.factors.store import (
+    FINGERPRINT_TOLERANCE,
+    FactorStore,
+    _content_key,
+    agrees,
+    checksum,
+    fingerprint,
+    write_factors,
+)
 from loraxs_search.home import factor_path
 
 RANK = 6

@@ -22,7 +22,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.home import REMOVED, in_use, mark_used, remove_whole, write_atomic
 from loraxs_search.housekeeping import FOLDERS, collect
 from loraxs_search.log.events import DriverStarted
-from loraxs_search.records.base import Identity
+from loraxs_search.records.task import Identity
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.store import Registry
 from loraxs_search.studies.folder import StudyFolder

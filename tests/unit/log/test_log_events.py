@@ -30,8 +30,7 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.log.study_log import read_events
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import Command, SearchPlan
+from loraxs_search.records.search import Baseline, Command, SearchPlan
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
 
 REPORT = TrialReport(

@@ -16,9 +16,8 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.methods.verification import make_reference_logits
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 

@@ -20,7 +20,7 @@ from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")), pad_token="[PAD]"

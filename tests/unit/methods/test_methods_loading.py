@@ -27,7 +27,7 @@ from loraxs_search.methods.verification import (
     reference_logits,
     tolerance,
 )
-from loraxs_search.records.base import BaseModelRef
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.factor_sets import install_factors
 
 

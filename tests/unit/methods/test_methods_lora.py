@@ -15,11 +15,11 @@ from torch import nn
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan, PlainLora
-from loraxs_search.methods.export.models import write_plain_lora
+from loraxs_search.methods.export.folder import write_plain_lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig, ModuleSettings
 from loraxs_search.methods.names import file_bytes
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import Hyperparameters
 
 HEAD = HeadPlan(trained=("classifier",), task_type="SEQ_CLS")

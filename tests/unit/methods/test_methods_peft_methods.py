@@ -13,7 +13,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods._base import HeadPlan
 from loraxs_search.methods.peft_methods import _peft_types
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
 NEEDED: dict[str, dict[str, Any]] = {  # by types whose defaults do not fit layers of 32 x 32

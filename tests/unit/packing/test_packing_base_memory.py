@@ -13,8 +13,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError
 from loraxs_search.packing.capacity import check_fits
-from loraxs_search.records.base import BaseModel, BaseModelRef
-from loraxs_search.records.task import TaskModel
+from loraxs_search.records.task import BaseModel, BaseModelRef, TaskModel
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from loraxs_search.packing import capacity
-from loraxs_search.records.base import LinearModule
-from loraxs_search.records.host import LargestTrial
+from loraxs_search.records.adapter import LargestTrial
+from loraxs_search.records.task import LinearModule
 
 CPU = torch.device("cpu")
 MODULES = tuple(LinearModule(f"layer.{i}", 384, 1536) for i in range(10))

@@ -12,9 +12,8 @@ from support.sealed import seal
 from support.toys import rows
 
 from loraxs_search.records.adapter import Manifest, ReferenceLogits
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Baseline, Candidate, PromotionRule
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.search import Baseline, Candidate, PromotionRule
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.changes import Promoter

@@ -7,8 +7,8 @@ from dataclasses import replace
 import yaml
 from support.toy_language import choosing, writing
 
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.promotion import Baseline, Refit, SliceScore
+from loraxs_search.records.search import Baseline, Refit, SliceScore
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import AdapterSize, PeftSettings
 from loraxs_search.registry.card import model_card
 

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
-from loraxs_search.records.promotion import Baseline, PromotionRule, Refit
+from loraxs_search.records.search import Baseline, PromotionRule, Refit
 from loraxs_search.registry.changes import SHOWN
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.store import DECISIONS

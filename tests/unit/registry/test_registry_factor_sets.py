@@ -12,7 +12,7 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.records.promotion import PromotionRule
+from loraxs_search.records.search import PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.pull import pull

@@ -8,7 +8,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records.promotion import Candidate, PromotionRule
+from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import choose
 

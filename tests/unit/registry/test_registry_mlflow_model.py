@@ -27,8 +27,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from loraxs_search.records.promotion import AnswerFlips, Baseline, PromotionRule
+from loraxs_search.records.search import AnswerFlips, Baseline, PromotionRule
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference
 from loraxs_search.tasks.kinds import TOKEN_METRICS

@@ -11,8 +11,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records.promotion import PromotionRule, Refit
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import PromotionRule, Refit, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter

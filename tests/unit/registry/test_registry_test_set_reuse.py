@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.toys import rows
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records.promotion import Decision, PromotionRule
+from loraxs_search.records.search import Decision, PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference
 

@@ -12,8 +12,8 @@ from support.studies import TASK
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError, UsageError
-from loraxs_search.records.base import Identity
 from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.task import Identity
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.comparison import compare
 from loraxs_search.reports.leaderboard import pareto_front

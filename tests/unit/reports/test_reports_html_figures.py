@@ -9,7 +9,7 @@ from support.searched_studies import Tried, recorded_search, searched
 from support.studies import TASK
 
 from loraxs_search import figures
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.records.trial import TrialState
 
 

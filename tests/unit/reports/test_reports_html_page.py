@@ -12,7 +12,7 @@ from support.searched_studies import Tried, confirm, recorded_search, searched
 from support.studies import TASK, study
 
 from loraxs_search.log.events import TrialEnded
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.page import write_report

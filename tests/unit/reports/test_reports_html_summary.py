@@ -13,7 +13,7 @@ from support.toys import adapter
 
 import loraxs_search
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
-from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import Baseline, PromotionRule
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html.page import write_report
 from loraxs_search.reports.html.summary import ReportFacts, duration, summary

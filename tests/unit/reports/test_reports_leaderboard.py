@@ -10,8 +10,7 @@ from support.reports import measured
 from support.toy_language import writing
 
 from loraxs_search.cli._out import print_leaderboard
-from loraxs_search.records.promotion import Baseline, Candidate
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import Baseline, Candidate, SearchPlan
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialState
 from loraxs_search.reports.leaderboard import leaderboard, leaderboard_table, score_warnings

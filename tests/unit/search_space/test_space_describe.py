@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import ShapeDescription, describe

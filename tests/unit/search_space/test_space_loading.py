@@ -9,11 +9,9 @@ import yaml
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.host import LargestTrial
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.adapter import LargestTrial
+from loraxs_search.records.search import PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.scaffold.roles import read_table
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs

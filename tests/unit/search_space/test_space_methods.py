@@ -15,7 +15,7 @@ from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 from loraxs_search.search_space.parameters import COMMON
 from loraxs_search.search_space.space import Space, describe, notes
 

@@ -16,7 +16,7 @@ from optuna.study import Study, create_study
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.base import LinearModule
+from loraxs_search.records.task import LinearModule
 from loraxs_search.search_space.parameters import parameter_specs, resolve_modules
 
 SPECS = parameter_specs(LoraXS)

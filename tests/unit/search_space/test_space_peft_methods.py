@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import PeftSettings
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space, describe, notes, place_given

@@ -23,10 +23,9 @@ from loraxs_search.cli.serve import listen
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.promotion import Candidate, PromotionRule
-from loraxs_search.records.task import Task, TaskModel
+from loraxs_search.records.search import Candidate, PromotionRule
+from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server

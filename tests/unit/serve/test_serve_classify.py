@@ -22,8 +22,8 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, UsageError
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.base import BaseModelRef
 from loraxs_search.records.codec import from_json
+from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server

@@ -9,7 +9,7 @@ from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.log.events import Answered, Commanded
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import Command
-from loraxs_search.studies.commands import CommandInbox
+from loraxs_search.studies.folder import CommandInbox
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
 TYPED = Command("c2", "finish", issued_at=1.0)

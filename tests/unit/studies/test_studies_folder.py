@@ -15,9 +15,8 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, state
 
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.records.base import BaseModelRef, Identity
-from loraxs_search.records.promotion import Candidate, PromotionRule, Refit
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import Candidate, PromotionRule, Refit, SearchPlan
+from loraxs_search.records.task import BaseModelRef, Identity
 from loraxs_search.studies import folder as folder_module
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.info import StudyInfo

@@ -7,7 +7,7 @@ from support.studies import TASK, study
 
 import loraxs_search
 from loraxs_search.errors import TrackingError, UnknownTaskError
-from loraxs_search.records.promotion import Candidate
+from loraxs_search.records.search import Candidate
 
 
 def hint(task: str, uri: str) -> str:

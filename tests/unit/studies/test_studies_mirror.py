@@ -12,7 +12,7 @@ from support.studies import state
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import TrainingEnded, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.studies import lease, mirror
 from loraxs_search.studies.folder import StudyFolder

@@ -8,8 +8,8 @@ import pytest
 from support.studies import study
 
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.base import LinearModule
 from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.task import LinearModule
 from loraxs_search.search_space import parameters
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.space import Space

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.promotion import Baseline
+from loraxs_search.records.search import Baseline
 from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineModel
 from loraxs_search.tasks.prepared import prepare
 

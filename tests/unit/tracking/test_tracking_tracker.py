@@ -9,8 +9,7 @@ from mlflow import MlflowClient
 
 from loraxs_search.log.events import TrialStarted
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.promotion import Baseline
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import Baseline, SearchPlan
 from loraxs_search.records.trial import TrialState
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.tracker import Tracker

@@ -18,8 +18,7 @@ from loraxs_search.errors import BaseModelError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import compare_reference_logits
 from loraxs_search.records.adapter import ReferenceLogits
-from loraxs_search.records.base import BaseModelRef
-from loraxs_search.records.task import DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.trial.evaluate import score_folder
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")

@@ -20,10 +20,9 @@ from support.word_pairs import WordPairs
 from support.work import do_all
 
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
-from loraxs_search.records.base import Identity
-from loraxs_search.records.host import Answers
-from loraxs_search.records.promotion import BASE_MODEL_ROWS, Baseline, PromotionRule
-from loraxs_search.records.task import Task
+from loraxs_search.records.adapter import Answers
+from loraxs_search.records.search import BASE_MODEL_ROWS, Baseline, PromotionRule
+from loraxs_search.records.task import Identity, Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, WorkItem

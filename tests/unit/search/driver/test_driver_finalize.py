@@ -16,13 +16,10 @@ from support.toys import TASK as TOY
 from support.work import do_all
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records.adapter import ClassScores, Manifest, ReferenceLogits, Sample
-from loraxs_search.records.base import BaseModel, BaseModelRef
+from loraxs_search.records.adapter import Answers, ClassScores, Manifest, ReferenceLogits, Sample
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.host import Answers
-from loraxs_search.records.promotion import Baseline, PromotionRule
-from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.search import Baseline, PromotionRule, SearchPlan
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver import finalize

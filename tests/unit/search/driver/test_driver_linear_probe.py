@@ -11,7 +11,7 @@ from support.studies import study
 
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
-from loraxs_search.records.host import LinearProbe
+from loraxs_search.records.adapter import LinearProbe
 from loraxs_search.search.driver.session import begin_linear_probe
 from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.search_space.space import Space

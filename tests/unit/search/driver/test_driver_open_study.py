@@ -17,9 +17,8 @@ from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, UsageError
 from loraxs_search.log.events import DriverStarted, TrainingEnded
-from loraxs_search.records.adapter import StartFrom
-from loraxs_search.records.base import BaseModel, Identity
-from loraxs_search.records.host import HostInfo
+from loraxs_search.records.adapter import HostInfo, StartFrom
+from loraxs_search.records.task import BaseModel, Identity
 from loraxs_search.search.driver import session as module
 from loraxs_search.search.driver.launch import search_study
 from loraxs_search.search.driver.session import open_study, settled

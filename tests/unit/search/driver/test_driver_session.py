@@ -12,8 +12,8 @@ from support.searched_studies import Tried, confirm, searched
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.log.events import Reopened, TrainingEnded
-from loraxs_search.records.base import Identity
-from loraxs_search.records.promotion import Baseline, PromotionRule
+from loraxs_search.records.search import Baseline, PromotionRule
+from loraxs_search.records.task import Identity
 from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.driver.session import SearchSession, is_recipe, open_study
 from loraxs_search.search.driver.session import reopen as reopened

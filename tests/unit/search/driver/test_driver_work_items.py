@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from support.toys import TASK
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialDivergedError
-from loraxs_search.records.host import Answers
+from loraxs_search.records.adapter import Answers
 from loraxs_search.search.driver import work_items
 from loraxs_search.search.driver.work_items import WorkItem, joined, map_over_hosts, reason_of
 from loraxs_search.studies.confirmations import Confirmations

@@ -12,9 +12,8 @@ from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import ClusterError, HomeError, TaskDataError
-from loraxs_search.records.base import BaseModel, BaseModelRef, Identity
-from loraxs_search.records.host import HostInfo, LargestTrial
-from loraxs_search.records.task import Task
+from loraxs_search.records.adapter import HostInfo, LargestTrial
+from loraxs_search.records.task import BaseModel, BaseModelRef, Identity, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig

@@ -14,10 +14,9 @@ from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorEr
 from support.studies import TASK
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
-from loraxs_search.records.base import BaseModel, BaseModelRef
-from loraxs_search.records.host import HostInfo, LargestTrial
+from loraxs_search.records.adapter import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, Task
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_config import HostConfig

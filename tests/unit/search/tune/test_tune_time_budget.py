@@ -10,8 +10,7 @@ import pytest
 from support.searched_studies import Tried, searched
 from support.studies import TASK
 
-from loraxs_search.records.promotion import PromotionRule
-from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import DataReport, Task
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.tune.time_budget import TimeBudget
