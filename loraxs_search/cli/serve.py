@@ -207,8 +207,7 @@ def ui(
     Example: loraxs-search ui reviews
     """
     from loraxs_search.studies.folder import StudyFolder
-    from loraxs_search.tracking.store import recorded_id
-    from loraxs_search.tracking.ui import run_ui, ui_page
+    from loraxs_search.tracking.store import recorded_id, run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
     uri = folder.store_uri() if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)

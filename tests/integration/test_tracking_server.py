@@ -156,9 +156,8 @@ def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(st
 # ---- the ui ----------------------------------------------------------------------------------------------------------
 def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
     port = make_mlflow_server().port
-    code = (
-        "import sys; from loraxs_search.tracking.ui import run_ui; sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
-    )
+    code = "import sys; from loraxs_search.tracking.store import run_ui; "
+    code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
     process = _python(code, store_uri, port)
     uri = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 60

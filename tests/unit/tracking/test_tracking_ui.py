@@ -11,9 +11,8 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.tracking import ui as ui_module
-from loraxs_search.tracking.store import connect
-from loraxs_search.tracking.ui import run_ui, ui_page
+from loraxs_search.tracking import store as store_module
+from loraxs_search.tracking.store import connect, run_ui, ui_page
 
 
 @pytest.fixture
@@ -57,13 +56,13 @@ def test_a_taken_port_that_was_asked_for_is_said_before_anything_starts(store_ur
 def test_the_next_free_port_is_taken_and_a_server_that_ends_is_said_with_its_last_words(
     store_uri, fresh_home, taken, mlflow_is, monkeypatch
 ):
-    monkeypatch.setattr(ui_module, "DEFAULT_PORT", taken)
+    monkeypatch.setattr(store_module, "DEFAULT_PORT", taken)
     mlflow_is("import sys", "sys.exit('no such table on ' + sys.argv[sys.argv.index('--port') + 1])")
     with pytest.raises(TrackingError, match="no such table") as failed:
         run_ui(store_uri)
     assert failed.value.hint == f"see {fresh_home / 'ui.log'}"
     assert taken < int((fresh_home / "ui.log").read_text().split()[-1]) < taken + 20
-    monkeypatch.setattr(ui_module, "_MORE_PORTS", 1)
+    monkeypatch.setattr(store_module, "_MORE_PORTS", 1)
     with pytest.raises(TrackingError, match="but none is") as full:
         run_ui(store_uri)
     assert "--port" in str(full.value.hint)
@@ -80,7 +79,7 @@ def test_whoever_is_interrupted_while_it_starts_leaves_no_server(store_uri, tmp_
             raise KeyboardInterrupt
         raise TrackingError("not yet")
 
-    monkeypatch.setattr(ui_module, "check_server", interrupted)
+    monkeypatch.setattr(store_module, "check_server", interrupted)
     assert run_ui(store_uri) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
