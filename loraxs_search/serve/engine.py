@@ -135,7 +135,7 @@ class ServingEngine:
         with self._changed:
             if self._closed or not self._thread.is_alive():
                 raise _stopped()
-            if self.num_waiting + num_rows > self.max_waiting and self.num_waiting:
+            if num_rows and self.num_waiting and self.num_waiting + num_rows > self.max_waiting:
                 raise RefusedError(
                     429, f"At most {self.max_waiting} rows may wait, and {self.num_waiting} do.", hint="try again later"
                 )

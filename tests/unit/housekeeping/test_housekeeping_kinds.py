@@ -256,7 +256,7 @@ def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home,
     study("kept")
     half = [
         fresh_home / "studies" / f".new.{'1' * 32}",
-        fresh_home / "base_models" / f".b.{'2' * 32}",
+        fresh_home / "base_models" / f".{'2' * 16}-bf16-1",
         fresh_home / "adapters" / f".pull-{'a' * 64}",
         fresh_home / "adapters" / f".{'a' * 64}.lora-r8",
         fresh_home / "datasets" / "tokens" / ".a.arrow.x8_kq2zz.tmp",

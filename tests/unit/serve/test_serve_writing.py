@@ -205,6 +205,28 @@ def test_rows_that_wait_to_be_written_count_as_waiting(decoder):
     assert {answer.headers.get("retry-after") for answer in asked} == {None, "1"}
 
 
+def test_whoever_asks_nothing_is_never_one_too_many(decoder):
+    """`/health` does so: a request may be larger than the queue where nothing else waits."""
+    go_on, models = threading.Event(), decoder.server.models
+
+    def hold(_):
+        go_on.wait()
+        yield from ()
+
+    async def ask():
+        engine = ServingEngine(models.bank, models.load, max_rows=1, max_waiting=1)
+        engine.start()
+        engine.submit(jobs := [Job(None, 1, hold) for _ in range(4)])
+        try:
+            engine.submit(())
+        finally:
+            go_on.set()
+            await asyncio.gather(*(job.result for job in jobs))
+            await asyncio.to_thread(engine.close)
+
+    asyncio.run(ask())
+
+
 def answered_in_order(models, bodies):
     """Return the numbers of requests in the order of their answers; all wait before the first one is computed."""
     all_wait = threading.Event()
