@@ -146,6 +146,7 @@ _ROWS = ("tokens", "folders")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
     r"|\.(pull-|replaced-)?[0-9a-f]{64}(\.[a-z0-9-]+)?"  # pulled and converted adapters
+    r"|\.[0-9a-f]{16}(-bf16-\d+)?"  # unpacked and converted base models
 )
 
 
