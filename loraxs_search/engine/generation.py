@@ -195,8 +195,8 @@ class Decoding:
         if self.can_be_joined and first > max(width - first, _SPACE):
             self._mask_nS = self._mask_nS[:, first:].contiguous()
             every = torch.arange(len(self._mask_nS), device=self._mask_nS.device)
-            layers = cast("list[_GrowingLayer]", self._cache.layers)
-            self._cache.layers = [layer.forked(every, first) for layer in layers]
+            for number, layer in enumerate(self._cache.layers):  # one after the other: space may be short
+                self._cache.layers[number] = cast("_GrowingLayer", layer).forked(every, first)
 
     def follow(self, tokens_n: npt.NDArray[np.int64]) -> Tensor:
         """Compute one more token of each row; return its last hidden states, (n, D)."""

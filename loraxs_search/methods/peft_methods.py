@@ -250,8 +250,8 @@ class Full(Method):
     has_adapter: ClassVar[bool] = False
     adapts_layers: ClassVar[bool] = False
     advice: ClassVar[str] = (
-        "trains a copy of the base: 16 bytes of its device's memory for each number of the base, and for as long as a "
-        "trial runs 12 on its node's disk; only its metrics are recorded"
+        "trains a copy of the base: 16 bytes of its device's memory for each number of the base, and 12 of the study's "
+        "disk, which travel there with each report until the last; only its metrics are recorded"
     )
 
     def size(

@@ -344,7 +344,7 @@ class TrialHost:
         BaseModelError: several `slots` are given, and the base does not compute each row by itself.
     """
 
-    def __init__(  # each is a keyword
+    def __init__(
         self,
         base: BaseModelRef,
         task: Task,

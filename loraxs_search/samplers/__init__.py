@@ -1,7 +1,6 @@
 """What proposes params: Optuna's samplers under Optuna's names, with what a search of tiny adapters can set.
 
-_base.py     the contract
-trials.py    a study's trials as Optuna has them, read from its log
+_base.py has the contract, and a study's trials as Optuna has them, read from its log.
 
 `search/tune/proposer.py` asks the sampler for the next trial. Nothing here is kept on disk: `StudyTrials` reads the
 log, and a proposal is an event in it before anything else has it.
@@ -41,9 +40,8 @@ class _TPE(Sampler):
         from optuna.exceptions import ExperimentalWarning
         from optuna.samplers import TPESampler
 
-        with warnings.catch_warnings(
-            action="ignore", category=ExperimentalWarning
-        ):  # `group` is what conditional spaces need; since Optuna 2.8
+        # `group` is what conditional spaces need; since Optuna 2.8
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return TPESampler(
                 n_startup_trials=int(self.params["n_startup_trials"]),
                 multivariate=True,

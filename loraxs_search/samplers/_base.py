@@ -1,4 +1,4 @@
-"""The contract of a sampler: what proposes the params of the next trial."""
+"""The contract of a sampler, which proposes the params of the next trial, and the trials that it sees."""
 
 from __future__ import annotations
 
