@@ -165,21 +165,32 @@ def _innermost(error: Exception) -> BaseException:
 
 
 # ---- its client ------------------------------------------------------------------------------------------------------
+def known_experiment(client: MlflowClient, uri: str, name: str) -> str | None:
+    """Return the id of the experiment of this name; None if there is none.
+
+    Raises:
+        TrackingError: it was deleted, but MLflow still has it: it takes no runs, and seems to have none.
+    """
+    if (known := client.get_experiment_by_name(name)) is None:
+        return None
+    if known.lifecycle_stage != "active":
+        raise TrackingError(
+            f"The experiment {name!r} at {uri} must be active, but it was deleted.",
+            hint="restore it in MLflow's UI, or delete it for good with `mlflow gc`",
+        )
+    return str(known.experiment_id)
+
+
 def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str = "") -> str:
     """Return the id of the experiment of this name, created with a description unless it exists.
 
     Raises:
-        TrackingError: it was deleted, but MLflow still has it: it takes no runs.
+        TrackingError: as `known_experiment`.
     """
     from mlflow.exceptions import MlflowException
 
-    if (known := client.get_experiment_by_name(name)) is not None:
-        if known.lifecycle_stage != "active":
-            raise TrackingError(
-                f"The experiment {name!r} at {uri} must be active, but it was deleted.",
-                hint="restore it in MLflow's UI, or delete it for good with `mlflow gc`",
-            )
-        return str(known.experiment_id)
+    if (known := known_experiment(client, uri, name)) is not None:
+        return known
     root, tags = artifact_root(uri), {"mlflow.note.content": note} if note else None
     try:
         return str(client.create_experiment(name, artifact_location=str(root) if root else None, tags=tags))

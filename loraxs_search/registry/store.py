@@ -39,7 +39,15 @@ from loraxs_search.errors import (
     unknown_name,
 )
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_uri import all_pages, check_server, get, prepare_environment, redact, sqlite_path
+from loraxs_search.mlflow_uri import (
+    all_pages,
+    check_server,
+    get,
+    known_experiment,
+    prepare_environment,
+    redact,
+    sqlite_path,
+)
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.search import Candidate, Decision
@@ -427,11 +435,11 @@ class Registry:
 
         The first write makes one; processes that write at once may make one each.
         """
-        experiment = self.client.get_experiment_by_name(DECISIONS_EXPERIMENT)
+        experiment = known_experiment(self.client, self.uri, DECISIONS_EXPERIMENT)
         if experiment is None:
             return []
         only = f"tags.`{TASK}` = '{AdapterName(task).task}'"
-        found = all_pages(self.client.search_runs, [experiment.experiment_id], only)
+        found = all_pages(self.client.search_runs, [experiment], only)
         return sorted(found, key=lambda run: run.info.run_id)
 
     # ---- models and files, as MLflow has them ------------------------------------------------------------------------

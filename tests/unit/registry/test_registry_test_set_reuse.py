@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.toys import rows
 
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import RegistryError, TrackingError
 from loraxs_search.records.search import Decision, PromotionRule
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference
+from loraxs_search.registry.store import DECISIONS_EXPERIMENT
 
 from .conftest import scored_anew
 
@@ -52,6 +53,18 @@ def test_deciding_again_on_the_same_study_is_the_same_look(registry, promote):
     assert numbers(promote("t1", 303)) == [], "the champion is compared with nobody"
     assert numbers(promote("t2", 304)) == [4], "with another champion it is another comparison"
     assert len(registry.history("movie-reviews")) == 8
+
+
+def test_decisions_whose_experiment_was_deleted_are_no_empty_history(registry, promote):
+    promote("t0", 180)
+    experiment = registry.client.get_experiment_by_name(DECISIONS_EXPERIMENT).experiment_id
+    registry.client.delete_experiment(experiment)
+    for ask in (lambda: promote("t1", 340), lambda: registry.history("movie-reviews")):
+        with pytest.raises(TrackingError, match="deleted"):
+            ask()
+    assert registry.champion("movie-reviews") is None
+    registry.client.restore_experiment(experiment)
+    assert numbers(promote("t1", 340)) == [2]
 
 
 def test_new_test_rows_start_the_count_anew(promote):
