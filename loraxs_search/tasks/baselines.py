@@ -66,7 +66,7 @@ class BaselineModel(ABC):
 
     Args:
         data: Labels of all splits and tokens of their rows; `load_data` reads the texts, which it does not keep.
-        body: The base without a head and without adapters, as `base_model.bare_body` returns it.
+        body: The base without a head and without adapters, as `base_model.load.bare_body` returns it.
         device: Where `body` is.
     """
 

@@ -1,4 +1,4 @@
-"""What every host keeps to, alone or packed; see `packing/_base.py`."""
+"""What every host keeps to, alone or packed; see `packing/host.py`."""
 
 from __future__ import annotations
 
