@@ -195,9 +195,9 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str = "")
     try:
         return str(client.create_experiment(name, artifact_location=str(root) if root else None, tags=tags))
     except MlflowException:
-        if (known := client.get_experiment_by_name(name)) is None:  # else another process was quicker
+        if (known := known_experiment(client, uri, name)) is None:  # else another process was quicker
             raise
-        return str(known.experiment_id)
+        return known
 
 
 def all_pages(search: Callable[..., Any], *arguments: Any, max_results: int = 1000, **options: Any) -> Iterator[Any]:
