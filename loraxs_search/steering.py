@@ -475,7 +475,7 @@ def send(study: str, command: Command) -> Answered:
             if answer is not None or time.monotonic() >= until:
                 break
             time.sleep(_LOOK_EVERY_S)
-    elif storage is not None and (place := Lease(Storage(storage), study).holder_elsewhere()):
+    elif storage is not None and (place := Lease.holder_elsewhere(storage, study)):
         folder.inbox.put_elsewhere(Storage(storage), command)
         why = f"study {study!r} runs on {place}, which takes it from {storage} within seconds"
     else:

@@ -172,9 +172,8 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         # driver elsewhere holds it there and has not said that it ended, it may have been killed, too: only who waits
         # for a sign of life knows, as `resume` does.
         from loraxs_search.studies.lease import Lease
-        from loraxs_search.studies.storage import Storage
 
-        place = Lease(Storage(folder.info.storage), folder.name).holder_elsewhere()
+        place = Lease.holder_elsewhere(folder.info.storage, folder.name)
         state = "elsewhere" if place else state
     study, info, candidates = steered(folder), folder.info, folder.candidates()
     records = study.journal.records

@@ -137,13 +137,14 @@ class Lease:
             self._info = replace(self._info, released=True)
             self._write_info()
 
-    def holder_elsewhere(self) -> str:
-        """Return the machine of a driver that holds it, has not said that it ended, and is not this machine.
+    @classmethod
+    def holder_elsewhere(cls, uri: str, study: str) -> str:
+        """Return the machine of a driver that holds a study, has not said that it ended, and is not this machine.
 
-        It may have been killed. Empty where there is none, or the storage does not answer.
+        It may have been killed. Empty where there is none, or the storage does not answer, or is not to be asked here.
         """
         with contextlib.suppress(LoraxsError):
-            holder = _holder(self._latest()[1])
+            holder = _holder(cls(Storage(uri), study)._latest()[1])
             if holder is not None and not holder.released and holder.host != platform.node():
                 return holder.host
         return ""

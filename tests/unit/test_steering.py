@@ -18,6 +18,7 @@ from loraxs_search.log.events import Answered, DriverStarted, TrainingEnded, Tri
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.search import Command, SearchPlan
 from loraxs_search.records.trial import TrialState
+from loraxs_search.reports.study_status import study_status
 from loraxs_search.steering import (
     VERBS,
     SteeringState,
@@ -205,6 +206,16 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(fresh_
     assert [each.verb for each in folder.inbox.waiting()] == ["finish"]
     folder.inbox.take_from(there)
     assert len(list(folder.inbox.waiting())) == 1
+
+
+def test_a_study_whose_storage_has_no_account_here_is_reached_through_its_folder(fresh_home, monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    folder = new_study("away", storage="az://container/studies")
+    folder.journal().append(TrialStarted(trial_id="00000", params={}))
+    assert send("away", new_command("finish")).state == "queued"
+    assert [each.verb for each in folder.inbox.waiting()] == ["finish"]
+    assert study_status(folder).state == "interrupted"
 
 
 def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
