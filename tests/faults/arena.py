@@ -1,29 +1,25 @@
-"""Where an episode of chaos happens: hosts, servers, a small disk, and what people do there."""
+"""Where an episode of chaos happens: hosts, servers of MLflow, a small disk, and what people do there."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import requests
+import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes
 from support.clocks import no_wrong_clock, wrong_clock
 from support.object_stores import BUCKET
-from support.ports import free_port
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
@@ -34,7 +30,6 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.studies.storage import Storage
 
 TASK = "faulty-reviews"
-TEXTS = ("a film to remember", "dull from the first minute", "so-so", "I left early, and gladly", "wonderful!")
 EARLIER, STUDIES = ("first", "second"), ("one", "two")  # studies that end before the first fault, and those it hits
 TRIALS, REPORTS = 4, (6, 12, 18, 24)  # of a study, and steps after which each trial reports
 _SEEDS = {study: seed for seed, study in enumerate((*EARLIER, *STUDIES))}  # adapters that all differ
@@ -42,9 +37,8 @@ _PACK_SIZES = {"one": "1", "two": "auto"}  # trials alone, and in packs
 STORED = "two"  # the study that has a storage, so that other machines may go on with it
 STORAGE = f"s3://{BUCKET}/studies"
 _DISK_MB = 700
-_ASK_S = 60.0
 SEARCH_S = 900.0  # for a search to end
-_COMMAND_S = 300.0  # for another command to end, or a server to answer
+_COMMAND_S = 300.0  # for another command to end
 
 
 @dataclass
@@ -64,9 +58,6 @@ class Arena:
     elsewhere: Path
     history: History = field(default_factory=History)
     _drivers: dict[str, list[subprocess.Popen[str]]] = field(default_factory=dict)
-    _server: subprocess.Popen[str] | None = None
-    _serving: threading.Lock = field(default_factory=threading.Lock)
-    _port: int = field(default_factory=free_port)
     _logs: dict[str, bytes] = field(default_factory=dict)
     _promoting: int = 0
     _champion_version: int | None = None
@@ -209,68 +200,6 @@ class Arena:
 
         return self.history.do("pull", ask)
 
-    def ask(self) -> Op:
-        """Ask the server about a text."""
-        text = secrets.randbelow(len(TEXTS))
-
-        def ask() -> dict[str, Any]:
-            answer = self._post(text)
-            done = {"status": answer.status_code, "said": answer.text[:300]}
-            if answer.status_code == 200:
-                done |= {"digest": answer.headers["x-loraxs-digest"], "probs": answer.json()["data"][0]["probs"]}
-            return done
-
-        return self.history.do("answer", ask, text=text)
-
-    def _post(self, text: int) -> requests.Response:
-        url = f"http://127.0.0.1:{self._port}/classify"
-        return requests.post(url, json={"model": TASK, "input": TEXTS[text]}, timeout=_ASK_S)
-
-    # ---- a server of adapters ----------------------------------------------------------------------------------------
-    def start_serving(self) -> None:
-        """Start a server, again and again where it fails, until it is ready; on the port that it had."""
-        end = time.monotonic() + _COMMAND_S
-        with self._serving, self.server_log.open("a") as log:
-            while time.monotonic() < end:
-                self._server = self.world.start(
-                    "serve",
-                    TASK,
-                    "--port",
-                    str(self._port),
-                    "--tracking-uri",
-                    self.store.uri,
-                    output=log.fileno(),
-                )
-                while self._server.poll() is None and time.monotonic() < end:
-                    with contextlib.suppress(requests.RequestException):
-                        if requests.get(f"http://127.0.0.1:{self._port}/health", timeout=5).ok:
-                            return
-                    time.sleep(0.1)
-        raise RuntimeError(f"no server is ready after {_COMMAND_S:g} s: {self.server_log.read_text()[-1500:]}")
-
-    @property
-    def server_log(self) -> Path:
-        """What all servers of adapters have said."""
-        return self.world.folder / "serve.log"
-
-    def stop_serving(self) -> None:
-        """Kill the server."""
-        with self._serving:
-            if self._server is not None:
-                self._server.kill()
-                self._server.wait()
-
-    def serves_champion(self) -> bool:
-        """Return whether the server comes to answer with the adapter that the registry calls champion."""
-        champion, end = Registry(self.store.uri).champion(TASK), time.monotonic() + _ASK_S
-        assert champion is not None
-        while time.monotonic() < end:
-            answer = self._post(0)
-            if answer.ok and answer.headers["x-loraxs-digest"] == champion.digest:
-                return True
-            time.sleep(0.2)
-        return False
-
     # ---- what there is at the end ------------------------------------------------------------------------------------
     def log_grown(self, study: str) -> tuple[bytes, bytes]:
         """Return a study's log as it was when this was asked last, and as it is now; its copy, where it has a storage.
@@ -303,21 +232,8 @@ class Arena:
         """Return the digest of each version of the task."""
         return {own.version: own.digest for own in Registry(self.store.uri).versions(TASK)}
 
-    def truths(self, digests: Mapping[int, str]) -> dict[str, list[list[float]]]:
-        """Return what the adapter of each version answers by itself, without a server: probabilities for each text."""
-        from loraxs_search.predictor import Predictor
-
-        found = dict[str, list[list[float]]]()
-        for version, digest in digests.items():
-            if digest not in found:
-                predictor = Predictor(pull(f"{TASK}:{version}", uri=self.store.uri))
-                answers = [answer.probabilities or {} for answer in predictor(list(TEXTS))]
-                found[digest] = [[answer[label] for label in predictor.labels] for answer in answers]
-        return found
-
     def close(self) -> None:
         """End what people have started."""
-        self.stop_serving()
         for process in (each for own in self._drivers.values() for each in own):
             if process.poll() is None:
                 kill_tree(process.pid)
@@ -325,26 +241,21 @@ class Arena:
 
 
 @contextlib.contextmanager
-def arena(warm: Path) -> Iterator[Arena]:
-    """Yield an arena with a champion that is served; everything is ended and removed at the end.
-
-    Args:
-        warm: A home with base and factors; made where there is none.
-    """
+def arena() -> Iterator[Arena]:
+    """Yield an arena with a champion; everything is ended and removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="lx-"))
     with contextlib.ExitStack() as closing:
         closing.callback(shutil.rmtree, folder)
         disk = closing.enter_context(disks.disk(folder / "d", _DISK_MB))
         home = disk.path / "home"
-        if warm.exists():
-            shutil.copytree(warm, home)
-        else:
-            home.mkdir()
-        closing.enter_context(_environment({"LORAXS_HOME": str(home)}))
+        home.mkdir()
+        patch = closing.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("LORAXS_HOME", str(home))
         machines = closing.enter_context(boxes(2, show=[folder, disk.path]))
         store = closing.enter_context(stores.team_store(folder / "s", machines.ip))
         cluster = closing.enter_context(nodes.cluster_on(machines, folder / "c"))
-        closing.enter_context(_environment(store.s3_env))
+        for name, value in store.s3_env.items():
+            patch.setenv(name, value)
         world = World(folder, home, env=dict(cluster.env), pack_size="1")
         place = Arena(world, machines, cluster, store, disk, folder / "elsewhere")
         closing.callback(place.close)
@@ -354,33 +265,8 @@ def arena(warm: Path) -> Iterator[Arena]:
             options += ["--set", f"search.seed={_SEEDS[study]}"]
             world.finish(world.launch(study, *options), timeout_s=1200.0)
         world.trials = TRIALS
-        if not warm.exists():
-            _keep_warm(home, warm)
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
-        place.start_serving()
         yield place
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables, for this process and for what it starts."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _keep_warm(home: Path, warm: Path) -> None:
-    warm.mkdir(parents=True)
-    for name in ("base_models", "factors", "datasets"):
-        if (home / name).is_dir():
-            shutil.copytree(home / name, warm / name)
 
 
 def missing_means(folder: Path) -> str | None:

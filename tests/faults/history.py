@@ -8,12 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 1e-4  # of a probability that a server gives, beside rows of other adapters
-_DIFFER = 100 * TOLERANCE  # adapters answer some text so differently, or a wrong one would not be seen
 _LOST = "lost more than"  # in the reason of a trial that failed because its hosts ended, as a search may be told to
 _BACK_S = 20.0  # after an outage, until whoever asks must get an answer again
 
@@ -23,7 +20,7 @@ class Op:
     """One thing that somebody asked for.
 
     Args:
-        kind: `driver`, `promote`, `champion`, `pull`, `answer`, `lease` or `fault`.
+        kind: `driver`, `promote`, `champion`, `pull`, `lease` or `fault`.
         began: Seconds of the monotonic clock, as `ended`.
         error: Why there is no value.
     """
@@ -68,27 +65,10 @@ class History:
         path.write_text("".join(json.dumps(asdict(op)) + "\n" for op in self.ops))
 
 
-@dataclass(frozen=True)
-class Promoted:
-    """What the registry holds at the end.
-
-    Args:
-        digests: Of each version.
-        truth: What the adapter of a digest answers to each text by itself: probabilities in the order of the labels.
-    """
-
-    digests: Mapping[int, str]
-    truth: Mapping[str, Sequence[Sequence[float]]]
-
-    def versions(self, digest: str) -> list[int]:
-        """Return the versions that have this content."""
-        return [version for version, own in self.digests.items() if own == digest]
-
-
-def violations(history: History, promoted: Promoted) -> list[str]:
-    """Return every rule that a history breaks; none is what we hope for."""
+def violations(history: History, digests: Mapping[int, str]) -> list[str]:
+    """Return every rule that a history breaks, when the registry holds versions with these digests at its end."""
     found = [*_drivers(history), *_leases(history), *_champions(history), *_numbers(history)]
-    found += [*_unanswered(history), *_pulls(history, promoted), *_alike(promoted), *_answers(history, promoted)]
+    found += [*_unanswered(history), *_pulls(history, digests)]
     return list(dict.fromkeys(found))
 
 
@@ -184,17 +164,9 @@ def _unanswered(history: History) -> Iterable[str]:
         is_excused = any(out.began < op.ended and op.began < out.ended + _BACK_S for out in outages)
         if op.kind in ("champion", "pull", "lease") and op.error and not is_excused:
             yield f"a {op.kind} gets no answer while all is well: {op.error[:300]}"
-    for kind, says in (("champion", "version"), ("pull", "digest"), ("lease", "generation"), ("answer", "probs")):
+    for kind, says in (("champion", "version"), ("pull", "digest"), ("lease", "generation")):
         if not any(op.value.get(says) for op in history.done(kind)):
             yield f"no {kind} has an answer"
-
-
-def _alike(promoted: Promoted) -> Iterable[str]:
-    """Adapters answer differently: one could stand in for another unseen otherwise."""
-    for (one, own), (other, others) in combinations(promoted.truth.items(), 2):
-        pairs = [(a, b) for mine, theirs in zip(own, others, strict=True) for a, b in zip(mine, theirs, strict=True)]
-        if all(abs(a - b) < _DIFFER for a, b in pairs):
-            yield f"{one[:12]} and {other[:12]} answer alike: a wrong answer would not be seen"
 
 
 def _may_be(history: History, read: Op, *, is_blind: bool) -> set[int] | None:
@@ -227,34 +199,15 @@ def _champions(history: History) -> Iterable[str]:
             yield f"version {version} is the champion where {sorted(allowed)} may be"
 
 
-def _pulls(history: History, promoted: Promoted) -> Iterable[str]:
+def _pulls(history: History, digests: Mapping[int, str]) -> Iterable[str]:
     """What is pulled was promoted; and it is the champion, unless the registry could not be asked."""
     outages = [op for op in history.ops if op.kind == "fault" and op.value.get("hides_registry")]
     for pull in history.done("pull"):
         digest = pull.value["digest"]
-        if not (versions := promoted.versions(digest)):
+        if not (versions := [version for version, own in digests.items() if own == digest]):
             yield f"{digest[:12]} is pulled and was never promoted"
             continue
         is_blind = any(op.began < pull.ended and pull.began < op.ended for op in outages)
         allowed = _may_be(history, pull, is_blind=is_blind)
         if allowed is not None and not allowed & set(versions):
             yield f"version {versions[-1]} is pulled where {sorted(allowed)} may be"
-
-
-def _answers(history: History, promoted: Promoted) -> Iterable[str]:
-    """An answer is that of the adapter which it names, and that adapter was promoted."""
-    kills = [op for op in history.ops if op.kind == "fault" and op.value.get("ends_server")]
-    for answer in (op for op in history.ops if op.kind == "answer"):
-        if answer.error:
-            if not any(op.began < answer.ended and answer.began < op.ended for op in kills):
-                yield f"a server that nobody has killed does not answer: {answer.error[:200]}"
-            continue
-        value = answer.value
-        if value["status"] in (429, 503):
-            continue
-        if value["status"] != 200:
-            yield f"an answer has status {value['status']}: {value['said'][:300]}"
-        elif (truth := promoted.truth.get(value["digest"])) is None:
-            yield f"an answer is of {value['digest'][:12]}, which was never promoted"
-        elif any(abs(a - b) > TOLERANCE for a, b in zip(value["probs"], truth[value["text"]], strict=True)):
-            yield f"an answer of {value['digest'][:12]} is not its own: {value['probs']} for {truth[value['text']]}"

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from faults.arena import SEARCH_S, STORED, STUDIES, Arena
@@ -42,13 +42,11 @@ class FaultKind:
         strike: Makes it, and unmakes it when its context ends; yields whether there was anything to hit.
         target: Two faults at one target do not overlap: the second waits.
         hides_registry: Whether readers may have to answer from what they know.
-        ends_server: Whether a server of adapters is away.
     """
 
     strike: Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
     target: str
     hides_registry: bool = False
-    ends_server: bool = False
 
 
 @contextlib.contextmanager
@@ -172,13 +170,6 @@ def _disk_full(place: Arena, _: int) -> Iterator[bool]:
     place.disk.free()
 
 
-@contextlib.contextmanager
-def _serve_killed(place: Arena, _: int) -> Iterator[bool]:
-    place.stop_serving()
-    yield True
-    place.start_serving()
-
-
 KINDS = {
     "driver killed": FaultKind(_driver_killed, "driver {}"),
     "driver frozen": FaultKind(_driver_frozen, "driver {}"),
@@ -198,16 +189,15 @@ KINDS = {
     "S3 killed": FaultKind(_server_killed("s3"), "store", hides_registry=True),
     "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
     "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
-    "server killed": FaultKind(_serve_killed, "server", ends_server=True),
 }
 
 
-def plan(seed: int, kinds: Sequence[str] = tuple(KINDS)) -> tuple[Fault, ...]:
-    """Return the faults of an episode, by time, each of one of these kinds."""
+def plan(seed: int) -> tuple[Fault, ...]:
+    """Return the faults of an episode, by time."""
     rng, found, free_at = random.Random(seed), list[Fault](), dict[str, float]()
     at = rng.uniform(1.0, _EVERY_S)
     while at < FAULTS_FOR_S:
-        kind, victim, lasts = rng.choice(kinds), rng.randrange(2), rng.uniform(1.0, 15.0)
+        kind, victim, lasts = rng.choice(list(KINDS)), rng.randrange(2), rng.uniform(1.0, 15.0)
         target = KINDS[kind].target.format(victim)
         if free_at.get(target, 0.0) <= at:
             found.append(Fault(kind, round(at, 2), round(lasts, 2), victim))

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from faults import chaos
 from faults.arena import missing_means
-from faults.history import History, Op, Promoted, broken_log, is_continued, violations
+from faults.history import History, Op, broken_log, is_continued, violations
 
 pytestmark = pytest.mark.long(part="faults")
-TRUTH = {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]}
-PROMOTED = Promoted({1: "aaa", 2: "bbb"}, TRUTH)
+DIGESTS = {1: "aaa", 2: "bbb"}
 
 
 def op(kind: str, began: float, ended: float, error: str = "", **value: Any) -> Op:
@@ -28,10 +27,6 @@ def lease(began: float, generation: int, token: str = "", beat: int = 0) -> Op:
     return op("lease", began, began + 0.5, generation=generation, token=token or f"{generation}", beat=beat)
 
 
-def answer(began: float, digest: str, probs: list[float], status: int = 200) -> Op:
-    return op("answer", began, began + 1, status=status, said="", digest=digest, probs=probs, text=0)
-
-
 GOOD = [
     op("promote", 0, 2, code=0, said="", version=1),
     champion(1, 3, None),  # began before the promotion had ended
@@ -41,15 +36,11 @@ GOOD = [
     op("promote", 2, 3, code=1, said="error: A study must have come to its end to be promoted", version=None),
     op("promote", 4, 7, code=0, said="", version=2),
     op("pull", 6, 8, digest="aaa"),
-    op("fault", 8, 12, hides_registry=True, ends_server=False),
+    op("fault", 8, 12, hides_registry=True),
     op("pull", 9, 10, digest="aaa"),  # what was known before the registry went
     op("pull", 9, 13, error="TrackingError: the server does not answer"),
     op("driver", 0, 9, code=-9, said=""),
-    op("fault", 20, 25, hides_registry=False, ends_server=True),
-    op("answer", 21, 22, error="ConnectionError: refused"),
     *(lease(1, 1, beat=1), lease(2, 1, beat=2), lease(3, 0), lease(4, 2, beat=0), lease(4.2, 1, beat=2)),
-    answer(13, "bbb", [0.20001, 0.79999]),
-    answer(14, "", [], status=503),
 ]
 
 
@@ -63,25 +54,20 @@ GOOD = [
         (op("pull", 8, 9, error="IntegrityError: `sequence number` of"), "takes what was promoted for changed"),
         (lease(5, 1, beat=3), "the lease is of generation 1 after 2"),
         (lease(2.6, 1, beat=1), "generation 1 of the lease beats 1 after 2"),
-        (answer(15, "bbb", [0.9, 0.1]), "an answer of bbb is not its own"),
-        (answer(15, "ccc", [0.9, 0.1]), "an answer is of ccc, which was never promoted"),
-        (op("answer", 15, 16, error="ConnectionError: refused"), "a server that nobody has killed does not answer"),
         (op("driver", 0, 9, code=1, said="Traceback (most recent call last)"), "shows a traceback"),
         (op("driver", 0, 9, code=1, said=""), "does not say why"),
     ],
 )
 def test_what_may_not_be_is_said(bad, says):
-    found = violations(History([*GOOD, bad]), PROMOTED)
+    found = violations(History([*GOOD, bad]), DIGESTS)
     assert any(says in line for line in found), found
 
 
 def test_what_may_be_is_not_blamed_and_what_nobody_has_seen_is_not_judged_to_be_right():
-    assert violations(History(GOOD), PROMOTED) == []
-    for kind in ("champion", "pull", "lease", "answer"):
+    assert violations(History(GOOD), DIGESTS) == []
+    for kind in ("champion", "pull", "lease"):
         unseen = [own for own in GOOD if own.kind != kind]
-        assert violations(History(unseen), PROMOTED) == [f"no {kind} has an answer"]
-    alike = Promoted(PROMOTED.digests, TRUTH | {"aaa": [[0.205, 0.795]]})
-    assert violations(History(GOOD), alike) == ["aaa and bbb answer alike: a wrong answer would not be seen"]
+        assert violations(History(unseen), DIGESTS) == [f"no {kind} has an answer"]
 
 
 LOG = [
