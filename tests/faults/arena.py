@@ -6,11 +6,10 @@ import contextlib
 import json
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from support.object_stores import BUCKET
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
-from faults.world import World, kill_tree, outputs, signal_all
+from faults.world import World, kill_tree, outputs
 from loraxs_search.errors import StorageError
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
@@ -80,24 +79,10 @@ class Arena:
         node.prefix = box.prefix
         self.cluster.start_again(1 + victim % 2)
 
-    def signal_driver(self, study: str, number: signal.Signals) -> subprocess.Popen[str] | None:
-        """Send a signal to the driver of a study that began last, if it lives."""
+    def driver(self, study: str) -> list[psutil.Process]:
+        """Return the driver of a study that began last, if it lives."""
         alive = [process for process in self._drivers.get(study, ()) if process.poll() is None]
-        if not alive:
-            return None
-        alive[-1].send_signal(number)
-        return alive[-1]
-
-    def is_searched(self, study: str) -> bool:
-        """Return whether a driver of a study lives."""
-        return any(process.poll() is None for process in self._drivers.get(study, ()))
-
-    @contextlib.contextmanager
-    def frozen(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
-        """Stop processes, and let those that are left go on."""
-        signal_all(processes, signal.SIGSTOP)
-        yield
-        signal_all(processes, signal.SIGCONT)
+        return [psutil.Process(process.pid) for process in alive[-1:]]
 
     @contextlib.contextmanager
     def wrong_clock(self, offset: str) -> Iterator[None]:

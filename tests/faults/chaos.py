@@ -29,6 +29,7 @@ from faults.arena import REPORTS, STUDIES, Arena, arena, missing_means
 from faults.history import broken_log, is_continued, violations
 from faults.kinds import KINDS, Fault, plan
 from faults.records import Losses
+from faults.world import signal_all
 
 SETTLE_S = 420.0  # until everything has to have ended after the last fault
 _PAUSE_S = 0.3
@@ -67,7 +68,7 @@ class Episode:
         stuck = [study for study, thread in zip(STUDIES, searches, strict=True) if thread.is_alive()]
         self._over.set()
         for study in stuck:
-            self._place.signal_driver(study, signal.SIGKILL)
+            signal_all(self._place.driver(study), signal.SIGKILL)
         for thread in [*searches, *around]:
             thread.join()
         if stuck:

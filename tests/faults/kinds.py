@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import psutil
+
 from faults.arena import SEARCH_S, STORED, STUDIES, Arena
-from faults.world import titled, tree
+from faults.world import signal_all, titled, tree
 from loraxs_search.studies.lease import LEASE_S
 
 FAULTS_FOR_S = 100.0  # of an episode
 _EVERY_S = 4.0  # a fault, on average
 _CLOCKS = ("+9d", "-5h")  # ahead of other machines by more than anything is kept for, and behind them
+
+Strike = Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
 
 
 @dataclass(frozen=True)
@@ -44,28 +48,54 @@ class FaultKind:
         hides_registry: Whether readers may have to answer from what they know.
     """
 
-    strike: Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
+    strike: Strike
     target: str
     hides_registry: bool = False
 
 
-@contextlib.contextmanager
-def _driver_killed(place: Arena, victim: int) -> Iterator[bool]:
-    yield place.signal_driver(STUDIES[victim % 2], signal.SIGKILL) is not None
+def _under(process: subprocess.Popen[bytes] | None) -> list[psutil.Process]:
+    return tree(process.pid) if process else []
 
 
-@contextlib.contextmanager
-def _driver_frozen(place: Arena, victim: int) -> Iterator[bool]:
-    process = place.signal_driver(STUDIES[victim % 2], signal.SIGSTOP)
-    yield process is not None
-    if process is not None and process.poll() is None:
-        process.send_signal(signal.SIGCONT)
+def _driver(place: Arena, victim: int) -> list[psutil.Process]:
+    return place.driver(STUDIES[victim % 2])
+
+
+def _worker(place: Arena, victim: int) -> list[psutil.Process]:
+    return _under(place.worker(victim).process)
+
+
+def _titled(title: str) -> Callable[[Arena, int], list[psutil.Process]]:
+    return lambda place, victim: titled(_worker(place, victim), title)
+
+
+def _server(name: str) -> Callable[[Arena, int], list[psutil.Process]]:
+    return lambda place, _: _under(getattr(place.store, name).process)
+
+
+def _killed(find: Callable[[Arena, int], list[psutil.Process]]) -> Strike:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
+        signal_all(found := find(place, victim), signal.SIGKILL)
+        yield bool(found)
+
+    return strike
+
+
+def _frozen(find: Callable[[Arena, int], list[psutil.Process]]) -> Strike:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
+        signal_all(found := find(place, victim), signal.SIGSTOP)
+        yield bool(found)
+        signal_all(found, signal.SIGCONT)
+
+    return strike
 
 
 @contextlib.contextmanager
 def _second_driver(place: Arena, victim: int) -> Iterator[bool]:
     """Resume a study that is being searched, as somebody does who does not know."""
-    is_searched = place.is_searched(STUDIES[victim % 2])
+    is_searched = bool(_driver(place, victim))
     place.drive(STUDIES[victim % 2], SEARCH_S)
     yield is_searched
 
@@ -73,7 +103,7 @@ def _second_driver(place: Arena, victim: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def _driver_elsewhere(place: Arena, _: int) -> Iterator[bool]:
     """Have somebody on another machine go on with a study that may be searched here."""
-    is_searched = place.is_searched(STORED)
+    is_searched = bool(place.driver(STORED))
     place.drive_elsewhere()
     yield is_searched
 
@@ -81,27 +111,12 @@ def _driver_elsewhere(place: Arena, _: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def _driver_overtaken(place: Arena, _: int) -> Iterator[bool]:
     """Freeze a driver until another machine's has had time to take its study over, and let it go on beside that."""
-    process = place.signal_driver(STORED, signal.SIGSTOP)
     other = threading.Thread(target=place.drive_elsewhere)
-    other.start()
-    other.join(2 * LEASE_S)
-    yield process is not None
-    if process is not None and process.poll() is None:
-        process.send_signal(signal.SIGCONT)
+    with _frozen(lambda place, _: place.driver(STORED))(place, 0) as is_hit:
+        other.start()
+        other.join(2 * LEASE_S)
+        yield is_hit
     other.join()
-
-
-def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[bool]:
-        node = place.worker(victim)
-        found = titled(tree(node.process.pid), title) if node.process else []
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        yield bool(found)
-
-    return strike
 
 
 @contextlib.contextmanager
@@ -112,19 +127,10 @@ def _power_cut(place: Arena, victim: int) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _worker_frozen(place: Arena, victim: int) -> Iterator[bool]:
-    node = place.worker(victim)
-    stopped = tree(node.process.pid) if node.process else []
-    with place.frozen(stopped):
-        yield bool(stopped)
-
-
-@contextlib.contextmanager
 def _clock_wrong(place: Arena, victim: int) -> Iterator[bool]:
     """Have a driver begin anew with a wrong clock; what else people begin meanwhile has it too."""
-    with place.wrong_clock(_CLOCKS[victim]):
-        killed = place.signal_driver(STUDIES[victim], signal.SIGKILL)
-        yield killed is not None
+    with place.wrong_clock(_CLOCKS[victim]), _killed(_driver)(place, victim) as is_hit:
+        yield is_hit
 
 
 @contextlib.contextmanager
@@ -142,23 +148,13 @@ def _cable_cut(place: Arena, victim: int) -> Iterator[bool]:
     place.box(victim).join()
 
 
-def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
+def _server_killed(name: str) -> Strike:
     @contextlib.contextmanager
     def strike(place: Arena, _: int) -> Iterator[bool]:
         server = getattr(place.store, name)
         server.kill(signal.SIGQUIT if name == "database" else signal.SIGKILL)  # PostgreSQL ends at once by SIGQUIT
         yield True
         server.start()
-
-    return strike
-
-
-def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, _: int) -> Iterator[bool]:
-        process = getattr(place.store, name).process
-        with place.frozen(tree(process.pid) if process else []):
-            yield process is not None
 
     return strike
 
@@ -171,23 +167,23 @@ def _disk_full(place: Arena, _: int) -> Iterator[bool]:
 
 
 KINDS = {
-    "driver killed": FaultKind(_driver_killed, "driver {}"),
-    "driver frozen": FaultKind(_driver_frozen, "driver {}"),
+    "driver killed": FaultKind(_killed(_driver), "driver {}"),
+    "driver frozen": FaultKind(_frozen(_driver), "driver {}"),
     "second driver": FaultKind(_second_driver, "driver {}"),
     "driver elsewhere": FaultKind(_driver_elsewhere, "elsewhere"),
     "driver overtaken": FaultKind(_driver_overtaken, "elsewhere"),
     "people's clock wrong": FaultKind(_clock_wrong, "clock"),
-    "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
-    "trial process killed": FaultKind(_process_killed("TrialAdvancer"), "worker {}"),
+    "host process killed": FaultKind(_killed(_titled("HostActor")), "worker {}"),
+    "trial process killed": FaultKind(_killed(_titled("TrialAdvancer")), "worker {}"),
     "worker's power cut": FaultKind(_power_cut, "worker {}"),
-    "worker frozen": FaultKind(_worker_frozen, "worker {}"),
+    "worker frozen": FaultKind(_frozen(_worker), "worker {}"),
     "worker's memory full": FaultKind(_worker_memory_full, "worker {}"),
     "worker's cable cut": FaultKind(_cable_cut, "worker {}"),
     "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
-    "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
+    "MLflow frozen": FaultKind(_frozen(_server("mlflow")), "store", hides_registry=True),
     "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
     "S3 killed": FaultKind(_server_killed("s3"), "store", hides_registry=True),
-    "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
+    "S3 frozen": FaultKind(_frozen(_server("s3")), "store", hides_registry=True),
     "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
 }
 

@@ -30,15 +30,6 @@ class TeamStore:
     mlflow: Server
     s3_env: dict[str, str]
 
-    def num_artifacts(self) -> int:
-        """Count MLflow's objects in the bucket."""
-        import boto3
-
-        keys = {name.lower(): value for name, value in self.s3_env.items() if name != "AWS_ENDPOINT_URL"}
-        client = boto3.client("s3", endpoint_url=self.s3_env["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys)
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="mlflow/")
-        return sum(page["KeyCount"] for page in pages)
-
 
 def no_team_store() -> str | None:
     """Say why the three cannot run here; None when they can."""

@@ -127,25 +127,18 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def titled(processes: Sequence[psutil.Process], title: str) -> list[int]:
+def titled(processes: Sequence[psutil.Process], title: str) -> list[psutil.Process]:
     """Return those whose command line holds a text."""
     found = []
     for process in processes:
-        try:
-            if title in " ".join(process.cmdline()):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
+        with contextlib.suppress(psutil.Error):
+            found += [process] if title in " ".join(process.cmdline()) else []
     return found
 
 
 def kill_tree(pid: int) -> None:
     """Kill a process and all under it at once, as a power cut would."""
-    for process in tree(pid):
-        try:
-            os.kill(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    signal_all(tree(pid), signal.SIGKILL)
 
 
 def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

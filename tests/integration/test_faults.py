@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
-from faults import disks, nodes, stores
+from faults import disks, nodes
 from faults.records import Losses
 from faults.world import World, reasons
 from support.shell import num_reports, wait_for
@@ -37,22 +36,6 @@ def check(world: World) -> None:
     """Assert that nothing is lost, and that no trial has failed."""
     failed = [reason for study in world.studies for state, reason in reasons(study) if state == "FAIL"]
     assert (failed, world.losses()) == ([], Losses())
-
-
-def test_mlflow_goes_in_the_middle_and_comes_back_later(world):
-    if reason := stores.no_team_store():
-        pytest.skip(reason)
-    with stores.team_store(world.folder / "store") as store:
-        process = world.launch("away", "--tracking-uri", store.uri)
-        wait_for(process, lambda: num_reports("away") >= 3)
-        store.mlflow.kill()
-        back = threading.Timer(3.0, store.mlflow.start)
-        back.start()
-        world.finish(process)
-        back.join()
-        world.resume("away")  # writes what a search that was quicker than the outage could not
-        assert store.num_artifacts() > 0
-        check(world)
 
 
 @pytest.mark.parametrize("whose", ["driver", "worker"])

@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from support.sealed import seal
-from support.toys import rows
+from support.sealed import manifest_of, seal
+from support.toys import HYPERPARAMETERS, rows
 
 from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.search import Baseline, Candidate, PromotionRule
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.records.trial import AdapterSize
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.promotion import Scored
@@ -59,24 +57,19 @@ def candidate():
 def manifest(task):
     def make(trial_id: str = "t0", **other) -> Manifest:
         fields = {
-            "task": task,
-            "base_model": BaseModelRef(id="org/base", revision="abc123"),
             "base_digest": "base",
             "data_fingerprint": "data",
             "study": "s1",
-            "trial_id": trial_id,
             "params": {"rank": 4, "learning_rate": 0.001},
-            "hyperparameters": Hyperparameters(
-                rank=4, target_modules=("a", "b"), learning_rate=1e-3, head_learning_rate=1e-2
-            ),
             "validation_metrics": {"accuracy": 0.81, "f1": 0.8},
             "test_metrics": {"accuracy": 0.8},
             "size": AdapterSize(r_parameters=32, head_parameters=10, stored_bytes=400),
             "probe": ReferenceLogits(input_ids=((1, 2),), logits=((0.5, -0.25),)),
-            "versions": {"torch": "2.13.0"},
-            "created_at": "2026-01-01T00:00:00Z",
+            "task": task,
+            "base_model": BaseModelRef(id="org/base", revision="abc123"),
+            "hyperparameters": HYPERPARAMETERS,
         }
-        return Manifest(**(fields | other))
+        return manifest_of(trial_id=trial_id, **(fields | other))
 
     return make
 
@@ -86,56 +79,28 @@ def make_folder(tmp_path, manifest):
     """Make a sealed adapter folder of a trial."""
 
     def make(trial_id: str = "t0", **other) -> Path:
-        return sealed_folder(tmp_path / "made" / trial_id, manifest(trial_id, **other))
+        folder, made = tmp_path / "made" / trial_id, manifest(trial_id, **other)
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(f"R of {trial_id}".encode())
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORAXS"}')
+        (folder / "README.md").write_text(model_card(made))
+        seal(folder, made)
+        return folder
 
     return make
 
 
-def sealed_folder(folder: Path, manifest: Manifest) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(f"R of {manifest.trial_id}".encode())
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORAXS"}')
-    (folder / "README.md").write_text(model_card(manifest))
-    seal(folder, manifest)
-    return folder
-
-
 CONSTANT = PromotionRule(require="constant")
-ON_TINY = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data"}
-
-
-@pytest.fixture(scope="session")
-def registries(tmp_path_factory, store_template, task, candidate, manifest):
-    """Homes after one, two and three promotions, `1` to `3`: of t0, t1 and t2, with 300, 340 and 380 right answers."""
-    root = tmp_path_factory.mktemp("registries")
-    (root / "home").mkdir()
-    shutil.copy(store_template, root / "home" / "mlflow.db")
-    promoter = Promoter(f"sqlite:///{root / 'home' / 'mlflow.db'}", task.name)
-    for count, right in enumerate((300, 340, 380), 1):
-        trial_id = f"t{count - 1}"
-        own = candidate(trial_id, right / 400, base_model="org/Tiny", test_fingerprint="data", **ON_TINY)
-        folder = sealed_folder(root / "made" / trial_id, manifest(trial_id, **ON_TINY))
-        (root / trial_id).write_bytes(rows(right).to_bytes())
-        promoter.promote(CONSTANT, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
-        shutil.copytree(root / "home", root / str(count))
-    return root
 
 
 @pytest.fixture
-def with_versions(registries, store_uri, fresh_home, tmp_path):
-    """Have a registry with one to three versions."""
+def with_versions(promote, registry):
+    """Have a registry with one to three versions: of t0, t1 and t2, with 300, 340 and 380 right answers."""
 
     def start(count: int) -> Registry:
-        shutil.copytree(registries / str(count), fresh_home, dirs_exist_ok=True)
         for number in range(count):
-            shutil.copytree(registries / "made" / f"t{number}", tmp_path / "made" / f"t{number}")
-        places = (("model_versions", "source"), ("logged_models", "artifact_location"))
-        places += (("experiments", "artifact_location"), ("runs", "artifact_uri"))
-        with contextlib.closing(sqlite3.connect(fresh_home / "mlflow.db")) as database, database:
-            for table, column in places:
-                moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                database.execute(moved, (str(registries / "home"), str(fresh_home)))
-        return Registry(store_uri)
+            promote(f"t{number}", 300 + 40 * number)
+        return registry
 
     return start
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from support.toys import rows
@@ -28,32 +27,6 @@ def never(champion):
 
 
 # ---- scored anew -----------------------------------------------------------------------------------------------------
-def test_rows_of_the_champion_are_fetched_and_compared(registry, promote):
-    promote("t0", 320)
-    np.testing.assert_array_equal(
-        registry.test_predictions(registry.champion("movie-reviews")).predictions, rows(320).predictions
-    )
-    unsure, _ = promote("t1", 323, rescore=never)
-    assert not unsure.promoted
-    assert unsure.p_value == pytest.approx(1 / 8)
-    sure, _ = promote("t2", 330, rescore=never)
-    assert sure.promoted
-    assert sure.p_value == pytest.approx(2**-10)
-    assert registry.resolve("movie-reviews").decision.p_value == sure.p_value
-
-
-def test_a_champion_of_other_data_is_scored_anew_and_then_compared(registry, promote):
-    promote("t0", 390, data="old data")
-    asked = []
-
-    def rescore(champion):
-        asked.append((champion.version, champion.candidate.trial_id))
-        return scored_anew(rows(280))(champion)
-
-    decision, version = promote("t1", 320, rescore=rescore)
-    assert asked == [(1, "t0")]
-    assert (decision.promoted, decision.champion_metric, version) == (True, 0.70, 2)
-    assert decision.reasons[1] == "the champion movie-reviews:1 has no answers to these test rows: it was scored anew"
 
 
 def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry.finalist import choose
@@ -20,7 +17,6 @@ def _chosen(rule: PromotionRule, candidates: list[Candidate], task: Task = TASK)
     return finalist.trial_id if finalist else None
 
 
-# ---- examples --------------------------------------------------------------------------------------------------------
 def test_the_best_on_validation_rows_is_chosen_whatever_it_reaches_on_test_rows():
     found = [plain_candidate("t0", 0.7, test_metrics={"accuracy": 0.9}), plain_candidate("t0.1", 0.8)]
     assert _chosen(PromotionRule(), found) == "t0.1"
@@ -64,37 +60,3 @@ def test_what_may_not_take_part_is_named_with_its_reason():
         assert why in reasons[0]
         assert choose(rule, TASK, [bad])[0] is None
     assert choose(PromotionRule(), TASK, [])[0] is None
-
-
-# ---- laws ------------------------------------------------------------------------------------------------------------
-law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of the rule
-scores = st.one_of(st.integers(0, 100).map(lambda n: n / 100), st.floats(0, 1), st.just(math.nan))
-
-
-@st.composite
-def candidates(draw) -> list[Candidate]:
-    sizes = st.integers(1, 50).map(lambda n: n * 100)
-    drawn = draw(st.lists(st.tuples(scores, sizes), max_size=6))
-    return [plain_candidate(f"t{n}", score, size) for n, (score, size) in enumerate(drawn)]
-
-
-rules = st.builds(
-    PromotionRule,
-    tolerance=st.sampled_from([0.0, 0.005, 0.05]),
-    max_bytes=st.sampled_from([None, 500, 3000]),
-)
-
-
-@law
-@given(rules, candidates(), st.randoms())
-def test_the_order_of_candidates_does_not_matter(rule, found, random):
-    shuffled = list(found)
-    random.shuffle(shuffled)
-    assert choose(rule, TASK, shuffled) == choose(rule, TASK, found)
-
-
-@law
-@given(rules, candidates(), st.floats(0, 1))
-def test_test_scores_play_no_part(rule, found, score):
-    scored = [dataclasses.replace(c, test_metrics={"accuracy": score + n}) for n, c in enumerate(found)]
-    assert choose(rule, TASK, scored)[1] == choose(rule, TASK, found)[1]

@@ -95,15 +95,6 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
     assert elsewhere.promoted is not bool(confidence), "what cannot be tested is not promoted"
 
 
-def test_the_nth_look_at_the_same_rows_is_held_to_more():
-    finalist, champion = _scored("t0", 806), _old(800)  # p = 1/64
-    decisions = [decide(RULE, TASK, finalist, champion, number=n) for n in (1, 2)]
-    assert [d.promoted for d in decisions] == [True, False]
-    assert [d.comparisons[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
-    late = decide(RULE, TASK, finalist, champion, number=100).reasons[-1]
-    assert "comparison 100 on these rows, confidence 0.999995" in late, "it is not rounded to certainty"
-
-
 def test_few_test_rows_decide_nothing():
     few, enough = (Scored(plain_candidate("t0", 1.0), _rows(number, 0)) for number in (9, 20))
     for held in (None, Scored(plain_candidate("old", 0.0, study="s0"), _rows(0, 9))):

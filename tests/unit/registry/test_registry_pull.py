@@ -62,11 +62,8 @@ def test_a_changed_cache_is_noticed_and_pulled_again(promoted, store_uri, fresh_
 
 FAULTS = [
     lambda f: (f / "adapter_model.safetensors").write_bytes(b"other"),
-    lambda f: (f / "adapter_config.json").unlink(),
-    lambda f: (f / "extra.json").write_text("{}"),
     lambda f: (f / "run.py").write_text(""),
     lambda f: [path.unlink() for path in f.iterdir() if path.is_file()],
-    lambda f: (f / "folder").mkdir(),
     lambda f: (f / "README.md").write_text("x" * (2**20 + 1)),
 ]
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mlflow import MlflowClient
 
-from loraxs_search.errors import IntegrityError, RegistryError, RegistryUnreadableError
+from loraxs_search.errors import IntegrityError, RegistryUnreadableError
 from loraxs_search.registry import store
 from loraxs_search.registry.store import ADAPTER, KIND, Registry
 from loraxs_search.tracking.store import connect
@@ -102,14 +102,6 @@ def test_our_models_come_by_name_as_many_as_are_wanted_page_after_page(store_uri
     monkeypatch.setattr(store, "_MAX_PAGE", 10)
     assert len(Registry(store_uri).summaries()) == 25
     assert asked[3:] == [10] * 3
-
-
-def test_an_unknown_task_names_the_nearest_of_many(store_uri, client):
-    fill(client, ours=130, others=0)
-    with pytest.raises(RegistryError, match=r"`task`.*: task-129, .*'task-1299'") as unknown:
-        Registry(store_uri).resolve("task-1299")
-    assert str(unknown.value).count("task-") < 230
-    assert "loraxs-search ls" in str(unknown.value.hint)
 
 
 def test_a_state_differs_once_a_name_moves_or_a_task_is_made_anew(store_uri, client):

@@ -7,8 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.toys import rows
 
 from loraxs_search.errors import RegistryError, TrackingError
@@ -159,28 +157,6 @@ def test_the_reference_is_the_best_that_held_this_name_on_these_rows(task, candi
     removed = [*past, made(5, 0.81, action="remove", promoted=False)]
     assert reference(removed) == ToleranceReference(1, 0.80)
     assert reference([*removed, made(1, 0.80, forced=True)]) == ToleranceReference(6, 0.79)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12))
-def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, asked):
-    """Finalists of six studies, each of four sizes, in any order and again."""
-    past: list[Decision] = []
-    champion: Scored | None = None
-    for study, size in asked:
-        found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
-        test = PromotionTest(SMALLER, task, Scored(found, rows(300 + 20 * study)))
-        decision = test.decide(champion, past)
-        assert test.decide(champion, past) == decision
-        if decision.promoted:
-            version = 1 + sum(known.promoted for known in past)
-            decision, champion = dataclasses.replace(decision, version=version), test.finalist
-        past.append(decision)
-        again = test.decide(champion, past)
-        assert not again.promoted
-        assert again.comparisons in ((), decision.comparisons), "the same study again is no new comparison"
-    numbers = {(made.finalist, made.opponent): made.number for known in past for made in known.comparisons}
-    assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
 
 
 @pytest.fixture

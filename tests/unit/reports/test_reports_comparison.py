@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -81,48 +82,15 @@ LABELS = [0, 1] * 20
 BAD = [0] * 40
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "found"),
-    [
-        (  # Welch: t = 3.755 with 2.16 degrees of freedom
-            ([0.80, 0.70, 0.75],),
-            ([0.85, 0.86, 0.87],),
-            {"by": "seeds", "gain": 0.11, "p_value": 0.0575},
-        ),
-        # the one-sample t-test: t = 10.4 with 2 degrees of freedom
-        (([0.8, 0.8, 0.8],), ([0.85, 0.86, 0.87],), {"p_value": 0.0091}),
-        (([0.8],), ([0.8],), {"p_value": None}),
-        (
-            ([0.8], BAD, LABELS),
-            ([0.85], LABELS, LABELS),
-            {"by": "rows", "gain": 0.5, "p_value": 2 * 0.5**20},
-        ),
-        (([0.8], LABELS, LABELS), ([0.85], BAD, LABELS), {"by": "rows", "gain": -0.5, "p_value": 2 * 0.5**20}),
-        (([0.8], BAD, LABELS), ([0.8], BAD, LABELS), {"by": "rows", "gain": 0.0, "p_value": 1.0}),
-        (
-            ([0.8, 0.7], BAD[:8], LABELS[:8]),
-            ([0.8, 0.7], LABELS[:8], LABELS[:8]),
-            {"by": "seeds"},
-        ),
-        (
-            ([0.8, 0.7], BAD, LABELS),
-            ([0.8, 0.7], BAD, LABELS, "other"),
-            {"by": "seeds"},
-        ),
-    ],
-)
 def test_groups_are_compared_by_paired_rows_or_else_by_seeds(methods, first, second, found):
-    assert [(g.over_seeds, g.difference, g.tested) for g in compare("xs", "lora").groups] == [(None, None, "")] * 2
     for folder, own in zip(methods, (first, second), strict=True):
         confirm(folder, "00001", *own)
     one, other = compare("xs", "lora").groups
     assert (one.seed_scores, one.difference) == (tuple(first[0]), None)
     assert one.over_seeds.mean == pytest.approx(sum(first[0]) / len(first[0]))
-    got = {name: getattr(other.difference, name) for name in found}
-    for name in {"gain", "p_value"} & {name for name in found if found[name] is not None}:
-        assert got.pop(name) == pytest.approx(found[name], rel=1e-2, abs=1e-9)
-        found = {key: value for key, value in found.items() if key != name}
-    assert got == found
+    for name, value in found.items():
+        known = value if isinstance(value, (str, type(None))) else pytest.approx(value, rel=1e-2)
+        assert getattr(other.difference, name) == known
 
 
 def test_where_less_is_better_the_best_has_least(fresh_home):
@@ -153,24 +121,21 @@ def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values(fresh_
     searched("rows", [tried(0.5)], identity=Identity(IDENTITY.base_digest, "other" * 8))
     searched("base", [tried(0.5)], identity=Identity("other" * 8, IDENTITY.data_fingerprint))
     searched("task", [tried(0.5)], task=replace(TASK, name="another", validation_rows=7))
+    searched("new", [], identity=None, finished=False)
     cases = {
         "rows": "data fingerprint is 'datadatadatadata' and 'otherotherothero'.",
         "base": "base digest is 'basebasebasebase' and 'otherotherothero'.",
         "task": "task.name is 't' and 'another'; task.validation_rows is None and 7.",
+        "new": "new has not loaded its rows yet",
+        "x": "'x'",
     }
     for name, part in cases.items():
-        with pytest.raises(StudyError) as refused:
+        with pytest.raises(StudyError, match=re.escape(part)):
             compare("one", name)
-        assert f"one and {name} differ: {part}" in refused.value.message
-
-
-def test_a_study_that_has_loaded_nothing_is_compared_with_none(fresh_home):
-    searched("one", [tried(0.5)])
-    searched("new", [], identity=None, finished=False)
-    with pytest.raises(StudyError, match="new has not loaded its rows yet"):
-        compare("one", "new")
     with pytest.raises(StudyError, match="none of new"):
         compare("new")
+    with pytest.raises(UsageError, match="one twice"):
+        compare("one", "one")
 
 
 @pytest.mark.parametrize(
@@ -188,28 +153,14 @@ def test_what_cannot_be_compared_by_is_refused(fresh_home, options, message):
     assert message in refused.value.message
 
 
-def test_a_study_is_named_once_and_exists(fresh_home):
-    searched("s", [tried(0.5)])
-    with pytest.raises(UsageError, match="s twice"):
-        compare("s", "s")
-    with pytest.raises(StudyError, match=r"`study`.*: s, .*'x'"):
-        compare("s", "x")
-
-
 def test_what_limits_a_comparison_is_said(fresh_home):
     searched("a", [tried(0.5)], finished=False)
     searched("b", [tried(0.5)], max_steps=40)
     searched("c", [], plan=SearchPlan(checkpoint="best"))
-    running = searched("d", [tried(0.5)])
-    with running.lock():
+    with searched("d", [tried(0.5)]).lock():
         comparison = compare("a", "b", "c", "d", by="study")
     assert comparison.studies == {"a": "interrupted", "b": "finished", "c": "finished", "d": "running"}
-    assert comparison.notes == (
-        "a is interrupted: its trials so far",
-        "d is running: its trials so far",
-        "c has no trial that ended",
-        "1 trial of each group is few: differences may be chance; add some with `loraxs-search extend`",
-        "trials of these studies train for 20 or 40 steps",
-        "search.checkpoint differs: the best of several reports looks better than the last one",
-        "2 differences are tested: hold each p to 0.025",
-    )
+    assert [note.split(":")[0] for note in comparison.notes] == [
+        *("a is interrupted", "d is running", "c has no trial that ended", "1 trial of each group is few"),
+        *("trials of these studies train for 20 or 40 steps", "search.checkpoint differs", "2 differences are tested"),
+    ]

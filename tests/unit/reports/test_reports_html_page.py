@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -125,14 +124,6 @@ def test_a_study_of_a_thousand_trials_stays_small(fresh_home):
     size = write_report(recorded_search("s", 1000)).stat().st_size
     assert size < 8_000_000
     assert size - PLOTLY_BYTES < 1_500_000, "what a trial takes"
-
-
-def test_a_running_study_says_that_it_runs_and_as_of_when(fresh_home):
-    folder = recorded_search("s", 12, finished=False)
-    with folder.lock():
-        text = parsed(folder).text
-    assert re.search(r"s running Task t on b\. .* As of \d{4}-\d\d-\d\d \d\d:\d\d UTC: the search is running", text)
-    assert "The search is running: 9 of 12 trials ended, 3 running, 0 to come." in text
 
 
 # ---- texts of users --------------------------------------------------------------------------------------------------

@@ -29,18 +29,6 @@ def state():
     return state
 
 
-def test_who_has_seen_the_events_knows_how_the_trials_stand(state):
-    assert (state.study, state.is_training) == ("mine", True)
-    assert state.num_ended == 2
-    assert state.counts[TrialState.PRUNED] == 1
-    assert [(row.trial_id, row.step) for row in state.rows()] == [
-        ("00002", 40),
-        ("00003", 40),
-        ("00000", 80),
-        ("00001", 20),
-    ]
-
-
 def test_steps_since_the_last_report_count_until_the_next_one(state):
     steps = state.steps_done
     advanced = TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,16 +134,3 @@ def test_a_study_that_goes_on_while_it_is_watched_has_not_ended():
 
     looks = followed(begin, held.close, lock, held.close, lambda: None)
     assert list(map(kinds, looks)) == [[], ["SearchStarted"], [], [], [], ["SearchEnded"]]
-
-
-def test_watching_from_another_process_loads_nothing_heavy():
-    searched("mine", [Tried({"rank": 4}, 0.8)])
-    program = """
-        import sys, loraxs_search
-        print([type(event).__name__ for event in loraxs_search.watch("mine")][-1])
-        print([name for name in ("torch", "ray", "mlflow", "transformers", "peft", "optuna") if name in sys.modules])
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=os.environ
-    )
-    assert done.stdout.splitlines() == ["SearchEnded", "[]"]

@@ -17,7 +17,6 @@ from support.studies import TASK, state
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records.search import Candidate, PromotionRule, Refit, SearchPlan
 from loraxs_search.records.task import BaseModelRef, Identity
-from loraxs_search.studies import folder as folder_module
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 from loraxs_search.studies.info import StudyInfo
 
@@ -123,16 +122,8 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing(one):
         assert not one.is_running()
 
 
-@pytest.mark.parametrize("survives", ["nothing", "the folder of the lock"])
-def test_a_study_that_is_removed_before_it_is_locked_is_gone(one, survives, monkeypatch):
+def test_a_study_that_is_removed_before_it_is_locked_is_gone(one):
     shutil.rmtree(one.path)
-    if survives == "nothing":  # it goes between the making of its folder and that of its lock
-
-        class Late:
-            def acquire(self, timeout: float) -> None:
-                raise FileNotFoundError
-
-        monkeypatch.setattr(folder_module, "file_lock", lambda _: Late())
     with pytest.raises(StudyError, match="was removed meanwhile"), one.lock():
         pytest.fail("it is gone")
     assert not one.path.exists()

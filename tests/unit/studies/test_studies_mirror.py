@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import errno
-import time
 from pathlib import Path
 
 import pytest
+from support.reports import report
+from support.studies import SlowStorage, state, within
 from support.studies import mirrored_study as study
-from support.studies import state
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import TrainingEnded, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.search import Baseline
-from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
-from loraxs_search.studies import lease, mirror
+from loraxs_search.records.trial import TrialState
+from loraxs_search.studies import mirror
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror, fetch
 from loraxs_search.studies.storage import Storage
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.1)
-    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.1)
-
-
+pytestmark = pytest.mark.usefixtures("quick_threads")
 DONE = TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done")
 
 
@@ -34,16 +28,12 @@ def keep(folder: StudyFolder, storage: Storage) -> Mirror:
     return Mirror(folder, storage, lambda: None)
 
 
-def report(trial_id: str, step: int) -> TrialReport:
-    return TrialReport(trial_id, step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
-
-
 def begin(folder: StudyFolder, *steps: int) -> None:
     journal = folder.journal()
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     for step in steps:
         folder.snapshots.write("00000", state("00000", f"{step}"))
-        journal.append(TrialReported(report=report("00000", step)))
+        journal.append(TrialReported(report=report("00000", step, 0.5)))
 
 
 def test_another_machine_goes_on_with_what_was_written(each_storage, machine):
@@ -114,13 +104,13 @@ def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(st
 
 
 def test_the_copy_follows_while_the_driver_works_and_back_again(storage, machine):
-    first = study(machine("one"), storage)
-    with keep(first, storage):
+    slow = SlowStorage(storage.uri)
+    first = study(machine("one"), slow)
+    with keep(first, slow):
+        slow.gate.clear()
         begin(first, 2)
-        deadline = time.monotonic() + 20
-        while storage.get("s/snapshots/00000.safetensors") != state("00000", "2"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        within(slow.held)
+        slow.gate.set()
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):

@@ -1,22 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
+from support.toys import HYPERPARAMETERS
 from support.tracked import Tracked
 
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialReport, TrialState
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.tracking.store import connect
 
 
 @pytest.fixture
 def hyperparameters():
-    return Hyperparameters(
-        rank=4, target_modules=("layer.0.query", "layer.0.value"), learning_rate=1e-3, head_learning_rate=5e-3
-    )
+    return HYPERPARAMETERS
 
 
 @pytest.fixture
@@ -35,36 +33,27 @@ def report():
     return make
 
 
-@dataclass
-class Seen:
-    """What a study's runs hold, read back from MLflow."""
-
-    parents: list[Any] = field(default_factory=list)
-    children: dict[str, Any] = field(default_factory=dict)
-    points: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
-    models: list[Any] = field(default_factory=list)
-
-
 @pytest.fixture
 def look(store_uri):
     """Read every run, point and logged model of the experiment `exp`; asserts one child per trial."""
 
-    def read(uri: str = store_uri, experiment: str = "exp") -> Seen:
+    def read(uri: str = store_uri) -> SimpleNamespace:
         client = connect(uri)
-        experiment_id = client.get_experiment_by_name(experiment).experiment_id
-        seen = Seen(models=list(client.search_logged_models([experiment_id])))
-        for run in client.search_runs([experiment_id]):
+        experiment = client.get_experiment_by_name("exp").experiment_id
+        parents, children, points = [], {}, {}
+        for run in client.search_runs([experiment]):
             if run.data.tags["loraxs.kind"] == "search":
-                seen.parents.append(run)
+                parents.append(run)
                 continue
             trial_id = run.data.tags["trial_id"]
-            assert trial_id not in seen.children
-            seen.children[trial_id] = run
-            seen.points[trial_id] = {
+            assert trial_id not in children
+            children[trial_id] = run
+            points[trial_id] = {
                 key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
                 for key in run.data.metrics
             }
-        return seen
+        models = list(client.search_logged_models([experiment]))
+        return SimpleNamespace(parents=parents, children=children, points=points, models=models)
 
     return read
 
