@@ -107,11 +107,11 @@ browser:
 	$(call debian,/usr/bin/chromium,chromium)
 
 # MLflow on PostgreSQL and behind Caddy; hosts that tests make of namespaces, with Slurm, or sshd and rsync for `ray up`;
-# clocks that are wrong; an NFS server, and Linux in user mode for its clients.
+# an NFS server, and Linux in user mode for its clients.
 others:
 	$(call debian,/usr/share/postgresql-common/pg_wrapper /usr/bin/caddy /usr/sbin/slurmd /usr/sbin/sshd \
-	  /usr/bin/rsync /usr/bin/faketime /usr/bin/ganesha.nfsd /usr/bin/linux.uml /usr/sbin/modprobe,postgresql caddy \
-	  slurmctld slurmd slurm-client munge openssh-server rsync faketime nfs-ganesha nfs-ganesha-vfs user-mode-linux kmod)
+	  /usr/bin/rsync /usr/bin/ganesha.nfsd /usr/bin/linux.uml /usr/sbin/modprobe,postgresql caddy \
+	  slurmctld slurmd slurm-client munge openssh-server rsync nfs-ganesha nfs-ganesha-vfs user-mode-linux kmod)
 
 clean:
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes
-from support.clocks import no_wrong_clock, wrong_clock
 from support.object_stores import BUCKET
 
 from faults import disks, nodes, stores
@@ -83,14 +82,6 @@ class Arena:
         """Return the driver of a study that began last, if it lives."""
         alive = [process for process in self._drivers.get(study, ()) if process.poll() is None]
         return [psutil.Process(process.pid) for process in alive[-1:]]
-
-    @contextlib.contextmanager
-    def wrong_clock(self, offset: str) -> Iterator[None]:
-        """Let whatever people start have a wrong clock."""
-        right = self.world.env
-        self.world.env = right | wrong_clock(offset)
-        yield
-        self.world.env = right
 
     # ---- what people do ----------------------------------------------------------------------------------------------
     def drive(self, study: str, timeout_s: float | None = None) -> Op:
@@ -172,18 +163,8 @@ class Arena:
         return self.history.do("lease", ask)
 
     def pull(self) -> Op:
-        """Pull the task's champion; where clocks are wrong, by a command, which has such a clock."""
-
-        def ask() -> dict[str, Any]:
-            if "FAKETIME" not in self.world.env:
-                return {"digest": pull(TASK, uri=self.store.uri).name}
-            process = self.world.start("pull", TASK, "--tracking-uri", self.store.uri)
-            folder, said = outputs(process, _COMMAND_S)
-            if process.returncode:
-                raise RuntimeError(said)
-            return {"digest": Path(folder.strip()).name}
-
-        return self.history.do("pull", ask)
+        """Pull the task's champion."""
+        return self.history.do("pull", lambda: {"digest": pull(TASK, uri=self.store.uri).name})
 
     # ---- what there is at the end ------------------------------------------------------------------------------------
     def log_grown(self, study: str) -> tuple[bytes, bytes]:
@@ -238,7 +219,8 @@ def arena() -> Iterator[Arena]:
         patch.setenv("LORAXS_HOME", str(home))
         machines = closing.enter_context(boxes(2, show=[folder, disk.path]))
         store = closing.enter_context(stores.team_store(folder / "s", machines.ip))
-        cluster = closing.enter_context(nodes.cluster_on(machines, folder / "c"))
+        places = [nodes.Node(machines.ip), *(nodes.Node(box.ip, box.prefix) for box in machines.boxes)]
+        cluster = closing.enter_context(nodes.ray_cluster(places, folder=folder / "c"))
         for name, value in store.s3_env.items():
             patch.setenv(name, value)
         world = World(folder, home, env=dict(cluster.env), pack_size="1")
@@ -256,4 +238,4 @@ def arena() -> Iterator[Arena]:
 
 def missing_means(folder: Path) -> str | None:
     """Say why there can be no arena here; None when there can."""
-    return no_boxes() or disks.no_mounts(folder) or stores.no_team_store() or no_wrong_clock()
+    return no_boxes() or disks.no_mounts(folder) or stores.no_team_store()

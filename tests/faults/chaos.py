@@ -28,7 +28,6 @@ if __name__ == "__main__":
 from faults.arena import REPORTS, STUDIES, Arena, arena, missing_means
 from faults.history import broken_log, is_continued, violations
 from faults.kinds import KINDS, Fault, plan
-from faults.records import Losses
 from faults.world import signal_all
 
 SETTLE_S = 420.0  # until everything has to have ended after the last fault
@@ -126,8 +125,7 @@ class Episode:
                 found.append(f"{study} cannot be resumed at the end: {said[-500:]}")
             if place.differs_from_copy(study):
                 found.append(f"{study}'s log and its copy in the storage differ")
-        if (lost := place.world.losses()) != Losses():
-            found.append(f"log and MLflow differ: {lost}")
+        found += [f"log and MLflow differ: {lost}" for lost in place.world.losses()]
         for ask in (place.look, place.pull, place.look_at_lease):
             if (op := ask()).error:
                 found.append(f"a {op.kind} gets no answer at the end: {op.error}")

@@ -18,7 +18,6 @@ from loraxs_search.studies.lease import LEASE_S
 
 FAULTS_FOR_S = 100.0  # of an episode
 _EVERY_S = 4.0  # a fault, on average
-_CLOCKS = ("+9d", "-5h")  # ahead of other machines by more than anything is kept for, and behind them
 
 Strike = Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
 
@@ -127,13 +126,6 @@ def _power_cut(place: Arena, victim: int) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _clock_wrong(place: Arena, victim: int) -> Iterator[bool]:
-    """Have a driver begin anew with a wrong clock; what else people begin meanwhile has it too."""
-    with place.wrong_clock(_CLOCKS[victim]), _killed(_driver)(place, victim) as is_hit:
-        yield is_hit
-
-
-@contextlib.contextmanager
 def _worker_memory_full(place: Arena, victim: int) -> Iterator[bool]:
     """Have the worker's kernel say that its memory is full: Ray's monitor ends what runs there, again and again."""
     place.box(victim).say_memory(left=False)
@@ -172,7 +164,6 @@ KINDS = {
     "second driver": FaultKind(_second_driver, "driver {}"),
     "driver elsewhere": FaultKind(_driver_elsewhere, "elsewhere"),
     "driver overtaken": FaultKind(_driver_overtaken, "elsewhere"),
-    "people's clock wrong": FaultKind(_clock_wrong, "clock"),
     "host process killed": FaultKind(_killed(_titled("HostActor")), "worker {}"),
     "trial process killed": FaultKind(_killed(_titled("TrialAdvancer")), "worker {}"),
     "worker's power cut": FaultKind(_power_cut, "worker {}"),

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.boxes import Boxes
 from support.ports import free_port
 
 from faults.world import kill_tree
@@ -52,7 +51,7 @@ class Cluster:
     """
 
     folder: Path
-    places: list[Node] = field(default_factory=lambda: [Node(), Node(), Node()])
+    places: list[Node]
     homes: dict[int, Path] = field(default_factory=dict)
     head: tuple[str, ...] = ("--num-cpus=0", "--include-dashboard=false")
     ray: Path = _RAY
@@ -115,35 +114,16 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, places: list[Node] | None = None, homes: dict[int, Path] | None = None) -> Iterator[Cluster]:
-    """Start a cluster, and end it."""
-    folder.mkdir()
-    with _running(Cluster(folder, places or [Node(), Node(), Node()], homes or {})) as made:
-        yield made
-
-
-@contextlib.contextmanager
-def cluster_on(boxes: Boxes, folder: Path) -> Iterator[Cluster]:
-    """Start a cluster with a worker in each box and the head on this machine, and end it."""
-    with cluster(folder, [Node(boxes.ip), *(Node(box.ip, box.prefix) for box in boxes.boxes)]) as made:
-        yield made
-
-
-@contextlib.contextmanager
-def short_lived(places: list[Node], homes: dict[int, Path] | None = None, **options: Any) -> Iterator[Cluster]:
-    """Start a cluster with a folder of its own, end it, and leave nothing of it."""
-    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
-    try:
-        with _running(Cluster(folder, places, homes or {}, **options)) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _running(made: Cluster) -> Iterator[Cluster]:
+def ray_cluster(
+    places: list[Node], homes: dict[int, Path] | None = None, folder: Path | None = None, **options: Any
+) -> Iterator[Cluster]:
+    """Start a cluster, in a folder of its own, end it, and leave nothing of it."""
+    folder = folder or Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
+    folder.mkdir(exist_ok=True)
+    made = Cluster(folder, places, homes or {}, **options)
     try:
         made.start()
         yield made
     finally:
         made.stop()
+        shutil.rmtree(folder)

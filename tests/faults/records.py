@@ -20,24 +20,6 @@ class Records:
     num_parents: int
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What a fault cost.
-
-    Args:
-        lost: Trials that have not ended, are too few, or that MLflow tells otherwise.
-        doubled: Runs there are too many of.
-        missing: Points that one of the two has and the other lacks.
-    """
-
-    lost: int = 0
-    doubled: int = 0
-    missing: int = 0
-
-    def __add__(self, other: Losses) -> Losses:
-        return Losses(self.lost + other.lost, self.doubled + other.doubled, self.missing + other.missing)
-
-
 def read_records(study: str) -> Records:
     """Read both of a study in this process's home."""
     from mlflow import MlflowClient
@@ -75,19 +57,14 @@ def read_records(study: str) -> Records:
     )
 
 
-def losses(records: Records, num_trials: int) -> Losses:
-    """Hold the two against each other and against the number of trials there should be."""
-    other = records.mlflow
-    states = {t: s for t, (s, _) in records.journal.items()}
-    told_otherwise = {
-        trial_id
-        for trial_id in states.keys() | other.keys()
-        if states.get(trial_id) != other.get(trial_id, ("", ()))[0]
-    }
-    unfinished = {trial_id for trial_id, state in states.items() if state not in ENDED}
-    pairs = [
-        (Counter(own), Counter(other.get(trial_id, ("", ()))[1])) for trial_id, (_, own) in records.journal.items()
-    ]
-    points = sum(((own - told) + (told - own)).total() for own, told in pairs)
-    doubled = sum(count - 1 for count in records.runs.values()) + max(0, records.num_parents - 1)
-    return Losses(len(told_otherwise | unfinished) + abs(num_trials - len(states)), doubled, points)
+def losses(records: Records, num_trials: int) -> list[str]:
+    """Say what the two tell differently, and of what there is too little or too much; nothing when all is well."""
+    found = [] if len(records.journal) == num_trials else [f"{len(records.journal)} trials instead of {num_trials}"]
+    for trial in sorted(records.journal.keys() | records.mlflow.keys()):
+        own, told = records.journal.get(trial), records.mlflow.get(trial)
+        if own is None or own != told:
+            found.append(f"trial {trial} is {own} in the log and {told} in MLflow")
+        elif own[0] not in ENDED:
+            found.append(f"trial {trial} has not ended: {own}")
+    found += [f"trial {trial} has {count} runs" for trial, count in records.runs.items() if count > 1]
+    return [*found, *([f"{records.num_parents} runs of the search"] if records.num_parents > 1 else [])]

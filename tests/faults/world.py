@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from support.spaces import QUICKSTART, SPACE
 
-from faults.records import Losses, losses, read_records
+from faults.records import losses, read_records
 
 
 @dataclass
@@ -93,9 +93,9 @@ class World:
         """Go on with a study to its end; return what was said."""
         return self.finish(self.start("resume", study, *arguments))
 
-    def losses(self) -> Losses:
-        """Sum up what the studies of this world have lost."""
-        return sum((losses(read_records(study), num) for study, num in self.studies.items()), Losses())
+    def losses(self) -> list[str]:
+        """Say what the studies of this world have lost."""
+        return [f"{name}: {one}" for name, num in self.studies.items() for one in losses(read_records(name), num)]
 
 
 def outputs(process: subprocess.Popen[str], timeout_s: float | None) -> tuple[str, str]:

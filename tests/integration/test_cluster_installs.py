@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.nodes import Node, short_lived
+from faults.nodes import Node, ray_cluster
 from faults.world import World
 
 from loraxs_search.studies.folder import StudyFolder
@@ -45,7 +45,7 @@ def nodes_ray(tmp_path_factory):
 def cluster(nodes_ray, tmp_path_factory):
     """A head and a worker."""
     homes = {number: tmp_path_factory.mktemp("node-home") for number in range(3)}
-    with short_lived([Node(), Node()], homes, ray=nodes_ray) as made:
+    with ray_cluster([Node(), Node()], homes, ray=nodes_ray) as made:
         yield made
 
 

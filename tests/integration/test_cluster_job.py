@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults.nodes import Node, short_lived
+from faults.nodes import Node, ray_cluster
 from support.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -37,7 +37,7 @@ def shell(in_search_home, full_ray):
     path = f"{full_ray.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", path)  # of the head, and so of its jobs
-        with short_lived([Node()], {0: in_search_home}, head=options, ray=full_ray) as made:
+        with ray_cluster([Node()], {0: in_search_home}, head=options, ray=full_ray) as made:
             yield Shell({**os.environ, **made.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
 
 

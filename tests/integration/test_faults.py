@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from faults import disks, nodes
-from faults.records import Losses
 from faults.world import World, reasons
 from support.shell import num_reports, wait_for
 
@@ -35,7 +34,7 @@ def world(tiny_base, monkeypatch):
 def check(world: World) -> None:
     """Assert that nothing is lost, and that no trial has failed."""
     failed = [reason for study in world.studies for state, reason in reasons(study) if state == "FAIL"]
-    assert (failed, world.losses()) == ([], Losses())
+    assert (failed, world.losses()) == ([], [])
 
 
 @pytest.mark.parametrize("whose", ["driver", "worker"])
@@ -53,7 +52,7 @@ def test_a_disk_that_is_full_ends_the_search_and_with_room_again_it_goes_on(worl
             world.resume("full")
         else:
             two = [nodes.Node(), nodes.Node()]
-            with nodes.cluster(world.folder / "c", two, {1: disk.path / "home"}) as cluster:
+            with nodes.ray_cluster(two, {1: disk.path / "home"}) as cluster:
                 world.env |= cluster.env
                 disk.fill()
                 code, talk = world.end(world.launch("full", "--address", cluster.address))

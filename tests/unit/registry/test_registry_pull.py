@@ -5,9 +5,7 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,8 @@ from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect, ensure_store
+
+from .conftest import served
 
 
 @pytest.fixture
@@ -128,36 +128,24 @@ def test_a_server_that_is_away_gives_what_the_name_last_meant(promoted, store_ur
         pull("movie-reviews", uri=away)
 
 
-class _NoDatabase(BaseHTTPRequestHandler):
-    """A server that lives, and whose database is away."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 503)
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_) -> None:
-        pass
-
-
 def test_a_server_whose_database_is_away_is_one_that_is_away(promoted, store_uri, fresh_home, caplog):
     pulled = pull("movie-reviews", uri=store_uri)
     names = fresh_home / "adapters" / "names.json"
-    with ThreadingHTTPServer(("127.0.0.1", 0), _NoDatabase) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        away = f"http://127.0.0.1:{server.server_port}"
+
+    def no_database(request):
+        request.send_response(200 if request.path == "/health" else 503)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    with served(no_database) as away:
         names.write_text(names.read_text().replace(store_uri, away))
         assert pull("movie-reviews", uri=away) == pulled
         with pytest.raises(TrackingError, match=f"The MLflow server at {away} must answer") as unknown:
             pull("movie-reviews:7", uri=away)
         with pytest.raises(TrackingError, match="must let us read experiments") as unreadable:
             ensure_store(away)
-        server.shutdown()
     assert "using the cached movie-reviews" in caplog.text
-    assert "database" in str(unknown.value.hint)
-    assert "database" in str(unreadable.value.hint)
+    assert all("database" in str(caught.value.hint) for caught in (unknown, unreadable))
 
 
 def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_uri, fresh_home):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import contextlib
 
 import pytest
 from mlflow import MlflowClient
@@ -13,48 +12,33 @@ from loraxs_search.registry import store
 from loraxs_search.registry.store import ADAPTER, KIND, Registry
 from loraxs_search.tracking.store import connect
 
+from .conftest import served
+
 SOURCE, NAME = "mlflow-artifacts:/1/models/m/artifacts", "README.md"
 CHUNK, MAX_CHUNKS = bytes(2**16), 2**9
 
 
-class Endless(BaseHTTPRequestHandler):
-    """Sends chunk after chunk and never says how many, as long as somebody reads."""
+def test_a_server_that_sends_without_end_is_cut_off(tmp_path):
+    sent = []
 
-    protocol_version = "HTTP/1.1"
-    num_sent = 0
+    def endless(request):
+        """Send chunk after chunk and never say how many, as long as somebody reads."""
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while len(sent) < MAX_CHUNKS:
+                request.wfile.write(b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK))
+                sent.append(1)
+            request.wfile.write(b"0\r\n\r\n")
 
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for _ in range(MAX_CHUNKS):
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK))
-                type(self).num_sent += 1
-        except OSError:
-            return
-        self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def endless():
-    """The address of a server whose files have no end."""
-    Endless.num_sent = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_a_server_that_sends_without_end_is_cut_off(endless, tmp_path):
-    with pytest.raises(IntegrityError, match=rf"{NAME} must have at most 100,000 bytes, but .*{endless}"):
-        Registry(endless).fetch_file(SOURCE, NAME, tmp_path, 100_000)
+    with (
+        served(endless) as address,
+        pytest.raises(IntegrityError, match=rf"{NAME} must have at most 100,000 bytes, but .*{address}"),
+    ):
+        Registry(address).fetch_file(SOURCE, NAME, tmp_path, 100_000)
     assert (tmp_path / NAME).stat().st_size <= 100_000
-    assert Endless.num_sent < MAX_CHUNKS
+    assert len(sent) < MAX_CHUNKS
 
 
 def test_what_mlflows_client_fetched_is_measured(store_uri, tmp_path):

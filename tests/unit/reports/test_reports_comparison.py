@@ -82,6 +82,18 @@ LABELS = [0, 1] * 20
 BAD = [0] * 40
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        # Welch: t = 3.755 with 2.16 degrees of freedom
+        (([0.80, 0.70, 0.75],), ([0.85, 0.86, 0.87],), {"by": "seeds", "gain": 0.11, "p_value": 0.0575}),
+        (([0.8],), ([0.8],), {"p_value": None}),
+        (([0.8], BAD, LABELS), ([0.85], LABELS, LABELS), {"by": "rows", "gain": 0.5, "p_value": 2 * 0.5**20}),
+        (([0.8], LABELS, LABELS), ([0.85], BAD, LABELS), {"by": "rows", "gain": -0.5, "p_value": 2 * 0.5**20}),
+        (([0.8, 0.7], BAD[:8], LABELS[:8]), ([0.8, 0.7], LABELS[:8], LABELS[:8]), {"by": "seeds"}),
+        (([0.8, 0.7], BAD, LABELS), ([0.8, 0.7], BAD, LABELS, "other"), {"by": "seeds"}),
+    ],
+)
 def test_groups_are_compared_by_paired_rows_or_else_by_seeds(methods, first, second, found):
     for folder, own in zip(methods, (first, second), strict=True):
         confirm(folder, "00001", *own)
