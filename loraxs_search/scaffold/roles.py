@@ -309,7 +309,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     named = [name for name in lists if _name(name).rpartition("_")[2] in _OPTIONS]
     options = next(iter(named or (lists if choices.kind == CHOOSING else ())), None)
     if choices.kind is None and choices.labels is not None and options is not None:
-        message = f"_Column {options!r} has options, but --labels names classes."
+        message = f"Column {options!r} has options, but --labels names classes."
         raise UndecidedError("kind", message, (CLASSES, CHOOSING))
     kind = choices.kind or (CLASSES if choices.labels is not None else None)
     roles = None
@@ -607,7 +607,7 @@ def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
                 counts[_plain(text)] += count
         if len(counts) < 2:
             raise TaskDataError(
-                f"_Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
+                f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
                 hint="name another column with --label",
             )
         return {name: counts[name] for name in sorted(counts, key=Decimal if by_number else None)}

@@ -593,9 +593,7 @@ class TokenClassification(TaskKind):
         ids, *_ = yield ForwardRequest(questions, np.arange(len(questions)), self._ids_and_losses)
         answers = []
         for text, (tags, lengths) in zip(shown, self._answers(ids, questions), strict=True):
-            if sum(lengths) + len(lengths) - 1 < len(
-                text
-            ):  # it is no list of words, and has more white space than that
+            if sum(lengths) + len(lengths) - 1 < len(text):  # no list of words: there is more white space
                 spans = [match.span() for match in re.finditer(r"\S+", text)]
             else:  # words of a list, which may have white space inside, with a space between
                 ends = [end + number for number, end in enumerate(accumulate(lengths))]

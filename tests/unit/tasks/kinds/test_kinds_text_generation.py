@@ -42,6 +42,8 @@ def test_labels_are_references_in_canonical_form(make):
     assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "O")
     assert labels_of(make()) == ["The answer is 4", "The answer is 12", "The answer is 7"]
     assert labels_of(make(extract=NUMBER["extract"])) == ["4", "12", "7"]
+    partly = make(answer=" {a} {n}", test=[row(n="")] * 3)  # hidden are answers of which nothing is there
+    assert labels_of(partly) == ["x"] * 3
 
 
 def test_the_answer_and_its_end_are_learnt_and_shown(make):
