@@ -111,7 +111,7 @@ def search(ray_here, in_search_home, tiny_space):
 
 
 @pytest.fixture
-def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
+def simulated(search, monkeypatch):
     """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too.
 
     With `search.concurrent=1` one trial runs at a time, on the same hosts.
@@ -120,7 +120,6 @@ def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
     from support import simulated_host
 
     from loraxs_search.records.adapter import LargestTrial
-    from loraxs_search.search.driver.launch import launch
     from loraxs_search.search.hosts import host_config
 
     cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder
@@ -133,11 +132,7 @@ def simulated(ray_here, in_search_home, tiny_space, monkeypatch):
         return replace(made, make=make, pack_size=slots, largest=LargestTrial())  # the same for all spaces
 
     monkeypatch.setattr(host_config, "host_config", config)
-
-    def launched(name: str, *overrides: str) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=overrides)
-
-    return launched
+    return search
 
 
 @pytest.fixture

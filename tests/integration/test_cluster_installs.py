@@ -6,9 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from faults.nodes import Node, ray_cluster
@@ -23,29 +21,10 @@ SHORT = ("--set", "search.trials=2", "--set", "search.max_steps=4")
 
 
 @pytest.fixture(scope="module")
-def nodes_ray(tmp_path_factory):
-    """The `ray` of an environment that Ray copies in seconds: it holds virtualenv, and sees all that this one has."""
-    folder = tmp_path_factory.mktemp("nodes") / "env"
-    venv.create(folder, with_pip=True)
-    install = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "virtualenv", PACKAGE]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
-    uninstall = [folder / "bin" / "pip", "uninstall", "--quiet", "--yes", PACKAGE]
-    subprocess.run(uninstall, timeout=60, check=True)
-    ours, theirs = (next(Path(place, "lib").glob("python3*/site-packages")) for place in (sys.prefix, folder))
-    (theirs / "ours.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
-    ray = folder / "bin" / "ray"
-    ray.write_text(f"#!{folder}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
-    ray.chmod(0o755)
-    return ray
-
-
-@pytest.fixture(scope="module")
-def cluster(nodes_ray, tmp_path_factory):
+def cluster(full_ray, tmp_path_factory):
     """A head and a worker."""
     homes = {number: tmp_path_factory.mktemp("node-home") for number in range(3)}
-    with ray_cluster([Node(), Node()], homes, ray=nodes_ray) as made:
+    with ray_cluster([Node(), Node()], homes, ray=full_ray) as made:
         yield made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,9 +30,6 @@ class LocalCluster:
     address: str
     env: dict[str, str]
 
-    def pids(self) -> list[int]:
-        return [int(path.read_text()) for path in sorted(self.folder.glob("*.pid"))]
-
 
 def running(pid: int) -> bool:
     """Whether a process is there and more than a zombie that nobody has waited for."""
@@ -47,20 +43,12 @@ def as_in_the_readme(verb: str, cluster: LocalCluster, space: Path, name: str) -
     """The line that README.md shows for a verb on a cluster, on this cluster, for another space and study."""
     (line,) = [it.line for it in README.commands("loraxs-search") if it.args[0] == verb and "--address" in it.args]
     replaced = {"loraxs-search": f"{sys.executable} -m loraxs_search", "movie_reviews": str(space), "reviews": name}
-    words = [
-        replaced.get(word, word) for word in line.replace("--address auto", f"--address {cluster.address}").split()
-    ]
-    return shlex.split(" ".join(replaced.get(word, word) for word in words))
+    replaced["auto"] = cluster.address
+    return " ".join(replaced.get(word, word) for word in line.split()).split()
 
 
-def client(cluster: LocalCluster, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a client of the cluster."""
-    command = [sys.executable, "-m", "loraxs_search", *args, "--address", cluster.address]
-    return subprocess.run(command, env=cluster.env | env, capture_output=True, text=True, timeout=240, check=False)
-
-
-def script(name: str, *args: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LOCAL / name, *args], env=env, capture_output=True, text=True, timeout=180, check=False)
+def run(*command: str | Path, env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +58,7 @@ def cluster(search_home, tmp_path_factory):
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp")) / "c"  # short, for Ray's sockets
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PORT": str(port), "LORAXS_CLUSTER": str(folder)}
-    started = script("start.sh", "2", "1", env=env | {"LORAXS_HOME": str(tmp_path_factory.mktemp("nodes"))})
+    started = run(LOCAL / "start.sh", "2", "1", env=env | {"LORAXS_HOME": str(tmp_path_factory.mktemp("nodes"))})
     env["LORAXS_HOME"] = str(search_home)
     try:
         assert started.returncode == 0, started.stderr
@@ -78,7 +66,7 @@ def cluster(search_home, tmp_path_factory):
         yield LocalCluster(folder, f"127.0.0.1:{port}", env | exported)
     finally:
         if folder.exists():
-            script("stop.sh", env=env)
+            run(LOCAL / "stop.sh", env=env)
         folder.parent.rmdir()
 
 
@@ -86,14 +74,7 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     cluster, in_search_home, tiny_space, tmp_path
 ):
     # Sound: every node has a verdict on everything.
-    done = subprocess.run(
-        [*as_in_the_readme("doctor", cluster, tiny_space, ""), "--json"],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run(*as_in_the_readme("doctor", cluster, tiny_space, ""), "--json", env=cluster.env)
     findings = json.loads(done.stdout)
     failed = [finding for finding in findings if finding["verdict"] == "fail"]
     assert (done.returncode == 1) == bool(failed), findings
@@ -104,8 +85,9 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     assert [f["verdict"] for f in findings if f["check"] == "token"] == ["ok"]
 
     # A wrong token, and none: said before Ray waits for minutes, with what to do.
+    launch = [sys.executable, "-m", "loraxs_search", "launch", tiny_space, "--address", cluster.address]
     for env in ({"RAY_AUTH_TOKEN": "b" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = client(cluster, "launch", str(tiny_space), **env)
+        refused = run(*launch, env=cluster.env | env)
         assert refused.returncode == 1, refused.stderr
         assert "refused the connection" in refused.stderr
         assert "RAY_AUTH_MODE=token" in refused.stderr
@@ -115,7 +97,7 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     (other / "peft-0.21.99.dist-info").mkdir(parents=True)
     (other / "peft-0.21.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
     path = os.pathsep.join([str(other), cluster.env.get("PYTHONPATH", "")])
-    refused = client(cluster, "launch", str(tiny_space), "--name", "unlike", PYTHONPATH=path)
+    refused = run(*launch, "--name", "unlike", env=cluster.env | {"PYTHONPATH": path})
     assert refused.returncode == 1, refused.stderr
     assert refused.stderr.count("the driver has 0.21.99") == 3
     assert refused.stderr.count(": versions: ") == 3, "one for each node"
@@ -126,15 +108,8 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     sent = tmp_path / "sent"
     package = Path(loraxs_search.__file__).parent
     shutil.copytree(package, sent / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = subprocess.run(
-        [sys.executable, "-c", SHIPPED, cluster.address, str(sent)],
-        env=cluster.env | {"PYTHONPATH": str(sent)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    env = cluster.env | {"PYTHONPATH": str(sent)}
+    code = run(sys.executable, "-c", SHIPPED, cluster.address, sent, env=env, cwd=tmp_path)
     assert "py_modules_files" in code.stdout, code.stdout + code.stderr
 
 
@@ -159,24 +134,17 @@ def test_a_search_on_two_workers_then_nothing_is_left(cluster, in_search_home, t
     assert len(token.read_text()) == 64
     command = as_in_the_readme("launch", cluster, tiny_space, "local")
     shorter = ["--set", "search.trials=2", "--set", "search.max_steps=4"]
-    done = subprocess.run(
-        [*command, *shorter],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run(*command, *shorter, env=cluster.env)
     assert done.returncode == 0, done.stderr
     assert "1 threads" in done.stderr
     assert "2 slots" in done.stderr, "both workers take trials, the head takes none"
     agree("local", 2)
 
-    pids = cluster.pids()
+    pids = [int(path.read_text()) for path in cluster.folder.glob("*.pid")]
     assert len(pids) == 3
-    again = script("start.sh", env=cluster.env)
+    again = run(LOCAL / "start.sh", env=cluster.env)
     assert again.returncode == 1, "a second cluster in the same folder is refused"
-    stopped = script("stop.sh", env=cluster.env)
+    stopped = run(LOCAL / "stop.sh", env=cluster.env)
     assert stopped.returncode == 0, stopped.stderr
     assert not [pid for pid in pids if running(pid)]
     assert not cluster.folder.exists()

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.shell import until
 
-from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted, Warned
+from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.log.study_log import SearchView
 from loraxs_search.records.trial import TrialState
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
@@ -48,9 +49,8 @@ class Watching(SearchView):
     """Lets a test wait for what it needs to have seen."""
 
     def __init__(self) -> None:
-        self.begun, self.reported = threading.Event(), threading.Event()
+        self.reported = threading.Event()
         self.running: set[str] = set()
-        self.warnings: list[str] = []
         self.most_at_once = 0
         self.facts: SearchStarted | None = None
 
@@ -58,13 +58,10 @@ class Watching(SearchView):
         match event:
             case SearchStarted():
                 self.facts = event
-                self.begun.set()
             case TrialStarted():
                 self.running.add(event.trial_id)
             case TrialReported():
                 self.reported.set()
-            case Warned():
-                self.warnings.append(event.text)
             case TrialEnded():
                 self.running.discard(event.trial_id)
         self.most_at_once = max(self.most_at_once, len(self.running))
@@ -85,12 +82,9 @@ class Search:
         except BaseException as error:  # noqa: BLE001  # told to the test
             self._results.append(error)
 
-    def await_that(self, what: Callable[[], bool], timeout_s: float = 90.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert self._thread.is_alive(), self._results
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    def await_that(self, what: Callable[[], bool]) -> None:
+        until(lambda: what() or not self._thread.is_alive(), timeout_s=90.0)
+        assert self._thread.is_alive(), self._results
 
     def result(self) -> SearchResult:
         self._thread.join(200)

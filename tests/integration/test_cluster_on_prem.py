@@ -10,13 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes, no_sshd
+from support.shell import until
 
 pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -60,8 +59,8 @@ class Desk:
 
     def wait_for_nodes(self, wanted: set[str]) -> None:
         """Wait until Ray runs on each machine, and then until `doctor` finds them all."""
-        _wait(lambda: all(_runs_ray(box) for box in self.machines), said=self.autoscaler_log)
-        _wait(lambda: self.nodes() == wanted, said=self.autoscaler_log)
+        until(lambda: all(_runs_ray(box) for box in self.machines), self.autoscaler_log, timeout_s=900.0)
+        until(lambda: self.nodes() == wanted, self.autoscaler_log, timeout_s=900.0)
 
     def autoscaler_log(self) -> str:
         return self.machines[0].run("bash", "-c", "tail -n 40 /tmp/ray/session_latest/logs/monitor.*").stdout
@@ -142,7 +141,7 @@ def test_a_cluster_over_ssh_searches_loses_a_worker_gets_it_back_and_ends(desk, 
     command = desk.command("ray", "exec", FILE, launch)
     worker = desk.machines[-1]
     with subprocess.Popen([*desk.box.prefix, *command], stdout=subprocess.PIPE, text=True) as search:
-        _wait(lambda: search.poll() is not None or _hosts_of("reviews") >= everybody)
+        until(lambda: search.poll() is not None or _hosts_of("reviews") >= everybody, timeout_s=900.0)
         assert search.poll() is None, "it has to lose a worker on its way"
         worker.power_cut()
         talk, _ = search.communicate(timeout=900)
@@ -157,14 +156,7 @@ def test_a_cluster_over_ssh_searches_loses_a_worker_gets_it_back_and_ends(desk, 
     worker.reboot()
     desk.wait_for_nodes(everybody)
     desk.ok("ray", "down", "-y", FILE)
-    _wait(lambda: not any(_runs_ray(box) for box in desk.machines))
-
-
-def _wait(reached: Callable[[], bool], *, said: Callable[[], str] = str) -> None:
-    end = time.monotonic() + 900
-    while not reached():
-        assert time.monotonic() < end, said()
-        time.sleep(0.5)
+    until(lambda: not any(_runs_ray(box) for box in desk.machines), timeout_s=900.0)
 
 
 def _hosts_of(study: str) -> set[str]:

@@ -184,13 +184,7 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     assert registry.champion("toy") is None
     with pytest.raises(RegistryError, match="There is no task yet"):
         registry.resolve("toy")
-    decision, version = Promoter(registry.uri, TASK.name).promote(
-        PromotionRule(confidence=0, require="constant"),
-        TASK,
-        [candidate("t0", 0.8)],
-        {"t0": adapter(tmp_path / "t0", "t0")},
-    )
-    assert (decision.promoted, version) == (True, 1)
+    promote(registry.uri, "toy", tmp_path / "t0")
     assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"
     assert Registry(server_with_accounts.uri).summaries() == registry.summaries()
 
@@ -221,28 +215,21 @@ def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch
     assert factors_at(key, checksum, unchecked=True)
 
 
-# ---- MLflow's own commands -------------------------------------------------------------------------------------------
+# ---- MLflow's own server ---------------------------------------------------------------------------------------------
 @pytest.mark.long(part="faults")
-def test_mlflows_own_commands_answer_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
+def test_mlflows_own_server_answers_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
     base, query = locate(BaseModelRef(str(tiny_base))), ("bert.encoder.layer.0.attention.self.query",)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     task = promote_folder(make_adapter(tmp_path / "a", base, rank=2, target_modules=query), mlflow_server.uri)
     texts = ["a moving, funny film", "so so"]
     expected = [{"label": it.label, "score": it.score} for it in loraxs_search.predict(task, texts)]
-    port, rows, printed = free_port(), tmp_path / "rows.json", tmp_path / "answers.json"
-    mlflow = [sys.executable, "-m", "mlflow", "models"]
-    where = ["--model-uri", f"models:/{task}@champion", "--env-manager", "local"]
+    port = free_port()
 
     def close(answer: str) -> bool:
         found = [{name: row[name] for name in ("label", "score")} for row in json.loads(answer)["predictions"]]
         return found == [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in expected]
 
     table = {"columns": ["id", "text"], "data": [[number, text] for number, text in enumerate(texts)]}
-    rows.write_text(json.dumps({"dataframe_split": table}))
-    command = [*mlflow, "predict", *where, "-i", str(rows), "-o", str(printed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert close(printed.read_text())
 
     def invoke(body: object) -> requests.Response:
         return requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
@@ -253,7 +240,8 @@ def test_mlflows_own_commands_answer_as_predict_does(mlflow_server, make_adapter
         except OSError:
             return False
 
-    serve = [*mlflow, "serve", *where, "--host", "127.0.0.1", "--port", str(port)]
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{task}@champion"]
+    serve += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts `uvicorn` by its name
     server = Server(serve, tmp_path / "log", answers, {"PATH": path})
     server.start()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import pytest
 from support.environments import kept_in
 from support.object_stores import BUCKET, azurite
-from support.shell import finished, start
+from support.shell import finished, num_reports, start, until, wait_for
 
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies.folder import StudyFolder
@@ -34,28 +31,18 @@ def place(request, tmp_path, monkeypatch):
         yield str(tmp_path / "shared")
 
 
-def _await_copy(place: str, below: Path) -> None:
-    """Wait until something of the study is in the storage."""
-    deadline = time.monotonic() + 60
-    while not Storage(place).keys(str(below)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("alike", [False, True], ids=["elsewhere", "same-path"])
 def test_another_machine_goes_on_where_the_lost_one_was(place, alike, tiny_space, tmp_path, monkeypatch, agree):
     first, second = tmp_path / "first", tmp_path / "second"
     storage = ("--storage", place)
     monkeypatch.setenv("LORAXS_HOME", str(first))
     with start(first, "launch", str(tiny_space), "--name", "moved", *storage, *SLOWER) as driver:
-        while not StudyFolder.exists("moved") or len(StudyFolder.open("moved").journal().records) < 2:
-            assert driver.poll() is None, driver.communicate()
-            time.sleep(0.1)
+        wait_for(driver, lambda: num_reports("moved") >= 2)
         with start(second, "resume", "moved", *storage) as early:
             _, talk = early.communicate(timeout=60)
         assert early.returncode == 1
         assert "must have one driver at a time" in talk
-        _await_copy(place, Path("moved") / "snapshots")
+        until(lambda: bool(Storage(place).keys("moved/snapshots")))
         driver.kill()
     before = StudyFolder.open("moved").journal().records
     assert StudyFolder.open("moved").candidates() is None, "it was in the middle"

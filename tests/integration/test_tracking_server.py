@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from support.shell import until
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 from support.tracked import Tracked
 
@@ -59,13 +59,6 @@ def _python(code: str, *arguments: object, **environment: str) -> subprocess.Pop
     )
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def promoted(mlflow_server, tmp_path_factory):
     """A folder of three adapters, two of which have become champion on the server, one after the other."""
@@ -97,7 +90,10 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     tracker.trial_reported(_report("long", 40))
     _trial(tracker, "before")
     assert tracker.flush(60)
+    assert [past.promoted for past in Registry(server.uri).history("toy")] == [True, False, True]
     pulled = pull("toy", uri=server.uri)
+    assert pulled.name == folder_digest(promoted / "t2")
+    assert [verify(path).trial_id for path in (pulled, pull("toy:1", uri=server.uri))] == ["t2", "t0"]
 
     server.kill()
     tracker.trial_reported(_report("long", 80))
@@ -120,21 +116,6 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s", "killed").values())) == {(0,), ()}
 
 
-# ---- a tracker that dies ---------------------------------------------------------------------------------------------
-
-
-# ---- a link ------------------------------------------------------------------------------------------------------
-
-
-# ---- the registry ----------------------------------------------------------------------------------------------------
-def test_promote_and_pull_through_a_server(promoted, mlflow_server):
-    assert [past.promoted for past in Registry(mlflow_server.uri).history("toy")] == [True, False, True]
-    pulled = pull("toy", uri=mlflow_server.uri)
-    assert pulled.name == folder_digest(promoted / "t2")
-    assert verify(pulled).trial_id == "t2"
-    assert verify(pull("toy:1", uri=mlflow_server.uri)).trial_id == "t0"
-
-
 @pytest.mark.long(part="faults")
 def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
     folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
@@ -145,33 +126,31 @@ def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(st
     code = "import sys; from pathlib import Path; from loraxs_search.registry.pull import pull\n"
     code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"
     process = _python(code, store_uri, cache)
-    deadline = time.monotonic() + 60
-    while not list(cache.glob(".pull-*/*")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    _kill(process)
+    until(lambda: bool(list(cache.glob(".pull-*/*"))), wait_s=0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert {path.name[:6] for path in cache.iterdir()} == {".pull-"}
     assert verify(pull("toy", uri=store_uri, cache=cache)).trial_id == "t0"
 
 
 # ---- the ui ----------------------------------------------------------------------------------------------------------
+def _answers(uri: str) -> bool:
+    try:
+        check_server(uri, timeout_s=1.0)
+    except TrackingError:
+        return False
+    return True
+
+
 def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
     port = make_mlflow_server().port
     code = "import sys; from loraxs_search.tracking.store import run_ui; "
     code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
     process = _python(code, store_uri, port)
     uri = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            check_server(uri, timeout_s=1.0)
-            break
-        except TrackingError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    until(lambda: _answers(uri))
     assert [e.name for e in connect(uri).search_experiments()] == ["Default"]
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
-    if process.stdout is not None:
-        process.stdout.close()
-    with pytest.raises(TrackingError):
-        check_server(uri, timeout_s=1.0)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not _answers(uri)

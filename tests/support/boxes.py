@@ -193,11 +193,6 @@ class Boxes:
     ip: str
     boxes: list[Box]
 
-    def ssh(self, box: Box, *command: str, user: str = "root") -> list[str]:
-        """Return the command that runs another one on a box over SSH."""
-        options = ["-i", str(self.folder / "key"), "-F", "none", "-o", f"UserKnownHostsFile={self.folder / 'known'}"]
-        return ["ssh", *options, "-o", "StrictHostKeyChecking=yes", f"{user}@{box.ip}", *command]
-
 
 @contextlib.contextmanager
 def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), sshd: bool = False) -> Iterator[Boxes]:
@@ -207,7 +202,7 @@ def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), s
         show: Folders of this machine that boxes see at the same path, beside the checkout and the environment of the
             tests; those that lie below /tmp, /run, /home and /root would be hidden otherwise.
         users: Accounts of the boxes, each with a folder below /home.
-        sshd: Whether sshd runs; root and `users` get in with the key of `Boxes.ssh`.
+        sshd: Whether sshd runs; root and `users` get in with `key` of the folder.
     """
     name, net = f"lx{secrets.token_hex(2)}", f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))
@@ -217,7 +212,7 @@ def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), s
     try:
         _write_accounts(folder, count, net, users)
         if sshd:
-            _make_keys(folder, [f"{net}.{number + 1}" for number in range(count)])
+            _make_keys(folder)
         for number in range(1, count + 1):
             disk = folder / str(number)
             _make_disk(disk, users)
@@ -262,11 +257,9 @@ def _make_disk(disk: Path, users: Sequence[str]) -> None:
             os.chown(path, _USER_ID + number, _USER_ID + number)
 
 
-def _make_keys(folder: Path, addresses: Sequence[str]) -> None:
+def _make_keys(folder: Path) -> None:
     for name in ("host_key", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    host = (folder / "host_key.pub").read_text()
-    (folder / "known").write_text("".join(f"{address} {host}" for address in addresses))
     (folder / "sshd_config").write_text(
         f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nPidFile none\nUsePAM no\nStrictModes no\n"
         "PasswordAuthentication no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"

@@ -31,13 +31,20 @@ def finished(home: Path, *arguments: str, timeout_s: float = 400.0) -> tuple[str
     return out, talk
 
 
-def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool], timeout_s: float = 240.0) -> None:
-    """Wait until something is so, while the process lives."""
+def until(
+    reached: Callable[[], bool], said: Callable[[], str] = str, timeout_s: float = 240.0, wait_s: float = 0.05
+) -> None:
+    """Wait until something is so; one that waits in vain fails with what `said` returns."""
     end = time.monotonic() + timeout_s
     while not reached():
-        assert process.poll() is None, f"it ended early: {process.communicate()}"
-        assert time.monotonic() < end, "it did not come so far"
-        time.sleep(0.05)
+        assert time.monotonic() < end, said()
+        time.sleep(wait_s)
+
+
+def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    """Wait until something is so, while the process lives."""
+    until(lambda: process.poll() is not None or reached())
+    assert process.poll() is None, f"it ended early: {process.communicate()}"
 
 
 def num_reports(study: str) -> int:

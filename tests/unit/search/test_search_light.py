@@ -4,17 +4,8 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = ("torch", "transformers", "peft", "datasets")
-MODULES = (
-    "tune.loop",
-    "driver.session",
-    "tune.advancer",
-    "hosts.pool",
-    "cluster.doctor",
-    "driver.result",
-)
+MODULES = ("tune.loop", "driver.session", "tune.advancer", "hosts.pool", "cluster.doctor", "driver.result")
 
 
 # What each of them loads that those before it have not.
@@ -29,13 +20,7 @@ print(json.dumps(loaded))
 """
 
 
-@pytest.fixture(scope="module")
-def imported():
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_driver_snapshot_store_and_trainables_load_no_torch(imported, module):
+def test_driver_snapshot_store_and_trainables_load_no_torch():
     """Each is a process of its own on a cluster; only hosts pay for torch."""
-    assert imported[module] == []
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {module: [] for module in MODULES}

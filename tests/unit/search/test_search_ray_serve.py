@@ -15,7 +15,6 @@ from loraxs_search.search.ray_serve import DEPLOYMENT, ServeArgs, build_app
     ("nodes", "replicas", "most", "expected"),
     [
         ([(8, 0)] * 4, 4, None, ("cpu", 8)),
-        ([(8, 0)] * 4, 1, 8, ("cpu", 4)),
         ([(8, 0), (4, 0)], 2, None, ("cpu", 4)),  # with six each, the second one would have no room
         ([(2, 0)], 4, None, ("cpu", 1)),
         ([(0, 0), (8, 1), (8, 1)], 2, None, ("cuda", 1)),
@@ -26,10 +25,7 @@ def test_a_replica_has_a_gpu_or_an_even_share_of_the_cpus(nodes, replicas, most,
     args = ServeArgs(replicas=replicas, max_replicas=most)
     fitted = args.fitted([Node(str(i), *offers) for i, offers in enumerate(nodes)], None)
     assert (fitted.device, fitted.num_cpus) == expected
-
-
-def test_a_device_that_was_named_is_kept():
-    assert ServeArgs().fitted([Node("a", 8, 1)], "cpu").device == "cpu"
+    assert args.fitted([Node("a", 8, 1)], "cpu").device == "cpu", "it was named"
 
 
 @pytest.mark.parametrize(
@@ -58,8 +54,5 @@ def test_a_request_whose_replica_died_is_answered_to_be_sent_again():
     app.router.default = nothing
     answer = TestClient(app).post("/classify", json={})
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["error"]["code"]) == (503, "1", 503)
-
-
-def test_other_answers_pass_as_they_are():
-    answer = TestClient(Starlette(middleware=middlewares())).get("/nowhere")
-    assert (answer.status_code, answer.text) == (404, "Not Found")
+    other = TestClient(Starlette(middleware=middlewares())).get("/nowhere")
+    assert (other.status_code, other.text) == (404, "Not Found")

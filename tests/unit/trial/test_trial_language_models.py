@@ -66,6 +66,8 @@ def test_an_adapter_is_scored_on_other_rows_in_its_own_way(make, source):
     said = score_folder(folder, task).answers
     assert list(said.predictions) == predicted(folder, source)
     assert said.labels == score_folder(make(task), task).answers.labels
+    turned = replace(task, settings=task.settings | {"reference": "{words}"})
+    assert score_folder(folder, turned).answers.labels != said.labels, "but for its own reference"
 
 
 @pytest.fixture

@@ -32,13 +32,8 @@ from loraxs_search.tasks.kinds import KINDS
 
 
 def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home):
-    folder, measured = (
-        study("s"),
-        (
-            Baseline("constant", {"accuracy": 0.5}, answer=0),
-            *(Baseline(name, failed="too slow", applies=False) for name in ("tfidf", "features")),
-        ),
-    )
+    folder = study("s")
+    measured = (CONSTANT, *(Baseline(name, failed="too slow", applies=False) for name in ("tfidf", "features")))
     folder.write_baselines(measured)
     nobody_to_ask: Any = SimpleNamespace(pool=None)
     assert StudyBaselines(folder, nobody_to_ask, folder.info.task).result(goes_on) == measured
@@ -185,7 +180,7 @@ def test_validation_rows_that_choose_are_few_and_spread_evenly(folder, monkeypat
     assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
 
 
-@pytest.mark.parametrize("items", [0, 3, 5])
+@pytest.mark.parametrize("items", [0, 3])
 def test_what_was_answered_before_a_kill_is_not_asked_again(folder, items):
     killed, undisturbed = Hosts({0: 5, 4: 4}, dies_after=items), Hosts({0: 5, 4: 4})
     with pytest.raises(KeyboardInterrupt):
@@ -214,10 +209,7 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(folder, caplog)
 def test_a_base_that_could_not_be_asked_is_asked_again(folder):
     hosts = Hosts({4: 4})
     alone(folder, hosts).measure()
-    assert [(each.failed != "", each.applies) for each in (folder.baselines() or ())[1:]] == [
-        (True, True),
-        (False, True),
-    ]
+    assert [each.failed != "" for each in (folder.baselines() or ())[1:]] == [True, False]
     assert lacks_baseline(folder)
     hosts.every[0] = 2
     assert not alone(folder, hosts).is_measured

@@ -14,7 +14,6 @@ from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records.adapter import LinearProbe
 from loraxs_search.search.driver.session import begin_linear_probe
 from loraxs_search.search.hosts.answers import HOST_LOST
-from loraxs_search.search_space.space import Space
 
 FITTED = LinearProbe(b"weights", 90, 0.5)
 
@@ -42,67 +41,72 @@ class HostStub:
 
 
 @pytest.fixture
-def make(fresh_home):
-    said: list[str] = []
+def folder(fresh_home):
+    made = study("s")
+    (made.path / "space.json").write_text("{}")
+    return made
+
+
+@pytest.fixture
+def make(folder):
+    """Begin the probe of that study on a host; what it says is not looked at unless given."""
 
     def probe(
-        host: HostStub, inits: tuple[str, ...] = ("probe",), stop: Callable[[], None] = lambda: None
+        host: HostStub, *, init: str = "probe", stop: Callable[[], None] = bool, said: Any = bool
     ) -> Callable[[], str | None]:
-        folder = probe.folder  # type: ignore[attr-defined]
-        space: Space = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: inits)  # type: ignore[assignment]
+        space: Any = SimpleNamespace(task=folder.info.task, methods=("lora-xs",), possible_values=lambda *_: (init,))
         actors: Any = SimpleNamespace(pool=host, check_stop=stop)
-        return begin_linear_probe(folder, actors, space, said.append)
+        return begin_linear_probe(folder, actors, space, said)
 
-    probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
-    (probe.folder.path / "space.json").write_text("{}")  # type: ignore[attr-defined]
     return probe
 
 
-def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make):
-    host = HostStub(FITTED)
-    probe = make(host)
+def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make, folder):
+    host, said = HostStub(FITTED), list[str]()
+    probe = make(host, said=said.append)
     digest = probe()
-    assert probe() == digest == make.folder.assets()[PROBE]
-    assert make.folder.read_asset(digest) == b"weights"
+    assert probe() == digest == folder.assets()[PROBE]
+    assert folder.read_asset(digest) == b"weights"
     resumed = HostStub()
     assert make(resumed)() == digest
     assert (host.num_asked, resumed.num_asked) == (1, 0)
-    assert len(make.said) == 1, "a phase of the search"
+    assert len(said) == 1, "a phase of the search"
 
 
-def test_a_base_without_one_is_said_once_and_trials_of_a_resumed_study_start_as_the_first_ones_did(make, caplog):
+def test_a_base_without_one_is_said_once_and_trials_of_a_resumed_study_start_as_the_first_ones_did(
+    make, folder, caplog
+):
     """Refits would be of another recipe otherwise."""
     probe = make(HostStub(LinearProbe(reason="no numbers")))
     assert [probe(), probe()] == [None, None]
-    assert [record.getMessage() for record in caplog.records] == [
-        "heads start at random, without a linear probe: no numbers"
-    ]
-    assert make.folder.assets() == {PROBE: NOTHING}
+    (said,) = caplog.records
+    assert "no numbers" in said.getMessage()
+    assert folder.assets() == {PROBE: NOTHING}
     resumed = HostStub(FITTED)
     assert make(resumed)() is None
     assert resumed.num_asked == 0
 
 
 @pytest.mark.parametrize("kind", [ClusterError, HomeError])
-def test_a_node_that_is_not_fit_ends_the_search_and_hosts_that_are_lost_do_not(make, kind):
+def test_a_node_that_is_not_fit_ends_the_search_and_hosts_that_are_lost_do_not(make, folder, kind):
     with pytest.raises(kind):
         make(HostStub(kind("No space left.")))()
-    assert not make.folder.assets()
+    assert not folder.assets()
     assert make(HostStub(HOST_LOST[0]()))() is None, "heads start at random"
 
 
-def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make):
+def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(make, folder):
     def stop() -> None:
         raise SearchInterruptedError("stopped")
 
     with pytest.raises(SearchInterruptedError):
         make(HostStub(FITTED), stop=stop)()
-    assert not make.folder.assets()
+    assert not folder.assets()
     assert make(HostStub(FITTED))() is not None
 
 
 def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make):
     host = HostStub(FITTED)
-    probe = make(host, ("random",))
+    probe = make(host, init="random")
     assert host.num_asked == 0
     assert probe() is not None

@@ -37,25 +37,18 @@ TRIALS = (
     Tried({"rank": 8, "learning_rate": 1e-5, "sigma": "<b>input</b>"}, 0.9),
     Tried({"rank": 16, "learning_rate": 1e-2}, 0.95, state=TrialState.PRUNED),
 )
-SPACE = "task: sst2\nbase_model: a/b\nparameters: {rank: 4, learning_rate: 1.0e-3}\n"
-
-
-def result_of(folder: StudyFolder) -> SearchResult:
-    records = tuple(folder.journal().records.values())
-    return SearchResult(folder.name, records, tuple(folder.candidates() or ()), 12.3)
 
 
 def test_a_result_has_a_row_for_each_trial_best_first(fresh_home):
     folder = searched("s", TRIALS)
-    result = result_of(folder)
+    records = tuple(folder.journal().records.values())
+    result = SearchResult("s", records, (), 12.3)
     assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
-    assert [(row.trial_id, row.score) for row in result.leaderboard()] == [
-        ("00001", 0.9),
-        ("00000", 0.7),
-        ("00002", 0.95),
-    ]
+    assert [row.trial_id for row in result.leaderboard()] == ["00001", "00000", "00002"]
     confirm(folder, "00000", [0.91], answers=[0, 1], labels=[0, 1])
-    (finalist,) = (row for row in result_of(folder).leaderboard() if row.finalist)
+    (finalist,) = (
+        row for row in SearchResult("s", records, tuple(folder.candidates() or ()), 12.3).leaderboard() if row.finalist
+    )
     assert (finalist.trial_id, finalist.test_score) == ("00000", 1.0)
     with pytest.raises(StudyError, match="gone"):
         SearchResult("gone", (), (), 1.0).leaderboard()
@@ -80,11 +73,16 @@ def finished(store_uri, monkeypatch):
     return folder
 
 
-def shown(uri: str) -> tuple[Any, ...]:
-    """Return what the search's own run says of its end."""
+def runs(uri: str) -> tuple[Any, list[Any]]:
+    """Return a client, and the runs of searches there."""
     client = connect(uri)
     experiment = client.get_experiment_by_name("t")
-    (run,) = client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+    return client, client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+
+
+def shown(uri: str) -> tuple[Any, ...]:
+    """Return what the search's own run says of its end."""
+    client, (run,) = runs(uri)
     history = client.get_metric_history(run.info.run_id, "wall_s")
     return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
 
@@ -108,8 +106,7 @@ def over(store_uri, monkeypatch):
 
 
 def kept(uri: str) -> list[str]:
-    client = connect(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id], "tags.`loraxs.kind` = 'search'")
+    client, (run,) = runs(uri)
     return [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
 
 
@@ -162,10 +159,7 @@ def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -
 
 
 def states(uri: str) -> dict[str, str]:
-    client = connect(uri)
-    experiment = client.get_experiment_by_name("t")
-    runs = client.search_runs([experiment.experiment_id])
-    return {run.info.run_name: run.info.status for run in runs if run.data.tags["loraxs.kind"] == "search"}
+    return {run.info.run_name: run.info.status for run in runs(uri)[1]}
 
 
 def test_what_waits_is_carried_over_once(store_uri):
@@ -179,34 +173,38 @@ def test_what_waits_is_carried_over_once(store_uri):
     assert StudyFolder.open("two").journal_path.stat().st_size == size, "a repetition tells nothing"
 
 
-def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri, tmp_path):
-    """Its records are newer: those that wait here would set its runs back."""
-    folder = study("one", store_uri)
-    storage, shared = Storage(str(tmp_path / "shared")), tmp_path / "shared"
-    info = replace(folder.info, storage=storage.uri)
-    (folder.path / "study.json").write_text(to_json(info))
-    journal = (folder.path / "journal.jsonl").read_bytes()
-    assert [each.state for each in sync()] == ["waiting"], "who went on with it cannot be known"
-    shared.mkdir()
-    version = storage.write("one/journal.jsonl", journal, None)
-    assert list(sync()) == [Synced("one", "complete")]
-    later = journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n'
-    storage.write("one/journal.jsonl", later, version)
-    (synced,) = sync()
-    assert (synced.state, synced.problem) == ("elsewhere", "another machine has continued with it: sync there")
-
-
-def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri, tmp_path):
-    """Else another machine records it in its own way, and neither goes on with what the other has."""
-    folder = study("one", store_uri, finished=True)
+@pytest.fixture
+def shared(tmp_path):
     (tmp_path / "shared").mkdir()
-    storage = Storage(str(tmp_path / "shared"))
+    return Storage(str(tmp_path / "shared"))
+
+
+def stored(uri: str, storage: Storage, **how: bool) -> tuple[StudyFolder, str]:
+    """A study with a copy of its log; returns its version."""
+    folder = study("one", uri, **how)
     (folder.path / "study.json").write_text(to_json(replace(folder.info, storage=storage.uri)))
-    storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
-    storage.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
+    return folder, storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
+
+
+def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri, tmp_path, shared):
+    """Its records are newer: those that wait here would set its runs back."""
+    folder, version = stored(store_uri, shared)
+    journal = folder.journal_path.read_bytes()
+    (tmp_path / "shared").rename(tmp_path / "away")
+    assert [each.state for each in sync()] == ["waiting"], "who went on with it cannot be known"
+    (tmp_path / "away").rename(tmp_path / "shared")
+    assert list(sync()) == [Synced("one", "complete")]
+    shared.write("one/journal.jsonl", journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n', version)
+    assert [each.state for each in sync()] == ["elsewhere"]
+
+
+def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri, shared):
+    """Else another machine records it in its own way, and neither goes on with what the other has."""
+    folder, _ = stored(store_uri, shared, finished=True)
+    shared.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
     assert list(sync()) == [Synced("one", "complete")]
     assert folder.journal().is_finished
-    assert storage.get("one/journal.jsonl") == folder.journal_path.read_bytes()
+    assert shared.get("one/journal.jsonl") == folder.journal_path.read_bytes()
 
 
 def test_records_wait_while_mlflow_is_away(store_uri, monkeypatch, capsys):

@@ -40,33 +40,29 @@ def test_a_head_and_none_are_refused_before_ray_starts(fresh_home, spaces, monke
     monkeypatch.setattr(launch, "connected", lambda *_, **__: pytest.fail("Ray was started"))
     with pytest.raises(UsageError) as refused:
         launch_together([spaces[name] for name in names])
-    for part in (names[0], names[-1], "`task.kind`", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
-        assert part in refused.value.message
-    assert refused.value.hint
+    assert all(part in refused.value.message for part in (names[0], names[-1], "`task.kind`"))
     assert not list_studies()
 
 
-@pytest.mark.parametrize(
-    ("key", "before", "after"),
-    [
-        ("`base_model`", "org/base", "org/other"),
-        ("`search.precision`", "org/base", "org/base\nsearch: {precision: bfloat16}"),
-        ("`search.pack_size`", "org/base", "org/base\nsearch: {pack_size: 2}"),
-    ],
-)
-def test_spaces_that_differ_in_base_precision_or_pack_size_are_refused(fresh_home, spaces, key, before, after):
+def test_spaces_that_differ_in_base_precision_or_pack_size_are_refused(fresh_home, spaces):
     path = Path(spaces["topics"])
-    path.write_text(path.read_text().replace(before, after))
-    with pytest.raises(UsageError, match=key):
-        launch_together([spaces["stars"], spaces["topics"]])
+    text = path.read_text()
+    for key, after in (
+        ("`base_model`", "org/other"),
+        ("`search.precision`", "org/base\nsearch: {precision: bfloat16}"),
+        ("`search.pack_size`", "org/base\nsearch: {pack_size: 2}"),
+    ):
+        path.write_text(text.replace("org/base", after))
+        with pytest.raises(UsageError, match=key):
+            launch_together([spaces["stars"], spaces["topics"]])
     assert not list_studies()
 
 
-@pytest.mark.parametrize("stem", ["my reviews+", "_größe", "映画", "a" * 90])
-def test_a_file_of_any_name_gives_its_study_a_name(fresh_home, spaces, tmp_path, stem):
-    path = Path(spaces["stars"]).rename(tmp_path / f"{stem}.yaml")
-    info = launch.new_study(load_space(str(path)), None, "sqlite:///mlflow.db")
-    StudyFolder.check_new(info.name)
+def test_a_file_of_any_name_gives_its_study_a_name(fresh_home, spaces):
+    path = Path(spaces["stars"])
+    for stem in ("my reviews+", "_größe", "映画", "a" * 90):
+        path = path.rename(path.with_stem(stem))
+        StudyFolder.check_new(launch.new_study(load_space(str(path)), None, "sqlite:///mlflow.db").name)
 
 
 def test_errors_of_other_processes_are_their_messages_and_not_rays_tracebacks(fresh_home, spaces, monkeypatch):
