@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 from support.boxes import Box, boxes, no_boxes
+from support.pages import ROOT
 from support.servers import Server
 from support.shared import session_folder
 from support.shell import num_reports, until
 
 pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(1800)]
-SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sbatch"
+SCRIPT = ROOT / "cluster" / "slurm.sbatch"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 _CONFIG = """
 ClusterName=test

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
 import json
 import os
 import subprocess
@@ -18,7 +17,6 @@ import requests
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
-from support.clocks import no_wrong_clock, wrong_clock
 from support.ports import free_port
 from support.sealed import promote as promote_folder
 from support.servers import Server
@@ -42,29 +40,6 @@ from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
-PROMOTERS = 2
-ROUNDS = 3
-
-
-PROMOTE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from support.toys import TASK, adapter, candidate
-from loraxs_search.records.search import PromotionRule
-from loraxs_search.registry import changes
-from loraxs_search.registry.changes import Promoter
-changes._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
-uri, folder = sys.argv[2], Path(sys.argv[3])
-number, promoters, rounds = map(int, sys.argv[4:])
-for round_number in range(rounds):
-    # The better half of each round is now one promoter's, now the other's.
-    score = 0.5 + round_number / 10 + ((number + round_number) % promoters) / 100
-    trial_id = f"p{number}r{round_number}"
-    made = adapter(folder / trial_id, trial_id)
-    rule = PromotionRule(confidence=0, require="constant")
-    Promoter(uri, TASK.name).promote(rule, TASK, [candidate(trial_id, score)], {trial_id: made})
-"""
 
 
 def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
@@ -75,39 +50,6 @@ def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
     assert (
         Promoter(uri, name).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
     )
-
-
-@pytest.mark.long(part="faults")
-def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp_path):
-    """The clocks of the machines, if possible, differ by days."""
-    connect(mlflow_server.uri)
-    command = [sys.executable, "-c", PROMOTE, TESTS, mlflow_server.uri, tmp_path / "made"]
-    processes = [
-        subprocess.Popen(
-            [*command, *map(str, (number, PROMOTERS, ROUNDS))],
-            env=os.environ
-            | {"LORAXS_HOME": str(tmp_path / f"machine-{number}")}
-            | (wrong_clock("+9d") if number == 0 and no_wrong_clock() is None else {}),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(PROMOTERS)
-    ]
-    for process in processes:
-        _, talk = process.communicate(timeout=240)
-        assert process.returncode == 0, talk
-    registry = Registry(mlflow_server.uri)
-    history = registry.history("toy")
-    assert len(history) == PROMOTERS * ROUNDS, "no decision is lost"
-    best = max(decision.winner_metric for decision in history)
-    assert registry.champion("toy").candidate.test_metrics["accuracy"] == best
-    crowned = [decision for decision in history if decision.promoted]
-    scores = [decision.winner_metric for decision in crowned]
-    assert scores == sorted(scores), "each was decided against the champion of its time"
-    for before, after in itertools.pairwise(crowned):
-        assert after.champion == f"{before.study}/{before.winner}"
-    with Promoter(mlflow_server.uri, "toy").locked(wait_s=0.0):
-        pass  # nobody holds the lease any more
 
 
 def lease_of(client: MlflowClient, task: str) -> tuple[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,7 +26,6 @@ from loraxs_search.registry.manifest import verify
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, resume
 from loraxs_search.search.hosts import pool
-from loraxs_search.search.tune import loop
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.steering import extend_study
 from loraxs_search.studies.folder import StudyFolder
@@ -156,41 +153,6 @@ def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
         4 - len(cut.trials)
     )
     assert any(candidate.test_metrics for candidate in result.candidates)
-
-
-class Freezing(SearchView):
-    """At the first report, has the process of the newest host stand still: it lives, and says nothing."""
-
-    def __init__(self, descendants: Callable[[int, str], list[int]]) -> None:
-        self._descendants, self.frozen = descendants, 0
-
-    def happened(self, event: ShownEvent) -> None:
-        if isinstance(event, TrialReported) and not self.frozen:
-            self.frozen = max(self._descendants(os.getpid(), "HostActor"))
-            os.kill(self.frozen, signal.SIGSTOP)
-
-
-@pytest.mark.long(part="search")
-def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
-    simulated, tiny_space, agree, descendants, monkeypatch
-):
-    class OverAsItFreezes(TimeBudget):
-        @property
-        def left_s(self) -> float | None:
-            return 0.0 if view.frozen else super().left_s
-
-    monkeypatch.setattr(loop, "GRACE_S", 1.0)
-    monkeypatch.setattr(session, "TimeBudget", OverAsItFreezes)
-    view = Freezing(descendants)
-    plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=2000", "search.report_every=10")
-    try:
-        result = launch(str(tiny_space), name="frozen", overrides=plan, view=view)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # a process that hears nothing may outlive Ray's wish
-            os.kill(view.frozen, signal.SIGKILL)
-    agree("frozen", len(result.trials))
-    assert {trial.state for trial in result.trials} == {TrialState.PRUNED}
-    assert any(trial.reports for trial in result.trials)
 
 
 def test_a_promoted_adapter_gives_the_trials_own_logits_and_predicts(promoted, in_search_home):

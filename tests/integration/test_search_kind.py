@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from support import word_pairs
-from support.bases import LLAMA, word_tokenizer
 from support.in_process import InProcess
 from support.plugins import write_distribution
-from transformers import AutoModelForCausalLM
+from support.toy_language import save_base, save_rows
 
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder
@@ -24,7 +22,7 @@ task:
   kind: word-pairs
   data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
   ask: words
-  answer: pair
+  answer: turned
   metrics: [exact_match]
   max_length: 16
   validation_rows: 12
@@ -61,22 +59,6 @@ class EverySecond(Scheduler):
 '''
 
 
-def save_base(folder: Path) -> None:
-    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
-    word_tokenizer(words).save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(folder)
-
-
-def save_rows(folder: Path) -> None:
-    for split, size in {"train": 60, "validation": 20, "test": 20}.items():
-        lines = []
-        for i in range(size):
-            words = [f"w{(7 * i + 3 * j + size) % 30}" for j in range(2 + i % 5)]
-            lines.append(json.dumps({"words": " ".join(words), "pair": f"{words[0]} {words[-1]}"}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
-
-
 @pytest.fixture
 def shell(tmp_path, search_home, in_search_home):
     save_base(tmp_path / "base")
@@ -94,7 +76,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked
     assert (
-        "up to 4 candidates answer all 20 validation rows; the untouched base answers up to 200 of them in 2 ways"
+        "up to 4 candidates answer all 40 validation rows; the untouched base answers up to 200 of them in 2 ways"
         in checked
     )
     shell.ok("launch", "pairs.yaml", "--name", "pairs")
@@ -114,8 +96,8 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     assert "there was no champion; " in refused
     assert "Try more steps" in refused
     shell.ok("promote", "pairs", "--force")
-    answers = json.loads(shell.ok("predict", "first-and-last", "w1 w2 w3", "w4 w5", "--json"))
-    assert [answer["text"] for answer in answers] == ["w1 w2 w3", "w4 w5"]
+    answers = json.loads(shell.ok("predict", "first-and-last", "w1 w2", "w4 w5", "--json"))
+    assert [answer["text"] for answer in answers] == ["w1 w2", "w4 w5"]
     assert all(len(answer["label"].split()) == 2 and answer["score"] is None for answer in answers)
     card = (Path(shell.ok("pull", "first-and-last").strip()) / "README.md").read_text()
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card

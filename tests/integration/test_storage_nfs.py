@@ -7,16 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.boxes import Box, boxes, no_boxes
+from support.pages import ROOT
+from support.shell import until
 
 SHARE = "/run/share"  # where clients mount it
-_ROOT = Path(__file__).parents[2]
 _PROGRAMS = {"ganesha.nfsd": "nfs-ganesha, nfs-ganesha-vfs", "linux.uml": "user-mode-linux", "modprobe": "kmod"}
 _PORT = 2049
 _SERVER = """
@@ -50,14 +50,6 @@ exec {python} {program}
 """
 
 
-def no_nfs() -> str | None:
-    """Say why there can be no server and clients here; None when there can."""
-    for program, packages in _PROGRAMS.items():
-        if shutil.which(program) is None:
-            return f"`{program}` (Debian packages {packages}) is not installed"
-    return no_boxes()
-
-
 @dataclass
 class Client:
     """A machine that has mounted the share, and runs one program."""
@@ -89,27 +81,6 @@ class Client:
         self.kernel.communicate()
 
 
-@contextlib.contextmanager
-def nfs(num_clients: int, program: str) -> Iterator[list[Client]]:
-    """Serve an empty share, and start clients that have mounted it.
-
-    Args:
-        program: What each client runs, in Python; its first line says `ready`.
-    """
-    with boxes(num_clients + 1) as made, contextlib.ExitStack() as stack:
-        server, *others = made.boxes
-        (made.folder / "program.py").write_text(program)
-        _serve(server)
-        clients = [Client(box, _boot(box, server.ip)) for box in others]
-        for client in clients:
-            stack.callback(client.power_cut)
-        for client in clients:
-            said = [client.line()]
-            while said[-1] != "ready":
-                said.append(client.line())
-        yield clients
-
-
 def _serve(server: Box) -> None:
     for name in ("export", "recovery"):
         (server.disk / name).mkdir()
@@ -117,25 +88,24 @@ def _serve(server: Box) -> None:
     config, log = server.disk / "ganesha.conf", server.disk / "ganesha.log"
     config.write_text(_SERVER.format(ip=server.ip, port=_PORT, disk=server.disk, plugins=plugins))
     server.serve("ganesha.nfsd", "-F", "-L", "/dev/stdout", "-f", str(config), "-p", "/run/ganesha.pid", log=log)
-    end = time.monotonic() + 200
-    while server.run("bash", "-c", f": <>/dev/tcp/{server.ip}/{_PORT}").returncode != 0:
-        assert time.monotonic() < end, log.read_text()[-4000:]
-        time.sleep(0.1)
+    asked = ("bash", "-c", f": <>/dev/tcp/{server.ip}/{_PORT}")
+    until(lambda: server.run(*asked).returncode == 0, lambda: log.read_text()[-4000:])
 
 
-def _boot(box: Box, server: str) -> subprocess.Popen[str]:
-    script = box.disk / "client.sh"
-    program = box.disk.parent / "program.py"
-    script.write_text(
-        _CLIENT.format(box=box, server=server, share=SHARE, root=_ROOT, python=sys.executable, program=program)
-    )
+def _boot(box: Box, server: Box) -> Client:
+    """Start a client, and return when its program says `ready`."""
+    script, program = box.disk / "client.sh", box.disk / "program.py"
+    program.write_text(PROGRAM)
+    words = {"server": server.ip, "share": SHARE, "root": ROOT, "python": sys.executable, "program": program}
+    script.write_text(_CLIENT.format(box=box, **words))
     script.chmod(0o755)
     box.run("ip", "address", "flush", "dev", "eth0")  # the client answers there, and its box no more
     kernel = ["linux.uml", "mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={script}"]
     kernel += ["vec0:transport=raw,ifname=eth0,depth=64", "con0=fd:0,fd:1", "con=null", "ssl=null", "quiet"]
     env = os.environ | {"HOME": str(box.disk)}  # where the kernel keeps its own files; one below /tmp is not in a box
     pipe = subprocess.PIPE
-    return subprocess.Popen([*box.prefix, *kernel], stdin=pipe, stdout=pipe, text=True, cwd="/", env=env)
+    command = [*box.prefix, *kernel]
+    return Client(box, subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd="/", env=env))
 
 
 pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(600)]
@@ -171,10 +141,22 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def clients():
-    if reason := no_nfs():
+    """An empty share, and two machines that have mounted it."""
+    for program, packages in _PROGRAMS.items():
+        if shutil.which(program) is None:
+            pytest.skip(f"`{program}` (Debian packages {packages}) is not installed")
+    if reason := no_boxes():
         pytest.skip(reason)
-    with nfs(2, PROGRAM) as made:
-        yield made
+    with boxes(3) as made, contextlib.ExitStack() as stack:
+        server, *others = made.boxes
+        _serve(server)
+        clients = [_boot(box, server) for box in others]
+        for client in clients:
+            stack.callback(client.power_cut)
+        for client in clients:
+            while client.line() != "ready":
+                pass  # what its kernel says
+        yield clients
 
 
 def test_of_two_machines_one_creates_an_object_and_both_see_it_so(clients):

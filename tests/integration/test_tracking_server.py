@@ -116,23 +116,6 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s", "killed").values())) == {(0,), ()}
 
 
-@pytest.mark.long(part="faults")
-def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
-    folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
-    Promoter(store_uri, TASK.name).promote(
-        PromotionRule(confidence=0, require="constant"), TASK, [candidate("t0", 0.8)], {"t0": folder}
-    )
-    cache = tmp_path / "cache"
-    code = "import sys; from pathlib import Path; from loraxs_search.registry.pull import pull\n"
-    code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"
-    process = _python(code, store_uri, cache)
-    until(lambda: bool(list(cache.glob(".pull-*/*"))), wait_s=0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert {path.name[:6] for path in cache.iterdir()} == {".pull-"}
-    assert verify(pull("toy", uri=store_uri, cache=cache)).trial_id == "t0"
-
-
 # ---- the ui ----------------------------------------------------------------------------------------------------------
 def _answers(uri: str) -> bool:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from loraxs_search.search.tune.loop import StudySearcher
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.steering import new_command, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder
 from support.toys import HYPERPARAMETERS
@@ -36,11 +38,14 @@ parameters:
 PLAN = SearchPlan(trials=3, max_steps=40, report_every=10, scheduler="asha", seed=1)
 
 
+def the_space() -> Space:
+    return parse_space(SPACE, source="s.yaml", folder=Path("/"))
+
+
 def write_space(folder: StudyFolder) -> None:
     """Write the space as a launch does."""
     (folder.path / "space.yaml").write_text(SPACE)
-    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
-    (folder.path / "space.json").write_text(to_json(replace(space, text="")))
+    (folder.path / "space.json").write_text(to_json(replace(the_space(), text="")))
 
 
 @dataclass
@@ -86,17 +91,8 @@ def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arg
     return command.command_id
 
 
-def refusal(folder: StudyFolder, command_id: str) -> str:
-    """Return why a command was refused."""
-    answer = folder.journal().answers.get(command_id)
-    assert answer is not None
-    assert answer.state == "refused"
-    return answer.text
-
-
-def drive(folder: StudyFolder) -> Driver:
+def drive(folder: StudyFolder, is_stopped: Callable[[], bool] = bool) -> Driver:
     """Return a driver that goes on with a study, as after a kill."""
-    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
     journal, info = folder.journal(), folder.info
     trials = StudyTrials(info.task, info.search)
     for event in journal.history():
@@ -118,11 +114,12 @@ def drive(folder: StudyFolder) -> Driver:
             searcher.apply_commands()
 
     searcher = StudySearcher(
-        Proposer(trials, space),
+        Proposer(trials, the_space()),
         steered_study,
         actors,
         SCHEDULERS.get(info.search.scheduler)(info.search, "accuracy", "maximize"),
         TimeBudget(steered_study, actors, time.time()),
+        is_stopped=is_stopped,
         take_commands=hear,
     )
     return Driver(folder, searcher, trials)

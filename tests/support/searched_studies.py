@@ -17,7 +17,6 @@ from loraxs_search.log.events import (
     DriverStarted,
     LoggedEvent,
     RowsScored,
-    SearchStarted,
     ShownEvent,
     TrainingEnded,
     TrialEnded,
@@ -35,6 +34,7 @@ from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.folder import StudyFolder
+from support.recorded_search import FACTS
 from support.studies import TASK, study
 from support.toys import HYPERPARAMETERS
 
@@ -155,18 +155,11 @@ def confirm(
     refits = [Refit(number, {task.metric: score}) for number, score in enumerate(scores[1:], start=1)]
     tested = {} if answers is None else {task.metric: sum(map(int.__eq__, answers, labels)) / len(labels)}
     record = folder.journal().records[trial_id]
+    stored, known = record.reports[-1].size.stored_bytes, (IDENTITY.data_fingerprint, IDENTITY.base_digest)
     candidate = Candidate(
-        folder.name,
-        trial_id,
-        task.registered_name,
-        tested,
-        {task.metric: scores[0]},
-        record.reports[-1].size.stored_bytes,
-        IDENTITY.data_fingerprint,
-        IDENTITY.base_digest,
-        refits=tuple(refits),
-        test_fingerprint=test_fingerprint,
-    )
+        folder.name, trial_id, task.registered_name, tested, {task.metric: scores[0]}, stored, *known,
+        refits=tuple(refits), test_fingerprint=test_fingerprint,
+    )  # fmt: skip
     if answers is not None:
         folder.confirmed.keep_finalist(candidate, ScoredRows.of(answers, labels, slices=slices).to_bytes())
     folder.write_candidates([*candidates, replace(candidate, **changes)])  # type: ignore[arg-type]
@@ -264,22 +257,9 @@ class ScriptedDriver:
     def begin(self) -> None:
         plan, task = self.folder.info.search, self.folder.info.task
         self.journal.append(DriverStarted(since=1.0))
-        self.journal.say(
-            SearchStarted(
-                study=self.folder.name,
-                at=100.0,
-                task=task.name,
-                metric=task.search_metric,
-                direction=task.search_direction,
-                num_trials=plan.trials,
-                max_steps=plan.max_steps,
-                report_every=1,
-                num_refits=0,
-                device="cpu",
-                dtype="float32",
-                num_slots=2,
-            )
-        )
+        known = {"study": self.folder.name, "at": 100.0, "task": task.name, "metric": task.search_metric}
+        known |= {"direction": task.search_direction, "num_trials": plan.trials, "max_steps": plan.max_steps}
+        self.journal.say(replace(FACTS, **known, report_every=1, num_refits=0, num_slots=2))
 
     def train(self, trial_id: str, steps: int) -> None:
         self.journal.append(TrialStarted(trial_id=trial_id, params={"rank": 4}, hyperparameters=HYPERPARAMETERS))

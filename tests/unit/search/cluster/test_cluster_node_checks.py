@@ -80,22 +80,18 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well(node, tmp_pa
     assert [check for check, *_ in checks_here(FAST)[2]] == ["versions"], "the fast look asks for less"
 
 
-@pytest.mark.parametrize(
-    ("package", "version", "verdict"),
-    [
+def test_versions_that_change_results_fail_and_others_warn():
+    for package, version, verdict in (
         ("python", "3.12.1", "fail"),
         ("python", "3.11.9", "warn"),
         ("torch", "2.13.0+cu128", "warn"),
         ("peft", None, "fail"),
         ("optuna", None, "warn"),
-    ],
-)
-def test_versions_that_change_results_fail_and_others_warn(package, version, verdict):
-    theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
-    _, found, value, hint = compare_versions(theirs, HERE)
-    assert found == verdict
-    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in value
-    assert "--runtime-env" in hint
+    ):
+        theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
+        _, found, value, hint = compare_versions(theirs, HERE)
+        assert (found, bool(hint)) == (verdict, True)
+        assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in value
 
 
 GPU = "NVIDIA H100, 81559, 80000"
@@ -141,14 +137,11 @@ def test_a_certificate_is_the_drivers_to_trust(tmp_path):
     assert mlflow(uri.rpartition(":")[0] + ":9")[0] == "fail"
 
 
-@pytest.mark.parametrize(
-    ("read_at", "verdict", "value"),
-    [(101.0, "ok", "+0.0 s"), (97.0, "warn", "-3.0 s"), (105.0, "warn", "+3.0 s"), (192.0, "fail", "+90.0 s")],
-)
-def test_a_clock_is_wrong_where_it_lies_outside_question_and_answer(read_at, verdict, value):
-    _, found, said, hint = compare_clocks(read_at, 100.0, 102.0)
-    assert (found, bool(hint)) == (verdict, verdict != "ok")
-    assert said.startswith(value)
+def test_a_clock_is_wrong_where_it_lies_outside_question_and_answer():
+    faults = {101.0: ("ok", "+0.0 s"), 97.0: ("warn", "-3.0 s"), 105.0: ("warn", "+3.0 s"), 192.0: ("fail", "+90.0 s")}
+    for read_at, (verdict, value) in faults.items():
+        _, found, said, _ = compare_clocks(read_at, 100.0, 102.0)
+        assert (found, said.startswith(value)) == (verdict, True)
 
 
 def test_a_storage_is_looked_at_before_a_search(tmp_path, monkeypatch):

@@ -20,18 +20,10 @@ SMALL, LARGE = Node("small", 2), Node("large", 8)
 GPUS = Node("gpus", 16, 4)
 
 
-def test_where_a_gpu_is_only_gpus_are_used():
-    slots = share_out([HEAD, SMALL, GPUS], 2, "auto")
-    assert slots == Slots({"CPU": 0.0, "GPU": 0.5}, {"gpus": 8})
+def test_slots_are_those_of_gpus_or_of_the_smallest_node_and_known_without_one():
+    assert share_out([HEAD, SMALL, GPUS], 2, "auto") == Slots({"CPU": 0.0, "GPU": 0.5}, {"gpus": 8})
     assert share_out([SMALL, GPUS], 1, "cpu").resources == {"CPU": 2.0}
-
-
-def test_a_larger_node_takes_its_share_with_all_its_threads():
-    slots = share_out([HEAD, SMALL, LARGE], 2, "auto")
-    assert slots == Slots({"CPU": 1.0}, {"small": 2, "large": 8})
-
-
-def test_what_an_autoscaler_is_asked_for_is_known_without_a_node():
+    assert share_out([HEAD, SMALL, LARGE], 2, "auto") == Slots({"CPU": 1.0}, {"small": 2, "large": 8})
     assert share_out([HEAD], 4, "gpu") == Slots({"CPU": 0.0, "GPU": 0.25})
     assert share_out([HEAD], 4, "cpu") == Slots({"CPU": 0.25})
 
@@ -85,29 +77,21 @@ def test_the_number_asked_for_stands_whatever_there_is_and_studies_share_the_slo
     assert SlotCounter(lambda: [GPUS], 2, "auto", concurrent=None, num_studies=3).max_concurrent == 2
 
 
-def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> tuple[int, str]:
-    chosen = choose_pack_size("auto", fits=fits, fills=fills, num_trials=num_trials, num_devices=num_devices)
-    return chosen.size, chosen.reason
+def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> int:
+    return choose_pack_size("auto", fits=fits, fills=fills, num_trials=num_trials, num_devices=num_devices).size
 
 
-def test_auto_fills_each_device_in_even_rounds_and_says_why():
-    assert auto(8) == (8, "8 trials fill a device")
-    assert auto(24) == (8, "8 trials fill a device")
-    assert auto(12) == (6, "8 trials fill a device, and the 12 trials make 2 even rounds")
-    assert auto(3) == (3, "8 trials fill a device, and the 3 trials make one round")
-    assert auto(100, fits=5) == (5, "memory holds 5 trials at once")
-    assert auto(12, num_devices=4) == (3, "8 trials fill a device, and the 12 trials make one round on 4 devices")
-    assert auto(16, num_devices=0)[0] == 8, "all nodes are still to come"
-
-
-def test_a_size_that_was_asked_for_stands_unless_memory_holds_less():
+def test_auto_fills_each_device_in_even_rounds_and_what_was_asked_for_stands_unless_memory_holds_less():
+    assert [auto(trials) for trials in (8, 24, 12, 3)] == [8, 8, 6, 3]
+    assert (auto(100, fits=5), auto(12, num_devices=4)) == (5, 3)
+    assert auto(16, num_devices=0) == 8, "all nodes are still to come"
     assert choose_pack_size(4, fits=9, fills=8, num_trials=2, num_devices=1).size == 4
     assert choose_pack_size(64, fits=9, fills=8, num_trials=2, num_devices=1).size == 9
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
 def test_auto_takes_no_more_rounds_than_full_devices_would(trials, fits, fills, devices):
-    size = auto(trials, fits=fits, fills=fills, num_devices=devices)[0]
+    size = auto(trials, fits=fits, fills=fills, num_devices=devices)
     full = min(fits, fills)
     assert 1 <= size <= full
     assert -(-trials // (size * devices)) == -(-trials // (full * devices))

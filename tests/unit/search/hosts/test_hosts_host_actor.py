@@ -62,20 +62,19 @@ class Host:
     def answered(self, *given: Any) -> tuple[str, str | None]:
         return self._base, self._rows[given[-1].name]
 
-    advance = confirm = answer_without_adapter = answered
+    advance = answer_without_adapter = answered
 
 
-def actor(base: str = "base", t: str | None = "rows of t", other: str | None = "rows of other") -> HostActor:
-    """Return a host's process on a node with these files."""
-    return HostActor(replace(CONFIG, make=lambda *_: Host(base, {"t": t, "other": other})), 1, "10.0.0.7")
+def actor(
+    base: str = "base", t: str | None = "rows of t", other: str | None = "rows of other", **versions: str
+) -> HostActor:
+    """Return a host's process on a node with these files, of a driver with these versions."""
+    config = replace(CONFIG, make=lambda *_: Host(base, {"t": t, "other": other}), versions=with_python() | versions)
+    return HostActor(config, 1, "10.0.0.7")
 
 
 def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
     return host.serve(lambda host: host.advance(spec, 4, None, task), task, spec, None)
-
-
-def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.serve(lambda host: host.confirm(spec, b"", task), task, spec, None)
 
 
 def answer_without_adapter(host: HostActor, spec: TrialSpec, task: Task) -> Any:
@@ -90,7 +89,7 @@ def begun_with(base: str, rows: str) -> TrialSpec:
     ("call", "files", "differs"),
     [
         (advance, {"t": "edited"}, "data fingerprint edited, not rows of t"),
-        (confirm, {"base": "other weights"}, "weight digest other weights, not base"),
+        (advance, {"base": "other weights"}, "weight digest other weights, not base"),
         (answer_without_adapter, {"t": "edited"}, "data fingerprint edited, not rows of t"),
     ],
 )
@@ -124,16 +123,9 @@ def test_studies_that_share_a_host_are_each_held_to_their_own_rows():
 
 
 def test_another_version_is_refused_with_node_package_and_both():
-    own = with_python()
-
-    def with_driver(**versions: str) -> HostActor:
-        config = replace(CONFIG, make=lambda *_: Host("base", {"t": "rows"}), versions=own | versions)
-        return HostActor(config, 1, "10.0.0.7")
-
-    with_driver(mlflow="2.0.0").info(TASK)  # only the driver needs MLflow
-    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 has peft .*, the driver has 0\.0\.1\.") as caught:
-        with_driver(peft="0.0.1").info(TASK)
-    assert "--runtime-env" in (caught.value.hint or "")
+    actor(mlflow="2.0.0").info(TASK)  # only the driver needs MLflow
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 has peft .*, the driver has 0\.0\.1\."):
+        actor(peft="0.0.1").info(TASK)
 
 
 def test_a_disk_that_is_full_is_named_with_its_node():

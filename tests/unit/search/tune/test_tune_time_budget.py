@@ -29,9 +29,8 @@ def budget_of(
         slow = tuple(replace(each, device_s=float(each.step), scoring_s=0.0) for each in record.reports)
         journal.records[name] = replace(record, reports=slow)
     monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda: now)
-    info = SimpleNamespace(num_rows={"validation": 500, "test": 1000}, data=DataReport({}))
-    if answer_s:
-        info.data = DataReport({"validation": 2000})
+    data = DataReport({"validation": 2000} if answer_s else {})
+    info = SimpleNamespace(num_rows={"validation": 500, "test": 1000}, data=data)
     slots = SimpleNamespace(slots=SimpleNamespace(num_slots=4 if answer_s else 2))
     actors: Any = SimpleNamespace(info=info, slot_counter=slots, pack_size=SimpleNamespace(size=2))
     budget = TimeBudget(steered(folder, journal), actors, 0.0)
