@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
 import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
@@ -33,20 +34,12 @@ https://localhost:{port} {{
 """
 
 
-@dataclass(frozen=True)
-class Team:
+class Team(NamedTuple):
     """A team's MLflow, by https and behind its proxy, and the certificate of the authority that signed the proxy's."""
 
     uri: str
     behind: str
     authority: Path
-
-    def is_up(self) -> bool:
-        """Ask as a client that knows the authority."""
-        try:
-            return requests.get(f"{self.uri}/health", verify=str(self.authority), timeout=5).ok
-        except OSError:
-            return False
 
 
 @pytest.fixture
@@ -66,7 +59,9 @@ def team(tmp_path):
         variables = bucket | serving(database, inner, f"localhost:{port}")
         variables["MLFLOW_S3_ENDPOINT_URL"] = variables.pop("AWS_ENDPOINT_URL")
         mlflow = Server(serve, tmp_path / "mlflow.log", lambda: answers(made.behind), variables)
-        server = Server([*proxy, "--adapter", "caddyfile"], tmp_path / "caddy.log", made.is_up, {"HOME": str(tmp_path)})
+        proxy += ["--adapter", "caddyfile"]
+        is_up = functools.partial(answers, made.uri, verify=str(authority))
+        server = Server(proxy, tmp_path / "caddy.log", is_up, {"HOME": str(tmp_path)})
         try:
             mlflow.start()
             server.start()
@@ -94,9 +89,9 @@ def serving(database: str, port: int, host: str) -> dict[str, str]:
     }
 
 
-def answers(uri: str) -> bool:
+def answers(uri: str, **how: str) -> bool:
     try:
-        return requests.get(f"{uri}/health", timeout=5).ok
+        return requests.get(f"{uri}/health", timeout=5, **how).ok
     except OSError:
         return False
 

@@ -1,12 +1,10 @@
-"""What `make dist` builds from a checkout without anything else is complete, and works without the checkout."""
+"""The wheel is complete, and works without the checkout."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
 import venv
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -29,7 +27,6 @@ def checkout() -> list[Path]:
     return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-# ---- the wheel of the tests ------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def contents(wheel):
     """The files of the wheel that all tests share."""
@@ -68,26 +65,6 @@ def test_the_wheel_declares_its_command_and_its_extras(contents):
     assert {"Provides-Extra: serve", "Provides-Extra: onnx"} <= set(metadata.splitlines())
 
 
-# ---- make dist -------------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    """What `make dist` leaves in a copy of the checkout that has nothing else, but the wheel of an older version."""
-    folder = tmp_path_factory.mktemp("clean") / "checkout"
-    for path in checkout():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, folder / path)
-    (folder / "dist").mkdir()
-    (folder / "dist" / "loraxs_search-0.0.1-py3-none-any.whl").write_text("old")
-    index = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder.parent), "build"]
-    asked = subprocess.run(index, capture_output=True, text=True, timeout=120, check=False)
-    if asked.returncode:
-        pytest.skip(f"no package index: {asked.stderr.strip().splitlines()[-1]}")
-    make = ["make", "-C", str(folder), "dist", f"PYTHON={sys.executable}"]
-    done = subprocess.run(make, env=clean_variables(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "dist"
-
-
 @pytest.fixture(scope="module")
 def command(wheel, tmp_path_factory):
     """The command of the wheel in a fresh environment, which borrows the dependencies of this one."""
@@ -98,17 +75,6 @@ def command(wheel, tmp_path_factory):
     ours, theirs = (next(Path(place, "lib").glob("python3*/site-packages")) for place in (sys.prefix, folder))
     (theirs / "dependencies.pth").write_text(f"{ours}\n")  # as a plain folder: links to a checkout are not followed
     return folder / "bin" / "loraxs-search"
-
-
-@pytest.mark.long(part="software")
-def test_make_dist_builds_one_wheel_and_its_source(dist):
-    source = WHEEL.replace("-py3-none-any.whl", ".tar.gz")
-    assert {path.name for path in dist.iterdir()} == {WHEEL, source}
-    with tarfile.open(dist / source) as archive:
-        names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
-    assert {"cluster/README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "tests/conftest.py"} <= names
-    with zipfile.ZipFile(dist / WHEEL) as built:
-        assert set(in_a_wheel()) <= set(built.namelist())
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
-"""A driver's machine is lost; another one goes on from the storage: S3, Azure's, or a folder that both see."""
+"""A driver's machine is lost; another one goes on from the storage: S3, or a folder that both see."""
 
 from __future__ import annotations
 
 import pytest
-from support.environments import kept_in
-from support.object_stores import BUCKET, azurite
 from support.shell import finished, num_reports, start, until, wait_for
 
 from loraxs_search.mlflow_uri import resolve_uri
@@ -17,18 +15,12 @@ PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "s
 SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 
 
-@pytest.fixture(params=["s3", "azure", "folder"])
-def place(request, tmp_path, monkeypatch):
+@pytest.fixture(params=["s3", "folder"])
+def place(request, tmp_path):
     if request.param == "s3":
-        yield f"{request.getfixturevalue('s3_bucket')}/studies"
-    elif request.param == "azure":
-        with azurite(tmp_path, kept_in(tmp_path)) as variables:
-            for name, value in variables.items():
-                monkeypatch.setenv(name, value)
-            yield f"az://{BUCKET}/mine"
-    else:
-        (tmp_path / "shared").mkdir()
-        yield str(tmp_path / "shared")
+        return f"{request.getfixturevalue('s3_bucket')}/studies"
+    (tmp_path / "shared").mkdir()
+    return str(tmp_path / "shared")
 
 
 @pytest.mark.parametrize("alike", [False, True], ids=["elsewhere", "same-path"])

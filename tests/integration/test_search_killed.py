@@ -13,13 +13,11 @@ from support.shell import finished, num_reports, start, wait_for
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.manifest import verify
-from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
+from loraxs_search.studies.folder import StudyFolder, studies_root
 
 # Each is a search or two from start to end; test_search_grown.py kills a driver, too.
 pytestmark = [pytest.mark.slow, pytest.mark.long(part="faults"), pytest.mark.timeout(600)]
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
-
-STOPPED_TOGETHER = ("stopped-one", "stopped-two")  # spaces, which name their studies
 
 # The command line, whose driver dies as soon as a trial is stopped: its report is written, its end is not.
 DIES_AT_A_STOP = """
@@ -90,27 +88,6 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(in_search
     after = StudyFolder.open("died-at-a-stop").journal().records[stopped.trial_id]
     assert (after.state, after.reports[-1]) == (TrialState.PRUNED, stopped)
     assert f"step {stopped.step}" in after.reason
-
-
-def test_studies_that_are_searched_together_are_stopped_and_resumed_each(in_search_home, tiny_space, agree):
-    spaces = [tiny_space.with_name(f"{name}.yaml") for name in STOPPED_TOGETHER]
-    for path, task in zip(spaces, ("tiny-reviews", "tiny-others"), strict=True):
-        path.write_text(tiny_space.read_text().replace("tiny-reviews", task))
-    with start(in_search_home, "launch", *map(str, spaces), *SLOWER) as driver:
-        wait_for(driver, lambda: sum(map(num_reports, names())) >= 4 and len(names()) == 2)
-        driver.send_signal(signal.SIGINT)
-        _, talk = driver.communicate(timeout=120)
-    assert driver.returncode == 130, talk
-    assert "Traceback" not in talk
-    for name in names():
-        assert f"loraxs-search resume {name}" in talk
-        finished(in_search_home, "resume", name)
-        agree(name, 5)
-
-
-def names() -> list[str]:
-    """Return the studies of these spaces; other tests have theirs in this home."""
-    return [study for study in list_studies() if study.startswith(STOPPED_TOGETHER)]
 
 
 def test_kill_9_at_the_end_of_a_search_redoes_and_doubles_nothing(in_search_home, tiny_space, agree):

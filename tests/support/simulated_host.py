@@ -108,12 +108,9 @@ def accuracy(spec: TrialSpec, step: int) -> float:
 
 
 def modules() -> tuple[LinearModule, ...]:
-    """Return the linear layers of the quickstart's base."""
-    square = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    sides = dict.fromkeys(square, (WIDTH, WIDTH))
-    sides |= {"intermediate.dense": (WIDTH, 4 * WIDTH), "output.dense": (4 * WIDTH, WIDTH)}
+    """Return layers that are called as those of the quickstart's base."""
+    names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    names += ("intermediate.dense", "output.dense")
     return tuple(
-        LinearModule(f"encoder.layer.{layer}.{name}", *shape)
-        for layer in range(LAYERS)
-        for name, shape in sides.items()
+        LinearModule(f"encoder.layer.{layer}.{name}", WIDTH, WIDTH) for layer in range(LAYERS) for name in names
     )

@@ -13,14 +13,14 @@ import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 from support.studies import TASK
 
-from loraxs_search.errors import ClusterError, SearchInterruptedError
+from loraxs_search.errors import ClusterError, SearchInterruptedError, StudyError
 from loraxs_search.records.adapter import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import BaseModel, BaseModelRef, Task
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.pool import HostDirectory, HostPool
+from loraxs_search.search.hosts.pool import HostDirectory, HostPool, StudyActors
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
@@ -90,7 +90,6 @@ def test_a_cluster_without_what_trials_ask_for_is_refused_unless_it_is_expected_
     ("node", "gpu", "size", "expected"),
     [
         ("large", None, 2, (8, 8, 9)),  # four times the smallest node's trials
-        ("small", None, 2, (2, 2, 3)),
         ("gpus", "3", 2, (1, 2, 3)),
         ("head", None, 2, (64, 2, 3)),
         ("left", None, 2, (64, 2, 3)),
@@ -130,6 +129,17 @@ def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(hosts, caplog
         unpackable: Any = SimpleNamespace(is_packable=False, methods=["ia3"], search=SearchPlan(pack_size=4))
         assert size(INFO, unpackable) == 1
         assert "`search.pack_size` is 4, but trials of method ia3" in caplog.text
+
+
+def test_a_study_goes_on_with_the_base_and_the_rows_that_it_began_with_alone(monkeypatch):
+    ended = list[Any]()
+    monkeypatch.setattr(pool, "start_named", lambda *_: ("snapshots", "store"))
+    monkeypatch.setattr(pool, "kill", ended.append)
+    known: Any = SimpleNamespace(name="s", task=TASK, ask=lambda *_: INFO)
+    for begun in (replace(INFO.identity, data_fingerprint="rows"), replace(INFO.identity, base_digest="weights")):
+        with pytest.raises(StudyError, match=r"must go on with .* not (rows|weights)"):
+            StudyActors(known, known, known, bool, begun)
+    assert ended == ["store", "store"]
 
 
 def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch):
@@ -186,18 +196,15 @@ def ask(
     return hosts.ask(lambda host: host, look, **begun)  # type: ignore[arg-type, return-value]
 
 
-@pytest.mark.parametrize("num_losses", [0, 3])
-def test_a_lost_host_is_replaced_and_the_question_asked_again(hosts, found, num_losses):
-    assert ask(hosts, found, LOSSES[:num_losses]) == "answer"
-    assert found == [None, *LOSSES[:num_losses]]
+def test_a_lost_host_is_replaced_and_the_question_asked_again(hosts, found):
+    assert ask(hosts, found, LOSSES) == "answer"
+    assert found == [None, *LOSSES]
+    found.clear()
+    with pytest.raises(RayActorError):
+        ask(hosts, found, [*LOSSES, RayActorError()])
     found.clear()
     for begun, answer in (("begun", "begun"), (LOSSES[0], "answer")):
         assert ask(hosts, found, [], begun=begun) == answer, "what a host was asked before is waited for first"
-
-
-def test_hosts_that_keep_dying_end_it(hosts, found):
-    with pytest.raises(RayActorError):
-        ask(hosts, found, [*LOSSES, RayActorError()])
 
 
 def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, found, monkeypatch):
