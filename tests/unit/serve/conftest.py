@@ -135,11 +135,11 @@ def folders(base, make_adapter, tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def encoder(registry, folders):
-    """A server of task-2, task-3 and task-1 on the tiny encoder, which looks the registry up again and again."""
+    """A server of task-1, task-3 and task-2 on the tiny encoder, which looks the registry up again and again."""
     uri, promote = registry
     for name in ("two", "three", "number"):
         promote(folders[name])
-    models = ServedModels(["task-2", "task-3", "task-1"], uri=uri)
+    models = ServedModels(["task-1", "task-3", "task-2"], uri=uri)
     server = Server(models, limits=Limits(body_bytes=100_000, rows=100, rows_at_once=8), poll_s=0.05)
     with running(server) as url:
         yield Running(url, server, uri, promote)
