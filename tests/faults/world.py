@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,12 +39,6 @@ class World:
     pack_size: str = "auto"
     env: dict[str, str] = field(default_factory=dict)
     studies: dict[str, int] = field(default_factory=dict)
-
-    def move_home(self, home: Path) -> None:
-        """Go on in another folder, with what the home holds; this process too."""
-        shutil.copytree(self.home, home)
-        self.home = home
-        os.environ["LORAXS_HOME"] = str(home)
 
     def space(self, task: str = "faulty-reviews", **changes: object) -> Path:
         """Write a space and return its path."""

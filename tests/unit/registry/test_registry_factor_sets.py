@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.records.search import PromotionRule
@@ -22,25 +21,10 @@ from loraxs_search.tracking.store import connect
 WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
 
 
-def flipped(factors: Factors) -> Factors:
-    """The same vectors with other signs, as another machine may find them."""
-    return dataclasses.replace(factors, left=-factors.left, right=-factors.right)
-
-
 def sources(uri: str) -> list[str]:
     """Where the sets of all bases lie."""
     tags = Registry(uri).experiment_tags("loraxs-search factors")
     return [value for name, value in tags.items() if name.startswith("mlflow.loraxs.factors.")]
-
-
-@pytest.fixture
-def key_and_checksum():
-    """Compute a weight's factors on this machine; returns what its manifest would say of them."""
-
-    def compute():
-        return FactorStore().identify(WEIGHT, rank=4)
-
-    return compute
 
 
 @pytest.fixture
@@ -64,19 +48,19 @@ def promote(store_uri, task, candidate, make_folder):
     return promote
 
 
-def test_pulling_brings_the_factors_that_lack_and_they_are_used(key_and_checksum, promote, elsewhere, store_uri):
-    key, checksum_here = key_and_checksum()
+def test_pulling_brings_the_factors_that_lack_and_they_are_used(promote, elsewhere, store_uri):
+    key, checksum_here = FactorStore().identify(WEIGHT, rank=4)
     promote("t0", 0.8, {key: checksum_here})
     elsewhere()
     assert not factors_at(key, checksum_here, unchecked=True)
     pull("movie-reviews", uri=store_uri)
     assert factors_at(key, checksum_here, unchecked=True)
     assert factors_at(key, checksum_here) is None, "nobody has checked it yet"
-    assert key_and_checksum() == (key, checksum_here)
+    assert FactorStore().identify(WEIGHT, rank=4) == (key, checksum_here)
 
 
-def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote, store_uri):
-    key, first = key_and_checksum()
+def test_a_set_is_one_for_all_adapters_and_only_grows(promote, store_uri):
+    key, first = FactorStore().identify(WEIGHT, rank=4)
     promote("t0", 0.8, {key: first})
     second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     promote("t1", 0.9, {key: first, second_key: second})
@@ -86,10 +70,8 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
 
 
-def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
-    key_and_checksum, promote, elsewhere, store_uri
-):
-    key, said = key_and_checksum()
+def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(promote, elsewhere, store_uri):
+    key, said = FactorStore().identify(WEIGHT, rank=4)
     promote("t0", 0.8, {key: said})
     (source,) = sources(store_uri)
     file = Path(source) / f"{key}-{said[:16]}.safetensors"
@@ -102,8 +84,8 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
     assert factors_at(key, said, unchecked=True)
 
 
-def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
-    key, said = key_and_checksum()
+def test_factors_that_are_not_what_they_say_are_not_kept(promote, elsewhere, store_uri):
+    key, said = FactorStore().identify(WEIGHT, rank=4)
     promote("t0", 0.8, {key: said})
     (source,) = sources(store_uri)
     file = Path(source) / f"{key}-{said[:16]}.safetensors"
@@ -116,14 +98,15 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
         with pytest.raises(IntegrityError):
             pull("movie-reviews", uri=store_uri)
         assert not factors_at(key, said, unchecked=True)
-    write_factors(file, flipped(FactorStore().get(WEIGHT, rank=4)))  # whole, and of another checksum
+    known = FactorStore().get(WEIGHT, rank=4)  # turned as another machine may find them
+    write_factors(file, dataclasses.replace(known, left=-known.left, right=-known.right))
     elsewhere("another")
     with pytest.raises(IntegrityError, match="must have checksum"):
         pull("movie-reviews", uri=store_uri)
 
 
-def test_a_key_or_a_checksum_that_could_lead_elsewhere_is_refused(key_and_checksum, tmp_path):
-    key, known = key_and_checksum()
+def test_a_key_or_a_checksum_that_could_lead_elsewhere_is_refused(tmp_path):
+    key, known = FactorStore().identify(WEIGHT, rank=4)
     content = factor_path(key).read_bytes()
     for odd in ("", "../../etc", "A" * 64):
         with pytest.raises(IntegrityError, match="factor key"):

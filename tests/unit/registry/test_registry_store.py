@@ -21,14 +21,6 @@ from loraxs_search.tracking.store import connect
 RULE = PromotionRule(confidence=0, require="constant")  # numbers as they stand: no answers to test rows are at hand
 
 
-@pytest.fixture
-def champion(registry, promoter, task, candidate, make_folder):
-    """A registry whose champion is t0 at 0.80 and 1000 bytes."""
-    _, version = promoter.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
-    assert version == 1
-    return registry
-
-
 def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(registry, promote, store_uri):
     refits = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
     decision, version = promote("t0", 320, refits=refits)
@@ -69,12 +61,13 @@ def test_a_changed_folder_or_another_ones_is_not_registered(registry, task, cand
     assert registry.champion("movie-reviews") is None
 
 
-def test_unknown_names_list_what_there_is_nearest_first(champion):
+def test_unknown_names_list_what_there_is_nearest_first(with_versions):
+    registry = with_versions(1)
     with pytest.raises(RegistryError, match=r"`task`.*movie-reviews, .*'movie-review'"):
-        champion.resolve("movie-review")
+        registry.resolve("movie-review")
     for name in ("movie-reviews:7", "movie-reviews@canary"):
         with pytest.raises(RegistryError, match=r"movie-reviews:1.*@champion|@champion.*:1"):
-            champion.resolve(name)
+            registry.resolve(name)
 
 
 def test_asking_where_there_is_no_store_creates_none(fresh_home):
@@ -135,8 +128,9 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
 
 
 def test_a_promoter_that_stands_still_is_not_waited_for_without_end(
-    champion, task, candidate, make_folder, store_uri, monkeypatch, promoter
+    with_versions, task, candidate, make_folder, store_uri, monkeypatch, promoter
 ):
+    with_versions(1)
     monkeypatch.setattr(changes, "WAIT_S", 0.1)
     folders = {"t1": make_folder("t1")}
     attempts = (

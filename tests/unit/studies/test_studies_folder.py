@@ -1,40 +1,31 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK, state
+from support.studies import state, study
 
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.records.search import Candidate, PromotionRule, Refit, SearchPlan
-from loraxs_search.records.task import BaseModelRef, Identity
+from loraxs_search.records.search import Candidate, Refit
+from loraxs_search.records.task import Identity
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
-from loraxs_search.studies.info import StudyInfo
-
-
-def info(name: str) -> StudyInfo:
-    return StudyInfo(
-        name, "id", TASK, BaseModelRef("base"), SearchPlan(), PromotionRule(), "s.yaml", "/", "sqlite://", time.time()
-    )
 
 
 @pytest.fixture
 def one():
-    return StudyFolder.create(info("one"), "")
+    return study("one")
 
 
 def test_what_is_written_of_a_study_is_read_back():
-    server = replace(info("one"), tracking_uri="https://mlflow.example:5000")
-    folder = StudyFolder.create(server, "task: t\n")
+    folder = study("one", "https://mlflow.example:5000")
     assert (folder.identity.read(), folder.candidates(), folder.snapshots.read("00000")) == (None, None, None)
     folder.identity.write(Identity("weights", "rows"))
     candidate = Candidate("one", "00000", "t", {"accuracy": 0.8}, {"accuracy": 0.81}, 100, "d", "b")
@@ -43,7 +34,7 @@ def test_what_is_written_of_a_study_is_read_back():
         folder.snapshots.write("00000", state("00000", content.decode()))
         folder.write_adapter("00000", {content.decode(): content})
     again = StudyFolder.open("one")
-    assert (again.info, again.space_path.read_text()) == (server, "task: t\n")
+    assert (again.info, again.space_path.read_text()) == (folder.info, "task: sst2\n")
     assert (again.identity.read(), again.candidates()) == (Identity("weights", "rows"), [candidate])
     assert again.snapshots.read("00000") == state("00000", "2")
     assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
@@ -56,18 +47,18 @@ def test_what_is_written_of_a_study_is_read_back():
 @pytest.mark.parametrize("name", ["../x", "x" * 101])
 def test_a_malformed_name_is_refused_and_nothing_is_written(name, fresh_home):
     with pytest.raises(StudyError, match="study name"):
-        StudyFolder.create(info(name), "")
+        study(name)
     assert not fresh_home.exists()
     fresh_home.write_text("not a folder")
     with pytest.raises(HomeError) as caught:
-        StudyFolder.create(info("one"), "")
+        study("one")
     assert "LORAXS_HOME" in str(caught.value.hint)
 
 
 def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one():
     """As when a machine was lost while it fetched one."""
     (studies_root() / "one").mkdir(parents=True)
-    for use in (lambda: StudyFolder.check_new("one"), lambda: StudyFolder.create(info("one"), "")):
+    for use in (lambda: StudyFolder.check_new("one"), lambda: study("one")):
         with pytest.raises(StudyError, match=r"studies/one .*study\.json"):
             use()
     assert [path.name for path in studies_root().iterdir()] == ["one"]
@@ -76,19 +67,15 @@ def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one():
 def test_of_many_at_once_one_creates_the_study():
     made: list[str] = []
 
-    def create(text: str) -> None:
-        try:
-            StudyFolder.create(info("one"), text)
-        except StudyError as error:
-            assert "already exists" in error.message
-        else:
-            made.append(text)
+    def create() -> None:
+        with contextlib.suppress(StudyError):
+            made.append(study("one").info.study_id)
 
-    threads = [threading.Thread(target=create, args=(str(n),)) for n in range(8)]
+    threads = [threading.Thread(target=create) for _ in range(8)]
     for step in (threading.Thread.start, threading.Thread.join):
         for thread in threads:
             step(thread)
-    assert [StudyFolder.open("one").space_path.read_text()] == made
+    assert [StudyFolder.open("one").info.study_id] == made
     assert [path.name for path in studies_root().iterdir()] == ["one"]
 
 
@@ -203,7 +190,7 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home):
         folder.set_candidates_aside()
         assert folder.candidates() is None
     assert folder.earlier_finalists() == ("00000",)
-    StudyFolder.create(info("new"), "").set_candidates_aside()  # of none there is nothing to set aside
+    study("new").set_candidates_aside()  # of none there is nothing to set aside
     confirm(folder, "00001", [0.8], [1, 1], [1, 1])
     assert folder.earlier_finalists() == ("00000",), "the other one is of now"
     folder.set_candidates_aside()
