@@ -57,19 +57,6 @@ def client(store_uri):
     return connect(store_uri)
 
 
-@pytest.fixture
-def asked(client, monkeypatch):
-    """How many registered models were asked for."""
-    calls, search = list[int](), MlflowClient.search_registered_models
-
-    def ask(client, only, size, *rest):
-        calls.append(size)
-        return search(client, only, size, *rest)
-
-    monkeypatch.setattr(MlflowClient, "search_registered_models", ask)
-    return calls
-
-
 def fill(client: MlflowClient, ours: int, others: int) -> None:
     for number in range(ours):
         client.create_registered_model(f"task-{number:02d}", tags={KIND: ADAPTER})
@@ -77,8 +64,15 @@ def fill(client: MlflowClient, ours: int, others: int) -> None:
         client.create_registered_model(f"a-model-of-someone-{number:02d}")
 
 
-def test_our_models_come_by_name_as_many_as_are_wanted_page_after_page(store_uri, client, asked, monkeypatch):
+def test_our_models_come_by_name_as_many_as_are_wanted_page_after_page(store_uri, client, monkeypatch):
     fill(client, ours=25, others=5)
+    asked, search = list[int](), MlflowClient.search_registered_models
+
+    def ask(client, only, size, *rest):
+        asked.append(size)
+        return search(client, only, size, *rest)
+
+    monkeypatch.setattr(MlflowClient, "search_registered_models", ask)
     for limit in (None, 1, 25):
         found = [summary.task for summary in Registry(store_uri).summaries(limit)]
         assert found == [f"task-{number:02d}" for number in range(25)][:limit]

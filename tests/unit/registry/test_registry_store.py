@@ -134,7 +134,7 @@ def test_a_promoter_that_stands_still_is_not_waited_for_without_end(
     monkeypatch.setattr(changes, "WAIT_S", 0.1)
     folders = {"t1": make_folder("t1")}
     attempts = (
-        lambda: promoter.promote(RULE, task, [candidate("t1", 0.9)], folders),
+        lambda: promoter.promote(RULE, task, [candidate("t1", 0.9, test_fingerprint="data")], folders),
         lambda: promoter.rollback(to=1),
         lambda: promoter.remove(1, forced=True),
     )
