@@ -76,14 +76,10 @@ def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
 
 FAULTY = {  # an override, and what is told of it
     "search.trails=3": "search.trails: did you mean trials? It must be one of: trials, ",
-    "serch.trials=3": "serch: did you mean search? It must be one of: search, ",
-    "search.trials=0": "search.trials: must be at least 1, but got 0.",
     "search.trials": "must be path.to.key=value, but got",
-    "=3": "must be path.to.key=value, but got",
     "parameters.weight_decay.choice=3": "parameters.weight_decay.choice: must lead through keys, but",
     "parameters.rank=[": "must be valid YAML, but",
     "trials=3": "did you mean search.trials?",
-    "rank=4": "did you mean parameters.rank?",
 }
 
 
@@ -139,35 +135,18 @@ def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
         assert load_space(name).name == "movie_reviews"
 
 
-def test_a_missing_file_hints_at_shipped_spaces():
-    for missing in ("movie_reviws", "no/such/movie_reviws.yaml"):
-        with pytest.raises(UsageError, match="there is no") as caught:
-            load_space(missing)
-        assert caught.value.hint.startswith("shipped spaces: movie_reviews, ")
-
-
 UNREADABLE = [  # what a file holds, what is told, and with what to do
     (b"", "f.yaml:1: must hold keys: task, .* but holds nothing", ""),
-    (b"- task\n- base_model\n", "f.yaml:1: must hold keys: .* but holds \\[", ""),
     (b"a: 1\n\xff\xfe\x00", "f.yaml:2: must be text in UTF-8, but byte 5 is not", "save the file"),
     (b"a: 1\nb: \x00", r"f.yaml:2: must be text, but holds the character '\\x00'", "loraxs-search spaces copy"),
     (b"x" * 1_000_001, "at most 1000000 bytes", ""),
     (b"task:\n  name: [a\n", "f.yaml:3:1: must be valid YAML, but while parsing a flow sequence", "must be closed"),
     (b"task:\n\tname: a\n", "f.yaml:2:1: must be valid YAML, but .*'\\\\t'", "indent with spaces"),
     (b"task: *nowhere\n", "f.yaml:1:7: must be valid YAML, but found undefined alias", "must stand in quotes"),
-    (b"task: @a\n", "must be valid YAML", "must stand in quotes"),
-    (b"task: a: b\n", "must be valid YAML", "quote a text that has a colon in it"),
-    (b"task: 'a\n", "must be valid YAML", "a quote that is opened must be closed"),
-    (b"task: a\nbase_model b\n", "must be valid YAML", "a colon and a space between them"),
     (b"task: a\n---\ntask: b\n", "f.yaml:2:1: must be valid YAML, but .*another document", "leave out the line ---"),
     (b"task: &a [*a]\n", "f.yaml:1: .*at most 30 levels deep", ""),
     (b"[" * 5000, "levels deep|valid YAML", ""),
-    (
-        b"a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
-        + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b",".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 9)),
-        "at most 20000 values",
-        "aliases",
-    ),
+    (b"a: &a [%s]\nb: &b [%s]\nc: [%s]\n" % (b"1," * 99, b"*a," * 99, b"*b," * 99), "at most 20000 values", "aliases"),
 ]
 
 
@@ -251,28 +230,21 @@ def test_a_mapping_is_a_space(tmp_path, monkeypatch):
     task |= {"data": {"data_files": {"train": Path("rows.jsonl")}}, "columns": {"text": "s", "label": "l"}}
     parameters = {"rank": {"choice": np.array([4, np.int64(8)])}, "learning_rate": np.float32(0.5)}
     task["labels"] = np.array(task["labels"])
-    space = load_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": 3})
+    space = load_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": np.int64(3)})
     assert space.task.labels == ("no", "yes")
     assert space.task.source.data_files == {"train": str(tmp_path / "rows.jsonl")}
     assert space.parameters["rank"].possible == (4, 8)
     assert space.search.trials == 3
     assert parse_space(space.text, source="s.yaml", folder=tmp_path, name=space.name).parameters == space.parameters
+    (tmp_path / "mine.yaml").write_text(space.text)
+    assert load_space(tmp_path / "mine.yaml", {"base_model": tmp_path}).base_model.id == str(tmp_path)
+    assert load_space(tmp_path / "mine.yaml", "search.trials=4").search.trials == 4
     with pytest.raises(UsageError) as caught:
         load_space({"base_model": "a/b", "parameters": parameters})
     assert "task: is required" in caught.value.message
     with pytest.raises(UsageError) as refused:
         load_space(7)
     assert "mapping" in str(refused.value.hint)
-
-
-def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text):
-    (folder / "mine.yaml").write_text(text)
-    (folder / "base").mkdir(exist_ok=True)
-    values = {"parameters.rank": {"choice": np.array([4, 8])}, "parameters.learning_rate": np.float64(0.5)}
-    space = load_space(folder / "mine.yaml", values | {"base_model": folder / "base", "search.trials": np.int64(3)})
-    assert (space.parameters["rank"].possible, space.parameters["learning_rate"].possible) == ((4, 8), (0.5,))
-    assert (space.base_model.id, space.search.trials) == (str(folder / "base"), 3)
-    assert load_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
 
 
 def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):

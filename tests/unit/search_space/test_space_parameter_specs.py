@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
 
@@ -87,16 +86,6 @@ def test_numbers_and_times_are_written_as_people_write_them(parse, text):
         assert parse(text, f"search.time_budget={written}").search.time_budget == seconds
 
 
-def test_distributions_are_optunas_own(parse, text):
-    assert parse(text).distributions() == {
-        "rank": IntDistribution(4, 16, step=4),
-        "scale": FloatDistribution(0.5, 2.0, step=0.25),
-        "target_modules": CategoricalDistribution(("attention", "query+value", "all-linear@last-2")),
-        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
-        "sigma": CategoricalDistribution(("input", "sqrt")),
-    }
-
-
 # ---- conditions ------------------------------------------------------------------------------------------------------
 CONDITIONS = """\
 task: sst2
@@ -142,12 +131,8 @@ NAMES = {  # of the linear layers in each layer
 MEANINGS = [
     ("bert", "attention", BERT_ATTENTION),
     ("bert", "ffn", BERT_FFN),
-    ("bert", "query+ffn", {"attention.self.query"} | BERT_FFN),
-    ("bert", "output.dense", {"output.dense"}),
     ("bert", "dense", {"attention.output.dense"} | BERT_FFN),
-    ("gpt2", "attention", {"attn.c_attn", "attn.c_proj"}),
     ("gpt2", "c_proj", {"attn.c_proj", "mlp.c_proj"}),
-    ("llama", "ffn", {f"mlp.{name}" for name in GATED}),
     ("llama", "q_proj+down_proj", {"self_attn.q_proj", "mlp.down_proj"}),
 ]
 

@@ -44,9 +44,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"rank": 8}, "`rank` must come with what decides whether a trial has it: add --set basis=..."),
     ({"basis": "bottom", "sigma": "sqrt"}, "`sigma` must be left out of a trial with basis bottom, but got"),
     ({"basis": "top", "rank": 16}, "`rank` must be as the space has it, one of 4, 8, but got 16"),
-    ({"basis": "none"}, "`basis` must be one of:"),
     ({"learning_rate": 0.9}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
-    ({"learning_rate": 1e-4}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
     ({"learning_rate": True}, "`learning_rate` must be a number above 0, but got true"),
     ({"basis": "bottom", "rank": "1_6"}, '`rank` must be an integer in 1..65536, but got "1_6"'),
     ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
@@ -78,7 +76,6 @@ SOURCE = {"basis": "top", "rank": 8, "learning_rate": 0.01, "sigma": "sqrt", "ba
 
 def test_what_is_not_given_is_as_in_the_source():
     assert place_given(space(), {"rank": 4}, SOURCE)[0] == {**SOURCE, "rank": 4}
-    assert place_given(space(), {}, SOURCE)[0] == SOURCE
 
 
 def test_what_another_method_or_condition_lacks_is_left_behind():

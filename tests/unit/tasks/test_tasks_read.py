@@ -68,7 +68,6 @@ def test_rows_that_do_not_fit_are_refused(make_task, rows):
     nested = [{**row, "doc": {"body": "w"}} for row in rows(30)]
     for files, changes, said in [
         ({"train": [*train, {"text": None, "label": 0}]}, {}, r"`text` must be text.*train\.jsonl .*\(line 13\)"),
-        ({"train": [*train, {"text": "half \ud800", "label": 0}]}, {}, r"`text` must be text.*\(line 13\)"),
         ({"train": [*train, {"text": " \t\n", "label": 0}]}, {}, r"must have text, .*\(line 13\)"),
         ({"train": train, "test": hidden}, {}, r"`label` of test rows .*test\.jsonl has '' \(line 1 and 8 more rows\)"),
         ({"train": train}, {"text": "texts"}, r"`columns\.text` must be one of: text, .*train\.jsonl"),
@@ -88,7 +87,6 @@ def test_splits_that_are_not_there_are_named(make_task, rows, tmp_path):
     for keys, files, said in [
         ({"splits": {"validation": "valid"}}, None, r"`splits\.validation`.*: validation, test, train"),
         ({}, {"test": "test.jsonl"}, r"`splits\.train`.*: test"),
-        ({}, {"train": "none.json"}, r"a split must have rows, but .*none\.json gives none"),
         ({}, {"train": "header.csv"}, r"a split must have rows, but .*header\.csv gives none"),
         ({}, {"train": "train.jsonl", "test": "none.csv"}, r"none\.csv gives none"),
         ({"hub": str(tmp_path / "set"), "splits": {"train": "trian[:20]"}}, {}, r"`splits.train`.*: train, .*'trian'"),
@@ -201,7 +199,6 @@ def test_fixed_subset_is_fixed_ascending_and_mixed():
 def test_parts_of_objects_and_of_lists_of_objects(tmp_path, make_task):
     for values, wanted, read in [
         ({"a": [{"x": [1, 2]}, {"x": [3]}]}, "a.x", [[1, 2], [3]]),
-        ({"a": [[{"x": 1}, {"x": 2}], []]}, "a.x", [[1, 2], []]),
         ({"a": [{"x": 1}, "text", None]}, "a.x", [1, None, None]),
         ({"a": [{"x": 1}, "text", None]}, "a.z", None),  # a part that no row has is no column
         ({"a": [{"x": 1}], "a.x": [2]}, "a.x", [2]),  # a column with a dot in its name is itself

@@ -27,41 +27,29 @@ def test_the_first_number_of_a_text_has_one_form():
     for text, number in [
         ("1,234.50", "1234.5"),
         ("3\u202f500,75", "3500.75"),
-        ("1.234,56", "1234.56"),
         ("2.000.000", "2000000"),
-        ("0,250", "0.25"),
         ("1'234'567.5", "1234567.5"),
         ("1,2,3", ""),
         ("12:30 or 5", ""),
         ("2^10", ""),
         ("3/4.5", ""),
-        ("5\u00b2", ""),
-        ("1\u00bd", ""),
         ("\u00bd", ""),
         ("1 1/2", ""),
         ("1{,}234", "1234"),
-        ("12\\,345\\%", "12345"),
         ("\\frac{1}{2}", ""),
         ("\N{EN DASH}5", "-5"),
-        ("-$5", "-5"),
         ("$-5", "-5"),
         ("x-5", "5"),
         ("10-5", ""),
-        ("2024-05-01T10:30", ""),
         ("5! = 120", ""),
-        (".5", "0.5"),
         ("1e3", "1000"),
-        ("-0.0", "0"),
-        ("", ""),
         ("1" * 101, ""),
     ]:
         assert first_number(text) == number, text
     for text, number in [
         ("3 + 4 = 7.0 apples", "7"),
         ("10-5=5", "5"),
-        ("from 3 to 10-20", ""),
         ("1 000 1/2", ""),
-        ("5 or 1 \u00bd", ""),
     ]:
         assert find(text, "number") == number, text
     whole = Extraction.model_validate({"as": "number"})
@@ -98,7 +86,6 @@ def test_an_answer_is_found_where_the_keys_say():
         (text, "text", after, "6 + 1"),
         (text, "math", after, "6 + 1"),
         ("the answer is 5", "text", after, ""),
-        ("The answer is", "text", after, ""),
         ("The answer is unclear.\nIs it true?", "text", {"one_of": CHOICES, **after}, ""),
         ("The answer is:\n\n True.\nfalse", "text", {"one_of": CHOICES, **after}, "true"),
         ("The answer is:\r\n8 apples\r\n9", "number", after, "8"),
@@ -106,17 +93,12 @@ def test_an_answer_is_found_where_the_keys_say():
         ("The answer is x + 1.\nSo it is.", "math", after, "x + 1"),
         ("answer2 or answer3", "text", {"regex": r"answer(\d)"}, "2"),
         ("pay $1,200.0 now", "number", {"regex": r"pay (\S+)"}, "1200"),
-        ("nothing", "text", {"regex": r"answer(\d)"}, ""),
-        ("b", "text", {"regex": r"(a)?b"}, ""),
         ("It is untrue, so False, not true.", "text", {"one_of": CHOICES}, "false"),
         ("Not true at all", "text", {"one_of": CHOICES}, "not true"),
-        ("falsehood", "text", {"one_of": CHOICES}, ""),
         ("\u7b54\u6848\u662f\u6b63\u9762\u7684", "text", {"one_of": ["\u6b63\u9762", "\u8d1f\u9762"]}, "\u6b63\u9762"),
         ("1.5", "text", {"one_of": ["1", "5"]}, ""),
         ("3.A", "text", {"one_of": ["A", "B"]}, "A"),
-        ("very\ngood", "text", {"one_of": ["good", "very good"]}, "very good"),
         ("ma\u00dfe", "text", {"one_of": ["Masse", "Ma\u00dfe"]}, "Ma\u00dfe"),
-        ("a cafe\u0301", "text", {"one_of": ["caf\u00e9", "tea"]}, "caf\u00e9"),
     ]:
         assert find(said, form, **keys) == found, said
 
@@ -128,7 +110,6 @@ def test_a_formula_is_that_of_the_last_whole_box():
         ("\\fbox{3}\n\nAnd more", "3"),
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{4} and then \\boxed{\\frac{1}{2", "4"),
-        ("\\frac{1}{2", ""),
     ]:
         assert find(text, "math") == formula
 
@@ -148,7 +129,6 @@ def test_answers_settle_as_their_equal_references():
         ("number", ["3", ""], ["4", "5"], ["3", ""]),
         ("text", ["cafe\u0301", "cafe"], ["caf\u00e9", "caf\u00e9"], ["caf\u00e9", "cafe"]),
         ("math", ["0.5", "x", ""], ["\\frac{1}{2}", "y", "z"], ["\\frac{1}{2}", "x", ""]),
-        ("math", [], [], []),
     ]:
         assert Extraction.model_validate({"as": form}).settled(answers, references).tolist() == settled
 
@@ -162,18 +142,13 @@ def equal_formulas(*pairs):
 def test_what_math_verify_holds_equal_is_equal_and_one_that_never_ends_is_not():
     pairs = {
         ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, \\pi/2)"): True,
-        ("x^2+2x+1", "(x+1)^2"): True,
         ("\\$36", "36"): True,
         ("1 1/2", "3/2"): True,
-        ("1 1/2", "1 2/3"): False,
         ("10^{10^{10}}", "5"): False,
-        ("3 500", "3500"): True,
         ("2 3", "5"): False,
         ("2.000.000", "3.000.000"): False,
-        ("1e5", "5e1"): False,
         ("1.5e-3", "0.0015"): True,
         ("p - q", "q - p"): False,
-        ("5", "6" * 2000): False,
         ("{ x", "{  x"): True,  # as text
     }
     assert equal_formulas(*pairs) == list(pairs.values())
@@ -211,7 +186,6 @@ def test_choices_of_yaml_are_texts_and_wrong_keys_are_refused():
     for keys, path in [
         ({"after": "a", "regex": "(b)"}, ("extract",)),
         ({"one_of": ["not  a", "Not\na"]}, ("extract", "one_of")),
-        ({"one_of": ["caf\u00e9", "cafe\u0301"]}, ("extract", "one_of")),
         ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
     ]:
         assert [fault for fault, _ in Extraction.laws(keys)] == [path]

@@ -159,15 +159,12 @@ def test_labels_are_indices_letters_texts_or_names(make):
     for rows, keys, labels in [
         (labelled([0, "2", 1.0]), {}, [0, 2, 1]),
         (labelled(["A", "C"]), {}, [0, 2]),
-        (labelled(["c", "a "]), {}, [2, 0]),
-        (labelled([4, 5], [3, 4, 5]), {}, [1, 2]),
         (labelled([True, False], ["false", "true"]), {}, [1, 0]),
         (labelled(["A", "B"], ["A", "B"]), {}, [0, 1]),  # letters and texts say the same
         (labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"]), {}, [1, 0]),
         (labelled([True, 3.0]), {"option_names": ["true", "2", "3"]}, [0, 2]),
         (ARC, {"options": "choices.text", "option_names": "choices.label"}, [1, 2]),
         ([{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}], {}, [1]),
-        (equal("x"), {}, [0]),
         (equal("2", names=["1", "2", "3"]), {"option_names": "names"}, [0]),
     ]:
         assert load_data(make(rows, **keys))["train"].labels.tolist() == labels
@@ -181,16 +178,13 @@ def test_rows_that_do_not_fit_are_refused(make):
     for rows, keys, said in [
         (labelled([1, 2], ["1", "2", "3"]), {}, "as index and as text, and 1 (line 1), 2 (line 2) would mean ' 2' or"),
         (labelled(["B", "A"], ["B", "A"]), {}, "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean"),
-        (labelled([0, 3, 1, 3]), {}, "has 3 (line 2 and 1 more row)."),
         (labelled(["A", "D", "B"]), {}, f"letter, from A, {OTHERS}"),
         (labelled([None, "z"]), {}, "must be the index, letter or text of an option, but"),
         (labelled(["1", "0"]), {"option_names": ["1", "2", "3"]}, "must be one of the names of its row's options"),
         ([row | {"names": None} for row in labelled(["a"])], NAMES, "`option_names` must hold a name for each option"),
         (equal("A", names=["A", "A", "B"]), NAMES, "`option_names` must hold names that differ from each other, but"),
-        ([{"q": "q", "choices": ["a", ["b"]], "answer": 0}], {}, "options of a row must be a list of texts or"),
         ([{"q": "q", "choices": "[" * 100_000, "answer": 0}], {}, "be a list of texts or numbers"),
         (labelled([0]), {"prompt": "{qq}?"}, "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'."),
-        (labelled([0]), {"options": ["{q}", "{y}"]}, "`options.{y}` must be one of"),
     ]:
         assert said in refused(make(rows, **keys))
 
@@ -221,10 +215,8 @@ def test_keys_that_contradict_each_other_are_refused(make):
     turns = [{"role": "user", "content": "{q}"}, {"role": "assistant", "content": "x"}]
     for keys, message in [
         ({"prompt": None}, "`prompt` must be given, or else `messages`, but got neither."),
-        ({"messages": turns[:1]}, "`messages`, but got both."),
         ({"prompt": None, "messages": turns}, "`messages` must end with a message of the user, but the last one is of"),
         ({"options": [" yes"]}, '`options` must be two or more, but got [" yes"].'),
-        ({"options": [" yes", "yes"]}, "`options` must differ from each other"),
         ({"options": "{a} {b}"}, "`options` must name the one column that holds lists, but got '{a} {b}'."),
         ({"options": [" yes", " no"], "option_names": ["1"]}, "`option_names` must name each of the 2 options, but"),
         ({"options": [" x", " y"], "option_names": ["A", "A"]}, "`option_names` must differ from each other, but got"),
