@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -81,17 +80,3 @@ def writer(make_headless):
     from support.toy_language import writing
 
     return make_headless(writing(prompt="{first} say {second}"))
-
-
-@pytest.fixture
-def make_listener():
-    """Take free ports on this machine and return their numbers."""
-    sockets: list[socket.socket] = []
-
-    def listen() -> int:
-        sockets.append(socket.create_server(("127.0.0.1", 0)))
-        return int(sockets[-1].getsockname()[1])
-
-    yield listen
-    for taken in sockets:
-        taken.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.studies import TASK, study
 
@@ -23,15 +25,12 @@ def test_a_task_that_was_searched_only_is_to_be_promoted(say, searched_study):
         assert say(*line).is_error(1, "There is no task yet, but got 't'", "loraxs-search promote done")
 
 
-def test_a_task_that_is_being_searched_is_to_be_waited_for(say, store_uri):
-    lines = ["predict", "t", "so so"], ["history", "t"], ["promote", "busy"]
-    with study("busy", store_uri).lock():
-        for line in lines:
-            said = say(*line)
-            assert said.is_error(1, "loraxs-search status busy")
-            assert "resume" not in said.err
-    for line in lines:
-        assert say(*line).is_error(1, "loraxs-search resume busy")
+def test_a_task_or_variant_that_is_being_searched_is_to_be_waited_for(say, store_uri):
+    german = study("german", store_uri, task=replace(TASK, variant="de"))
+    assert "german" not in say("pull", "t").err
+    assert say("pull", "t.de").is_error(1, "loraxs-search resume german")
+    with german.lock():
+        assert say("pull", "t.de").is_error(1, "loraxs-search status german")
 
 
 def test_a_file_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):

@@ -19,20 +19,15 @@ from loraxs_search.search_space.load import parse_space
 
 REST = "base_model: some/base\nparameters: {rank: 4, learning_rate: 0.001}\n"
 
-REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
-STEERING = ("stop", "finish", "add", "extend")
-VERBS = ("check", "launch", "status", "compare", "resume", *STEERING, *REGISTRY, "ui")
-
 
 def test_help_lists_every_verb_whole(say):
     said = say("--help")
     assert (said.code, said.err) == (0, "")
-    for verb in (*VERBS, "gc", "spaces", "studies", "tasks"):
+    for verb in ("launch", "status", "stop", "promote", "gc", "spaces", "studies", "tasks"):
         assert f"  {verb} " in said.out
+        assert say(verb, "--help").ok.startswith(f"Usage: loraxs-search {verb}")
     assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
     assert "130 interrupted" in said.out
-    for verb in VERBS:
-        assert say(verb, "--help").ok.startswith(f"Usage: loraxs-search {verb}")
 
 
 def test_nothing_asked_is_answered_with_help(say):
@@ -45,11 +40,8 @@ def test_nothing_asked_is_answered_with_help(say):
 
 MISUNDERSTOOD = [
     (["lauch"], ("Did you mean launch? `command` must be one of: launch, ", "`loraxs-search --help`")),
-    (["spaces", "cpy"], ("must be one of: copy, ", "`loraxs-search spaces --help`")),
-    (["launch"], ("Missing argument", "`loraxs-search launch --help`")),
     (["ui", "--port", "many"], ("`--port` must be a whole number, but got 'many'.",)),
     (["pull", "t", "--format", "gguff"], ("Did you mean gguf? `--format` must be one of: gguf, ", "got 'gguff'")),
-    (["--versoin"], ("Did you mean --version? `option` must be one of: --version, ",)),
 ]
 
 
@@ -64,8 +56,7 @@ def test_traceback_is_shown_wherever_it_is_asked_for_and_is_a_text_after_two_das
         assert said.code == 1
         assert "Traceback (most recent call last)" in said.err
         assert "error: There is no study yet, but got 'x'." in said.err
-    for option in ("--traceback", "--json"):
-        assert say("status", "--", option).is_error(1, f"but got '{option}'")
+    assert say("status", "--", "--traceback").is_error(1, "but got '--traceback'")
 
 
 def test_a_fault_of_ours_is_one_sentence_and_ctrl_c_is_130(say, monkeypatch):
@@ -103,15 +94,12 @@ def test_no_studies_yet_is_said(say):
 # ---- spaces ----------------------------------------------------------------------------------------------------------
 def test_spaces_are_listed_shown_and_copied(say, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    listed = say("spaces", "ls").out
-    assert [line.split()[0] for line in listed.splitlines()[1:]] == shipped_spaces()
-    assert "The quickstart." in listed
-    shown = say("spaces", "show", "movie_reviews").out
-    assert "train: data/movie_reviews/train.jsonl.gz" in shown
-
+    assert [line.split()[0] for line in say("spaces", "ls").out.splitlines()[1:]] == shipped_spaces()
+    spaces = loraxs_search.spaces().items()
+    assert json.loads(say("spaces", "ls", "--json").ok) == [{"space": name, "about": about} for name, about in spaces]
+    assert "train: data/movie_reviews/train.jsonl.gz" in say("spaces", "show", "movie_reviews").out
     assert say("spaces", "copy", "movie-reviews", "mine.yaml").out == "mine.yaml\n"
     copied = (tmp_path / "mine.yaml").read_text()
-    assert "# held-out" in copied or "# relative to this file" in copied
     assert say("check", "mine.yaml").code == 0
     assert say("spaces", "copy", "movie_reviews", "mine.yaml").is_error(2, "mine.yaml does")
     assert (tmp_path / "mine.yaml").read_text() == copied

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK, study
+from support.studies import TASK
 from support.toys import adapter
 
 import loraxs_search
@@ -69,12 +69,3 @@ def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, sa
     assert 'load_adapter("t.de")' in model_card(verify(folder))
     assert say("rm", "t.de:2", "--force").code == 0
     assert [one.version for one in loraxs_search.show("t.de")] == [1]
-
-
-def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_variant(store_uri, say):
-    study("german", store_uri, task=GERMAN)
-    assert "german" not in say("pull", "t").err
-    said = say("pull", "t.de")
-    assert said.code == 1
-    assert "loraxs-search resume german" in said.err
-    assert [line.split()[1] for line in say("status").out.splitlines()[1:]] == ["t.de"]

@@ -41,12 +41,16 @@ def test_python_makes_a_space_of_a_frame(fresh_home):
 
 
 def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
-    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 29)])
-    with pytest.raises(TaskDataError):
+    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 29)], day="2024-05-01")
+    gaps.index = range(100, 160)
+    with pytest.raises(TaskDataError, match="row 100, row 101 has none") as caught:
         loraxs_search.init(gaps, text="review", label="verdict", name="films")
+    assert "drop_empty=True" in str(caught.value.hint)
+    assert "jsonl" not in f"{caught.value} {caught.value.hint}" and "--" not in f"{caught.value} {caught.value.hint}"
     space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True)
     assert space.task.labels == ("bad", "good")
     assert sum(map(len, load_data(space.task).values())) == 58
+    assert "2 rows without text or answer left out" in str(space)
     with pytest.raises(UsageError, match="name"):
         loraxs_search.init(gaps, label="verdict")
     with pytest.raises(UsageError, match="DataFrame"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from support.searched_studies import recorded_search
 
@@ -11,12 +9,6 @@ from support.searched_studies import recorded_search
 @pytest.fixture
 def folder(fresh_home):
     return recorded_search("reviews", 12)
-
-
-def test_it_prints_the_file(say, folder):
-    path = Path(say("report", "reviews").ok.strip())
-    assert path == folder.path / "report.html"
-    assert path.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_it_writes_where_it_is_asked_to(say, folder, tmp_path):

@@ -28,16 +28,13 @@ def folder(fresh_home):
 
 QUEUED: list[tuple[list[str], dict[str, object]]] = [
     (["stop", "s", "1", "--now"], {}),
-    (["finish", "s"], {}),
     (["add", "s", "--set", "rank=16", "--set", "learning_rate=1e-3"], {"rank": 16, "learning_rate": 0.001}),
     (["add", "s", "--from", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
     (["extend", "s", "--trials", "12", "--time", "1h"], {}),
 ]
 REFUSED = [
-    (["stop", "s", "00000"], 1, ("Trial 00000 of study 's' has already ended, PRUNED", "hint: ", "status s")),
     (["stop", "s", "7"], 1, ("`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s")),
     (["add", "s", "--set", "rank=5"], 1, ("`rank` must be as the space has it, one of 4, 8, 16, but got 5",)),
-    (["extend", "s"], 1, ("`extend` needs --trials, --time or both",)),
     (["extend", "s", "--trials", "x"], 2, ("`--trials` must be a whole number, but got 'x'.",)),
     (["finish", "nothing"], 1, ("but there is no 'nothing'", "ssh MACHINE")),
 ]

@@ -1,15 +1,12 @@
 """Make the pictures of the README: the quickstart's search, its report, and its trials in MLflow's UI.
 
-    python tests/docs/screenshots.py                    into tests/docs/pictures; takes as long as the quickstart
-    python tests/docs/screenshots.py STUDY --out FOLDER    of a study of LORAXS_HOME; whole pages, light, dark, narrow
+    python tests/docs/screenshots.py    into tests/docs/pictures; takes as long as the quickstart
 
-Debian's Chromium photographs the report with the network off. `words.txt` keeps the report's fixed words: a test holds
-them against those of today.
+Debian's Chromium photographs the report with the network off.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -23,10 +20,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.browsers import WIDTHS, chromium, opened
-from support.pages import fixed_words
+from support.browsers import chromium, opened
 
-from loraxs_search.reports.html.page import REPORT_FILE, write_report
+from loraxs_search.reports.html.page import REPORT_FILE
 from loraxs_search.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -37,32 +33,15 @@ STUDY = "reviews"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("study", nargs="?", help="a study of LORAXS_HOME; default: the quickstart is searched")
-    parser.add_argument("--out", type=Path, default=PICTURES, help="folder for the pictures")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="loraxs-screenshots-") as home, chromium() as browser:
-        if args.study is not None:
-            look_at(browser, write_report(StudyFolder.open(args.study), Path(home) / REPORT_FILE), args.out)
-            return
         os.environ["LORAXS_HOME"] = home
         loraxs_search = [sys.executable, "-m", "loraxs_search"]
         subprocess.run([*loraxs_search, "launch", "movie_reviews", "--name", STUDY], check=True)
         report = StudyFolder.open(STUDY).path / REPORT_FILE
         with opened(browser, report) as seen:
-            seen.page.screenshot(path=str(args.out / "report-wide-light.jpeg"), quality=80)
-        (args.out / "words.txt").write_text("\n".join(fixed_words(report.read_text())) + "\n")
+            seen.page.screenshot(path=str(PICTURES / "report-wide-light.jpeg"), quality=80)
         with serving([*loraxs_search, "ui", STUDY, "--no-open"]) as link:
-            photograph_ui(browser, link, args.out / "ui-trials.jpeg")
-
-
-def look_at(browser: Browser, report: Path, out: Path) -> None:
-    """Take a picture of a whole report for each width and theme."""
-    for width in WIDTHS:
-        for theme in ("light", "dark"):
-            with opened(browser, report, width, theme) as seen:
-                seen.page.screenshot(path=str(out / f"report-{width}-{theme}.png"), full_page=True)
+            photograph_ui(browser, link, PICTURES / "ui-trials.jpeg")
 
 
 def photograph_ui(browser: Browser, link: str, path: Path) -> None:

@@ -115,7 +115,12 @@ def launcher_commands(name: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_launcher_file_is_what_ray_up_takes(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.scripts.scripts import start
 
+    lines = list(ray_start_lines(name))
+    assert [("--head" in line) for line in lines] == [True, False]
+    for line in lines:
+        start.make_context("start", line)
     [config] = documents(name)
     if config["provider"]["type"] == "local":  # Ray's schema has no node types for these; it adds them itself
         assert "available_node_types" not in config
@@ -135,16 +140,6 @@ def ray_start_lines(name: str) -> Iterator[list[str]]:
             words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), shlex.split(part)))
             if words[:2] == ["ray", "start"]:
                 yield words[2:]
-
-
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_ray_start_is_understood_by_ray(name):
-    from ray.scripts.scripts import start
-
-    lines = list(ray_start_lines(name))
-    assert [("--head" in line) for line in lines] == [True, False]
-    for line in lines:
-        start.make_context("start", line)
 
 
 def test_every_node_asks_for_the_token_and_has_the_environment_of_a_local_one():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -34,7 +33,7 @@ def ray_clusters(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [cluster] if cluster else []
 
 
-def test_objects_fit_kubernetes_and_clusters_have_a_token_workers_that_are_there_and_sound_pods():
+def test_objects_fit_kubernetes_and_clusters_have_a_token_workers_that_are_there_and_pods_without_root():
     for document in (document for document in OBJECTS if document not in KUBERAY):
         validate(document)
     for document in KUBERAY:
@@ -42,40 +41,37 @@ def test_objects_fit_kubernetes_and_clusters_have_a_token_workers_that_are_there
             assert cluster["authOptions"] == {"mode": "token"}
             for group in cluster["workerGroupSpecs"]:
                 assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
-        templates = list(pod_templates(document))
-        assert templates
-        for template in templates:
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                found = {name: entry.get("value") for name, entry in environment(group).items()}
+                assert NODE_ENVIRONMENT.items() <= found.items()
+        for template in (templates := list(pod_templates(document))):
             validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
+        assert templates
+    for pod in (template["spec"] for document in OBJECTS for template in pod_templates(document)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 # ---- KubeRay's schemas, as strict as `kubectl apply --validate=strict` has them --------------------------------------
 FOLDER = ROOT.parent / "shared" / "data" / "kuberay"
 VERSIONS = ("1.5.1", "1.7.0")  # the oldest that cluster/README.md names, and the newest there is
-Schema = dict[str, Any]
 needs_schemas = pytest.mark.skipif(not FOLDER.is_dir(), reason="KubeRay's schemas are not in ../shared/data/kuberay")
-
-
-def faults(document: Mapping[str, Any], version: str) -> list[str]:
-    """Return what the API server would say of an object, with the places; nothing if it would take it."""
-    errors = Draft202012Validator({"required": ["apiVersion", "kind", "metadata", "spec"]}).iter_errors(document)
-    errors = [*errors, *_validator(version, document["kind"]).iter_errors(document)]
-    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
-
-
-@cache
-def _schemas(version: str) -> Schema:
-    with gzip.open(FOLDER / f"kuberay-v{version}.json.gz", "rt") as file:
-        return json.load(file)
 
 
 @cache
 def _validator(version: str, kind: str) -> Any:
-    schema = _strict(_schemas(version)[kind])
+    with gzip.open(FOLDER / f"kuberay-v{version}.json.gz", "rt") as file:
+        schema = _strict(json.load(file)[kind])
     schema["properties"]["metadata"]["additionalProperties"] = True  # Kubernetes' own, the same for every kind
     return Draft202012Validator(schema)
 
 
-def _strict(schema: Schema) -> Schema:
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema that refuses what the API server would drop, and takes null only where the server does."""
     made = {key: value for key, value in schema.items() if key != "nullable"}
     for key in ("properties", "patternProperties"):
@@ -92,22 +88,12 @@ def _strict(schema: Schema) -> Schema:
 @needs_schemas
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kuberay_takes_each_object(version):
+    whole = Draft202012Validator({"required": ["apiVersion", "kind", "metadata", "spec"]})
     for document in KUBERAY:
-        assert faults(document, version) == []
+        errors = [*whole.iter_errors(document), *_validator(version, document["kind"]).iter_errors(document)]
+        assert [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors] == []
         named = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}
         validate(named)  # names and labels: KubeRay's schemas leave these to Kubernetes
-
-
-def test_pods_have_no_root_and_limits():
-    for template in (template for document in OBJECTS for template in pod_templates(document)):
-        pod = template["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] > 0
-        assert pod["automountServiceAccountToken"] is False
-        for container in pod["containers"]:
-            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_secrets_come_from_the_secret_that_the_header_makes():
@@ -122,15 +108,6 @@ def test_secrets_come_from_the_secret_that_the_header_makes():
                     reference = entry["valueFrom"]["secretKeyRef"]
                     assert reference["name"] == "loraxs-mlflow"
                     assert reference["key"] in exported
-
-
-def test_ray_pods_have_the_environment_of_a_local_node():
-    clusters = [cluster for document in KUBERAY for cluster in ray_clusters(document)]
-    assert clusters
-    for cluster in clusters:
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-            found = {name: entry.get("value") for name, entry in environment(group).items()}
-            assert NODE_ENVIRONMENT.items() <= found.items()
 
 
 def test_the_application_of_the_service_is_what_ray_serve_takes():

@@ -91,12 +91,6 @@ def test_nothing_installs_this_package_from_an_index():
     assert {path: words for path, words in found.items() if words} == {}
 
 
-def test_a_name_for_an_index_is_found():
-    for line in ("RUN pip install -U \\\n    boto3 loraxs-search", "hint=\"pip install 'loraxs_search[onnx]==0.2'\""):
-        assert len(given_to_pip_by_name(line)) == 1
-        assert given_to_pip_by_name(line.replace("loraxs", "dist/loraxs")) == []
-
-
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 def benchmark_commands() -> list[list[str]]:
     """Return every call of a benchmark on its page, as the shell would split it."""

@@ -14,14 +14,14 @@ import threading
 import warnings
 
 import pytest
-from support.characters import characters
+import typer
 from support.in_process import InProcess
 from support.pages import README, ROOT
 from support.ports import free_port
 from support.shell import Shell
 
 import loraxs_search
-from loraxs_search.cli._main import run
+from loraxs_search.cli._main import app, run
 from loraxs_search.home import shipped_space_path
 
 TRAIN = "data/movie_reviews/train.jsonl.gz"
@@ -53,6 +53,11 @@ def test_the_readme_has_commands():
         *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
         *("doctor", "sync", "compare", "init", "report", "serve"),
     }
+    group = typer.main.get_command(app)
+    for command in OURS:
+        with group.make_context("loraxs-search", [*command.args]) as context:
+            verb, found, rest = group.resolve_command(context, [*command.args])
+            found.make_context(verb, rest, parent=context)
     assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch", "serve"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])
 
@@ -71,27 +76,6 @@ def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
         rest = [line for line in rest if not line.startswith("features ")]
     assert heading.split()[:9] == searched.launched.stdout.splitlines()[0].split()[:9]
     assert {shape(line) for line in rest} <= {shape(line) for line in printed.splitlines()}
-
-
-@pytest.mark.slow
-@pytest.mark.long(part="search")
-def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path):
-    """On a base of random weights, which has other numbers and writes nothing of use."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    tokenizer = characters()
-    tokenizer.save_pretrained(tmp_path / "base")
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "base")
-    few = ("search.max_steps=4", "search.report_every=2", "search.trials=3", "task.data.carved_rows=12")
-    changes = (f"base_model={tmp_path / 'base'}", "search.precision=float32", *few)
-    done = Shell(fresh_home, tmp_path).run(*WRITES.args, *(part for it in changes for part in ("--set", it)))
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.splitlines()
-    columns = WRITES.output[0].removesuffix("...").split()
-    assert printed[0].split()[: len(columns)] == columns
-    said = {line.split()[0] for line in WRITES.output if line and line != "..." and not re.match(r"\d{5} ", line)}
-    assert said <= {line.split()[0] for line in printed if line}
 
 
 @pytest.mark.slow

@@ -73,10 +73,3 @@ BENCHMARKS = Page("tests/benchmarks/README.md")
 CLUSTER = Page("cluster/README.md")
 CONTRIBUTING = Page("CONTRIBUTING.md")
 PAGES = (README, SEARCH_SPACES, REFERENCE, BENCHMARKS, CLUSTER, CONTRIBUTING)
-
-
-def fixed_words(report: str) -> list[str]:
-    """Return the words of a report's HTML that are there whatever was searched: links, headings, labels, columns."""
-    head = report.partition('<section id="learning_curves"')[0]
-    found = re.findall(r"<(?:h2|dt|a href=\"#|th scope=\"col\")[^>]*>([^<]+)<", head)
-    return list(dict.fromkeys(word for word in found if "_" not in word))

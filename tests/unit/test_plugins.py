@@ -42,18 +42,10 @@ def test_what_is_unknown_or_cannot_be_imported_is_refused(registry):
         registry.get("gone")
 
 
-@pytest.mark.parametrize(
-    ("source", "error"),
-    [
-        ("raise RuntimeError('no GPU')", "RuntimeError: no GPU"),
-        ("open('/nowhere')", "FileNotFoundError: "),
-        ("def broken(:", "SyntaxError: "),
-    ],
-)
-def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(source, error, tmp_path, monkeypatch):
-    write_distribution(tmp_path / "site", "toy_broken", source, {GROUP: {"broken": "WORD"}})
+def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(tmp_path, monkeypatch):
+    write_distribution(tmp_path / "site", "toy_broken", "def broken(:", {GROUP: {"broken": "WORD"}})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     registry = EntryPoints("toy", GROUP, OWN)
     assert registry.importable() == {"own": OWN}
-    with pytest.raises(UsageError, match=rf"`toy` broken .*toy_broken:WORD, but: {error}"):
+    with pytest.raises(UsageError, match=r"`toy` broken .*toy_broken:WORD, but: SyntaxError: "):
         registry.get("broken")

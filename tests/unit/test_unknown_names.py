@@ -15,14 +15,11 @@ from loraxs_search.errors import meant
         ("reviewz", ["reviews", "reviewx"], ""),
         ("label-5", [f"label-{number:03d}" for number in range(500)], ""),
         ("POSITIVE", ["negative", "positive"], "positive"),
-        ("xyz", ["a"], ""),
         ("7", ["00006", "00007"], "00007"),
-        ("", ["00000"], ""),
         ("00008", ["00007"], ""),  # another number is another thing
         ("reviews:99", ["reviews:1", "reviews@champion"], ""),
         ("reviews:9", ["reviews:1", "reviews@c"], ""),  # nor is what is like it in another way
         ("sst", ["sst2"], "sst2"),
-        ("sst22", ["sst2"], "sst2"),
     ],
 )
 def test_the_one_that_is_nearly_the_same_is_meant(name, known, near):

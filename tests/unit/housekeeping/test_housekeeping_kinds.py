@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
-import subprocess
-import sys
+import shutil
 import threading
 from pathlib import Path
 
@@ -160,37 +159,35 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     assert folder.journal().records.keys() == {"00000", "00001", "00002"}
 
 
-def test_states_of_a_study_without_its_journal_stay(fresh_home, store_uri):
-    """Which of them are of complete trials is not known."""
-    folder = searched("done", [Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
-    folder.snapshots.write("00000", state("00000"))
-    folder.journal_path.unlink()
-    age(fresh_home)
-    assert gone() == []
-
-
-def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
+@pytest.fixture
+def done(fresh_home, store_uri):
+    """A finished study with the state of a trial that was stopped early."""
     folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
     folder.snapshots.write("00000", state("00000"))
     age(fresh_home)
-    with folder.lock():
+    return folder
+
+
+def test_a_study_without_its_journal_or_that_somebody_works_on_keeps_its_states(done):
+    """Which of them are of complete trials is not known."""
+    with done.lock():
         assert gone() == []
-    assert gone() == [folder.path / "snapshots" / "00000.safetensors"]
+    journal = done.journal_path.rename(done.path / "aside")
+    assert gone() == []
+    journal.rename(done.journal_path)
+    assert gone() == [done.path / "snapshots" / "00000.safetensors"]
 
 
 @pytest.mark.parametrize(
     "go_on", [lambda folder, _: folder.set_candidates_aside(), lambda folder, held: held.enter_context(folder.lock())]
 )
-def test_a_study_that_goes_on_while_gc_looks_keeps_its_states(go_on, fresh_home, store_uri, monkeypatch):
-    folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
-    folder.snapshots.write("00000", state("00000"))
-    age(fresh_home)
+def test_a_study_that_goes_on_while_gc_looks_keeps_its_states(go_on, done, monkeypatch):
     opened, names, held = StudyFolder.open, list[str](), contextlib.ExitStack()
 
     def open_late(name: str) -> StudyFolder:
         names.append(name)
         if len(names) == 2:  # the first look has found it finished
-            go_on(folder, held)
+            go_on(done, held)
         return opened(name)
 
     monkeypatch.setattr(StudyFolder, "open", open_late)
@@ -271,30 +268,22 @@ def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home,
     assert (fresh_home / "studies" / "kept" / "study.json").is_file()
 
 
-DIES = """
-import os, shutil, sys
-from loraxs_search import home
-from loraxs_search.housekeeping import collect
-
-renames, whole = 0, shutil.rmtree
-def dying(path, **options):
-    global renames
-    renames += 1
-    if renames == 3:
-        os.kill(os.getpid(), 9)
-    whole(path, **options)
-home.shutil.rmtree = dying
-collect(30 * 86400.0)
-"""
-
-
-def test_killed_in_the_middle_the_next_one_finishes(fresh_home):
+def test_killed_in_the_middle_the_next_one_finishes(fresh_home, monkeypatch):
     names = [hashlib.sha256(bytes([i])).hexdigest() for i in range(6)]
     for name in names:
         write_atomic(fresh_home / "adapters" / name / "README.md", "old")
     age(fresh_home)
-    killed = subprocess.run([sys.executable, "-c", DIES], capture_output=True, timeout=120, check=False)
-    assert killed.returncode == -9
+    renamed, whole = list[Path](), shutil.rmtree
+
+    def dying(path, **options):
+        renamed.append(path)
+        if len(renamed) == 3:
+            raise KeyboardInterrupt
+        whole(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("loraxs_search.home.shutil.rmtree", dying)
+        collect(MONTH_S)
     left = [path.name for path in (fresh_home / "adapters").iterdir()]
     assert sorted(name for name in left if not name.startswith(REMOVED)) == sorted(names)[3:], "whole, or renamed"
     assert sum(name.startswith(REMOVED) for name in left) == 1

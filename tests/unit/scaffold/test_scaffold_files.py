@@ -5,13 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from support.rows import csv_of, texts
 
-import loraxs_search
 from loraxs_search.errors import TaskDataError
 from loraxs_search.scaffold.draft import DraftedSpace
 
@@ -25,7 +23,6 @@ def test_a_test_file_beside_train_is_taken_and_said(drafted):
     rows = [{"text": text, "label": "neg", "more": 1} for text in texts(30)]
     Path("test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     Path("dev.csv").write_text(csv_of(20))
-    Path("dev.json").write_text("[]")  # not the format of train
     Path("valid").mkdir()
     Path("val.py").touch()
     space = drafted("train.csv", csv_of(200))
@@ -72,22 +69,3 @@ def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch)
             assert (search["max_steps"], search["trials"], seeds, "time_budget" in search) == (752, 12, 2, False)
     assert (search["time_budget"], seeds) == ("10m", 0)
     assert 16 <= search["max_steps"] < 752
-
-
-# ---- Python ----------------------------------------------------------------------------------------------------------
-def frame(**columns: Any) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"review": texts(40), "verdict": ["good", "bad"] * 20, "day": "2024-05-01", **columns})
-
-
-def test_rows_of_a_frame_are_named_by_their_index(fresh_home):
-    import pandas as pd
-
-    gaps = frame(verdict=[None, "good", *["bad", "good"] * 19]).set_index(pd.Index(range(100, 140)))
-    with pytest.raises(TaskDataError, match="row 100 has none") as caught:
-        loraxs_search.init(gaps, name="films", base="no-such-org/no-such-base")
-    assert "drop_empty=True" in str(caught.value.hint)
-    assert "jsonl" not in f"{caught.value} {caught.value.hint}" and "--" not in f"{caught.value} {caught.value.hint}"
-    space = loraxs_search.init(gaps, name="films", base="no-such-org/no-such-base", drop_empty=True)
-    assert "1 row without text or answer left out" in str(space)

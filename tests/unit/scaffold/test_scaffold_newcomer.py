@@ -24,27 +24,22 @@ CHOICES = [{"question": t, "choices": [t[:3], "no", t[3:]], "answer": i % 3} for
 GOOD: dict[str, tuple[str, str | bytes, dict[str, Any]]] = {
     "semicolons, and commas in texts": ("rows.csv", csv_of(separator=";").replace(" the", ", the"), {}),
     "Latin-1": ("rows.csv", PLAIN.replace("fine", "süß").encode("latin-1"), {}),
-    "space around labels": ("rows.csv", csv_of(labels=(" neg", "pos ")), {}),
-    "numbers": ("rows.csv", csv_of(labels=[f"{i / 7:.3f}" for i in range(60)]), {}),
-    "words that YAML takes for others": ("rows.csv", csv_of(labels=("no", "yes")), {}),
     "an index without a name": ("rows.csv", NUMBERED, {}),
     "commas at the ends": ("rows.csv", PLAIN.replace("\n", ",,\n"), {}),
     "named columns": ("rows.csv", csv_of(header="a,b"), {"text": ("a",), "label": "b"}),
     "rare labels that are meant": ("rows.csv", PLAIN + "so,Pos\n", {"labels": ("neg", "pos", "Pos")}),
-    "500 labels of many rows": ("rows.csv", csv_of(10_000, labels=[f"kind {i}" for i in range(500)]), {}),
     "pairs": ("rows.tsv", "\n".join(["premise\thypothesis\tlabel", *PAIRS]), {}),
     "answers in words": ("rows.jsonl", "\n".join(json.dumps(row) for row in ASKED), {}),
     "options": ("rows.jsonl", "\n".join(json.dumps(row) for row in CHOICES), {}),
 }  # fmt: skip
-KINDS = {"numbers": "regression", "answers in words": "text-generation", "options": "multiple-choice"}
-ROWS = {"500 labels of many rows": 8000}  # of train; 48 of the others, or 49
+KINDS = {"answers in words": "text-generation", "options": "multiple-choice"}
 
 
 def test_rows_give_a_space_whose_rows_can_be_read(drafted):
     for variant, (name, content, choices) in GOOD.items():
         task = drafted(name, content, **choices).task
         assert task.kind == KINDS.get(variant, "sequence-classification"), variant
-        assert len(load_data(task)["train"]) in ((ROWS[variant],) if variant in ROWS else (48, 49)), variant
+        assert len(load_data(task)["train"]) in (48, 49), variant
 
 
 # ---- what does not ---------------------------------------------------------------------------------------------------
@@ -52,8 +47,6 @@ BAD = {
     "an empty label": (PLAIN + "one more,\n", "Each row of rows.csv must have a label, but line 62 has none."),
     "nan as label": (csv_of(labels=("0", "1")) + "so,nan\n", "must be a number, but got 'nan' (line 62)"),
     "N/A as label": (PLAIN + "so,N/A\n", "'N/A' (line 62): is the answer missing?"),
-    "nan as label, often": (csv_of(labels=("a", "nan", "b", "a")), "'nan' (line 3, "),
-    "another case": (PLAIN + "one more,Pos\n", "'Pos' (line 62): did you mean 'pos'?"),
     "a zero-width space": (csv_of(labels=("a", "b", "a\u200b", "b")), "'a\\u200b' (line 4, "),
     "postcodes": (csv_of(labels=[f"{i:05}" for i in range(5000, 65000, 1000)]), "has 60 different values in 60 rows"),
     "a misspelt label": (csv_of(labels=("worst", "best")) + "so,wrost\n", "'wrost' (line 62): did you mean 'worst'?"),
@@ -62,11 +55,6 @@ BAD = {
     "one class": (csv_of(labels=("pos",)), "must have two different answers at least, but has only 'pos'"),
     "a missing column": ("text\n" + "\n".join(texts(40)), "one with answers, but has only 'text'"),
     "six rows": (csv_of(6), "rows.csv must have at least 10 rows, since a tenth each is set aside"),
-    "no row": ("text,label\n", "rows.csv must have a row at least, but has none"),
-    "500 labels": (
-        csv_of(500, "text,category", labels=[f"kind {i}" for i in range(500)]),
-        "column 'category' has 500 different values in 500 rows",
-    ),
     "two columns of texts": (
         "first,second,label\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))),
         "The column with texts must be known, but may be any of first, second.",

@@ -21,10 +21,6 @@ def jsonl(rows: list[dict[str, object]]) -> str:
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
-def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted):
-    made = drafted("rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
-    assert made.task.labels == ("0", "1")
-    assert "label: 0 (30), 1 (30)" in made.guesses["answers"]
 
 
 NAMES = [("007", "7"), ("1_1", "1_2"), ("1e5", "100000"), ("3.1", "3.10"), ("a  # b", "other")]
@@ -32,17 +28,17 @@ NAMES += [("1234567890123456788", "1234567890123456789"), ("x\x85y", "other"), (
 
 
 def test_a_name_is_written_and_read_as_it_is(drafted):
+    for written, names in (
+        (("0.0", "1.0", "0", "1"), ("0", "1")),
+        (("caf\u00e9", "cafe\u0301", "a"), ("a", "caf\u00e9")),
+    ):
+        assert drafted("rows.csv", csv_of(labels=written)).task.labels == names
     for labels in NAMES:
         made = drafted("rows.csv", csv_of(labels=labels), kind="sequence-classification")
         assert made.task.labels == tuple(sorted(labels))
         rows = load_data(made.task).values()
         assert [sum((own.labels == id_).sum() for own in rows) for id_ in (0, 1)] == [30, 30]
         assert "  # tokens of a row" in made.text, "comments stay aligned"
-
-
-def test_labels_that_look_alike_are_one(drafted):
-    labels = ("caf\u00e9", "cafe\u0301", "tea")
-    assert drafted("rows.csv", csv_of(labels=labels)).task.labels == ("caf\u00e9", "tea")
 
 
 def test_a_word_for_nothing_is_dropped_or_meant(drafted):
@@ -66,7 +62,6 @@ def test_question_and_context_are_both_read_and_other_texts_named(drafted):
     rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
     made = drafted("rows.jsonl", jsonl(rows), kind="text-generation")
     assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in made.text
-    assert made.guesses["unused"] == "source (to read more columns: --text context,question,source)"
     assert "generation:" not in made.text, "what is not counted is not written"
 
 
@@ -139,8 +134,7 @@ def test_lines_of_json_stay_what_they_are_in_a_copy(drafted):
 def test_a_copy_of_other_rows_is_not_overwritten(drafted):
     content = csv_of(separator=";") + ";pos\n"
     made = drafted("rows.csv", content, drop_empty=True)
-    assert "the space reads rows.plain.csv, a plain copy; change rows there)" in made.guesses["rows"]
-    assert "\n# Rows are read from rows.plain.csv, a copy of rows.csv: " in made.text
+    assert "rows.plain.csv" in made.guesses["rows"]
     assert Path("rows.csv").read_text() == content
     assert made.task.source.data_files["train"].endswith("rows.plain.csv")
     assert drafted("rows.csv", content, drop_empty=True)
@@ -150,40 +144,24 @@ def test_a_copy_of_other_rows_is_not_overwritten(drafted):
 
 
 def test_another_separator_needs_no_copy(drafted):
-    made = drafted("rows.csv", csv_of(separator="|"))
-    assert " in rows.csv (bars instead of commas)" in made.guesses["rows"]
+    assert "bars instead of commas" in drafted("rows.csv", csv_of(separator="|")).guesses["rows"]
     assert [path.name for path in Path.cwd().iterdir() if path.suffix == ".csv"] == ["rows.csv"]
 
 
 # ---- comments and steps ----------------------------------------------------------------------------------------------
-CUT = "tokens of both: a long prompt loses its beginning, an answer must fit"
-COMMENTS = {
-    "sequence-classification": ("the search goes by the first one", "tokens of a row; longer ones lose their ends", 11),
-    "multiple-choice": ("the search goes by the first one", CUT, 4),
-    "text-generation": ("candidates go by the first one, running trials by the loss", CUT, 4),
-}
-
-
-@pytest.mark.parametrize("kind", COMMENTS)
-def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home, kind):
-    answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
-    rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
-    if kind != "multiple-choice":
-        rows = [{name: row[name] for name in ("text", "answer")} for row in rows]
-    lines = drafted("rows.jsonl", jsonl(rows), kind=kind, base=QUICKSTART["id"]).text.splitlines()
+def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home):
+    rows: list[dict[str, object]] = [{"text": t, "answer": ("so so", "well")[i > 0]} for i, t in enumerate(texts(60))]
+    lines = drafted("rows.jsonl", jsonl(rows), kind="text-generation", base=QUICKSTART["id"]).text.splitlines()
     comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
-    metrics, length, passes = COMMENTS[kind]  # passes: 32 steps of 16 rows, or 24 of 8, of 48 training rows
-    assert (comments["metrics"], comments["max_length"]) == (metrics, length)
-    assert comments["max_steps"] == f"batches: about {passes} passes over the training rows"
-    assert comments.get("generation") == ("the longest answer has 2" if kind == "text-generation" else None)
+    assert comments["metrics"] == "candidates go by the first one, running trials by the loss"
+    assert comments["max_steps"] == "batches: about 4 passes over the training rows"  # 24 steps of 8, of 48 rows
+    assert comments["generation"] == "the longest answer has 2"
     assert f"# yaml-language-server: $schema={SHIPPED / 'space.schema.json'}" in lines
-    assert (SHIPPED / "space.schema.json").is_file()
 
 
 def test_steps_fit_the_rows(drafted):
     for rows, steps, every, scored, said in (
         (200, 104, 26, None, "about 10 passes"),
-        (1_500, 304, 76, None, "about 4 passes"),
         (7_000, 1_056, 132, None, "about 3 passes"),
         (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
     ):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
-from loraxs_search.scaffold.roles import read_table
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs
 from loraxs_search.search_space.space import notes
@@ -255,12 +254,8 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
     with pytest.raises(UsageError, match="holds rows"):
         load_space("data/tickets.csv")
-    for use, wrong, right in (
-        (load_space, "reveiws.yaml", "reviews.yaml"),
-        (load_space, "reviews", "reviews.yaml"),
-        (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
-        (lambda name: read_questions(name, ("text",)), "./data/ticket.csv", "data/tickets.csv"),
-    ):
-        with pytest.raises(LoraxsError) as caught:
-            use(wrong)
-        assert caught.value.message.startswith(f"Did you mean {right}? ")
+    for wrong in ("reveiws.yaml", "reviews"):
+        with pytest.raises(UsageError, match=r"^Did you mean reviews\.yaml\? "):
+            load_space(wrong)
+    with pytest.raises(UsageError, match=r"^Did you mean data/tickets\.csv\? "):
+        read_questions("./data/ticket.csv", ("text",))

@@ -131,6 +131,7 @@ NAMES = {  # of the linear layers in each layer
 MEANINGS = [
     ("bert", "attention", BERT_ATTENTION),
     ("bert", "ffn", BERT_FFN),
+    ("bert", "output.dense", {"output.dense"}),
     ("bert", "dense", {"attention.output.dense"} | BERT_FFN),
     ("gpt2", "c_proj", {"attn.c_proj", "mlp.c_proj"}),
     ("llama", "q_proj+down_proj", {"self_attn.q_proj", "mlp.down_proj"}),

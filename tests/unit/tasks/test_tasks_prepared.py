@@ -128,9 +128,8 @@ def test_max_length_must_fit_the_base(make_task, tokenizer, rows):
 def test_questions_that_nobody_can_answer_are_refused(make_task, tokenizer, rows):
     single, pair = make_task(), pair_task(make_task, rows)
     for task, asked in [
-        *((single, rows_asked) for rows_asked in ([("a", "b")], [], [("fine",), (" \n",)], [("half \ud800 of it",)])),
-        *((single, [("fine",), (it,)]) for it in (None, ("a", "b"))),
-        *((pair, rows_asked) for rows_asked in ([("a",)], [("a", "c"), ("b",)])),
+        *((single, [("fine",), row]) for row in ((" \n",), ("half \ud800 of it",), (None,), (("a", "b"),))),
+        (pair, [("a", "c"), ("b",)]),
     ]:
         with pytest.raises(TaskDataError, match="must be given"):
             inputs_of(task, tokenizer, asked)

