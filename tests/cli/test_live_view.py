@@ -18,7 +18,7 @@ from support.terminal import Terminal
 
 from loraxs_search.cli._live import draw
 from loraxs_search.cli.live_text import LinesView
-from loraxs_search.log.events import Phase, Steered, TrialsAdvanced, Warned
+from loraxs_search.log.events import Phase, Warned
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -65,17 +65,6 @@ def test_a_search_fits_every_width(state, columns):
     assert first.split()[:4] == ["00002", "RUNNING", "40/80", "0.2000"]
     assert ("31,008" in first) is (columns >= 100)
     assert ("rank=12 lr=0.00123 modules=attention" in first) is (columns >= 80)
-
-
-def test_a_search_says_that_it_is_to_finish_and_compares_what_is_scored(state):
-    state.happened(TrialsAdvanced(study="mine", at=1080.0, steps={"00003": 61}))
-    rows = [line.split() for line in drawn(state, 80).splitlines()]
-    assert ["00003", "RUNNING", "61/80"] in [row[:3] for row in rows]
-    assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
-    state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
-    assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
-    (early := SearchState()).happened(FACTS)
-    assert "best" not in drawn(early, 80)
 
 
 def test_before_the_first_trial_there_is_a_line(state):

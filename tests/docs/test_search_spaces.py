@@ -9,11 +9,11 @@ import pytest
 import typer
 import yaml
 from support.in_process import InProcess
-from support.pages import README, ROOT, SEARCH_SPACES
+from support.pages import README, SEARCH_SPACES
 
 from loraxs_search.cli._main import app
 from loraxs_search.home import shipped_tasks
-from loraxs_search.search_space.load import load_space, parse_space
+from loraxs_search.search_space.load import parse_space
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
 MORE_ROWS = [command for command in OURS if {"v2.csv", "second"} & {*command.args}]  # of rows that are not here
@@ -56,15 +56,6 @@ def test_a_yaml_block_is_a_valid_space(page, tmp_path):
         section = yaml.safe_load(part)
         text = yaml.safe_dump(yaml.safe_load(whole) | ({"promotion": {}} if "task" in section else {}) | section)
         assert parse_space(text, source=page.path, folder=tmp_path).parameters.keys() >= {"rank", "learning_rate"}
-
-
-def test_every_shipped_space_says_how_many_epochs_its_steps_are():
-    for path in sorted((ROOT / "search_spaces").glob("*.yaml")):
-        found = re.search(r"max_steps: (\d+) +# (?:about )?(.+) epochs of ([\d,]+) (?:rows|pairs)\n", path.read_text())
-        assert found is not None, path
-        said = float({"two": 2, "three": 3}.get(found[2], found[2]))
-        batch_size = load_space(str(path)).parameters["batch_size"].possible[0]
-        assert int(found[1]) * batch_size / int(found[3].replace(",", "")) == pytest.approx(said, rel=0.07), path
 
 
 def test_every_well_known_task_is_named():

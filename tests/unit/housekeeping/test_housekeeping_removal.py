@@ -51,13 +51,13 @@ def test_a_study_goes_and_mlflow_keeps_its_runs_unless_they_are_to_go(store_uri)
     assert dry.num_bytes > 1000
     assert list_studies() == [other.name]
     assert runs(store_uri) == 4
+    with pytest.raises(StudyError) as unknown:
+        remove_study("reviews")
+    assert "loraxs-search status" in str(unknown.value.hint)
     assert remove_study("other", runs=True, dry_run=True).num_runs == 2
     assert runs(store_uri) == 4
     assert remove_study("other", runs=True).num_runs == 2
     assert runs(store_uri) == 2
-    with pytest.raises(StudyError) as unknown:
-        remove_study("reviews")
-    assert "loraxs-search status" in str(unknown.value.hint)
     study("reviews")
 
 

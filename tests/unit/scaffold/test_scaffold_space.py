@@ -50,13 +50,6 @@ def test_a_word_for_nothing_is_dropped_or_meant(drafted):
     assert made.task.labels == ("nan", "None", "a", "b")
 
 
-def test_ratings_may_be_a_regression(drafted):
-    made = drafted("rows.csv", csv_of(labels=("1", "2", "3", "4", "5")))
-    assert made.task.kind == "sequence-classification"
-    assert "--kind regression" in made.guesses["kind"]
-    assert "--kind" not in drafted("two.csv", csv_of(labels=("1", "2"))).guesses["kind"]
-
-
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 def test_question_and_context_are_both_read_and_other_texts_named(drafted):
     rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]

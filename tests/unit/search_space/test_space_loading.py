@@ -14,7 +14,6 @@ from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.parameters import Distribution, parameter_specs
-from loraxs_search.search_space.space import notes
 from loraxs_search.tasks.files import read_questions
 
 
@@ -199,13 +198,6 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text).task.report_metric == "f1"
     assert parse(text, "search.metric=accuracy").task.report_metric is None
     assert parse(text, "task.metric=f1").task.report_metric is None
-
-
-def test_what_says_nothing_to_some_trials_is_noted(parse):
-    head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, lora, head-only, full]}\nparameters:\n"
-    text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"
-    (note,) = [note for note in notes(parse(text + "start_from: mnli\n")) if "mnli" in note]
-    assert note.startswith("trials of lora, head-only and full do not start from mnli")
 
 
 def test_layers_are_not_searched_where_none_are_adapted(parse):
