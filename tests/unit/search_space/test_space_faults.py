@@ -28,7 +28,7 @@ metrics: [accurcy, f1] | task.metrics[0] | did you mean accuracy? It must fit se
 base_model: {id: a, revison: b} | base_model.revison | did you mean revision? It must be one of: revision
 base_model: {id: a, sha256: ABC} | base_model.sha256 | must be 64 hexadecimal digits
 rank: {int: [0, 16], step: 4} | parameters.rank.int[0] | must be an integer in 1..65536, but got 0.
-rank: {int: [16, 4]} | parameters.rank.int | must have low < high
+rank: {int: [16, 16]} | parameters.rank.int | must have low < high
 rank: {int: [4, 15], step: 4} | parameters.rank.step | nearest: high 12 or 16
 rank: {int: [4, 16], step: 0} | parameters.rank.step | must be an integer above 0
 rank: {int: [4, 16], step: 4, log: true} | parameters.rank.step | must be left out beside log
