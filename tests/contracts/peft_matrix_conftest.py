@@ -1,4 +1,4 @@
-"""Put in place of PEFT's own conftest: its test matrices, with LoRA-XS for a method and bases made here.
+"""Put in place of PEFT's own conftest: its test matrix of small models, with LoRA-XS for a method.
 
 PEFT's parametrisations hold their lists by reference, so lists changed before collection are what is collected.
 """
@@ -9,13 +9,10 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-import tempfile
 import types
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 if importlib.util.find_spec("diffusers") is None:  # asked for at import, by tests of Stable Diffusion that are not run
     stand_in = types.ModuleType("diffusers")
@@ -43,48 +40,7 @@ BY_DESIGN = {
     "test_add_adapter_no_autocast_adapter_dtype": "R stays float32 whatever it is asked to be",
 }
 
-BASES = Path(tempfile.mkdtemp(prefix="peft-matrix-"))
-SMALL = {"vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-MLP = {**SMALL, "intermediate_size": 48}
-GPT2 = {"vocab_size": 1024, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-OPT = {"vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}
-
-
-def base(name: str, model_class: type, config: object) -> str:
-    """Save a base of random weights and return its folder. PEFT's tests take "gpt2" in a name for "no Conv1D"."""
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(BASES / name)
-    return str(BASES / name)
-
-
-DECODERS = [
-    base(
-        "conv1d-tied",
-        transformers.GPT2LMHeadModel,
-        transformers.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=0),
-    ),
-    base("llama", transformers.LlamaForCausalLM, transformers.LlamaConfig(**MLP, num_key_value_heads=2)),
-    base(
-        "opt",
-        transformers.OPTForCausalLM,
-        transformers.OPTConfig(**OPT, max_position_embeddings=128, word_embed_proj_dim=32),
-    ),
-    base(
-        "qwen2-tied",
-        transformers.Qwen2ForCausalLM,
-        transformers.Qwen2Config(**MLP, num_key_value_heads=2, tie_word_embeddings=True),
-    ),
-]
-ENCODERS = [
-    base("bert", transformers.BertModel, transformers.BertConfig(**MLP)),
-    base("roberta", transformers.RobertaModel, transformers.RobertaConfig(**MLP, max_position_embeddings=130)),
-    base("deberta", transformers.DebertaModel, transformers.DebertaConfig(**MLP, max_position_embeddings=130)),
-]
-
-custom, decoders, encoders = (  # PEFT's
-    importlib.import_module(f"tests.test_{name}")
-    for name in ("custom_models", "decoder_models", "feature_extraction_models")
-)
+custom = importlib.import_module("tests.test_custom_models")  # PEFT's
 
 
 def case(name: str, model: str, **config: object) -> tuple[object, ...]:
@@ -113,14 +69,6 @@ custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
 
 
 custom.MIXED_ADAPTER_TEST_CASES[:] = []  # rows of several adapters are for `loraxs_search.AdapterBank`
-decoders.PEFT_DECODER_MODELS_TO_TEST[:] = decoders.SMALL_GRID_MODELS[:] = DECODERS
-ALL_LINEAR = {"task_type": "CAUSAL_LM", "r": 3, "target_modules": "all-linear", "sigma": "sqrt", "scale": 2.0}
-decoders.ALL_CONFIGS[:] = [
-    (MatrixConfig, {"task_type": "CAUSAL_LM", "r": 4, "target_modules": None}),
-    (MatrixConfig, ALL_LINEAR),
-]
-encoders.PEFT_FEATURE_EXTRACTION_MODELS_TO_TEST[:] = ENCODERS
-encoders.ALL_CONFIGS[:] = [(MatrixConfig, {"task_type": "FEATURE_EXTRACTION", "r": 4, "target_modules": None})]
 
 
 @pytest.fixture(autouse=True)
@@ -141,14 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     for item in ours:
         name = getattr(item, "originalname", "")
-        if name == "test_training_decoders_layer_indexing" and item.callspec.params["config_kwargs"] is ALL_LINEAR:
-            item.add_marker(pytest.mark.skip(reason="by design: no layer indices beside `all-linear`, as with LoRA"))
         if (reason := BY_DESIGN.get(name)) is not None:
             item.add_marker(pytest.mark.skip(reason=f"by design: {reason}"))
     items[:] = ours
-
-
-def pytest_unconfigure() -> None:
-    import shutil
-
-    shutil.rmtree(BASES, ignore_errors=True)

@@ -16,9 +16,11 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.errors import LoraxsError, StudyError, TrialCancelledError, TrialDivergedError, UsageError
+from loraxs_search.home import factor_path
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
+from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.studies.snapshots import read_reports
@@ -166,7 +168,9 @@ def test_an_adapter_is_written_and_asked_between_rounds(host, make_spec, task):
     assert set(confirmation.files) == {"adapter_config.json", "adapter_model.safetensors"}
     assert host.confirm(spec, state, task) == confirmation
     assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
-    assert all(host.factor_file(key) for key in confirmation.factors)
+    for key, checksum in confirmation.factors.items():
+        assert factors_at(key, checksum, unchecked=True)
+        assert host.factor_file(key) == factor_path(key).read_bytes()
     whole, parts = host.answer(spec, state, range(40), task), [range(25), range(25, 40)]
     predictions = [value for rows in parts for value in host.answer(spec, state, rows, task).predictions]
     assert list(whole.predictions) == predictions
@@ -189,6 +193,8 @@ def test_reports_and_candidates_may_be_scored_by_different_metrics(host, make_sp
     assert set(first.metrics) == {*task.metrics, "f1", "loss"}
     again, _ = host.advance(spec, 2, state, by_f1.for_candidates)
     assert (again.step, set(again.metrics)) == (2, {*task.metrics, "loss"})
+    assert again.metrics == pytest.approx(host.advance(spec, 2, state, task)[0].metrics), "on all validation rows"
+    assert again.metrics["loss"] != pytest.approx(first.metrics["loss"], rel=1e-5)
     assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
 
 

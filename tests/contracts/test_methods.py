@@ -253,10 +253,15 @@ def test_its_size_is_known_without_weights(method, base, head):
 
 
 @each_head
-def test_what_is_stored_is_the_model(method, base, head, tmp_path):
+def test_what_is_stored_is_the_model_and_its_pool_or_stock_peft_refuses_it(method, base, head, tmp_path):
+    """Whoever loads it without knowing of pools gets the trained model, or an error; never another model."""
+    from peft import PeftModel
+
     if not method.has_adapter:
         return
     for number, spec in enumerate(specs(method, base, head)):
+        pooling = ("class", "mean")[number % 2]
+        place_pooling(base, pooling)
         model = attach(base, spec)
         shake(model)
         expected, folder = logits(model), tmp_path / str(number)
@@ -264,36 +269,16 @@ def test_what_is_stored_is_the_model(method, base, head, tmp_path):
         for name, content in method.files(model, body_fingerprint(base)).items():
             (folder / name).write_bytes(content)
         detach(model, spec)
-        config = type(base.config).from_dict(base.config.to_dict())
-        other = bases.base(config, noise=0.05)  # with a head of its own
-        loaded = method.load(other, folder, "cpu").eval()
+        others = [bases.base(type(base.config).from_dict(base.config.to_dict()), noise=0.05) for _ in range(2)]
+        place_pooling(others[0], pooling)  # as its task is loaded
+        loaded = method.load(others[0], folder, "cpu").eval()
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
-
-
-@each_head
-def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(method, base, head, tmp_path):
-    """Whoever loads it without knowing of pools gets the trained model, or an error; never another model."""
-    from peft import PeftModel
-
-    if not method.has_adapter:
-        return
-    place_pooling(base, "mean")
-    spec = next(specs(method, base, head))
-    model = attach(base, spec)
-    shake(model)
-    expected = logits(model)
-    for name, content in method.files(model, body_fingerprint(base)).items():
-        (tmp_path / name).write_bytes(content)
-    detach(model, spec)
-    others = [bases.base(type(base.config).from_dict(base.config.to_dict()), noise=0.05) for _ in range(2)]
-    place_pooling(others[0], "mean")  # as its task is loaded
-    torch.testing.assert_close(logits(method.load(others[0], tmp_path, "cpu").eval()), expected, rtol=1e-5, atol=1e-6)
-    if method.says_pooling:
-        there = PeftModel.from_pretrained(others[1], str(tmp_path)).eval()
-        torch.testing.assert_close(logits(there), expected, rtol=1e-5, atol=1e-6)
-    else:
-        with pytest.raises(ValueError, match=r"Invalid task type: '.*loraxs_search\.load_adapter: mean'"):
-            PeftModel.from_pretrained(others[1], str(tmp_path))
+        if method.says_pooling or pooling == "class":
+            there = PeftModel.from_pretrained(others[1], str(folder)).eval()
+            torch.testing.assert_close(logits(there), expected, rtol=1e-5, atol=1e-6)
+        else:
+            with pytest.raises(ValueError, match=r"Invalid task type: '.*loraxs_search\.load_adapter: mean'"):
+                PeftModel.from_pretrained(others[1], str(folder))
 
 
 # ---- packed ----------------------------------------------------------------------------------------------------------

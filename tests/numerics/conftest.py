@@ -20,7 +20,6 @@ from transformers import (
     ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
-    EuroBertConfig,
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
@@ -59,9 +58,6 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "convbert": lambda: ConvBertConfig(**SMALL, intermediate_size=48, embedding_size=32),
     "modernbert": lambda: ModernBertConfig(
         **SMALL, intermediate_size=48, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=3
-    ),
-    "eurobert": lambda: EuroBertConfig(
-        **SMALL, intermediate_size=48, num_key_value_heads=4, bos_token_id=2, eos_token_id=3, mask_token_id=1
     ),
 }
 

@@ -26,7 +26,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
-from loraxs_search.tasks.kinds import KINDS, Prompt, Sampling
+from loraxs_search.tasks.kinds import KINDS, Prompt
 
 from .conftest import SMALL, WORDS, tokenizer
 
@@ -150,18 +150,6 @@ def test_each_row_is_written_as_its_adapter_alone_writes_it(adapters):
         assert margin < NEAR or text == adapters.tokenizer.decode(tokens, skip_special_tokens=True)
     assert exempt < len(PROMPTS) / 2
     assert len(set(texts)) > len(adapters.folders)  # they do not all write the same
-
-
-def test_drawn_rows_do_not_depend_on_their_company_and_a_stop_string_ends_one(adapters):
-    bank, sampling = adapters.bank(), Sampling(seed=5, temperature=2.0)
-    names, prompts = ["all", "first", "all", "all"], [*PROMPTS[:3], PROMPTS[0]]
-    together = written_by(bank, names, prompts, NEW_TOKENS, sampling=sampling)
-    for name, prompt, text in zip(names, prompts, together, strict=True):
-        assert written_by(bank, [name], [prompt], NEW_TOKENS, sampling=sampling) == [text]
-    texts = written_by(bank, names, prompts, NEW_TOKENS)
-    assert together != texts
-    word = texts[0].split()[1]
-    assert written_by(bank, names, prompts, NEW_TOKENS, stop=(word,)) == [text.split(word)[0] for text in texts]
 
 
 def test_questions_are_answered_as_by_each_adapter_alone(adapters):

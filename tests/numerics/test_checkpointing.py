@@ -15,7 +15,6 @@ from torch import nn
 
 from loraxs_search.engine.layers import _CheckpointedLayer
 from loraxs_search.errors import UsageError
-from loraxs_search.trial.snapshot import Snapshot
 
 TOLERANCE = 1e-5
 
@@ -39,52 +38,41 @@ def little_memory(model: nn.Module, whole: int) -> Any:
         handle.remove()
 
 
-def trained(world: Any, specs: list[Any], steps: int, num_workers: int = 1, on: bool = False) -> list[Snapshot]:
+def trained(world: Any, trials: list[Any], steps: int, num_workers: int = 1, on: bool = False) -> Any:
+    """Return states and metrics of trials, given with their data, after so many steps."""
     pack = world.pack(num_workers=num_workers)
     assert not on or pack.base.checkpoint_gradients()
-    slots = world.join(pack, specs)
+    slots = [pack.join(spec, data) for spec, data in trials]
     train(pack, slots, steps)
     assert bool(checkpointed(world.model)) == on
+    metrics = pack.evaluate(slots, "validation")
     pack.base.clear()
-    return [slot.snapshot() for slot in slots]
+    return [slot.snapshot() for slot in slots], metrics
 
 
 @pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
-def test_checkpointing_changes_no_bit(make_world, family):
-    world = make_world(family)
-    specs = world.mixed_specs()
-    plain, again = (trained(world, specs, 5, num_workers=3, on=on) for on in (False, True))
-    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
-
-
-def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path):
-    world = DecoderWorld(tmp_path, "llama")
-
-    def run(on: bool) -> tuple[list[Snapshot], Any]:
-        pack = world.pack(num_workers=2)
-        assert not on or pack.base.checkpoint_gradients()
-        slots = [pack.join(spec, data) for spec, data in world.mixed_trials()]
-        train(pack, slots, 5)
-        assert bool(checkpointed(world.model)) == on
-        metrics = pack.evaluate(slots, "validation")
-        pack.base.clear()
-        return [slot.snapshot() for slot in slots], metrics
-
-    (plain, expected), (again, metrics) = run(on=False), run(on=True)
-    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
-    assert metrics == expected
+def test_checkpointing_changes_no_bit(make_world, family, tmp_path):
+    """Decoders too, whose topmost layer is pruned to reads."""
+    world, decoder = make_world(family), DecoderWorld(tmp_path / "decoder", "llama")
+    for own, trials in (
+        (world, [(spec, world.data) for spec in world.mixed_specs()]),
+        (decoder, decoder.mixed_trials()),
+    ):
+        (plain, expected), (again, metrics) = (trained(own, trials, 5, num_workers=3, on=on) for on in (False, True))
+        assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+        assert metrics == expected
 
 
 def test_backward_may_run_in_another_thread_as_on_an_accelerator(world, monkeypatch):
-    specs = world.mixed_specs()[:3]
-    plain, backward = trained(world, specs, 3), torch.autograd.backward
+    trials, backward = [(spec, world.data) for spec in world.mixed_specs()[:3]], torch.autograd.backward
+    plain, _ = trained(world, trials, 3)
 
     def elsewhere(*args: Any, **kwargs: Any) -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(backward, *args, **kwargs).result()
 
     monkeypatch.setattr(torch.autograd, "backward", elsewhere)
-    again = trained(world, specs, 3, on=True)
+    again, _ = trained(world, trials, 3, on=True)
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
 
 

@@ -223,14 +223,3 @@ def test_the_extra_is_named_where_it_is_missing(make, monkeypatch):
     with pytest.raises(UsageError, match="onnxscript is not installed") as refused:
         converted(make(), "onnx")
     assert "pip install '.[onnx]'" in str(refused.value.hint)
-
-
-@pytest.mark.long(part="bases")
-def test_the_quickstarts_base(quickstart_base, in_warm_home, make_adapter, tmp_path, opened):
-    names = tuple(module.name for module in linear_modules(quickstart_base, classifier(2)))
-    given = {"rank": 8, "target_modules": names, "factor_rank": 64, "init_std": 0.05}
-    folder = make_adapter(tmp_path / "one", quickstart_base, task=reading(pooling="mean", max_length=64), **given)
-    made = converted(folder, "onnx")
-    texts = ["a moving, funny film", "two hours I will never get back", "a dull one, but for its end", "fine"]
-    check(opened(made)(texts, [inputs_of(made)] * 4), load(folder)(texts))
-    assert (made / "adapter.safetensors").stat().st_size < 16_000

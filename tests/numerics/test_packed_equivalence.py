@@ -11,22 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.decoders import DECODERS, DecoderWorld
 from support.trials import TrialBase, same_bits, train
 
-from loraxs_search.base_model.layers import fresh_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.prepared import PreparedTask, prepare
-from loraxs_search.trial.evaluate import score_rows, split_metrics
 from loraxs_search.trial.snapshot import Snapshot
 
 from .conftest import World
-from .test_token_heads import TaggedWorld
 
 LONG = pytest.mark.long(part="bases")
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
@@ -57,12 +53,6 @@ def pooled(folder: Path, family: str) -> tuple[TrialBase, Trials]:
     return world, [(spec, world.data) for spec in specs]
 
 
-def tags(folder: Path, family: str) -> tuple[TrialBase, Trials]:
-    """A head gives one output a token."""
-    world = TaggedWorld(folder, family)
-    return world, [(spec, world.data) for spec in world.mixed_specs()[:4]]
-
-
 def texts(folder: Path, family: str) -> tuple[TrialBase, Trials]:
     """Language models learn two tasks."""
     world = DecoderWorld(folder, family)
@@ -83,7 +73,6 @@ def rows_of(trials: Any, usual: Sequence[str], others: Sequence[str] = ()) -> li
         *rows_of(unlike, ["bert"], ["roberta", "distilbert", "gpt2"]),
         *rows_of(heads, ["roberta"]),
         *rows_of(pooled, ["bert"], ["modernbert"]),
-        *rows_of(tags, ["bert"], ["gpt2"]),
         *rows_of(texts, ["llama"], [family for family in DECODERS if family != "llama"]),
     ],
 )
@@ -176,19 +165,6 @@ def test_the_base_is_the_same_bits_and_modules_after_a_pack(world):
     assert not any(p.requires_grad or p.grad is not None for p in world.model.parameters())
 
 
-def test_with_r_zero_a_slot_scores_as_the_base(world):
-    pack = world.pack()
-    specs = [world.spec("1", init_std=0.0), world.spec("2", init_std=0.0, rank=8)]
-    slots = world.join(pack, specs)
-    found = pack.evaluate(slots, "validation")
-    pack.base.clear()
-    for spec in specs:
-        world.model.load_state_dict(fresh_head(world.model, spec.hyperparameters.seed), strict=False)
-        scores = score_rows(world.model, world.data, "validation", np.arange(world.data.num_rows("validation")))
-        expected = split_metrics(world.data, "validation", scores)
-        assert found[spec.name] == pytest.approx(expected, rel=1e-6)
-
-
 def refuse_passes(world: Any, above: int) -> Any:
     """Have memory run out in passes of more than `above` padded tokens; return what ends it."""
 
@@ -236,16 +212,6 @@ def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_
     pack.base.clear()
     assert isinstance(scores["1"], UsageError)
     assert "accuracy" in scores["2"]
-
-
-def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world, other_data):
-    pack = world.pack(max_tokens=8)
-    slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2"), other_data)]
-    assert world.data.lengths("train").max() > 8
-    train(pack, slots, 3)
-    packed = slots[0].snapshot()
-    pack.base.clear()
-    assert world.distance(packed, world.lone(slots[0].spec, 3)) < TOLERANCE
 
 
 def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world):

@@ -11,24 +11,21 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from support.sealed import manifest_of, seal
-from support.toy_ia3 import ToyIA3
 from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.base_model.load import bare_body
-from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
-from loraxs_search.home import factor_path
-from loraxs_search.methods import METHODS
+from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.packing import capacity
 from loraxs_search.packing import host as host_module
 from loraxs_search.packing.host import LoadedBase, TrialHost
 from loraxs_search.records.search import Baseline
 from loraxs_search.records.task import BaseModelRef
-from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.search.driver.work_items import joined
 from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.trial.evaluate import score_folder
 from loraxs_search.trial.snapshot import Snapshot
+
+from .test_standardized_targets import save
 
 
 @pytest.fixture
@@ -145,14 +142,10 @@ def test_a_report_names_those_who_were_scored_with_it(world, make_host):
 
 def test_a_fault_of_the_host_reaches_every_waiting_caller(world, make_host):
     host = make_host()
-    host._loaded.model.register_forward_pre_hook(_fail)
+    host._loaded.model.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         host.advance(world.spec("1"), 1, None)
     assert torch.is_grad_enabled()
-
-
-def _fail(*_: Any) -> None:
-    raise ZeroDivisionError
 
 
 def test_a_pass_that_memory_does_not_hold_takes_for_ever(world, make_host):
@@ -192,54 +185,7 @@ def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(make_world, fres
     host.close()
 
 
-def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world, make_host):
-    some = replace(world.data.task, validation_rows=5)
-    base = BaseModelRef(id=world.base.path)
-    host = TrialHost(base, some, slots=2, precision="float32", device="cpu")
-    every_row = TrialHost(base, world.data.task, precision="float32", device="cpu")
-    spec = world.spec("1")
-    try:
-        report, state = host.advance(spec, 4, None)
-        expected = every_row.advance(spec, 4, None)[0].metrics
-        whole, _ = host.advance(spec, 4, state, replace(some, validation_rows=None))
-        assert whole.metrics == pytest.approx(expected, rel=1e-5)
-        assert whole.metrics["loss"] != pytest.approx(report.metrics["loss"], rel=1e-5)
-        assert host.advance(spec, 4, state)[0].metrics == pytest.approx(report.metrics, rel=1e-5)
-    finally:
-        host.close()
-
-
-def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(world, make_host, distance, monkeypatch):
-    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
-    vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
-    specs, host = [world.spec("1"), world.lora("2"), world.dora("4"), vectors], make_host(None)
-
-    def drive(spec: Any) -> tuple[Any, bytes]:
-        _, state = host.advance(spec, 4, None)
-        return host.advance(spec, 9, state)
-
-    with ThreadPoolExecutor(len(specs)) as callers:
-        answers = list(callers.map(drive, specs))
-    some_rows = replace(world.data.task, validation_rows=7)
-    report, _ = host.advance(vectors, 9, answers[-1][1], some_rows)
-    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    for spec, (_, state) in zip(specs, answers, strict=True):
-        assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
-    expected = lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
-    assert report.metrics == pytest.approx(expected, rel=1e-6)
-    assert host.confirm(specs[2], answers[2][1]).files == lone.confirm(specs[2], answers[2][1]).files
-    with pytest.raises(UsageError, match="but 3 of toy-ia3 cannot"):
-        host.advance(vectors, 9, None, replace(world.data.task, name="another"))
-
-
 # ---- baselines -------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def host(world):
-    made = TrialHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
-    yield made
-    made.close()
-
-
 def inputs_of(world: Any) -> tuple[Any, ...]:
     return world.data, bare_body(world.model), torch.device("cpu")
 
@@ -248,14 +194,15 @@ def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
     return [replace(baseline, seconds=0.0) for baseline in found]
 
 
-def test_a_trial_on_the_base_is_not_in_its_features(host, world):
+def test_a_trial_on_the_base_is_not_in_its_features(make_host, world):
+    host = make_host(2)
     before = host.baselines(world.data.task)
     host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
     assert numbers(host.baselines(world.data.task)) == numbers(before)
 
 
-def test_their_single_thread_is_not_the_hosts(host):
-    before = torch.get_num_threads()
+def test_their_single_thread_is_not_the_hosts(make_host):
+    host, before = make_host(2), torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)  # as another thread of the process does
         assert host.in_turn(torch.get_num_threads) == before
@@ -281,36 +228,24 @@ def test_features_are_means_over_a_rows_own_tokens(world):
 
 # ---- confirmation ----------------------------------------------------------------------------------------------------
 @pytest.fixture
-def confirmed(world):
-    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    spec = world.spec("7", learning_rate=0.05)
-    _, snapshot = host.advance(spec, 6, None)
-    return spec, host.confirm(spec, snapshot), host
+def confirmed(world, make_host):
+    host, spec = make_host(1), world.spec("7", learning_rate=0.05)
+    return spec, host.advance(spec, 6, None)[1], host
 
 
 @pytest.fixture
 def scores(world, confirmed):
     """Metrics and answers on the test split, in two parts as two hosts give them."""
-    spec, _, host = confirmed
-    _, snapshot = host.advance(spec, 6, None)
-    num_rows = world.data.num_rows("test")
-    parts = [host.answer(spec, snapshot, rows) for rows in (range(5), range(5, num_rows))]
+    spec, snapshot, host = confirmed
+    parts = [host.answer(spec, snapshot, rows) for rows in (range(5), range(5, world.data.num_rows("test")))]
     return joined(parts, world.data.task)
 
 
 @pytest.fixture
 def folder(world, confirmed, tmp_path):
-    spec, confirmation, host = confirmed
-    made = tmp_path / "adapter"
-    made.mkdir()
-    for name, content in confirmation.files.items():
-        (made / name).write_bytes(content)
-    size, digest = host.advance(spec, 6, None)[0].size, host.info().base.weight_digest
-    known = {"base_digest": digest, "data_fingerprint": world.data.data_fingerprint, "size": size}
-    ref, hyper = BaseModelRef(world.base.path), spec.hyperparameters
-    manifest = manifest_of(world.data.task, ref, hyper, spec.trial_id, probe=confirmation.probe, **known)
-    seal(made, manifest)
-    return made
+    spec, snapshot, host = confirmed
+    save(tmp_path / "adapter", host, spec, snapshot, world.data.task)
+    return tmp_path / "adapter"
 
 
 def test_answers_come_in_test_order_and_add_up_to_the_score(world, scores):
@@ -332,14 +267,6 @@ def test_a_folder_scored_anew_gives_the_same_answers(world, scores, folder):
     other = dataclasses.replace(world.data.task, labels=("x", "y"))
     with pytest.raises(TaskDataError, match="labels"):
         score_folder(folder, other)
-
-
-def test_the_factors_it_names_are_those_on_disk(confirmed):
-    spec, confirmation, host = confirmed
-    assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
-    for key, checksum in confirmation.factors.items():
-        assert factors_at(key, checksum, unchecked=True)
-        assert host.factor_file(key) == factor_path(key).read_bytes()
 
 
 def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world, folder):

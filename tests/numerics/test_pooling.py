@@ -75,7 +75,6 @@ def test_a_host_says_what_auto_comes_to_and_trains_so(tiny_space, tiny_base, in_
     model = PeftModel.from_pretrained(plain(BaseModel("b", str(folder), "")), str(tmp_path)).eval()
     probe = confirmation.probe
     compare_reference_logits(reference_logits(model, probe.input_ids), probe, tolerance(model))
-
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     other = TrialHost(space.base_model, space.task, precision="float32").info(space.task)
     assert other.pooling == "class"
@@ -107,8 +106,8 @@ def plain(base: BaseModel) -> PreTrainedModel:
 
 
 @pytest.fixture
-def base(tmp_path):
-    save_base(tmp_path / "base")
+def base(request, tmp_path):
+    save_base(tmp_path / "base", getattr(request, "param", "bert"))
     return locate(BaseModelRef(str(tmp_path / "base")))
 
 
@@ -181,19 +180,16 @@ def encoded(folder: Path, base: BaseModel) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "pooling"),
+    ("base", "pooling"),
     [
         *(("bert", way) for way in ("cls", "last")),
         ("roberta", "mean"),  # its head has two layers
         pytest.param("gpt2", "mean", marks=LONG),
     ],
+    indirect=["base"],
 )
-def test_exports_of_a_pooled_adapter_are_sentence_encoders_of_its_logits(family, pooling, make_adapter, tmp_path):
-    save_base(tmp_path / "base", family)
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    names = tuple(module.name for module in linear_modules(base, classifier(2)))
-    folder = make_adapter(tmp_path / "pooled", base, rank=2, target_modules=names, task=reading(pooling))
-    check_exports(folder, base)
+def test_exports_of_a_pooled_adapter_are_sentence_encoders_of_its_logits(base, pooling, make_pooled):
+    check_exports(make_pooled(pooling), base)
 
 
 def check_exports(folder: Path, base: BaseModel) -> None:
@@ -213,17 +209,13 @@ def test_so_are_those_of_other_methods_and_their_page_asks_for_all_texts_of_a_ro
         assert 'model.encode([("first", "second")])' in page
 
 
-@pytest.mark.parametrize(("family", "pooling"), [("modernbert", "mean"), pytest.param("eurobert", "cls", marks=LONG)])
-def test_a_configuration_that_has_a_place_for_it_says_the_pool(family, pooling, make_adapter, tmp_path):
-    save_base(tmp_path / "base", family)
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    names = tuple(module.name for module in linear_modules(base, classifier(2)))
-    folder = make_adapter(tmp_path / "pooled", base, rank=2, target_modules=names, task=reading(pooling))
+@pytest.mark.parametrize("base", ["modernbert"], indirect=True)
+def test_a_configuration_that_has_a_place_for_it_says_the_pool(make_pooled):
+    folder = make_pooled("mean")
     merged = AutoModelForSequenceClassification.from_pretrained(converted(folder, "merged")).eval()
     torch.testing.assert_close(logits(merged), logits(load_adapter_folder(folder)), **CLOSE)
-    if family == "modernbert":
-        with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
-            converted(folder, "lora")
+    with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
+        converted(folder, "lora")
 
 
 # ---- a checkpoint without the pooler that its head reads -------------------------------------------------------------

@@ -23,7 +23,6 @@ from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.card import model_card
@@ -71,17 +70,10 @@ parameters: {{rank: 2, learning_rate: 0.01}}
     return replace(parse_space(text, source="s.yaml", folder=folder).task, pooling="class", **changes)
 
 
-def make_spec(host: TrialHost | TrialHost, trial_id: str = "1", **changes: Any) -> TrialSpec:
-    values: dict[str, Any] = {
-        "rank": 8,
-        "target_modules": tuple(module.name for module in host.info().modules),
-        "learning_rate": 1e-2,
-        "head_learning_rate": 1e-2,
-        "batch_size": 16,
-        "max_steps": STEPS,
-        "seed": 3,
-    }
-    return TrialSpec(trial_id, {}, Hyperparameters(**{**values, **changes}))
+def make_spec(host: TrialHost, trial_id: str = "1", **changes: Any) -> TrialSpec:
+    modules = tuple(module.name for module in host.info().modules)
+    values: dict[str, Any] = {"rank": 8, "batch_size": 16, "max_steps": STEPS, "seed": 3}
+    return TrialSpec(trial_id, {}, Hyperparameters(modules, 1e-2, 1e-2, **{**values, **changes}))
 
 
 def make_host(base: BaseModelRef, task: Task) -> TrialHost:
@@ -96,9 +88,7 @@ def save(folder: Path, host: TrialHost, spec: TrialSpec, state: bytes, task: Tas
         (folder / name).write_bytes(content)
     known = {"base_digest": info.base.weight_digest, "data_fingerprint": info.data_fingerprint}
     base, hyper = BaseModelRef(info.base.path), spec.hyperparameters
-    manifest = manifest_of(task, base, hyper, spec.trial_id, probe=confirmed.probe, **known)
-    (folder / "manifest.json").write_text(to_json(manifest))
-    return manifest
+    return seal(folder, manifest_of(task, base, hyper, spec.trial_id, probe=confirmed.probe, **known))
 
 
 @only_bert

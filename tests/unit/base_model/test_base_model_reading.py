@@ -95,13 +95,10 @@ def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(make_
     place_pooling(model, "class")
     assert torch.equal(logits(model, inputs), plain)
     assert torch.equal(logits(copied, inputs), mean)
-
-
-def test_the_pool_of_a_base_in_half_precision_is_taken_in_float32(make_base):
-    model = load_model(make_base("roberta"), classifier(2, "mean"), dtype=torch.bfloat16)
-    with torch.no_grad():
-        assert model.base_model(**rows(6))[0].dtype == torch.float32
-    assert logits(model, rows(6)).dtype == torch.float32
+    with torch.no_grad():  # a pool of a base in half precision is taken in float32
+        assert (
+            load_model(base, classifier(2, "mean"), dtype=torch.bfloat16).base_model(**inputs)[0].dtype == torch.float32
+        )
 
 
 def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base, family):
@@ -201,13 +198,10 @@ def test_a_decoder_reads_the_last_token_by_itself(make_base):
 )
 def test_what_is_no_pool_of_ours_is_said(given, said, make_base):
     base = make_base("bert")
+    assert resolved_pooling("auto", base) == ("class", "")
     encoder(Path(base.path), **given)
     pooling, note = resolved_pooling("auto", base)
     assert pooling == "class" and said in note
-
-
-def test_other_bases_are_read_as_their_class_does(make_base):
-    assert resolved_pooling("auto", make_base("bert")) == ("class", "")
 
 
 def test_the_quickstarts_base_was_trained_with_its_mean(quickstart):

@@ -15,46 +15,28 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
+from loraxs_search.methods.loraxs import packed
+from loraxs_search.methods.loraxs.packed import _FactorPair, _TrainedCores
 
 CPU = torch.device("cpu")
-IN, OUT, SLOTS, WORKERS = 5, 3, 4, 2
+IN, OUT, RANK, SLOTS, WORKERS = 5, 3, 2, 4, 2
 
 
-class Gain:
-    """The simplest update there is: y_i += g_k (x_i V) for the rows of slot k; V is frozen, g trained."""
+class Cores(_TrainedCores):
+    """What LoRA-XS adds, in float64: y_i += B C_k A x_i for the rows of slot k; A and B are frozen, C trained."""
 
     def __init__(self, seed: int, slots: Sequence[int]) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self.v = torch.randn(IN, OUT, generator=draw, dtype=torch.float64)
-        self.g = torch.randn(SLOTS, generator=draw, dtype=torch.float64)
-        self.grads = torch.zeros(WORKERS, SLOTS, dtype=torch.float64)
+        a, b_t, cores = (
+            torch.randn(*shape, generator=draw, dtype=torch.float64)
+            for shape in ((RANK, IN), (RANK, OUT), (SLOTS, RANK, RANK))
+        )
+        self.grads, self.pair = torch.zeros(WORKERS, SLOTS, RANK, RANK, dtype=torch.float64), _FactorPair(a, b_t)
         self.labels = tuple(0 if slot in slots else None for slot in range(SLOTS))
+        super().__init__(cores, self.grads, [self.pair], self.labels)
 
-    def adapts(self, rows: RowMap) -> bool:
-        return bool(rows.runs(self.labels))
-
-    def add_(self, x: Tensor, y: Tensor, rows: RowMap) -> list[Tensor]:
-        saved = []
-        for run in rows.runs(self.labels):
-            at = rows.positions(x, run.start, run.stop)
-            z = x[at] @ self.v
-            y[at] += self._gains(run.slots, len(x) // rows.num_rows) * z
-            saved.append(z)
-        return saved
-
-    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: RowMap) -> None:
-        for run, z in zip(rows.runs(self.labels), saved, strict=True):
-            at = rows.positions(dy, run.start, run.stop)
-            slots = run.slots.repeat_interleave(len(dy) // rows.num_rows)
-            self.grads[rows.worker].index_add_(0, slots, (dy[at] * z).sum(-1))
-            if dx is not None:
-                dx[at] += self._gains(run.slots, len(dy) // rows.num_rows) * dy[at] @ self.v.T
-
-    def row(self, x: Tensor, slot: int, g: Tensor) -> Tensor:
-        return g[slot] * (x @ self.v) if self.labels[slot] == 0 else torch.zeros(())
-
-    def _gains(self, slots: Tensor, num_positions: int) -> Tensor:
-        return self.g[slots].repeat_interleave(num_positions)[:, None]
+    def row(self, x: Tensor, slot: int, cores: Tensor) -> Tensor:
+        return x @ self.pair.a.T @ cores[slot].T @ self.pair.b_t if self.labels[slot] == 0 else torch.zeros(())
 
 
 def a_layer(kind: str) -> nn.Module:
@@ -89,13 +71,25 @@ slots_of_update = st.lists(st.integers(0, SLOTS - 1), max_size=SLOTS)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@given(slots_of_rows, slots_of_update, slots_of_update, st.sampled_from([(), (1,), (3,), (2, 2)]))
-def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, second, positions):
-    """The sum of two updates, by slots of their own, at any number of positions; in two passes of two workers."""
+@given(slots_of_rows, slots_of_update, slots_of_update, st.sampled_from([(), (1,), (3,), (2, 2)]), st.booleans())
+def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, second, positions, many):
+    """The sum of two updates, by slots of their own, at any number of positions; in two passes of two workers.
+
+    Few rows are computed by every core at once, many slot by slot; a slot that has diverged harms no other.
+    """
     base, context = a_layer(kind), PassContext()
-    updates = [Gain(1, first), Gain(2, second)]
+    updates = [Cores(1, first), Cores(2, second)]
+    for update in updates:
+        update.cores[list({*range(SLOTS)} - {*slots})] = torch.nan
     layer = AdaptedLinear(base, context, updates)
-    gains = [update.g.clone().requires_grad_() for update in updates]
+    cores = [update.cores.clone().requires_grad_() for update in updates]
+    with pytest.MonkeyPatch.context() as patch:
+        if many:
+            patch.setattr(packed, "_MOST_BY_EVERY_CORE", 0)
+        check_rows(base, context, layer, updates, cores, slots, positions)
+
+
+def check_rows(base, context, layer, updates, cores, slots, positions):
     for worker in range(WORKERS):
         x = torch.randn(len(slots), *positions, IN, dtype=torch.float64, requires_grad=True)
         x_alone = x.detach().clone().requires_grad_()
@@ -103,7 +97,10 @@ def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, seco
             y = layer(x)
         rows = zip(x_alone, slots, strict=True)
         expected = torch.stack(
-            [base(row) + sum(u.row(row, slot, g) for u, g in zip(updates, gains, strict=True)) for row, slot in rows]
+            [
+                base(row) + sum(u.row(row, slot, own) for u, own in zip(updates, cores, strict=True))
+                for row, slot in rows
+            ]
         )
         torch.testing.assert_close(y, expected)
         with torch.inference_mode(), context.computing(row_map(slots, worker)):
@@ -112,33 +109,34 @@ def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, seco
         (y * weights).sum().backward()
         (expected * weights).sum().backward()
         torch.testing.assert_close(x.grad, x_alone.grad)
-    for update, gain in zip(updates, gains, strict=True):
-        torch.testing.assert_close(update.grads.sum(0), torch.zeros(SLOTS).double() if gain.grad is None else gain.grad)
+    for update, own in zip(updates, cores, strict=True):
+        expected = torch.zeros_like(own) if own.grad is None else own.grad
+        torch.testing.assert_close(update.grads.sum(0), expected)
 
 
 def test_a_graph_is_built_where_an_update_is_trained_and_nowhere_else():
-    context, update = PassContext(), Gain(1, [0])
+    context, update = PassContext(), Cores(1, [0])
     layer = AdaptedLinear(a_layer("linear"), context, [update])
     assert layer.weight is layer.base_layer.weight
     assert set(dict(layer.named_parameters())) == {"base_layer.weight", "base_layer.bias"}
     with context.computing(row_map([0, 1])):
         layer(torch.randn(2, IN, dtype=torch.float64)).sum().backward()  # nothing that enters needs a gradient
-    assert update.grads[0].count_nonzero() == 1
+    assert update.grads[0, 0].all() and not update.grads[0, 1:].any()
     with context.computing(row_map([1, 2])):
         assert not layer(torch.randn(2, IN, dtype=torch.float64)).requires_grad
 
 
 def test_x_is_not_kept_for_backward():
-    """Only what an update asks for is: here two numbers a position."""
+    """Only what an update asks for is: here `RANK` numbers a position."""
     context, kept = PassContext(), []
-    layer = AdaptedLinear(a_layer("linear"), context, [Gain(1, [0])])
+    layer = AdaptedLinear(a_layer("linear"), context, [Cores(1, [0])])
     x = torch.randn(2, 7, IN, dtype=torch.float64, requires_grad=True)
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t),
         context.computing(row_map([0, 0])),
     ):
         layer(x)
-    assert kept == [(14, OUT)]
+    assert [shape.numel() for shape in kept] == [14 * RANK]
 
 
 WIDTH = 6

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from support.classifiers import FAMILIES, VOCAB, small_classifier
 from support.families import families
+from support.sealed import manifest_of, seal
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
 from loraxs_search.methods.verification import make_reference_logits
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.records.trial import Hyperparameters
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,46 +72,8 @@ def _layers():
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
 TARGETS = ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense")
-TASK = Task(
-    name="t",
-    kind="sequence-classification",
-    source=DataSource(),
-    text="text",
-    label="label",
-    metric="accuracy",
-    direction="maximize",
-    metrics=("accuracy",),
-    labels=("no", "yes"),
-)
-
-
-def _save_base(model, folder):
-    model.save_pretrained(str(folder))
-    return locate(BaseModelRef(id=str(folder)))
-
-
-def _write_adapter(model, base, folder, **changes):
-    """Save an adapter with a manifest as the registry writes it."""
-    model.save_pretrained(str(folder))
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef(id=base.id),
-        base_digest=base.weight_digest,
-        data_fingerprint="d",
-        study="s",
-        trial_id="trial-1",
-        params={},
-        hyperparameters=Hyperparameters(rank=4, target_modules=TARGETS, learning_rate=1e-3, head_learning_rate=1e-3),
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(32, 50, 400),
-        probe=make_reference_logits(model, model.config.vocab_size),
-        versions={},
-        created_at="2026-01-01T00:00:00Z",
-        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
-    )
-    (folder / "manifest.json").write_text(to_json(dataclasses.replace(manifest, **changes)))
+ABOUT = ("sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+TASK = Task("t", *ABOUT, labels=("no", "yes"))
 
 
 @pytest.fixture
@@ -126,10 +84,23 @@ def targets():
 @pytest.fixture
 def save_base():
     """Save a model as a base, without a tokenizer; returns it as `locate` finds it."""
-    return _save_base
+
+    def save(model, folder):
+        model.save_pretrained(str(folder))
+        return locate(BaseModelRef(id=str(folder)))
+
+    return save
 
 
 @pytest.fixture
 def write_adapter():
     """Save a PEFT model as a sealed adapter folder."""
-    return _write_adapter
+
+    def write(model, base, folder, base_model=None, **changes):
+        model.save_pretrained(str(folder))
+        (folder / "README.md").unlink()
+        known = {"base_digest": base.weight_digest, "probe": make_reference_logits(model, model.config.vocab_size)}
+        hyper, ref = Hyperparameters(TARGETS, 1e-3, 1e-3, rank=4), base_model or BaseModelRef(id=base.id)
+        seal(folder, manifest_of(TASK, ref, hyper, "trial-1", **known | changes))
+
+    return write

@@ -6,23 +6,17 @@ import gc
 import json
 import shutil
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
-from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, UsageError
 from loraxs_search.predictor import Predictor
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import from_json
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
@@ -61,6 +55,16 @@ def test_answers_are_those_of_predict_and_name_their_adapter(encoder, folders):
     assert encoder.classify("task-2", TEXTS[0])["data"] == listed
     assert encoder.classify("task-2", {"text": TEXTS[0]})["data"] == listed
     assert encoder.post("/v1/classify", {"model": "task-2", "input": TEXTS[0]}).json()["data"] == listed
+    assert 'loraxs_requests_total{route="/classify",status="200"}' in encoder.get("/metrics").text
+
+
+def test_models_are_listed_with_what_they_stand_for(registry, encoder):
+    found = {model["id"]: model for model in encoder.get("/v1/models").json()["data"]}
+    champion, own = Registry(encoder.uri).resolve("task-3"), found["task-3"]
+    assert (own["digest"], own["version"]) == (champion.digest, champion.version)
+    assert (own["labels"], own["parent"]) == (["label 0", "label 1", "label 2"], encoder.server.models.base.id)
+    every = ServedModels([], uri=registry[0])
+    assert {"task-1", "task-2", "task-3"} <= {name for name, _ in every.served()}
 
 
 def test_requests_at_once_and_more_rows_than_a_pass_has_are_answered_as_each_alone(encoder):
@@ -87,52 +91,6 @@ def test_long_rows_are_cut_as_in_training_or_refused(encoder):
 
 
 # ---- champions -------------------------------------------------------------------------------------------------------
-@pytest.mark.slow
-def test_while_champions_move_each_answer_is_that_of_the_adapter_it_names(registry, folders, encoder):
-    """Twenty promotions, rollbacks and tasks that are removed and made anew, under 24 clients."""
-    uri, promote = registry
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    task = replace(from_json(Manifest, (folders["two"] / "manifest.json").read_bytes()).task, name="moving")
-    made = {promote(folders[name], task=task): name for name in ("two", "two-again")}
-    stop, answers = threading.Event(), list[tuple[int, int, Any]]()
-
-    def ask(number):
-        turn = number
-        while not stop.is_set():
-            model, row = ("moving", "moving@champion", "moving:1")[turn % 3], turn % len(TEXTS)
-            response = requests.post(f"{url}/classify", json={"model": model, "input": TEXTS[row]}, timeout=60)
-            answers.append((response.status_code, row, response.json()))
-            turn += 1
-
-    with running(Server(ServedModels(["moving"], uri=uri), poll_s=0.05)) as url, ThreadPoolExecutor(24) as pool:
-        asking = [pool.submit(ask, number) for number in range(24)]
-        try:
-            for move in range(20):
-                if move % 7 == 6:
-                    client.delete_registered_model("moving")
-                    made |= {promote(folders[name], task=task): name for name in ("two-again", "two")}
-                elif move % 7 in (2, 5):
-                    made[promote(folders["two-again"], task=task)] = "two-again"
-                else:
-                    Promoter(uri, "moving").rollback(1 if move % 7 in (0, 3) else 2)
-            last = Registry(uri).resolve("moving").digest
-            while answers[-1][0] != 200 or answers[-1][2]["system_fingerprint"] != last:  # the test's own limit ends it
-                time.sleep(0.01)
-        finally:
-            stop.set()
-        for done in asking:
-            done.result()
-    expected = {name: Predictor(folders[name])(TEXTS) for name in ("two", "two-again")}
-    assert {status for status, _, _ in answers} <= {200, 404}  # there is no such task for a moment
-    named = set()
-    for status, row, body in answers:
-        if status == 200:
-            named.add(body["system_fingerprint"])
-            (answer,), right = body["data"], expected[made[body["system_fingerprint"]]][row]
-            assert (answer["label"], answer["score"]) == (right.label, pytest.approx(right.score, abs=1e-5))
-    assert len(named) > 3
-
-
 def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
     encoder, folders, base, make_adapter, tmp_path, caplog
 ):
@@ -151,26 +109,13 @@ def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
     while encoder.classify("task-3", TEXTS)["system_fingerprint"] == before["system_fingerprint"]:
         time.sleep(0.01)
     assert sum("its new one is refused" in record.message for record in caplog.records) == 1
-
-
-def test_a_model_that_was_removed_is_unknown(encoder, folders):
-    version = Registry(encoder.uri).resolve("task-3").version
+    name = f"task-3:{Registry(encoder.uri).resolve('task-3').version}"  # a version that is removed is unknown
     encoder.promote(folders["three"])
-    name = f"task-3:{version}"
     assert encoder.post("/classify", {"model": name, "input": "x"}).ok
-    Promoter(encoder.uri, "task-3").remove(version)
+    Promoter(encoder.uri, "task-3").remove(int(name.partition(":")[2]))
     while (response := encoder.post("/classify", {"model": name, "input": "x"})).ok:
         time.sleep(0.01)
     assert response.status_code == 404
-
-
-def test_models_are_listed_with_what_they_stand_for(encoder):
-    found = {model["id"]: model for model in encoder.get("/v1/models").json()["data"]}
-    champion = Registry(encoder.uri).resolve("task-3")
-    assert found["task-3"]["digest"] == champion.digest
-    assert found["task-3"]["version"] == champion.version
-    assert found["task-3"]["labels"] == ["label 0", "label 1", "label 2"]
-    assert found["task-3"]["parent"] == encoder.server.models.base.id
 
 
 def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
@@ -204,18 +149,15 @@ def test_evicted_adapters_are_loaded_again_though_their_folder_is_gone(registry,
 def test_what_a_server_cannot_answer_has_a_status_and_a_sentence(encoder):
     for body, status, says in [
         ({"model": "task-9", "input": "x"}, 404, "task-9"),
-        ({"model": "../etc", "input": "x"}, 404, "task"),
         ({"model": "task-2:999", "input": "x"}, 404, "999"),
         ({"model": "task-2"}, 422, "input"),
         ({"model": "task-2", "input": []}, 400, "1 to 100 rows, but has 0"),
         ({"model": "task-2", "input": ["x"] * 101}, 413, "1 to 100 rows, but has 101"),
         ({"model": "task-2", "input": ["fine", "  "]}, 400, "row 2"),
-        ({"model": "task-2", "input": {"text": 5}}, 400, "text"),
         ({"model": "task-2", "input": ["x", {"other": "x"}]}, 400, "an object with text, but row 2 has other"),
         ({"model": "task-2", "input": {"\ud800": "x"}}, 400, "row 1 has \\ud800"),
         ({"model": "task-2", "input": {"text": float("nan")}}, 400, "text"),
         ({"model": "task-2", "input": "x", "truncate": "yes"}, 422, "truncate"),
-        ({"model": "task-2", "input": "x", "other": 1}, 422, "other"),
         ([], 422, "body"),
     ]:
         response = encoder.post("/classify", body)
@@ -273,21 +215,8 @@ def test_a_key_is_asked_for(registry, encoder):
         assert requests.get(f"{url}/ready", timeout=60).ok
 
 
-def test_metrics_count_what_was_answered(encoder):
-    encoder.classify("task-2", TEXTS)
-    text = encoder.get("/metrics").text
-    assert 'loraxs_requests_total{route="/classify",status="200"}' in text
-    assert "loraxs_adapters_loaded" in text
-    assert 'route="other"' not in text or encoder.get("/nowhere").status_code == 404
-
-
 def test_what_cannot_be_served_is_refused_at_the_start(registry, encoder):
     with pytest.raises(RegistryError):
         ServedModels(["nobody"], uri=registry[0])
     with pytest.raises(UsageError):
         ServedModels([], uri=f"{registry[0]}.none")
-
-
-def test_every_task_of_a_registry_can_be_served(registry, encoder):
-    models = ServedModels([], uri=registry[0])
-    assert {"task-1", "task-2", "task-3"} <= {name for name, _ in models.served()}

@@ -14,6 +14,7 @@ import requests
 from mlflow import MlflowClient
 
 from loraxs_search.errors import HomeError, IntegrityError, TrackingError, UsageError
+from loraxs_search.predictor import Predictor
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
@@ -112,7 +113,7 @@ def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folder
     assert models.faults() == {}
 
 
-def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, folders, follow):
+def test_a_late_request_is_answered_by_the_adapter_it_named_and_that_one_does_not_stay(registry, folders, follow):
     uri, promote = registry
     promote(folders["two"])
     models = follow(["task-2"], uri=uri)
@@ -124,9 +125,11 @@ def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, fold
         models.refresh()
         engine.start()
         engine.submit([job])
-        await job.result
+        return await job.result
 
-    asyncio.run(ask())
+    answer = asyncio.run(ask())
+    expected = Predictor(folders["two"])(["x"])[0]  # not the new champion's
+    assert (answer.label, answer.score) == (expected.label, pytest.approx(expected.score, abs=1e-5))
     engine.close()
     assert len(models.bank) == 2
     models.refresh()

@@ -189,13 +189,6 @@ def written_while_another_is(decoder, prompt, on_step=lambda _: None):
     return asyncio.run(ask())
 
 
-def test_a_request_in_mid_flight_has_its_first_token_within_two_steps(decoder, bank):
-    steps = []
-    texts = written_while_another_is(decoder, "say w2", steps.append)
-    assert texts == [written_by(bank, ["one"], [f"say w{n}"], count)[0] for n, count in ((1, 40), (2, 3))]
-    assert steps[1] - steps[0] <= 2
-
-
 def test_rows_that_wait_to_be_written_count_as_waiting(decoder):
     body = {"model": "one", "prompt": "say w1", "max_tokens": 50, "stop": ["never"]}
     limits = Limits(rows_at_once=2, waiting_rows=4)
@@ -294,8 +287,12 @@ def test_one_row_is_not_behind_all_rows_and_options_of_a_large_request(decoder):
     assert answered_in_order(decoder.server.models, bodies)[:2] == [1, 2]
 
 
-def test_a_row_that_cannot_begin_ends_no_other(decoder, bank, monkeypatch):
-    """The second job's prompt fails while the first one is written."""
+def test_a_row_that_joins_others_begins_at_once_and_ends_none_where_it_cannot(decoder, bank, monkeypatch):
+    """The second job's prompt fails while the first one is written; a sound one has its first token in two steps."""
+    steps = []
+    texts = written_while_another_is(decoder, "say w2", steps.append)
+    assert texts == [written_by(bank, ["one"], [f"say w{n}"], count)[0] for n, count in ((1, 40), (2, 3))]
+    assert steps[1] - steps[0] <= 2
     read = generation._read_prompts
 
     def failing(base, prompts, owners, worker):
@@ -314,8 +311,8 @@ def test_when_the_computing_thread_ends_everybody_is_told(decoder, monkeypatch):
     with running(server := Server(models)) as url:
         monkeypatch.setattr(server.engine, "_write", lambda: 1 / 0)
         body = {"model": "one", "prompt": "say w1"}
-        assert requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 503
-        assert requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 503
+        for _ in range(2):
+            assert requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 503
         assert requests.get(f"{url}/health", timeout=60).status_code == 503
 
 
@@ -336,10 +333,8 @@ REFUSED = [
     ("completions", {"model": "one", "prompt": ""}, 400, "token"),
     ("completions", {"model": "one", "prompt": []}, 400, "has 0"),
     ("completions", {"model": "one", "prompt": "w1 " * 80}, 400, "at most 64 tokens"),
-    ("completions", {"model": "one", "prompt": "w1", "max_tokens": 0}, 422, "max_tokens"),
     ("completions", {"model": "one", "prompt": "w1", "stop": [""]}, 422, "must be texts"),
     ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
-    ("completions", {"model": "one", "prompt": "w1", "logprobs": 1}, 422, "logprobs"),
     ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
     ("completions", {"model": "one", "prompt": ["w1", "x" * 200_001]}, 413, "prompt 2 has 200,001"),
     ("completions", {"model": "one", "prompt": "w1", "stop": ["x"] * 17}, 413, "16 strings"),
@@ -349,7 +344,6 @@ REFUSED = [
     ("chat/completions", {"model": "one", "messages": [USER]}, 400, "say {words}"),
     ("chat/completions", {"model": "talking", "messages": [USER | {"content": "x" * 200_001}]}, 413, "200,"),
     ("chat/completions", {"model": "talking", "messages": [USER], "top_logprobs": 2}, 422, "top_logprobs"),
-    ("chat/completions", {"model": "nobody", "messages": [USER]}, 404, "nobody"),
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -215,27 +214,6 @@ def test_saved_is_loaded_alone_or_beside_another(adapt, make_base, family, input
     assert torch.equal(logits(other, inputs), expected)
 
 
-def test_the_file_holds_r_and_the_head_and_nothing_else(adapt, family, layers, tmp_path):
-    model = adapt(family)
-    model.save_pretrained(str(tmp_path))
-    stored = load_file(tmp_path / "adapter_model.safetensors")
-    r = {key: value for key, value in stored.items() if key.endswith(".loraxs_R")}
-    head = stored.keys() - r.keys()
-    assert len(r) == len(layers(model))
-    assert {(tuple(value.shape), value.dtype) for value in r.values()} == {((4, 4), torch.float32)}
-    assert len(head) == {"bert": 2, "roberta": 4, "gpt2": 1, "llama": 1}[family]
-    assert all(key.startswith(("base_model.model.classifier.", "base_model.model.score.")) for key in head)
-
-
-@pytest.mark.parametrize("change", [{"basis": "bottom"}, {"sigma": "sqrt"}])
-def test_an_adapter_in_another_basis_is_refused(adapt, make_base, tmp_path, change):
-    adapt(target_modules=["query"]).save_pretrained(str(tmp_path))
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(BaseModelError, match="query"):
-        PeftModel.from_pretrained(make_base(), str(tmp_path))
-
-
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_a_bfloat16_file_is_loaded_into_float32(adapt, make_base, tmp_path, layers, low_cpu_mem_usage):
     adapt(target_modules=["query"]).save_pretrained(str(tmp_path))
@@ -290,13 +268,3 @@ def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight, before)
     assert not layer.merged
-
-
-def test_a_base_is_plain_after_unloading_and_can_carry_another_adapter(adapt, make_base, family, inputs, logits):
-    model = adapt(family)
-    expected, config = logits(model, inputs), copy.deepcopy(model.peft_config["default"])
-    again = get_peft_model(model.unload(), config).eval()
-    assert torch.equal(logits(again, inputs), expected)
-    plain, untouched = again.merge_and_unload(safe_merge=True), make_base(family)
-    assert [type(m) for m in plain.modules()] == [type(m) for m in untouched.modules()]
-    assert plain.state_dict().keys() == untouched.state_dict().keys()
