@@ -326,9 +326,3 @@ def test_packed_trials_are_lone_trials(name, kind, model, base, data):
         slots = [pack.join(own, data) for own in group]
         train(pack, slots, 10)
         world.check_as_alone(pack, slots)
-
-
-def test_an_unknown_kind_lists_those_that_there_are(tmp_path):
-    task = Task("t", "word-pair", DataSource(), "", "", "exact_match", "maximize", ("exact_match",))
-    with pytest.raises(TaskDataError, match=r"word-pairs\? `task.kind`"):
-        kind_of(task)

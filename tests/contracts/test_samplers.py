@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import FixedTrial
 
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.log.study_log import read_events
 from loraxs_search.records.literals import Scalar
@@ -241,10 +241,3 @@ def test_a_sampler_that_fails_is_named(monkeypatch):
     study.start()  # by the recipe
     with pytest.raises(LoraxsError, match=r"'broken'.*00001: RuntimeError: no luck"):
         study.start()
-
-
-def test_an_unknown_sampler_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
-        SAMPLERS.get("tpee")
-    with pytest.raises(UsageError, match=r"search\.sampler: .*: tpe"):
-        space_of(CONDITIONAL, "tpee")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.reports import METRIC, report, together
 
-from loraxs_search.errors import UsageError
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
 from loraxs_search.schedulers import SCHEDULERS
@@ -86,8 +85,3 @@ def test_a_score_that_is_not_a_number_and_a_peer_that_is_never_heard_of_again_do
     scheduler.report(report("00000", EVERY, 0.5, {"00001": (EVERY, 0.9)}))
     scheduler.report(report("00000", 2 * EVERY, 0.5, {"00002": (STEPS, 0.9)}))
     assert not {"00001", "00002"} & scheduler.stopped.keys()
-
-
-def test_an_unknown_scheduler_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"`search\.scheduler`.*: asha, none, .*'ashaa'"):
-        new("ashaa")

@@ -85,18 +85,9 @@ def make_data(folder: Path, num_labels: int = 2, padding_side: str = "right") ->
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"train": 90, "validation": 33, "test": 20}
     files = {name: write_rows(folder / f"{name}.jsonl", size, num_labels) for name, size in sizes.items()}
-    task = Task(
-        name=f"made-up-{num_labels}",
-        kind="sequence-classification",
-        source=DataSource(data_files=files),
-        text="text",
-        label="label",
-        metric="accuracy",
-        direction="maximize",
-        metrics=("accuracy",),
-        labels=tuple(f"label{i}" for i in range(num_labels)),
-        max_length=24,
-    )
+    about = ("sequence-classification", DataSource(data_files=files), "text", "label", "accuracy", "maximize")
+    labels = tuple(f"label{i}" for i in range(num_labels))
+    task = Task(f"made-up-{num_labels}", *about, ("accuracy",), labels=labels, max_length=24)
     tokens = tokenizer()
     tokens.padding_side = padding_side
     return prepare(task, tokens)

@@ -136,7 +136,6 @@ MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pool
         ("bert", {"pooling_mode_lasttoken": True}, "last"),
         ("bert", {"pooling_mode": "mean", "include_prompt": True}, "mean"),
         ("llama", {"pooling_mode_lasttoken": True}, "class"),  # which reads the last token
-        ("llama", MEAN, "mean"),
         ("modernbert", MEAN, "mean"),
         ("modernbert", {"pooling_mode_cls_token": True}, "class"),  # as its configuration says
     ],
@@ -176,20 +175,8 @@ def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base):
     config.save_pretrained(base.path)
     encoder(Path(base.path), **MEAN)
     assert resolved_pooling("auto", base) == ("class", "")
-    pooled = load_model(base, classifier(2, "mean"))
-    torch.testing.assert_close(
-        logits(load_model(base, classifier(2)), rows(7)), logits(pooled, rows(7)), atol=1e-5, rtol=1e-4
-    )
-
-
-def test_a_decoder_reads_the_last_token_by_itself(make_base):
-    base = make_base("llama")
-    model, inputs = load_model(base, classifier(2)), rows(7)
-    padding = inputs["attention_mask"] == 0
-    inputs["input_ids"] = inputs["input_ids"].masked_fill(padding, model.config.pad_token_id)
-    plain = logits(model, inputs)
-    place_pooling(model, "last")
-    torch.testing.assert_close(logits(model, inputs), plain)
+    own, pooled = (logits(load_model(base, classifier(2, way)), rows(7)) for way in ("class", "mean"))
+    torch.testing.assert_close(own, pooled, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

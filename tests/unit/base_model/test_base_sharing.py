@@ -8,15 +8,7 @@ import pytest
 import torch
 from support.bases import BART, BERT, LLAMA, SMALL, XLNET, base
 from torch import Tensor, nn
-from transformers import (
-    BigBirdConfig,
-    ConvBertConfig,
-    DebertaV2Config,
-    GPT2Config,
-    LongformerConfig,
-    NystromformerConfig,
-    PreTrainedModel,
-)
+from transformers import BigBirdConfig, ConvBertConfig, DebertaV2Config, GPT2Config, LongformerConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import sharing
@@ -31,7 +23,6 @@ GPT2_PADDED_WITH_ITS_END = GPT2Config(
 )
 LONGFORMER = LongformerConfig(**SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1, sep_token_id=2)
 CONVOLVED = ConvBertConfig(**SMALL, embedding_size=32)
-NYSTROM = NystromformerConfig(**SMALL, num_landmarks=64, segment_means_seq_len=64)
 SPARSE = BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4, sep_token_id=2)
 
 
@@ -64,9 +55,8 @@ def test_layers_that_are_given_positions_or_tokens_before_rows(config, dtype, en
     assert found.unpackable == {name for name in names if endings and name.split(".")[-1] in endings}
 
 
-@pytest.mark.parametrize("config", [CONVOLVED, NYSTROM], ids=lambda config: config.model_type)
-def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass(config):
-    assert probe_sharing(base(config, noise=0.1), ()).fault == "what a row gives depends on its padding"
+def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass():
+    assert probe_sharing(base(CONVOLVED, noise=0.1), ()).fault == "what a row gives depends on its padding"
 
 
 def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch):

@@ -20,7 +20,6 @@ from transformers import (
     PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
-    RobertaConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -29,7 +28,6 @@ from loraxs_search.engine.pruning import LastLayerPruning
 
 READ_FIRST = {
     "bert": BERT,
-    "roberta": RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=0),
     "distilbert": DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
 }
 READ_OTHERS = [

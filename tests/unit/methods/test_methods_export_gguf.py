@@ -9,6 +9,7 @@ import gguf
 import pytest
 import torch
 from peft import get_peft_model
+from support import bases
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config, Qwen3MoeConfig
 
@@ -19,16 +20,8 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import Serving
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 40,
-    "pad_token_id": 0,
-}
-OWN_HEADS = SMALL | {"head_dim": 8}
+SMALL = bases.SMALL | {"num_key_value_heads": 2, "pad_token_id": 0}
+OWN_HEADS = SMALL | {"head_dim": 6}
 CONFIGS: dict[str, tuple[PretrainedConfig, str, bool]] = {  # llama.cpp's name, whether query and key are reordered
     "llama": (LlamaConfig(**OWN_HEADS), "llama", True),
     "qwen3": (Qwen3Config(**OWN_HEADS), "qwen3", False),

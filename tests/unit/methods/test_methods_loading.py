@@ -208,15 +208,22 @@ def trained_elsewhere(adapt, make_base, targets, base, write_adapter, tmp_path, 
         return tmp_path / "from there", there.root, logits(model, inputs)
 
 
-def test_factors_of_another_machine_are_refused_until_they_are_here(trained_elsewhere, inputs, logits, tmp_path):
-    folder, there, expected = trained_elsewhere
+def test_factors_of_another_machine_are_refused_until_they_are_here_and_share_a_model_with_this_ones(
+    trained_elsewhere, folder, trained, inputs, logits, tmp_path
+):
+    elsewhere, there, expected = trained_elsewhere
     with use_factor_store(FactorStore(tmp_path / "here")) as here:
         with pytest.raises(BaseModelError, match="query") as caught:
-            load_adapter_folder(folder)
+            load_adapter_folder(elsewhere)
         assert "loraxs-search pull" in caught.value.hint
+        model = load_adapter_folder(folder)  # computes this machine's own first
         for file in there.glob("*/*.safetensors"):
             install_factors(file.stem, file.read_bytes(), here.root)
-        torch.testing.assert_close(logits(load_adapter_folder(folder), inputs), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(logits(load_adapter_folder(elsewhere), inputs), expected, atol=1e-6, rtol=0)
+        model.load_adapter(str(elsewhere), "elsewhere")
+        torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
+        model.set_adapter("elsewhere")
+        torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=0)
 
 
 def test_factors_that_are_not_the_weights_are_refused_and_named(
@@ -232,19 +239,6 @@ def test_factors_that_are_not_the_weights_are_refused_and_named(
         assert "tell whoever keeps the registry" in caught.value.hint
         found = logits(load_adapter_folder(folder), inputs)  # what was trained here keeps its meaning
         torch.testing.assert_close(found, logits(trained, inputs), atol=1e-6, rtol=0)
-
-
-def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, trained, inputs, logits, tmp_path):
-    elsewhere, there, expected = trained_elsewhere
-    with use_factor_store(FactorStore(tmp_path / "here")) as here:
-        for file in there.glob("*/*.safetensors"):
-            here_is_own = load_adapter_folder(folder)  # computes this machine's own first
-            install_factors(file.stem, file.read_bytes(), here.root)
-        model = here_is_own
-        model.load_adapter(str(elsewhere), "elsewhere")
-        torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
-        model.set_adapter("elsewhere")
-        torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=0)
 
 
 # ---- verification ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.served_models import ServedModels
 
-from .conftest import TARGETS, running
+from .conftest import TARGETS, WRITERS, running
 
 TEXTS = ["a fine film", "two hours that I want back", "so so", "it is what it is, and no more than that"]
 
@@ -63,8 +63,8 @@ def test_models_are_listed_with_what_they_stand_for(registry, encoder):
     champion, own = Registry(encoder.uri).resolve("task-3"), found["task-3"]
     assert (own["digest"], own["version"]) == (champion.digest, champion.version)
     assert (own["labels"], own["parent"]) == (["label 0", "label 1", "label 2"], encoder.server.models.base.id)
-    every = ServedModels([], uri=registry[0])
-    assert {"task-1", "task-2", "task-3"} <= {name for name, _ in every.served()}
+    every = {name for name, _ in ServedModels([], uri=registry[0]).served()}
+    assert {"task-1", "task-2", "task-3"} <= every or every == {*WRITERS}, "all of one base"
 
 
 def test_requests_at_once_and_more_rows_than_a_pass_has_are_answered_as_each_alone(encoder):

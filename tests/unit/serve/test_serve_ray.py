@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from support.shell import start
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.predictor import Predictor
-from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy, serve_details
+from loraxs_search.search.ray_serve import ServeArgs, deploy, serve_details
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
 
@@ -49,12 +48,6 @@ class Served:
             lines = re.findall(rf'^{name}{{replica="(\w+)"}} (\S+)$', text, re.MULTILINE)
             found |= {replica: float(value) for replica, value in lines}
         return found
-
-
-def replicas() -> dict[str, int]:
-    """Return the processes of the replicas that run."""
-    deployment = serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
-    return {one["replica_id"]: one["pid"] for one in deployment["replicas"] if one["state"] == "RUNNING"}
 
 
 @pytest.fixture(scope="module")
@@ -135,25 +128,6 @@ def test_answers_and_errors_pass_the_proxy_as_they_are_and_a_promotion_reaches_e
     while set(pair.numbers("loraxs_champions_moved").values()) != {1.0}:
         time.sleep(0.1)
     assert {pair.classify("task-2").headers["x-loraxs-digest"] for _ in range(20)} == {digest}
-
-
-def test_the_same_line_again_replaces_each_replica_and_fails_no_request(pair, serve, registry, folders):
-    registry[1](folders["three"])
-    before, failed, stop = replicas(), list[int](), threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            if not (answer := pair.classify("task-2")).ok:
-                failed.append(answer.status_code)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    assert serve("task-2", "task-3", "--replicas", "2").classify("task-3").ok
-    stop.set()
-    thread.join()
-    assert not failed
-    assert not before.keys() & replicas().keys()
-    assert pair.driver.wait() == 0, "the first process ends: what it deployed is gone"
 
 
 def test_a_stream_passes_the_proxy_piece_by_piece_and_replicas_are_taken_down_by_name(serve, cluster, decoder, say):
