@@ -127,7 +127,7 @@ def test_a_late_request_is_answered_by_the_adapter_it_named_and_that_one_does_no
         engine.submit([job])
         return await job.result
 
-    answer = asyncio.run(ask())
+    (answer,) = asyncio.run(ask()).predictions
     expected = Predictor(folders["two"])(["x"])[0]  # not the new champion's
     assert (answer.label, answer.score) == (expected.label, pytest.approx(expected.score, abs=1e-5))
     engine.close()
