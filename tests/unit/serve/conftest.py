@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
-from support.sealed import promote as promote_folder
 from support.sealed import seal
 from support.toy_language import choosing, save_base, writing
 
@@ -25,7 +24,9 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import BaseModelRef, Task, TaskModel
+from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
@@ -91,8 +92,17 @@ def registry(store_template, tmp_path_factory):
         sealed = folder / f"sealed-{count}"
         shutil.copytree(source, sealed)
         manifest = from_json(Manifest, (source / "manifest.json").read_bytes())
-        seal(sealed, replace(manifest, created_at="2026-11-29T00:00:00+00:00", study=f"s{count}", **changes))
-        return Registry(uri).resolve(promote_folder(sealed, uri)).digest
+        manifest = seal(sealed, replace(manifest, created_at="2026-11-29T00:00:00+00:00", study=f"s{count}", **changes))
+        numbers = dict.fromkeys(manifest.task.metrics, 0.9)
+        found = Candidate(
+            manifest.study, "0", manifest.task.name, numbers, numbers, 1000, "", manifest.base_digest,
+            manifest.base_model.id,
+        )  # fmt: skip
+        decision, version = Promoter(uri, manifest.task.registered_name).promote(
+            PromotionRule(confidence=0, require="constant"), manifest.task, [found], {"0": sealed}, True
+        )
+        assert decision.promoted
+        return Registry(uri).resolve(f"{manifest.task.registered_name}:{version}").digest
 
     with pytest.MonkeyPatch.context() as patch, use_factor_store(FactorStore(folder / "factors")):
         patch.setenv("LORAXS_HOME", str(home))
