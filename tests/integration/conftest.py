@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from faults.records import Records, losses, read_records
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.host_config import HostConfig
     from loraxs_search.search_space.space import Space
 
-PASSWORD = "a long enough p@ssword"
 _RAY = contextlib.ExitStack()
 
 
@@ -147,30 +145,3 @@ def agree():
         return records
 
     return check
-
-
-@pytest.fixture
-def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
-    """A server with accounts on which this process is a user who is no admin."""
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"
-        "default_permission = READ\nadmin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
-    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any long random text")
-    server = make_mlflow_server()
-    server.command += ["--app-name", "basic-auth"]
-    server.start()
-    monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD")
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    made = requests.post(
-        f"{server.uri}/api/2.0/mlflow/users/create",
-        json={"username": "searcher", "password": PASSWORD},
-        auth=("admin", PASSWORD),
-        timeout=30,
-    )
-    made.raise_for_status()
-    return server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import venv
@@ -81,12 +80,6 @@ def command(wheel, tmp_path_factory):
 def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command, tmp_path):
     assert loraxs_search.__version__ in say(command, tmp_path, "--version")
     assert "movie_reviews" in say(command, tmp_path, "spaces", "ls")
-
-
-@pytest.mark.long(part="search")
-def test_the_wheel_checks_a_search_without_a_checkout(command, tmp_path):
-    checked = say(command, tmp_path, "check", "movie_reviews", "--data")
-    assert re.search(rf"^space +movie_reviews \({command.parents[1]}/", checked)
 
 
 def say(command: Path, folder: Path, *args: str) -> str:

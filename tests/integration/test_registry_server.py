@@ -33,9 +33,8 @@ from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at
-from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.store import DECISIONS, Registry
+from loraxs_search.registry.store import DECISIONS
 from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -118,17 +117,6 @@ def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
     with record.locked():
         assert changes.LEASE in client.get_run(runs[0]).data.tags
         assert [decision.number for decision in record.registry.decisions(name)] == [1, 2]
-
-
-@pytest.mark.long(part="faults")
-def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, tmp_path):
-    registry = Registry(server_with_accounts.uri)
-    assert registry.champion("toy") is None
-    with pytest.raises(RegistryError, match="There is no task yet"):
-        registry.resolve("toy")
-    promote(registry.uri, "toy", tmp_path / "t0")
-    assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"
-    assert Registry(server_with_accounts.uri).summaries() == registry.summaries()
 
 
 def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch):

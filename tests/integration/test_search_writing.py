@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.in_process import InProcess
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.records.trial import TrialState
-from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.launch import launch
 from loraxs_search.studies.folder import StudyFolder
 
@@ -52,23 +50,6 @@ def reports(study: str) -> list[dict[str, float]]:
     return [dict(record.reports[-1].metrics) for record in records if record.state is TrialState.COMPLETE]
 
 
-def check_alone(study: StudyFolder, folder: Path) -> None:
-    """The untouched base was asked with and without examples, and a first champion was held against it."""
-    constant, *alone = study.baselines() or ()
-    assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
-    assert all({"exact_match", "unparsed", "unended", "loss"} <= set(it.validation_metrics) for it in alone)
-    (tested,) = (it for it in alone if it.test_metrics)
-    assert tested.validation_metrics["exact_match"] == max(it.validation_metrics["exact_match"] for it in alone)
-    rows = ScoredRows.from_bytes(study.confirmed.base_rows_path.read_bytes())
-    assert np.mean(rows.predictions == rows.labels) == pytest.approx(tested.test_metrics["exact_match"])
-    card = (folder / "README.md").read_text()
-    assert (
-        f"| the untouched base, {tested.name}, asked in the same way | {tested.test_metrics['exact_match']:.4f}" in card
-    )
-    assert "| unended |" in card
-    assert "While they trained, trials were compared by `loss`." in card
-
-
 def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agree):
     assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
     launch(str(shell.folder / "turned.yaml"), name="turned")
@@ -90,4 +71,11 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agr
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
     card = (folder / "README.md").read_text()
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card
-    check_alone(StudyFolder.open("turned"), folder)
+    constant, *alone = StudyFolder.open("turned").baselines() or ()
+    assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
+    (tested,) = (it for it in alone if it.test_metrics)
+    assert (
+        f"| the untouched base, {tested.name}, asked in the same way | {tested.test_metrics['exact_match']:.4f}" in card
+    )
+    assert "| unended |" in card
+    assert "While they trained, trials were compared by `loss`." in card

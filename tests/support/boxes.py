@@ -118,7 +118,8 @@ class Box:
                 start_new_session=True,
             )
         assert process.stdin is not None
-        self.pid = self._said("pid")
+        self._await("pid")  # as the box counts; this machine's number is
+        self.pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         plug, inner = self._interface("v"), self._interface("p")
         _ip("link", "add", plug, "type", "veth", "peer", "name", inner, "address", f"02:00:00:00:00:{self.number:02x}")
         _ip("link", "set", inner, "netns", str(self.pid))
@@ -126,7 +127,7 @@ class Box:
         self.join()
         process.stdin.write(f"{inner}\n")
         process.stdin.flush()
-        self._said("ready")
+        self._await("ready")
 
     def power_cut(self) -> None:
         """End everything on it at once. Nobody is told: no connection is closed."""
@@ -145,20 +146,12 @@ class Box:
         self.power_cut()
         self.start()
 
-    def _said(self, word: str) -> int:
+    def _await(self, word: str) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        line = self._process.stdout.readline().split()
-        if line[:1] != [word]:
+        if self._process.stdout.readline().split()[:1] != [word]:
             self.power_cut()
             raise AssertionError(f"{self.name} did not start: {(self.disk / 'start.log').read_text()[-2000:]}")
-        return self._pid_outside() if word == "pid" else 0
-
-    def _pid_outside(self) -> int:
-        """Return its first process as this machine counts them."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-        return int(children)
 
     def say_memory(self, *, left: bool) -> None:
         """Let its kernel say how much memory this machine has left, or that none is left; until its next start."""

