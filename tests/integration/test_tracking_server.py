@@ -14,7 +14,6 @@ from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 from support.tracked import Tracked
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import check_server
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry.changes import Promoter
@@ -47,16 +46,6 @@ def _points(uri: str, key: str = "accuracy", experiment: str = "exp") -> dict[st
         assert trial_id not in steps
         steps[trial_id] = sorted(point.step for point in client.get_metric_history(run.info.run_id, key))
     return steps
-
-
-def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +106,13 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
 
 
 # ---- the ui ----------------------------------------------------------------------------------------------------------
-def _answers(uri: str) -> bool:
-    try:
-        check_server(uri, timeout_s=1.0)
-    except TrackingError:
-        return False
-    return True
-
-
 def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
-    port = make_mlflow_server().port
-    code = "import sys; from loraxs_search.tracking.store import run_ui; "
+    server, code = make_mlflow_server(), "import sys; from loraxs_search.tracking.ui import run_ui; "
     code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
-    process = _python(code, store_uri, port)
-    uri = f"http://127.0.0.1:{port}"
-    until(lambda: _answers(uri))
-    assert [e.name for e in connect(uri).search_experiments()] == ["Default"]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert not _answers(uri)
+    command = [sys.executable, "-c", code, store_uri, str(server.port)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        until(server.answers)
+        assert [e.name for e in connect(server.uri).search_experiments()] == ["Default"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    assert not server.answers()

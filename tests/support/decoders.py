@@ -124,17 +124,9 @@ def made_up_rows(num_rows: int, seed: int, longest: int = 24) -> EncodedRows:
 
 def continuations(name: str, seed: int, longest: int = 24) -> PreparedTask:
     """Return a task of made-up rows."""
+    scored = {"text": "", "label": "", "metric": "loss", "direction": "minimize", "metrics": ("loss",)}
     task = Task(
-        name,
-        "continuations",
-        DataSource(hub="toy"),
-        "",
-        "",
-        "loss",
-        "minimize",
-        ("loss",),
-        max_length=longest,
-        settings={"prompt": "{prompt}"},
+        name, "continuations", DataSource(hub="toy"), **scored, max_length=longest, settings={"prompt": "{prompt}"}
     )
     sizes = {"train": 90, "validation": 33, "test": 20}
     rows = {split: made_up_rows(size, seed + i, longest) for i, (split, size) in enumerate(sizes.items())}

@@ -20,13 +20,8 @@ def manifest_of(
     unknown: dict[str, Any] = {name: {} for name in ("params", "validation_metrics", "test_metrics", "versions")}
     unknown |= dict.fromkeys(("base_digest", "data_fingerprint", "created_at"), "")
     unknown |= {"study": "s", "size": AdapterSize(0, 0, 0), "probe": ReferenceLogits((), ())}
-    return Manifest(
-        task=task,
-        base_model=base_model,
-        hyperparameters=hyperparameters,
-        trial_id=trial_id,
-        **unknown | changes,
-    )
+    known = {"task": task, "base_model": base_model, "hyperparameters": hyperparameters, "trial_id": trial_id}
+    return Manifest(**known, **unknown | changes)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

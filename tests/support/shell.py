@@ -31,14 +31,12 @@ def finished(home: Path, *arguments: str, timeout_s: float = 400.0) -> tuple[str
     return out, talk
 
 
-def until(
-    reached: Callable[[], bool], said: Callable[[], str] = str, timeout_s: float = 240.0, wait_s: float = 0.05
-) -> None:
+def until(reached: Callable[[], bool], said: Callable[[], str] = str, timeout_s: float = 240.0) -> None:
     """Wait until something is so; one that waits in vain fails with what `said` returns."""
     end = time.monotonic() + timeout_s
     while not reached():
         assert time.monotonic() < end, said()
-        time.sleep(wait_s)
+        time.sleep(0.05)
 
 
 def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:

@@ -28,19 +28,9 @@ def study(
     promotion: PromotionRule | None = None,
 ) -> StudyFolder:
     """Create a study in which nothing has been tried."""
-    info = StudyInfo(
-        name,
-        uuid.uuid4().hex,
-        task,
-        BaseModelRef("b"),
-        search or SearchPlan(),
-        promotion or PromotionRule(require="constant"),
-        "s.yaml",
-        "/",
-        uri or resolve_uri(),
-        time.time(),
-        storage=storage,
-    )
+    plan, rule = search or SearchPlan(), promotion or PromotionRule(require="constant")
+    where = ("s.yaml", "/", uri or resolve_uri(), time.time())
+    info = StudyInfo(name, uuid.uuid4().hex, task, BaseModelRef("b"), plan, rule, *where, storage=storage)
     return StudyFolder.create(info, "task: sst2\n")
 
 

@@ -35,18 +35,8 @@ def writing(name: str = "turned-words", source: DataSource | None = None, **sett
     generation = {"max_new_tokens": 6, "stop": []}
     own = {"prompt": "say {words}", "answer": " {turned}", "generation": generation, **settings}
     source = source or DataSource()
-    return Task(
-        name,
-        "text-generation",
-        source,
-        "",
-        "",
-        "exact_match",
-        "maximize",
-        ("exact_match",),
-        max_length=16,
-        settings=own,
-    )
+    scored = {"text": "", "label": "", "metric": "exact_match", "direction": "maximize", "metrics": ("exact_match",)}
+    return Task(name, "text-generation", source, **scored, max_length=16, settings=own)
 
 
 def choosing(name: str = "chosen-words", source: DataSource | None = None, **settings: Any) -> Task:
