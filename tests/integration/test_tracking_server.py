@@ -107,7 +107,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
 
 # ---- the ui ----------------------------------------------------------------------------------------------------------
 def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
-    server, code = make_mlflow_server(), "import sys; from loraxs_search.tracking.ui import run_ui; "
+    server, code = make_mlflow_server(), "import sys; from loraxs_search.tracking.store import run_ui; "
     code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
     command = [sys.executable, "-c", code, store_uri, str(server.port)]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
