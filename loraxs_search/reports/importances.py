@@ -36,7 +36,7 @@ class Importances:
         """Return a study's importances, from its log; nothing is written."""
         import optuna
 
-        from loraxs_search.samplers._base import StudyTrials
+        from loraxs_search.samplers.trials import StudyTrials
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():

@@ -123,7 +123,8 @@ def test_a_trial_says_how_far_it_is_and_is_given_up_before_its_next_step(host, m
     """And its last state is what it goes on from, if somebody asks for it again."""
     spec = make_spec("9", max_steps=1_000_000)
     _, state = host.advance(spec, 2, None, task)
-    assert not host.steps()
+    while host.steps():  # a step late; the test's own limit ends it
+        time.sleep(0.01)
     host.cancel([spec.name])  # nobody waits for it: nothing is remembered
     undisturbed, _ = host.advance(spec, 4, state, task)
     seen: list[int] = []
@@ -138,7 +139,7 @@ def test_a_trial_says_how_far_it_is_and_is_given_up_before_its_next_step(host, m
             answer.result()
     assert seen == sorted(seen)
     assert seen[0] >= 2
-    while host.steps():  # a step late; the test's own limit ends it
+    while host.steps():
         time.sleep(0.01)
     assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 

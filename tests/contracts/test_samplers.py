@@ -17,7 +17,8 @@ from loraxs_search.records.literals import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.samplers import SAMPLERS
-from loraxs_search.samplers._base import Sampler, StudyTrials
+from loraxs_search.samplers._base import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space, notes

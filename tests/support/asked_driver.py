@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher

@@ -47,7 +47,7 @@ from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.finalize import Finalization

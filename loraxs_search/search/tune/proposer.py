@@ -17,7 +17,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records.literals import Scalar
 from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers import SAMPLERS
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space.space import Space
 
 # Samplers write a trial's params into these attributes while some of them are still to be drawn; an event has them all.

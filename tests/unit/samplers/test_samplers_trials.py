@@ -9,7 +9,7 @@ from support.studies import TASK
 from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 
 
 def followed(scores: dict[TrialState, Sequence[tuple[int, float]]], plan: SearchPlan) -> StudyTrials:

@@ -14,7 +14,7 @@ from loraxs_search.log.events import TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import Proposal
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space

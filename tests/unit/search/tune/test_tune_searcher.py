@@ -21,7 +21,7 @@ from loraxs_search.log.events import TrialEnded
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.trial import TrialReport, TrialState
-from loraxs_search.samplers._base import StudyTrials
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search.tune.proposer import Proposer
