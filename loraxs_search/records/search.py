@@ -84,7 +84,9 @@ class PromotionRule:
     direction: Direction | None = None
     """May be left out: it is always the metric's own."""
     min_gain: NotNegative = 0.0
-    """How much better than the champion the finalist must be on test rows."""
+    """How much better than the champion the finalist must be on test rows. A smaller finalist may pass by `margin`
+    instead; `margin: 0` forbids that.
+    """
     # Of n comparisons on the same rows, the n-th has the share 1 / (n (n + 1)) of 1 - confidence.
     confidence: Confidence = 0.95
     """Confidence of the paired test that the finalist is better, over all comparisons on the same test rows together. 0
