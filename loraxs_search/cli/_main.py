@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
-from loraxs_search.cli import check, init, launch, predict, registry, report, serve, shipped, studies
+from loraxs_search.cli import check, init, launch, predict, registry, report, serve, studies
 from loraxs_search.cli._out import PlainText, plain, tell
 from loraxs_search.errors import LoraxsError, UsageError, shortened, unknown_name
 from loraxs_search.mlflow_uri import redact
@@ -88,9 +88,9 @@ _VERBS: tuple[Callable[..., None], ...] = (
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rstrip("_"))(verb)
-app.add_typer(shipped.spaces, name="spaces", cls=_Verbs)
+app.add_typer(init.spaces, name="spaces", cls=_Verbs)
 app.add_typer(studies.app, name="studies", cls=_Verbs)
-app.add_typer(shipped.tasks, name="tasks", cls=_Verbs)
+app.add_typer(init.tasks, name="tasks", cls=_Verbs)
 
 
 def _print_version(wanted: bool) -> None:
