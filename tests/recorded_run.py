@@ -62,6 +62,7 @@ PASSING = {
     "seconds",
     "study_id",
     "finalist",
+    "run_id",
     "digest",
     "source",
     "folder",
