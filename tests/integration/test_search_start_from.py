@@ -27,7 +27,7 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(search, sea
     folder = StudyFolder.open("start-second")
     start = folder.info.start_from
     assert start is not None
-    assert (start.adapter.name, start.with_head) == ("started-reviews:1", True)
+    assert (start.name, start.with_head) == ("started-reviews:1", True)
     assert set(folder.assets()) == {START, PROBE}
     for trial in result.trials:
         if folder.adapter_path(trial.trial_id).exists():
