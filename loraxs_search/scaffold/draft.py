@@ -471,7 +471,7 @@ def _guesses(
 
 
 def _different_labels(table: Table, roles: Roles) -> list[str]:
-    """Return a warning of texts that have several labels; none where each has one."""
+    """Return a warning of texts that have several labels, or an empty list."""
     first_rows: dict[tuple[str, ...], dict[str, int]] = {}  # of each text, by its label
     columns = (table.columns[name].texts for name in (roles.label, *roles.texts))
     for row, (label, *texts) in enumerate(zip(*columns, strict=True)):

@@ -142,7 +142,7 @@ def _gpus(offers: int) -> tuple[Verdict, str, str] | None:
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         gpus = done.stdout.splitlines() if done.returncode == 0 else []
-    if gpus:  # torch is asked in a process of its own
+    if gpus:  # a separate process asks torch
         command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
         environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):

@@ -220,7 +220,7 @@ class Extraction(Section):
             found = first_of(by_length, text)
             return "" if found is None else by_length[found]
         if self.form == "number":
-            every = [*_numbers(text)]  # of a text that has one alone, such as `12 apples`
+            every = [*_numbers(text)]  # counts only if there is one, as in `12 apples`
             return every[0] if len(every) == 1 else ""
         if self.form == "math":  # what is in its last whole box, or its first formula
             for formula in _formulas(text):
